@@ -1,0 +1,1 @@
+"""Text -> packed blocks of tokens -> the two LightningDataModules."""

@@ -1,0 +1,221 @@
+"""Where text comes from: a stream of documents, each belonging to one split, and a fingerprint of it all.
+
+Nothing here tokenises. No torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lit_prune.config import ConfigError, Corpus, expand
+
+Split = Literal["train", "validation", "calibration"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "calibration")
+
+BUILT_IN = ("python", "python+dependencies")
+# Not torch and transformers: ten times the standard library's size, mostly generated or near copies of each other.
+DEPENDENCIES = ("lightning", "datasets", "torchmetrics", "wandb", "pandas", "numpy")
+SUFFIXES = (".txt", ".txt.gz", ".tokens", ".json", ".jsonl", ".parquet")
+
+# Generated tables, data in Python syntax, copies of other packages and machine-specific files: no source to learn from.
+_DROPPED_FOLDERS = {
+    "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages", "__pycache__",
+    "test", "tests", "testing", "idle_test", "_vendor", "vendor", "_vendored", "include",
+}  # fmt: skip
+_DROPPED_PREFIXES = ("config-", "_sysconfigdata", "lib-dynload")
+
+# A plain text file is one stream: it is cut at line ends into documents of about this size, so that it can be split.
+_PIECE_CHARACTERS = 4096
+
+
+class Document(NamedTuple):
+    """A text and the name its split is drawn by."""
+
+    name: str
+    text: str
+
+
+def split_of(name: str, heldout: float) -> Split:
+    """The split of a document, by a hash of its name, so that it never depends on the order of reading."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    if share < heldout:
+        return "validation"
+    return "calibration" if share < 2 * heldout else "train"
+
+
+def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
+    """Stream the documents of a corpus with their splits.
+
+    The dependencies' source is only ever trained on: what is held out is the standard library's.
+    """
+    if corpus.source in BUILT_IN:
+        for document in _python():
+            yield split_of(document.name, corpus.heldout), document.text
+        if corpus.source != "python":
+            for document in _dependencies():
+                yield "train", document.text
+        return
+    for text in _texts(corpus):
+        if text.strip():
+            yield split_of(text, corpus.heldout), text
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """sha256 of everything the corpus is made of; for a hub data set, the revision it stands at.
+
+    Raises:
+        ConfigError: the source does not exist, is empty, or is not UTF-8 text.
+    """
+    if corpus.source in BUILT_IN:
+        return _digest(part for _, text in documents(corpus) for part in (text.encode(), b"\0"))
+    files = local_files(corpus.source)
+    if files:
+        return _digest(part for path in files for part in _checked_bytes(path))
+    return _hub_revision(corpus.source)
+
+
+def pin(corpus: Corpus) -> Corpus:
+    """The same corpus with its fingerprint filled in."""
+    return corpus if corpus.fingerprint else dataclasses.replace(corpus, fingerprint=fingerprint(corpus))
+
+
+def local_files(source: str) -> list[Path]:
+    """The files a local source consists of, sorted by name; empty where the source is not on this machine.
+
+    Raises:
+        ConfigError: something is there but holds no text lit_prune reads.
+    """
+    path = expand(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+    else:
+        files = [path] if path.is_file() else []
+    if path.exists() and not files:
+        raise ConfigError(f"corpus.source: {source} holds none of {' '.join(SUFFIXES)}")
+    if files and not any(p.stat().st_size for p in files):
+        raise ConfigError(f"corpus.source: {source} is empty")
+    return files
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _checked_bytes(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, in pieces, having seen that text is UTF-8."""
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")() if not path.name.endswith((".gz", ".parquet")) else None
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            try:
+                if decoder:
+                    decoder.decode(piece)
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
+            yield piece
+
+
+def _python() -> Iterator[Document]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    yield from _sources(root)
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield Document(f"topic {name}", topics[name])
+
+
+def _dependencies() -> Iterator[Document]:
+    for package in DEPENDENCIES:
+        spec = importlib.util.find_spec(package)
+        for folder in spec.submodule_search_locations or () if spec else ():
+            yield from _sources(Path(folder), prefix=f"{package}/")
+
+
+def _sources(root: Path, prefix: str = "") -> Iterator[Document]:
+    """The Python files under a folder, in the order of their relative paths."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if f not in _DROPPED_FOLDERS and not f.startswith(_DROPPED_PREFIXES))
+        for name in sorted(files):
+            if name.endswith(".py") and not name.startswith(_DROPPED_PREFIXES):
+                path = Path(folder, name)
+                try:
+                    text = path.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    continue
+                if text.strip():
+                    yield Document(prefix + path.relative_to(root).as_posix(), text)
+
+
+def _texts(corpus: Corpus) -> Iterator[str]:
+    """Stream the texts of a local or hub source."""
+    files = local_files(corpus.source)
+    for path in files:
+        if path.name.endswith((".txt", ".txt.gz", ".tokens")):
+            yield from _pieces(path)
+        else:
+            yield from _column(corpus, "parquet" if path.suffix == ".parquet" else "json", data_files=str(path))
+    if not files:
+        yield from _column(corpus, corpus.source, name=corpus.subset, revision=corpus.fingerprint)
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    piece: list[str] = []
+    size = 0
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            piece.append(line)
+            size += len(line)
+            if size >= _PIECE_CHARACTERS:
+                yield "".join(piece)
+                piece, size = [], 0
+    if piece:
+        yield "".join(piece)
+
+
+def _column(corpus: Corpus, builder: str, **how: str | None) -> Iterator[str]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(builder, split="train", streaming=True, **how)
+        for row in rows:
+            if not isinstance(row.get(corpus.column), str):
+                raise ConfigError(
+                    f"corpus.column: {corpus.source} has no text column {corpus.column!r}; there are: {', '.join(row)}"
+                )
+            yield row[corpus.column]
+    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"corpus.source: {corpus.source} cannot be read ({_first_line(error)})") from error
+
+
+def _hub_revision(source: str) -> str:
+    """The commit a hub data set stands at, so that a later upload is another corpus."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, OfflineModeIsEnabled
+
+    nowhere = f"corpus.source: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be reached"
+    try:
+        revision = HfApi().dataset_info(source, timeout=10).sha
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise ConfigError(f"{nowhere} ({_first_line(error)})") from None
+    if not revision:
+        raise ConfigError(nowhere)
+    return revision
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,29 @@
+"""Losses between intermediate states of teacher and student (Minitron, section 3 and Table 17).
+
+Each takes student and teacher states, float [tokens, width], and returns float [tokens], >= 0, 0 where they agree.
+States are read after the norm; widths are made equal by the caller's projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lit_prune.losses.logit import one_minus_cosine
+from lit_prune.registry import Registry
+
+HiddenLoss = Callable[[Tensor, Tensor], Tensor]
+hidden_losses: Registry[HiddenLoss] = Registry("hidden loss")
+
+
+@hidden_losses.register("cosine")
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine of the states: the best of those tried in the paper."""
+    return one_minus_cosine(student, teacher)
+
+
+@hidden_losses.register("mse")
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the states, averaged over the width."""
+    return (student - teacher).square().mean(-1)

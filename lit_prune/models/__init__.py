@@ -1,0 +1,1 @@
+"""Where a Hugging Face decoder keeps its prunable parts, and where models come from."""

@@ -1,0 +1,146 @@
+"""Train a teacher from random weights: tokenizer, tokens, model, and the card that says what it is worth.
+
+    python -m lit_prune.pretrain                                # the teacher that ships with the package
+    python -m lit_prune.pretrain --set layers=8 --export here   # another one, into a folder
+    python -m lit_prune.pretrain --check                        # what the shipped teacher is worth today
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Pretraining, Teacher, override, parse_setting
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.data.corpus import documents
+from lit_prune.data.tokens import TokenBlocks, write_tokens
+from lit_prune.distill.train import Execution, Tell, quiet, train
+from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.models import teacher as teachers
+from lit_prune.progress import Bar
+from lit_prune.store import Store
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `vocab_size` entries, trained on the train split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator((text for split, text in documents(corpus) if split == "train"), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def new_model(recipe: Pretraining, eos: int) -> LlamaForCausalLM:
+    """A Llama with random weights drawn from the recipe's seed; its output projections are scaled down with depth."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=recipe.vocab_size, hidden_size=recipe.hidden, intermediate_size=recipe.neurons,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.head_dim, max_position_embeddings=4 * recipe.block, tie_word_embeddings=False,
+        bos_token_id=eos, eos_token_id=eos,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data.div_((2 * recipe.layers) ** 0.5)
+    return model
+
+
+def objective(recipe: Pretraining) -> Distill:
+    """Pretraining as the training objective that it is: cross-entropy alone."""
+    return Distill(
+        w_clm=1.0, w_logits=0.0, block=recipe.block, batch=recipe.batch, steps=recipe.steps, optim=recipe.optim
+    )
+
+
+def pretrain(recipe: Pretraining, folder: Path, execution: Execution, tell: Tell) -> dict[str, Any]:
+    """Train a teacher into `folder`/model, in Hugging Face layout; resumed where it was interrupted.
+
+    Returns validation loss (nats/token), tokens trained on, and the corpus's fingerprint.
+    """
+    tokens, target = folder / "tokens", folder / "model"
+    if not (tokens / "tokens.json").exists():
+        tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
+        tokenizer.save_pretrained(target)
+        write_tokens(recipe.corpus, tokenizer, tokens)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(target)
+    model = new_model(recipe, tokenizer.eos_token_id)
+    train(model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
+    model.to(torch.float16).save_pretrained(target)
+    loss, num_tokens = heldout_loss(model.float(), tokens, recipe.block)
+    return {
+        "lm_loss": loss,
+        "lm_loss_tokens": num_tokens,
+        "tokens": recipe.steps * recipe.batch * recipe.block,
+        "distinct_tokens": json.loads((tokens / "tokens.json").read_text())["num_tokens"]["train"],
+        "parameters": model.num_parameters(),
+        "corpus": recipe.corpus.fingerprint,
+    }
+
+
+def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
+    """Nats per token over every whole block of the validation split, and the tokens scored."""
+    whole = TokenBlocks(tokens, "validation", block).num_tokens // block
+    data = CalibrationData(tokens, samples=whole, block=block, seed=0, split="validation")
+    return language_model_loss(model, data.predict_dataloader())
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Train a teacher from random weights, or find it again."""
+
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """field=value of the recipe (hidden, layers, corpus.source, optim.lr, ...); may be given several times."""
+    export: Path | None = None
+    """Folder to copy the finished teacher to, with its card."""
+    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    """Folder where everything computed is kept."""
+    execution: Execution = Execution()
+    """How the run is carried out; does not change its address."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    quiet()
+    flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.pretrain")
+    try:
+        recipe = override(Pretraining(), dict(parse_setting(text) for text in flags.set))
+        cell = Cell(teacher=teachers.pin(Teacher(model=None, pretraining=recipe)))
+        assert cell.teacher.pretraining is not None
+        with Bar(recipe.steps) as bar, Store(flags.store).claim(cell, "teacher") as node:
+            if node.result is None:
+                bar.say("tokenising")
+                result = pretrain(
+                    cell.teacher.pretraining, node.folder, flags.execution,
+                    lambda step, row: bar.at(step, f"pretraining, loss {row.get('loss', float('nan')):.3f}"),
+                )  # fmt: skip
+                node.finish(result)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(node.result, indent=1))
+    if flags.export:
+        shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)
+        card = {"address": node.key, "recipe": node.config["teacher"]["pretraining"], "result": node.result, "env": node.env}
+        (flags.export / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

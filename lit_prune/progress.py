@@ -1,0 +1,54 @@
+"""What a person sees while work is done: one bar with what is happening and the time left, or a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+class Bar:
+    """Progress over `total` steps of work on standard error; plain lines where that is no terminal."""
+
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        self.total, self.done = total, 0
+        self._console = Console(stderr=True, quiet=quiet)
+        self._live = sys.stderr.isatty() and not quiet
+        self._rich = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console, disable=not self._live, speed_estimate_period=120,
+        )  # fmt: skip
+        self._task = self._rich.add_task("", total=total)
+        self._said_at = self._started = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        self._rich.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+        self._rich.stop()
+
+    def say(self, what: str) -> None:
+        """What is happening now."""
+        self._rich.update(self._task, description=what)
+        if not self._live:
+            self._line(what)
+
+    def at(self, done: int, what: str) -> None:
+        """That `done` steps of all are behind us, and what is happening."""
+        self.done = done
+        self._rich.update(self._task, completed=done, description=what)
+        if not self._live and time.monotonic() - self._said_at > _SECONDS_BETWEEN_LINES:
+            self._line(what)
+
+    def _line(self, what: str) -> None:
+        self._said_at = time.monotonic()
+        spent = self._said_at - self._started
+        left = f", about {spent / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        self._console.print(f"[{self.done}/{self.total}] {what} ({spent:.0f} s{left})", markup=False, highlight=False)

@@ -1,0 +1,194 @@
+"""What was found: one folder an address, written once, found again, given to one process at a time.
+
+`store/<stage>/<key>/result.json` exists if and only if the node is done; it is written last, by an atomic rename, and
+never again. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError, expand, identity, key
+
+_VERSIONS = (
+    "lit-prune", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "numpy", "scipy", "pandas",
+)  # fmt: skip
+# Below this a run would be cut by a full disk, which helps nobody.
+_ROOM_NEEDED = 200 * 2**20
+
+
+class Busy(RuntimeError):
+    """Another process is working on the node."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """The folder of one address."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """The address itself."""
+        return self.folder.name
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the node found; None while it is not done."""
+        return _read(self.folder / "result.json")
+
+    @property
+    def error(self) -> str | None:
+        """Why the node failed when it was last tried, in one line."""
+        failed = _read(self.folder / "error.json")
+        return failed["error"] if failed and self.result is None else None
+
+    @property
+    def env(self) -> dict[str, Any]:
+        """Where, when and how the node was done."""
+        return _read(self.folder / "env.json") or {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the address is made of."""
+        return _read(self.folder / "config.json") or {}
+
+    def fail(self, message: str) -> None:
+        """Remember why the node failed; it is tried again by the next run."""
+        write_json(self.folder / "error.json", {"error": message})
+
+    def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
+        """Mark the node as done; unfinished state goes."""
+        write_json(self.folder / "env.json", environment() | env)
+        for leftover in ("last.ckpt", "error.json"):
+            (self.folder / leftover).unlink(missing_ok=True)
+        write_json(self.folder / "result.json", result)
+        return dict(result)
+
+
+class Store:
+    """All that was computed, under one folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = expand(root)
+
+    def node(self, cell: Cell, stage: str) -> Node:
+        """The node of a stage of a cell, which may not exist yet."""
+        return Node(self.root / stage / key(cell, stage))
+
+    @contextlib.contextmanager
+    def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
+        """The node, held by this process alone; the kernel lets go of it when the process dies.
+
+        Raises:
+            Busy: another process holds it.
+            ConfigError: the store cannot be written.
+        """
+        node = self.node(cell, stage)
+        self.check_writable()
+        node.folder.mkdir(parents=True, exist_ok=True)
+        with (node.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"{stage} {node.key} is being computed by another process") from None
+            write_json(node.folder / "config.json", identity(cell, stage))
+            yield node
+
+    def check_writable(self) -> None:
+        """See that the store can be written and has room.
+
+        Raises:
+            ConfigError: it cannot, or has not.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise ConfigError(f"--store: {self.root} cannot be written ({error.strerror})") from None
+        free = shutil.disk_usage(self.root).free
+        if free < _ROOM_NEEDED:
+            raise ConfigError(f"--store: {self.root} has {free >> 20} MiB left; at least {_ROOM_NEEDED >> 20} are needed")
+
+    def find(self, prefix: str) -> Node:
+        """The one node whose address begins with `prefix`.
+
+        Raises:
+            ConfigError: none, or several.
+        """
+        found = sorted(p for p in self.root.glob(f"*/{prefix}*") if (p / "config.json").exists())
+        if len(found) != 1:
+            names = ", ".join(f"{p.parent.name}/{p.name}" for p in found[:5])
+            raise ConfigError(f"{prefix!r} is the address of {f'several nodes: {names}' if found else 'no node'} in {self.root}")
+        return Node(found[0])
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions, hardware and command: what a result depends on beside its address."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "versions": {name: _version(name) for name in _VERSIONS},
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with "+" where it was changed since; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", "."], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    scratch.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
