@@ -100,7 +100,7 @@ class Pretraining:
     """Tokens in a sequence."""
     batch: int = 8
     """Sequences in a step."""
-    steps: int = 8000
+    steps: int = 7000
     """Optimizer steps."""
     optim: Optim = Optim(lr=3e-3, min_lr=1e-4, warmup=200)
     """Optimizer and schedule."""

@@ -73,7 +73,7 @@ class Node:
 
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
         """Mark the node as done; unfinished state goes."""
-        write_json(self.folder / "env.json", environment() | env)
+        write_json(self.folder / "env.json", self.env | {"finished": _now()} | env)
         for leftover in ("last.ckpt", "error.json"):
             (self.folder / leftover).unlink(missing_ok=True)
         write_json(self.folder / "result.json", result)
@@ -106,7 +106,9 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{stage} {node.key} is being computed by another process") from None
-            write_json(node.folder / "config.json", identity(cell, stage))
+            if node.result is None:
+                write_json(node.folder / "config.json", identity(cell, stage))
+                write_json(node.folder / "env.json", environment())
             yield node
 
     def check_writable(self) -> None:
@@ -143,13 +145,17 @@ def environment() -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": _now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "versions": {name: _version(name) for name in _VERSIONS},
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def commit() -> str | None:
