@@ -12,10 +12,11 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -285,9 +286,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
     try:
         return _adapter(kind).validate_json(json.dumps(plain), strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if part not in _UNION_TAGS)
-        raise ConfigError(_explain(kind, path, first)) from None
+        raise ConfigError(_explain(kind, error.errors())) from None
 
 
 _UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "Pretraining", "Corpus"}
@@ -303,15 +302,20 @@ def _adapter(kind: type) -> Any:
 @functools.cache
 def _forbidding(kind: type) -> type:
     """Mark a section and those nested in it so that an unknown field is an error."""
+    strict = {"extra": "forbid", "allow_inf_nan": False}
     for section in (Corpus, Optim, Pretraining, Teacher, Importance, Student, Distill, Evaluation, Cell, Profile):
-        section.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+        section.__pydantic_config__ = strict  # type: ignore[attr-defined]
     return kind
 
 
-def _explain(kind: type, path: str, error: Mapping[str, Any]) -> str:
-    if error["type"] == "unexpected_keyword_argument":
-        return unknown("field", path, fields_of(kind))
-    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
+def _explain(kind: type, errors: list[Any]) -> str:
+    """One line about the first wrong field; a union fails once for each of its members, all of them allowed."""
+    paths = [".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) for error in errors]
+    if errors[0]["type"] == "unexpected_keyword_argument":
+        return unknown("field", paths[0], fields_of(kind))
+    here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
+    allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in here))
+    return f"{paths[0]}: should be {allowed}, not {errors[0]['input']!r}"
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:
@@ -345,6 +349,10 @@ def plain_of(node: Any) -> dict[str, Any]:
     return dataclasses.asdict(node)
 
 
+_PLACES = ("source", "model")
+"""Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
+
+
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
     """The same node with dotted fields changed; the one mechanism behind profiles, grid axes and --set.
 
@@ -356,11 +364,13 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
         *parents, name = path.split(".")
         place: Any = plain
         for parent in parents:
-            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-            if place is None and parent == "pretraining":
-                place = plain["teacher"]["pretraining"] = {}
-        if not isinstance(place, dict):
+            if isinstance(place, dict) and parent == "pretraining" and place.get(parent, ()) is None:
+                place[parent] = plain_of(Pretraining())
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name not in place:
             raise ConfigError(unknown("field", path, fields_of(type(node))))
+        if name in _PLACES and place[name] != value:
+            place["fingerprint"] = None
         place[name] = value
     return build(type(node), plain)  # type: ignore[arg-type]
 
@@ -369,22 +379,36 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """("distill.steps", 50) from "distill.steps=50"; the value is read as YAML.
 
     Raises:
-        ConfigError: no "=".
+        ConfigError: no "=", or a value that is no YAML.
     """
     path, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set takes field=value, not {text!r}")
-    return path.strip(), _number(yaml.safe_load(value))
+    return path.strip(), _read_yaml(value, f"--set {path.strip()}")
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; researchers write it all day."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+class _Yaml(yaml.SafeLoader):
+    """YAML without the surprises of its version 1.1, where 1e-3 is text and 29:13 is 1753 minutes."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _text, _first in (
+    ("null", r"~|null|", [*"~nN", ""]),
+    ("bool", r"true|false", [*"tTfF"]),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?(\d+e[-+]?\d+|(\d[0-9_]*\.\d*|\.\d+)(e[-+]?\d+)?)", [*"-+.0123456789"]),
+):
+    _pattern = re.compile(f"({_text})$", re.IGNORECASE | re.ASCII)
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Yaml)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{where}: cannot be read as YAML ({problem})") from None
 
 
 def profiles_folder() -> Path:
@@ -403,9 +427,10 @@ def load_profile(name: str) -> Profile:
     path = Path(name) if name.endswith((".yaml", ".yml")) else profiles_folder() / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(unknown("profile", name, (p.stem for p in profiles_folder().glob("*.yaml"))))
-    plain = yaml.safe_load(path.read_text())
-    flat = dict(_flatten({k: v for k, v in plain.items() if k != "seeds"}))
-    cell = override(Cell(), {k: _number(v) for k, v in flat.items()})
+    plain = _read_yaml(path.read_text(), str(path))
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
+    cell = override(Cell(), dict(_flatten({k: v for k, v in plain.items() if k != "seeds"})))
     return build(Profile, {"cell": plain_of(cell), "seeds": plain.get("seeds", 3)})
 
 
@@ -414,7 +439,7 @@ def _flatten(plain: Mapping[str, Any], prefix: str = "") -> Any:
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

@@ -12,25 +12,43 @@ import json
 import os
 import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lit_prune.config import Cell, ConfigError, Corpus, Distill, Pretraining, Teacher, override, parse_setting
+from lit_prune.config import (
+    Cell,
+    ConfigError,
+    Corpus,
+    Distill,
+    Pretraining,
+    Teacher,
+    build,
+    override,
+    parse_setting,
+    plain_of,
+)
 from lit_prune.data.calibration import CalibrationData
-from lit_prune.data.corpus import documents
+from lit_prune.data.corpus import documents, pin
 from lit_prune.data.tokens import TokenBlocks, write_tokens
 from lit_prune.distill.train import Execution, Tell, quiet, train
 from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.evaluate.trigram import KneserNeyTrigram
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
 from lit_prune.store import Store
 
 END_OF_TEXT = "<|endoftext|>"
+
+WORTH = 0.5
+"""Nats per token by which a teacher must beat a trigram model of its own training text."""
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -46,16 +64,20 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
-def new_model(recipe: Pretraining, eos: int) -> LlamaForCausalLM:
-    """A Llama with random weights drawn from the recipe's seed; its output projections are scaled down with depth."""
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
+def config_of(recipe: Pretraining, eos: int = 0) -> LlamaConfig:
+    """The Hugging Face config of a recipe."""
+    return LlamaConfig(
         vocab_size=recipe.vocab_size, hidden_size=recipe.hidden, intermediate_size=recipe.neurons,
-        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.head_dim, max_position_embeddings=4 * recipe.block, tie_word_embeddings=False,
-        bos_token_id=eos, eos_token_id=eos,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, head_dim=recipe.head_dim,
+        num_key_value_heads=recipe.kv_heads, max_position_embeddings=4 * recipe.block,
+        tie_word_embeddings=False, bos_token_id=eos, eos_token_id=eos,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+
+
+def new_model(recipe: Pretraining, eos: int) -> LlamaForCausalLM:
+    """A Llama with weights drawn from the recipe's seed; output projections are scaled down with depth."""
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(config_of(recipe, eos))
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.data.div_((2 * recipe.layers) ** 0.5)
@@ -65,8 +87,9 @@ def new_model(recipe: Pretraining, eos: int) -> LlamaForCausalLM:
 def objective(recipe: Pretraining) -> Distill:
     """Pretraining as the training objective that it is: cross-entropy alone."""
     return Distill(
-        w_clm=1.0, w_logits=0.0, block=recipe.block, batch=recipe.batch, steps=recipe.steps, optim=recipe.optim
-    )
+        w_clm=1.0, w_logits=0.0, block=recipe.block, batch=recipe.batch, steps=recipe.steps,
+        optim=recipe.optim,
+    )  # fmt: skip
 
 
 def pretrain(recipe: Pretraining, folder: Path, execution: Execution, tell: Tell) -> dict[str, Any]:
@@ -75,11 +98,7 @@ def pretrain(recipe: Pretraining, folder: Path, execution: Execution, tell: Tell
     Returns validation loss (nats/token), tokens trained on, and the corpus's fingerprint.
     """
     tokens, target = folder / "tokens", folder / "model"
-    if not (tokens / "tokens.json").exists():
-        tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
-        tokenizer.save_pretrained(target)
-        write_tokens(recipe.corpus, tokenizer, tokens)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(target)
+    tokenizer = prepare(recipe, folder)
     model = new_model(recipe, tokenizer.eos_token_id)
     train(model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
     model.to(torch.float16).save_pretrained(target)
@@ -94,6 +113,17 @@ def pretrain(recipe: Pretraining, folder: Path, execution: Execution, tell: Tell
     }
 
 
+def prepare(recipe: Pretraining, folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in `folder`/model and the tokens in `folder`/tokens, made where they are missing."""
+    tokens, target = folder / "tokens", folder / "model"
+    if not (tokens / "tokens.json").exists():
+        tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
+        config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        write_tokens(recipe.corpus, tokenizer, tokens)
+    return teachers.load_tokenizer(str(target))
+
+
 def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
     """Nats per token over every whole block of the validation split, and the tokens scored."""
     whole = TokenBlocks(tokens, "validation", block).num_tokens // block
@@ -101,14 +131,78 @@ def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
     return language_model_loss(model, data.predict_dataloader())
 
 
+def recipe_of(folder: Path) -> Pretraining:
+    """The recipe on a teacher's card; the default recipe where it has no card."""
+    card = folder / "card.json"
+    if not card.is_file():
+        return Pretraining()
+    recipe = json.loads(card.read_text())["recipe"]
+    # An address knows text by its fingerprint alone, and so did cards written from one.
+    corpus = {"source": Pretraining().corpus.source, **recipe["corpus"]}
+    return build(Pretraining, {**recipe, "corpus": corpus})
+
+
+def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+    """What a teacher has learned beyond counting: its held-out loss beside a Kneser-Ney trigram model's.
+
+    Its recipe's corpus, as it stands on this machine, is tokenised anew with its own tokenizer. The trigram
+    is fitted to all train tokens, and both are scored on the same tokens of the validation split. Returns
+    `teacher`, `trigram` and `gap` (nats/token), `scored` and `fitted` (tokens), `corpus`, and whether that is
+    the `same_text` as on the card.
+
+    Raises:
+        ConfigError: no teacher there, or its corpus cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--check: {folder} holds no teacher")
+    recipe = recipe_of(folder)
+    today = pin(dataclasses.replace(recipe.corpus, fingerprint=None))
+    tokenizer, model = teachers.load_tokenizer(str(folder)), teachers.load_model(str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = Path(scratch)
+        say(f"tokenising {today.source}")
+        fitted = write_tokens(today, tokenizer, tokens)["train"]
+        say(f"fitting a trigram model to {fitted:,} tokens")
+        trigram = trigram_loss(tokens, len(tokenizer), recipe.block)
+        say("scoring the teacher")
+        loss, scored = heldout_loss(model, tokens, recipe.block)
+    return {
+        "teacher": loss, "trigram": trigram, "gap": trigram - loss, "scored": scored, "fitted": fitted,
+        "corpus": today.source, "same_text": today.fingerprint == recipe.corpus.fingerprint,
+    }  # fmt: skip
+
+
+def trigram_loss(tokens: Path, vocab_size: int, block: int) -> float:
+    """Nats per token of a trigram model of the train split, over the tokens that `heldout_loss` scores."""
+    dtype = json.loads((tokens / "tokens.json").read_text())["dtype"]
+    ids, heldout = (np.fromfile(tokens / f"{split}.bin", dtype) for split in ("train", "validation"))
+    whole = len(heldout) // block * block
+    return KneserNeyTrigram.fit(ids, vocab_size).nats_per_token(heldout[:whole], block)
+
+
+def check(folder: Path) -> int:
+    """Print what a teacher is worth; returns 0 where that is at least `WORTH`, else 1."""
+    found = worth(folder, lambda what: print(what, file=sys.stderr))
+    text = f"{found['corpus']} ({'as' if found['same_text'] else 'not as'} on its card)"
+    verdict, code = ("at least", 0) if found["gap"] >= WORTH else ("LESS THAN", 1)
+    unit = "nats/token"
+    print(f"teacher  {found['teacher']:.3f} {unit} on {found['scored']:,} tokens of {text}")
+    print(f"trigram  {found['trigram']:.3f} {unit} on the same, fitted to {found['fitted']:,} tokens")
+    print(f"gap      {found['gap']:.3f} {unit}, {verdict} the {WORTH} asked for")
+    return code
+
+
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Train a teacher from random weights, or find it again."""
 
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """field=value of the recipe (hidden, layers, corpus.source, optim.lr, ...); may be given several times."""
+    """field=value of the recipe (hidden, corpus.source, optim.lr, ...); may be given several times."""
     export: Path | None = None
     """Folder to copy the finished teacher to, with its card."""
+    check: Annotated[tuple[Path] | tuple[()] | None, tyro.conf.arg(metavar="[FOLDER]")] = None
+    """Train nothing: print what the teacher in this folder, or else the shipped one, is worth beside a
+    trigram model; the exit code is 1 where that is less than half a nat per token."""
     store: str = os.environ.get("LIT_PRUNE_STORE", "store")
     """Folder where everything computed is kept."""
     execution: Execution = Execution()
@@ -120,6 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.pretrain")
     try:
+        if flags.check is not None:
+            (name,) = flags.check or (Teacher().model,)
+            return check(Path(teachers.locate(str(name))))
         recipe = override(Pretraining(), dict(parse_setting(text) for text in flags.set))
         cell = Cell(teacher=teachers.pin(Teacher(model=None, pretraining=recipe)))
         assert cell.teacher.pretraining is not None
@@ -137,7 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(node.result, indent=1))
     if flags.export:
         shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)
-        card = {"address": node.key, "recipe": node.config["teacher"]["pretraining"], "result": node.result, "env": node.env}
+        recipe_and_text = plain_of(cell.teacher.pretraining)
+        card = {"address": node.key, "recipe": recipe_and_text, "result": node.result, "env": node.env}
         (flags.export / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     return 0
 

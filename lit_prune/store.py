@@ -74,9 +74,10 @@ class Node:
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
         """Mark the node as done; unfinished state goes."""
         write_json(self.folder / "env.json", self.env | {"finished": _now()} | env)
+        write_json(self.folder / "result.json", result)
+        # Only now: killed between the two, an unfinished node would begin again from nothing.
         for leftover in ("last.ckpt", "error.json"):
             (self.folder / leftover).unlink(missing_ok=True)
-        write_json(self.folder / "result.json", result)
         return dict(result)
 
 
@@ -99,8 +100,7 @@ class Store:
             ConfigError: the store cannot be written.
         """
         node = self.node(cell, stage)
-        self.check_writable()
-        node.folder.mkdir(parents=True, exist_ok=True)
+        self.check_writable(node.folder)
         with (node.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,18 +111,19 @@ class Store:
                 write_json(node.folder / "env.json", environment())
             yield node
 
-    def check_writable(self) -> None:
-        """See that the store can be written and has room.
+    def check_writable(self, folder: Path | None = None) -> None:
+        """See that the store, or one folder of it, can be written and has room.
 
         Raises:
             ConfigError: it cannot, or has not.
         """
+        folder = folder or self.root
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise ConfigError(f"--store: {self.root} cannot be written ({error.strerror})") from None
+            raise ConfigError(f"--store: {folder} cannot be written ({error.strerror})") from None
         free = shutil.disk_usage(self.root).free
         if free < _ROOM_NEEDED:
             raise ConfigError(f"--store: {self.root} has {free >> 20} MiB left; at least {_ROOM_NEEDED >> 20} are needed")

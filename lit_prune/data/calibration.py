@@ -39,5 +39,5 @@ class CalibrationData(L.LightningDataModule):
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         return DataLoader(
-            Subset(self.blocks, self.chosen[rank::world]), self.batch, num_workers=self.num_workers
+            Subset(self.blocks, self.chosen[rank::world]), batch_size=self.batch, num_workers=self.num_workers
         )

@@ -5,12 +5,14 @@ Nothing here tokenises. No torch.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import gzip
 import hashlib
 import importlib.util
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -94,12 +96,11 @@ def local_files(source: str) -> list[Path]:
         ConfigError: something is there but holds no text lit_prune reads.
     """
     path = expand(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-    else:
-        files = [path] if path.is_file() else []
+    candidates = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [p for p in candidates if p.is_file() and p.name.endswith(SUFFIXES)]
     if path.exists() and not files:
-        raise ConfigError(f"corpus.source: {source} holds none of {' '.join(SUFFIXES)}")
+        what = "holds none of" if path.is_dir() else "is none of"
+        raise ConfigError(f"corpus.source: {source} {what} {' '.join(SUFFIXES)}")
     if files and not any(p.stat().st_size for p in files):
         raise ConfigError(f"corpus.source: {source} is empty")
     return files
@@ -113,18 +114,26 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _checked_bytes(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, in pieces, having seen that text is UTF-8."""
-    import codecs
+    """The unpacked bytes of a file, in pieces, having seen that text is UTF-8, and then how it is read and its size.
 
-    decoder = codecs.getincrementaldecoder("utf-8")() if not path.name.endswith((".gz", ".parquet")) else None
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            try:
+    Without the last, the same bytes cut into other files, or read in another way, would be the same corpus.
+    """
+    decoder = None if path.suffix == ".parquet" else codecs.getincrementaldecoder("utf-8")()
+    size = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                size += len(piece)
                 if decoder:
                     decoder.decode(piece)
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
-            yield piece
+                yield piece
+        if decoder:
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"corpus.source: {path} cannot be read ({_first_line(error)})") from None
+    yield f"{_builder(path)} {size}".encode()
 
 
 def _python() -> Iterator[Document]:
@@ -162,12 +171,15 @@ def _texts(corpus: Corpus) -> Iterator[str]:
     """Stream the texts of a local or hub source."""
     files = local_files(corpus.source)
     for path in files:
-        if path.name.endswith((".txt", ".txt.gz", ".tokens")):
-            yield from _pieces(path)
-        else:
-            yield from _column(corpus, "parquet" if path.suffix == ".parquet" else "json", data_files=str(path))
+        builder = _builder(path)
+        yield from _pieces(path) if builder == "text" else _column(corpus, builder, data_files=str(path))
     if not files:
         yield from _column(corpus, corpus.source, name=corpus.subset, revision=corpus.fingerprint)
+
+
+def _builder(path: Path) -> str:
+    """How a file is read: as text by us, as json or parquet by the `datasets` builder of that name."""
+    return {".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(path.suffix, "text")
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -205,12 +217,11 @@ def _column(corpus: Corpus, builder: str, **how: str | None) -> Iterator[str]:
 def _hub_revision(source: str) -> str:
     """The commit a hub data set stands at, so that a later upload is another corpus."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, OfflineModeIsEnabled
 
     nowhere = f"corpus.source: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be reached"
     try:
         revision = HfApi().dataset_info(source, timeout=10).sha
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # which ones there are depends on the hub client's HTTP library
         raise ConfigError(f"{nowhere} ({_first_line(error)})") from None
     if not revision:
         raise ConfigError(nowhere)

@@ -69,7 +69,7 @@ class RetrainingData(L.LightningDataModule):
         order = SeededOrder(len(self.blocks), self.batch * self.steps, self.seed, self.start, rank, world)
         # Without a generator of its own the loader would draw from, and so shift, the global random state.
         return DataLoader(
-            self.blocks, micro_batch, sampler=order, num_workers=self.num_workers,
+            self.blocks, batch_size=micro_batch, sampler=order, num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed), pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Documents -> one memory-mapped file of token ids a split, cut into fixed blocks.
 
-Tokenised once for each (tokenizer, corpus) and found again by address. Documents follow each other, parted by the
-end-of-text token; the last block is filled up and its filling is never a label, so no tail is lost.
+Tokenised once for each (tokenizer, corpus) and found again by address. Documents follow each other, parted by what the
+tokenizer puts around a text, or else by the end-of-text token: a model trained with only one of the two has never seen
+the other. The last block is filled up and its filling is never a label, so no tail is lost.
 """
 
 from __future__ import annotations
@@ -38,9 +39,13 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         self._ids = np.memmap(folder / f"{split}.bin", dtype=about["dtype"], mode="r") if self.num_tokens else empty
 
     def __len__(self) -> int:
-        return -(-self.num_tokens // self.block)
+        whole, rest = divmod(self.num_tokens, self.block)
+        # A last block of a single token has nothing to predict: the mean of its losses would be no number.
+        return whole + (rest > 1)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
         ids = torch.from_numpy(self._ids[index * self.block : (index + 1) * self.block].astype(np.int64))
         missing = self.block - len(ids)
         return {
@@ -90,5 +95,6 @@ def _tokenised(corpus: Corpus, tokenizer: Any, eos: int) -> Iterator[tuple[Split
     while batch := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
         encoded = tokenizer([text for _, text in batch], return_attention_mask=False)["input_ids"]
         for (split, _), ids in zip(batch, encoded, strict=True):
-            yield split, ids if ids and ids[-1] == eos else [*ids, eos]
+            parted = ids and (ids[-1] == eos or ids[0] == tokenizer.bos_token_id)
+            yield split, ids if parted else [*ids, eos]
 

@@ -32,10 +32,11 @@ class History(L.Callback):
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._batches = self._tokens = 0
+        self._seconds = 0.0
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() - self._seconds
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,13 +46,14 @@ class History(L.Callback):
         self._batches += 1
         self._tokens += batch["input_ids"].numel() * trainer.world_size
         last = trainer.global_step == trainer.max_steps
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and (trainer.global_step % self.every == 0 or last):
+        if _ends_step(trainer, batch_idx) and (trainer.global_step % self.every == 0 or last):
             self._close_window(trainer)
 
     def _close_window(self, trainer: L.Trainer) -> None:
         seconds = time.perf_counter() - self._since
         row: dict[str, float] = {"step": trainer.global_step}
         row |= {name: (value / self._batches).item() for name, value in self._sums.items()}
+        row["grad_norm"] *= trainer.accumulate_grad_batches  # there is one a step, not one a micro-batch
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], "tokens_per_second": self._tokens / seconds}
         self.rows.append(row)
         self._sums, self._batches, self._tokens, self._since = {}, 0, 0, time.perf_counter()
@@ -71,6 +73,7 @@ class History(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._sums = state_dict["rows"], state_dict["sums"]
         self._batches, self._tokens = state_dict["batches"], state_dict["tokens"]
+        self._seconds = state_dict["seconds"]
 
 
 class Progress(L.Callback):
@@ -82,4 +85,38 @@ class Progress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.tell(trainer.global_step, self.history.rows[-1] if self.history.rows else {})
+        if _ends_step(trainer, batch_idx):
+            self.tell(trainer.global_step, self.history.rows[-1] if self.history.rows else {})
+
+
+class Checkpoint(L.Callback):
+    """Overwrite last.ckpt every `seconds`, whole or not at all, and only between steps.
+
+    Lightning's ModelCheckpoint would also save between two micro-batches of a step, whose gradients are in no
+    checkpoint; and it moves the file in from the system's temporary folder, which is a copy, and may be cut, where
+    that is another file system.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.path, self.seconds = folder / "last.ckpt", seconds
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = time.monotonic() - self._saved_at >= self.seconds
+        # One process decides for all: their clocks differ, and saving is a collective act.
+        if not _ends_step(trainer, batch_idx) or not trainer.strategy.broadcast(due):
+            return
+        scratch = self.path.with_name(".last.ckpt")
+        trainer.save_checkpoint(scratch)
+        if trainer.is_global_zero:
+            scratch.replace(self.path)
+        self._saved_at = time.monotonic()
+
+
+def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

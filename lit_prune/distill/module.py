@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
-from lit_prune.distill.states import StateReader, pairs_of
+from lit_prune.distill.states import Pair, StateReader, States, pairs_of
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_losses
 from lit_prune.losses.weighting import total
@@ -40,15 +40,17 @@ class Distiller(L.LightningModule):
         # Not registered as a submodule: checkpoints, optimizer and summary must not see the teacher.
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if teacher is not None else None)
         self.terms: dict[str, Tensor] = {}
-        self._grad_norm: Tensor | None = None
         self._random_state: dict[str, Any] | None = None
         self._logit_loss, self._hidden_loss = logit_losses[distill.logit_loss], hidden_losses[distill.hidden_loss]
         self._needs_teacher = bool(distill.w_logits or distill.alpha)
         if not self._needs_teacher and not distill.w_clm:
             raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
         self.projection: nn.Module = nn.Identity()
+        self._pairs: list[Pair] = []
         if self._needs_teacher:
             self._pair_up()
+        self._read_student = StateReader(student, [p.student for p in self._pairs])
+        self._read_teacher = StateReader(teacher, [p.teacher for p in self._pairs])
 
     def _pair_up(self) -> None:
         if self.teacher is None:
@@ -59,14 +61,14 @@ class Distiller(L.LightningModule):
                 f"student.model: its vocabulary has {ours.vocab_size} entries and the teacher's {theirs.vocab_size}; "  # type: ignore[union-attr]
                 "logits can only be compared over the same vocabulary"
             )
-        self._pairs = pairs_of(self.distill, theirs.num_hidden_layers, ours.num_hidden_layers) if self.distill.alpha else []  # type: ignore[union-attr, arg-type]
+        if self.distill.alpha:
+            depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
+            self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
         if self.distill.alpha and not self._pairs:
             raise ConfigError("distill.alpha: give distill.embedding, mlp_input or block_output something to compare")
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]
             # One linear map for all pairs, learned with the student and never exported (Minitron, section 3).
             self.projection = nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
-        self._read_student = StateReader(self.student, [p.student for p in self._pairs])
-        self._read_teacher = StateReader(self.teacher, [p.teacher for p in self._pairs])
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
@@ -80,44 +82,45 @@ class Distiller(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The objective on one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
         self.terms = self.objective(batch["input_ids"], batch["labels"])
-        if self._grad_norm is not None:
-            self.terms["grad_norm"] = self._grad_norm
         return self.terms["loss"]
 
     def objective(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`."""
         successors = labels[:, 1:]
         scored = successors != IGNORED
-        ours = self.student(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
+        with self._read_student as our_states:
+            ours = self.student(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
         terms = {}
         if self.distill.w_clm:
-            terms["clm"] = F.cross_entropy(ours, successors[scored])
+            terms["clm"] = _mean(F.cross_entropy(ours, successors[scored], reduction="none"))
         if self._needs_teacher:
             assert self.teacher is not None
-            with torch.no_grad():
+            with torch.no_grad(), self._read_teacher as their_states:
                 theirs = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
             tau = self.distill.temperature
-            terms["logits"] = self._logit_loss(ours / tau, theirs / tau).mean()
+            terms["logits"] = _mean(self._logit_loss(ours / tau, theirs / tau))
             if self.distill.tau_squared:
                 terms["logits"] = terms["logits"] * tau**2
             if self._pairs:
-                terms["hidden"] = self._compare_states(scored)
+                terms["hidden"] = self._compare_states(scored, our_states, their_states)
         return {**terms, "loss": total(self.distill, terms)}
 
-    def _compare_states(self, scored: Tensor) -> Tensor:
+    def _compare_states(self, scored: Tensor, our_states: States, their_states: States) -> Tensor:
         """L_is: the sum over the pairs of the mean loss over scored tokens."""
-        losses = [
-            self._hidden_loss(self.projection(ours[:, :-1][scored]).float(), theirs[:, :-1][scored].float()).mean()
-            for ours, theirs in zip(self._read_student.states(), self._read_teacher.states(), strict=True)
-        ]
+        losses = []
+        for pair in self._pairs:
+            ours = self.projection(our_states[pair.student][:, :-1][scored])
+            theirs = their_states[pair.teacher][:, :-1][scored]
+            losses.append(_mean(self._hidden_loss(ours.float(), theirs.float())))
         return torch.stack(losses).sum()
 
     def configure_optimizers(self) -> Any:
         return optim.configure(self, self.distill.optim, self.distill.steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by global norm and keep the norm before clipping."""
-        self._grad_norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optim.clip).detach()
+        """Clip by global norm and report the norm before clipping, a term of this very step."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optim.clip)
+        self.terms["grad_norm"] = norm.detach()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning keeps no random state; with dropout a resumed run would differ."""
@@ -125,6 +128,11 @@ class Distiller(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint["random_state"]
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Mean over tokens; 0 where none is scored, which a micro-batch of one nearly empty block can be."""
+    return losses.mean() if losses.numel() else losses.sum()
 
 
 def _random_state() -> dict[str, Any]:

@@ -27,5 +27,6 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
     """Learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
-    done = (step - optim.warmup) / max(1, steps - 1 - optim.warmup)
+    decay = steps - 1 - optim.warmup
+    done = (step - optim.warmup) / decay if decay > 0 else 1.0
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2

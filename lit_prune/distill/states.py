@@ -8,15 +8,20 @@ MLP input after the norm before the MLP.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lit_prune.config import ConfigError, Distill
 from lit_prune.models.anatomy import anatomy_of, blocks_of
 
 State = tuple[str, int]
 """("output", i): the stream after i blocks, so ("output", 0) is the embedding; ("mlp", i): the MLP input of block i."""
+
+States = dict[State, Tensor]
+"""What was read, each [batch, seq, width]."""
 
 
 class Pair(NamedTuple):
@@ -56,25 +61,30 @@ def _index(text: str, num_blocks: int, what: str) -> int:
 
 
 class StateReader:
-    """Keeps the outputs of the norms that show the wanted states, from the latest forward pass."""
+    """Takes the outputs of the norms that show the wanted states, in the forward pass inside `with`.
 
-    def __init__(self, model: nn.Module, wanted: list[State]) -> None:
-        self.wanted = wanted
-        self._seen: dict[State, Tensor] = {}
-        for state in set(wanted):
-            _norm_after(model, state).register_forward_hook(self._keep(state))
+    Outside of it there is no hook: the same teacher serves the next run, and the student is kept.
+    """
 
-    def _keep(self, state: State):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self._seen[state] = output
+    def __init__(self, model: nn.Module | None, wanted: list[State]) -> None:
+        self._norms = {state: _norm_after(model, state) for state in set(wanted)} if model is not None else {}
+        self._handles: list[RemovableHandle] = []
 
-        return hook
+    def __enter__(self) -> States:
+        seen: States = {}
+        self._handles = [norm.register_forward_hook(_keep(seen, s)) for s, norm in self._norms.items()]
+        return seen
 
-    def states(self) -> list[Tensor]:
-        """The wanted states in order, each [batch, seq, width]; they are handed over and no longer kept here."""
-        states = [self._seen[state] for state in self.wanted]
-        self._seen.clear()
-        return states
+    def __exit__(self, *raised: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _keep(seen: States, state: State) -> Callable[[nn.Module, object, Tensor], None]:
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+        seen[state] = output
+
+    return hook
 
 
 def _norm_after(model: nn.Module, state: State) -> nn.Module:

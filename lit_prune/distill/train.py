@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.distill.callbacks import History, Progress
+from lit_prune.distill.callbacks import Checkpoint, History, Progress
 from lit_prune.distill.module import Distiller
+from lit_prune.execution import Execution
 
 Tell = Callable[[int, dict[str, float]], None]
 
-
-@dataclasses.dataclass(frozen=True)
-class Execution:
-    """How a run is carried out; never part of an address."""
-
-    accelerator: str = "auto"
-    """Lightning's accelerator: auto, cpu, gpu."""
-    devices: str = "auto"
-    """Number of devices, or auto for all; several train data-parallel."""
-    accumulate: int = 1
-    """Micro-batches a step is cut into, to save memory."""
-    workers: int = 0
-    """Processes that load data."""
-    checkpoint_seconds: float = 30.0
-    """Time between checkpoints: the most that an interruption costs."""
-    log_every: int = 10
-    """Steps between rows of metrics.csv."""
+_LOGITS = 2**30
+"""Bytes."""
 
 
 def train(
@@ -52,9 +35,10 @@ def train(
     """
     L.seed_everything(seed, verbose=False)
     module = Distiller(student.train(), teacher, distill)
+    accumulate = execution.accumulate or micro_batches(distill, student.config.vocab_size)  # type: ignore[union-attr, arg-type]
     data = RetrainingData(
         tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
-        accumulate=execution.accumulate, num_workers=execution.workers,
+        accumulate=accumulate, num_workers=execution.workers,
     )  # fmt: skip
     history = History(folder / "metrics.csv", execution.log_every)
     trainer = L.Trainer(
@@ -62,9 +46,10 @@ def train(
         precision=distill.precision,
         accelerator=execution.accelerator,
         devices=execution.devices,
-        accumulate_grad_batches=execution.accumulate,
+        accumulate_grad_batches=accumulate,
         logger=list(loggers) or False,
-        callbacks=[history, Progress(history, tell), _checkpoint(folder, execution.checkpoint_seconds)],
+        callbacks=[history, Progress(history, tell), Checkpoint(folder, execution.checkpoint_seconds)],
+        enable_checkpointing=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -76,12 +61,10 @@ def train(
     student.eval()
 
 
-def _checkpoint(folder: Path, seconds: float) -> ModelCheckpoint:
-    """Overwrite last.ckpt atomically, between steps only: checkpoints at an epoch's end repeat data on resumption."""
-    return ModelCheckpoint(
-        dirpath=folder, filename="last", train_time_interval=timedelta(seconds=seconds), save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )  # fmt: skip
+def micro_batches(distill: Distill, vocab_size: int) -> int:
+    """The fewest equal parts of a batch whose float32 logits [sequences, block, vocab_size] stay under a GiB."""
+    room = max(1, _LOGITS // (4 * distill.block * vocab_size))
+    return next(parts for parts in range(1, distill.batch + 1) if distill.batch % parts == 0 and distill.batch // parts <= room)
 
 
 def quiet() -> None:

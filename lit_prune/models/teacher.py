@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,23 @@ from lit_prune.config import ConfigError, Student, Teacher, expand
 SHIPPED = Path(__file__).parent.parent / "teachers"
 
 
-def locate(model: str) -> str:
-    """The folder of a shipped or local model; a hub id as it is."""
-    for folder in (SHIPPED / model, expand(model)):
-        if folder.is_dir():
-            return str(folder)
-    return model
+def locate(model: str, revision: str | None = None, *, weights: bool = True) -> str:
+    """The folder a model lies in: shipped, local, or a snapshot of the hub at `revision`, fetched where it is missing.
+
+    Raises:
+        ConfigError: the hub has no such model, or cannot be reached.
+    """
+    folder = _local(model)
+    if folder is not None:
+        return str(folder)
+    from huggingface_hub import snapshot_download
+
+    files = ["*.json", "*.model", "*.txt"] + (["*.safetensors"] if weights else [])
+    return _asked(model, lambda: snapshot_download(model, revision=revision, allow_patterns=files))
+
+
+def _local(model: str) -> Path | None:
+    return next((folder for folder in (SHIPPED / model, expand(model)) if folder.is_dir()), None)
 
 
 def fingerprint(model: str) -> str:
@@ -26,8 +38,8 @@ def fingerprint(model: str) -> str:
     Raises:
         ConfigError: no such model, or one without config or tokenizer.
     """
-    folder = Path(locate(model))
-    if not folder.is_dir():
+    folder = _local(model)
+    if folder is None:
         return _hub_revision(model)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"teacher.model: {model} has no config.json")
@@ -46,7 +58,7 @@ def pin(teacher: Teacher) -> Teacher:
         ConfigError: both or neither of `model` and `pretraining` are given, or the model does not exist.
     """
     if (teacher.model is None) == (teacher.pretraining is None):
-        raise ConfigError("teacher: give either model or pretraining")
+        raise ConfigError("teacher: give either model or pretraining, and set the other to null")
     if teacher.pretraining is not None:
         from lit_prune.data import corpus
 
@@ -64,14 +76,14 @@ def pin_student(student: Student) -> Student:
 
 
 def load_config(location: str) -> Any:
-    """The Hugging Face config of a model."""
+    """The Hugging Face config of the model in a folder."""
     from transformers import AutoConfig
 
-    return _from_hub(lambda: AutoConfig.from_pretrained(location), location)
+    return _loaded(lambda: AutoConfig.from_pretrained(location), location)
 
 
 def load_tokenizer(location: str) -> Any:
-    """The tokenizer of a model.
+    """The tokenizer of the model in a folder.
 
     Raises:
         ConfigError: it has none, or one with more entries than the model has embeddings.
@@ -82,7 +94,7 @@ def load_tokenizer(location: str) -> Any:
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise ConfigError(f"teacher.model: {location} has no tokenizer ({', '.join(names)})")
-    tokenizer = _from_hub(lambda: AutoTokenizer.from_pretrained(location), location)
+    tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(location), location)
     size = load_config(location).vocab_size
     if len(tokenizer) > size:
         raise ConfigError(f"teacher.model: the tokenizer of {location} has {len(tokenizer)} entries, the model {size}")
@@ -90,14 +102,14 @@ def load_tokenizer(location: str) -> Any:
 
 
 def load_model(location: str) -> Any:
-    """A causal language model in float32, in evaluation mode."""
+    """The causal language model in a folder, in float32, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return _from_hub(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
+    return _loaded(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
 
 
-def _from_hub(load: Any, location: str) -> Any:
+def _loaded(load: Callable[[], Any], location: str) -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
@@ -105,15 +117,22 @@ def _from_hub(load: Any, location: str) -> Any:
 
 
 def _hub_revision(model: str) -> str:
-    """The commit of a hub model: that of the newest reachable, or else of the copy in the local cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    """The commit of a hub model: that of the copy in the local cache, or else the newest one."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
 
+    cached = try_to_load_from_cache(model, "config.json") if model.count("/") <= 1 else None
+    if isinstance(cached, str):
+        return Path(cached).parent.name
+    return _asked(model, lambda: HfApi().model_info(model, timeout=10).sha)
+
+
+def _asked(model: str, ask: Callable[[], Any]) -> Any:
+    """The hub's answer about a model."""
     try:
-        return Path(hf_hub_download(model, "config.json")).parent.name
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir())) if SHIPPED.is_dir() else "none"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ask()
+    except Exception as error:  # which ones there are depends on the hub client's HTTP library
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ConfigError(
             f"teacher.model: {model!r} is not a shipped teacher ({shipped}), a folder here, or a hub model that can be "
             f"reached ({reason})"

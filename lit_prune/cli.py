@@ -1,0 +1,221 @@
+"""The command line of every table: run | status | report | diff. Torch is imported only when something is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from lit_prune.config import ConfigError, digest, load_profile, parse_setting
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry, Table, entries
+from lit_prune.store import Store
+
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of every table."""
+
+    command: tyro.conf.Positional[Literal["run", "status", "report", "diff"]] = "run"
+    """run computes the cells that are missing and reports; status lists the cells; report prints and writes the
+    report; diff compares two addresses."""
+    keys: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The two addresses to diff; their first digits are enough."""
+    profile: str = "quick"
+    """Scale: quick (2 cores, minutes), laptop (about an hour), h200 (one GPU), paper (cluster), or a YAML file."""
+    set: Settings = ()
+    """field=value of the base cell, e.g. teacher.model=./my-llama or distill.steps=50; may be given several times."""
+    also: Settings = ()
+    """field=value: one more row, the baseline with that one change, e.g. logit_loss=mse_logits."""
+    only: Settings = ()
+    """field=value: only the rows that have it, e.g. logit_loss=kld."""
+    seeds: int | None = None
+    """Seeds of every row; the profile says how many otherwise."""
+    dry_run: bool = False
+    """Check the request, list what would be computed, and stop."""
+    record: bool = False
+    """With report: write experiments/<table>/<profile>/, to be committed."""
+    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    """Folder where everything computed is kept and found again."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Mirror runs to Weights & Biases; auto is online where there is a key, else offline."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
+
+
+def main(table: Table, argv: list[str] | None = None) -> int:
+    """Run the command line of a table.
+
+    Returns the exit code: 0 all is well, 1 a cell failed, 2 a bad request, 130 and 143 when stopped by a signal.
+    """
+    flags = tyro.cli(
+        Flags, args=argv, prog=f"python -m lit_prune.experiments.{table.name}",
+        description=f"{table.question} {table.source}.",
+    )  # fmt: skip
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    console = Console()
+    try:
+        return Session(table, flags, console).run()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Leave at once, with the shell's exit code; what was done is kept, the rest is resumed from its checkpoint."""
+    signal.signal(number, signal.SIG_IGN)
+    print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+class Session:
+    """One invocation of a table."""
+
+    def __init__(self, table: Table, flags: Flags, console: Console) -> None:
+        self.table, self.flags, self.console = table, flags, console
+        self.store = Store(flags.store)
+
+    def run(self) -> int:
+        """Carry out the command."""
+        if self.flags.command == "diff":
+            return self._diff()
+        if self.flags.keys:
+            raise ConfigError(f"{self.flags.command} takes no address; there are: run, status, report, diff KEY KEY")
+        self.entries = self._entries()
+        failed = self._compute() if self.flags.command == "run" else 0
+        if self.flags.dry_run:
+            return 0
+        if self.flags.command == "status":
+            return self._status()
+        return self._report() or min(failed, 1)
+
+    def _entries(self) -> list[Entry]:
+        """The cells asked for, pinned by the content of what they read."""
+        from lit_prune.preflight import Pins
+
+        flags = self.flags
+        if flags.seeds is not None and flags.seeds < 1:
+            raise ConfigError(f"--seeds: {flags.seeds} asked for, at least 1 is needed")
+        found = entries(
+            self.table, load_profile(flags.profile), settings=_pairs(flags.set), num_seeds=flags.seeds,
+            also=_pairs(flags.also), only=_pairs(flags.only),
+        )  # fmt: skip
+        self._check_names(found)
+        pins = Pins()
+        return [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+
+    def _check_names(self, found: list[Entry]) -> None:
+        """See that the names a person typed exist, also where nothing is computed."""
+        from lit_prune.preflight import NAMED, check_names
+
+        typed = tuple(_pairs(self.flags.set)) + tuple(_pairs(self.flags.also))
+        if any(path.endswith(name) for path in NAMED for name in typed):
+            for entry in found:
+                check_names(entry.cell)
+
+    def _missing(self, found: list[Entry]) -> list[Entry]:
+        return [entry for entry in found if self.store.node(entry.cell, "cell").result is None]
+
+    def _compute(self) -> int:
+        """Compute what is missing; returns how many cells failed."""
+        missing = self._missing(self.entries)
+        if not missing:
+            return 0
+        self.store.check_writable()
+        from lit_prune.distill.train import quiet
+        from lit_prune.progress import Bar
+        from lit_prune.runner import Runner, planned_steps
+        from lit_prune.tracking import Mirror
+
+        quiet()
+        mode = "disabled" if self.flags.dry_run else self.flags.wandb
+        mirror = Mirror(self.table.name, mode, self.store.root / "wandb")
+        with Bar(planned_steps(self.store, self.entries)) as bar:
+            runner = Runner(self.store, self.flags.execution, bar, mirror)
+            bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
+            runner.check(entry.cell for entry in missing)
+            if self.flags.dry_run:
+                return self._dry_run(missing)
+            try:
+                return runner.run(missing)
+            finally:
+                mirror.close()
+
+    def _dry_run(self, missing: list[Entry]) -> int:
+        for entry in missing:
+            self.console.print(f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps", highlight=False)
+        self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
+        return 0
+
+    def _status(self) -> int:
+        from lit_prune.render import print_status
+        from lit_prune.report import tidy
+
+        print_status(tidy(self.table, self.entries, self.store), self.console)
+        return 0
+
+    def _report(self) -> int:
+        """Print the report and write its files."""
+        from lit_prune.render import print_report, write_files
+        from lit_prune.report import assemble
+
+        settings = _pairs(self.flags.set)
+        report = assemble(
+            self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection()
+        )
+        print_report(report, self.console)
+        for path in write_files(report, self._report_folder(settings)):
+            self.console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        if self.flags.record:
+            self._record(report)
+        return 0
+
+    def _selection(self) -> list[str]:
+        """The words of the command that choose rows and seeds."""
+        words = [] if self.flags.seeds is None else ["--seeds", str(self.flags.seeds)]
+        for name, texts in (("--also", self.flags.also), ("--only", self.flags.only)):
+            words += [word for text in texts for word in (name, text)]
+        return words
+
+    def _report_folder(self, settings: dict[str, Any]) -> Path:
+        """Every question has its own: other settings or other rows are another question."""
+        asked = [*sorted(f"{path}={value}" for path, value in settings.items()), *self._selection()]
+        scale = Path(self.flags.profile).stem
+        return self.store.root / "reports" / self.table.name / (f"{scale}-{digest(asked)}" if asked else scale)
+
+    def _record(self, report: Any) -> None:
+        from lit_prune.render import write_record
+
+        if missing := self._missing(self.entries):
+            raise ConfigError(f"--record: {len(missing)} cells are not done; a record is of a whole table")
+        if self.flags.set or self._selection():
+            raise ConfigError("--record: a record is of a profile as it is, without --set, --also, --only and --seeds")
+        folder = Path("experiments") / self.table.name / self.flags.profile
+        if not Path("experiments").is_dir():
+            raise ConfigError("--record: there is no folder experiments/ here; records belong into a checkout")
+        for path in write_record(report, folder):
+            self.console.print(f"recorded: {path}", highlight=False)
+
+    def _diff(self) -> int:
+        from lit_prune.render import print_diff
+
+        if len(self.flags.keys) != 2:
+            raise ConfigError("diff takes two addresses: diff KEY KEY")
+        first, second = (self.store.find(prefix) for prefix in self.flags.keys)
+        print_diff(first, second, self.console)
+        return 0
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
+    return dict(parse_setting(text) for text in texts)

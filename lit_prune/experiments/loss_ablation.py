@@ -1,0 +1,48 @@
+"""Which logit loss distils best, and does cross-entropy help? Minitron, Tables 15 and 16."""
+
+from lit_prune.cli import main
+from lit_prune.grid import Changes, Claim, Table, axis
+
+SYMBOLS = {"mse": "MSE", "reverse_kld": "RKLD", "cosine": "Cosine", "kld": "KLD"}
+
+
+def label(point: Changes) -> str:
+    """The row's name in the paper."""
+    loss = point["distill.logit_loss"]
+    return ("L_CLM + " if point["distill.w_clm"] else "") + f"L_logits({SYMBOLS.get(loss, loss)})"
+
+
+TABLE = Table(
+    name="loss_ablation",
+    question="Which logit loss distils a pruned student best, and does adding cross-entropy help?",
+    source="Minitron (arXiv 2407.14679v2), Table 15; reverse KLD alone: Table 16",
+    grid=axis("distill.w_clm", 1.0) * axis("distill.logit_loss", "mse", "reverse_kld", "cosine", "kld")
+    + axis("distill.w_clm", 0.0) * axis("distill.logit_loss", "kld", "reverse_kld"),
+    label=label,
+    baseline="L_logits(KLD)",
+    paper={
+        "L_CLM + L_logits(MSE)": {"lm_loss": 2.144, "perplexity": 9.007},
+        "L_CLM + L_logits(RKLD)": {"lm_loss": 2.140, "perplexity": 9.008},
+        "L_CLM + L_logits(Cosine)": {"lm_loss": 2.134, "perplexity": 8.965},
+        "L_CLM + L_logits(KLD)": {"lm_loss": 2.117, "perplexity": 8.791},
+        "L_logits(KLD)": {"lm_loss": 2.107, "perplexity": 8.720},
+    },
+    claims=(
+        Claim("L_CLM + L_logits(KLD)", "L_CLM + L_logits(MSE)", "Table 15"),
+        Claim("L_CLM + L_logits(KLD)", "L_CLM + L_logits(RKLD)", "Table 15"),
+        Claim("L_CLM + L_logits(KLD)", "L_CLM + L_logits(Cosine)", "Table 15"),
+        Claim("L_logits(KLD)", "L_CLM + L_logits(KLD)", "Table 15"),
+        Claim("L_logits(KLD)", "L_logits(RKLD)", "Table 16: 2.155 against 2.665, another model"),
+    ),
+    references={
+        "pruned, not retrained": {"distill.steps": 0},
+        "teacher": {"distill.steps": 0, "student.hidden": None, "student.neurons": None, "student.heads": None},
+    },
+    caveats=(
+        "The paper's perplexity is on WikiText-2; ours is exp(LM loss) on the validation split of the corpus below.",
+        "The paper's models are 15B and 8B: compare the order of the rows, not their values.",
+    ),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

@@ -1,0 +1,183 @@
+"""A question: the grid of cells that answers it, the rows they belong to, the paper's numbers and its claims. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError, Profile, fields_of, key, override, unknown
+
+Changes = dict[str, Any]
+"""Dotted field -> value: what one point of a grid changes in the base cell."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points, in the order they are run: `*` combines every point with every other, `+` chains."""
+
+    points: tuple[Changes, ...]
+
+    def __mul__(self, other: Grid) -> Grid:
+        return Grid(tuple({**a, **b} for a in self.points for b in other.points))
+
+    def __add__(self, other: Grid) -> Grid:
+        return Grid(self.points + other.points)
+
+    def __iter__(self) -> Iterator[Changes]:
+        return iter(self.points)
+
+    def axes(self) -> tuple[str, ...]:
+        """The fields that are swept."""
+        return tuple(dict.fromkeys(path for point in self.points for path in point))
+
+
+def axis(path: str, *values: Any) -> Grid:
+    """One field, several values."""
+    return Grid(tuple({path: value} for value in values))
+
+
+def seeds(count: int) -> Grid:
+    """Seeds 0 to count - 1."""
+    return axis("seed", *range(count))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering the paper states: row `better` has the lower metric than row `worse`."""
+
+    better: str
+    worse: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.better} < {self.worse}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper as an experiment. The first metric decides the claims; lower is better."""
+
+    name: str
+    question: str
+    source: str
+    grid: Grid
+    label: Callable[[Changes], str]
+    """The row a point belongs to; points that differ in nothing but the seed share one."""
+    baseline: str
+    """The row all others are compared with."""
+    paper: Mapping[str, Mapping[str, float]]
+    """Row -> metric -> the paper's value."""
+    claims: tuple[Claim, ...]
+    metrics: tuple[str, ...] = ("lm_loss", "perplexity")
+    references: Mapping[str, Changes] = field(default_factory=dict)
+    """Rows measured once for scale, outside the comparison."""
+    caveats: tuple[str, ...] = ()
+    """What a reader must know before comparing the columns."""
+
+    def __post_init__(self) -> None:
+        rows = set(map(self.label, self.grid))
+        named = {self.baseline, *self.paper, *(row for claim in self.claims for row in (claim.better, claim.worse))}
+        if named - rows:
+            raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
+        of_row: dict[str, Changes] = {}
+        for point in self.grid:
+            seedless = {path: value for path, value in point.items() if path != "seed"}
+            if of_row.setdefault(self.label(point), seedless) != seedless:
+                raise ValueError(f"{self.name}: different points of the grid are labelled {self.label(point)!r}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table."""
+
+    row: str
+    seed: int
+    cell: Cell
+    changes: Changes
+    reference: bool = False
+
+    @property
+    def key(self) -> str:
+        """The cell's address."""
+        return key(self.cell)
+
+
+def entries(
+    table: Table, profile: Profile, *, settings: Mapping[str, Any] | None = None, num_seeds: int | None = None,
+    also: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
+    only: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
+) -> list[Entry]:  # fmt: skip
+    """Every cell of a table at a profile, references last.
+
+    `settings` change the base cell; each of `also` adds a row that is the baseline with that one change; `only` keeps
+    the points that have these values, any of them where a field is given again. Both may use short names.
+
+    Raises:
+        ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
+    """
+    axes = (*table.grid.axes(), "seed")
+    for path in settings or {}:
+        if path in axes:
+            raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
+    base = override(profile.cell, settings or {})
+    at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
+    rows = [(table.label(point), point) for point in table.grid]
+    for name, value in _pairs(also):
+        point = {**at_baseline, _full_path(name, axes): value}
+        row = table.label(point)
+        rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
+    found = [
+        Entry(row, seed["seed"], override(base, point | seed), point | seed)
+        for row, point in rows
+        for seed in seeds(profile.seeds if num_seeds is None else num_seeds)
+    ]
+    wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
+    found = _only(found, wanted)
+    if not found:
+        raise ConfigError(f"--only: no row of {table.name} has {', '.join(f'{k}={v}' for k, v in wanted)}")
+    found += [
+        Entry(row, 0, override(base, {**at_baseline, "seed": 0, **changes}), changes, reference=True)
+        for row, changes in table.references.items()
+    ]
+    _refuse_twins(found)
+    return found
+
+
+def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(given.items() if isinstance(given, Mapping) else given)
+
+
+def _only(found: list[Entry], wanted: list[tuple[str, Any]]) -> list[Entry]:
+    """The entries that have, of each field in `wanted`, one of the values it is given there."""
+    allowed: dict[str, list[Any]] = {}
+    for path, value in wanted:
+        allowed.setdefault(path, []).append(value)
+    return [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
+
+
+def _row(table: Table, point: Changes) -> str:
+    """The row of a point, with the fields the table's own label does not know of."""
+    unlabelled = [path for path in point if path not in table.grid.axes() and path != "seed"]
+    return ", ".join([table.label(point), *(f"{path}={point[path]}" for path in unlabelled)])
+
+
+def _full_path(name: str, axes: tuple[str, ...]) -> str:
+    """The dotted path a short name stands for: a swept field, or any field of a cell."""
+    fields = fields_of(Cell)
+    if name in fields:
+        return name
+    candidates = [path for path in axes if path.endswith(f".{name}")]
+    candidates = candidates or [path for path in fields if path.endswith(f".{name}")]
+    if len(candidates) != 1:
+        raise ConfigError(unknown("field", name, candidates or fields))
+    return candidates[0]
+
+
+def _refuse_twins(found: list[Entry]) -> None:
+    seen: dict[str, Entry] = {}
+    for entry in found:
+        twin = seen.setdefault(entry.key, entry)
+        if twin is not entry:
+            rows = f"{twin.row!r} and {entry.row!r}, seed {entry.seed}"
+            raise ConfigError(f"two points of the grid are the same cell: {rows}")

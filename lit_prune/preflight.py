@@ -1,0 +1,116 @@
+"""Everything that can be wrong with a request and seen without computing it, in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError
+from lit_prune.data import corpus
+from lit_prune.models import teacher as teachers
+
+
+class Pins:
+    """Fills in the fingerprints of cells, reading each text and each model once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def pin(self, cell: Cell) -> Cell:
+        """The same cell with everything it reads pinned by content.
+
+        Raises:
+            ConfigError: a text or a model that is not there or cannot be read.
+        """
+        return dataclasses.replace(
+            cell,
+            corpus=self._once(cell.corpus, corpus.pin),
+            teacher=self._once(cell.teacher, teachers.pin),
+            student=self._once(cell.student, teachers.pin_student),
+        )
+
+    def _once(self, section: Any, pin: Any) -> Any:
+        if section not in self._known:
+            self._known[section] = pin(section)
+        return self._known[section]
+
+
+NAMED = ("student.criterion", "distill.logit_loss", "distill.hidden_loss")
+"""Fields that name a registered part."""
+
+
+def check_names(cell: Cell) -> None:
+    """See that every part a cell names exists.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    from lit_prune.importance.criteria import criteria
+    from lit_prune.losses.hidden import hidden_losses
+    from lit_prune.losses.logit import logit_losses
+
+    _ = criteria[cell.student.criterion], logit_losses[cell.distill.logit_loss], hidden_losses[cell.distill.hidden_loss]
+
+
+def check_models(cell: Cell) -> None:
+    """See that the student can be cut from the teacher and imitate it, from their configs alone.
+
+    Raises:
+        ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
+            does not fit, an objective without terms.
+    """
+    from lit_prune.distill.states import pairs_of
+    from lit_prune.pruning.shape import target
+
+    config = teacher_config(cell)
+    distill = cell.distill
+    if cell.student.model is None:
+        target(cell.student, config)
+        student_config = config
+    else:
+        student_config = teachers.load_config(teachers.locate(cell.student.model, cell.student.fingerprint, weights=False))
+    check_same_vocabulary(student_config, config)
+    pairs = pairs_of(distill, config.num_hidden_layers, student_config.num_hidden_layers)
+    if distill.alpha and not pairs:
+        raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
+    if not (distill.w_clm or distill.w_logits or distill.alpha):
+        raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+    for name, value in (("batch", distill.batch), ("block", distill.block - 1), ("temperature", distill.temperature)):
+        if value <= 0:
+            raise ConfigError(f"distill.{name}: {getattr(distill, name)} is too small")
+
+
+def check_same_vocabulary(student: Any, teacher: Any) -> None:
+    """Logits can only be compared over the same vocabulary.
+
+    Raises:
+        ConfigError: the two configs differ in it.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise ConfigError(
+            f"student.model: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
+            "logits can only be compared over the same one"
+        )
+
+
+def check_tokens(cell: Cell, tokens: Path) -> None:
+    """See that the corpus holds the calibration and validation sequences asked for.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from lit_prune.data.calibration import CalibrationData
+
+    CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
+    CalibrationData(tokens, samples=cell.evaluation.blocks, block=cell.evaluation.block, seed=0, split="validation")
+
+
+def teacher_config(cell: Cell) -> Any:
+    """The Hugging Face config of the teacher, which need not exist yet."""
+    if cell.teacher.pretraining is not None:
+        from lit_prune.pretrain import config_of
+
+        return config_of(cell.teacher.pretraining)
+    assert cell.teacher.model is not None
+    return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))

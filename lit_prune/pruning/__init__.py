@@ -1,0 +1,1 @@
+"""Scores and a budget -> a plan -> a smaller Hugging Face model."""

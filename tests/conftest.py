@@ -1,0 +1,94 @@
+"""What all tests share: one thread, no network, no account, and models small enough to train in a moment."""
+
+import os
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    WANDB_ERROR_REPORTING="false",
+)
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and models that lie beside the checkout, in `shared`."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("there is no folder `shared` with real data and models beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """300 different documents of 5 to 60 words out of 60."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("aeioudlmnrst", k=draw.randint(2, 7))) for _ in range(60)]
+    return [f"{i}: {' '.join(draw.choices(words, k=draw.randint(5, 60)))}.\n" for i in range(300)]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(texts: list[str]) -> Any:
+    """A byte-level BPE of 256 entries, like `tiny_llama`'s vocabulary; of ASCII only: it reads no more."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = [letter for code in (10, *range(32, 127)) for letter, _ in level.pre_tokenize_str(chr(code))]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = level, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=256, special_tokens=[END], initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    assert tokenizer.get_vocab_size() == 256
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
+
+
+@pytest.fixture
+def tiny_llama() -> Any:
+    """A Llama of 3 blocks, width 32, 4 heads in 2 groups, MLP 48, vocabulary 256, always the same weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Callable[..., Path]:
+    """A maker of token folders whose ids count up from 0 in every split: a block is known by its first."""
+
+    def make(**num_tokens: int) -> Path:
+        import json
+
+        folder = tmp_path / "numbered"
+        folder.mkdir()
+        counts = {"train": 0, "validation": 0, "calibration": 0} | num_tokens
+        for split, count in counts.items():
+            np.arange(count, dtype=np.uint16).tofile(folder / f"{split}.bin")
+        about = {"dtype": "uint16", "eos": 0, "num_tokens": counts}
+        (folder / "tokens.json").write_text(json.dumps(about))
+        return folder
+
+    return make

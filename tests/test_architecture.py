@@ -1,0 +1,83 @@
+"""What keeps the tree readable: one-way imports, tables and profiles that are well formed, records that resolve."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import lit_prune.experiments
+from lit_prune.config import load_profile, profiles_folder
+from lit_prune.grid import entries
+
+ROOT = Path(__file__).parents[1]
+PROFILES = sorted(path.stem for path in profiles_folder().glob("*.yaml"))
+TABLES = sorted(module.name for module in pkgutil.iter_modules(lit_prune.experiments.__path__))
+LIGHT = ("config", "registry", "grid", "store", "report", "render", "cli", "execution")
+
+
+def imports(path):
+    """The lit_prune modules a file imports at its top level."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lit_prune"):
+            yield node.module.removeprefix("lit_prune").removeprefix(".")
+
+
+def test_there_are_tables_and_profiles():
+    assert TABLES
+    assert {"quick", "laptop", "h200", "paper"} <= set(PROFILES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_imports_the_grid_and_the_command_line_and_nothing_else(name):
+    assert set(imports(ROOT / "lit_prune/experiments" / f"{name}.py")) <= {"cli", "grid", "config"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_asks_and_what_reads_imports_no_torch(name):
+    script = f"import sys, lit_prune.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+def test_nothing_below_imports_the_command_line_or_the_runner():
+    below = [p for p in (ROOT / "lit_prune").glob("*/*.py") if p.parent.name != "experiments"]
+    assert below
+    for path in below:
+        assert not {"cli", "runner", "report", "render", "grid"} & set(imports(path)), path
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_well_formed_at_every_profile(name, profile):
+    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE
+    asked = load_profile(profile)
+    assert table.name == name
+    found = entries(table, asked)
+    rows = {table.label(point) for point in table.grid}
+    assert len(found) == len(table.grid.points) * asked.seeds + len(table.references)
+    assert {entry.row for entry in found} == rows | set(table.references)
+    assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
+
+
+def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_question():
+    assert not list((ROOT / "experiments").rglob("*.py"))
+    for record in (ROOT / "experiments").glob("*/*/results.csv"):
+        table = importlib.import_module(f"lit_prune.experiments.{record.parents[1].name}").TABLE
+        found = entries(table, load_profile(record.parent.name))
+        recorded = pd.read_csv(record)
+        assert list(recorded["row"]) == [entry.row for entry in found], record
+        assert recorded["key"].is_unique
+        assert (recorded["state"] == "done").all()
+        assert (record.parents[1] / "NOTES.md").is_file()
+
+
+def test_the_tree_holds_no_leftovers():
+    for path in (ROOT / "lit_prune").rglob("*.py"):
+        assert not re.search(r"TODO|FIXME|XXX|NotImplementedError", path.read_text()), path
+        assert path.name not in ("utils.py", "common.py", "helpers.py", "base.py")

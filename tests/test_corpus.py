@@ -1,0 +1,255 @@
+"""Text of every kind comes in, is split by document whatever the order, and is known by its content alone."""
+
+import gzip
+import json
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lit_prune.config import ConfigError, Corpus, canonical
+from lit_prune.data import corpus as corpora
+from lit_prune.data.corpus import SPLITS, documents, fingerprint, pin, split_of
+
+DROPPED = {
+    "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages", "test",
+    "tests", "testing", "idle_test", "__pycache__", "_vendor", "vendor", "lib-dynload", "include",
+}  # fmt: skip
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    """The texts as the kind of file that the name asks for."""
+    rows = [{"text": text, "other": 1} for text in texts]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress("".join(texts).encode()))
+    else:
+        path.write_text("".join(texts))
+    return path
+
+
+def read(path: Path, **fields) -> list[str]:
+    return [text for _, text in documents(Corpus(source=str(path), **fields))]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_rows_are_documents(tmp_path: Path, texts: list[str], name: str) -> None:
+    assert read(write(tmp_path / name, texts)) == texts
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.tokens"])
+def test_plain_text_is_cut_at_line_ends(tmp_path: Path, texts: list[str], name: str) -> None:
+    pieces = read(write(tmp_path / name, texts))
+    assert "".join(pieces) == "".join(texts)
+    assert len(pieces) > 5
+    assert all(piece.endswith("\n") for piece in pieces)
+
+
+def test_a_folder_is_all_its_files(tmp_path: Path, texts: list[str]) -> None:
+    write(tmp_path / "b" / "two.parquet", texts[100:200])
+    write(tmp_path / "a" / "one.jsonl", texts[:100])
+    write(tmp_path / "c.json", texts[200:])
+    (tmp_path / "README.md").write_text("not of the corpus")
+    assert read(tmp_path) == texts
+
+
+def test_another_column_and_no_empty_rows(tmp_path: Path) -> None:
+    rows = [{"body": "one"}, {"body": " \n"}, {"body": "two"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(tmp_path, column="body") == ["one", "two"]
+
+
+def test_the_home_folder_is_found(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.jsonl", texts)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read(Path("~/a.jsonl")) == read(Path("$HOME/a.jsonl")) == texts
+
+
+@pytest.mark.parametrize("heldout", [0.1, 0.3])
+def test_splits_have_their_share(heldout: float) -> None:
+    splits = [split_of(f"document {i}", heldout) for i in range(4000)]
+    spread = 4 * (heldout * (1 - heldout) / 4000) ** 0.5
+    assert splits.count("validation") / 4000 == pytest.approx(heldout, abs=spread)
+    assert splits.count("calibration") / 4000 == pytest.approx(heldout, abs=spread)
+
+
+def test_the_split_of_a_document_is_its_own(tmp_path: Path, texts: list[str]) -> None:
+    """Neither order, nor the other documents, nor a second copy of it changes the split of a document."""
+
+    def splits(name: str, some: list[str]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for split, text in documents(Corpus(source=str(write(tmp_path / name, some)))):
+            found.setdefault(text, set()).add(split)
+        return found
+
+    forward = splits("a.jsonl", texts)
+    assert splits("b.jsonl", texts[::-1]) == splits("c.jsonl", texts + texts) == forward
+    assert splits("d.jsonl", texts[::7]) == {text: forward[text] for text in texts[::7]}
+    assert all(len(found) == 1 for found in forward.values())
+    assert set.union(*forward.values()) == set(SPLITS)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.parquet"])
+def test_fingerprint_is_of_content_and_not_of_place(tmp_path: Path, texts: list[str], name: str) -> None:
+    def of(folder: str, some: list[str]) -> str:
+        return fingerprint(Corpus(source=str(write(tmp_path / folder / name, some))))
+
+    first = of("here", texts)
+    assert of("there", texts) == first
+    assert fingerprint(Corpus(source=str(tmp_path / "there"))) == first
+    assert of("changed", [*texts[:-1], texts[-1].replace(".", "!")]) != first
+
+
+def test_fingerprint_knows_how_text_is_read(tmp_path: Path, texts: list[str]) -> None:
+    """The same bytes as plain text and as rows, or cut into files elsewhere, are other documents."""
+    row = json.dumps({"text": "one"}) + "\n"
+    cut = {"whole": [row, row + row], "moved": [row + row, row], "one": [row + row + row]}
+    for folder, contents in cut.items():
+        for number, content in enumerate(contents):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{number}.txt").write_text(content)
+    (tmp_path / "rows.jsonl").write_text(row + row + row)
+    sources = [*cut, "rows.jsonl"]
+    assert len({fingerprint(Corpus(source=str(tmp_path / source))) for source in sources}) == len(sources)
+
+
+def test_a_packed_file_is_known_by_what_is_in_it(tmp_path: Path, texts: list[str]) -> None:
+    plain, packed = write(tmp_path / "a.txt", texts), write(tmp_path / "a.txt.gz", texts)
+    assert fingerprint(Corpus(source=str(plain))) == fingerprint(Corpus(source=str(packed)))
+
+
+def test_pin_replaces_the_place_in_the_address(tmp_path: Path, texts: list[str]) -> None:
+    here = pin(Corpus(source=str(write(tmp_path / "a.jsonl", texts))))
+    there = pin(Corpus(source=str(write(tmp_path / "b" / "c.jsonl", texts))))
+    assert here != there
+    assert canonical(here) == canonical(there)
+    (tmp_path / "a.jsonl").unlink()
+    assert pin(here) is here
+
+
+def nothing(path: Path) -> None:
+    """Leave the path free."""
+
+
+BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": ("a.txt", nothing, "is not python or python"),
+    "empty file": ("a.txt", lambda path: path.touch(), "is empty"),
+    "empty rows": ("a.jsonl", lambda path: path.touch(), "is empty"),
+    "no text in folder": ("a", lambda path: write(path / "README.md", ["x"]), "holds none of .txt"),
+    "empty folder": ("a", lambda path: path.mkdir(), "holds none of .txt"),
+    "unknown kind": ("a.csv", lambda path: path.write_text("text\nx\n"), "is none of .txt"),
+    "latin-1": ("a.txt", lambda path: path.write_bytes("na\u00efve".encode("latin-1")), "not UTF-8 text"),
+    "utf-16": ("a.txt", lambda path: path.write_text("text", encoding="utf-16"), "not UTF-8 text"),
+    "half a letter": ("a.txt", lambda path: path.write_bytes("caf\u00e9".encode()[:-1]), "not UTF-8 text"),
+    "latin-1 rows": ("a.jsonl", lambda path: path.write_bytes(b'{"text": "\xe9"}'), "not UTF-8 text"),
+    "packed latin-1": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"caf\xe9s")), "not UTF-8 text"),
+    "not packed": ("a.txt.gz", lambda path: path.write_text("plain"), "cannot be read"),
+    "cut short": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), "cannot be read"),
+    "no column": ("a.jsonl", lambda path: path.write_text('{"body": "x"}\n'), "there are: body"),
+    "no such column in parquet": ("a.parquet", lambda path: write(path, ["x"]), "there are: text, other"),
+    "column of numbers": ("a.jsonl", lambda path: path.write_text('{"text": 2}\n'), "no text column"),
+    "broken rows": ("a.jsonl", lambda path: path.write_text('{"text": "x"}\n{{{'), "cannot be read"),
+    "broken parquet": ("a.parquet", lambda path: path.write_text("PAR1 and no more"), "cannot be read"),
+}
+
+
+def pin_and_read(corpus: Corpus) -> None:
+    """What every run does with a corpus."""
+    list(documents(pin(corpus)))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(tmp_path: Path, case: str) -> None:
+    name, make, complaint = BAD[case]
+    make(tmp_path / name)
+    column = "wanted" if "parquet" in case else "text"
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        pin_and_read(Corpus(source=str(tmp_path / name), column=column))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("corpus.")
+
+
+def test_an_empty_file_among_others_is_no_error(tmp_path: Path, texts: list[str]) -> None:
+    write(tmp_path / "a.jsonl", texts)
+    (tmp_path / "b.txt").touch()
+    assert fingerprint(Corpus(source=str(tmp_path)))
+    assert read(tmp_path) == texts
+
+
+@pytest.mark.parametrize("source", ["nobody/has-this", "has-no-owner", "no/such/place", "a b"])
+def test_a_hub_id_that_cannot_be_reached_is_one_line(source: str) -> None:
+    for act in (fingerprint, lambda corpus: list(documents(corpus))):
+        with pytest.raises(ConfigError, match=source) as caught:
+            act(Corpus(source=source))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def python() -> dict[str, str]:
+    """The documents of the default corpus by name."""
+    return {document.name: document.text for document in corpora._python()}
+
+
+def test_the_standard_library_is_source_worth_reading(python: dict[str, str]) -> None:
+    assert {"argparse.py", "json/decoder.py", "asyncio/events.py"} <= python.keys()
+    for name in python:
+        assert not DROPPED & set(name.split("/")[:-1]), name
+        assert not name.startswith("_sysconfigdata"), name
+    assert all(text.strip() for text in python.values())
+    assert len(python) > 500
+    assert sum(map(len, python.values())) > 5_000_000
+
+
+def test_the_language_reference_is_there(python: dict[str, str]) -> None:
+    topics = {name: text for name, text in python.items() if name.startswith("topic ")}
+    assert {"topic lambda", "topic if", "topic operator-summary"} <= topics.keys()
+    assert "lambda" in topics["topic lambda"]
+
+
+def test_what_is_no_source_is_dropped(tmp_path: Path) -> None:
+    for folder in ("", "package", "package/sub", *DROPPED, *(f"package/{name}" for name in DROPPED)):
+        write(tmp_path / folder / "module.py", ["x = 1\n"])
+    for name in ("_sysconfigdata_linux.py", "config-3.11/x.py", "package/data.txt", "package/lib.so"):
+        write(tmp_path / name, ["x = 1\n"])
+    write(tmp_path / "empty.py", [" \n"])
+    (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\n# caf\xe9\n")
+    names = [document.name for document in corpora._sources(tmp_path, prefix="p/")]
+    assert names == ["p/module.py", "p/package/module.py", "p/package/sub/module.py"]
+
+
+def test_the_standard_library_is_split_by_name_wherever_it_lies(
+    tmp_path: Path, python: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(sysconfig.get_paths()["stdlib"], "json"), tmp_path / "json")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    elsewhere = {document.name: document.text for document in corpora._python()}
+    assert "json/decoder.py" in elsewhere
+    assert elsewhere.items() <= python.items()
+
+
+def test_dependencies_are_only_trained_on(python: dict[str, str]) -> None:
+    alone = list(documents(Corpus(source="python")))
+    more = list(documents(Corpus(source="python+dependencies")))
+    assert more[: len(alone)] == alone
+    assert len(more) > len(alone) + 1000
+    assert {split for split, _ in more[len(alone) :]} == {"train"}
+    assert {split for split, _ in alone} == set(SPLITS)
+    assert [split for split, _ in alone] == [split_of(name, Corpus().heldout) for name in python]
+
+
+def test_real_data_is_read(shared: Path) -> None:
+    """Every file format as the world writes it, with its known number of documents."""
+    assert len(read(shared / "data" / "tinystories" / "tinystories_1000.json")) == 1000
+    shakespeare = shared / "data" / "tinyshakespeare" / "input.txt"
+    assert "".join(read(shakespeare)) == shakespeare.read_text()
+    assert fingerprint(Corpus(source=str(shared / "data" / "wikitext-2")))

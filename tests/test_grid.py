@@ -1,0 +1,264 @@
+"""Grids and tables: their algebra, what a person may change about them, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_prune import grid
+from lit_prune.config import Cell, ConfigError, Profile, fields_of, key, override
+from lit_prune.grid import Claim, Grid, Table, axis, entries, seeds
+
+PROFILE = Profile(Cell(), seeds=2)
+LOSSES = ("kld", "mse", "cosine")
+
+
+def table(**changed) -> Table:
+    fields = {
+        "name": "toy",
+        "question": "Which?",
+        "source": "nowhere",
+        "grid": axis("distill.logit_loss", *LOSSES),
+        "label": lambda point: point["distill.logit_loss"],
+        "baseline": "kld",
+        "paper": {"kld": {"lm_loss": 2.0}},
+        "claims": (Claim("kld", "mse", "Table 0"),),
+    }
+    return Table(**fields | changed)
+
+
+def refused(table, **request) -> str:
+    with pytest.raises(ConfigError) as caught:
+        entries(table, PROFILE, **request)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(found) -> list[tuple[str, int]]:
+    return [(entry.row, entry.seed) for entry in found]
+
+
+# Algebra
+
+
+def test_an_axis_has_a_point_for_each_value_in_order():
+    assert list(axis("a", 3, 1, 2)) == [{"a": 3}, {"a": 1}, {"a": 2}]
+    assert list(seeds(3)) == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+
+
+def test_a_product_combines_every_point_with_every_other_left_slowest():
+    assert list(axis("a", 1, 2) * axis("b", 3, 4)) == [
+        {"a": 1, "b": 3},
+        {"a": 1, "b": 4},
+        {"a": 2, "b": 3},
+        {"a": 2, "b": 4},
+    ]
+
+
+def test_a_sum_chains():
+    assert list(axis("a", 1) + axis("b", 2)) == [{"a": 1}, {"b": 2}]
+
+
+def test_products_bind_closer_and_distribute_over_sums():
+    a, b, c = axis("a", 1, 2), axis("b", 3), axis("c", 4, 5)
+    assert list((a + b) * c) == list(a * c + b * c)
+    assert list(a + b * c) == [{"a": 1}, {"a": 2}, {"b": 3, "c": 4}, {"b": 3, "c": 5}]
+
+
+def test_the_product_with_no_values_is_empty_and_with_one_point_is_itself():
+    a = axis("a", 1, 2)
+    assert list(a * axis("b")) == []
+    assert a * Grid(({},)) == a
+
+
+def test_the_axes_are_the_swept_fields_in_order_of_appearance():
+    assert (axis("b", 1) * axis("a", 1, 2) + axis("c", 1) * axis("b", 2)).axes() == ("b", "a", "c")
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"baseline": "klld"},
+        {"paper": {"kld": {"lm_loss": 2.0}, "klld": {"lm_loss": 3.0}}},
+        {"claims": (Claim("kld", "klld", "Table 0"),)},
+        {"claims": (Claim("klld", "kld", "Table 0"),)},
+    ],
+)
+def test_a_row_that_no_point_is_labelled_is_refused_at_construction(wrong):
+    with pytest.raises(ValueError, match=r"toy: no point of the grid is labelled \['klld'\]"):
+        table(**wrong)
+
+
+def test_two_different_points_with_one_label_are_refused_at_construction():
+    with pytest.raises(ValueError, match="different points of the grid are labelled 'kld'"):
+        table(grid=axis("distill.w_clm", 0.0, 1.0) * axis("distill.logit_loss", *LOSSES))
+
+
+def test_a_claim_reads_as_the_order_it_states():
+    assert str(Claim("kld", "mse", "Table 0")) == "kld < mse"
+
+
+# Entries
+
+
+def test_every_row_has_every_seed_and_the_cell_of_its_point():
+    found = entries(table(), PROFILE)
+    assert rows(found) == [(loss, seed) for loss in LOSSES for seed in (0, 1)]
+    for entry in found:
+        assert entry.cell == override(Cell(), {"distill.logit_loss": entry.row, "seed": entry.seed})
+        assert entry.changes == {"distill.logit_loss": entry.row, "seed": entry.seed}
+        assert entry.key == key(entry.cell)
+        assert not entry.reference
+
+
+def test_the_number_of_seeds_can_be_asked_for():
+    assert rows(entries(table(), PROFILE, num_seeds=1)) == [(loss, 0) for loss in LOSSES]
+
+
+def test_references_come_last_once_as_the_baseline_with_their_changes():
+    found = entries(table(references={"as it is": {"distill.steps": 0}}), PROFILE)
+    assert rows(found)[-1] == ("as it is", 0)
+    assert [entry.reference for entry in found] == [False] * 6 + [True]
+    assert found[-1].cell == override(Cell(), {"distill.steps": 0, "distill.logit_loss": "kld"})
+
+
+def test_settings_change_every_cell():
+    asked = table(references={"as it is": {"distill.steps": 0}})
+    found = entries(asked, PROFILE, settings={"distill.block": 64})
+    assert {entry.cell.distill.block for entry in found} == {64}
+
+
+@pytest.mark.parametrize("path", ["distill.logit_loss", "seed"])
+def test_a_setting_on_a_swept_field_is_refused(path):
+    message = refused(table(), settings={path: 0})
+    assert message.startswith(f"--set {path}: toy sweeps it")
+    assert "--only" in message
+    assert "--also" in message
+
+
+def test_a_setting_of_an_unknown_field_is_refused():
+    assert "perhaps you meant 'distill.steps'" in refused(table(), settings={"distill.stpes": 3})
+
+
+@pytest.mark.parametrize(
+    "twins",
+    [
+        table(grid=axis("distill.logit_loss", "kld", "mse", "kld")),
+        table(grid=axis("distill.logit_loss", "kld", "mse") * seeds(2)),
+        table(references={"the same": {}}),
+    ],
+    ids=["value", "seed", "reference"],
+)
+def test_two_points_with_the_same_cell_are_refused(twins):
+    assert refused(twins).startswith("two points of the grid are the same cell: 'kld' and ")
+
+
+def test_a_value_that_is_the_same_after_conversion_is_a_twin():
+    whole = table(
+        grid=axis("distill.w_clm", 1, 1.0) * axis("distill.logit_loss", "kld", "mse"),
+        label=lambda point: f"{point['distill.logit_loss']} {point['distill.w_clm']!r}",
+        baseline="kld 1",
+        paper={},
+        claims=(),
+    )
+    assert "'kld 1' and 'kld 1.0', seed 0" in refused(whole)
+
+
+# --also and --only
+
+
+def test_also_adds_a_row_that_is_the_baseline_with_one_change():
+    found = entries(table(), PROFILE, also={"logit_loss": "mse_logits"})
+    assert rows(found)[6:] == [("mse_logits", 0), ("mse_logits", 1)]
+    assert found[6].cell == override(Cell(), {"distill.logit_loss": "mse_logits"})
+
+
+def test_also_on_a_field_the_label_does_not_tell_apart_is_a_row_of_its_own():
+    found = entries(table(), PROFILE, also={"temperature": 2.0, "distill.steps": 7})
+    added = ("kld, temperature=2.0", "kld, distill.steps=7")
+    assert rows(found)[6:] == [(row, seed) for row in added for seed in (0, 1)]
+    assert found[6].cell == override(Cell(), {"distill.temperature": 2.0})
+    assert [entry.cell.distill.temperature for entry in found if entry.row == "kld"] == [1.0, 1.0]
+
+
+def test_also_may_give_one_field_several_values():
+    found = entries(table(), PROFILE, num_seeds=1, also=[("temperature", 2.0), ("temperature", 3.0)])
+    assert rows(found)[3:] == [("kld, temperature=2.0", 0), ("kld, temperature=3.0", 0)]
+    assert [entry.cell.distill.temperature for entry in found[3:]] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("logit_loss", "mse"), ("distill.logit_loss", "kld"), ("w_clm", 0), ("seed", 1)]
+)
+def test_also_what_is_there_already_is_refused(name, value):
+    assert refused(table(), also={name: value}).startswith("two points of the grid are the same cell")
+
+
+@pytest.mark.parametrize("name", ["logit_loss", "distill.logit_loss"])
+def test_only_keeps_the_points_with_that_value(name):
+    assert rows(entries(table(), PROFILE, only={name: "mse"})) == [("mse", 0), ("mse", 1)]
+
+
+def test_only_with_several_values_keeps_any_of_them_and_with_several_fields_all_of_them():
+    only = [("logit_loss", "kld"), ("logit_loss", "mse"), ("seed", 1)]
+    assert rows(entries(table(), PROFILE, only=only)) == [("kld", 1), ("mse", 1)]
+
+
+def test_only_applies_to_added_rows_too():
+    found = entries(table(), PROFILE, also={"logit_loss": "mse_logits"}, only={"logit_loss": "mse_logits"})
+    assert rows(found) == [("mse_logits", 0), ("mse_logits", 1)]
+
+
+@pytest.mark.parametrize(
+    ("only", "part"),
+    [
+        ({"logit_loss": "kdl"}, "distill.logit_loss=kdl"),
+        ({"seed": 2}, "seed=2"),
+        ({"temperature": 1.0}, "distill.temperature=1.0"),
+        ({"student.model": None}, "student.model=None"),
+        ({"logit_loss": "kld", "w_clm": 1.0}, "distill.logit_loss=kld, distill.w_clm=1.0"),
+    ],
+)
+def test_only_what_no_row_has_is_refused(only, part):
+    assert refused(table(), only=only) == f"--only: no row of toy has {part}"
+
+
+@pytest.mark.parametrize("request_", ["also", "only"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("temprature", "'distill.temperature'; "), ("logit_los", "'distill.logit_loss'; "), ("", "there are: ")],
+)
+def test_an_unknown_short_name_is_refused(request_, name, hint):
+    message = refused(table(), **{request_: {name: 1}})
+    assert message.startswith(f"unknown field {name!r}")
+    assert hint in message
+
+
+def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
+    message = refused(table(), also={"samples": 3, "block": 3})
+    ours = sorted(path for path in fields_of(Cell) if path.endswith(".block"))
+    assert len(ours) > 1
+    assert message.endswith("there are: " + ", ".join(ours))
+
+
+def test_a_swept_field_wins_over_others_of_its_short_name():
+    swept = table(
+        grid=axis("distill.steps", 1, 2), label=lambda point: str(point["distill.steps"]),
+        baseline="1", paper={}, claims=(),
+    )  # fmt: skip
+    assert rows(entries(swept, PROFILE, only={"steps": 2})) == [("2", 0), ("2", 1)]
+
+
+@pytest.mark.parametrize("module", ["lit_prune.experiments.loss_ablation", "lit_prune.cli"])
+def test_importing_a_question_imports_no_torch(module):
+    code = f"import sys, {module}; print({{'torch', 'lightning', 'transformers'}} & set(sys.modules))"
+    root = Path(grid.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,308 @@
+"""The store's promises: a result means done, one process at a time, whole files, errors of one line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_prune import store as module
+from lit_prune.config import STAGES, Cell, ConfigError, Corpus, Teacher, identity, key, override
+from lit_prune.store import Busy, Node, Store, write_json
+
+CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
+
+HOLD = """
+import sys
+from lit_prune.config import Cell, Corpus, Teacher
+from lit_prune.store import Store
+cell = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
+with Store(sys.argv[1]).claim(cell, sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+CUT = """
+import resource, signal, sys
+from pathlib import Path
+from lit_prune.store import write_json
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+write_json(Path(sys.argv[1]), {"text": "x" * 1000})
+"""
+
+
+def python(code: str, *args: object) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    root = Path(module.__file__).parents[1]
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=root)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def holder(store):
+    """Another process that holds CELL's student until it is told to leave."""
+    with python(HOLD, store.root, "student") as process:
+        assert process.stdout.readline() == "held\n", process.stderr.read()
+        yield process
+        process.kill()
+
+
+def whole_files(folder: Path) -> set[str]:
+    """The names in a folder, having seen that every JSON among them is whole."""
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text())
+    return {path.name for path in folder.iterdir()}
+
+
+# Results
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_node_lies_at_its_stage_and_address(store, stage):
+    assert store.node(CELL, stage).folder == store.root / stage / key(CELL, stage)
+    assert store.node(CELL, stage).key == key(CELL, stage)
+
+
+def test_looking_at_a_node_creates_nothing(store):
+    node = store.node(CELL, "cell")
+    assert (node.result, node.error, node.env, node.config) == (None, None, {}, {})
+    assert not store.root.exists()
+
+
+def test_a_result_exists_if_and_only_if_the_node_is_finished(store):
+    with store.claim(CELL, "cell") as node:
+        assert node.result is None
+        assert not (node.folder / "result.json").exists()
+        assert node.finish({"lm_loss": 2.5}) == {"lm_loss": 2.5}
+        assert node.result == {"lm_loss": 2.5}
+    assert Store(store.root).node(CELL, "cell").result == {"lm_loss": 2.5}
+    assert store.node(CELL, "student").result is None
+
+
+def test_a_node_left_by_an_exception_is_not_finished_and_free_again(store):
+    with pytest.raises(ZeroDivisionError), store.claim(CELL, "cell"):
+        raise ZeroDivisionError
+    with store.claim(CELL, "cell") as node:
+        assert node.result is None
+
+
+def test_a_claimed_node_says_what_it_is_and_where_it_runs(store):
+    with store.claim(CELL, "cell") as node:
+        assert node.config == identity(CELL, "cell")
+        assert {"command", "commit", "started", "python", "versions"} <= set(node.env)
+        started = node.env["started"]
+        node.finish({}, seconds=3.5)
+    assert node.env["started"] == started
+    assert node.env["seconds"] == 3.5
+    assert node.env["finished"] >= started
+
+
+def test_claiming_a_finished_node_leaves_it_as_it_is(store):
+    with store.claim(CELL, "cell") as node:
+        node.finish({"lm_loss": 2.5})
+    before = {path.name: path.read_bytes() for path in node.folder.iterdir()}
+    with store.claim(CELL, "cell") as again:
+        assert again.result == {"lm_loss": 2.5}
+    assert {path.name: path.read_bytes() for path in node.folder.iterdir()} == before
+
+
+def test_finishing_removes_what_was_unfinished_and_nothing_else(store):
+    with store.claim(CELL, "cell") as node:
+        for name in ("last.ckpt", "metrics.csv"):
+            (node.folder / name).write_text("x")
+        node.fail("out of memory")
+        node.finish({})
+    assert whole_files(node.folder) == {".lock", "config.json", "env.json", "metrics.csv", "result.json"}
+
+
+def test_a_checkpoint_is_only_removed_once_the_result_is_there(store):
+    """A folder in the checkpoint's place cannot be unlinked: it stands for dying at that moment."""
+    with store.claim(CELL, "cell") as node:
+        (node.folder / "last.ckpt").mkdir()
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            node.finish({"lm_loss": 2.5})
+    assert node.result == {"lm_loss": 2.5}
+
+
+def test_an_error_is_remembered_until_the_node_is_finished(store):
+    with store.claim(CELL, "cell") as node:
+        node.fail("out of memory")
+        assert node.error == "out of memory"
+        node.fail("out of disk")
+    assert store.node(CELL, "cell").error == "out of disk"
+    with store.claim(CELL, "cell") as node:
+        assert node.error == "out of disk"
+        node.finish({})
+        assert node.error is None
+
+
+# One process at a time
+
+
+def test_a_node_held_by_another_process_is_busy(store, holder):
+    with pytest.raises(Busy) as busy, store.claim(CELL, "student"):
+        pass
+    assert str(busy.value) == f"student {key(CELL, 'student')} is being computed by another process"
+
+
+@pytest.mark.parametrize(("seq", "stage"), [("mean", "cell"), ("l2", "student")])
+def test_other_nodes_are_free_meanwhile(store, holder, seq, stage):
+    with store.claim(override(CELL, {"student.seq": seq}), stage) as node:
+        assert node.result is None
+
+
+def test_a_busy_node_keeps_what_its_holder_wrote(store, holder):
+    node = store.node(CELL, "student")
+    (node.folder / "env.json").write_text('{"mine": true}')
+    with pytest.raises(Busy), store.claim(CELL, "student"):
+        pass
+    assert node.env == {"mine": True}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_node_is_free_again_when_its_holder_is_killed(store, holder, number):
+    holder.send_signal(number)
+    assert holder.wait(30) == -number
+    with store.claim(CELL, "student") as node:
+        assert node.result is None
+
+
+def test_a_node_is_free_again_when_its_holder_is_done(store, holder):
+    holder.stdin.close()
+    assert holder.wait(30) == 0
+    with store.claim(CELL, "student"):
+        pass
+
+
+def test_a_process_that_waits_for_no_one_cannot_take_what_is_held_here(store):
+    with store.claim(CELL, "student"):
+        process = python(HOLD, store.root, "student")
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "lit_prune.store.Busy" in errors
+
+
+# Looking up
+
+
+def finished(store, seed) -> Node:
+    with store.claim(override(CELL, {"seed": seed}), "cell") as node:
+        node.finish({"seed": seed})
+    return node
+
+
+def test_a_node_is_found_by_its_address_or_the_first_digits_of_it(store):
+    nodes = [finished(store, seed) for seed in range(3)]
+    for node in nodes:
+        assert store.find(node.key) == node
+        shortest = next(n for n in range(1, 13) if sum(m.key.startswith(node.key[:n]) for m in nodes) == 1)
+        assert store.find(node.key[:shortest]) == node
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_a_prefix_of_several_nodes_is_refused_with_their_names(store, count):
+    nodes = sorted((finished(store, seed) for seed in range(count)), key=lambda node: node.key)
+    with pytest.raises(ConfigError, match="'' is the address of several nodes") as caught:
+        store.find("")
+    assert all(f"cell/{node.key}" in str(caught.value) for node in nodes[:5])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["zzz", "*/", "[", ".lock"])
+def test_a_prefix_of_no_node_is_refused(store, prefix):
+    finished(store, 0)
+    with pytest.raises(ConfigError, match="no node"):
+        store.find(prefix)
+
+
+def test_a_store_that_does_not_exist_has_no_node(store):
+    with pytest.raises(ConfigError, match="no node"):
+        store.find("abc")
+
+
+# Stores that cannot be used; a file in a folder's place stops even root
+
+
+@pytest.mark.parametrize("place", ["store", "store/cell", "store/cell/KEY"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(store, place):
+    path = store.root.parent / place.replace("KEY", key(CELL, "cell"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("not a folder")
+    one_line = r"^--store: .* cannot be written \(.+\)$"
+    with pytest.raises(ConfigError, match=one_line), store.claim(CELL, "cell"):
+        pass
+    assert path.read_text() == "not a folder"
+
+
+def test_a_store_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^--store: .* cannot be written \(Not a directory\)$"):
+        Store(tmp_path / "file" / "store").check_writable()
+
+
+def test_a_store_that_can_be_written_is_made_and_left_empty(store):
+    store.check_writable()
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_store_may_be_given_as_the_shell_would_read_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    assert Store("$SOMEWHERE/store").root == tmp_path / "store"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store("~/store").root == tmp_path / "store"
+
+
+# Whole files
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, None, 0.1], "y": "ä"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, None, 0.1], "y": "ä"}
+    assert whole_files(tmp_path) == {"a.json"}
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", {"old": True})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"new": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": True}
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_write_cut_by_a_full_disk_leaves_the_old_file_or_none(tmp_path, there_before):
+    path = tmp_path / "a.json"
+    if there_before:
+        write_json(path, {"old": True})
+    process = python(CUT, path)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "File too large" in errors
+    assert path.exists() == there_before
+    assert not there_before or json.loads(path.read_text()) == {"old": True}
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"text": ""})
+    code = "import sys; from pathlib import Path; from lit_prune.store import write_json\n"
+    code += "while True: [write_json(Path(sys.argv[1]), {'text': c * 300_000}) for c in 'ab']"
+    writer = python(code, path)
+    seen = set()
+    try:
+        while len(seen) < 3:
+            text = json.loads(path.read_text())["text"]
+            assert len(set(text)) <= 1
+            seen.add(text[:1])
+    finally:
+        writer.kill()
+        writer.communicate()
