@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from lit_prune.config import ConfigError, digest, load_profile, parse_setting
+from lit_prune.config import ConfigError, digest
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry, Table, entries
+from lit_prune.settings import load_profile, parse_setting
 from lit_prune.store import Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -154,12 +155,15 @@ class Session:
 
     def _dry_run(self, missing: list[Entry]) -> int:
         for entry in missing:
-            self.console.print(f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps", highlight=False)
+            self.console.print(
+                f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps",
+                highlight=False,
+            )
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
         return 0
 
     def _status(self) -> int:
-        from lit_prune.render import print_status
+        from lit_prune.render.terminal import print_status
         from lit_prune.report import tidy
 
         print_status(tidy(self.table, self.entries, self.store), self.console)
@@ -167,13 +171,12 @@ class Session:
 
     def _report(self) -> int:
         """Print the report and write its files."""
-        from lit_prune.render import print_report, write_files
+        from lit_prune.render.files import write_files
+        from lit_prune.render.terminal import print_report
         from lit_prune.report import assemble
 
         settings = _pairs(self.flags.set)
-        report = assemble(
-            self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection()
-        )
+        report = assemble(self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection())
         print_report(report, self.console)
         for path in write_files(report, self._report_folder(settings)):
             self.console.print(f"written: {path}", highlight=False, soft_wrap=True)
@@ -195,7 +198,7 @@ class Session:
         return self.store.root / "reports" / self.table.name / (f"{scale}-{digest(asked)}" if asked else scale)
 
     def _record(self, report: Any) -> None:
-        from lit_prune.render import write_record
+        from lit_prune.render.files import write_record
 
         if missing := self._missing(self.entries):
             raise ConfigError(f"--record: {len(missing)} cells are not done; a record is of a whole table")
@@ -208,7 +211,7 @@ class Session:
             self.console.print(f"recorded: {path}", highlight=False)
 
     def _diff(self) -> int:
-        from lit_prune.render import print_diff
+        from lit_prune.render.terminal import print_diff
 
         if len(self.flags.keys) != 2:
             raise ConfigError("diff takes two addresses: diff KEY KEY")

@@ -1,4 +1,4 @@
-"""A question: the grid of cells that answers it, the rows they belong to, the paper's numbers and its claims. No torch."""
+"""A question: the grid of cells that answers it, the rows they belong to, the paper's numbers and claims. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Profile, fields_of, key, override, unknown
+from lit_prune.config import Cell, ConfigError, Profile, key, unknown
+from lit_prune.settings import fields_of, override
 
 Changes = dict[str, Any]
 """Dotted field -> value: what one point of a grid changes in the base cell."""
@@ -77,7 +78,11 @@ class Table:
 
     def __post_init__(self) -> None:
         rows = set(map(self.label, self.grid))
-        named = {self.baseline, *self.paper, *(row for claim in self.claims for row in (claim.better, claim.worse))}
+        named = {
+            self.baseline,
+            *self.paper,
+            *(row for claim in self.claims for row in (claim.better, claim.worse)),
+        }
         if named - rows:
             raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
         of_row: dict[str, Changes] = {}

@@ -50,7 +50,11 @@ def check_names(cell: Cell) -> None:
     from lit_prune.losses.hidden import hidden_losses
     from lit_prune.losses.logit import logit_losses
 
-    _ = criteria[cell.student.criterion], logit_losses[cell.distill.logit_loss], hidden_losses[cell.distill.hidden_loss]
+    _ = (
+        criteria[cell.student.criterion],
+        logit_losses[cell.distill.logit_loss],
+        hidden_losses[cell.distill.hidden_loss],
+    )
 
 
 def check_models(cell: Cell) -> None:
@@ -69,14 +73,20 @@ def check_models(cell: Cell) -> None:
         target(cell.student, config)
         student_config = config
     else:
-        student_config = teachers.load_config(teachers.locate(cell.student.model, cell.student.fingerprint, weights=False))
+        student_config = teachers.load_config(
+            teachers.locate(cell.student.model, cell.student.fingerprint, weights=False)
+        )
     check_same_vocabulary(student_config, config)
     pairs = pairs_of(distill, config.num_hidden_layers, student_config.num_hidden_layers)
     if distill.alpha and not pairs:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
     if not (distill.w_clm or distill.w_logits or distill.alpha):
         raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
-    for name, value in (("batch", distill.batch), ("block", distill.block - 1), ("temperature", distill.temperature)):
+    for name, value in (
+        ("batch", distill.batch),
+        ("block", distill.block - 1),
+        ("temperature", distill.temperature),
+    ):
         if value <= 0:
             raise ConfigError(f"distill.{name}: {getattr(distill, name)} is too small")
 

@@ -1,8 +1,8 @@
 """Train a teacher from random weights: tokenizer, tokens, model, and the card that says what it is worth.
 
-    python -m lit_prune.pretrain                                # the teacher that ships with the package
-    python -m lit_prune.pretrain --set layers=8 --export here   # another one, into a folder
-    python -m lit_prune.pretrain --check                        # what the shipped teacher is worth today
+python -m lit_prune.pretrain                                # the teacher that ships with the package
+python -m lit_prune.pretrain --set layers=8 --export here   # another one, into a folder
+python -m lit_prune.pretrain --check                        # what the shipped teacher is worth today
 """
 
 from __future__ import annotations
@@ -23,18 +23,7 @@ import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lit_prune.config import (
-    Cell,
-    ConfigError,
-    Corpus,
-    Distill,
-    Pretraining,
-    Teacher,
-    build,
-    override,
-    parse_setting,
-    plain_of,
-)
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Pretraining, Teacher
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.corpus import documents, pin
 from lit_prune.data.tokens import TokenBlocks, write_tokens
@@ -43,6 +32,7 @@ from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.evaluate.trigram import KneserNeyTrigram
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
+from lit_prune.settings import build, override, parse_setting, plain_of
 from lit_prune.store import Store
 
 END_OF_TEXT = "<|endoftext|>"
@@ -133,7 +123,7 @@ def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
 
 def recipe_of(folder: Path) -> Pretraining:
     """The recipe on a teacher's card; the default recipe where it has no card."""
-    card = folder / "card.json"
+    card = folder / teachers.CARD
     if not card.is_file():
         return Pretraining()
     recipe = json.loads(card.read_text())["recipe"]
@@ -236,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)
         recipe_and_text = plain_of(cell.teacher.pretraining)
         card = {"address": node.key, "recipe": recipe_and_text, "result": node.result, "env": node.env}
-        (flags.export / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+        (flags.export / teachers.CARD).write_text(json.dumps(card, indent=1) + "\n")
     return 0
 
 

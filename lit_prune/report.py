@@ -1,6 +1,6 @@
 """What the cells of a table say together: rows with error bars, verdicts on claims, order of rows.
 
-Reads results, trains nothing, draws nothing (render.py shows a report). No torch.
+Reads results, trains nothing, draws nothing (render/ shows a report). No torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lit_prune.config import Cell, ConfigError, plain_of
+from lit_prune.config import Cell, ConfigError
 from lit_prune.grid import Entry, Table
+from lit_prune.settings import plain_of
 from lit_prune.store import Node, Store
 
 # Seeds spread a loss in its third digit; what is below this share of its value is rounding.
@@ -106,7 +107,8 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     """One line a cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, failed, unfinished or missing), error, the swept fields,
-    the metrics (NaN unless done), commit, wall_seconds.
+    the metrics (NaN unless done), corpus and teacher (fingerprints; of a teacher trained here, its text's),
+    commit, wall_seconds.
 
     Raises:
         ConfigError: two cells share a row and a seed.
@@ -130,8 +132,13 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
         "error": None if error is None else " ".join(error.split()),
         **{path: _value(entry.cell, path) for path in swept},
         **{metric: (result or {}).get(metric) for metric in table.metrics},
+        "corpus": entry.cell.corpus.fingerprint, "teacher": _origin(entry.cell.teacher),
         "commit": env.get("commit"), "wall_seconds": env.get("seconds"),
     }  # fmt: skip
+
+
+def _origin(teacher: Teacher) -> str | None:
+    return teacher.pretraining.corpus.fingerprint if teacher.pretraining else teacher.fingerprint
 
 
 def _value(node: Any, path: str) -> Any:

@@ -182,10 +182,13 @@ class Runner:
 
 
 def prune(cell: Cell, teacher: Any, importance: Node, folder: Path) -> dict[str, Any]:
-    """Score, plan and cut; the plan and the student go to `folder`. Returns what was asked for and what was achieved."""
+    """Score, plan and cut; plan and student go to `folder`. Returns what was asked for and what was achieved."""
     assert importance.result is not None
     evidence = Evidence(
-        teacher, load_moments(importance.folder / "moments.safetensors"), importance.result["count"], cell.importance.seed
+        teacher,
+        load_moments(importance.folder / "moments.safetensors"),
+        importance.result["count"],
+        cell.importance.seed,
     )
     shape = target(cell.student, teacher.config)
     plan = uniform(criteria[cell.student.criterion](evidence, cell.student), shape, teacher.config)
@@ -193,7 +196,11 @@ def prune(cell: Cell, teacher: Any, importance: Node, folder: Path) -> dict[str,
     student = surgery.apply(teacher, plan)
     student.save_pretrained(folder / "model")
     return {
-        "requested": {"hidden": cell.student.hidden, "neurons": cell.student.neurons, "heads": cell.student.heads},
+        "requested": {
+            "hidden": cell.student.hidden,
+            "neurons": cell.student.neurons,
+            "heads": cell.student.heads,
+        },
         "achieved": {"hidden": plan.kept.hidden, "neurons": plan.kept.neurons, "heads": plan.kept.heads},
         "parameters": student.num_parameters(),
         "share_without_embeddings": _without_embeddings(student) / _without_embeddings(teacher),
@@ -220,4 +227,3 @@ def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
         if cell.teacher.pretraining and store.node(cell, "teacher").result is None
     }  # fmt: skip
     return sum(cell.distill.steps for cell in missing) + sum(teachers_to_train)
-

@@ -25,7 +25,8 @@ from typing import Any
 from lit_prune.config import Cell, ConfigError, expand, identity, key
 
 _VERSIONS = (
-    "lit-prune", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "numpy", "scipy", "pandas",
+    "lit-prune", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "numpy", "scipy",
+    "pandas",
 )  # fmt: skip
 # Below this a run would be cut by a full disk, which helps nobody.
 _ROOM_NEEDED = 200 * 2**20
@@ -126,7 +127,9 @@ class Store:
             raise ConfigError(f"--store: {folder} cannot be written ({error.strerror})") from None
         free = shutil.disk_usage(self.root).free
         if free < _ROOM_NEEDED:
-            raise ConfigError(f"--store: {self.root} has {free >> 20} MiB left; at least {_ROOM_NEEDED >> 20} are needed")
+            raise ConfigError(
+                f"--store: {self.root} has {free >> 20} MiB left; at least {_ROOM_NEEDED >> 20} are needed"
+            )
 
     def find(self, prefix: str) -> Node:
         """The one node whose address begins with `prefix`.
@@ -137,7 +140,9 @@ class Store:
         found = sorted(p for p in self.root.glob(f"*/{prefix}*") if (p / "config.json").exists())
         if len(found) != 1:
             names = ", ".join(f"{p.parent.name}/{p.name}" for p in found[:5])
-            raise ConfigError(f"{prefix!r} is the address of {f'several nodes: {names}' if found else 'no node'} in {self.root}")
+            raise ConfigError(
+                f"{prefix!r} is the address of {f'several nodes: {names}' if found else 'no node'} in {self.root}"
+            )
         return Node(found[0])
 
 
@@ -198,4 +203,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )

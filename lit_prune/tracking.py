@@ -113,7 +113,7 @@ class Mirror:
 
 
 def _mode(mode: Mode) -> str:
-    """The mode to use: what was asked for, else what the environment says, else online with a key and offline without."""
+    """The mode to use: what was asked for, else what the environment says, else online with a key, offline without."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
@@ -125,4 +125,6 @@ def _mode(mode: Mode) -> str:
 
 def _quiet(wandb: Any) -> Any:
     """Settings of a cell's run; the private ones (x_) are kept here alone."""
-    return wandb.Settings(console="off", silent=True, init_timeout=20, x_disable_stats=True, x_disable_machine_info=True)
+    return wandb.Settings(
+        console="off", silent=True, init_timeout=20, x_disable_stats=True, x_disable_machine_info=True
+    )

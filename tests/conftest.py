@@ -52,9 +52,7 @@ def tiny_tokenizer(texts: list[str]) -> Any:
     letters = [letter for code in (10, *range(32, 127)) for letter, _ in level.pre_tokenize_str(chr(code))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = level, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256, special_tokens=[END], initial_alphabet=letters, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=256, special_tokens=[END], initial_alphabet=letters, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     assert tokenizer.get_vocab_size() == 256
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)

@@ -6,19 +6,21 @@ import pkgutil
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import lit_prune.experiments
-from lit_prune.config import load_profile, profiles_folder
+from lit_prune.config import key
 from lit_prune.grid import entries
+from lit_prune.settings import load_profile, profiles_folder
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.stem for path in profiles_folder().glob("*.yaml"))
 TABLES = sorted(module.name for module in pkgutil.iter_modules(lit_prune.experiments.__path__))
-LIGHT = ("config", "registry", "grid", "store", "report", "render", "cli", "execution")
+LIGHT = ("config", "registry", "grid", "store", "report", "render.files", "render.terminal", "cli", "execution")
 
 
 def imports(path):
@@ -46,7 +48,7 @@ def test_what_asks_and_what_reads_imports_no_torch(name):
 
 
 def test_nothing_below_imports_the_command_line_or_the_runner():
-    below = [p for p in (ROOT / "lit_prune").glob("*/*.py") if p.parent.name != "experiments"]
+    below = [p for p in (ROOT / "lit_prune").glob("*/*.py") if p.parent.name not in ("experiments", "render")]
     assert below
     for path in below:
         assert not {"cli", "runner", "report", "render", "grid"} & set(imports(path)), path
@@ -72,9 +74,21 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
         found = entries(table, load_profile(record.parent.name))
         recorded = pd.read_csv(record)
         assert list(recorded["row"]) == [entry.row for entry in found], record
-        assert recorded["key"].is_unique
+        origins = zip(found, recorded["corpus"], recorded["teacher"], strict=True)
+        assert [key(pinned(entry.cell, *origin)) for entry, *origin in origins] == list(recorded["key"]), record
         assert (recorded["state"] == "done").all()
         assert (record.parents[1] / "NOTES.md").is_file()
+
+
+def pinned(cell, corpus, teacher):
+    """The cell with the fingerprints of its record."""
+    if cell.teacher.pretraining is None:
+        pinned_teacher = replace(cell.teacher, fingerprint=teacher)
+    else:
+        recipe = cell.teacher.pretraining
+        recipe = replace(recipe, corpus=replace(recipe.corpus, fingerprint=teacher))
+        pinned_teacher = replace(cell.teacher, pretraining=recipe)
+    return replace(cell, corpus=replace(cell.corpus, fingerprint=corpus), teacher=pinned_teacher)
 
 
 def test_the_tree_holds_no_leftovers():

@@ -19,11 +19,13 @@ from lit_prune.config import (
     Profile,
     Student,
     Teacher,
-    build,
     canonical,
-    fields_of,
     identity,
     key,
+)
+from lit_prune.settings import (
+    build,
+    fields_of,
     load_profile,
     override,
     parse_setting,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -362,9 +363,7 @@ def test_weight_decay_is_for_matrices_and_not_for_vectors():
     decay_of = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     vectors = {name for name in names.values() if "norm" in name or name.endswith("bias")}
     assert decay_of == {
-        name: 0.0 if name in vectors else 0.3
-        for name in names.values()
-        if name != "student.model.embed_tokens.weight"
+        name: 0.0 if name in vectors else 0.3 for name in names.values() if name != "student.model.embed_tokens.weight"
     }
     assert all(group["betas"] == (0.8, 0.9) for group in groups)
 
@@ -410,6 +409,9 @@ RECIPE = Distill(
     alpha="dynamic", w_clm=0.5, block=BLOCK, batch=BATCH, steps=STEPS, optim=Optim(lr=3e-3, warmup=2),
     **ALL_STATES,
 )  # fmt: skip
+FIXED_ALPHA = dataclasses.replace(RECIPE, alpha=0.3)
+"""A dynamic alpha is another for each micro-batch."""
+
 QUICK = Execution(accelerator="cpu", devices="1", accumulate=1, checkpoint_seconds=0.0, log_every=5)
 
 
@@ -444,67 +446,91 @@ def rows(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "metrics.csv").drop(columns="tokens_per_second")
 
 
+@dataclasses.dataclass
+class Run:
+    """A run that was never interrupted."""
+
+    student: LlamaForCausalLM
+    folder: Path
+
+
+class Whole:
+    """Runs of RECIPE that were never interrupted, each made once."""
+
+    def __init__(self, tokens: Path, folder: Path) -> None:
+        self.tokens, self.folder = tokens, folder
+        self.made: dict[tuple[float, int], Run] = {}
+
+    def __call__(self, dropout: float, accumulate: int) -> Run:
+        how = dropout, accumulate
+        if how not in self.made:
+            folder = self.folder / f"{dropout} {accumulate}"
+            self.made[how] = Run(run(self.tokens, folder, dropout=dropout, accumulate=accumulate), folder)
+        return self.made[how]
+
+
+@pytest.fixture(scope="module")
+def whole(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(tokens, tmp_path_factory.mktemp("whole"))
+
+
 def equal(a: nn.Module, b: nn.Module) -> bool:
     theirs = b.state_dict()
     return all(torch.equal(value, theirs[name]) for name, value in a.state_dict().items())
 
 
-def test_the_same_seed_gives_the_same_weights_and_history_bit_for_bit(tokens, tmp_path):
-    first, second = (run(tokens, tmp_path / name, dropout=0.1) for name in ("first", "second"))
-    assert equal(first, second)
-    pd.testing.assert_frame_equal(rows(tmp_path / "first"), rows(tmp_path / "second"), check_exact=True)
-    assert not equal(first, run(tokens, tmp_path / "third", dropout=0.1, seed=1))
-    assert not equal(first, run(tokens, tmp_path / "fourth", dropout=0.0))
+def test_the_same_seed_gives_the_same_weights_and_history_bit_for_bit(whole, tmp_path):
+    first = whole(0.1, 1)
+    assert equal(first.student, run(whole.tokens, tmp_path / "again", dropout=0.1))
+    pd.testing.assert_frame_equal(rows(first.folder), rows(tmp_path / "again"), check_exact=True)
+    assert not equal(first.student, run(whole.tokens, tmp_path / "other", dropout=0.1, seed=1))
+    assert not equal(first.student, whole(0.0, 1).student)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("stops", [(1,), (3,), (6, 7), (5, 11), (12, 12)])
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, stops, dropout, accumulate):
-    """A pass over the 22 blocks ends in the middle of step 6; the checkpoint of a step comes after it was told."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    uninterrupted = run(tokens, whole, dropout=dropout, accumulate=accumulate)
+@pytest.mark.parametrize(
+    ("stops", "dropout", "accumulate"),
+    [((1,), 0.0, 1), ((3,), 0.1, 1), ((6, 7), 0.1, 1), ((5, 11), 0.1, 2), ((12, 12), 0.0, 2)],
+)
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path, stops, dropout, accumulate):
+    """A pass over the 22 blocks ends in the middle of step 6; a step is told before its checkpoint is written."""
+    uninterrupted = whole(dropout, accumulate)
     for stop in stops:
-        run(tokens, broken, dropout=dropout, accumulate=accumulate, stop_at=stop)
-        assert (broken / "last.ckpt").exists() == (stop > 1)
-    resumed = run(tokens, broken, dropout=dropout, accumulate=accumulate)
-    assert equal(resumed, uninterrupted)
-    pd.testing.assert_frame_equal(rows(broken), rows(whole), check_exact=True)
+        run(whole.tokens, tmp_path, dropout=dropout, accumulate=accumulate, stop_at=stop)
+        assert (tmp_path / "last.ckpt").exists() == (stop > 1)
+    resumed = run(whole.tokens, tmp_path, dropout=dropout, accumulate=accumulate)
+    assert equal(resumed, uninterrupted.student)
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(uninterrupted.folder), check_exact=True)
 
 
 @pytest.mark.slow
-def test_workers_that_read_ahead_lose_and_repeat_nothing(tokens, tmp_path):
-    uninterrupted = run(tokens, tmp_path / "whole")
+def test_workers_that_read_ahead_lose_and_repeat_nothing(whole, tmp_path):
     for stop in (4, 8):
-        run(tokens, tmp_path / "broken", stop_at=stop, workers=2)
-    assert equal(run(tokens, tmp_path / "broken", workers=2), uninterrupted)
+        run(whole.tokens, tmp_path, stop_at=stop, workers=2)
+    assert equal(run(whole.tokens, tmp_path, workers=2), whole(0.0, 1).student)
 
 
-def test_a_run_that_was_over_when_it_was_interrupted_is_found_as_it_was(tokens, tmp_path):
-    done = run(tokens, tmp_path / "run")
-    before = rows(tmp_path / "run")
-    again = run(tokens, tmp_path / "run")
-    assert equal(again, done)
-    pd.testing.assert_frame_equal(rows(tmp_path / "run"), before, check_exact=True)
+def test_a_run_that_was_over_when_it_was_interrupted_is_found_as_it_was(whole, tmp_path):
+    over = whole(0.0, 1)
+    folder = shutil.copytree(over.folder, tmp_path / "run")
+    assert equal(run(whole.tokens, folder), over.student)
+    pd.testing.assert_frame_equal(rows(folder), rows(over.folder), check_exact=True)
 
 
-def test_a_checkpoint_is_never_of_half_a_step(tokens, tmp_path):
+def test_a_checkpoint_is_never_of_half_a_step(whole, tmp_path):
     """The time for one comes between the two micro-batches of step 3, whose gradients no checkpoint holds."""
-    uninterrupted = run(tokens, tmp_path / "whole", accumulate=2)
     slow, calls = student_of(), iter(range(1, 100))
-    slow.register_forward_pre_hook(lambda *_: time.sleep(1.0) if next(calls) == 5 else None)
-    run(tokens, tmp_path / "broken", accumulate=2, student=slow, stop_at=5, checkpoint_seconds=0.9)
-    assert torch.load(tmp_path / "broken" / "last.ckpt")["global_step"] == 3
-    assert equal(run(tokens, tmp_path / "broken", accumulate=2), uninterrupted)
+    slow.register_forward_pre_hook(lambda *_: time.sleep(0.6) if next(calls) == 5 else None)
+    run(whole.tokens, tmp_path, accumulate=2, student=slow, stop_at=3, checkpoint_seconds=0.5)
+    assert equal(run(whole.tokens, tmp_path, accumulate=2), whole(0.0, 2).student)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
 def test_a_run_may_go_on_in_other_micro_batches(full_tokens, tmp_path, before, after):
-    uninterrupted = run(full_tokens, tmp_path / "whole")
-    run(full_tokens, tmp_path / "broken", stop_at=6, accumulate=before)
-    resumed = run(full_tokens, tmp_path / "broken", accumulate=after)
-    assert rows(tmp_path / "broken")["step"].tolist() == [5, 10, 12]
+    uninterrupted = run(full_tokens, tmp_path / "whole", recipe=FIXED_ALPHA)
+    run(full_tokens, tmp_path / "broken", recipe=FIXED_ALPHA, stop_at=6, accumulate=before)
+    resumed = run(full_tokens, tmp_path / "broken", recipe=FIXED_ALPHA, accumulate=after)
     close(resumed, uninterrupted)
+    pd.testing.assert_frame_equal(rows(tmp_path / "broken"), rows(tmp_path / "whole"), rtol=1e-4)
 
 
 def close(a: nn.Module, b: nn.Module) -> None:
@@ -538,10 +564,8 @@ def test_a_trained_student_is_saved_without_the_projection(tokens, tmp_path):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_micro_batches_make_the_same_step(full_tokens, tmp_path, accumulate):
-    """With dynamic alpha each micro-batch has its own ratio, so here alpha is a number."""
-    recipe = dataclasses.replace(RECIPE, alpha=0.3)
-    together = run(full_tokens, tmp_path / "together", recipe=recipe)
-    cut = run(full_tokens, tmp_path / "cut", recipe=recipe, accumulate=accumulate)
+    together = run(full_tokens, tmp_path / "together", recipe=FIXED_ALPHA)
+    cut = run(full_tokens, tmp_path / "cut", recipe=FIXED_ALPHA, accumulate=accumulate)
     close(cut, together)
     pd.testing.assert_frame_equal(rows(tmp_path / "cut"), rows(tmp_path / "together"), rtol=1e-4)
 
@@ -603,13 +627,12 @@ def test_a_batch_that_cannot_be_cut_is_refused(tokens, tmp_path):
 
 @pytest.mark.slow
 def test_a_golden_curve(full_tokens, tmp_path):
-    """Cross-entropy of random weights begins near ln 48 = 3.87; two equally likely successors leave ln 2 = 0.69."""
+    """Random weights begin near ln 48 = 3.87; two equally likely successors would leave ln 2 = 0.69."""
     torch.manual_seed(0)
     student = student_of()
     student.apply(student._init_weights)
-    recipe = Distill(
-        w_clm=1.0, w_logits=0.0, block=BLOCK, batch=8, steps=150, optim=Optim(lr=1e-2, min_lr=1e-3, warmup=10)
-    )
+    falling = Optim(lr=1e-2, min_lr=1e-3, warmup=10)
+    recipe = Distill(w_clm=1.0, w_logits=0.0, block=BLOCK, batch=8, steps=150, optim=falling)
     run(full_tokens, tmp_path, recipe=recipe, student=student, log_every=30)
     curve = rows(tmp_path)["clm"].tolist()
     assert curve == sorted(curve, reverse=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lit_prune import grid
-from lit_prune.config import Cell, ConfigError, Profile, fields_of, key, override
+from lit_prune.config import Cell, ConfigError, Profile, key
 from lit_prune.grid import Claim, Grid, Table, axis, entries, seeds
+from lit_prune.settings import fields_of, override
 
 PROFILE = Profile(Cell(), seeds=2)
 LOSSES = ("kld", "mse", "cosine")

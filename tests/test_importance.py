@@ -14,7 +14,11 @@ from lit_prune.pruning.allocate import uniform
 from lit_prune.pruning.shape import Shape
 
 CPU = Execution(accelerator="cpu")
-SEQUENCE = {"mean": lambda x: x.abs().mean(1), "l2": lambda x: x.norm(dim=1), "var": lambda x: x.var(1, correction=0)}
+SEQUENCE = {
+    "mean": lambda x: x.abs().mean(1),
+    "l2": lambda x: x.norm(dim=1),
+    "var": lambda x: x.var(1, correction=0),
+}
 BATCH = {"mean": lambda s: s.mean(0), "l2": lambda s: s.norm(dim=0), "var": lambda s: s.var(0, correction=0)}
 
 
@@ -96,7 +100,11 @@ def test_every_criterion_scores_every_unit(name, tiny_llama, ids, tmp_path):
     evidence = evidence_of(tiny_llama, ids, tmp_path / "m.safetensors")
     config = tiny_llama.config
     first, again = (criteria[name](evidence, Student(criterion=name)) for _ in range(2))
-    sizes = {"hidden": (1, config.hidden_size), "neuron": (3, config.intermediate_size), "head": (3, config.num_attention_heads)}
+    sizes = {
+        "hidden": (1, config.hidden_size),
+        "neuron": (3, config.intermediate_size),
+        "head": (3, config.num_attention_heads),
+    }
     assert {axis: (len(scores), *{len(s) for s in scores}) for axis, scores in first.items()} == sizes
     for axis, scores in first.items():
         for score, same in zip(scores, again[axis], strict=True):

@@ -19,15 +19,17 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from lit_prune import render, report
-from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher, parse_setting
+from lit_prune import report
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.grid import Claim, Entry, entries
+from lit_prune.render import figures, terminal
+from lit_prune.render import files as report_files
+from lit_prune.render import words as report_words
+from lit_prune.settings import parse_setting
 from lit_prune.store import Store
 
-CELL = Cell(
-    corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=40)
-)
+CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=40))
 MSE, RKLD, COSINE, KLD_CE = (f"L_CLM + L_logits({name})" for name in ("MSE", "RKLD", "Cosine", "KLD"))
 KLD, RKLD_ALONE = "L_logits(KLD)", "L_logits(RKLD)"
 LOSSES = {
@@ -80,7 +82,7 @@ def broken(store: Store, row: str, seed: int) -> Path:
 
 def shown(found: report.Report, width: int) -> str:
     stream = io.StringIO()
-    render.print_report(found, Console(file=stream, width=width))
+    terminal.print_report(found, Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -100,9 +102,7 @@ def store(complete: Store, tmp_path: Path) -> Store:
 def whole(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> report.Report:
     """The report of a table in every state: one failed cell, one unfinished, one missing."""
     store = Store(shutil.copytree(complete.root, tmp_path_factory.mktemp("partly") / "store"))
-    (broken(store, MSE, 1) / "error.json").write_text(
-        json.dumps({"error": "Diverged: <nan> at [step]\nand then some"})
-    )
+    (broken(store, MSE, 1) / "error.json").write_text(json.dumps({"error": "Diverged: <nan> at [step]\nand then some"}))
     (broken(store, COSINE, 2) / "last.ckpt").touch()
     broken(store, RKLD_ALONE, 0)
     return answer(store)
@@ -110,7 +110,7 @@ def whole(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> report.R
 
 @pytest.fixture(scope="module")
 def files(whole: report.Report, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    paths = render.write_files(whole, tmp_path_factory.mktemp("files") / "new" / "folder")
+    paths = report_files.write_files(whole, tmp_path_factory.mktemp("files") / "new" / "folder")
     return {path.name: path.read_text() for path in paths}
 
 
@@ -279,17 +279,17 @@ def test_an_empty_store_is_reported_too(tmp_path: Path) -> None:
     found = answer(Store(tmp_path / "none"))
     assert "20 of 20 cells are not done: 20 missing" in shown(found, 80)
     assert found.agreement.n == 0
-    paths = render.write_files(found, tmp_path / "files")
+    paths = report_files.write_files(found, tmp_path / "files")
     assert "<svg" not in paths[-1].read_text()
 
 
 def test_a_table_without_claims_and_paper_is_reported_too(
     complete: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(render, "_figures", lambda found: {"final": "", "terms": []})
+    monkeypatch.setattr(figures, "inline", lambda found: {"final": "", "terms": []})
     found = answer(complete, claims=(), paper={})
     assert "paper" not in shown(found, 100).split("Claims")[0].split("LM loss")[1]
-    assert len(render.write_files(found, tmp_path / "files")) == 4
+    assert len(report_files.write_files(found, tmp_path / "files")) == 4
 
 
 def test_csv_is_the_tidy_frame(whole: report.Report, files: dict[str, str]) -> None:
@@ -341,25 +341,25 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(render, "_figures", lambda found: drawn.append("drawn") or {"final": "", "terms": []})
+    monkeypatch.setattr(figures, "inline", lambda found: drawn.append("drawn") or {"final": "", "terms": []})
     folder = tmp_path / "files"
-    paths = render.write_files(answer(store), folder)
+    paths = report_files.write_files(answer(store), folder)
     before = [path.stat().st_mtime_ns for path in paths]
-    assert render.write_files(answer(store), folder) == paths
+    assert report_files.write_files(answer(store), folder) == paths
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert drawn == ["drawn"]
     finish_again = store.node(asked()[0].cell, "cell").folder / "result.json"
     finish_again.write_text(json.dumps({"lm_loss": 3.0, "perplexity": 20.0}))
-    render.write_files(answer(store), folder)
+    report_files.write_files(answer(store), folder)
     paths[1].unlink()
-    render.write_files(answer(store), folder)
+    report_files.write_files(answer(store), folder)
     assert drawn == ["drawn"] * 3
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
 
 
 def test_record_is_two_files(whole: report.Report, tmp_path: Path) -> None:
     (tmp_path / "NOTES.md").write_text("by hand")
-    written = render.write_record(whole, tmp_path)
+    written = report_files.write_record(whole, tmp_path)
     assert [path.name for path in written] == ["results.csv", "report.md"]
     assert (tmp_path / "NOTES.md").read_text() == "by hand"
 
@@ -367,7 +367,7 @@ def test_record_is_two_files(whole: report.Report, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(whole: report.Report, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be written to .*file"):
-        render.write_record(whole, tmp_path / "file" / "folder")
+        report_files.write_record(whole, tmp_path / "file" / "folder")
 
 
 def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
@@ -376,7 +376,7 @@ def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
         "distill.mlp_input": ["last:last"], "distill.tau_squared": True, "distill.optim.lr": 1e-5,
     }  # fmt: skip
     found = report.assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
-    words = shlex.split(render._command(found))
+    words = shlex.split(report_words.command(found))
     assert words[:5] == ["python", "-m", "lit_prune.experiments.loss_ablation", "--profile", "tiny"]
     assert words[5:-2:2] == ["--set"] * len(settings)
     assert dict(map(parse_setting, words[6:-2:2])) == settings
@@ -386,12 +386,12 @@ def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
 def test_status_and_diff(whole: report.Report, store: Store) -> None:
     stream = io.StringIO()
     console = Console(file=stream, width=100)
-    render.print_status(whole.tidy, console)
+    terminal.print_status(whole.tidy, console)
     status = stream.getvalue()
     assert all(key in status for key in whole.tidy["key"])
     assert "20 cells: 17 done" in status
     first, second = (store.node(entry.cell, "cell") for entry in asked()[:2])
-    render.print_diff(first, second, console)
+    terminal.print_diff(first, second, console)
     lines = [line.split() for line in stream.getvalue()[len(status) :].splitlines()]
     assert ["seed", "0", "1"] in lines
     assert ["result.lm_loss", "3.1", "3.21"] in lines
@@ -399,21 +399,20 @@ def test_status_and_diff(whole: report.Report, store: Store) -> None:
 
 
 def test_curves_of_seeds_logged_at_different_steps() -> None:
-    history = pd.DataFrame(
-        {"step": [10, 20, 30, 10, 30], "seed": [0, 0, 0, 1, 1], "clm": [3.0, 2.0, 1.0, 5.0, 1.0]}
-    )
-    assert render._curve(history, "clm").to_dict("list") == {
+    history = pd.DataFrame({"step": [10, 20, 30, 10, 30], "seed": [0, 0, 0, 1, 1], "clm": [3.0, 2.0, 1.0, 5.0, 1.0]})
+    assert figures.curve_of(history, "clm").to_dict("list") == {
         "step": [10, 20, 30], "mean": [4, 2.5, 1], "min": [3, 2, 1], "max": [5, 3, 1]
     }  # fmt: skip
     long = pd.DataFrame({"step": range(1000), "seed": 0, "clm": range(1000)})
-    thin = render._curve(long, "clm")
+    thin = figures.curve_of(long, "clm")
     assert len(thin) <= 150
     assert (thin["min"].iloc[0], thin["max"].iloc[-1]) == (0, 999)
 
 
 def test_importing_them_imports_no_torch() -> None:
     code = (
-        "import sys, lit_prune.render; assert not {'pandas', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        "import sys, lit_prune.render.files, lit_prune.render.terminal;"
+        "assert not {'pandas', 'matplotlib', 'jinja2'} & set(sys.modules);"
         "import lit_prune.report; assert not {'torch', 'lightning', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -126,7 +126,9 @@ def test_every_block_is_seen_once_a_pass(make_run: Callable[..., Run], workers: 
 
 
 def test_micro_batches_and_workers_do_not_change_a_step(make_run: Callable[..., Run]) -> None:
-    runs = [make_run(f"{accumulate}-{workers}", accumulate=accumulate) for accumulate in (1, 2, 4) for workers in (0, 2)]
+    runs = [
+        make_run(f"{accumulate}-{workers}", accumulate=accumulate) for accumulate in (1, 2, 4) for workers in (0, 2)
+    ]
     for run in runs:
         run.go_on(int(run.folder.name[-1]))
     assert all(run.seen == runs[0].seen for run in runs)
@@ -183,7 +185,13 @@ def test_seeds_and_passes_have_orders_of_their_own() -> None:
 
 @pytest.mark.parametrize("accumulate", [3, 8])
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(make_run: Callable[..., Run], accumulate: int) -> None:
-    how: dict[str, Any] = {"block": BLOCK, "batch": BATCH, "steps": STEPS, "seed": 0, "accumulate": accumulate}
+    how: dict[str, Any] = {
+        "block": BLOCK,
+        "batch": BATCH,
+        "steps": STEPS,
+        "seed": 0,
+        "accumulate": accumulate,
+    }
     data = RetrainingData(make_run("run").tokens, **how)
     with pytest.raises(ConfigError, match=f"4 is no multiple of 1 devices x {accumulate} micro-batches"):
         data.train_dataloader()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lit_prune import store as module
-from lit_prune.config import STAGES, Cell, ConfigError, Corpus, Teacher, identity, key, override
+from lit_prune.config import STAGES, Cell, ConfigError, Corpus, Teacher, identity, key
+from lit_prune.settings import override
 from lit_prune.store import Busy, Node, Store, write_json
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))

@@ -218,7 +218,10 @@ def _hub_revision(source: str) -> str:
     """The commit a hub data set stands at, so that a later upload is another corpus."""
     from huggingface_hub import HfApi
 
-    nowhere = f"corpus.source: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be reached"
+    nowhere = (
+        f"corpus.source: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be "
+        "reached"
+    )
     try:
         revision = HfApi().dataset_info(source, timeout=10).sha
     except Exception as error:  # which ones there are depends on the hub client's HTTP library

@@ -42,12 +42,20 @@ class SeededOrder(Sampler[int]):
 class RetrainingData(L.LightningDataModule):
     """Batches {`input_ids`, `labels`: int64 [micro_batch, block]} of the train split, for a given number of steps.
 
-    `batch` sequences make one optimizer step, over all ranks and accumulated micro-batches. The state in a checkpoint is
-    the number of sequences consumed, taken from the trainer's step and not from the loader, which runs ahead.
+    `batch` sequences make one optimizer step, over all ranks and accumulated micro-batches. The state in a checkpoint
+    is the number of sequences consumed, taken from the trainer's step and not from the loader, which runs ahead.
     """
 
     def __init__(
-        self, folder: Path, *, block: int, batch: int, steps: int, seed: int, accumulate: int = 1, num_workers: int = 0
+        self,
+        folder: Path,
+        *,
+        block: int,
+        batch: int,
+        steps: int,
+        seed: int,
+        accumulate: int = 1,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.blocks = TokenBlocks(folder, "train", block)
@@ -65,7 +73,9 @@ class RetrainingData(L.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         micro_batch, rest = divmod(self.batch, world * self.accumulate)
         if rest or not micro_batch:
-            raise ConfigError(f"distill.batch: {self.batch} is no multiple of {world} devices x {self.accumulate} micro-batches")
+            raise ConfigError(
+                f"distill.batch: {self.batch} is no multiple of {world} devices x {self.accumulate} micro-batches"
+            )
         order = SeededOrder(len(self.blocks), self.batch * self.steps, self.seed, self.start, rank, world)
         # Without a generator of its own the loader would draw from, and so shift, the global random state.
         return DataLoader(

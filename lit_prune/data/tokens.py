@@ -97,4 +97,3 @@ def _tokenised(corpus: Corpus, tokenizer: Any, eos: int) -> Iterator[tuple[Split
         for (split, _), ids in zip(batch, encoded, strict=True):
             parted = ids and (ids[-1] == eos or ids[0] == tokenizer.bos_token_id)
             yield split, ids if parted else [*ids, eos]
-

@@ -41,7 +41,10 @@ class Distiller(L.LightningModule):
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if teacher is not None else None)
         self.terms: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
-        self._logit_loss, self._hidden_loss = logit_losses[distill.logit_loss], hidden_losses[distill.hidden_loss]
+        self._logit_loss, self._hidden_loss = (
+            logit_losses[distill.logit_loss],
+            hidden_losses[distill.hidden_loss],
+        )
         self._needs_teacher = bool(distill.w_logits or distill.alpha)
         if not self._needs_teacher and not distill.w_clm:
             raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
@@ -136,7 +139,10 @@ def _mean(losses: Tensor) -> Tensor:
 
 
 def _random_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def _set_random_state(state: dict[str, Any]) -> None:

@@ -64,7 +64,9 @@ def train(
 def micro_batches(distill: Distill, vocab_size: int) -> int:
     """The fewest equal parts of a batch whose float32 logits [sequences, block, vocab_size] stay under a GiB."""
     room = max(1, _LOGITS // (4 * distill.block * vocab_size))
-    return next(parts for parts in range(1, distill.batch + 1) if distill.batch % parts == 0 and distill.batch // parts <= room)
+    return next(
+        parts for parts in range(1, distill.batch + 1) if distill.batch % parts == 0 and distill.batch // parts <= room
+    )
 
 
 def quiet() -> None:

@@ -36,7 +36,12 @@ TABLE = Table(
     ),
     references={
         "pruned, not retrained": {"distill.steps": 0},
-        "teacher": {"distill.steps": 0, "student.hidden": None, "student.neurons": None, "student.heads": None},
+        "teacher": {
+            "distill.steps": 0,
+            "student.hidden": None,
+            "student.neurons": None,
+            "student.heads": None,
+        },
     },
     caveats=(
         "The paper's perplexity is on WikiText-2; ours is exp(LM loss) on the validation split of the corpus below.",

@@ -44,7 +44,9 @@ class Calibrator(L.LightningModule):
         for site in self.sites.values():
             assert site.sums is not None
             site.sums = self.trainer.strategy.reduce(site.sums, reduce_op="sum")
-            site.count = int(self.trainer.strategy.reduce(torch.tensor(site.count, device=self.device), reduce_op="sum"))
+            site.count = int(
+                self.trainer.strategy.reduce(torch.tensor(site.count, device=self.device), reduce_op="sum")
+            )
 
 
 def calibrate(

@@ -18,6 +18,7 @@ from lit_prune.importance.aggregate import aggregate
 from lit_prune.models.anatomy import anatomy_of, blocks_of, head_dim_of
 from lit_prune.registry import Registry
 
+
 @dataclass(frozen=True)
 class Evidence:
     """What a criterion may look at."""

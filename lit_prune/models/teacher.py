@@ -11,6 +11,8 @@ from typing import Any
 from lit_prune.config import ConfigError, Student, Teacher, expand
 
 SHIPPED = Path(__file__).parent.parent / "teachers"
+CARD = "card.json"
+"""How a teacher came about; lies beside the model and is no part of it."""
 
 
 def locate(model: str, revision: str | None = None, *, weights: bool = True) -> str:
@@ -44,7 +46,8 @@ def fingerprint(model: str) -> str:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"teacher.model: {model} has no config.json")
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".bin")):
+    files = (p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".bin"))
+    for path in sorted(p for p in files if p.name != CARD):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -113,7 +116,9 @@ def _loaded(load: Callable[[], Any], location: str) -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"teacher.model: {location} cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise ConfigError(
+            f"teacher.model: {location} cannot be loaded ({str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def _hub_revision(model: str) -> str:

@@ -41,7 +41,9 @@ class PrunePlan:
             ConfigError: it was made for another shape.
         """
         if self.original != shape_of(config) or len(self.neurons) != config.num_hidden_layers:
-            raise ConfigError(f"the plan is for {self.original} in {len(self.neurons)} blocks, the model has {shape_of(config)}")
+            raise ConfigError(
+                f"the plan is for {self.original} in {len(self.neurons)} blocks, the model has {shape_of(config)}"
+            )
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""

@@ -32,9 +32,17 @@ def target(student: Student, config: Any) -> Shape:
         ConfigError: larger than the teacher, less than one, or a count the family's config forbids.
     """
     whole, groups = shape_of(config), config.num_key_value_heads
-    heads = _units("student.heads", student.heads, whole.heads, groups, "heads in equal number in each of the KV groups")
+    heads = _units(
+        "student.heads", student.heads, whole.heads, groups, "heads in equal number in each of the KV groups"
+    )
     step = heads if anatomy_of(config).whole_heads else 1
-    hidden = _units("student.hidden", student.hidden, whole.hidden, step, "a multiple of the query heads, as its config demands")
+    hidden = _units(
+        "student.hidden",
+        student.hidden,
+        whole.hidden,
+        step,
+        "a multiple of the query heads, as its config demands",
+    )
     return Shape(hidden, _units("student.neurons", student.neurons, whole.neurons, 1, ""), heads)
 
 

@@ -33,7 +33,9 @@ def apply(model: Any, plan: PrunePlan, mode: Literal["slice", "mask"] = "slice")
 def _slice(model: Any, plan: PrunePlan) -> Any:
     with no_init_weights():
         student = AutoModelForCausalLM.from_config(
-            _smaller_config(model.config, plan), dtype=model.dtype, attn_implementation=model.config._attn_implementation
+            _smaller_config(model.config, plan),
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
         )
     weights = {name: _cut(weight, kept) for name, weight, kept in _cuts(model, plan)}
     student.load_state_dict(weights)
@@ -46,7 +48,11 @@ def _smaller_config(config: Any, plan: PrunePlan) -> Any:
     smaller = copy.deepcopy(config)
     kept = plan.kept
     smaller.head_dim = head_dim_of(config)
-    smaller.hidden_size, smaller.intermediate_size, smaller.num_attention_heads = kept.hidden, kept.neurons, kept.heads
+    smaller.hidden_size, smaller.intermediate_size, smaller.num_attention_heads = (
+        kept.hidden,
+        kept.neurons,
+        kept.heads,
+    )
     return smaller
 
 
@@ -83,9 +89,11 @@ def _cuts(model: Any, plan: PrunePlan) -> Iterator[tuple[str, Tensor, dict[int, 
     for name, weight in model.state_dict().items():
         axes = anatomy.axes_of(name)
         block = _block_of(name, anatomy)
-        yield name, weight, {
-            dim: _indices(axis, block, plan, head_dim).to(weight.device) for dim, axis in enumerate(axes) if axis
-        }
+        yield (
+            name,
+            weight,
+            {dim: _indices(axis, block, plan, head_dim).to(weight.device) for dim, axis in enumerate(axes) if axis},
+        )
 
 
 def _indices(axis: str, block: int | None, plan: PrunePlan, head_dim: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""The reading of the answers: figures from what the store holds. Nothing imports this, and it imports no torch."""

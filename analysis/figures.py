@@ -1,0 +1,88 @@
+"""Figures of a table for a talk or a paper: learning curves of each row, and the final values of all.
+
+python -m analysis.figures loss_ablation --profile quick --out figures
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import tyro
+from matplotlib.figure import Figure
+
+from lit_prune.config import ConfigError
+from lit_prune.grid import Table, entries
+from lit_prune.preflight import Pins
+from lit_prune.render import figures
+from lit_prune.report import Report, assemble
+from lit_prune.settings import load_profile
+from lit_prune.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Draw what the store holds of a table."""
+
+    table: tyro.conf.Positional[str]
+    """Name of the table, e.g. loss_ablation."""
+    profile: str = "quick"
+    """Scale the table was run at."""
+    out: Path = Path("figures")
+    """Folder the figures go to."""
+    format: str = "pdf"
+    """pdf, png or svg."""
+    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    """Folder where everything computed is kept."""
+
+
+def draw(table: Table, profile: str, store: Store, out: Path, format: str) -> list[Path]:
+    """Write the figures of a table; returns their paths.
+
+    Raises:
+        ConfigError: nothing of the table is done at this profile.
+    """
+    pins = Pins()
+    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, load_profile(profile))]
+    report = assemble(table, profile, {}, found, store)
+    if not report.summary["n"].any():
+        raise ConfigError(f"{table.name}: nothing is done at profile {profile} in {store.root}")
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = {"final": figures.final_values(report), **learning_curves(report)}
+    paths = {name: out / f"{table.name}-{profile}-{name}.{format}" for name in drawn}
+    for name, figure in drawn.items():
+        figure.savefig(paths[name])
+    return list(paths.values())
+
+
+def learning_curves(report: Report) -> dict[str, Figure]:
+    """A figure for each row: its training loss over the steps, mean and range over the seeds."""
+    rows = report.histories.groupby("row", sort=False)
+    curves = {str(row): figures.curve_of(history, "loss") for row, history in rows}
+    return {
+        re.sub(r"[^A-Za-z]+", "-", row).strip("-").lower(): figures.panel(curve, None) for row, curve in curves.items()
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    flags = tyro.cli(Flags, args=argv, prog="python -m analysis.figures")
+    try:
+        try:
+            table = importlib.import_module(f"lit_prune.experiments.{flags.table}").TABLE
+        except ModuleNotFoundError:
+            raise ConfigError(f"there is no table {flags.table!r}") from None
+        for path in draw(table, flags.profile, Store(flags.store), flags.out, flags.format):
+            print(path)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,200 @@
+"""How cells are changed and read: strict overrides by dotted path, --set values, profiles. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+
+from lit_prune.config import (
+    Cell,
+    ConfigError,
+    Corpus,
+    Distill,
+    Evaluation,
+    Importance,
+    Optim,
+    Pretraining,
+    Profile,
+    Student,
+    Teacher,
+    unknown,
+)
+
+Node = TypeVar("Node")
+
+
+def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
+    """A node from plain data, strict in every name and type.
+
+    Raises:
+        ConfigError: an unknown field or a value of the wrong type, with the field's dotted path.
+    """
+    import pydantic
+
+    try:
+        return _adapter(kind).validate_json(json.dumps(plain), strict=True)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(kind, error.errors())) from None
+
+
+_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "Pretraining", "Corpus"}
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(_forbidding(kind))
+
+
+@functools.cache
+def _forbidding(kind: type) -> type:
+    """Mark a section and those nested in it so that an unknown field is an error."""
+    strict = {"extra": "forbid", "allow_inf_nan": False}
+    for section in (
+        Corpus,
+        Optim,
+        Pretraining,
+        Teacher,
+        Importance,
+        Student,
+        Distill,
+        Evaluation,
+        Cell,
+        Profile,
+    ):
+        section.__pydantic_config__ = strict  # type: ignore[attr-defined]
+    return kind
+
+
+def _explain(kind: type, errors: list[Any]) -> str:
+    """One line about the first wrong field; a union fails once for each of its members, all of them allowed."""
+    paths = [".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) for error in errors]
+    if errors[0]["type"] == "unexpected_keyword_argument":
+        return unknown("field", paths[0], fields_of(kind))
+    here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
+    allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in here))
+    return f"{paths[0]}: should be {allowed}, not {errors[0]['input']!r}"
+
+
+def fields_of(kind: Any, prefix: str = "") -> list[str]:
+    """Dotted paths of all fields of a section, those filled in by the program left out."""
+    paths: list[str] = []
+    for f, value in _fields_and_defaults(kind):
+        if f.name == "fingerprint":
+            continue
+        if dataclasses.is_dataclass(value):
+            paths += fields_of(value, f"{prefix}{f.name}.")
+        else:
+            paths.append(prefix + f.name)
+    return paths
+
+
+def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    nested = {"pretraining": Pretraining(), "cell": Cell()}
+    return [(f, nested.get(f.name, f.default)) for f in dataclasses.fields(kind)]
+
+
+def plain_of(node: Any) -> dict[str, Any]:
+    """A node as nested dicts."""
+    return dataclasses.asdict(node)
+
+
+_PLACES = ("source", "model")
+"""Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
+
+
+def override(node: Node, changes: Mapping[str, Any]) -> Node:
+    """The same node with dotted fields changed; the one mechanism behind profiles, grid axes and --set.
+
+    Raises:
+        ConfigError: a path that does not exist or a value of the wrong type.
+    """
+    plain = plain_of(node)
+    for path, value in changes.items():
+        *parents, name = path.split(".")
+        place: Any = plain
+        for parent in parents:
+            if isinstance(place, dict) and parent == "pretraining" and place.get(parent, ()) is None:
+                place[parent] = plain_of(Pretraining())
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name not in place:
+            raise ConfigError(unknown("field", path, fields_of(type(node))))
+        if name in _PLACES and place[name] != value:
+            place["fingerprint"] = None
+        place[name] = value
+    return build(type(node), plain)  # type: ignore[arg-type]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """("distill.steps", 50) from "distill.steps=50"; the value is read as YAML.
+
+    Raises:
+        ConfigError: no "=", or a value that is no YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set takes field=value, not {text!r}")
+    return path.strip(), _read_yaml(value, f"--set {path.strip()}")
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML without the surprises of its version 1.1, where 1e-3 is text and 29:13 is 1753 minutes."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _text, _first in (
+    ("null", r"~|null|", [*"~nN", ""]),
+    ("bool", r"true|false", [*"tTfF"]),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?(\d+e[-+]?\d+|(\d[0-9_]*\.\d*|\.\d+)(e[-+]?\d+)?)", [*"-+.0123456789"]),
+):
+    _pattern = re.compile(f"({_text})$", re.IGNORECASE | re.ASCII)
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Yaml)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{where}: cannot be read as YAML ({problem})") from None
+
+
+def profiles_folder() -> Path:
+    """Where the profiles lie: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    beside = package.parent / "configs"
+    return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by name or path of a YAML file.
+
+    Raises:
+        ConfigError: no such profile, or a field or value it may not have.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else profiles_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(unknown("profile", name, (p.stem for p in profiles_folder().glob("*.yaml"))))
+    plain = _read_yaml(path.read_text(), str(path))
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
+    cell = override(Cell(), dict(_flatten({k: v for k, v in plain.items() if k != "seeds"})))
+    return build(Profile, {"cell": plain_of(cell), "seeds": plain.get("seeds", 3)})
+
+
+def _flatten(plain: Mapping[str, Any], prefix: str = "") -> Any:
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
