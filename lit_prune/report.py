@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lit_prune.config import Cell, ConfigError
+from lit_prune.config import Cell, ConfigError, Teacher
 from lit_prune.grid import Entry, Table
 from lit_prune.settings import plain_of
 from lit_prune.store import Node, Store

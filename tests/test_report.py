@@ -357,11 +357,14 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
 
 
-def test_record_is_two_files(whole: report.Report, tmp_path: Path) -> None:
-    (tmp_path / "NOTES.md").write_text("by hand")
-    written = report_files.write_record(whole, tmp_path)
-    assert [path.name for path in written] == ["results.csv", "report.md"]
-    assert (tmp_path / "NOTES.md").read_text() == "by hand"
+def test_record_is_two_files_and_their_index(whole: report.Report, tmp_path: Path) -> None:
+    folder = tmp_path / "loss_ablation" / "small"
+    folder.mkdir(parents=True)
+    (folder / "NOTES.md").write_text("by hand")
+    written = report_files.write_record(whole, folder)
+    assert [path.name for path in written] == ["results.csv", "report.md", "README.md"]
+    assert "loss_ablation/small/report.md" in (tmp_path / "README.md").read_text()
+    assert (folder / "NOTES.md").read_text() == "by hand"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(whole: report.Report, tmp_path: Path) -> None:
