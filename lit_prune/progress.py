@@ -33,6 +33,7 @@ class Bar:
         )  # fmt: skip
         self._task = self._rich.add_task("", total=total)
         self._said_at = self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Bar:
         self._rich.start()
@@ -52,12 +53,20 @@ class Bar:
     def at(self, done: int, what: str) -> None:
         """That `done` steps of all are behind us, and what is happening."""
         self.done = done
+        self._first = self._first or (time.monotonic(), done)
         self._rich.update(self._task, completed=done, description=what)
         if not self._live and time.monotonic() - self._said_at > _SECONDS_BETWEEN_LINES:
             self._line(what)
 
     def _line(self, what: str) -> None:
         self._said_at = time.monotonic()
+        left = f", about {self._left():.0f} s left" if self._left() else ""
         spent = self._said_at - self._started
-        left = f", about {spent / self.done * (self.total - self.done):.0f} s left" if self.done else ""
         self._console.print(f"[{self.done}/{self.total}] {what} ({spent:.0f} s{left})", markup=False, highlight=False)
+
+    def _left(self) -> float:
+        """Seconds the rest takes at the pace since the first step: what came before it was preparation."""
+        since, first = self._first or (0.0, self.done)
+        if self.done == first:
+            return 0.0
+        return (time.monotonic() - since) / (self.done - first) * (self.total - self.done)
