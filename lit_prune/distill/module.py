@@ -130,7 +130,15 @@ class Distiller(L.LightningModule):
         checkpoint["random_state"] = _random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the random state, and the place in the run, which Lightning counts in micro-batches, in ours.
+
+        A run may be resumed in other micro-batches than it was begun in.
+        """
         self._random_state = checkpoint["random_state"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for count in (counts["total"], counts["current"]):
+            count.update(ready=done, started=done, processed=done, completed=done - 1)
 
 
 def _mean(losses: Tensor) -> Tensor:
