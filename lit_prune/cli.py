@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from lit_prune.config import ConfigError, digest
-from lit_prune.execution import Execution
+from lit_prune.execution import Execution, share_the_machine
 from lit_prune.grid import Entry, Table, entries
 from lit_prune.settings import load_profile, parse_setting
 from lit_prune.store import Store
@@ -62,6 +62,7 @@ def main(table: Table, argv: list[str] | None = None) -> int:
     )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    share_the_machine()
     console = Console()
     try:
         return Session(table, flags, console).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -21,3 +22,12 @@ class Execution:
     """Time between checkpoints: the most that an interruption costs."""
     log_every: int = 10
     """Steps between rows of metrics.csv."""
+
+
+def share_the_machine() -> None:
+    """Let threads that wait for each other sleep early; must come before torch is imported.
+
+    OpenMP's threads spin by default. With one busy neighbour on two cores that made a distillation step 2.6 to 4.6
+    times slower here than with this setting; on a quiet machine the two could not be told apart.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

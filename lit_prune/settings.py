@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -70,7 +70,7 @@ def _forbidding(kind: type) -> type:
         Cell,
         Profile,
     ):
-        section.__pydantic_config__ = strict  # type: ignore[attr-defined]
+        section.__pydantic_config__ = strict  # type: ignore[union-attr]
     return kind
 
 
@@ -148,9 +148,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 class _Yaml(yaml.SafeLoader):
     """YAML without the surprises of its version 1.1, where 1e-3 is text and 29:13 is 1753 minutes."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
-
+_Yaml.yaml_implicit_resolvers = {}
 for _tag, _text, _first in (
     ("null", r"~|null|", [*"~nN", ""]),
     ("bool", r"true|false", [*"tTfF"]),

@@ -99,6 +99,12 @@ def test_the_split_of_a_document_is_its_own(tmp_path: Path, texts: list[str]) ->
     assert set.union(*forward.values()) == set(SPLITS)
 
 
+def test_documents_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    same = "# Copyright of somebody, all rights reserved.\n" * 20
+    source = write(tmp_path / "a.jsonl", [f"{same}{i}" for i in range(200)])
+    assert {split for split, _ in documents(Corpus(source=str(source)))} == set(SPLITS)
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.parquet"])
 def test_fingerprint_is_of_content_and_not_of_place(tmp_path: Path, texts: list[str], name: str) -> None:
     def of(folder: str, some: list[str]) -> str:

@@ -44,7 +44,7 @@ def test_an_unseen_context_backs_off() -> None:
     assert probability(model, 1, 4, 2) == probability(model, 4, 2) == probability(model, 2)
 
 
-@pytest.mark.parametrize("context", [(), (1,), (4,), (0, 1), (2, 1), (4, 4)])
+@pytest.mark.parametrize("context", [(), (1,), (4,), (0, 0), (0, 1), (2, 1), (4, 4)])
 @pytest.mark.parametrize("tokens", [TOKENS, np.zeros(4, int), np.arange(5)], ids=["few", "same", "different"])
 def test_all_continuations_share_one(tokens: np.ndarray, context: tuple[int, ...]) -> None:
     model = KneserNeyTrigram.fit(tokens, vocab_size=5)
