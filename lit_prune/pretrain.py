@@ -91,7 +91,7 @@ def pretrain(recipe: Pretraining, folder: Path, execution: Execution, tell: Tell
     tokenizer = prepare(recipe, folder)
     model = new_model(recipe, tokenizer.eos_token_id)
     train(model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
-    model.to(torch.float16).save_pretrained(target)
+    model.half().save_pretrained(target)
     loss, num_tokens = heldout_loss(model.float(), tokens, recipe.block)
     return {
         "lm_loss": loss,

@@ -39,7 +39,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
     import pydantic
 
     try:
-        return _adapter(kind).validate_json(json.dumps(plain), strict=True)
+        return _adapter(kind).validate_json(json.dumps(plain), strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(kind, error.errors())) from None
 
@@ -130,7 +130,7 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
         place[name] = value
-    return build(type(node), plain)  # type: ignore[arg-type]
+    return build(type(node), plain)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -84,16 +84,16 @@ class Mirror:
         if wandb.run is None:
             return
         wandb.run.summary.update(result)
-        columns = ["row", "seed", *result]
-        wandb.log({"result": wandb.Table(columns, [[entry.row, entry.seed, *result.values()]])})
-        wandb.finish(quiet=True)
+        columns: list[str | int] = ["row", "seed", *result]
+        wandb.log({"result": wandb.Table(columns=columns, data=[[entry.row, entry.seed, *result.values()]])})
+        wandb.finish()
 
     @_forgiving
     def close(self) -> None:
         """End a run that was left open by a failure: the next logger would silently write into it."""
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=1, quiet=True)
+            wandb.finish(exit_code=1)
 
     @_forgiving
     def _open(self, entry: Entry) -> ForgivingWandbLogger:

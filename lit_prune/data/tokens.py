@@ -68,7 +68,7 @@ def write_tokens(
     if eos is None:
         raise ConfigError("teacher.model: its tokenizer has neither an end-of-text nor a begin-of-text token")
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    num_tokens = dict.fromkeys(SPLITS, 0)
+    num_tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
     folder.mkdir(parents=True, exist_ok=True)
     files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
     try:

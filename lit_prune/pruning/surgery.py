@@ -69,13 +69,13 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
                 gone[indices] = False
                 weights[name].movedim(dim, 0)[gone] = 0
         for norm in _stream_norms(masked):
-            norm.weight.mul_(share**0.5)  # type: ignore[operator, union-attr]
-            norm.variance_epsilon *= share  # type: ignore[operator]
+            norm.weight.mul_(share**0.5)
+            norm.variance_epsilon *= share
     masked.config.rms_norm_eps *= share
     return masked.eval()
 
 
-def _stream_norms(model: nn.Module) -> Iterator[nn.Module]:
+def _stream_norms(model: nn.Module) -> Iterator[Any]:
     """The norms over the residual stream."""
     anatomy = anatomy_of(model.config)
     for name, module in model.named_modules():
