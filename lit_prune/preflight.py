@@ -82,13 +82,28 @@ def check_models(cell: Cell) -> None:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
     if not (distill.w_clm or distill.w_logits or distill.alpha):
         raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
-    for name, value in (
-        ("batch", distill.batch),
-        ("block", distill.block - 1),
-        ("temperature", distill.temperature),
+
+
+def check_sizes(cell: Cell) -> None:
+    """See that every number of things is one there can be.
+
+    Raises:
+        ConfigError: one is too small.
+    """
+    distill, importance, evaluation = cell.distill, cell.importance, cell.evaluation
+    for name, value, least in (
+        ("distill.batch", distill.batch, 1),
+        ("distill.block", distill.block, 2),
+        ("distill.steps", distill.steps, 0),
+        ("importance.samples", importance.samples, 1),
+        ("importance.block", importance.block, 1),
+        ("evaluation.blocks", evaluation.blocks, 1),
+        ("evaluation.block", evaluation.block, 2),
     ):
-        if value <= 0:
-            raise ConfigError(f"distill.{name}: {getattr(distill, name)} is too small")
+        if value < least:
+            raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
+    if distill.temperature <= 0:
+        raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
 
 
 def check_same_vocabulary(student: Any, teacher: Any) -> None:

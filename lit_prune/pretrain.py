@@ -42,7 +42,13 @@ WORTH = 0.5
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `vocab_size` entries, trained on the train split."""
+    """A byte-level BPE of `vocab_size` entries, trained on the train split.
+
+    Raises:
+        ConfigError: too few entries for all bytes and the end of text.
+    """
+    if vocab_size < 257:
+        raise ConfigError(f"pretraining.vocab_size: {vocab_size} asked for; 256 bytes and the end of text take 257")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

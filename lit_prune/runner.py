@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_prune.config import Cell
+from lit_prune.config import Cell, key
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.train import train
@@ -21,7 +22,7 @@ from lit_prune.grid import Entry
 from lit_prune.importance.calibrate import calibrate, load_moments
 from lit_prune.importance.criteria import Evidence, criteria
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check_models, check_names, check_tokens
+from lit_prune.preflight import check_models, check_names, check_sizes, check_tokens
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.pruning import surgery
@@ -37,6 +38,7 @@ class Runner:
     def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror) -> None:
         self.store, self.execution, self.bar, self.mirror = store, execution, bar, mirror
         self._doing = ""
+        self._failed: dict[tuple[str, str], Exception] = {}
         self._load = functools.lru_cache(maxsize=1)(teachers.load_model)
 
     def check(self, cells: Iterable[Cell]) -> None:
@@ -48,6 +50,7 @@ class Runner:
         checked: set[Any] = set()
         for cell in cells:
             check_names(cell)
+            check_sizes(cell)
             check_models(cell)
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
             if question not in checked:
@@ -67,10 +70,26 @@ class Runner:
             except Exception as error:
                 failed += 1
                 message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-                self.store.node(entry.cell, "cell").fail(message)
                 self.bar.say(f"{self._doing} failed: {message}")
-            self.bar.at(steps_before + entry.cell.distill.steps, self._doing)
+                with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                    self.store.node(entry.cell, "cell").fail(message)
+            self.bar.at(max(self.bar.done, steps_before + entry.cell.distill.steps), self._doing)
         return failed
+
+    @contextlib.contextmanager
+    def _claim(self, cell: Cell, stage: str) -> Iterator[Node]:
+        """A stage that several cells share; where it failed once it fails at once for the others."""
+        address = stage, key(cell, stage)
+        if address in self._failed:
+            raise self._failed[address]
+        try:
+            with self.store.claim(cell, stage) as node:
+                yield node
+        except Busy:
+            raise
+        except Exception as error:
+            self._failed[address] = error
+            raise
 
     def teacher(self, cell: Cell) -> str:
         """The folder of the teacher; one given by its recipe is trained."""
@@ -78,7 +97,7 @@ class Runner:
             return teachers.locate(cell.teacher.model, cell.teacher.fingerprint)
         assert cell.teacher.pretraining is not None
         recipe, start = cell.teacher.pretraining, self.bar.done
-        with self.store.claim(cell, "teacher") as node:
+        with self._claim(cell, "teacher") as node:
             if node.result is None:
                 tell = self._teller("pretraining the teacher", start, recipe.steps)
                 node.finish(pretrain(recipe, node.folder, self.execution, tell))
@@ -88,7 +107,7 @@ class Runner:
         """The teacher's tokenizer, which of one that is not trained yet is made first."""
         if cell.teacher.pretraining is None:
             return teachers.load_tokenizer(self.teacher(cell))
-        with self.store.claim(cell, "teacher") as node:
+        with self._claim(cell, "teacher") as node:
             return prepare(cell.teacher.pretraining, node.folder)
 
     def tokens(self, cell: Cell) -> Path:
@@ -97,14 +116,14 @@ class Runner:
         if node.result is None:
             self._tell("tokenising")
             tokenizer = self.tokenizer(cell)
-            with self.store.claim(cell, "tokens") as node:
+            with self._claim(cell, "tokens") as node:
                 node.finish(write_tokens(cell.corpus, tokenizer, node.folder))
         return node.folder
 
     def importance(self, cell: Cell) -> Node:
         """The calibration pass."""
         tokens, model = self.tokens(cell), self._load(self.teacher(cell))
-        with self.store.claim(cell, "importance") as node:
+        with self._claim(cell, "importance") as node:
             if node.result is None:
                 self._tell("calibrating")
                 wanted = cell.importance
@@ -120,7 +139,7 @@ class Runner:
         done = self.store.node(cell, "student")
         if done.result is None:
             teacher, importance = self._load(self.teacher(cell)), self.importance(cell)
-            with self.store.claim(cell, "student") as node:
+            with self._claim(cell, "student") as node:
                 self._tell("pruning")
                 node.finish(prune(cell, teacher, importance, node.folder))
         return str(done.folder / "model")
@@ -222,8 +241,8 @@ def _device(execution: Execution) -> torch.device:
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
     """Optimizer steps of all cells that are missing, and of the teachers that must be trained for them."""
     missing = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
-    teachers_to_train = {
-        cell.teacher.pretraining.steps: cell for cell in missing
+    untrained = {
+        cell.teacher.pretraining for cell in missing
         if cell.teacher.pretraining and store.node(cell, "teacher").result is None
     }  # fmt: skip
-    return sum(cell.distill.steps for cell in missing) + sum(teachers_to_train)
+    return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for recipe in untrained)

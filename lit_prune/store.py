@@ -70,6 +70,7 @@ class Node:
 
     def fail(self, message: str) -> None:
         """Remember why the node failed; it is tried again by the next run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "error.json", {"error": message})
 
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:

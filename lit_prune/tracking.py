@@ -101,6 +101,7 @@ class Mirror:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_SILENT", "true")
         # Otherwise tables are staged in the home folder, and do not travel with the runs.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         logger = ForgivingWandbLogger(
@@ -120,7 +121,7 @@ def _mode(mode: Mode) -> str:
         return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def _quiet(wandb: Any) -> Any:

@@ -76,6 +76,10 @@ def fingerprint(corpus: Corpus) -> str:
     Raises:
         ConfigError: the source does not exist, is empty, or is not UTF-8 text.
     """
+    if corpus.max_tokens is not None and corpus.max_tokens < 1:
+        raise ConfigError(f"corpus.max_tokens: {corpus.max_tokens} asked for, at least 1 is needed; null takes all")
+    if not 0 < corpus.heldout < 0.5:
+        raise ConfigError(f"corpus.heldout: {corpus.heldout} leaves a split empty; it lies between 0 and 0.5")
     if corpus.source in BUILT_IN:
         return _digest(part for _, text in documents(corpus) for part in (text.encode(), b"\0"))
     files = local_files(corpus.source)
@@ -187,7 +191,8 @@ def _pieces(path: Path) -> Iterator[str]:
     piece: list[str] = []
     size = 0
     with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
+        # Bounded, because some texts are one line.
+        for line in iter(lambda: lines.readline(_PIECE_CHARACTERS), ""):
             piece.append(line)
             size += len(line)
             if size >= _PIECE_CHARACTERS:

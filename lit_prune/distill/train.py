@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning as L
+import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
@@ -70,10 +73,8 @@ def micro_batches(distill: Distill, vocab_size: int) -> int:
 
 
 def quiet() -> None:
-    """Let Lightning speak only of errors: progress and results are reported by the caller."""
-    import logging
-    import warnings
-
+    """Let the libraries speak only of errors: progress and results are reported by the caller."""
+    transformers.utils.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
