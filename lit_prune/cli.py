@@ -110,8 +110,8 @@ class Session:
         if flags.seeds is not None and flags.seeds < 1:
             raise ConfigError(f"--seeds: {flags.seeds} asked for, at least 1 is needed")
         found = entries(
-            self.table, load_profile(flags.profile), settings=_pairs(flags.set), num_seeds=flags.seeds,
-            also=_pairs(flags.also), only=_pairs(flags.only),
+            self.table, load_profile(flags.profile), num_seeds=flags.seeds, settings=dict(map(parse_setting, flags.set)),
+            also=map(parse_setting, flags.also), only=map(parse_setting, flags.only),
         )  # fmt: skip
         self._check_names(found)
         pins = Pins()
@@ -121,7 +121,7 @@ class Session:
         """See that the names a person typed exist, also where nothing is computed."""
         from lit_prune.preflight import NAMED, check_names
 
-        typed = tuple(_pairs(self.flags.set)) + tuple(_pairs(self.flags.also))
+        typed = [parse_setting(text)[0] for text in (*self.flags.set, *self.flags.also)]
         if any(path.endswith(name) for path in NAMED for name in typed):
             for entry in found:
                 check_names(entry.cell)
@@ -176,7 +176,7 @@ class Session:
         from lit_prune.render.terminal import print_report
         from lit_prune.report import assemble
 
-        settings = _pairs(self.flags.set)
+        settings = dict(map(parse_setting, self.flags.set))
         report = assemble(self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection())
         print_report(report, self.console)
         for path in write_files(report, self._report_folder(settings)):
@@ -219,7 +219,3 @@ class Session:
         first, second = (self.store.find(prefix) for prefix in self.flags.keys)
         print_diff(first, second, self.console)
         return 0
-
-
-def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
-    return dict(parse_setting(text) for text in texts)

@@ -80,6 +80,8 @@ def check_models(cell: Cell) -> None:
     pairs = pairs_of(distill, config.num_hidden_layers, student_config.num_hidden_layers)
     if distill.alpha and not pairs:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
+    if pairs and not distill.alpha:
+        raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
     if not (distill.w_clm or distill.w_logits or distill.alpha):
         raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
 

@@ -107,6 +107,12 @@ def plain_of(node: Any) -> dict[str, Any]:
     return dataclasses.asdict(node)
 
 
+def _near(path: str, fields: list[str]) -> list[str]:
+    """The fields of the section a path begins with, or all of them."""
+    section = path.partition(".")[0] + "."
+    return [field for field in fields if field.startswith(section)] or fields
+
+
 _PLACES = ("source", "model")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
 
@@ -126,7 +132,7 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
                 place[parent] = plain_of(Pretraining())
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            raise ConfigError(unknown("field", path, fields_of(type(node))))
+            raise ConfigError(unknown("field", path, _near(path, fields_of(type(node)))))
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
         place[name] = value

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def write_tokens(
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     num_tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
+    files: dict[str, BinaryIO] = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
     try:
         for split, ids in _tokenised(corpus, tokenizer, eos):
             room = (corpus.max_tokens or 2**62) - num_tokens[split]
@@ -82,9 +82,9 @@ def write_tokens(
     finally:
         for file in files.values():
             file.close()
-    for split, count in num_tokens.items():
+    for name, count in num_tokens.items():
         if not count:
-            raise ConfigError(f"corpus.source: {corpus.source} leaves no text for the {split} split")
+            raise ConfigError(f"corpus.source: {corpus.source} leaves no text for the {name} split")
     about = {"dtype": dtype.name, "eos": eos, "num_tokens": num_tokens}
     (folder / "tokens.json").write_text(json.dumps(about, indent=1))
     return num_tokens

@@ -32,11 +32,17 @@ class History(L.Callback):
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._batches = self._tokens = 0
-        self._seconds = 0.0
+        self._seconds = self._lr = 0.0
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter() - self._seconds
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        # At the end of the batch the schedule has already moved on.
+        self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,7 +61,7 @@ class History(L.Callback):
         row |= {name: (value / self._batches).item() for name, value in self._sums.items()}
         row["grad_norm"] *= trainer.accumulate_grad_batches  # there is one a step, not one a micro-batch
         row |= {
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self._lr,
             "tokens_per_second": self._tokens / seconds,
         }
         self.rows.append(row)

@@ -92,4 +92,4 @@ def head_dim_of(config: Any) -> int:
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks, first to last."""
-    return list(model.get_submodule(anatomy_of(model.config).blocks).children())  # type: ignore[arg-type]
+    return list(model.get_submodule(anatomy_of(model.config).blocks).children())
