@@ -110,9 +110,13 @@ class Session:
         if flags.seeds is not None and flags.seeds < 1:
             raise ConfigError(f"--seeds: {flags.seeds} asked for, at least 1 is needed")
         found = entries(
-            self.table, load_profile(flags.profile), num_seeds=flags.seeds, settings=dict(map(parse_setting, flags.set)),
-            also=map(parse_setting, flags.also), only=map(parse_setting, flags.only),
-        )  # fmt: skip
+            self.table,
+            load_profile(flags.profile),
+            num_seeds=flags.seeds,
+            settings=dict(map(parse_setting, flags.set)),
+            also=map(parse_setting, flags.also),
+            only=map(parse_setting, flags.only),
+        )
         self._check_names(found)
         pins = Pins()
         return [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]

@@ -64,6 +64,7 @@ def check_models(cell: Cell) -> None:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
             does not fit, an objective without terms.
     """
+    from lit_prune.distill.module import check_same_vocabulary
     from lit_prune.distill.states import pairs_of
     from lit_prune.pruning.shape import target
 
@@ -106,19 +107,6 @@ def check_sizes(cell: Cell) -> None:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
-
-
-def check_same_vocabulary(student: Any, teacher: Any) -> None:
-    """Logits can only be compared over the same vocabulary.
-
-    Raises:
-        ConfigError: the two configs differ in it.
-    """
-    if student.vocab_size != teacher.vocab_size:
-        raise ConfigError(
-            f"student.model: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
-            "logits can only be compared over the same one"
-        )
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:

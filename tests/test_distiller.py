@@ -315,7 +315,7 @@ def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, message)
 
 
 def test_another_vocabulary_is_refused():
-    with pytest.raises(ConfigError, match=r"student\.model: .* 40 entries and the teacher's 48"):
+    with pytest.raises(ConfigError, match=r"student\.model: .* 40 entries, the teacher's 48"):
         Distiller(student_of(vocab=40), llama(), Distill())
 
 

@@ -59,11 +59,7 @@ class Distiller(L.LightningModule):
         if self.teacher is None:
             raise ConfigError("distill: w_logits and alpha need a teacher")
         ours, theirs = self.student.config, self.teacher.config
-        if ours.vocab_size != theirs.vocab_size:  # type: ignore[union-attr]
-            raise ConfigError(
-                f"student.model: its vocabulary has {ours.vocab_size} entries and the teacher's {theirs.vocab_size}; "  # type: ignore[union-attr]
-                "logits can only be compared over the same vocabulary"
-            )
+        check_same_vocabulary(ours, theirs)
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
             self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
@@ -139,6 +135,19 @@ class Distiller(L.LightningModule):
         counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for count in (counts["total"], counts["current"]):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
+
+
+def check_same_vocabulary(student: Any, teacher: Any) -> None:
+    """Logits can only be compared over the same vocabulary.
+
+    Raises:
+        ConfigError: the two configs differ in it.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise ConfigError(
+            f"student.model: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
+            "logits can only be compared over the same one"
+        )
 
 
 def _mean(losses: Tensor) -> Tensor:
