@@ -95,7 +95,7 @@ def test_scores_do_not_depend_on_batching(tiny_llama, ids, tmp_path):
         torch.testing.assert_close(one.moments[site], all_at_once.moments[site], rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", criteria)
+@pytest.mark.parametrize("name", list(criteria))
 def test_every_criterion_scores_every_unit(name, tiny_llama, ids, tmp_path):
     evidence = evidence_of(tiny_llama, ids, tmp_path / "m.safetensors")
     config = tiny_llama.config

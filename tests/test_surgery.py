@@ -92,7 +92,9 @@ def test_mask_and_slice_give_the_same_logits(name, axis, ids):
     assert shape_of(sliced.config) == AXES[axis]
     assert shape_of(masked.config) == WHOLE
     assert not torch.allclose(logits(sliced, ids), logits(model, ids), atol=1e-2)
-    torch.testing.assert_close(logits(sliced, ids), logits(masked, ids), rtol=1e-9, atol=1e-9)
+    # transformers' norms compute in float32 whatever the model is in; without the hidden axis they see the same input.
+    tolerance = 1e-9 if axis in ("neurons", "heads") else 2e-5
+    torch.testing.assert_close(logits(sliced, ids), logits(masked, ids), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -140,7 +142,7 @@ def test_the_best_are_kept_and_ties_go_to_the_lower_index():
         "neuron": [torch.tensor([1.0, 3.0, 2.0])],
         "head": [torch.tensor([1.0, 2.0, 9.0, 8.0])],
     }
-    config = LlamaConfig(hidden_size=6, intermediate_size=3, num_attention_heads=4, num_key_value_heads=2, head_dim=2)
+    config = Qwen2Config(hidden_size=6, intermediate_size=3, num_attention_heads=4, num_key_value_heads=2, head_dim=2)
     plan = uniform(scores, Shape(3, 2, 2), config)
     assert (plan.hidden, plan.neurons, plan.heads) == ((1, 2, 5), ((1, 2),), ((1, 2),))
 

@@ -125,10 +125,11 @@ def _hub_revision(model: str) -> str:
     """The commit of a hub model: that of the copy in the local cache, or else the newest one."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(model, "config.json") if model.count("/") <= 1 else None
-    if isinstance(cached, str):
-        return Path(cached).parent.name
-    return _asked(model, lambda: HfApi().model_info(model, timeout=10).sha)
+    def ask() -> Any:
+        cached = try_to_load_from_cache(model, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else HfApi().model_info(model, timeout=10).sha
+
+    return _asked(model, ask)
 
 
 def _asked(model: str, ask: Callable[[], Any]) -> Any:
