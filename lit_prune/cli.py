@@ -31,7 +31,7 @@ class Flags:
     keys: tyro.conf.Positional[tuple[str, ...]] = ()
     """The two addresses to diff; their first digits are enough."""
     profile: str = "quick"
-    """Scale: quick (2 cores, minutes), laptop (about an hour), h200 (one GPU), paper (cluster), or a YAML file."""
+    """Scale: quick (2 cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a file."""
     set: Settings = ()
     """field=value of the base cell, e.g. teacher.model=./my-llama or distill.steps=50; may be given several times."""
     also: Settings = ()

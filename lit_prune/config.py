@@ -177,7 +177,7 @@ class Distill:
     block: int = 256
     """Tokens in a sequence."""
     batch: int = 8
-    """Sequences in a step, over all devices."""
+    """Sequences in a step."""
     steps: int = 100
     """Optimizer steps; 0 evaluates the pruned student as it is."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

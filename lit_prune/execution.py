@@ -12,8 +12,6 @@ class Execution:
 
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu."""
-    devices: str = "auto"
-    """Number of devices, or auto for all; several train data-parallel."""
     accumulate: int | None = None
     """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB."""
     workers: int = 0

@@ -161,12 +161,6 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]]) -> list[Entry]:
     return [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
 
 
-def _row(table: Table, point: Changes) -> str:
-    """The row of a point, with the fields the table's own label does not know of."""
-    unlabelled = [path for path in point if path not in table.grid.axes() and path != "seed"]
-    return ", ".join([table.label(point), *(f"{path}={point[path]}" for path in unlabelled)])
-
-
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
     """The dotted path a short name stands for: a swept field, or any field of a cell."""
     fields = fields_of(Cell)

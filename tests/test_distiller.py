@@ -412,7 +412,7 @@ RECIPE = Distill(
 FIXED_ALPHA = dataclasses.replace(RECIPE, alpha=0.3)
 """A dynamic alpha is another for each micro-batch."""
 
-QUICK = Execution(accelerator="cpu", devices="1", accumulate=1, checkpoint_seconds=0.0, log_every=5)
+QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=5)
 
 
 class Stop(Exception):

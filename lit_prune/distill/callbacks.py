@@ -60,10 +60,7 @@ class History(L.Callback):
         row: dict[str, float] = {"step": trainer.global_step}
         row |= {name: (value / self._batches).item() for name, value in self._sums.items()}
         row["grad_norm"] *= trainer.accumulate_grad_batches  # there is one a step, not one a micro-batch
-        row |= {
-            "lr": self._lr,
-            "tokens_per_second": self._tokens / seconds,
-        }
+        row |= {"lr": self._lr, "tokens_per_second": self._tokens / seconds}
         self.rows.append(row)
         self._sums, self._batches, self._tokens, self._since = {}, 0, 0, time.perf_counter()
         for logger in trainer.loggers:

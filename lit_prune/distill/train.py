@@ -12,7 +12,7 @@ import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lit_prune.config import ConfigError, Distill
+from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, History, Progress
 from lit_prune.distill.module import Distiller
@@ -38,12 +38,18 @@ def train(
     """
     L.seed_everything(seed, verbose=False)
     module = Distiller(student.train(), teacher, distill)
+    accumulate = execution.accumulate or micro_batches(distill, student.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    data = RetrainingData(
+        tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
+        accumulate=accumulate, num_workers=execution.workers,
+    )  # fmt: skip
     history = History(folder / "metrics.csv", execution.log_every)
     trainer = L.Trainer(
         max_steps=distill.steps,
+        accumulate_grad_batches=accumulate,
         precision=distill.precision,
         accelerator=execution.accelerator,
-        devices=execution.devices,
+        devices=1,
         logger=list(loggers) or False,
         callbacks=[history, Progress(history, tell), Checkpoint(folder, execution.checkpoint_seconds)],
         enable_checkpointing=False,
@@ -53,30 +59,16 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    vocab_size = student.config.vocab_size  # type: ignore[union-attr]
-    # Only the trainer knows how many devices there are.
-    accumulate = execution.accumulate or micro_batches(distill, vocab_size, trainer.world_size)  # type: ignore[arg-type]
-    trainer.accumulate_grad_batches = accumulate
-    data = RetrainingData(
-        tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
-        accumulate=accumulate, num_workers=execution.workers,
-    )  # fmt: skip
     unfinished = folder / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
     student.eval()
 
 
-def micro_batches(distill: Distill, vocab_size: int, world: int = 1) -> int:
-    """The fewest equal parts of a device's share whose float32 logits [sequences, block, vocab_size] stay under a GiB.
-
-    Raises:
-        ConfigError: the batch is no multiple of the number of devices.
-    """
-    share, rest = divmod(distill.batch, world)
-    if rest:
-        raise ConfigError(f"distill.batch: {distill.batch} is no multiple of the {world} devices")
+def micro_batches(distill: Distill, vocab_size: int) -> int:
+    """The fewest equal parts of a batch whose float32 logits [sequences, block, vocab_size] stay under a GiB."""
     room = max(1, _LOGITS // (4 * distill.block * vocab_size))
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= room)
+    parts = range(1, distill.batch + 1)
+    return next(n for n in parts if distill.batch % n == 0 and distill.batch // n <= room)
 
 
 def quiet() -> None:

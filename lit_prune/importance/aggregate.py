@@ -21,7 +21,8 @@ def sequence_statistics(activations: Tensor) -> Tensor:
     mean = x.mean(1)
     var = (x - mean[:, None]).square().mean(1)
     l2 = ((var + mean.square()) * x.shape[1]).sqrt()
-    return torch.stack((x.abs().mean(1), l2, var)).double()
+    statistics = torch.stack((x.abs().mean(1), l2, var))
+    return (statistics.cpu() if x.device.type == "mps" else statistics).double()  # Apple's GPUs have no float64
 
 
 class SequenceMoments:

@@ -55,7 +55,7 @@ def calibrate(
     """Write the moments of every site to a safetensors file; returns the sequences seen."""
     calibrator = Calibrator(model, tell)
     trainer = L.Trainer(
-        accelerator=execution.accelerator, devices=execution.devices, logger=False, use_distributed_sampler=False,
+        accelerator=execution.accelerator, devices=1, logger=False, use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=True,
     )  # fmt: skip
     trainer.predict(calibrator, datamodule=data, return_predictions=False)
