@@ -251,7 +251,7 @@ def test_wandb_mirrors_each_cell_and_its_loss_loses_nothing(tmp_path):
     said = command(*words, store=tmp_path / "good")
     assert said.returncode == 0, said.stderr
     runs = sorted((tmp_path / "good/wandb/wandb").glob("offline-run-*"))
-    cells = {path.parent.parent.name for path in (tmp_path / "good").glob("cell/*/model")}
+    cells = {path.parent.name for path in (tmp_path / "good").glob("cell/*/model")}
     assert {run.name.rpartition("-")[2] for run in runs} == cells
     told = subprocess.run(
         [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(runs[0])],
