@@ -1,0 +1,79 @@
+"""The teacher that ships is what its card says, small, and worth compressing; and every way a model is known."""
+
+import json
+import shutil
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from lit_prune.config import Cell, ConfigError, Corpus, Teacher, key
+from lit_prune.models import teacher as teachers
+from lit_prune.pretrain import WORTH, recipe_of, worth
+
+FOLDER = teachers.SHIPPED / str(Teacher().model)
+
+
+@pytest.fixture(scope="module")
+def card():
+    return json.loads((FOLDER / teachers.CARD).read_text())
+
+
+def test_the_shipped_teacher_is_small_and_a_llama_with_grouped_queries_and_a_head_of_its_own(card):
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8_000_000
+    model, tokenizer = teachers.load_model(str(FOLDER)), teachers.load_tokenizer(str(FOLDER))
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
+    assert model.num_parameters() == card["result"]["parameters"]
+    assert len(tokenizer) == model.config.vocab_size == 2048
+    text = "def f(x):\n    return x ** 2  # ä€\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_its_card_says_how_it_came_about_and_its_address_is_that_of_its_recipe(card):
+    assert card["env"]["commit"]
+    assert card["env"]["command"].startswith("pretrain.py")
+    assert card["result"]["corpus"] == card["recipe"]["corpus"]["fingerprint"]
+    assert card["result"]["tokens"] > 10_000_000
+    assert key(Cell(teacher=Teacher(model=None, pretraining=recipe_of(FOLDER))), "teacher") == card["address"]
+
+
+@pytest.mark.slow
+def test_it_is_worth_compressing(card):
+    found = worth(FOLDER)
+    assert found["gap"] >= WORTH
+    if found["same_text"]:
+        assert found["teacher"] == pytest.approx(card["result"]["lm_loss"], abs=1e-3)
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_place(tiny_llama, tiny_tokenizer, tmp_path):
+    for place in ("a", "b"):
+        tiny_llama.save_pretrained(tmp_path / place)
+        tiny_tokenizer.save_pretrained(tmp_path / place)
+    before = teachers.fingerprint(str(tmp_path / "a"))
+    assert teachers.fingerprint(str(tmp_path / "b")) == before
+    (tmp_path / "b" / teachers.CARD).write_text("{}")
+    assert teachers.fingerprint(str(tmp_path / "b")) == before
+    shutil.copy(FOLDER / "tokenizer.json", tmp_path / "b")
+    assert teachers.fingerprint(str(tmp_path / "b")) != before
+    with pytest.raises(ConfigError, match="has 2048 entries, the model 256"):
+        teachers.load_tokenizer(str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(("model", "pretraining"), [(None, None), ("a", recipe_of(FOLDER))])
+def test_a_teacher_is_given_or_trained(model, pretraining):
+    with pytest.raises(ConfigError, match="give either model or pretraining"):
+        teachers.pin(Teacher(model=model, pretraining=pretraining))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        teachers.fingerprint(str(tmp_path))
+
+
+def test_a_recipe_that_is_no_llama_is_refused_before_anything_is_read():
+    from lit_prune.config import Pretraining
+    from lit_prune.pretrain import config_of
+
+    with pytest.raises(ConfigError, match="no shape of a Llama"):
+        config_of(Pretraining(hidden=50, heads=6, corpus=Corpus()))
