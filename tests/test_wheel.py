@@ -1,0 +1,42 @@
+"""The wheel alone, without the checkout: it finds its profiles, its teacher and its page."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "importance.samples=4", "importance.block=32", "evaluation.blocks=2", "evaluation.block=32", "distill.block=32",
+    "distill.batch=1", "distill.steps=2", "distill.optim.warmup=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_from_the_wheel_finds_all_it_needs(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    alone = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}, "timeout": 300}
+    where = [sys.executable, "-c", "import lit_prune; print(lit_prune.__file__)"]
+    assert str(tmp_path) in subprocess.run(where, check=True, capture_output=True, text=True, **alone).stdout
+    words = [word for setting in SMALL for word in ("--set", setting)]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_prune.experiments.loss_ablation",
+        *words,
+        "--seeds",
+        "1",
+        "--wandb",
+        "disabled",
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, **alone)
+    assert said.returncode == 0, said.stderr
+    assert "L_logits(KLD)" in said.stdout
+    (page,) = (tmp_path / "store").rglob("report.html")
+    assert "Claims of the paper" in page.read_text()
