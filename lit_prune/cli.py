@@ -139,6 +139,7 @@ class Session:
         if not missing:
             return 0
         self.store.check_writable()
+        os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
         from lit_prune.distill.train import quiet
         from lit_prune.progress import Bar
         from lit_prune.runner import Runner, planned_steps

@@ -101,7 +101,6 @@ class Mirror:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("WANDB_SILENT", "true")
         # Otherwise tables are staged in the home folder, and do not travel with the runs.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         logger = ForgivingWandbLogger(
