@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from lit_prune.config import ConfigError, digest
-from lit_prune.execution import Execution, share_the_machine
+from lit_prune.execution import Execution, share_the_machine, stop_on_signals
 from lit_prune.grid import Entry, Table, entries
 from lit_prune.settings import load_profile, parse_setting
 from lit_prune.store import Store
@@ -60,8 +59,7 @@ def main(table: Table, argv: list[str] | None = None) -> int:
         Flags, args=argv, prog=f"python -m lit_prune.experiments.{table.name}",
         description=f"{table.question} {table.source}.",
     )  # fmt: skip
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop_on_signals()
     share_the_machine()
     console = Console()
     try:
@@ -72,13 +70,6 @@ def main(table: Table, argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _stop(number: int, frame: Any) -> None:
-    """Leave at once, with the shell's exit code; what was done is kept, the rest is resumed from its checkpoint."""
-    signal.signal(number, signal.SIG_IGN)
-    print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
-    raise SystemExit(128 + number)
 
 
 class Session:

@@ -27,13 +27,14 @@ from lit_prune.config import Cell, ConfigError, Corpus, Distill, Pretraining, Te
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.corpus import documents, pin
 from lit_prune.data.tokens import TokenBlocks, write_tokens
-from lit_prune.distill.train import Execution, Tell, quiet, train
+from lit_prune.distill.train import Tell, quiet, train
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.evaluate.trigram import KneserNeyTrigram
+from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
 from lit_prune.settings import build, override, parse_setting, plain_of
-from lit_prune.store import Store
+from lit_prune.store import Busy, Store
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -217,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     quiet()
     flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.pretrain")
+    stop_on_signals()
     try:
         if flags.check is not None:
             (name,) = flags.check or (Teacher().model,)
@@ -232,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
                     lambda step, row: bar.at(step, f"pretraining, loss {row.get('loss', float('nan')):.3f}"),
                 )  # fmt: skip
                 node.finish(result)
-    except ConfigError as error:
+    except (ConfigError, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(node.result, indent=1))

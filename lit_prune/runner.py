@@ -78,15 +78,13 @@ class Runner:
 
     @contextlib.contextmanager
     def _claim(self, cell: Cell, stage: str) -> Iterator[Node]:
-        """A stage that several cells share; where it failed once it fails at once for the others."""
+        """A stage several cells share: waited for where another process computes it; failed once, failed for all."""
         address = stage, key(cell, stage)
         if address in self._failed:
             raise self._failed[address]
         try:
-            with self.store.claim(cell, stage) as node:
+            with self.store.claim(cell, stage, wait=True) as node:
                 yield node
-        except Busy:
-            raise
         except Exception as error:
             self._failed[address] = error
             raise

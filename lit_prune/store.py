@@ -94,18 +94,18 @@ class Store:
         return Node(self.root / stage / key(cell, stage))
 
     @contextlib.contextmanager
-    def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
+    def claim(self, cell: Cell, stage: str, *, wait: bool = False) -> Iterator[Node]:
         """The node, held by this process alone; the kernel lets go of it when the process dies.
 
         Raises:
-            Busy: another process holds it.
+            Busy: another process holds it, and we do not `wait` for it.
             ConfigError: the store cannot be written.
         """
         node = self.node(cell, stage)
         self.check_writable(node.folder)
         with (node.folder / ".lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{stage} {node.key} is being computed by another process") from None
             if node.result is None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,14 @@ def test_a_node_is_free_again_when_its_holder_is_done(store, holder):
     assert holder.wait(30) == 0
     with store.claim(CELL, "student"):
         pass
+
+
+def test_one_who_waits_gets_the_node_when_its_holder_dies(store, holder):
+    killer = threading.Timer(0.5, holder.kill)
+    killer.start()
+    with store.claim(CELL, "student", wait=True):
+        assert holder.wait(30) == -signal.SIGKILL
+    killer.join()
 
 
 def test_a_process_that_waits_for_no_one_cannot_take_what_is_held_here(store):
