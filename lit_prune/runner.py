@@ -115,7 +115,8 @@ class Runner:
             self._tell("tokenising")
             tokenizer = self.tokenizer(cell)
             with self._claim(cell, "tokens") as node:
-                node.finish(write_tokens(cell.corpus, tokenizer, node.folder))
+                if node.result is None:  # as it no longer is where another process was waited for
+                    node.finish(write_tokens(cell.corpus, tokenizer, node.folder))
         return node.folder
 
     def importance(self, cell: Cell) -> Node:
@@ -138,8 +139,9 @@ class Runner:
         if done.result is None:
             teacher, importance = self._load(self.teacher(cell)), self.importance(cell)
             with self._claim(cell, "student") as node:
-                self._tell("pruning")
-                node.finish(prune(cell, teacher, importance, node.folder))
+                if node.result is None:
+                    self._tell("pruning")
+                    node.finish(prune(cell, teacher, importance, node.folder))
         return str(done.folder / "model")
 
     def cell(self, entry: Entry) -> dict[str, Any]:

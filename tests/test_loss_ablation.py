@@ -116,6 +116,19 @@ def test_killed_three_ways_and_resumed_the_table_is_the_uninterrupted_one(done, 
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_store_and_nothing_is_computed_twice_or_lost(done, tmp_path):
+    finished, _ = done
+    words = [*COMMAND, "--seeds", "2", "--wandb", "disabled", "--store", str(tmp_path)]
+    both = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        assert "failed" not in errors
+    assert subprocess.run(words, capture_output=True, timeout=600).returncode == 0
+    pd.testing.assert_frame_equal(results(tmp_path), results(finished), check_exact=True)
+
+
+@pytest.mark.slow
 def test_a_cell_that_diverges_is_named_and_the_others_go_on(tmp_path, capfd):
     words = ["--only", "logit_loss=kld", "--also", "distill.optim.lr=1e30", "--seeds", "1", "--wandb", "disabled"]
     assert main(TABLE, [*SETTINGS, *words, "--store", str(tmp_path)]) == 1
