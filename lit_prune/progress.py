@@ -53,7 +53,8 @@ class Bar:
     def at(self, done: int, what: str) -> None:
         """That `done` steps of all are behind us, and what is happening."""
         self.done = done
-        self._first = self._first or (time.monotonic(), done)
+        if self._first is None or self._first[1] == done:
+            self._first = (time.monotonic(), done)
         self._rich.update(self._task, completed=done, description=what)
         if not self._live and time.monotonic() - self._said_at > _SECONDS_BETWEEN_LINES:
             self._line(what)

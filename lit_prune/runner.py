@@ -116,7 +116,8 @@ class Runner:
             tokenizer = self.tokenizer(cell)
             with self._claim(cell, "tokens") as node:
                 if node.result is None:  # as it no longer is where another process was waited for
-                    node.finish(write_tokens(cell.corpus, tokenizer, node.folder))
+                    tell = self._counter("tokenising", "train tokens")
+                    node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell))
         return node.folder
 
     def importance(self, cell: Cell) -> Node:
@@ -127,7 +128,8 @@ class Runner:
                 self._tell("calibrating")
                 wanted = cell.importance
                 data = CalibrationData(tokens, samples=wanted.samples, block=wanted.block, seed=wanted.seed)
-                count = calibrate(model, data, node.folder / "moments.safetensors", self.execution, lambda seen: None)
+                tell = self._counter("calibrating", f"of {wanted.samples} sequences")
+                count = calibrate(model, data, node.folder / "moments.safetensors", self.execution, tell)
                 node.finish({"count": count})
         return node
 
@@ -191,6 +193,10 @@ class Runner:
 
     def _tell(self, what: str) -> None:
         self.bar.say(f"{self._doing}: {what}" if self._doing else what)
+
+    def _counter(self, what: str, unit: str) -> Callable[[int], None]:
+        """Progress of work that is no optimizer step: said, but not counted on the bar."""
+        return lambda count: self.bar.at(self.bar.done, f"{self._doing} {what}, {count:,} {unit}".strip())
 
     def _teller(self, what: str, start: int, steps: int) -> Callable[[int, dict[str, float]], None]:
         def tell(step: int, row: dict[str, float]) -> None:

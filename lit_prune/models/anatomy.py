@@ -5,7 +5,7 @@ Nothing here computes. A llama-like family is one line in FAMILIES.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -40,7 +40,6 @@ class Anatomy:
     axes: dict[str, Axes]
     """Parameter name suffix -> axis of each dimension; None is never cut. "head" counts head_dim entries a head."""
     blocks: str = "model.layers"
-    embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     input_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
@@ -50,16 +49,12 @@ class Anatomy:
     """Linear whose input is the neurons after their activation."""
     whole_heads: bool = False
     """The config demands that hidden_size is a multiple of num_attention_heads."""
-    untouched: tuple[str, ...] = field(default=("q_norm.weight", "k_norm.weight"))
-    """Parameters no axis cuts."""
 
     def axes_of(self, name: str) -> Axes:
         """The axis of each dimension of a parameter."""
         for suffix, axes in self.axes.items():
             if name.endswith(suffix):
                 return axes
-        if name.endswith(self.untouched):
-            return (None,)
         raise ConfigError(f"teacher.model: parameter {name} is not described in lit_prune/models/anatomy.py")
 
 
@@ -67,7 +62,7 @@ FAMILIES = {
     "llama": Anatomy(_LLAMA | _BIASES, whole_heads=True),
     "mistral": Anatomy(_LLAMA),
     "qwen2": Anatomy(_LLAMA | _BIASES),
-    "qwen3": Anatomy(_LLAMA | _BIASES),
+    "qwen3": Anatomy(_LLAMA | _BIASES | {"q_norm.weight": (None,), "k_norm.weight": (None,)}),
 }
 
 
