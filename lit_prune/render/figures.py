@@ -1,15 +1,15 @@
-"""The figures of a report: final values of all rows, and every logged term over the steps. No torch."""
+"""The figures of a report: final values of all rows, and what was logged and checked over the steps. No torch."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.render import words
+import numpy as np
+
+from lit_prune.render import depth, svg, words
+from lit_prune.render.svg import DIM, INK, LINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,51 +25,62 @@ _TERMS = {
     "grad_norm": "gradient norm before clipping (grad_norm)",
 }
 _NOT_TERMS = ("row", "seed", "step", "loss", "lr", "tokens_per_second")
-# Colours matplotlib is given; in the page they become those of its light or dark theme.
-_INK, _LINE, _DIM = "#010203", "#040506", "#070809"
-_THEME = {_INK: "currentColor", _LINE: "var(--accent)", _DIM: "var(--dim)"}
+# Of lines that share a panel; colours that stand on a light and on a dark page, and do without telling red from green.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b")
+_DASHES = ("-", "--", ":", "-.")
 _POINTS = 150
 
 
 def inline(report: Report) -> dict[str, Any]:
-    """Inline SVG: `final`, and `terms`, each with title, whether panels share a scale, row -> panel."""
+    """Inline SVG: `final`, `checks`, `blocks` (title -> figure), and `terms`, each with title, whether panels share a
+    scale, row -> panel. What there is nothing to draw of is empty."""
     import matplotlib as mpl
-    from markupsafe import Markup
 
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": report.table.name, "text.parse_math": False, "font.size": 9,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _DIM, "axes.labelcolor": _INK,
-        "xtick.color": _DIM, "ytick.color": _DIM, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
-    }  # fmt: skip
     logged = [name for name in report.histories if name not in _NOT_TERMS]
-    with mpl.rc_context(style):
-        label = f"{words.title(report.table.metrics[0])} of each row"
-        final = Markup(_svg(final_values(report), "final", label)) if report.summary["n"].any() else ""
-        terms = [
-            {"title": _TERMS.get(name, name), "shared": name == "clm", "panels": _panels(report, name)}
-            for name in sorted(logged, key=[*_TERMS, *logged].index)
-        ]
-    return {"final": final, "terms": terms}
+    with mpl.rc_context(svg.style(report.table.name)):
+        return {
+            "final": _final(report) if report.summary["n"].any() else "",
+            "checks": "" if report.checks.empty else _checks(report),
+            "blocks": _blocks(report),
+            "terms": [
+                {"title": _TERMS.get(name, name), "shared": name == "clm", "panels": _panels(report, name)}
+                for name in sorted(logged, key=[*_TERMS, *logged].index)
+            ],
+        }
+
+
+def _final(report: Report) -> str:
+    return svg.inline(final_values(report), "final", f"{words.title(report.table.metrics[0])} of each row")
+
+
+def _checks(report: Report) -> str:
+    return svg.inline(check_curves(report.checks), "checks", "validation LM loss of each row during the retraining")
+
+
+def _blocks(report: Report) -> dict[str, str]:
+    """Title -> SVG of what is known of the teacher's blocks."""
+    if report.blocks is None:
+        return {}
+    found = {"What each block is worth": ("scores", depth.block_scores(report.blocks))}
+    if report.blocks.spans is not None:
+        found["How little a span of blocks changes"] = ("spans", depth.span_distances(report.blocks.spans))
+    return {title: svg.inline(figure, name, title) for title, (name, figure) in found.items()}
 
 
 def _panels(report: Report, term: str) -> dict[str, str]:
     """Row -> SVG of one logged term over the steps, of the rows that have it."""
-    from markupsafe import Markup
-
     logged = report.histories.dropna(subset=[term])
     curves = {str(row): curve_of(history, term) for row, history in logged.groupby("row", sort=False)}
     # Cross-entropy on the labels is one quantity in all rows; a logit loss is another in each.
     shared = (logged[term].min(), logged[term].max()) if term == "clm" else None
     return {
-        row: Markup(_svg(panel(curve, shared), f"{term}-{place}", f"{term} of {row}"))
+        row: svg.inline(panel(curve, shared), f"{term}-{place}", f"{term} of {row}")
         for place, (row, curve) in enumerate(curves.items())
     }
 
 
 def curve_of(history: pd.DataFrame, term: str) -> pd.DataFrame:
     """Columns step, mean, min and max over the seeds, in at most 150 lines."""
-    import numpy as np
-
     # Seeds may have been logged at different steps: the interval of the log is no part of their address.
     runs = history.pivot_table(index="step", columns="seed", values=term)
     curve = runs.interpolate("index", limit_area="inside").agg(["mean", "min", "max"], axis=1).reset_index()
@@ -87,10 +98,35 @@ def panel(curve: pd.DataFrame, shared: tuple[float, float] | None) -> Figure:
     if shared:
         # Stretches the scale and draws nothing.
         axes.update_datalim([(curve["step"].iloc[0], value) for value in shared])
-    axes.fill_between(curve["step"], curve["min"], curve["max"], color=_LINE, alpha=0.25, linewidth=0)
-    axes.plot(curve["step"], curve["mean"], color=_LINE, linewidth=1.4)
+    axes.fill_between(curve["step"], curve["min"], curve["max"], color=LINE, alpha=0.25, linewidth=0)
+    axes.plot(curve["step"], curve["mean"], color=LINE, linewidth=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
+def check_curves(checks: pd.DataFrame) -> Figure:
+    """Validation LM loss of every row over the steps: mean over the seeds and a band from least to greatest.
+
+    Named in the order of the end. The scale is that of the checks after the first, where the rows come near each other.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    curves = {str(row): curve_of(found, "lm_loss") for row, found in checks.groupby("row", sort=False)}
+    curves = dict(sorted(curves.items(), key=lambda curve: -curve[1]["mean"].iloc[-1]))
+    size = (max(6.2, 4.2 + 0.08 * max(map(len, curves))), max(3.0, 0.6 + 0.19 * len(curves)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="validation LM loss (nats per token)")
+    for place, (row, curve) in enumerate(curves.items()):
+        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
+        axes.fill_between(curve["step"], curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
+        axes.plot(curve["step"], curve["mean"], dash, color=colour, linewidth=1.4, label=row)
+    later = checks.loc[checks["step"] > checks["step"].min(), "lm_loss"]
+    if len(later) and np.ptp(later) > 0:
+        axes.set_ylim(later.min() - 0.05 * np.ptp(later), later.max() + 0.25 * np.ptp(later))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -105,9 +141,9 @@ def final_values(report: Report) -> Figure:
     axes = figure.add_subplot(xlabel=f"{words.title(metric)} (lower is better)", ylim=(len(rows) - 0.4, -0.6))
     for place, (row, mean) in enumerate(rows["mean"].items()):
         seeds = report.tidy.loc[(report.tidy["row"] == row) & ~report.tidy["reference"], metric].dropna()
-        axes.errorbar(mean, place, xerr=rows.loc[row, "interval"], color=_LINE, linewidth=1.5)
-        axes.plot(mean, place, "|", color=_LINE, markersize=11, markeredgewidth=2)
-        axes.scatter(seeds, [place + 0.25] * len(seeds), s=15, color=_LINE, alpha=0.6, linewidth=0)
+        axes.errorbar(mean, place, xerr=rows.loc[row, "interval"], color=LINE, linewidth=1.5)
+        axes.plot(mean, place, "|", color=LINE, markersize=11, markeredgewidth=2)
+        axes.scatter(seeds, [place + 0.25] * len(seeds), s=15, color=LINE, alpha=0.6, linewidth=0)
     axes.set_yticks(range(len(rows)), list(rows.index))
     axes.tick_params(axis="y", length=0)
     _lines_for_scale(axes, lines.rename({report.table.baseline: "baseline"}).to_dict())
@@ -124,25 +160,10 @@ def _lines_for_scale(axes: Axes, lines: Mapping[str, float]) -> None:
     for place, (name, x) in enumerate(lines.items()):
         text = f"← {name} {x:.4f}" if x < low else f"{name} {x:.4f} →" if x > high else f"{name} {x:.4f}"
         if low <= x <= high:
-            axes.axvline(x, color=_DIM, linewidth=1, linestyle="-" if name == "baseline" else ":", zorder=0)
+            axes.axvline(x, color=DIM, linewidth=1, linestyle="-" if name == "baseline" else ":", zorder=0)
         share = min(max((x - low) / (high - low), 0), 1)
         axes.annotate(
             text, (low + share * (high - low), 1), (0, 3 + 11 * place), axes.get_xaxis_transform(),
-            "offset points", fontsize=8, color=_DIM,
+            "offset points", fontsize=8, color=DIM,
             ha="left" if share < 0.25 else "right" if share > 0.75 else "center",
         )  # fmt: skip
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """Inline SVG with the page's colours and font; its ids begin with `name`, which is unique in the page."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    head, _, body = stream.getvalue().partition("<svg")[2].partition(">")
-    # HTML knows the namespaces, the page is as wide as its reader's, and nobody reads the metadata.
-    box = re.findall(r'viewBox="[^"]*"', head)[0]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    for placeholder, colour in _THEME.items():
-        body = body.replace(placeholder, colour)
-    return f'<svg role="img" aria-label="{html.escape(label)}" {box}>{body}'

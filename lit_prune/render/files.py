@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 _PAGE = Path(__file__).parent / "report.html.j2"
+# Characters of a LaTeX table that fit the width of a page.
+_TEX_WIDTH = 100
 _MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", "·": "$\\cdot$", words.NONE: "---"}
 
 
@@ -77,7 +79,8 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
 def _digest(report: Report, *texts: str) -> str:
     """What the files say, and the code that says it, as 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(_PAGE.parent.iterdir()) if path.is_file()]
-    said = [repr(report.cell), report.histories.to_csv(), *code, *texts]
+    blocks = json.dumps(report.blocks, default=lambda node: node.tolist() if hasattr(node, "tolist") else vars(node))
+    said = [repr(report.cell), report.histories.to_csv(), report.checks.to_csv(), blocks, *code, *texts]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
 
@@ -87,12 +90,22 @@ def _markdown(report: Report) -> str:
     parts = [
         f"# {table.name}", table.question, f"*{table.source}*", words.headline(report),
         "## Claims of the paper", _pipes(words.claims_table(report)), f"Order of the rows: {words.agreement(report)}.",
-        "## Table", _pipes(words.main_table(report)), _bullets([*table.caveats, *words.warnings(report)]),
+        "## Table", _pipes(words.main_table(report)), _bullets([*words.notes(report), *words.warnings(report)]),
+        *_checks(report),
         *(["## Cells that are not done", absent, _bullets(failed)] if absent else []),
         "## How to run it again", f"```\n{words.command(report)}\n```",
         _bullets([f"{name}: {value}" for name, value in words.provenance(report).items()]),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _checks(report: Report) -> list[str]:
+    """How the order of the rows moves during the retraining, where it was looked at."""
+    if report.checks.empty:
+        return []
+    against = "Order of the rows by LM loss at each check, against that at the end:"
+    ranks = [] if report.ranks.empty else [against, _pipes(words.rank_table(report))]
+    return ["## During the retraining", *ranks, _bullets(words.flips(report))]
 
 
 def _bullets(lines: list[str]) -> str:
@@ -106,10 +119,11 @@ def _pipes(frame: pd.DataFrame) -> str:
 
 
 def _latex(report: Report) -> str:
-    """Two booktabs tables: rows and claims."""
+    """Booktabs tables: rows, in as many as a page needs to be wide enough, and claims."""
     name, question, source = report.table.name, report.table.question, report.table.source
+    parts = enumerate(words.parts(words.main_table(report), _TEX_WIDTH), 1)
     tables = [
-        (f"tab:{name}", f"{question} ({words.headline(report)})", words.main_table(report)),
+        *((f"tab:{name}" + f"-{k}" * (k > 1), f"{question} ({words.headline(report)})", part) for k, part in parts),
         (f"claims:{name}", f"Claims of {source}.", words.claims_table(report)),
     ]
     tex = "% \\usepackage{booktabs}\n"
@@ -135,6 +149,8 @@ def _html(report: Report, digest: str) -> str:
         main=words.main_table(report), kinds=words.kinds(report), claims=words.claims_table(report).to_dict("records"),
         marks=words.VERDICTS, agreement=words.agreement(report), warnings=words.warnings(report),
         absent=words.absent(report), failed=words.failed(report), command=words.command(report),
+        notes=words.notes(report), spread=[words.has_spread(column) for _, column in words.main_table(report).items()],
+        ranks=words.rank_table(report), flips=words.flips(report),
         provenance=words.provenance(report),
         **figures.inline(report),
         # Through JSON, which turns tuples into the lists that YAML has.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.render import words
@@ -30,7 +30,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(f"\n{table.question}", "bold"))
     console.print(Text(table.source, "dim"))
     console.print(Text(f"{words.headline(report)}\n"))
-    console.print(_rich_main(report, tight))
+    for shown in _rich_main(report, console.width, tight):
+        console.print(shown)
     if words.absent(report):
         console.print(Text(f"\n{words.absent(report)}", "bold yellow"))
     for row, seed, error in words.failed(report):
@@ -38,10 +39,30 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(f"\nClaims of the paper, at profile {report.profile}", "bold"))
     console.print(_rich_claims(report, tight))
     console.print(Text.assemble(("\nOrder of the rows: ", "bold"), words.agreement(report), "\n"))
-    for caveat in table.caveats:
-        console.print(_hanging("·", caveat, "dim"))
+    _print_checks(report, console)
+    for note in words.notes(report):
+        console.print(_hanging("·", note, "dim"))
     for warning in words.warnings(report):
         console.print(_hanging("!", warning, "bold yellow"))
+
+
+def _print_checks(report: Report, console: Console) -> None:
+    """How the order of the rows moves during the retraining, where it was looked at."""
+    from rich.text import Text
+
+    if not report.ranks.empty:
+        frame, shown = words.rank_table(report), _rich_table()
+        for name in frame:
+            shown.add_column(name, justify="right")
+        for line in frame.to_numpy().tolist():
+            shown.add_row(*line)
+        console.print(Text("Order of the rows by LM loss at each check, against that at the end", "bold"))
+        console.print(shown)
+        console.print()
+    for sentence in words.flips(report):
+        console.print(_hanging("·", sentence, ""))
+    if not report.checks.empty:
+        console.print()
 
 
 def _rich_table(tight: bool = False) -> RichTable:
@@ -60,19 +81,29 @@ def _hanging(mark: str, text: str, style: str) -> RichTable:
     return grid
 
 
-def _rich_main(report: Report, tight: bool) -> RichTable:
+def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | str]:
+    """The main table, in several with an empty line between them where it is wider than the console."""
+    frame = words.main_table(report)
+    broken = frame.rename(columns={name: name.replace(" ", "\n") for name in frame.columns[2:]})
+    for place, part in enumerate(words.parts(broken, width, 1 if tight else 2)):
+        if place:
+            yield ""
+        yield _rich_part(part, words.kinds(report), tight)
+
+
+def _rich_part(frame: pd.DataFrame, kinds: list[str], tight: bool) -> RichTable:
     from rich.text import Text
 
-    frame, kinds, shown = words.main_table(report), words.kinds(report), _rich_table(tight)
+    shown = _rich_table(tight)
     for place, name in enumerate(frame):
-        left, heading = place < 2, name if place < 2 else name.replace(" ", "\n")
-        shown.add_column(heading, justify="left" if left else "right", no_wrap=place > 0, overflow="fold")
-    for place, (line, kind) in enumerate(zip(frame.to_numpy().tolist(), kinds, strict=True)):
-        cells = [Text(cell, _STYLES[kind]) for cell in line]
-        if not cells[2].plain.isdigit():
-            cells[2].stylize("yellow")
+        left = place < 2 or words.has_spread(frame[name])
+        shown.add_column(name, justify="left" if left else "right", no_wrap=place > 0, overflow="fold")
+    for place, (line, kind) in enumerate(zip(frame.to_dict("records"), kinds, strict=True)):
+        cells = {name: Text(cell, _STYLES[kind]) for name, cell in line.items()}
+        if not line.get("n", "0").isdigit():
+            cells["n"].stylize("yellow")
         last = kind != "reference" and kinds[place + 1 : place + 2] == ["reference"]
-        shown.add_row(*cells, end_section=last)
+        shown.add_row(*cells.values(), end_section=last)
     return shown
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_prune.render.numbers import NONE, amount, as_printed, number, p_value, with_spread
 from lit_prune.settings import parse_setting
 
 if TYPE_CHECKING:
@@ -15,68 +15,101 @@ if TYPE_CHECKING:
 
     from lit_prune.report import Report
 
-NONE = "—"
 VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow")}
 LEFT = ("row", "claim", "verdict", "source")
-_TITLES = {"lm_loss": "LM loss", "perplexity": "PPL"}
+_TITLES = {
+    "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",
+    "kd_loss_before": "KD loss before", "second_lm_loss": "LM loss, 2nd text",
+}  # fmt: skip
+_COUNTS = ("parameters",)
+# A row's label is folded before a table is split, but not to less.
+_LABEL = 24
 
 
 def title(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
-def number(value: float, digits: int = 4, sign: str = "") -> str:
-    """A value to read; a dash where there is none."""
-    if math.isnan(value):
-        return NONE
-    if abs(value) >= 1e6:
-        return f"{value:{sign}.2e}"
-    return f"{value:{sign}.{0 if abs(value) >= 1000 else digits}f}"
-
-
-def p_value(value: float) -> str:
-    return "<.001" if value < 0.001 else number(value, 3)
-
-
-def as_printed(column: pd.Series) -> list[str]:
-    """The paper's values with as many digits as it printed."""
-    digits = max((len(str(value).partition(".")[2]) for value in column.dropna()), default=0)
-    return [number(value, digits) for value in column]
+def claim_of(report: Report, place: int) -> str:
+    """A claim of the table, with its metric where that is not the first."""
+    claim, metric = report.table.claims[place], report.verdicts["metric"][place]
+    said = "" if metric == report.table.metrics[0] else f" ({title(metric)})"
+    return f"{claim.better} < {claim.worse}{said}"
 
 
 def main_table(report: Report) -> pd.DataFrame:
-    """The main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values."""
+    """The main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values.
+
+    The paper's values come last, or beside ours where there are more than two metrics.
+    """
     import pandas as pd
 
-    summary = report.summary
-    first, *others = report.table.metrics
+    summary, (first, *others) = report.summary, report.table.metrics
+    beside = len(others) > 1
     columns: dict[str, Iterable[str]] = {
         "row": summary.index.astype(str),
-        title(first): with_sd(summary),
+        title(first): _measured(first, summary["mean"], summary["sd"]),
+        **(_paper(report, first) if beside else {}),
         "n": counts(report),
         "Δ baseline": [number(delta, sign="+") for delta in summary["delta"]],
         "p": summary["p"].map(p_value),
-        **{title(metric): [number(value, 2) for value in summary[metric]] for metric in others},
     }
-    for metric in report.table.metrics:
-        if summary[f"paper {metric}"].notna().any():
-            columns[f"paper {title(metric)}"] = as_printed(summary[f"paper {metric}"])
+    for metric in others:
+        columns[title(metric)] = _measured(metric, summary[metric], summary[f"sd {metric}"])
+        columns |= _paper(report, metric) if beside else {}
+    for metric in () if beside else report.table.metrics:
+        columns |= _paper(report, metric)
     frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
     frame.loc[[kind == "baseline" for kind in kinds(report)], "Δ baseline"] = "baseline"
     return frame
+
+
+def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
+    """A column of means with their spread, which is left out where every seed gave the same number."""
+    if metric == "perplexity":  # it is that of the loss once more
+        return [number(mean, 2) for mean in means]
+    shown = amount if metric in _COUNTS else number
+    return with_spread(map(shown, means), (shown(sd) if sd > 0 else "" for sd in sds))
+
+
+def _paper(report: Report, metric: str) -> dict[str, list[str]]:
+    """The column of the paper's values of one metric; none where it has none."""
+    values = report.summary[f"paper {metric}"]
+    column = list(map(amount, values)) if metric in _COUNTS else as_printed(values)
+    return {f"paper {title(metric)}": column} if values.notna().any() else {}
+
+
+def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
+    """The columns of a table in as many tables as keep each within `width` characters, `gap` between two columns.
+
+    All begin with the first column, which can be folded, and what the paper has stays with what was measured.
+    """
+    first, *names = frame.columns
+    groups: list[list[str]] = []
+    for name in names:
+        if name.startswith("paper") and groups:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    needed = {name: max(map(len, [*name.split("\n"), *frame[name]])) + gap for name in names}
+    label = min(max(map(len, frame[first])), _LABEL)
+    found: list[list[str]] = [[]]
+    for group in groups:
+        if found[-1] and label + sum(map(needed.__getitem__, found[-1] + group)) > width:
+            found.append([])
+        found[-1] += group
+    return [frame[[first, *part]] for part in found]
+
+
+def has_spread(column: Iterable[str]) -> bool:
+    """Whether a column of text holds means with their spread, which are read from the left."""
+    return any("±" in cell for cell in column)
 
 
 def kinds(report: Report) -> list[str]:
     """What each line of the main table is: "baseline", "reference" or nothing special."""
     baseline, rows = report.table.baseline, report.summary["reference"].items()
     return ["reference" if reference else "baseline" if row == baseline else "" for row, reference in rows]
-
-
-def with_sd(summary: pd.DataFrame) -> list[str]:
-    means = [number(mean) for mean in summary["mean"]]
-    width = max(map(len, means))
-    spread = ["" if math.isnan(sd) else f" ± {number(sd)}" for sd in summary["sd"]]
-    return [mean.rjust(width) + sd for mean, sd in zip(means, spread, strict=True)]
 
 
 def counts(report: Report) -> list[str]:
@@ -92,6 +125,7 @@ def counts(report: Report) -> list[str]:
 def claims_table(report: Report) -> pd.DataFrame:
     """The verdicts as text: claim, verdict, difference with its interval, p, n, source."""
     frame = report.verdicts[["claim", "verdict"]].copy()
+    frame["claim"] = [claim_of(report, place) for place in frame.index]
     frame["difference [95 %]"] = [interval(v) for v in report.verdicts.to_dict("records")]
     frame["p"] = report.verdicts["p"].map(p_value)
     frame["n"] = report.verdicts["n"].astype(str)
@@ -99,8 +133,47 @@ def claims_table(report: Report) -> pd.DataFrame:
 
 
 def interval(verdict: Mapping[str, float]) -> str:
+    """A difference and its interval, or why there is none."""
     difference, low, high = (number(verdict[name], sign="+") for name in ("difference", "low", "high"))
-    return difference if low == NONE else f"{difference} [{low}, {high}]"
+    if low == NONE:
+        return f"{difference} [same for every seed]" if verdict["n"] > 1 else difference
+    return f"{difference} [{low}, {high}]"
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must know before comparing the columns, and where seeds change nothing."""
+    found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in _COUNTS]
+    spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
+    if (spreads == 0).any(axis=None):
+        found.append("A mean of several seeds without ± is the number each of them gave: seeds change nothing there.")
+    if (report.verdicts["low"].isna() & (report.verdicts["n"] > 1)).any():
+        found.append(
+            "A difference that is the same for every seed has no noise to be tested against: its claim stays "
+            "undecided, though its sign is that of every run."
+        )
+    return found
+
+
+def rank_table(report: Report) -> pd.DataFrame:
+    """How far the order of the rows at each check is that of the end, as text: step, Kendall's tau, rows."""
+    ranks = report.ranks
+    shown = {"step": ranks["step"].astype(str), "Kendall's tau": [number(tau, 2, "+") for tau in ranks["tau"]]}
+    return ranks.assign(**shown, rows=ranks["n"].astype(str))[[*shown, "rows"]]
+
+
+def flips(report: Report) -> list[str]:
+    """A sentence for each two rows of a claim that change their order by LM loss during the retraining."""
+    if report.checks.empty or not report.table.claims:
+        return []
+    found = []
+    for flip in report.flips.to_dict("records"):
+        claim, times = report.table.claims[flip["claim"]], flip["changes"]
+        found.append(
+            f"{claim.better} and {claim.worse}: the order of their LM loss flips at step "
+            f"{flip['step']} (the check before is at {flip['before']}), {flip['ahead']} is lower from there on"
+            + (f"; it flips {times} times in all" if times > 1 else "")
+        )
+    return found or ["the two rows of no claim change their order between the checks"]
 
 
 def headline(report: Report) -> str:

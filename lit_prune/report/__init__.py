@@ -15,32 +15,11 @@ from scipy import stats
 
 from lit_prune.config import Cell, ConfigError, Teacher
 from lit_prune.grid import Entry, Table
+from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
+from lit_prune.report.checks import flips, ranks, read_checks
+from lit_prune.report.paired import Agreement, agree, compare, holm, spread
 from lit_prune.settings import plain_of
 from lit_prune.store import Node, Store
-
-# Seeds spread a loss in its third digit; what is below this share of its value is rounding.
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Row minus row over the `n` seeds both have: mean, 95 % t interval, p of the paired t-test."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Kendall's tau-b between the paper's order of `n` rows and ours; `smallest_p` is that of one order."""
-
-    n: int
-    tau: float
-    p: float
-    smallest_p: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +39,14 @@ class Report:
     verdicts: pd.DataFrame
     agreement: Agreement
     histories: pd.DataFrame
+    checks: pd.DataFrame
+    """Validation losses during the retraining: row, seed, step, lm_loss, kd_loss; empty where none were asked for."""
+    ranks: pd.DataFrame
+    """How far the order of the rows at each check is that of the end."""
+    flips: pd.DataFrame
+    """Where the two rows of a claim change their order during the retraining."""
+    blocks: Blocks | None
+    """What calibration said about the teacher's blocks, where the table drops some of them."""
     corpus: str | None
     """sha256 of the text, or revision on the hub; None while the corpus has not been read."""
     teacher: Mapping[str, Any]
@@ -92,12 +79,19 @@ def assemble(
         ConfigError: two cells share a row and a seed.
     """
     cells = tidy(table, entries, store)
-    cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
+    # Where --only leaves the baseline out, the first row stands for it.
+    row = next((e.row for e in entries if e.row == table.baseline), entries[0].row)
+    baseline = [e.cell for e in entries if e.row == row]
+    drops = any(drops_blocks(e.cell) for e in entries if not e.reference)
+    checks = read_checks(_trained(cells, store))
     done = [_node(store, address).env for address in cells.loc[cells["state"] == "done", "key"]]
+    cell = baseline[0]
     return Report(
         table=table, profile=profile_name, settings=dict(settings), flags=tuple(flags), cell=cell, tidy=cells,
         summary=summarise(table, cells), verdicts=judge(table, cells), agreement=rank_agreement(table, cells),
-        histories=histories(cells, store), corpus=cell.corpus.fingerprint, teacher=plain_of(cell.teacher),
+        histories=histories(cells, store), checks=checks, ranks=ranks(checks), flips=flips(table, checks),
+        blocks=read_blocks(baseline, store) if drops else None,
+        corpus=cell.corpus.fingerprint, teacher=plain_of(cell.teacher),
         commits=frozenset(env.get("commit") or "unknown" for env in done), versions=_versions(done),
         hardware=_hardware(done),
     )  # fmt: skip
@@ -107,13 +101,13 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     """One line a cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, failed, unfinished or missing), error, the swept fields,
-    the metrics (NaN unless done), corpus and teacher (fingerprints; of a teacher trained here, its text's),
-    commit, wall_seconds.
+    the metrics (NaN unless done), corpus, second_text where there is one, and teacher (fingerprints; of a teacher
+    trained here, its text's), commit, wall_seconds.
 
     Raises:
         ConfigError: two cells share a row and a seed.
     """
-    swept = dict.fromkeys(path for e in entries if not e.reference for path in e.changes if path != "seed")
+    swept = dict.fromkeys(path for e in entries if not e.reference for path in e.changes if path not in table.seeded)
     # Of objects, so that an absent error, commit or size stays None and is not turned into NaN.
     frame = pd.DataFrame([_line(table, entry, swept, store) for entry in entries], dtype=object)
     for twin in frame[frame.duplicated(["row", "seed"])].itertuples():
@@ -123,7 +117,7 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
 
 
 def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
-    node = store.node(entry.cell, "cell")
+    node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second
     result, error, env = node.result, node.error, node.env
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
@@ -132,7 +126,8 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
         "error": None if error is None else " ".join(error.split()),
         **{path: _value(entry.cell, path) for path in swept},
         **{metric: (result or {}).get(metric) for metric in table.metrics},
-        "corpus": entry.cell.corpus.fingerprint, "teacher": _origin(entry.cell.teacher),
+        "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
+        "teacher": _origin(entry.cell.teacher),
         "commit": env.get("commit"), "wall_seconds": env.get("seconds"),
     }  # fmt: skip
 
@@ -151,38 +146,40 @@ def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a row, in grid order with references last, indexed by row.
 
     Columns: reference; of the first metric mean, sd, n, interval (half width of the 95 % t interval), delta
-    (to the baseline, over shared seeds) and p (paired t-test, Holm over the rows); the mean of every other
-    metric; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and references have no
-    delta and no p.
+    (to the baseline, over shared seeds) and p (paired t-test, Holm over the rows); of every other metric the mean,
+    under its name, and "sd METRIC"; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and
+    references have no delta and no p.
     """
     first, *others = table.metrics
     rows = tidy.groupby("row", sort=False)
     summary = rows["reference"].first().to_frame()
-    summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].std(), rows[first].count()
+    summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].agg(spread), rows[first].count()
     summary["interval"] = stats.t.ppf(0.975, summary["n"] - 1) * summary["sd"] / np.sqrt(summary["n"])
-    values, compared = _by_seed(table, tidy), ~summary["reference"] & (summary.index != table.baseline)
+    values, compared = _by_seed(tidy, first), ~summary["reference"] & (summary.index != table.baseline)
     against = {row: compare(values, row, table.baseline) for row in summary.index[compared]}
     summary["delta"] = pd.Series({row: pair.difference for row, pair in against.items()}, dtype=float)
     summary["p"] = holm(pd.Series({row: pair.p for row, pair in against.items()}, dtype=float))
     for metric in others:
-        summary[metric] = rows[metric].mean()
+        summary[metric], summary[f"sd {metric}"] = rows[metric].mean(), rows[metric].agg(spread)
     for metric in table.metrics:
         summary[f"paper {metric}"] = [table.paper.get(row, {}).get(metric, np.nan) for row in summary.index]
     return summary
 
 
 def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
-    """One line a claim: claim, source, verdict, difference (better - worse by seed), low, high, p, n.
+    """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
 
     It holds where the difference is below 0 and fails where it is above, p < 0.05 after Holm's correction
     over the claims; else it is undecided, always so with fewer than two seeds. The interval is not corrected.
     """
-    values = _by_seed(table, tidy)
-    pairs = [vars(compare(values, claim.better, claim.worse)) for claim in table.claims]
+    metrics = [table.metric_of(claim) for claim in table.claims]
+    values = {metric: _by_seed(tidy, metric) for metric in metrics}
+    pairs = [vars(compare(values[m], c.better, c.worse)) for m, c in zip(metrics, table.claims, strict=True)]
     verdicts = pd.DataFrame(pairs, columns=["difference", "low", "high", "p", "n"])
     verdicts.insert(0, "claim", [str(claim) for claim in table.claims])
-    verdicts.insert(1, "source", [claim.source for claim in table.claims])
-    verdicts.insert(2, "verdict", "undecided")
+    verdicts.insert(1, "metric", metrics)
+    verdicts.insert(2, "source", [claim.source for claim in table.claims])
+    verdicts.insert(3, "verdict", "undecided")
     verdicts["p"] = holm(verdicts["p"].astype(float))
     decided = verdicts["p"] < 0.05
     verdicts.loc[decided & (verdicts["difference"] < 0), "verdict"] = "holds"
@@ -193,49 +190,28 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
 def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
     """How far the paper's order of its rows, by the first metric, is ours; NaN with fewer than two rows."""
     both = summarise(table, tidy)[["mean", f"paper {table.metrics[0]}"]].dropna().to_numpy()
-    n = len(both)
-    if n < 2:
-        return Agreement(n, np.nan, np.nan, np.nan)
-    found, perfect = stats.kendalltau(both[:, 0], both[:, 1]), stats.kendalltau(range(n), range(n))
-    return Agreement(n, float(found.statistic), float(found.pvalue), float(perfect.pvalue))
+    return agree(both[:, 0], both[:, 1])
 
 
 def histories(tidy: pd.DataFrame, store: Store) -> pd.DataFrame:
     """metrics.csv of every done cell that was trained, with its row and seed; references are left out."""
-    done = tidy[(tidy["state"] == "done") & ~tidy["reference"]]
-    paths = [(cell, _node(store, cell.key).folder / "metrics.csv") for cell in done.itertuples()]
-    frames = [pd.read_csv(path).assign(row=cell.row, seed=cell.seed) for cell, path in paths if path.exists()]
+    paths = {asked: node.folder / "metrics.csv" for asked, node in _trained(tidy, store).items()}
+    frames = [pd.read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     if not frames:
         return pd.DataFrame(columns=["row", "seed", "step"])
     whole = pd.concat(frames, ignore_index=True)
     return whole[["row", "seed", *whole.columns.drop(["row", "seed"])]]
 
 
-def compare(values: pd.DataFrame, row: str, other: str) -> Paired:
-    """`row` minus `other` in a frame of one metric, [seeds, rows], over the seeds both have.
-
-    With fewer than two seeds there is no estimate of the noise: interval and p are NaN. So they are where the
-    difference is the same for every seed up to rounding: it is what seeds that change nothing give.
-    """
-    pair = values.reindex(columns=[row, other]).dropna().to_numpy(float)
-    difference = pair[:, 0] - pair[:, 1]
-    mean = float(difference.mean()) if len(pair) else np.nan
-    if len(pair) < 2 or np.ptp(difference) <= _ROUNDING * np.abs(pair).max():
-        return Paired(mean, np.nan, np.nan, np.nan, len(pair))
-    test = stats.ttest_rel(pair[:, 0], pair[:, 1])
-    low, high = test.confidence_interval()
-    return Paired(mean, float(low), float(high), float(test.pvalue), len(pair))
+def _by_seed(tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric, [seeds, rows], references left out."""
+    return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=metric)
 
 
-def holm(p: pd.Series) -> pd.Series:
-    """p values corrected for their number by Holm's step-down method; NaN is no test and stays NaN."""
-    ranked = p.dropna().sort_values()
-    return (ranked * np.arange(len(ranked), 0, -1)).cummax().clip(upper=1).reindex(p.index)
-
-
-def _by_seed(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
-    """The first metric, [seeds, rows], references left out."""
-    return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=table.metrics[0])
+def _trained(tidy: pd.DataFrame, store: Store) -> dict[tuple[str, int], Node]:
+    """Row and seed -> node of the cells that are done, references left out."""
+    done = tidy[(tidy["state"] == "done") & ~tidy["reference"]]
+    return {(cell.row, cell.seed): _node(store, cell.key) for cell in done.itertuples()}
 
 
 def _node(store: Store, address: str) -> Node:

@@ -1,0 +1,93 @@
+"""Figures of the teacher's blocks: what each is worth, and how little every span of them changes. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lit_prune.render.svg import DIM, LINE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lit_prune.report.blocks import Array, Blocks
+
+_MARK = "#e8590c"
+# Blocks up to which every square has room for its number, and colours of the scale (a finer one becomes a bitmap).
+_NUMBERED, _COLOURS = 12, 32
+_TICKS = 16
+
+
+def block_scores(blocks: Blocks) -> Figure:
+    """Bars of each block's influence and of the loss without it: mean, and a dot a calibration draw."""
+    from matplotlib.figure import Figure
+
+    shown = [
+        (label, scores)
+        for label, scores in (
+            ("block influence\n(1 - cosine)", blocks.influence),
+            ("LM loss without it - whole\n(nats per token)", blocks.damage),
+        )
+        if scores is not None
+    ]
+    width = max(6.2, 1.6 + 0.25 * max(scores.shape[1] for _, scores in shown))
+    figure = Figure(figsize=(width, 0.6 + 1.6 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
+    for axes, (label, scores) in zip(panels, shown, strict=True):
+        _bars(axes, scores)
+        axes.set_ylabel(label)
+    panels[-1].set_xlabel("block (0 is the first)")
+    return figure
+
+
+def _bars(axes: Axes, scores: Array) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    places = np.arange(scores.shape[1])
+    axes.bar(places, scores.mean(0), color=LINE, alpha=0.55, width=0.7)
+    axes.axhline(0, color=DIM, linewidth=0.8)
+    if len(scores) > 1:
+        draws = np.broadcast_to(places, scores.shape)
+        axes.scatter(draws, scores, s=9, color=LINE, linewidth=0, zorder=3)
+    axes.set_xticks(_ticks(len(places)))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def span_distances(spans: Array) -> Figure:
+    """Heat map of d(l, n), [blocks, blocks], over the first block l and the number n of blocks; least of n framed."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    count, shown = len(spans), np.ma.masked_invalid(spans.T)
+    side = min(max(4.8, 0.28 * count), 9.0)
+    figure = Figure(figsize=(side + 1.4, 0.8 * side + 0.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="first block l of the span (0-based)", ylabel="blocks n in the span")
+    edges = np.arange(count + 1) - 0.5
+    squares = axes.pcolormesh(edges, edges + 1, shown, cmap=mpl.colormaps["viridis"].resampled(_COLOURS))
+    for n, first in enumerate(shown.argmin(1), 1):
+        frame = Rectangle((first - 0.5, n - 0.5), 1, 1, fill=False, edgecolor=_MARK, linewidth=1.8)
+        axes.add_patch(frame).set_clip_on(False)
+    if count <= _NUMBERED:
+        _write_distances(axes, shown)
+    axes.set_xticks(_ticks(count))
+    axes.set_yticks(_ticks(count) + 1)
+    scale = figure.colorbar(squares, ax=axes, label="angular distance d(l, n)\nof the last token (arccos / π)")
+    scale.outline.set_visible(False)
+    return figure
+
+
+def _ticks(count: int) -> np.ndarray:
+    """Every block, or every other, third ... where there are many."""
+    return np.arange(0, count, math.ceil(count / _TICKS))
+
+
+def _write_distances(axes: Axes, shown: np.ma.MaskedArray) -> None:
+    middle = (shown.min() + shown.max()) / 2
+    for (row, first), distance in np.ma.ndenumerate(shown):
+        # Black on the yellow half of the scale, white on the blue one, in either theme.
+        colour = "black" if distance > middle else "white"
+        axes.text(first, row + 1, f"{distance:.2f}", ha="center", va="center", fontsize=7, color=colour)

@@ -1,0 +1,47 @@
+"""Numbers as they are read, one by one and by the column. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NONE = "—"
+_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def number(value: float, digits: int = 4, sign: str = "") -> str:
+    """A value to read; a dash where there is none."""
+    if math.isnan(value):
+        return NONE
+    if abs(value) >= 1e6:
+        return f"{value:{sign}.2e}"
+    return f"{value:{sign}.{0 if abs(value) >= 1000 else digits}f}"
+
+
+def amount(value: float) -> str:
+    """A count to read, as 1.23 M; a dash where there is none."""
+    if math.isnan(value):
+        return NONE
+    size, unit = next(((size, f" {unit}") for size, unit in _UNITS if abs(value) >= size), (1, ""))
+    return f"{value / size:.2f}{unit}" if unit else f"{value:.0f}"
+
+
+def p_value(value: float) -> str:
+    return "<.001" if value < 0.001 else number(value, 3)
+
+
+def as_printed(column: pd.Series) -> list[str]:
+    """The paper's values with as many digits as it printed."""
+    digits = max((len(str(value).partition(".")[2]) for value in column.dropna()), default=0)
+    return [number(value, digits) for value in column]
+
+
+def with_spread(means: Iterable[str], spreads: Iterable[str]) -> list[str]:
+    """ "mean ± spread" in a column, the means in line; the mean alone where there is no spread."""
+    means = list(means)
+    width = max(map(len, means))
+    return [mean.rjust(width) + (f" ± {spread}" if spread else "") for mean, spread in zip(means, spreads, strict=True)]

@@ -1,0 +1,42 @@
+"""Figures as inline SVG with the colours and the font of the page they stand in. No torch."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+# Colours matplotlib is given; in the page they become those of its light or dark theme.
+INK, LINE, DIM = "#010203", "#040506", "#070809"
+_THEME = {INK: "currentColor", LINE: "var(--accent)", DIM: "var(--dim)"}
+
+
+def style(salt: str) -> dict[str, Any]:
+    """Settings of matplotlib for figures in a page; `salt` makes their ids the same whenever they are drawn."""
+    return {
+        "svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "font.size": 9,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": DIM, "axes.labelcolor": INK,
+        "xtick.color": DIM, "ytick.color": DIM, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    }  # fmt: skip
+
+
+def inline(figure: Figure, name: str, label: str) -> Markup:
+    """Inline SVG that says `label` to who cannot see it; its ids begin with `name`, which is unique in the page."""
+    from markupsafe import Markup
+
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    head, _, body = stream.getvalue().partition("<svg")[2].partition(">")
+    # HTML knows the namespaces, the page is as wide as its reader's, and nobody reads the metadata.
+    box = re.findall(r'viewBox="[^"]*"', head)[0]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    for placeholder, colour in _THEME.items():
+        body = body.replace(placeholder, colour)
+    return Markup(f'<svg role="img" aria-label="{html.escape(label)}" {box}>{body}')

@@ -1,0 +1,57 @@
+"""What calibration said about the blocks of the teacher that a table drops some of, read from the store. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_prune.config import Cell
+from lit_prune.store import Store
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Scores of the teacher's blocks, one line a calibration draw; None is what was not measured."""
+
+    influence: Array | None
+    """1 - cosine of input and output, [draws, blocks]."""
+    damage: Array | None
+    """LM loss without the block minus that of the whole model, nats per token, [draws, blocks]."""
+    spans: Array | None
+    """Angular distance of the last token between the inputs of block l and block l + n, mean over draws, at
+    [l, n - 1], [blocks, blocks]; NaN where there is no such span."""
+
+
+def read_blocks(cells: Iterable[Cell], store: Store) -> Blocks | None:
+    """What the store holds about the blocks of the teacher of `cells`, which differ in nothing but seeds.
+
+    None where it holds nothing.
+    """
+    cells = list(cells)
+    distances, removals = _draws(cells, store, "distances"), _draws(cells, store, "removals")
+    if not distances and not removals:
+        return None
+    return Blocks(
+        influence=np.stack([draw["influence"][:, 0] for draw in distances]) if distances else None,
+        damage=np.stack([draw["loss"] - draw["whole"].item() for draw in removals]) if removals else None,
+        spans=np.mean([draw["angular_last"] for draw in distances], axis=0) if distances else None,
+    )
+
+
+def drops_blocks(cell: Cell) -> bool:
+    """Whether the student of a cell is asked to have fewer blocks than its teacher."""
+    return cell.student.layers is not None or bool(cell.student.drop)
+
+
+def _draws(cells: list[Cell], store: Store, stage: str) -> list[dict[str, Any]]:
+    """The evidence of one stage, once for each address that is done."""
+    from safetensors.numpy import load_file
+
+    nodes = {node.key: node for node in (store.node(cell, stage) for cell in cells)}
+    return [load_file(node.folder / f"{stage}.safetensors") for node in nodes.values() if node.result is not None]
