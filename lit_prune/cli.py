@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from lit_prune.config import ConfigError, digest
+from lit_prune.address import digest
+from lit_prune.config import ConfigError
 from lit_prune.execution import Execution, share_the_machine, stop_on_signals
 from lit_prune.grid import Entry, Table, entries
-from lit_prune.settings import load_profile, parse_setting
+from lit_prune.settings import load_profile, override, parse_setting
 from lit_prune.store import Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -100,11 +101,15 @@ class Session:
         flags = self.flags
         if flags.seeds is not None and flags.seeds < 1:
             raise ConfigError(f"--seeds: {flags.seeds} asked for, at least 1 is needed")
+        settings = dict(map(parse_setting, flags.set))
+        profile = load_profile(flags.profile)
+        asked = dataclasses.replace(profile, cell=override(profile.cell, settings))
+        self.table = self.table.at(asked, self.store.root)
         found = entries(
             self.table,
-            load_profile(flags.profile),
+            profile,
             num_seeds=flags.seeds,
-            settings=dict(map(parse_setting, flags.set)),
+            settings=settings,
             also=map(parse_setting, flags.also),
             only=map(parse_setting, flags.only),
         )

@@ -1,25 +1,23 @@
-"""What is asked: the sections of a cell, and the address each stage gets from them (settings.py changes them).
+"""What is asked: the sections of a cell (settings.py changes them, address.py names what they ask for).
 
-A cell is the whole recipe of one measurement. Everything in it is identity: the address of a stage is a hash of the
-sections that stage reads. Where and how fast it runs (device, workers, store) is never in here. No torch.
+A cell is the whole recipe of one measurement, and everything in it is identity. Where and how fast it runs (device,
+workers, store) is never in here. No torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-SCHEMA = {"tokens": 1, "teacher": 1, "importance": 1, "student": 1, "cell": 1}
-"""Meaning of each stage's artifacts; raised by hand when a stage computes something else from the same sections."""
+EVIDENCE = ("importance", "head_channels", "preactivations", "distances", "removals", "gradients")
+"""What a calibration pass can measure, each a stage of its own: "importance" are the moments of every site."""
 
-Size = int | float | None
-"""Target of one axis: a whole number is a count, a fraction in (0, 1] a share of the teacher, None keeps it."""
+Size = int | float | Literal["auto"] | None
+"""Target of one axis: a whole number is a count, a fraction in (0, 1] a share of the teacher, None keeps it, and
+"auto" is whatever share meets a number of parameters."""
 
 
 class ConfigError(ValueError):
@@ -37,8 +35,8 @@ class Corpus:
 
     source: str = "python"
     """"python" (this machine's standard library and its documentation topics), "python+dependencies" (and the
-    source of six packages lit_prune depends on), a file or folder (.txt .txt.gz .json .jsonl .parquet), or the id
-    of a data set on the Hugging Face hub, which is streamed."""
+    source of six packages lit_prune depends on), "readmes" (the descriptions of the packages it depends on), a file or
+    folder (.txt .txt.gz .json .jsonl .parquet), or the id of a data set on the Hugging Face hub, which is streamed."""
     column: str = "text"
     """Column that holds the text, in JSON, Parquet and hub data."""
     subset: str | None = None
@@ -144,10 +142,36 @@ class Student:
     """MLP neurons to keep in each block."""
     heads: Size = 0.667
     """Query heads to keep in each block, in equal number inside every KV group."""
+    kv_groups: Size = later(None, noop=None)
+    """KV groups to keep in each block, each with its query heads; None keeps all."""
+    layers: Size = later(None, noop=None)
+    """Blocks to keep; None keeps all."""
+    parameters: Size = later(None, noop=None)
+    """Parameters to keep, a count or a share of the teacher's: the sizes that are "auto" all get the share that comes
+    nearest to it."""
+    drop: tuple[int, ...] = later((), noop=())
+    """Blocks to drop, 0-based, instead of a number of `layers` chosen by score."""
+    block_criterion: str = later("influence", noop="influence")
+    """Score that ranks the blocks."""
+    blocks: str = later("lowest", noop="lowest")
+    """Which blocks go: those that score lowest one by one, the contiguous span that scores lowest as a whole, the last
+    ones, or the last ones but the very last."""
+    widths: str = later("uniform", noop="uniform")
+    """Neurons and heads of each block: as many in every one, or wherever they score highest across the model, with as
+    many parameters in all."""
+    rounds: int = later(1, noop=1)
+    """Rounds of importance estimation, each followed by an equal part of the pruning (Minitron, section 2.2)."""
+    head_residual: Literal["off", "paper", "opposite"] = later("off", noop="off")
+    """Add the difference to pruned heads back to the weakest kept ones: as printed (Minitron, section 2.3: the query
+    weights become 2 kept - pruned), or with the opposite sign (they become those of the pruned head)."""
+    weights: Literal["teacher", "random"] = later("teacher", noop="teacher")
+    """Where the student's weights come from; random ones of the same shape are training from scratch."""
+    plan: str | None = later(None, noop=None)
+    """A plan (plan.json of another run, perhaps edited) to carry out instead of making one."""
     model: str | None = later(None, noop=None)
     """An already small model (folder or hub id) to start from instead of pruning the teacher."""
     fingerprint: str | None = later(None, noop=None)
-    """sha256 of `model`'s weights. Filled in by the program."""
+    """sha256 of `model`'s weights or of `plan`. Filled in by the program."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +218,11 @@ class Evaluation:
     """Validation sequences, drawn once and the same for every cell."""
     block: int = 256
     """Tokens in a sequence."""
+    checks: int = later(0, noop=0)
+    """Equal parts of the retraining after each of which the student is evaluated, and once before the first; 0
+    evaluates it at the end only."""
+    second: Corpus | None = later(None, noop=None)
+    """Another text to measure the language-model loss on, on its own validation split."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +245,34 @@ class Cell:
     """Seed of the retraining: the order of the data, and new weights where there are any."""
 
 
+Choices = tuple[int | float | None, ...]
+"""Sizes of one axis to choose among: counts, shares of the teacher in (0, 1], and None, which keeps the teacher's, as
+an axis without choices does."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Shapes to choose among: every combination of the choices that has the parameters and the speed asked for
+    (Minitron, Table 12)."""
+
+    layers: Choices = ()
+    """Blocks."""
+    heads: Choices = ()
+    """Query heads of each block."""
+    neurons: Choices = ()
+    """MLP neurons of each block."""
+    expansion: tuple[float, ...] = ()
+    """MLP neurons of each block as multiples of the hidden channels of the same shape, instead of `neurons`."""
+    hidden: Choices = ()
+    """Hidden channels."""
+    least: int | float | None = None
+    """Fewest parameters, a count or a share of the teacher's; None sets no bound."""
+    most: int | float | None = None
+    """Most parameters, a count or a share of the teacher's; None sets no bound."""
+    speedup: float | None = None
+    """Least throughput, in forward tokens/s over the teacher's, measured on this machine; None measures nothing."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """The scale a table is asked at."""
@@ -224,52 +281,10 @@ class Profile:
     """The base cell."""
     seeds: int = 3
     """Seeds of every row."""
-
-
-STAGES: dict[str, tuple[str, ...]] = {
-    "teacher": ("teacher",),
-    "tokens": ("teacher", "corpus"),
-    "importance": ("teacher", "corpus", "importance"),
-    "student": ("teacher", "corpus", "importance", "student"),
-    "cell": ("teacher", "corpus", "importance", "student", "distill", "evaluation", "seed"),
-}
-"""The sections each stage reads: its own and all those upstream."""
-
-
-def canonical(node: Any) -> Any:
-    """The part of a node that is identity, as plain data: fingerprints replace places, declared no-ops are left out."""
-    if not dataclasses.is_dataclass(node):
-        return list(node) if isinstance(node, tuple) else node
-    plain = {
-        f.name: canonical(getattr(node, f.name))
-        for f in dataclasses.fields(node)
-        if "noop" not in f.metadata or getattr(node, f.name) != f.metadata["noop"]
-    }
-    if plain.get("fingerprint"):
-        plain.pop("source", None)
-        plain.pop("model", None)
-    return plain
-
-
-def digest(plain: Any) -> str:
-    """First 12 hexadecimal digits of the sha256 of canonical JSON."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def identity(cell: Cell, stage: str) -> dict[str, Any]:
-    """What the address of `stage` is made of."""
-    sections = {name: canonical(getattr(cell, name)) for name in STAGES[stage]}
-    return {
-        "stage": stage,
-        "schema": {s: SCHEMA[s] for s in STAGES if set(STAGES[s]) <= set(sections)},
-        **sections,
-    }
-
-
-def key(cell: Cell, stage: str = "cell") -> str:
-    """Address of a stage of a cell."""
-    return digest(identity(cell, stage))
+    second_text: Corpus = Corpus(source="readmes", heldout=0.45)
+    """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
+    search: Space | None = None
+    """Shapes that a search compares; None: there is nothing to search."""
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:

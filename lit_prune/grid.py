@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Profile, key, unknown
+from lit_prune.address import key
+from lit_prune.config import Cell, ConfigError, Profile, unknown
 from lit_prune.settings import fields_of, override
 
 Changes = dict[str, Any]
@@ -38,9 +40,9 @@ def axis(path: str, *values: Any) -> Grid:
     return Grid(tuple({path: value} for value in values))
 
 
-def seeds(count: int) -> Grid:
-    """Seeds 0 to count - 1."""
-    return axis("seed", *range(count))
+def seeds(count: int, paths: tuple[str, ...] = ("seed",)) -> Grid:
+    """Seeds 0 to count - 1, of every field in `paths` at once."""
+    return Grid(tuple(dict.fromkeys(paths, number) for number in range(count)))
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,24 @@ class Claim:
     better: str
     worse: str
     source: str
+    metric: str | None = None
+    """The metric it is about; None is the table's first."""
 
     def __str__(self) -> str:
-        return f"{self.better} < {self.worse}"
+        return f"{self.better} < {self.worse}" + (f" ({self.metric})" if self.metric else "")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper as an experiment. The first metric decides the claims; lower is better."""
+    """A table of a paper as an experiment. Rows are compared by the first metric, lower is better, and so are claims
+    that name no other."""
 
     name: str
     question: str
     source: str
     grid: Grid
     label: Callable[[Changes], str]
-    """The row a point belongs to; points that differ in nothing but the seed share one."""
+    """The row a point belongs to; points that differ in nothing but what the seed sets share one."""
     baseline: str
     """The row all others are compared with."""
     paper: Mapping[str, Mapping[str, float]]
@@ -75,8 +80,25 @@ class Table:
     """Rows measured once for scale, outside the comparison."""
     caveats: tuple[str, ...] = ()
     """What a reader must know before comparing the columns."""
+    seeded: tuple[str, ...] = ("seed",)
+    """Fields a seed sets, all to its number; without retraining, noise comes from "importance.seed"."""
+    base: Changes = field(default_factory=dict)
+    """What the table changes in the cell of every profile; the grid and --set go over it."""
+
+    for_profile: Callable[[Table, Profile, Path], Table] | None = None
+    """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
+
+    def at(self, profile: Profile, store: Path) -> Table:
+        """The table at a profile; `store` keeps what must be measured to know its rows.
+
+        Raises:
+            ConfigError: the profile lacks what it depends on.
+        """
+        return self if self.for_profile is None else self.for_profile(self, profile, store)
 
     def __post_init__(self) -> None:
+        if self.for_profile is not None and not self.grid.points:
+            return  # its rows are not known yet
         rows = set(map(self.label, self.grid))
         named = {
             self.baseline,
@@ -85,11 +107,19 @@ class Table:
         }
         if named - rows:
             raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
+        if twice := rows & set(self.references):
+            raise ValueError(f"{self.name}: {sorted(twice)} are rows and references")
+        if unmeasured := {claim.metric for claim in self.claims if claim.metric} - set(self.metrics):
+            raise ValueError(f"{self.name}: no metric is named {sorted(unmeasured)}")
         of_row: dict[str, Changes] = {}
         for point in self.grid:
-            seedless = {path: value for path, value in point.items() if path != "seed"}
+            seedless = {path: value for path, value in point.items() if path not in self.seeded}
             if of_row.setdefault(self.label(point), seedless) != seedless:
                 raise ValueError(f"{self.name}: different points of the grid are labelled {self.label(point)!r}")
+
+    def metric_of(self, claim: Claim) -> str:
+        """The metric a claim is judged by."""
+        return claim.metric or self.metrics[0]
 
 
 @dataclass(frozen=True)
@@ -115,17 +145,18 @@ def entries(
 ) -> list[Entry]:  # fmt: skip
     """Every cell of a table at a profile, references last.
 
-    `settings` change the base cell; each of `also` adds a row that is the baseline with that one change; `only` keeps
-    the points that have these values, any of them where a field is given again. Both may use short names.
+    `settings` change the base cell, which is the profile's with the table's own changes; each of `also` adds a row that
+    is the baseline with that one change; `only` keeps the points that have these values, any of them where a field is
+    given again. Both may use short names.
 
     Raises:
         ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
     """
-    axes = (*table.grid.axes(), "seed")
+    axes = (*table.grid.axes(), *table.seeded)
     for path in settings or {}:
         if path in axes:
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
-    base = override(profile.cell, settings or {})
+    base = override(override(profile.cell, table.base), settings or {})
     at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
     rows = [(table.label(point), point) for point in table.grid]
     for name, value in _pairs(also):
@@ -133,16 +164,17 @@ def entries(
         row = table.label(point)
         rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
     found = [
-        Entry(row, seed["seed"], override(base, point | seed), point | seed)
+        Entry(row, number, override(base, point | seed), point | seed)
         for row, point in rows
-        for seed in seeds(profile.seeds if num_seeds is None else num_seeds)
+        for number, seed in enumerate(seeds(profile.seeds if num_seeds is None else num_seeds, table.seeded))
     ]
     wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
     found = _only(found, wanted)
     if not found:
         raise ConfigError(f"--only: no row of {table.name} has {', '.join(f'{k}={v}' for k, v in wanted)}")
+    (first,) = seeds(1, table.seeded)
     found += [
-        Entry(row, 0, override(base, {**at_baseline, "seed": 0, **changes}), changes, reference=True)
+        Entry(row, 0, override(base, {**at_baseline, **first, **changes}), changes, reference=True)
         for row, changes in table.references.items()
     ]
     _refuse_twins(found)

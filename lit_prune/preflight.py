@@ -23,9 +23,13 @@ class Pins:
         Raises:
             ConfigError: a text or a model that is not there or cannot be read.
         """
+        evaluation = cell.evaluation
+        if evaluation.second is not None:
+            evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, corpus.pin))
         return dataclasses.replace(
             cell,
             corpus=self._once(cell.corpus, corpus.pin),
+            evaluation=evaluation,
             teacher=self._once(cell.teacher, teachers.pin),
             student=self._once(cell.student, teachers.pin_student),
         )
@@ -36,7 +40,10 @@ class Pins:
         return self._known[section]
 
 
-NAMED = ("student.criterion", "distill.logit_loss", "distill.hidden_loss")
+NAMED = (
+    "student.criterion", "student.block_criterion", "student.blocks", "student.widths", "distill.logit_loss",
+    "distill.hidden_loss",
+)  # fmt: skip
 """Fields that name a registered part."""
 
 
@@ -49,9 +56,13 @@ def check_names(cell: Cell) -> None:
     from lit_prune.importance.criteria import criteria
     from lit_prune.losses.hidden import hidden_losses
     from lit_prune.losses.logit import logit_losses
+    from lit_prune.pruning.allocate import block_allocators, width_allocators
 
     _ = (
         criteria[cell.student.criterion],
+        criteria[cell.student.block_criterion],
+        block_allocators[cell.student.blocks],
+        width_allocators[cell.student.widths],
         logit_losses[cell.distill.logit_loss],
         hidden_losses[cell.distill.hidden_loss],
     )
@@ -66,19 +77,20 @@ def check_models(cell: Cell) -> None:
     """
     from lit_prune.distill.module import check_same_vocabulary
     from lit_prune.distill.states import pairs_of
-    from lit_prune.pruning.shape import target
+    from lit_prune.pruning import prune
 
     config = teacher_config(cell)
     distill = cell.distill
     if cell.student.model is None:
-        target(cell.student, config)
-        student_config = config
+        prune.check(cell.student, config)
+        num_blocks, student_config = prune.num_blocks(cell.student, config), config
     else:
         student_config = teachers.load_config(
             teachers.locate(cell.student.model, cell.student.fingerprint, weights=False)
         )
+        num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config)
-    pairs = pairs_of(distill, config.num_hidden_layers, student_config.num_hidden_layers)
+    pairs = pairs_of(distill, config.num_hidden_layers, num_blocks)
     if distill.alpha and not pairs:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
     if pairs and not distill.alpha:
@@ -102,9 +114,15 @@ def check_sizes(cell: Cell) -> None:
         ("importance.block", importance.block, 1),
         ("evaluation.blocks", evaluation.blocks, 1),
         ("evaluation.block", evaluation.block, 2),
+        ("evaluation.checks", evaluation.checks, 0),
+        ("student.rounds", cell.student.rounds, 1),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
+    if distill.steps and evaluation.checks > distill.steps:
+        raise ConfigError(
+            f"evaluation.checks: {evaluation.checks} asked for in {distill.steps} steps; at most one a step"
+        )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
 
@@ -118,7 +136,27 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
     from lit_prune.data.calibration import CalibrationData
 
     CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
-    CalibrationData(tokens, samples=cell.evaluation.blocks, block=cell.evaluation.block, seed=0, split="validation")
+    check_validation(cell, tokens, "corpus")
+
+
+def check_validation(cell: Cell, tokens: Path, what: str) -> None:
+    """See that a text holds the validation sequences asked for.
+
+    Raises:
+        ConfigError: it does not; `what` names the section it comes from.
+    """
+    from lit_prune.evaluate.validation import validation_data
+
+    try:
+        validation_data(cell.evaluation, tokens)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def second_of(cell: Cell) -> Cell:
+    """The cell with its second text in the place of its corpus."""
+    assert cell.evaluation.second is not None
+    return dataclasses.replace(cell, corpus=cell.evaluation.second)
 
 
 def teacher_config(cell: Cell) -> Any:

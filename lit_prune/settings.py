@@ -22,6 +22,7 @@ from lit_prune.config import (
     Optim,
     Pretraining,
     Profile,
+    Space,
     Student,
     Teacher,
     unknown,
@@ -44,7 +45,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         raise ConfigError(_explain(kind, error.errors())) from None
 
 
-_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "Pretraining", "Corpus"}
+_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "literal['auto']", "Pretraining", "Corpus", "Space"}
 
 
 @functools.cache
@@ -68,6 +69,7 @@ def _forbidding(kind: type) -> type:
         Distill,
         Evaluation,
         Cell,
+        Space,
         Profile,
     ):
         section.__pydantic_config__ = strict  # type: ignore[union-attr]
@@ -98,7 +100,7 @@ def fields_of(kind: Any, prefix: str = "") -> list[str]:
 
 
 def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
-    nested = {"pretraining": Pretraining(), "cell": Cell()}
+    nested = OPTIONAL | {"cell": Cell()}
     return [(f, nested.get(f.name, f.default)) for f in dataclasses.fields(kind)]
 
 
@@ -113,7 +115,10 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-_PLACES = ("source", "model")
+OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space()}
+"""Sections that may be left out; setting a field of one that is begins with these."""
+
+_PLACES = ("source", "model", "plan")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
 
 
@@ -128,14 +133,14 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
         *parents, name = path.split(".")
         place: Any = plain
         for parent in parents:
-            if isinstance(place, dict) and parent == "pretraining" and place.get(parent, ()) is None:
-                place[parent] = plain_of(Pretraining())
+            if isinstance(place, dict) and parent in OPTIONAL and place.get(parent, ()) is None:
+                place[parent] = plain_of(OPTIONAL[parent])
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
             raise ConfigError(unknown("field", path, _near(path, fields_of(type(node)))))
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
-        place[name] = value
+        place[name] = plain_of(value) if dataclasses.is_dataclass(value) else value
     return build(type(node), plain)
 
 
@@ -193,8 +198,9 @@ def load_profile(name: str) -> Profile:
     plain = _read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    cell = override(Cell(), dict(_flatten({k: v for k, v in plain.items() if k != "seeds"})))
-    return build(Profile, {"cell": plain_of(cell), "seeds": plain.get("seeds", 3)})
+    own = {name: plain.pop(name) for name in ("seeds", "second_text", "search") if name in plain}
+    cell = override(Cell(), dict(_flatten(plain)))
+    return override(Profile(cell), dict(_flatten(own)))
 
 
 def _flatten(plain: Mapping[str, Any], prefix: str = "") -> Any:

@@ -22,12 +22,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, expand, identity, key
+from lit_prune.address import identity, key
+from lit_prune.config import Cell, ConfigError, expand
 
 _VERSIONS = (
     "lit-prune", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "numpy", "scipy",
     "pandas",
 )  # fmt: skip
+CHECKS = "checks.csv"
+"""Validation losses of a student on its way, in the folder of its cell: step, lm_loss, kd_loss."""
 # Below this a run would be cut by a full disk, which helps nobody.
 _ROOM_NEEDED = 200 * 2**20
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_prune.config import canonical
+from lit_prune.address import canonical
 from lit_prune.grid import Entry
 
 Mode = Literal["auto", "online", "offline", "disabled"]

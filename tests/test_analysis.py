@@ -4,12 +4,14 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from analysis.figures import draw, main
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import entries
+from lit_prune.grid import axis, entries
 from lit_prune.preflight import Pins
 from lit_prune.settings import load_profile
 from lit_prune.store import Store
@@ -32,6 +34,31 @@ def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
     paths = draw(TABLE, "quick", store, tmp_path / "figures", "png")
     assert len(paths) == 1 + 6
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_checks_and_blocks_are_drawn_where_there_are_any_and_rows_of_one_name_keep_their_figures(tmp_path):
+    points = axis("student.layers", 4, 5) * axis("evaluation.checks", 2)
+    labels = {4: "T = 4", 5: "T (4)"}
+    table = dataclasses.replace(
+        TABLE, name="toy", grid=points, label=lambda point: labels[point["student.layers"]], baseline="T = 4",
+        paper={}, claims=(), references={},
+    )  # fmt: skip
+    store, pins = Store(tmp_path / "store"), Pins()
+    for entry in entries(table, load_profile("quick")):
+        entry = dataclasses.replace(entry, cell=pins.pin(entry.cell))
+        with store.claim(entry.cell, "cell") as node:
+            steps = pd.DataFrame({"step": [0, 10], "loss": [2.0, 1.0]})
+            steps.to_csv(node.folder / "metrics.csv", index=False)
+            steps.assign(lm_loss=steps["loss"], kd_loss=1.0).to_csv(node.folder / "checks.csv", index=False)
+            node.finish({"lm_loss": 3.0 + entry.seed, "perplexity": 20.0}, seconds=1.0)
+    with store.claim(entry.cell, "distances") as node:
+        spans = np.where(np.add.outer(np.arange(6), np.arange(1, 7)) <= 6, 0.5, np.nan)
+        save_file({"influence": spans, "angular_last": spans}, node.folder / "distances.safetensors")
+        node.finish({})
+    paths = draw(table, "quick", store, tmp_path / "figures", "svg")
+    names = [path.stem.removeprefix("toy-quick-") for path in paths]
+    assert names == ["final", "checks", "blocks", "spans", "t-4", "t-4-2"]
+    assert all(path.stat().st_size for path in paths)
 
 
 def test_nothing_to_draw_is_one_line(tmp_path, capsys):

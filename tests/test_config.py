@@ -9,20 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_prune import config
-from lit_prune.config import (
-    STAGES,
-    Cell,
-    ConfigError,
-    Corpus,
-    Pretraining,
-    Profile,
-    Student,
-    Teacher,
-    canonical,
-    identity,
-    key,
-)
+from lit_prune import address, config
+from lit_prune.address import STAGES, canonical, identity, key
+from lit_prune.config import Cell, ConfigError, Corpus, Pretraining, Profile, Student, Teacher
 from lit_prune.settings import (
     build,
     fields_of,
@@ -39,6 +28,11 @@ GOLDEN = {
     "teacher": "2dfc55923374",
     "tokens": "6e11a1f6c431",
     "importance": "41ded145c5fd",
+    "head_channels": "78ae13d39521",
+    "preactivations": "3fc839e70c7c",
+    "distances": "406fe52e61bf",
+    "removals": "41ef3a43a840",
+    "gradients": "eebadc331836",
     "student": "612bcbed7b31",
     "cell": "1c07a3717540",
 }
@@ -318,7 +312,7 @@ def test_every_section_of_a_cell_is_read_by_the_cell():
 @pytest.mark.parametrize("path", fields_of(Cell))
 def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
-    base = override(Cell(), {"teacher.pretraining.seed": 0})
+    base = override(Cell(), {"teacher.pretraining.seed": 0, "evaluation.second.heldout": 0.1})
     value = base
     for part in path.split("."):
         value = getattr(value, part)
@@ -329,11 +323,19 @@ def other_than(path, value):
     choices = {
         "student.batch": "var",
         "student.seq": "l2",
+        "student.kv_groups": 1,
+        "student.layers": 3,
+        "student.parameters": 0.5,
+        "student.drop": [1],
+        "student.head_residual": "paper",
+        "student.weights": "random",
+        "evaluation.second": {"source": "readmes"},
         "distill.precision": "bf16-mixed",
         "distill.mlp_input": ["0:0"],
         "distill.block_output": ["0:0"],
         "corpus.max_tokens": 5,
         "teacher.pretraining.corpus.max_tokens": 5,
+        "evaluation.second.max_tokens": 5,
     }
     if path in choices:
         return choices[path]
@@ -402,9 +404,16 @@ def test_declared_noops_of_the_sections_are_left_out():
 
 
 def test_a_raised_schema_changes_its_own_stage_and_all_downstream(monkeypatch):
-    monkeypatch.setitem(config.SCHEMA, "importance", 99)
+    monkeypatch.setitem(address.SCHEMA, "importance", 99)
     changed = {stage for stage in STAGES if key(PINNED, stage) != GOLDEN[stage]}
     assert changed == {"importance", "student", "cell"}
+
+
+def test_a_stage_added_later_enters_addresses_downstream_once_it_is_raised(monkeypatch):
+    assert "removals" not in identity(PINNED, "student")["schema"]
+    monkeypatch.setitem(address.SCHEMA, "removals", 2)
+    changed = {stage for stage in STAGES if key(PINNED, stage) != GOLDEN[stage]}
+    assert changed == {"removals", "student", "cell"}
 
 
 def test_stages_of_one_cell_have_different_addresses():

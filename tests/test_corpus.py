@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_prune.config import ConfigError, Corpus, canonical
+from lit_prune.address import canonical
+from lit_prune.config import ConfigError, Corpus
 from lit_prune.data import corpus as corpora
 from lit_prune.data.corpus import SPLITS, documents, fingerprint, pin, split_of
 

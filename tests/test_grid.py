@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lit_prune import grid
-from lit_prune.config import Cell, ConfigError, Profile, key
+from lit_prune.address import key
+from lit_prune.config import Cell, ConfigError, Profile
 from lit_prune.grid import Claim, Grid, Table, axis, entries, seeds
 from lit_prune.settings import fields_of, override
 
@@ -48,6 +49,7 @@ def rows(found) -> list[tuple[str, int]]:
 def test_an_axis_has_a_point_for_each_value_in_order():
     assert list(axis("a", 3, 1, 2)) == [{"a": 3}, {"a": 1}, {"a": 2}]
     assert list(seeds(3)) == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+    assert list(seeds(2, ("a", "b"))) == [{"a": 0, "b": 0}, {"a": 1, "b": 1}]
 
 
 def test_a_product_combines_every_point_with_every_other_left_slowest():
@@ -101,8 +103,32 @@ def test_two_different_points_with_one_label_are_refused_at_construction():
         table(grid=axis("distill.w_clm", 0.0, 1.0) * axis("distill.logit_loss", *LOSSES))
 
 
-def test_a_claim_reads_as_the_order_it_states():
+def test_a_claim_reads_as_the_order_it_states_and_the_metric_it_names():
     assert str(Claim("kld", "mse", "Table 0")) == "kld < mse"
+    assert str(Claim("kld", "mse", "Table 0", metric="kd_loss_before")) == "kld < mse (kd_loss_before)"
+
+
+def test_a_claim_is_judged_by_the_metric_it_names_or_the_first():
+    claims = (Claim("kld", "mse", ""), Claim("mse", "kld", "", metric="kd_loss"))
+    judged = table(claims=claims, metrics=("lm_loss", "kd_loss"))
+    assert [judged.metric_of(claim) for claim in claims] == ["lm_loss", "kd_loss"]
+
+
+def test_a_claim_about_what_is_not_measured_is_refused_at_construction():
+    with pytest.raises(ValueError, match=r"toy: no metric is named \['kd_los'\]"):
+        table(claims=(Claim("kld", "mse", "", metric="kd_los"),), metrics=("lm_loss", "kd_loss"))
+
+
+def test_a_reference_that_has_the_name_of_a_row_is_refused_at_construction():
+    with pytest.raises(ValueError, match=r"toy: \['mse'\] are rows and references"):
+        table(references={"mse": {"distill.steps": 0}})
+
+
+def test_points_that_differ_in_what_a_seed_sets_share_a_label():
+    draws = axis("distill.logit_loss", *LOSSES) * axis("importance.seed", 5, 6)
+    assert table(grid=draws, seeded=("seed", "importance.seed")).seeded == ("seed", "importance.seed")
+    with pytest.raises(ValueError, match="different points of the grid are labelled 'kld'"):
+        table(grid=draws)
 
 
 # Entries
@@ -135,9 +161,55 @@ def test_settings_change_every_cell():
     assert {entry.cell.distill.block for entry in found} == {64}
 
 
-@pytest.mark.parametrize("path", ["distill.logit_loss", "seed"])
+def test_a_seed_sets_every_field_that_is_seeded():
+    asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})
+    found = entries(asked, PROFILE)
+    assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
+    assert [(entry.cell.seed, entry.cell.importance.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
+    only_the_draw = entries(table(seeded=("importance.seed",)), PROFILE, num_seeds=3)
+    assert [(e.seed, e.cell.seed, e.cell.importance.seed) for e in only_the_draw[:3]] == [
+        (0, 0, 0),
+        (1, 0, 1),
+        (2, 0, 2),
+    ]
+
+
+def test_references_have_seed_0_also_where_the_profile_has_another():
+    profile = Profile(override(Cell(), {"seed": 7, "importance.seed": 7}), seeds=1)
+    asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})
+    reference = entries(asked, profile)[-1].cell
+    assert (reference.seed, reference.importance.seed) == (0, 0)
+
+
+def test_twins_are_refused_among_what_is_seeded_too():
+    draws = axis("distill.logit_loss", "kld", "mse") * axis("importance.seed", 5, 6)
+    twins = table(grid=draws, seeded=("seed", "importance.seed"))
+    assert refused(twins) == "two points of the grid are the same cell: 'kld' and 'kld', seed 0"
+    assert refused(table(seeded=("seed", "importance.seed")), also={"importance.seed": 3}).startswith("two points")
+
+
+def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings():
+    asked = table(
+        grid=axis("distill.logit_loss", "kld", "mse") + Grid(({"distill.logit_loss": "cosine", "distill.block": 32},)),
+        base={"distill.block": 64, "evaluation.checks": 8}, references={"as it is": {"distill.steps": 0}},
+    )  # fmt: skip
+    profile = Profile(override(Cell(), {"distill.block": 128, "distill.batch": 3}), seeds=1)
+    found = entries(asked, profile)
+    assert [entry.cell.distill.block for entry in found] == [64, 64, 32, 64]
+    assert {(entry.cell.evaluation.checks, entry.cell.distill.batch) for entry in found} == {(8, 3)}
+    assert "evaluation.checks" not in found[0].changes
+    set_away = entries(asked, profile, settings={"evaluation.checks": 2})
+    assert {entry.cell.evaluation.checks for entry in set_away} == {2}
+    assert asked.base == {"distill.block": 64, "evaluation.checks": 8}
+
+
+def test_a_table_that_changes_an_unknown_field_is_refused():
+    assert "perhaps you meant 'evaluation.checks'" in refused(table(base={"evaluation.cheks": 8}))
+
+
+@pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "importance.seed"])
 def test_a_setting_on_a_swept_field_is_refused(path):
-    message = refused(table(), settings={path: 0})
+    message = refused(table(seeded=("seed", "importance.seed")), settings={path: 0})
     assert message.startswith(f"--set {path}: toy sweeps it")
     assert "--only" in message
     assert "--also" in message

@@ -1,29 +1,49 @@
 """Scores against plain computations, their independence of batching, and the contract of every criterion."""
 
+import dataclasses
+import itertools
+import re
+
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from families import CASES, model_of
+from measured import CPU, Sequences, evidence_of, quietly
 
-from lit_prune.config import Student
-from lit_prune.data.calibration import CalibrationData
-from lit_prune.execution import Execution
-from lit_prune.importance.aggregate import STATISTICS, SequenceMoments, aggregate
-from lit_prune.importance.calibrate import calibrate, load_moments
-from lit_prune.importance.criteria import Evidence, criteria
-from lit_prune.pruning.allocate import uniform
-from lit_prune.pruning.shape import Shape
+from lit_prune.config import EVIDENCE, ConfigError, Student
+from lit_prune.importance import aggregate as aggregation
+from lit_prune.importance.aggregate import STATISTICS, SequenceMoments, aggregate, sequence_statistics
+from lit_prune.importance.calibrate import READERS, Calibrator, measure
+from lit_prune.importance.criteria import DEPTH, WIDTH, Criterion, Evidence, check_axes, criteria, criterion
+from lit_prune.models import anatomy
+from lit_prune.models.anatomy import anatomy_of, parts_of
+from lit_prune.pruning.shape import shape_of
 
-CPU = Execution(accelerator="cpu")
 SEQUENCE = {
     "mean": lambda x: x.abs().mean(1),
     "l2": lambda x: x.norm(dim=1),
     "var": lambda x: x.var(1, correction=0),
 }
 BATCH = {"mean": lambda s: s.mean(0), "l2": lambda s: s.norm(dim=0), "var": lambda s: s.var(0, correction=0)}
+NINE = list(itertools.product(STATISTICS, STATISTICS))
+ACTIVATION = ["activation", "activation_pre", "activation_modelopt"]
 
 
-@pytest.mark.parametrize("seq", STATISTICS)
-@pytest.mark.parametrize("batch", STATISTICS)
+@pytest.fixture
+def ids():
+    return torch.randint(0, 200, (10, 24), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All evidence about one model."""
+    ids = torch.randint(3, 96, (6, 17), generator=torch.Generator().manual_seed(4))
+    return evidence_of(model_of("llama"), ids, tmp_path_factory.mktemp("everything"))
+
+
+# --- aggregation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "seq"), NINE)
 def test_the_nine_aggregations_are_those_of_the_paper(batch, seq):
     x = torch.randn(12, 33, 5, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 5) + 0.3
     moments = SequenceMoments()
@@ -46,103 +66,378 @@ def test_aggregations_by_hand():
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-class Blocks(CalibrationData):
-    """Calibration data of given sequences, in batches of a given size."""
-
-    def __init__(self, ids, batch):
-        super(CalibrationData, self).__init__()
-        self.ids, self.batch = ids, batch
-
-    def predict_dataloader(self):
-        return DataLoader([{"input_ids": row} for row in self.ids], batch_size=self.batch)
+def test_the_variance_of_units_far_from_zero_keeps_its_digits():
+    x = 300 + 0.1 * torch.randn(2, 500, 3, generator=torch.Generator().manual_seed(1))
+    # The difference of mean squares, 90000 each, would be right to about 0.01: as much as the variance itself.
+    torch.testing.assert_close(sequence_statistics(x)[2], x.double().var(1, correction=0), rtol=1e-4, atol=0)
 
 
-def evidence_of(model, ids, path, batch=4):
-    count = calibrate(model, Blocks(ids, batch), path, CPU, lambda seen: None)
-    return Evidence(model, load_moments(path), count, seed=0)
+@pytest.mark.parametrize("entries", [1, 300, 10**6])
+def test_statistics_do_not_depend_on_how_much_is_worked_on_at_once(entries, monkeypatch):
+    x = torch.randn(7, 20, 9, generator=torch.Generator().manual_seed(2))
+    expected = torch.stack([SEQUENCE[name](x.double()) for name in STATISTICS])
+    monkeypatch.setattr(aggregation, "_ENTRIES_AT_ONCE", entries)
+    torch.testing.assert_close(sequence_statistics(x), expected, rtol=1e-5, atol=0)
 
 
-@pytest.fixture
-def ids():
-    return torch.randint(0, 200, (10, 24), generator=torch.Generator().manual_seed(3))
+# --- the forward pass --------------------------------------------------------------------------------------------
 
 
 def test_sites_hold_what_the_model_computes(tiny_llama, ids, tmp_path):
-    evidence = evidence_of(tiny_llama, ids, tmp_path / "m.safetensors")
+    evidence = evidence_of(tiny_llama, ids, tmp_path, ["importance", "head_channels", "preactivations"])
     block = tiny_llama.model.layers[1]
     seen = {}
     hooks = [
         block.mlp.down_proj.register_forward_pre_hook(lambda m, x: seen.update(neuron=x[0])),
-        block.self_attn.o_proj.register_forward_pre_hook(lambda m, x: seen.update(head=x[0])),
+        block.mlp.gate_proj.register_forward_hook(lambda m, x, y: seen.update(preactivation=y)),
+        block.self_attn.o_proj.register_forward_pre_hook(lambda m, x: seen.update(head_channel=x[0])),
+        block.input_layernorm.register_forward_hook(lambda m, x, y: seen.update(input_norm=y)),
         block.post_attention_layernorm.register_forward_hook(lambda m, x, y: seen.update(mlp_norm=y)),
     ]
     with torch.no_grad():
         tiny_llama(ids)
     for hook in hooks:
         hook.remove()
-    width = tiny_llama.config.head_dim
-    seen["head"] = seen["head"].unflatten(-1, (-1, width)).norm(dim=-1)
+    seen["head"] = seen["head_channel"].unflatten(-1, (-1, tiny_llama.config.head_dim)).norm(dim=-1)
     assert evidence.count == 10
-    for site, x in seen.items():
+    found = {site: sums for tensors in evidence.statistics.values() for site, sums in tensors.items()}
+    assert found.keys() == {f"{i}.{kind}" for i in range(3) for kind in seen}
+    for kind, x in seen.items():
         expected = SEQUENCE["mean"](x.double()).norm(dim=0)
-        found = aggregate(evidence.moments[f"1.{site}"], evidence.count, "l2", "mean")
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(aggregate(found[f"1.{kind}"], 10, "l2", "mean"), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_scores_do_not_depend_on_batching(tiny_llama, ids, tmp_path):
-    one, all_at_once = (evidence_of(tiny_llama, ids, tmp_path / f"{b}.safetensors", batch=b) for b in (1, 10))
-    for site in one.moments:
-        torch.testing.assert_close(one.moments[site], all_at_once.moments[site], rtol=1e-5, atol=1e-8)
+@pytest.mark.parametrize(
+    ("case", "readers"),  # modules of block 1 that read what its two halves do
+    [
+        ("phi", ["model.layers.1.self_attn.q_proj"]),
+        ("olmo2", ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.gate_proj"]),
+        ("opt", ["model.decoder.layers.1.self_attn.q_proj", "model.decoder.layers.1.fc1"]),
+        ("gpt2", ["transformer.h.1.attn.c_attn", "transformer.h.1.mlp.c_fc"]),
+        ("gemma3_text", ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.gate_proj"]),
+    ],
+)
+def test_hidden_channels_are_read_where_attention_and_mlp_read_them(case, readers, tmp_path):
+    model, ids = model_of(case), torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(6))
+    seen = []
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(lambda m, x: seen.append(x[0].reshape(3, 11, -1)))
+        for path in readers
+    ]
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    moments = evidence_of(model, ids, tmp_path, ["importance"]).statistics["importance"]
+    norms = [f"1.{kind}" for kind in ("input_norm", "mlp_norm") if f"1.{kind}" in moments]
+    assert len(norms) == len(readers)
+    for name, x in zip(norms, seen, strict=True):
+        torch.testing.assert_close(aggregate(moments[name], 3, "mean", "var"), x.double().var(1, correction=0).mean(0))
+
+
+def test_one_pass_measures_everything_that_a_forward_pass_shows(tiny_llama, ids, tmp_path):
+    passes = []
+    hook = tiny_llama.model.register_forward_hook(lambda module, inputs, output: passes.append(1))
+    together = evidence_of(tiny_llama, ids, tmp_path / "together", READERS, batch=5)
+    hook.remove()
+    assert len(passes) == 2
+    assert set(READERS) == {"importance", "head_channels", "preactivations", "distances"}
+    for name in READERS:
+        alone = evidence_of(tiny_llama, ids, tmp_path / name, [name], batch=5).statistics[name]
+        found = together.statistics[name]
+        assert found.keys() == alone.keys()
+        assert all(torch.equal(found[site].nan_to_num(), alone[site].nan_to_num()) for site in found)
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_statistics_do_not_depend_on_batching(name, tiny_llama, ids, tmp_path):
+    one, some, all_at_once = (
+        evidence_of(tiny_llama, ids, tmp_path / str(b), [name], batch=b).statistics[name] for b in (1, 4, 10)
+    )
+    assert one.keys() == some.keys() == all_at_once.keys()
+    for site in one:
+        for other in (some, all_at_once):
+            torch.testing.assert_close(one[site], other[site], rtol=1e-5, atol=1e-8, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_ranks_add_up(name, tiny_llama, ids):
+    whole, first, second = (Calibrator(tiny_llama, [name], quietly) for _ in range(3))
+    with torch.no_grad():
+        whole.read({"input_ids": ids})
+        first.read({"input_ids": ids[:4]})
+        second.read({"input_ids": ids[4:]})
+    sums = []
+    second.add_up(lambda x: sums.append(x) or x)
+    theirs = iter(sums)
+    first.add_up(lambda x: x + next(theirs))
+    found, expected = first.found()[name], whole.found()[name]
+    assert next(theirs, None) is None
+    for site in expected:
+        torch.testing.assert_close(found[site], expected[site], rtol=1e-5, atol=1e-9, equal_nan=True)
+
+
+def test_tell_hears_of_the_sequences_of_every_pass(tiny_llama, ids, tmp_path):
+    heard = []
+    paths = {name: tmp_path / name for name in ("importance", "distances", "removals")}
+    assert measure(tiny_llama, Sequences(ids, 4), paths, CPU, heard.append) == 10
+    assert heard == [4, 8, 10] * 2
+
+
+def test_neurons_that_cannot_be_read_before_their_activation_are_a_readable_error(
+    tiny_llama, ids, tmp_path, monkeypatch
+):
+    family = dataclasses.replace(anatomy.FAMILIES["llama"], activation=None)
+    monkeypatch.setitem(anatomy.FAMILIES, "llama", family)
+    with pytest.raises(ConfigError, match=r"neurons of a llama cannot be read before their activation"):
+        evidence_of(tiny_llama, ids, tmp_path, ["preactivations"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("importance", "activation 1.neuron"),
+        ("head_channels", "activation 2.head_channel"),
+        ("preactivations", "activation 2.preactivation"),
+        ("distances", "what passes between the blocks"),
+        ("removals", "the loss of the whole model"),
+        ("gradients", "the gradient of model.embed_tokens.weight"),
+    ],
+)
+def test_what_is_no_number_is_named_and_not_written(name, what, tiny_llama, ids, tmp_path):
+    with torch.no_grad():
+        tiny_llama.model.layers[1].mlp.up_proj.weight[3] = float("inf")
+    with pytest.raises(ConfigError, match=re.escape(f"teacher.model: {what} is NaN or infinite on the calibration")):
+        evidence_of(tiny_llama, ids, tmp_path, [name])
+    assert not list(tmp_path.iterdir())
+
+
+# --- criteria ----------------------------------------------------------------------------------------------------
+
+
+def units_of(model):
+    """Axis -> units in each of its tensors."""
+    whole = shape_of(model.config)
+    return {
+        "neuron": [whole.neurons] * whole.layers,
+        "head": [whole.heads] * whole.layers,
+        "hidden": [whole.hidden],
+        "block": [whole.layers],
+        "span": [whole.layers - i for i in range(whole.layers)],
+    }
 
 
 @pytest.mark.parametrize("name", list(criteria))
-def test_every_criterion_scores_every_unit(name, tiny_llama, ids, tmp_path):
-    evidence = evidence_of(tiny_llama, ids, tmp_path / "m.safetensors")
-    config = tiny_llama.config
-    first, again = (criteria[name](evidence, Student(criterion=name)) for _ in range(2))
-    sizes = {
-        "hidden": (1, config.hidden_size),
-        "neuron": (3, config.intermediate_size),
-        "head": (3, config.num_attention_heads),
+def test_a_criterion_scores_every_unit_of_its_axes_from_the_evidence_it_names(name, everything):
+    asked = criteria[name]
+    evidence = dataclasses.replace(everything, statistics={n: everything.statistics[n] for n in asked.needs})
+    first, again = (asked.score(evidence, Student(criterion=name)) for _ in range(2))
+    assert asked.axes
+    assert first.keys() == set(asked.axes) <= {*WIDTH, *DEPTH}
+    assert {axis: [len(s) for s in scores] for axis, scores in first.items()} == {
+        axis: units_of(everything.model)[axis] for axis in asked.axes
     }
-    assert {axis: (len(scores), *{len(s) for s in scores}) for axis, scores in first.items()} == sizes
     for axis, scores in first.items():
         for score, same in zip(scores, again[axis], strict=True):
             assert torch.isfinite(score).all()
             assert torch.equal(score, same)
-            assert score.unique().numel() > 1
+            assert len(score) == 1 or score.unique().numel() > 1
+    if "span" in asked.axes and name != "random":
+        assert torch.equal(first["span"][0], first["block"][0])
 
 
-def test_activation_prunes_silent_units_first(tiny_llama, ids, tmp_path):
-    config = tiny_llama.config
+@pytest.mark.parametrize("case", CASES)
+def test_the_width_of_every_family_is_scored(case, tmp_path):
+    model, ids = model_of(case), torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(7))
+    evidence = evidence_of(model, ids, tmp_path, {*EVIDENCE} - {"removals", "distances"})
+    for name in criteria:
+        wanted = [axis for axis in criteria[name].axes if axis in WIDTH]
+        scores = criteria[name].score(evidence, Student()) if wanted else {}
+        assert [[len(s) for s in scores[axis]] for axis in wanted] == [units_of(model)[axis] for axis in wanted]
+
+
+@pytest.mark.parametrize(("batch", "seq"), NINE)
+@pytest.mark.parametrize("name", ACTIVATION)
+def test_silent_units_score_lowest(name, batch, seq, silent):
+    scores = criteria[name].score(silent, Student(batch=batch, seq=seq))
+    for neurons in scores["neuron"]:
+        assert set(neurons.argsort()[:2].tolist()) == {2, 5}
+    assert scores["hidden"][0].argmin() == 7
+    assert set(scores["head"][0].argsort()[:3].tolist()) == {0, 1, 2}
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """Evidence about a model with silent neurons 2 and 5, hidden channel 7, and heads 0 to 2 of the first block."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(model_of("llama").config).eval()
     with torch.no_grad():
-        for block in tiny_llama.model.layers:
-            block.mlp.up_proj.weight[[2, 5]] = 0
+        for block in model.model.layers:
+            block.mlp.gate_proj.weight[[2, 5]] = block.mlp.up_proj.weight[[2, 5]] = 0
             block.input_layernorm.weight[7] = block.post_attention_layernorm.weight[7] = 0
-        tiny_llama.model.layers[0].self_attn.v_proj.weight[: config.head_dim] = 0
-    evidence = evidence_of(tiny_llama, ids, tmp_path / "m.safetensors")
-    shape = Shape(config.hidden_size - 1, config.intermediate_size - 2, config.num_attention_heads)
-    plan = uniform(criteria["activation"](evidence, Student()), shape, config)
-    assert 7 not in plan.hidden
-    assert all({2, 5}.isdisjoint(neurons) for neurons in plan.neurons)
-    assert criteria["activation"](evidence, Student())["head"][0][:2].max() == 0
+        model.model.layers[0].self_attn.v_proj.weight[: model.config.head_dim] = 0  # of the KV group of heads 0 to 2
+    ids = torch.randint(3, 96, (5, 16), generator=torch.Generator().manual_seed(5))
+    return evidence_of(model, ids, tmp_path_factory.mktemp("silent"), EVIDENCE[:3])
 
 
-def test_permuting_neurons_permutes_their_scores(tiny_llama, ids, tmp_path):
-    before = criteria["activation"](evidence_of(tiny_llama, ids, tmp_path / "a.safetensors"), Student())["neuron"][0]
-    order = torch.randperm(len(before), generator=torch.Generator().manual_seed(5))
-    mlp = tiny_llama.model.layers[0].mlp
+def permute(model, axis, order):
+    """Change the order of the units of an axis everywhere, in place: another model that computes the same."""
+    whole = shape_of(model.config)
     with torch.no_grad():
-        for linear in (mlp.gate_proj, mlp.up_proj):
-            linear.weight.copy_(linear.weight[order])
-        mlp.down_proj.weight.copy_(mlp.down_proj.weight[:, order])
-    after = criteria["activation"](evidence_of(tiny_llama, ids, tmp_path / "b.safetensors"), Student())["neuron"][0]
-    torch.testing.assert_close(after, before[order], rtol=1e-6, atol=0)
+        for name, parameter in model.named_parameters():
+            for dim, part in enumerate(anatomy_of(model.config).axes_of(name)):
+                if parts_of(part) == (axis,):
+                    units = parameter.unflatten(dim, (whole.units(axis), -1))
+                    parameter.copy_(units.index_select(dim, order).flatten(dim, dim + 1))
+
+
+@pytest.mark.parametrize(
+    ("axis", "order"),
+    [
+        ("neuron", torch.randperm(48, generator=torch.Generator().manual_seed(5))),
+        ("hidden", torch.randperm(32, generator=torch.Generator().manual_seed(6))),
+        ("head", torch.tensor([1, 0, 3, 2])),  # inside the KV groups
+    ],
+)
+def test_permuting_units_permutes_their_scores(axis, order, tiny_llama, ids, tmp_path):
+    scoring = [name for name in criteria if axis in criteria[name].axes and name != "random"]
+    assert {*ACTIVATION, "magnitude", "taylor", "taylor_vector", "taylor_fisher"} == set(scoring)
+    needed = {*EVIDENCE} - {"removals", "distances"}
+    before = evidence_of(tiny_llama, ids, tmp_path / "before", needed)
+    expected = {name: criteria[name].score(before, Student())[axis] for name in scoring}
+    permute(tiny_llama, axis, order)
+    after = evidence_of(tiny_llama, ids, tmp_path / "after", needed)
+    for name in scoring:
+        for found, old in zip(criteria[name].score(after, Student())[axis], expected[name], strict=True):
+            torch.testing.assert_close(found, old[order], rtol=2e-4, atol=1e-9)
+            assert not torch.allclose(found, old, rtol=2e-4)
+
+
+def test_the_head_order_of_modelopt_aggregates_channels_first(tiny_llama, ids, tmp_path):
+    seen = []
+    hook = tiny_llama.model.layers[2].self_attn.o_proj.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    with torch.no_grad():
+        tiny_llama(ids)
+    hook.remove()
+    evidence = evidence_of(tiny_llama, ids, tmp_path, ["importance", "head_channels"])
+    found = {name: criteria[name].score(evidence, Student()) for name in ("activation", "activation_modelopt")}
+    # L2 over sequences of the mean |x| of each channel; then L2 over the 8 channels of each of the 4 heads.
+    channels = seen[0].double().abs().mean(1).square().sum(0).sqrt()
+    torch.testing.assert_close(found["activation_modelopt"]["head"][2], channels.view(4, 8).norm(dim=1))
+    assert not torch.allclose(found["activation"]["head"][2], found["activation_modelopt"]["head"][2], rtol=0.01)
+    for axis in ("neuron", "hidden"):
+        for one, other in zip(*(scores[axis] for scores in found.values()), strict=True):
+            assert torch.equal(one, other)
+
+
+def magnitudes_of(model):
+    return criteria["magnitude"].score(Evidence(model, {}, 0, 0, lambda length: pytest.fail("measured")), Student())
 
 
 def test_magnitude_is_the_norm_of_all_the_weights_of_a_unit(tiny_llama):
-    scores = criteria["magnitude"](Evidence(tiny_llama, {}, 0, 0), Student())
-    mlp = tiny_llama.model.layers[2].mlp
-    squares = mlp.gate_proj.weight[4].square().sum() + mlp.up_proj.weight[4].square().sum()
-    squares += mlp.down_proj.weight[:, 4].square().sum()
-    assert scores["neuron"][2][4].item() == pytest.approx(squares.sqrt().item(), rel=1e-6)
+    scores, layer = magnitudes_of(tiny_llama), tiny_llama.model.layers[2]
+    attention, mlp = layer.self_attn, layer.mlp
+    parts = {
+        "neuron": [mlp.gate_proj.weight[4], mlp.up_proj.weight[4], mlp.down_proj.weight[:, 4]],
+        "head": [attention.q_proj.weight[24:], attention.o_proj.weight[:, 24:]],  # head 3: its keys serve head 2 too
+        "block": list(layer.parameters()),
+        "hidden": [
+            p[:, 9] if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight")) else
+            p[:, 9] if name.endswith(("up_proj.weight", "embed_tokens.weight", "lm_head.weight")) else p[9]
+            for name, p in tiny_llama.named_parameters()
+        ],
+    }  # fmt: skip
+    expected = {axis: sum(w.square().sum().item() for w in weights) ** 0.5 for axis, weights in parts.items()}
+    assert scores["neuron"][2][4].item() == pytest.approx(expected["neuron"], rel=1e-6)
+    assert scores["head"][2][3].item() == pytest.approx(expected["head"], rel=1e-6)
+    assert scores["block"][0][2].item() == pytest.approx(expected["block"], rel=1e-6)
+    assert scores["hidden"][0][9].item() == pytest.approx(expected["hidden"], rel=1e-6)
+
+
+def test_fused_weights_belong_to_the_units_of_their_part():
+    layer = (model := model_of("phi3")).model.layers[1]  # 6 heads and 2 groups of 4, then 20 gates and 20 neurons
+    scores = magnitudes_of(model)
+    neuron = [*layer.mlp.gate_up_proj.weight[[3, 23]], layer.mlp.down_proj.weight[:, 3]]
+    head = [layer.self_attn.qkv_proj.weight[8:12], layer.self_attn.o_proj.weight[:, 8:12]]
+    for axis, unit, weights in (("neuron", 3, neuron), ("head", 2, head)):
+        expected = sum(w.square().sum().item() for w in weights) ** 0.5
+        assert scores[axis][1][unit].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_head_with_keys_and_values_of_its_own_has_their_weights_too():
+    scores = {case: magnitudes_of(model_of(case))["head"][0][2].item() for case in ("llama, MHA", "gpt2", "gpt_neox")}
+    llama = model_of("llama, MHA").model.layers[0].self_attn
+    gpt2 = model_of("gpt2").transformer.h[0].attn
+    neox = model_of("gpt_neox").gpt_neox.layers[0].attention
+    third = slice(8, 12)  # of heads of width 4
+    weights = {
+        "llama, MHA": [getattr(llama, p).weight[third] for p in ("q_proj", "k_proj", "v_proj")]
+        + [llama.o_proj.weight[:, third]],
+        # Conv1D: [in, out]; queries, keys and values of 24 channels each lie end to end.
+        "gpt2": [
+            p[..., start + 8 : start + 12] for p in (gpt2.c_attn.weight, gpt2.c_attn.bias) for start in (0, 24, 48)
+        ]
+        + [gpt2.c_proj.weight[third]],
+        # Queries, keys and values of a head lie together.
+        "gpt_neox": [neox.query_key_value.weight[24:36], neox.query_key_value.bias[24:36], neox.dense.weight[:, third]],
+    }
+    for case, parts in weights.items():
+        assert scores[case] == pytest.approx(sum(w.square().sum().item() for w in parts) ** 0.5, rel=1e-6), case
+
+
+def test_random_scores_are_those_of_their_seed(everything):
+    def scores(seed):
+        found = criteria["random"].score(dataclasses.replace(everything, statistics={}, seed=seed), Student())
+        return torch.cat([s for tensors in found.values() for s in tensors])
+
+    assert torch.equal(scores(1), scores(1))
+    assert not (scores(1) == scores(2)).any()
+    assert scores(1).unique().numel() == len(scores(1))
+
+
+def test_scores_that_are_no_numbers_are_named(everything):
+    spoilt = dict(everything.statistics["importance"])
+    spoilt["2.neuron"] = spoilt["2.neuron"].clone()
+    spoilt["2.neuron"][0, 0, 5] = float("nan")
+    spoilt["2.neuron"][1, 0, 5] = float("inf")
+    evidence = dataclasses.replace(everything, statistics={"importance": spoilt})
+    for batch in STATISTICS:
+        with pytest.raises(ConfigError, match=r"'activation': a score of axis neuron of block 2 is NaN or infinite"):
+            criteria["activation"].score(evidence, Student(batch=batch, seq="mean"))
+
+
+def test_an_axis_a_criterion_does_not_score_names_those_that_do():
+    check_axes("activation", {"neuron", "head", "hidden"})
+    check_axes("perplexity", ["block", "span"])
+    check_axes("magnitude", [])
+    with pytest.raises(ConfigError) as raised:
+        check_axes("influence", {"block", "neuron"})
+    able = "activation, activation_modelopt, activation_pre, magnitude, random, taylor, taylor_fisher, taylor_vector"
+    assert str(raised.value) == f"criterion 'influence' does not score axis neuron; those that do: {able}"
+    with pytest.raises(ConfigError, match=r"does not score axis span; those that do: angular, angular_all, influence"):
+        check_axes("taylor", {"span"})
+    with pytest.raises(ConfigError, match="unknown axis 'neurons'; perhaps you meant 'neuron'"):
+        check_axes("activation", {"neurons"})
+    with pytest.raises(ConfigError, match="unknown criterion 'activations'; perhaps you meant 'activation'"):
+        check_axes("activations", {"neuron"})
+
+
+def test_a_criterion_is_registered_by_its_function(everything, monkeypatch):
+    monkeypatch.setattr(criteria, "_parts", dict(criteria._parts))
+
+    @criterion("inverse_activation", axes=("neuron",), needs=("importance",))
+    def inverse_activation(evidence, student):
+        return {"neuron": [-units for units in criteria["activation"].score(evidence, student)["neuron"]]}
+
+    made = criteria["inverse_activation"]
+    assert made == Criterion("inverse_activation", ("neuron",), ("importance",), inverse_activation)
+    ordinary = criteria["activation"].score(everything, Student())["neuron"]
+    for found, units in zip(made.score(everything, Student())["neuron"], ordinary, strict=True):
+        assert found.argmin() == units.argmax()
+    with pytest.raises(ValueError, match="registered twice"):
+        criterion("inverse_activation", axes=("neuron",))(inverse_activation)
+    for wrong in ({"axes": ("neurons",)}, {"axes": ("neuron",), "needs": ("moments",)}):
+        with pytest.raises(ValueError, match="there is no such axis or evidence"):
+            criterion("another", **wrong)

@@ -26,7 +26,7 @@ from lit_prune.grid import Claim, Entry, entries
 from lit_prune.render import figures, terminal
 from lit_prune.render import files as report_files
 from lit_prune.render import words as report_words
-from lit_prune.settings import parse_setting
+from lit_prune.settings import load_profile, parse_setting
 from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=40))
@@ -42,6 +42,7 @@ LOSSES = {
     "pruned, not retrained": [9.0],
     "teacher": [2.5],
 }
+UNDRAWN = {"final": "", "checks": "", "blocks": {}, "terms": []}
 
 
 def asked(num_seeds: int = 3) -> list[Entry]:
@@ -203,6 +204,30 @@ def test_verdicts(complete: Store) -> None:
     assert (verdicts["n"] == 3).all()
 
 
+def test_a_claim_is_judged_by_its_own_metric(complete: Store) -> None:
+    # Perplexity as if it were another measurement: lowest where the loss is highest, for COSINE always 1 less.
+    claims = (
+        Claim(KLD, MSE, ""),
+        Claim(MSE, KLD, "", metric="perplexity"),
+        Claim(COSINE, KLD, "", metric="perplexity"),
+    )
+    cells = report.tidy(TABLE, asked(), complete)
+    cells["perplexity"] = 10 - cells["lm_loss"] ** 2
+    cells.loc[cells["row"] == COSINE, "perplexity"] = cells.loc[cells["row"] == KLD, "perplexity"].to_numpy() - 1
+    verdicts = report.judge(dataclasses.replace(TABLE, claims=claims), cells)
+    assert verdicts["metric"].to_list() == ["lm_loss", "perplexity", "perplexity"]
+    assert verdicts["verdict"].to_list() == ["holds", "holds", "undecided"]
+    squares = [[10 - loss**2 for loss in LOSSES[row]] for row in (MSE, KLD)]
+    test = stats.ttest_rel(*squares)
+    assert verdicts.loc[1, "difference"] == pytest.approx((sum(squares[0]) - sum(squares[1])) / 3)
+    assert (verdicts.loc[1, "low"], verdicts.loc[1, "high"]) == pytest.approx(tuple(test.confidence_interval()))
+    # Holm over both tests of the table, whatever their metric.
+    raw = [stats.ttest_rel(LOSSES[KLD], LOSSES[MSE]).pvalue, test.pvalue]
+    first, second = sorted(raw)
+    assert sorted(verdicts["p"].dropna()) == pytest.approx([2 * first, max(2 * first, second)])
+    assert verdicts.loc[2, "difference"] == pytest.approx(-1)
+
+
 def test_correction_can_take_a_verdict_back(complete: Store) -> None:
     alone = answer(complete, claims=(Claim(KLD, KLD_CE, ""),)).verdicts
     among = answer(complete, claims=(Claim(KLD, KLD_CE, ""), *(Claim(KLD, COSINE, ""),) * 6)).verdicts
@@ -286,7 +311,7 @@ def test_an_empty_store_is_reported_too(tmp_path: Path) -> None:
 def test_a_table_without_claims_and_paper_is_reported_too(
     complete: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "inline", lambda found: {"final": "", "terms": []})
+    monkeypatch.setattr(figures, "inline", lambda found: UNDRAWN)
     found = answer(complete, claims=(), paper={})
     assert "paper" not in shown(found, 100).split("Claims")[0].split("LM loss")[1]
     assert len(report_files.write_files(found, tmp_path / "files")) == 4
@@ -341,7 +366,7 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(figures, "inline", lambda found: drawn.append("drawn") or {"final": "", "terms": []})
+    monkeypatch.setattr(figures, "inline", lambda found: drawn.append("drawn") or UNDRAWN)
     folder = tmp_path / "files"
     paths = report_files.write_files(answer(store), folder)
     before = [path.stat().st_mtime_ns for path in paths]
@@ -384,6 +409,27 @@ def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
     assert words[5:-2:2] == ["--set"] * len(settings)
     assert dict(map(parse_setting, words[6:-2:2])) == settings
     assert words[-2:] == ["--seeds", "3"]
+
+
+def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> None:
+    record = Path(__file__).parents[1] / "experiments/loss_ablation/quick"
+    recorded, store = pd.read_csv(record / "results.csv"), Store(tmp_path)
+    found = []
+    for entry, line in zip(entries(TABLE, load_profile("quick")), recorded.to_dict("records"), strict=True):
+        corpus = dataclasses.replace(entry.cell.corpus, fingerprint=line["corpus"])
+        teacher = dataclasses.replace(entry.cell.teacher, fingerprint=line["teacher"])
+        found.append(dataclasses.replace(entry, cell=dataclasses.replace(entry.cell, corpus=corpus, teacher=teacher)))
+        folder = store.node(found[-1].cell, "cell").folder
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({name: line[name] for name in TABLE.metrics}))
+        (folder / "env.json").write_text(json.dumps({"commit": line["commit"], "seconds": line["wall_seconds"]}))
+    csv, markdown, _ = report_files.write_record(
+        report.assemble(TABLE, "quick", {}, found, store), tmp_path / "loss_ablation" / "quick"
+    )
+    assert csv.read_bytes() == (record / "results.csv").read_bytes()
+    # The rest of the page names versions and machine, which the table of cells does not hold.
+    before, after = (path.read_text().partition("- versions:")[0] for path in (record / "report.md", markdown))
+    assert after == before
 
 
 def test_status_and_diff(whole: report.Report, store: Store) -> None:

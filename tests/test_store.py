@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lit_prune import store as module
-from lit_prune.config import STAGES, Cell, ConfigError, Corpus, Teacher, identity, key
+from lit_prune.address import STAGES, identity, key
+from lit_prune.config import Cell, ConfigError, Corpus, Teacher
 from lit_prune.settings import override
 from lit_prune.store import Busy, Node, Store, write_json
 

@@ -1,197 +1,296 @@
 """Cutting a model: nothing kept is changed, masking and slicing are one function, and stock loading is exact."""
 
+import copy
+import re
+
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    OPTConfig,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
+from families import (
+    CASES,
+    HEAD_DIM,
+    KINDS,
+    config_of,
+    generates_with_cache_as_without,
+    logits,
+    model_of,
+    plan_for,
+    reloaded,
+    token_ids,
 )
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
-from lit_prune.config import ConfigError, Student
-from lit_prune.models.anatomy import FAMILIES, anatomy_of
+from lit_prune.config import ConfigError
+from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of
+from lit_prune.models.heterogeneous import pad_to_uniform
 from lit_prune.pruning import surgery
-from lit_prune.pruning.allocate import uniform
-from lit_prune.pruning.plan import PrunePlan
-from lit_prune.pruning.shape import Shape, shape_of, target
+from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
+from lit_prune.pruning.shape import shape_of
 
-SIZES = {
-    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
-}  # fmt: skip
-WHOLE = Shape(48, 40, 6)
-SMALL = Shape(36, 26, 4)
-FAMILY = {
-    "llama": (LlamaConfig, LlamaForCausalLM, {}),
-    "llama with biases": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
-    "llama, tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
-    "mistral": (MistralConfig, MistralForCausalLM, {}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"attention_bias": True}),
-}
-AXES = {"hidden": Shape(36, 40, 6), "neurons": Shape(48, 26, 6), "heads": Shape(48, 40, 4), "all": SMALL}
+ROUNDS_TO_FLOAT32 = 1e-5
+"""Tolerance where norms compute in float32 whatever the model is in: all RMS norms of transformers do."""
+EXACT = 1e-11
+"""Tolerance in float64 where nothing does."""
 
 
-def new_model(name):
-    """A random model whose norms, biases and weights are all far from their trivial values."""
-    config, kind, extra = FAMILY[name]
-    torch.manual_seed(0)
-    model = kind(config(**SIZES, **extra)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+def tolerance(name):
+    rms = any("RMSNorm" in type(module).__name__ for module in model_of(name).modules())
+    return ROUNDS_TO_FLOAT32 if rms else EXACT
+
+
+def by_hand(model, plan):
+    """The model with all that is not kept silenced by hooks on its modules; knows no parameter's axes."""
+    model = copy.deepcopy(model)
+    anatomy, whole = anatomy_of(model.config), plan.original
+    gone = torch.ones(whole.hidden, dtype=torch.bool)
+    gone[list(plan.hidden)] = False
+
+    def without_channels(module, inputs, output):
+        return output.masked_fill(gone, 0)
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(without_channels)
+    norm_by_hand(model.get_submodule(anatomy.final_norm), plan.hidden)
+    kept = {block.index: block for block in plan.blocks}
+    for index, block in enumerate(blocks_of(model)):
+        if index not in kept:
+            block.register_forward_hook(lambda module, inputs, output: inputs[0])
+            continue
+        heads = [head * HEAD_DIM + i for head in kept[index].heads for i in range(HEAD_DIM)]
+        groups = {head // (whole.heads // whole.kv_groups) for head in kept[index].heads}
+        keys = [group * HEAD_DIM + i for group in sorted(groups) for i in range(HEAD_DIM)]
+        for name, units in ((anatomy.attention_output, heads), (anatomy.mlp_output, kept[index].neurons)):
+            module = block.get_submodule(name)
+            module.register_forward_pre_hook(lambda module, inputs, units=list(units): (only(inputs[0], units),))
+            module.register_forward_hook(without_channels)
+        for name, module in block.named_modules():
+            if name in ("self_attn.q_norm", "self_attn.k_norm"):
+                if model.config.model_type == "olmo2":
+                    norm_by_hand(module, heads if "q_norm" in name else keys)
+            elif "norm" in name or name.startswith("ln_"):
+                norm_by_hand(module, plan.hidden)
     return model
 
 
-def random_plan(shape, config, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    sizes = shape_of(config)
-    blocks = range(config.num_hidden_layers)
-    scores = {
-        "hidden": [torch.rand(sizes.hidden, generator=generator)],
-        "neuron": [torch.rand(sizes.neurons, generator=generator) for _ in blocks],
-        "head": [torch.rand(sizes.heads, generator=generator) for _ in blocks],
-    }
-    return uniform(scores, shape, config)
+def only(x, units):
+    return torch.zeros_like(x).index_copy(-1, torch.tensor(units), x[..., units])
 
 
-@pytest.fixture
-def ids():
-    return torch.randint(0, 96, (2, 17), generator=torch.Generator().manual_seed(1))
+def norm_by_hand(norm, kept):
+    """Let a norm normalise the kept channels only, written out."""
+    kept = list(kept)
+    offset = 1.0 if re.match("Gemma|NemotronLayerNorm1P", type(norm).__name__) else 0.0
+
+    def layer_norm(x):
+        weight = None if norm.weight is None else norm.weight[kept] + offset
+        bias = None if norm.bias is None else norm.bias[kept]
+        return x.new_zeros(x.shape).index_copy(
+            -1, torch.tensor(kept), F.layer_norm(x[..., kept], (len(kept),), weight, bias, norm.eps)
+        )
+
+    def rms_norm(x):
+        x = x.double()
+        eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        normed = x[..., kept] / (x[..., kept].square().mean(-1, keepdim=True) + eps).sqrt()
+        return x.new_zeros(x.shape).index_copy(-1, torch.tensor(kept), normed * (norm.weight[kept] + offset))
+
+    norm.forward = layer_norm if isinstance(norm, nn.LayerNorm) else rms_norm
 
 
-def logits(model, ids):
-    with torch.no_grad():
-        return model(ids).logits
+def test_every_family_is_tested():
+    assert {family for family, _ in CASES.values()} == set(FAMILIES)
 
 
-def test_every_family_that_is_described_is_tested():
-    assert {FAMILY[name][0].model_type for name in FAMILY} == set(FAMILIES)
+@pytest.mark.parametrize("mode", ["slice", "mask"])
+@pytest.mark.parametrize("name", CASES)
+def test_keeping_everything_is_the_teacher_bit_for_bit(name, mode):
+    model = model_of(name)
+    whole = surgery.apply(model, PrunePlan.everything(shape_of(model.config)), mode)
+    assert torch.equal(logits(whole), logits(model))
+    assert whole.num_parameters() == model.num_parameters()
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_keeping_everything_is_the_teacher_bit_for_bit(name, ids):
-    model = new_model(name)
-    whole = surgery.apply(model, random_plan(WHOLE, model.config))
-    assert torch.equal(logits(whole, ids), logits(model, ids))
-
-
-@pytest.mark.parametrize("axis", AXES)
-@pytest.mark.parametrize("name", FAMILY)
-def test_mask_and_slice_give_the_same_logits(name, axis, ids):
-    model = new_model(name).double()
-    plan = random_plan(AXES[axis], model.config)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_slicing_and_masking_are_the_model_with_the_other_units_silenced(name, kind):
+    model, plan = model_of(name, torch.float64), plan_for(name, kind)
     sliced, masked = surgery.apply(model, plan), surgery.apply(model, plan, "mask")
-    assert shape_of(sliced.config) == AXES[axis]
-    assert shape_of(masked.config) == WHOLE
-    assert not torch.allclose(logits(sliced, ids), logits(model, ids), atol=1e-2)
-    # transformers' norms compute in float32 whatever the model is in; without the hidden axis they see the same input.
-    tolerance = 1e-9 if axis in ("neurons", "heads") else 2e-5
-    torch.testing.assert_close(logits(sliced, ids), logits(masked, ids), rtol=0, atol=tolerance)
+    assert masked.num_parameters() >= sliced.num_parameters()
+    assert shape_of(masked.config) == plan.original
+    if kind != "uneven":
+        assert shape_of(sliced.config) == plan.kept
+    assert not torch.allclose(logits(sliced), logits(model), atol=1e-2)
+    torch.testing.assert_close(logits(sliced), logits(masked), rtol=0, atol=tolerance(name))
+    torch.testing.assert_close(logits(sliced), logits(by_hand(model, plan)), rtol=0, atol=tolerance(name))
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_what_is_saved_is_loaded_by_stock_transformers_and_generates_with_cache(name, ids, tmp_path):
-    model = new_model(name)
-    student = surgery.apply(model, random_plan(SMALL, model.config))
-    student.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert (logits(loaded, ids) - logits(student, ids)).abs().max() == 0.0
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_saved_is_loaded_by_stock_transformers_and_generates_with_cache(name, tmp_path):
+    model = model_of(name)
+    student = surgery.apply(model, plan_for(name, "all"))
+    loaded, config = reloaded(student, tmp_path)
+    assert (logits(loaded) - logits(student)).abs().max() == 0.0
+    assert "per_layer_config" not in config
     tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert tied == model.config.tie_word_embeddings
-    asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    cached = loaded.generate(ids, use_cache=True, **asked)
-    assert torch.equal(cached, loaded.generate(ids, use_cache=False, **asked))
-    assert cached.shape == (2, 25)
+    assert generates_with_cache_as_without(loaded)
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_surgery_leaves_the_teacher_and_the_random_state_alone(name, ids):
-    model = new_model(name)
-    before, state = logits(model, ids), torch.get_rng_state()
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_of_different_widths_are_saved_loaded_and_generate_with_cache(name, tmp_path):
+    plan = plan_for(name, "uneven")
+    student = surgery.apply(model_of(name), plan)
+    loaded, config = reloaded(student, tmp_path)
+    assert (logits(loaded) - logits(student)).abs().max() == 0.0
+    assert generates_with_cache_as_without(loaded)
+    assert len(config["per_layer_config"]) == 2  # the third is the widest
+    anatomy = anatomy_of(config_of(name))
+    for block, kept in zip(blocks_of(loaded), plan.blocks, strict=True):
+        weight = block.get_submodule(anatomy.mlp_output).weight
+        assert sorted(weight.shape) == sorted((len(plan.hidden), len(kept.neurons)))
+        weight = block.get_submodule(anatomy.attention_output).weight
+        assert sorted(weight.shape) == sorted((len(plan.hidden), len(kept.heads) * HEAD_DIM))
+    with pytest.raises(ConfigError, match="its blocks differ in width"):
+        shape_of(loaded.config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_padded_to_the_widest_are_the_same_function_and_stock(name, tmp_path):
+    plan = plan_for(name, "uneven")
+    student = surgery.apply(model_of(name, torch.float64), plan)
+    padded = pad_to_uniform(student)
+    assert shape_of(padded.config) == plan.kept
+    torch.testing.assert_close(logits(padded), logits(student), rtol=0, atol=tolerance(name))
+    student = surgery.apply(model_of(name), plan)
+    loaded, config = reloaded(pad_to_uniform(student), tmp_path)
+    assert not [key for key in config if "per_layer" in key]
+    torch.testing.assert_close(logits(loaded), logits(student), rtol=0, atol=1e-4)
+    assert generates_with_cache_as_without(loaded)
+
+
+def test_padding_a_uniform_model_changes_nothing():
+    model = model_of("llama")
+    padded = pad_to_uniform(model)
+    assert padded is not model
+    assert torch.equal(logits(padded), logits(model))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_surgery_leaves_the_teacher_and_the_random_state_alone(name):
+    model = model_of(name)
+    before, config, state = copy.deepcopy(model.state_dict()), model.config.to_dict(), torch.get_rng_state()
     for mode in ("slice", "mask"):
-        surgery.apply(model, random_plan(SMALL, model.config), mode)
-    assert torch.equal(logits(model, ids), before)
+        surgery.apply(model, plan_for(name, "all"), mode)
+    pad_to_uniform(surgery.apply(model, plan_for(name, "uneven")))
+    assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
+    assert model.config.to_dict() == config
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_attention_implementation_dtype_and_head_width_are_kept():
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="eager")).to(torch.bfloat16)
-    student = surgery.apply(model, random_plan(SMALL, model.config))
-    assert student.config._attn_implementation == "eager"
-    assert student.dtype == torch.bfloat16
-    assert student.config.head_dim == 8
+def test_attention_implementation_dtype_head_width_and_generation_settings_are_kept():
+    model = AutoModelForCausalLM.from_config(config_of("llama"), attn_implementation="eager", dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = [2, 5]
+    for kind in ("all", "uneven"):
+        student = surgery.apply(model, plan_for("llama", kind))
+        assert student.config._attn_implementation == "eager"
+        assert blocks_of(student)[0].self_attn.config._attn_implementation == "eager"
+        assert student.dtype == torch.bfloat16
+        assert student.config.head_dim == HEAD_DIM
+        assert student.generation_config.eos_token_id == [2, 5]
 
 
-def test_heads_go_in_equal_number_from_every_group():
-    plan = random_plan(SMALL, LlamaConfig(**SIZES))
-    for heads in plan.heads:
-        assert [sum(head // 3 == group for head in heads) for group in range(2)] == [2, 2]
-
-
-def test_the_best_are_kept_and_ties_go_to_the_lower_index():
-    scores = {
-        "hidden": [torch.tensor([0.0, 5.0, 5.0, 5.0, 1.0, 9.0])],
-        "neuron": [torch.tensor([1.0, 3.0, 2.0])],
-        "head": [torch.tensor([1.0, 2.0, 9.0, 8.0])],
-    }
-    config = Qwen2Config(hidden_size=6, intermediate_size=3, num_attention_heads=4, num_key_value_heads=2, head_dim=2)
-    plan = uniform(scores, Shape(3, 2, 2), config)
-    assert (plan.hidden, plan.neurons, plan.heads) == ((1, 2, 5), ((1, 2),), ((1, 2),))
-
-
-def test_a_plan_survives_the_disk_and_refuses_another_model(tmp_path):
-    model = new_model("llama")
-    plan = random_plan(SMALL, model.config)
-    plan.save(tmp_path / "plan.json")
-    assert PrunePlan.load(tmp_path / "plan.json") == plan
-    with pytest.raises(ConfigError, match="the plan is for"):
-        surgery.apply(surgery.apply(model, plan), plan)
-
-
-LLAMA, QWEN = LlamaConfig(**SIZES), Qwen2Config(**SIZES)
+def test_what_the_config_lists_by_block_goes_with_the_blocks_and_nothing_else_does():
+    config = config_of("smollm3")
+    config.eos_token_id = [2, 3, 4]  # as many as there are blocks
+    whole = shape_of(config)
+    everything = PrunePlan.everything(whole)
+    plan = PrunePlan(whole, everything.hidden, everything.blocks[1:])
+    smaller = surgery.smaller_config(config, plan)
+    assert smaller.no_rope_layers == [0, 1]
+    assert smaller.layer_types == ["full_attention"] * 2
+    assert smaller.eos_token_id == [2, 3, 4]
+    sliding = surgery.smaller_config(config_of("gemma2"), PrunePlan(whole, everything.hidden, everything.blocks[1:]))
+    assert sliding.layer_types == ["full_attention", "sliding_attention"]
 
 
 @pytest.mark.parametrize(
-    ("config", "asked", "shape"),
+    ("name", "projection", "weight"),
     [
-        (LLAMA, {}, Shape(36, 28, 4)),
-        (LLAMA, {"hidden": None, "neurons": None, "heads": None}, WHOLE),
-        (LLAMA, {"hidden": 1.0, "neurons": 1.0, "heads": 1.0}, WHOLE),
-        (LLAMA, {"hidden": 40, "neurons": 7, "heads": 4}, Shape(40, 7, 4)),
-        (LLAMA, {"hidden": 0.45, "heads": 4}, Shape(20, 28, 4)),
-        (QWEN, {"hidden": 41, "heads": 4}, Shape(41, 28, 4)),
-        (LLAMA, {"hidden": 0.001, "neurons": 0.001, "heads": 0.001}, Shape(2, 1, 2)),
+        ("qwen2", "self_attn.q_proj", 1.0),
+        ("llama, tied, with biases", "self_attn.q_proj", -1.0),
+        ("opt", "self_attn.q_proj", 1.0),
     ],
 )
-def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
-    assert target(Student(**asked), config) == shape
+@pytest.mark.parametrize("mode", ["slice", "mask"])
+def test_merged_queries_are_those_of_the_formula(name, projection, weight, mode):
+    model = model_of(name)
+    whole = PrunePlan.everything(shape_of(model.config))
+    tied = anatomy_of(model.config).tied_width
+    hidden = tuple(range(4 * HEAD_DIM)) if tied else whole.hidden
+    # Head 4 takes in head 5, then head 0 what head 2 is: the second merge is of a head the first did not touch.
+    merges = (Merge(4, 5, weight), Merge(0, 2, weight))
+    blocks = tuple(BlockPlan(b.index, b.neurons, (0, 1, 3, 4), merges if b.index == 1 else ()) for b in whole.blocks)
+    student = surgery.apply(model, PrunePlan(whole.original, hidden, blocks), mode)
+    old, new = (blocks_of(m)[1].get_submodule(projection) for m in (model, student))
+    rows = {head: slice(head * HEAD_DIM, (head + 1) * HEAD_DIM) for head in range(6)}
+    for ours, theirs in ((new.weight[:, list(hidden)], old.weight[:, list(hidden)]), (new.bias, old.bias)):
+        expected = {
+            0: theirs[rows[0]] + weight * (theirs[rows[0]] - theirs[rows[2]]),
+            1: theirs[rows[1]],
+            3: theirs[rows[3]],
+            4: theirs[rows[4]] + weight * (theirs[rows[4]] - theirs[rows[5]]),
+        }
+        for place, head in enumerate((0, 1, 3, 4)):
+            found = ours[rows[head if mode == "mask" else place]]
+            torch.testing.assert_close(found, expected[head], rtol=0, atol=1e-6)
+    untouched = (blocks_of(m)[0].get_submodule(projection).bias for m in (model, student))
+    first, second = (bias[: 2 * HEAD_DIM] for bias in untouched)
+    assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"hidden": 49}, "student.hidden: 49 asked for, the teacher has 48"),
-        ({"neurons": 41}, "student.neurons: 41 asked for, the teacher has 40"),
-        ({"neurons": 0}, "student.neurons: 0 asked for"),
-        ({"heads": 5}, "student.heads: 5 is not .* nearest allowed are 4 and 6"),
-        ({"hidden": 38, "heads": 4}, "student.hidden: 38 is not .* nearest allowed are 36 and 40"),
-        ({"hidden": 1.5}, r"student.hidden: a share lies in \(0, 1\], not 1.5"),
-        ({"hidden": 0.0}, r"student.hidden: a share lies in \(0, 1\], not 0.0"),
-    ],
-)
-def test_a_shape_that_cannot_be_is_refused_with_what_can(asked, message):
-    with pytest.raises(ConfigError, match=message):
-        target(Student(**asked), LLAMA)
+def test_merges_are_done_one_after_the_other():
+    model = model_of("llama, MHA")
+    whole = PrunePlan.everything(shape_of(model.config))
+    # Head 1 takes in 2, and is then pruned itself and taken in by 0: 2 q0 - (2 q1 - q2).
+    merged = BlockPlan(0, whole.blocks[0].neurons, (0, 3), (Merge(1, 2, 1.0), Merge(0, 1, 1.0)))
+    student = surgery.apply(model, PrunePlan(whole.original, whole.hidden, (merged,)))
+    q = blocks_of(model)[0].self_attn.q_proj.weight.unflatten(0, (6, HEAD_DIM))
+    found = blocks_of(student)[0].self_attn.q_proj.weight.unflatten(0, (2, HEAD_DIM))
+    torch.testing.assert_close(found, torch.stack((2 * q[0] - (2 * q[1] - q[2]), q[3])), rtol=0, atol=1e-6)
 
 
-def test_an_unknown_family_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="'opt' is not supported; supported are llama"):
-        anatomy_of(OPTConfig())
+def test_gradients_flow_through_a_masked_model_to_what_is_kept_only():
+    model, plan = model_of("nemotron"), plan_for("nemotron", "all")
+    masked = surgery.apply(model, plan, "mask")
+    masked(input_ids=token_ids(), labels=token_ids()).loss.backward()
+    gradient = blocks_of(masked)[0].mlp.down_proj.weight.grad
+    kept = [n for n in range(20) if gradient[list(plan.hidden), n].any()]
+    assert kept == list(plan.blocks[0].neurons)
+
+
+def test_a_shape_the_config_forbids_is_refused_in_a_line():
+    factors = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [1.0] * 2}
+    config = Phi3Config(
+        vocab_size=96, hidden_size=24, intermediate_size=20, num_hidden_layers=1, num_attention_heads=6,
+        max_position_embeddings=64, original_max_position_embeddings=32, rope_parameters=factors, pad_token_id=0,
+    )  # fmt: skip
+    whole = PrunePlan.everything(shape_of(config))
+    plan = PrunePlan(whole.original, whole.hidden[:12], whole.blocks)
+    with pytest.raises(ConfigError, match=r"^plan: the config of phi3 cannot express it \(.*short_factor.*\)$"):
+        surgery.smaller_config(config, plan)
+
+
+@pytest.mark.parametrize("dropped", range(5))
+def test_dropping_a_block_of_a_real_model_is_masking_it(shared, dropped):
+    folder = shared / "models/stories260K-hf"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    everything = PrunePlan.everything(shape_of(model.config))
+    blocks = tuple(block for block in everything.blocks if block.index != dropped)
+    plan = PrunePlan(everything.original, everything.hidden, blocks)
+    sliced, masked = surgery.apply(model, plan), surgery.apply(model, plan, "mask")
+    text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids
+    torch.testing.assert_close(logits(sliced, ids), logits(masked, ids), rtol=0, atol=ROUNDS_TO_FLOAT32)
+    assert not torch.allclose(logits(sliced, ids), logits(model, ids), atol=0.1)

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from transformers import LlamaForCausalLM
 
-from lit_prune.config import Cell, ConfigError, Corpus, Teacher, key
+from lit_prune.address import key
+from lit_prune.config import Cell, ConfigError, Corpus, Teacher
 from lit_prune.models import teacher as teachers
 from lit_prune.pretrain import WORTH, recipe_of, worth
 

@@ -9,22 +9,29 @@ import codecs
 import dataclasses
 import gzip
 import hashlib
+import importlib.metadata
 import importlib.util
+import io
 import os
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TextIO
 
 from lit_prune.config import ConfigError, Corpus, expand
 
 Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration")
 
-BUILT_IN = ("python", "python+dependencies")
+BUILT_IN = ("python", "python+dependencies", "readmes")
 # Not torch and transformers: ten times the standard library's size, mostly generated or near copies of each other.
 DEPENDENCIES = ("lightning", "datasets", "torchmetrics", "wandb", "pandas", "numpy")
+# English prose in Markdown, on every machine that runs lit_prune.
+DESCRIBED = (
+    *DEPENDENCIES, "torch", "transformers", "tokenizers", "safetensors", "scipy", "matplotlib", "jinja2", "tabulate",
+    "rich", "pyyaml", "pydantic", "tyro",
+)  # fmt: skip
 SUFFIXES = (".txt", ".txt.gz", ".tokens", ".json", ".jsonl", ".parquet")
 
 # Generated tables, data in Python syntax, copies of other packages and machine-specific files: no source to learn from.
@@ -58,6 +65,10 @@ def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
 
     The dependencies' source is only ever trained on: what is held out is the standard library's.
     """
+    if corpus.source == "readmes":
+        for document in _readmes():
+            yield split_of(document.name, corpus.heldout), document.text
+        return
     if corpus.source in BUILT_IN:
         for document in _python():
             yield split_of(document.name, corpus.heldout), document.text
@@ -156,6 +167,14 @@ def _dependencies() -> Iterator[Document]:
             yield from _sources(Path(folder), prefix=f"{package}/")
 
 
+def _readmes() -> Iterator[Document]:
+    """The descriptions of the packages lit_prune depends on, in pieces."""
+    for package in DESCRIBED:
+        about = importlib.metadata.metadata(package).json  # a description is a header, or what follows the headers
+        for i, piece in enumerate(_cut(io.StringIO(str(about.get("description", ""))))):
+            yield Document(f"{package} {i}", piece)
+
+
 def _sources(root: Path, prefix: str = "") -> Iterator[Document]:
     """The Python files under a folder, in the order of their relative paths."""
     for folder, folders, files in os.walk(root):
@@ -188,16 +207,21 @@ def _builder(path: Path) -> str:
 
 def _pieces(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        yield from _cut(lines)
+
+
+def _cut(lines: TextIO) -> Iterator[str]:
+    """A stream of text in pieces that end where lines do."""
     piece: list[str] = []
     size = 0
-    with opener(path, "rt", encoding="utf-8") as lines:
-        # Bounded, because some texts are one line.
-        for line in iter(lambda: lines.readline(_PIECE_CHARACTERS), ""):
-            piece.append(line)
-            size += len(line)
-            if size >= _PIECE_CHARACTERS:
-                yield "".join(piece)
-                piece, size = [], 0
+    # Bounded, because some texts are one line.
+    for line in iter(lambda: lines.readline(_PIECE_CHARACTERS), ""):
+        piece.append(line)
+        size += len(line)
+        if size >= _PIECE_CHARACTERS:
+            yield "".join(piece)
+            piece, size = [], 0
     if piece:
         yield "".join(piece)
 

@@ -1,9 +1,9 @@
-"""What happens around the steps of a run: its history, its progress, and noticing that it diverged."""
+"""What happens around the steps of a run: its history, its progress, checks on the way, and noticing divergence."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,45 @@ class Progress(L.Callback):
     ) -> None:
         if _ends_step(trainer, batch_idx):
             self.tell(trainer.global_step, self.history.rows[-1] if self.history.rows else {})
+
+
+class Checks(L.Callback):
+    """Evaluate the student before the first step and after each of `steps`: one row each in a CSV file.
+
+    `evaluate(student, at_end)` is told whether the run stands at one of its two ends, and draws no random numbers, so
+    that the training is the same with and without checks. The rows are part of the checkpoint.
+    """
+
+    def __init__(self, path: Path, steps: Collection[int], evaluate: Callable[[Any, bool], dict[str, float]]) -> None:
+        self.path, self.steps, self.evaluate = path, steps, evaluate
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._check(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if _ends_step(trainer, batch_idx) and trainer.global_step in self.steps:
+            self._check(trainer, pl_module)
+
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        at_end = trainer.global_step in (0, trainer.max_steps)
+        self.rows.append({"step": trainer.global_step, **self.evaluate(pl_module.student, at_end)})
+        if trainer.is_global_zero:
+            pd.DataFrame(self.rows).to_csv(self.path, index=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+
+def check_steps(steps: int, checks: int) -> frozenset[int]:
+    """The steps after which a run of `steps` is checked: the ends of `checks` equal parts of it."""
+    return frozenset(round(steps * i / checks) for i in range(1, checks + 1))
 
 
 class Checkpoint(L.Callback):

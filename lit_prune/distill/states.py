@@ -2,13 +2,12 @@
 
 A state is always read after the norm that follows it (Minitron, section 3): the embedding output after the first
 block's input norm, a block's output after the next block's input norm (the final norm after the last block), a block's
-MLP input after the norm before the MLP.
+MLP input after the norm before the MLP. In families without such norms it is read as it is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -61,37 +60,47 @@ def _index(text: str, num_blocks: int, what: str) -> int:
 
 
 class StateReader:
-    """Takes the outputs of the norms that show the wanted states, in the forward pass inside `with`.
+    """Takes the wanted states from where they are read, in the forward pass inside `with`.
 
     Outside of it there is no hook: the same teacher serves the next run, and the student is kept.
     """
 
     def __init__(self, model: nn.Module | None, wanted: list[State]) -> None:
-        self._norms = {state: _norm_after(model, state) for state in set(wanted)} if model is not None else {}
+        self._model, self._wanted = model, set(wanted)
         self._handles: list[RemovableHandle] = []
+        self._batch = 0
 
     def __enter__(self) -> States:
         seen: States = {}
-        self._handles = [norm.register_forward_hook(_keep(seen, s)) for s, norm in self._norms.items()]
+        if self._model is not None and self._wanted:
+            blocks = blocks_of(self._model)
+            self._handles = [blocks[0].register_forward_pre_hook(self._measure)]
+            self._handles += [self._hook(blocks, state, seen) for state in self._wanted]
         return seen
 
     def __exit__(self, *raised: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
+    def _measure(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._batch = len(inputs[0])
 
-def _keep(seen: States, state: State) -> Callable[[nn.Module, object, Tensor], None]:
-    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-        seen[state] = output
+    def _hook(self, blocks: list[nn.Module], state: State, seen: States) -> RemovableHandle:
+        """A hook on the norm that shows a state, or else on the module that reads it."""
 
-    return hook
+        def keep(value: Tensor) -> None:  # OPT's MLP knows no sequences, only tokens [batch * seq, width]
+            seen[state] = value if value.dim() == 3 else value.unflatten(0, (self._batch, -1))
 
-
-def _norm_after(model: nn.Module, state: State) -> nn.Module:
-    anatomy, blocks = anatomy_of(model.config), blocks_of(model)
-    kind, index = state
-    if kind == "mlp":
-        return blocks[index].get_submodule(anatomy.mlp_norm)
-    if index == len(blocks):
-        return model.get_submodule(anatomy.final_norm)
-    return blocks[index].get_submodule(anatomy.input_norm)
+        assert self._model is not None
+        anatomy = anatomy_of(self._model.config)
+        kind, index = state
+        if index == len(blocks):
+            norm = self._model.get_submodule(anatomy.final_norm)
+            return norm.register_forward_hook(lambda module, inputs, output: keep(output))
+        name = anatomy.mlp_norm if kind == "mlp" else anatomy.input_norm
+        if name is not None:
+            norm = blocks[index].get_submodule(name)
+            return norm.register_forward_hook(lambda module, inputs, output: keep(output))
+        reader = blocks[index].get_submodule(anatomy.mlp or "") if kind == "mlp" else blocks[index]
+        return reader.register_forward_pre_hook(lambda module, inputs: keep(inputs[0]))

@@ -26,7 +26,7 @@ _LOGITS = 2**30
 
 def train(
     student: nn.Module, teacher: nn.Module | None, distill: Distill, tokens: Path, folder: Path, *,
-    seed: int, execution: Execution, tell: Tell, loggers: Iterable[Logger] = (),
+    seed: int, execution: Execution, tell: Tell, loggers: Iterable[Logger] = (), callbacks: Iterable[L.Callback] = (),
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
 
@@ -51,7 +51,7 @@ def train(
         accelerator=execution.accelerator,
         devices=1,
         logger=list(loggers) or False,
-        callbacks=[history, Progress(history, tell), Checkpoint(folder, execution.checkpoint_seconds)],
+        callbacks=[history, Progress(history, tell), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)],
         enable_checkpointing=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,

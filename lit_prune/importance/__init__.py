@@ -1,1 +1,1 @@
-"""Which units matter: one streaming pass of the teacher over calibration data, many criteria."""
+"""Which units matter: passes of the teacher over calibration data, and many criteria that read what they found."""

@@ -12,17 +12,35 @@ from torch import Tensor
 STATISTICS = ("mean", "l2", "var")
 
 
+_ENTRIES_AT_ONCE = 2**17
+"""Entries of activations a processor works on at once: few enough to stay in its cache between the steps."""
+
+
 def sequence_statistics(activations: Tensor) -> Tensor:
-    """`STATISTICS` of each unit over each sequence: [batch, seq, units] -> float64 [3, batch, units].
+    """`STATISTICS` of each unit over each sequence: [batch, seq, units] -> float64 [3, batch, units]."""
+    batch, seq, units = activations.shape
+    size = batch if activations.is_cuda else max(1, _ENTRIES_AT_ONCE // (seq * units))
+    parts = activations.float().split(size)
+    work = torch.empty_like(parts[0])
+    return double(torch.cat([_statistics(part, work[: len(part)]) for part in parts], dim=1))
+
+
+def _statistics(x: Tensor, work: Tensor) -> Tensor:
+    """`STATISTICS` of [sequences, seq, units], float32 [3, sequences, units]; `work` is overwritten.
 
     The variance is taken in two passes: the difference of mean squares loses digits and with them ranks.
     """
-    x = activations.float()
-    mean = x.mean(1)
-    var = (x - mean[:, None]).square().mean(1)
-    l2 = ((var + mean.square()) * x.shape[1]).sqrt()
-    statistics = torch.stack((x.abs().mean(1), l2, var))
-    return (statistics.cpu() if x.device.type == "mps" else statistics).double()  # Apple's GPUs have no float64
+    mean = x.mean(1, keepdim=True)
+    absolute = torch.abs(x, out=work).mean(1)
+    centred = torch.sub(x, mean, out=work)
+    var = centred.mul_(centred).mean(1)
+    l2 = ((var + mean.squeeze(1).square()) * x.shape[1]).sqrt()
+    return torch.stack((absolute, l2, var))
+
+
+def double(x: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none, as Apple's GPUs."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 class SequenceMoments:

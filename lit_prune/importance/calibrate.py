@@ -1,101 +1,199 @@
-"""The calibration pass: the teacher reads each calibration sequence once, and every statistic is taken on the way."""
+"""The calibration passes: one forward pass takes every statistic of the activations that is asked for, at once.
+
+What needs passes of its own is in removals.py (the model without each block) and gradients.py (backward).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-import lightning as L
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from lit_prune.config import ConfigError
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.execution import Execution
 from lit_prune.importance.aggregate import SequenceMoments
+from lit_prune.importance.distances import Distances
+from lit_prune.importance.gradients import Gradients
+from lit_prune.importance.passes import Pass, check_finite, stream
+from lit_prune.importance.removals import Removals
 from lit_prune.models.anatomy import anatomy_of, blocks_of, head_dim_of
 
 
-class Calibrator(L.LightningModule):
-    """Streams the teacher's activations into the moments of every site, in one forward pass without gradients.
+class Site(NamedTuple):
+    """Where activations [batch, seq, width] are read."""
 
-    Neurons are read after their activation, at the input of the down projection; heads as the L2 norm of each head's
-    output at each token, at the input of the output projection; hidden channels after the two norms of each block
-    (Minitron, section 2.2; decisions where the paper is silent: post-activation, per-token norm first).
+    module: nn.Module
+    entering: bool
+    """Whether at the input of the module, or at its output."""
+    head_dim: int | None = None
+    """Width of a head, where the L2 norm of each head at each token is what is read."""
+
+    def hook(self, moments: SequenceMoments, ids: Tensor) -> RemovableHandle:
+        """Add what passes, for tokens `ids` [batch, seq], to the moments."""
+
+        def add(x: Tensor) -> None:
+            x = x.unflatten(0, ids.shape) if x.dim() == 2 else x  # OPT's MLP knows no sequences
+            moments.add(x.unflatten(-1, (-1, self.head_dim)).float().norm(dim=-1) if self.head_dim else x)
+
+        if self.entering:
+            return self.module.register_forward_pre_hook(lambda module, inputs: add(inputs[0]))
+        return self.module.register_forward_hook(lambda module, inputs, output: add(output))
+
+
+class Moments:
+    """The moments over sequences of what passes each of some sites."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self.sites = sites
+        self.moments = {name: SequenceMoments() for name in sites}
+
+    @contextmanager
+    def reading(self, ids: Tensor) -> Iterator[None]:
+        """Take in the forward pass over `ids` [batch, seq] inside `with`."""
+        handles = [site.hook(self.moments[name], ids) for name, site in self.sites.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+        for moments in self.moments.values():
+            assert moments.sums is not None
+            moments.sums = total(moments.sums)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums [2, 3, units] of each site, float64.
+
+        Raises:
+            ConfigError: an activation was not finite.
+        """
+        sums = {name: moments.sums.cpu() for name, moments in self.moments.items() if moments.sums is not None}
+        for name, found in sums.items():
+            check_finite(f"activation {name}", found)
+        return sums
+
+
+class Reader(Protocol):
+    """Something that a forward pass tells of."""
+
+    def reading(self, ids: Tensor) -> AbstractContextManager[None]:
+        """Take in the forward pass over `ids` inside `with`."""
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has been found."""
+
+
+def importance_sites(model: Any) -> dict[str, Site]:
+    """Neurons after their activation, at the input of the down projection; heads as the L2 norm of each head's output
+    at each token, at the input of the output projection; hidden channels as attention and MLP read them, after their
+    norms (Minitron, section 2.2; decisions where the paper is silent: post-activation, per-token norm first).
+
+    A norm that attention and MLP share is read once; where a family has none before them, the residual stream is.
     """
-
-    def __init__(self, model: nn.Module, tell: Callable[[int], None]) -> None:
-        super().__init__()
-        self.model, self.tell = model.eval(), tell
-        self.sites: dict[str, SequenceMoments] = {}
-        self._seen = 0
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Read one batch {`input_ids`: int64 [batch, seq]}; the head's logits are not computed."""
-        with _reading(self.model, self.sites):
-            self.model.base_model(input_ids=batch["input_ids"], use_cache=False)  # type: ignore[operator]
-        self._seen += len(batch["input_ids"])
-        self.tell(self._seen)
-
-    def on_predict_end(self) -> None:
-        """Add up the ranks."""
-        for site in self.sites.values():
-            assert site.sums is not None
-            site.sums = self.trainer.strategy.reduce(site.sums, reduce_op="sum")
-            site.count = int(
-                self.trainer.strategy.reduce(torch.tensor(site.count, device=self.device), reduce_op="sum")
-            )
-
-
-def calibrate(
-    model: nn.Module, data: CalibrationData, path: Path, execution: Execution, tell: Callable[[int], None]
-) -> int:
-    """Write the moments of every site to a safetensors file; returns the sequences seen."""
-    calibrator = Calibrator(model, tell)
-    trainer = L.Trainer(
-        accelerator=execution.accelerator, devices=1, logger=False, use_distributed_sampler=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=True,
-    )  # fmt: skip
-    trainer.predict(calibrator, datamodule=data, return_predictions=False)
-    save_file({name: site.sums.cpu() for name, site in calibrator.sites.items() if site.sums is not None}, path)
-    return next(iter(calibrator.sites.values())).count
-
-
-def load_moments(path: Path) -> dict[str, Tensor]:
-    """The moments a calibration pass wrote."""
-    return load_file(path)
-
-
-@contextmanager
-def _reading(model: nn.Module, sites: dict[str, SequenceMoments]) -> Iterator[None]:
-    """Hooks that add what passes each site to its moments."""
-    anatomy, head_dim = anatomy_of(model.config), head_dim_of(model.config)
-
-    def moments(name: str) -> SequenceMoments:
-        return sites.setdefault(name, SequenceMoments())
-
-    def entering(name: str, heads: bool) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach()
-            moments(name).add(x.unflatten(-1, (-1, head_dim)).float().norm(dim=-1) if heads else x)
-
-        return hook
-
-    def leaving(name: str) -> Any:
-        return lambda module, inputs, output: moments(name).add(output.detach())
-
-    hooks = []
+    anatomy, sites = anatomy_of(model.config), {}
+    norms = {
+        (anatomy.input_norm or "", anatomy.input_norm is None): "input_norm",
+        (anatomy.mlp_norm or anatomy.mlp or "", anatomy.mlp_norm is None): "mlp_norm",
+    }
     for i, block in enumerate(blocks_of(model)):
         output, down = block.get_submodule(anatomy.attention_output), block.get_submodule(anatomy.mlp_output)
-        hooks.append(output.register_forward_pre_hook(entering(f"{i}.head", heads=True)))
-        hooks.append(down.register_forward_pre_hook(entering(f"{i}.neuron", heads=False)))
-        for norm in ("input_norm", "mlp_norm"):
-            module = block.get_submodule(getattr(anatomy, norm))
-            hooks.append(module.register_forward_hook(leaving(f"{i}.{norm}")))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        sites[f"{i}.head"] = Site(output, entering=True, head_dim=head_dim_of(model.config))
+        sites[f"{i}.neuron"] = Site(down, entering=True)
+        for (path, entering), name in norms.items():
+            sites[f"{i}.{name}"] = Site(block.get_submodule(path), entering)
+    return sites
+
+
+def head_channel_sites(model: Any) -> dict[str, Site]:
+    """Every channel of the heads' outputs, at the input of the output projection (Model-Optimizer's order: channels
+    are aggregated before they are joined to heads)."""
+    path = anatomy_of(model.config).attention_output
+    return {f"{i}.head_channel": Site(block.get_submodule(path), True) for i, block in enumerate(blocks_of(model))}
+
+
+def preactivation_sites(model: Any) -> dict[str, Site]:
+    """Neurons before their activation, as Minitron prints their score (section 2.2).
+
+    Raises:
+        ConfigError: the family's MLP has no module for its activation.
+    """
+    path = anatomy_of(model.config).activation
+    if path is None:
+        raise ConfigError(
+            f"student.criterion: the neurons of a {model.config.model_type} cannot be read before their activation, "
+            "which is no module of its own; activation reads them after it"
+        )
+    return {f"{i}.preactivation": Site(block.get_submodule(path), True) for i, block in enumerate(blocks_of(model))}
+
+
+READERS: dict[str, Callable[[Any], Reader]] = {
+    "importance": lambda model: Moments(importance_sites(model)),
+    "head_channels": lambda model: Moments(head_channel_sites(model)),
+    "preactivations": lambda model: Moments(preactivation_sites(model)),
+    "distances": Distances,
+}
+"""What one forward pass can tell, by the name of the evidence."""
+
+
+class Calibrator(Pass):
+    """Streams the teacher's activations into the statistics asked for, without gradients and without logits."""
+
+    def __init__(self, model: Any, names: Collection[str], tell: Callable[[int], None]) -> None:
+        super().__init__(model, tell)
+        self.readers = {name: READERS[name](model) for name in names}
+
+    def read(self, batch: dict[str, Tensor]) -> None:
+        """Read one batch {`input_ids`: int64 [batch, seq]}."""
+        with ExitStack() as stack:
+            for reader in self.readers.values():
+                stack.enter_context(reader.reading(batch["input_ids"]))
+            self.model.base_model(input_ids=batch["input_ids"], use_cache=False)
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+        for reader in self.readers.values():
+            reader.add_up(total)
+
+    def found(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each evidence."""
+        return {name: reader.tensors() for name, reader in self.readers.items()}
+
+
+def measure(
+    model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution, tell: Callable[[int], None]
+) -> int:
+    """Write each evidence named in `paths` to its safetensors file; `tell` hears of the sequences seen in each pass.
+
+    Returns the sequences seen.
+
+    Raises:
+        ConfigError: something that is not finite, or that the family does not show; its file is not written.
+    """
+    seen = 0
+    for reader in _passes(model, paths, tell):
+        stream(reader, data, execution)
+        for name, tensors in reader.found().items():
+            save_file(tensors, paths[name])
+        seen = reader.seen
+    return seen
+
+
+def _passes(model: Any, names: Collection[str], tell: Callable[[int], None]) -> Iterator[Pass]:
+    """The passes that find what is named."""
+    if forward := [name for name in READERS if name in names]:
+        yield Calibrator(model, forward, tell)
+    if "removals" in names:
+        yield Removals(model, 1, tell)
+    if "gradients" in names:
+        yield Gradients(model, tell)

@@ -1,86 +1,235 @@
 """Scores: how much each unit matters, by which evidence.
 
-A criterion takes the evidence of the calibration pass and the student's section, and returns for each axis one float
-tensor a block, higher = keep: "neuron" [neurons], "head" [query heads]; "hidden" has one tensor for the whole model,
-since the residual stream is shared. `random` and `magnitude` are the controls.
+A criterion says which axes it scores and what must have been measured for it, and turns that into float tensors,
+higher = keep: "neuron" [neurons] and "head" [query heads], one for each block; "hidden" [hidden], one for the whole
+model, since the residual stream is shared; "block" [L], one; "span" [L - n + 1] by first block, one for each length n
+from 1 on. `random` and `magnitude` are the controls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_prune.config import Student
+from lit_prune.config import EVIDENCE, ConfigError, Student, unknown
 from lit_prune.importance.aggregate import aggregate
-from lit_prune.models.anatomy import anatomy_of, blocks_of, head_dim_of
+from lit_prune.importance.units import unit_sums
+from lit_prune.models.anatomy import blocks_of, head_dim_of
+from lit_prune.pruning.shape import shape_of
 from lit_prune.registry import Registry
+
+WIDTH = ("neuron", "head", "hidden")
+DEPTH = ("block", "span")
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What a criterion may look at."""
 
-    model: nn.Module
+    model: Any
     """The teacher."""
-    moments: dict[str, Tensor]
-    """Site ("3.neuron", "3.head", "3.input_norm", "3.mlp_norm") -> sums [2, 3, units] of `SequenceMoments`."""
+    statistics: Mapping[str, Mapping[str, Tensor]]
+    """Name of the evidence (config.EVIDENCE) -> its tensors, as `measure` writes them."""
     count: int
     """Calibration sequences seen."""
     seed: int
     """For criteria that draw."""
+    removal_losses: Callable[[int], Tensor]
+    """Number of blocks n -> the loss without n blocks from each start on, [L - n + 1]; measured when asked for."""
 
 
-Scores = dict[str, list[Tensor]]
-Criterion = Callable[[Evidence, Student], Scores]
+Scores = dict[str, Sequence[Tensor]]
+"""Axis -> tensors."""
+
+Scorer = Callable[[Evidence, Student], Scores]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to score units."""
+
+    name: str
+    axes: tuple[str, ...]
+    """What it scores."""
+    needs: tuple[str, ...]
+    """Names of the evidence it reads."""
+    scorer: Scorer
+
+    def score(self, evidence: Evidence, student: Student) -> Scores:
+        """The scores of all its axes.
+
+        Raises:
+            ConfigError: one is no number.
+        """
+        scores = self.scorer(evidence, student)
+        for axis, tensors in scores.items():
+            for i, tensor in enumerate([] if isinstance(tensors, Spans) else tensors):
+                if not tensor.isfinite().all():
+                    where = f" of block {i}" if axis in ("neuron", "head") else ""
+                    raise ConfigError(f"criterion {self.name!r}: a score of axis {axis}{where} is NaN or infinite")
+        return scores
+
+
 criteria: Registry[Criterion] = Registry("criterion")
 
 
-@criteria.register("activation")
+def criterion(name: str, *, axes: tuple[str, ...], needs: tuple[str, ...] = ()) -> Callable[[Scorer], Scorer]:
+    """Register a function of evidence and student's section as a criterion."""
+    if not (set(axes) <= {*WIDTH, *DEPTH} and set(needs) <= set(EVIDENCE)):
+        raise ValueError(f"criterion {name!r}: there is no such axis or evidence: {axes}, {needs}")
+
+    def register(scorer: Scorer) -> Scorer:
+        criteria.register(name)(Criterion(name, axes, needs, scorer))
+        return scorer
+
+    return register
+
+
+def check_axes(name: str, axes: Collection[str]) -> None:
+    """See that a criterion scores all of some axes.
+
+    Raises:
+        ConfigError: there is no such criterion or axis, or it does not score one of them.
+    """
+    for axis in sorted(axes):
+        if axis not in (*WIDTH, *DEPTH):
+            raise ConfigError(unknown("axis", axis, (*WIDTH, *DEPTH)))
+        if axis not in criteria[name].axes:
+            able = ", ".join(other for other in criteria if axis in criteria[other].axes)
+            raise ConfigError(f"criterion {name!r} does not score axis {axis}; those that do: {able}")
+
+
+@criterion("activation", axes=WIDTH, needs=("importance",))
 def activation(evidence: Evidence, student: Student) -> Scores:
     """Aggregated activations (Minitron, section 2.2); hidden channels are summed over all block norms."""
-    by_site = {s: aggregate(m, evidence.count, student.batch, student.seq) for s, m in evidence.moments.items()}
-    blocks = range(len(blocks_of(evidence.model)))
-    norms = [by_site[f"{i}.{norm}"] for i in blocks for norm in ("input_norm", "mlp_norm")]
+    norms = [n for kind in ("input_norm", "mlp_norm") for n in _aggregated(evidence, student, "importance", kind)]
     return {
-        "neuron": [by_site[f"{i}.neuron"] for i in blocks],
-        "head": [by_site[f"{i}.head"] for i in blocks],
+        "neuron": _aggregated(evidence, student, "importance", "neuron"),
+        "head": _aggregated(evidence, student, "importance", "head"),
         "hidden": [torch.stack(norms).sum(0)],
     }
 
 
-@criteria.register("magnitude")
+@criterion("activation_pre", axes=WIDTH, needs=("importance", "preactivations"))
+def activation_pre(evidence: Evidence, student: Student) -> Scores:
+    """As `activation`, with neurons read before their activation, as the paper prints it (Minitron, section 2.2)."""
+    neurons = _aggregated(evidence, student, "preactivations", "preactivation")
+    return activation(evidence, student) | {"neuron": neurons}
+
+
+@criterion("activation_modelopt", axes=WIDTH, needs=("importance", "head_channels"))
+def activation_modelopt(evidence: Evidence, student: Student) -> Scores:
+    """As `activation`, with the channels of a head aggregated first and joined by their L2 norm then, as NVIDIA's
+    Model-Optimizer does."""
+    head_dim = head_dim_of(evidence.model.config)
+    channels = _aggregated(evidence, student, "head_channels", "head_channel")
+    return activation(evidence, student) | {"head": [c.unflatten(0, (-1, head_dim)).norm(dim=1) for c in channels]}
+
+
+@criterion("magnitude", axes=(*WIDTH, "block"))
 def magnitude(evidence: Evidence, student: Student) -> Scores:
     """L2 norm of all the weights that belong to a unit."""
-    scores: Scores = {"neuron": [], "head": [], "hidden": []}
-    blocks = anatomy_of(evidence.model.config).blocks
-    for i in range(len(blocks_of(evidence.model))):
-        for axis in ("neuron", "head"):
-            scores[axis].append(_squares(evidence, axis, f"{blocks}.{i}.").sqrt())
-    scores["hidden"].append(_squares(evidence, "hidden", "").sqrt())
-    return scores
+    squares = unit_sums(evidence.model, lambda name, weights: weights.double().square())
+    return {axis: list(sums.sqrt()) for axis, sums in squares.items()}
 
 
-@criteria.register("random")
+@criterion("random", axes=(*WIDTH, *DEPTH))
 def random(evidence: Evidence, student: Student) -> Scores:
     """A seeded draw."""
     generator = torch.Generator().manual_seed(evidence.seed)
-    shapes = magnitude(evidence, student)
-    return {a: [torch.rand(s.shape, generator=generator) for s in scores] for a, scores in shapes.items()}
+    whole = shape_of(evidence.model.config)
+    sizes = {
+        "neuron": [whole.neurons] * whole.layers,
+        "head": [whole.heads] * whole.layers,
+        "hidden": [whole.hidden],
+        "block": [whole.layers],
+        "span": range(whole.layers, 0, -1),
+    }
+    return {axis: [torch.rand(size, generator=generator) for size in tensors] for axis, tensors in sizes.items()}
 
 
-def _squares(evidence: Evidence, axis: str, within: str) -> Tensor:
-    """Sum of squares of the weights of each unit of an axis, over the parameters within a module."""
-    return torch.stack([*_squares_by_parameter(evidence, axis, within)]).sum(0)
+@criterion("influence", axes=DEPTH, needs=("distances",))
+def influence(evidence: Evidence, student: Student) -> Scores:
+    """1 - cosine of the states before and after, mean over all tokens (ShortGPT; Minitron, section 2.2)."""
+    return _spans(evidence, "influence")
 
 
-def _squares_by_parameter(evidence: Evidence, axis: str, within: str) -> Iterator[Tensor]:
-    anatomy, head_dim = anatomy_of(evidence.model.config), head_dim_of(evidence.model.config)
-    for name, parameter in evidence.model.named_parameters():
-        axes = anatomy.axes_of(name)
-        if name.startswith(within) and axis in axes:
-            squares = parameter.detach().double().square().movedim(axes.index(axis), 0)
-            squares = squares.reshape(len(squares), -1).sum(1)
-            yield squares.unflatten(0, (-1, head_dim)).sum(1) if axis == "head" else squares
+@criterion("angular", axes=DEPTH, needs=("distances",))
+def angular(evidence: Evidence, student: Student) -> Scores:
+    """Angle between the states before and after, mean over last tokens (arXiv 2403.17887, section 3.2)."""
+    return _spans(evidence, "angular_last")
+
+
+@criterion("angular_all", axes=DEPTH, needs=("distances",))
+def angular_all(evidence: Evidence, student: Student) -> Scores:
+    """As `angular`, mean over all tokens."""
+    return _spans(evidence, "angular_all")
+
+
+@criterion("perplexity", axes=DEPTH, needs=("removals",))
+def perplexity(evidence: Evidence, student: Student) -> Scores:
+    """Language-model loss of the model without the blocks (Minitron, section 2.2)."""
+    blocks = evidence.statistics["removals"]["loss"]
+    return {"block": [blocks], "span": Spans(blocks, evidence.removal_losses)}
+
+
+@criterion("taylor_vector", axes=(*WIDTH, "block"), needs=("gradients",))
+def taylor_vector(evidence: Evidence, student: Student) -> Scores:
+    """|sum w g| over the weights of a unit: the change of the loss without it, to first order (LLM-Pruner, section
+    3.2; its code takes the absolute value of each matrix's part)."""
+    return _first_order(evidence, "vector")
+
+
+@criterion("taylor", axes=(*WIDTH, "block"), needs=("gradients",))
+def taylor(evidence: Evidence, student: Student) -> Scores:
+    """sum |w g| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, first order)."""
+    return _first_order(evidence, "element1")
+
+
+@criterion("taylor_fisher", axes=(*WIDTH, "block"), needs=("gradients",))
+def taylor_fisher(evidence: Evidence, student: Student) -> Scores:
+    """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order)."""
+    return _first_order(evidence, "element2")
+
+
+class Spans(Sequence[Tensor]):
+    """Scores of the spans of every length, each length measured when it is first read."""
+
+    def __init__(self, blocks: Tensor, measure: Callable[[int], Tensor]) -> None:
+        self._whole, self._measure = len(blocks), measure
+        self._known = {1: blocks}
+
+    def __len__(self) -> int:
+        return self._whole
+
+    def __getitem__(self, index: Any) -> Any:
+        """Scores [L - n + 1] of the spans of n = `index` + 1 blocks, by first block."""
+        if not 0 <= index < self._whole:
+            raise IndexError(f"spans of {index + 1} blocks out of {self._whole}")
+        length = index + 1
+        if length not in self._known:
+            self._known[length] = self._measure(length)
+        return self._known[length]
+
+
+def _aggregated(evidence: Evidence, student: Student, name: str, kind: str) -> list[Tensor]:
+    """Aggregated activations of one kind of site in each block that has it."""
+    moments = evidence.statistics[name]
+    sites = (f"{i}.{kind}" for i in range(len(blocks_of(evidence.model))))
+    return [aggregate(moments[s], evidence.count, student.batch, student.seq) for s in sites if s in moments]
+
+
+def _spans(evidence: Evidence, kind: str) -> Scores:
+    """Scores from distances [L, L] over n blocks from block l on, at [l, n - 1]."""
+    distances = evidence.statistics["distances"][kind]
+    spans = [distances[: len(distances) - i, i] for i in range(len(distances))]
+    return {"block": spans[:1], "span": spans}
+
+
+def _first_order(evidence: Evidence, kind: str) -> Scores:
+    gradients = evidence.statistics["gradients"]
+    return {axis: list(gradients[f"{kind}.{axis}"]) for axis in (*WIDTH, "block")}

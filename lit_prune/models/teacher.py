@@ -72,8 +72,21 @@ def pin(teacher: Teacher) -> Teacher:
 
 
 def pin_student(student: Student) -> Student:
-    """The same student with the fingerprint of the model it starts from, if any."""
-    if student.model is None or student.fingerprint:
+    """The same student with the fingerprint of the plan or the model it starts from, if any.
+
+    Raises:
+        ConfigError: both are given, or what is given does not exist.
+    """
+    if student.plan is not None and student.model is not None:
+        raise ConfigError("student.plan: give either a plan or a model, not both")
+    if student.fingerprint:
+        return student
+    if student.plan is not None:
+        path = expand(student.plan)
+        if not path.is_file():
+            raise ConfigError(f"student.plan: there is no file {student.plan}")
+        return dataclasses.replace(student, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest())
+    if student.model is None:
         return student
     return dataclasses.replace(student, fingerprint=fingerprint(student.model))
 
@@ -108,6 +121,8 @@ def load_model(location: str) -> Any:
     """The causal language model in a folder, in float32, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
+
+    import lit_prune.models.heterogeneous  # noqa: F401  (models whose blocks differ in width)
 
     return _loaded(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
 

@@ -1,36 +1,210 @@
-"""Scores and a target shape -> a plan."""
+"""Scores and a target shape -> a plan.
+
+An allocator of blocks decides which blocks stay, an allocator of widths what stays of each of them. Scores are higher
+for what shall be kept; ties go to the lower index.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_prune.importance.criteria import Scores
-from lit_prune.pruning.plan import PrunePlan
-from lit_prune.pruning.shape import Shape, shape_of
+from lit_prune.pruning.plan import BlockPlan, Indices, Merge
+from lit_prune.pruning.shape import Shape, parameter_counter, shape_of
+from lit_prune.registry import Registry
+
+Choose = Callable[[Scores, int, int], Indices]
 
 
-def uniform(scores: Scores, target: Shape, config: Any) -> PrunePlan:
-    """The same width in every block: the best neurons of each block, the best heads of each KV group, the best hidden
-    channels of the model (Minitron, section 2.3)."""
-    groups = config.num_key_value_heads
-    return PrunePlan(
-        original=shape_of(config),
-        hidden=_best(scores["hidden"][0], target.hidden),
-        neurons=tuple(_best(block, target.neurons) for block in scores["neuron"]),
-        heads=tuple(_best_in_groups(block, target.heads // groups, groups) for block in scores["head"]),
+@dataclass(frozen=True)
+class BlockAllocator:
+    """Chooses the blocks that stay."""
+
+    choose: Choose
+    """(scores, blocks there are, blocks to drop) -> the blocks that stay."""
+    reads: str | None
+    """The axis whose scores it reads: "block", "span", or none."""
+
+
+WidthAllocator = Callable[[Scores, Indices, Shape, Any], tuple[BlockPlan, ...]]
+"""(scores, blocks that stay, target shape, config) -> what stays of each block."""
+
+block_allocators: Registry[BlockAllocator] = Registry("student.blocks")
+width_allocators: Registry[WidthAllocator] = Registry("student.widths")
+
+
+def block_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
+    """Register a function that chooses blocks and the axis of scores it reads."""
+
+    def add(choose: Choose) -> Choose:
+        block_allocators.register(name)(BlockAllocator(choose, reads))
+        return choose
+
+    return add
+
+
+@block_allocator("lowest", reads="block")
+def lowest(scores: Scores, whole: int, drop: int) -> Indices:
+    """All but the blocks that score lowest one by one (ShortGPT; Minitron, section 2.2)."""
+    return _best(scores["block"][0], whole - drop)
+
+
+@block_allocator("contiguous", reads="span")
+def contiguous(scores: Scores, whole: int, drop: int) -> Indices:
+    """All but the contiguous span of blocks that scores lowest as a whole (arXiv 2403.17887, section 3.2)."""
+    start = int(scores["span"][drop - 1].argmin())
+    return _without(whole, start, drop)
+
+
+@block_allocator("tail", reads=None)
+def tail(scores: Scores, whole: int, drop: int) -> Indices:
+    """The first blocks; no score is read (arXiv 2411.15558, "reverse order")."""
+    return _without(whole, whole - drop, drop)
+
+
+@block_allocator("tail_but_last", reads=None)
+def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
+    """The first blocks and the very last; no score is read (arXiv 2403.17887, section 4.4; Minitron in practice)."""
+    return _without(whole, max(0, whole - 1 - drop), drop)
+
+
+@width_allocators.register("uniform")
+def uniform(scores: Scores, blocks: Indices, target: Shape, config: Any) -> tuple[BlockPlan, ...]:
+    """As many units in every block: its best neurons, the best KV groups, the best heads of each (Minitron, 2.3)."""
+    whole, per_group = shape_of(config), target.heads // target.kv_groups
+    return tuple(
+        BlockPlan(
+            index,
+            _units(scores, "neuron", index, target.neurons, whole.neurons),
+            _best_heads(scores, index, whole, target.kv_groups, per_group),
+        )
+        for index in blocks
     )
 
 
-def _best(scores: Tensor, count: int) -> tuple[int, ...]:
-    """Indices of the `count` highest scores, ascending; ties go to the lower index."""
+@width_allocators.register("global")
+def everywhere(scores: Scores, blocks: Indices, target: Shape, config: Any) -> tuple[BlockPlan, ...]:
+    """Neurons and heads wherever they score highest across the model, with as many parameters as `target` has.
+
+    Scores of different blocks and axes are made comparable by dividing them by their mean. Heads go in rows, the
+    weakest of every KV group together; every block keeps one neuron and one head a group at least.
+    """
+    whole = shape_of(config)
+    fewer_heads = target.heads // target.kv_groups < whole.heads // whole.kv_groups
+    neurons = [scores["neuron"][i] for i in blocks] if target.neurons < whole.neurons else []
+    rows = _rows(scores, blocks, whole, target.kv_groups) if fewer_heads else []
+    kept = _Budget(config, target).spend(
+        {"neuron": [_comparable(s) for s in neurons], "head": [_comparable(r) for r in rows]},
+        fixed={"neuron": whole.neurons, "head": whole.heads // whole.kv_groups},
+    )
+    return tuple(
+        BlockPlan(
+            index,
+            _units(scores, "neuron", index, kept["neuron"][i], whole.neurons),
+            _best_heads(scores, index, whole, target.kv_groups, kept["head"][i]),
+        )
+        for i, index in enumerate(blocks)
+    )
+
+
+def hidden_channels(scores: Scores, count: int, whole: int) -> Indices:
+    """The best hidden channels of the model."""
+    return tuple(range(whole)) if count == whole else _best(scores["hidden"][0], count)
+
+
+class _Budget:
+    """Parameters to be spent on neurons and rows of heads, whose prices are those of one more in one block."""
+
+    def __init__(self, config: Any, target: Shape) -> None:
+        count, self.layers = parameter_counter(config), target.layers
+        base = Shape(target.layers, target.hidden, 1, target.kv_groups, target.kv_groups)
+        self.base, self.total = count(base), count(target)
+        more = {
+            "neuron": Shape(target.layers, target.hidden, 2, target.kv_groups, target.kv_groups),
+            "head": Shape(target.layers, target.hidden, 1, 2 * target.kv_groups, target.kv_groups),
+        }
+        self.price = {axis: (count(shape) - self.base) // self.layers for axis, shape in more.items()}
+
+    def spend(self, scores: dict[str, list[Tensor]], fixed: dict[str, int]) -> dict[str, list[int]]:
+        """Units of each axis in each block, bought by score until the parameters are spent; axes without scores keep
+        their `fixed` number."""
+        kept = {axis: [1 if scores[axis] else fixed[axis]] * self.layers for axis in scores}
+        left = self.total - self.base
+        left -= sum(self.price[axis] * (n - 1) for axis in kept for n in kept[axis])
+        offers = sorted(
+            (-float(score), axis, block)
+            for axis, blocks in scores.items()
+            for block, ranked in enumerate(blocks)
+            for score in torch.sort(ranked, descending=True).values[1:]
+        )
+        for _, axis, block in offers:
+            if self.price[axis] <= left:
+                kept[axis][block] += 1
+                left -= self.price[axis]
+        return kept
+
+
+def _comparable(scores: Tensor) -> Tensor:
+    return scores / scores.mean().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _rows(scores: Scores, blocks: Indices, whole: Shape, groups: int) -> list[Tensor]:
+    """For each block the scores of its rows of heads: the mean of the first, second, ... best of every kept group."""
+    size = whole.heads // whole.kv_groups
+    ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in blocks]
+    return [
+        block[list(_best_groups(scores["head"][i], whole, groups))].mean(0)
+        for i, block in zip(blocks, ranked, strict=True)
+    ]
+
+
+def _units(scores: Scores, axis: str, block: int, count: int, whole: int) -> Indices:
+    return tuple(range(whole)) if count == whole else _best(scores[axis][block], count)
+
+
+def _best_heads(scores: Scores, block: int, whole: Shape, groups: int, per_group: int) -> Indices:
+    """The best query heads of each of the best KV groups."""
+    size = whole.heads // whole.kv_groups
+    if groups * per_group == whole.heads:
+        return tuple(range(whole.heads))
+    heads = scores["head"][block]
+    by_group = heads.view(whole.kv_groups, size)
+    return tuple(g * size + i for g in _best_groups(heads, whole, groups) for i in _best(by_group[g], per_group))
+
+
+def _best_groups(heads: Tensor, whole: Shape, count: int) -> Indices:
+    """The KV groups whose heads score highest on average."""
+    return _best(heads.view(whole.kv_groups, -1).mean(1), count)
+
+
+def _best(scores: Tensor, count: int) -> Indices:
+    """Indices of the `count` highest scores, ascending."""
     order = torch.sort(scores, descending=True, stable=True).indices
     return tuple(sorted(order[:count].tolist()))
 
 
-def _best_in_groups(scores: Tensor, count: int, groups: int) -> tuple[int, ...]:
-    """Indices of the `count` best query heads of each KV group."""
-    size = len(scores) // groups
-    return tuple(g * size + i for g, group in enumerate(scores.view(groups, size)) for i in _best(group, count))
+def _without(whole: int, start: int, drop: int) -> Indices:
+    return tuple(i for i in range(whole) if not start <= i < start + drop)
+
+
+def residual_merges(scores: Tensor, block: BlockPlan, whole: Shape, weight: float) -> tuple[Merge, ...]:
+    """Pairs of the weakest kept and the strongest pruned head of each KV group (Minitron, section 2.3).
+
+    With L heads sorted by importance and K kept, head i is paired with head 2K - i + 1 for i in [2K - L + 1, K]; the
+    paper prints K - (L - K), one too low. Where every head has its own keys and values, all heads are one group.
+    """
+    size = whole.heads // whole.kv_groups if whole.heads > whole.kv_groups else whole.heads
+    merges = []
+    for group in range(whole.heads // size):
+        order = torch.sort(scores[group * size : (group + 1) * size], descending=True, stable=True).indices
+        heads = [group * size + int(i) for i in order]
+        keeping = [head for head in heads if head in block.heads]
+        gone = [head for head in heads if head not in block.heads]
+        pairs = zip(reversed(keeping), gone, strict=False)
+        merges += [Merge(kept, pruned, weight) for kept, pruned in pairs if keeping]
+    return tuple(sorted(merges))

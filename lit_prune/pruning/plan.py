@@ -1,19 +1,48 @@
 """What is kept of a model: plain data that can be read, edited and applied to any model of the same shape.
 
-Indices always refer to the original model.
+Indices always refer to the original model, so rounds of pruning compose.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from lit_prune.config import ConfigError
+from lit_prune.models.anatomy import Anatomy, Axes, Axis, anatomy_of, head_dim_of, parts_of
 from lit_prune.pruning.shape import Shape, shape_of
-from lit_prune.store import write_json
+
+Indices = tuple[int, ...]
+
+
+class Merge(NamedTuple):
+    """The query weights of head `kept` become kept + weight * (kept - pruned) (Minitron, section 2.3)."""
+
+    kept: int
+    pruned: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block that stays, and what stays of it."""
+
+    index: int
+    """Its place in the original model."""
+    neurons: Indices
+    """Neurons of its MLP."""
+    heads: Indices
+    """Query heads, equally many in every KV group that keeps any; a group that keeps none goes as a whole."""
+    merges: tuple[Merge, ...] = ()
+    """Pruned heads whose queries are added to kept ones."""
 
 
 @dataclass(frozen=True)
@@ -22,38 +51,191 @@ class PrunePlan:
 
     original: Shape
     """Shape of the model the indices refer to."""
-    hidden: tuple[int, ...]
+    hidden: Indices
     """Hidden channels, the same in every block."""
-    neurons: tuple[tuple[int, ...], ...]
-    """Neurons of each block."""
-    heads: tuple[tuple[int, ...], ...]
-    """Query heads of each block, equally many in every KV group."""
+    blocks: tuple[BlockPlan, ...]
+    """The blocks that stay."""
+
+    @staticmethod
+    def everything(shape: Shape) -> PrunePlan:
+        """The plan that keeps all."""
+        blocks = (BlockPlan(i, _all(shape.neurons), _all(shape.heads)) for i in range(shape.layers))
+        return PrunePlan(shape, _all(shape.hidden), tuple(blocks))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks keep equally many of everything."""
+        return len({self.shape_of_block(block) for block in self.blocks}) == 1
 
     @property
     def kept(self) -> Shape:
-        """Shape of what is left; every block alike."""
-        return Shape(len(self.hidden), len(self.neurons[0]), len(self.heads[0]))
+        """Shape of what is left; where blocks differ, of the smallest uniform model that holds each of them."""
+        shapes = [self.shape_of_block(block) for block in self.blocks]
+        groups = max(shape.kv_groups for shape in shapes)
+        heads = groups * max(shape.heads // shape.kv_groups for shape in shapes)
+        return Shape(len(self.blocks), len(self.hidden), max(shape.neurons for shape in shapes), heads, groups)
 
-    def check(self, config: Any) -> None:
-        """See that the plan fits a model.
+    def groups_of(self, block: BlockPlan) -> Indices:
+        """The KV groups a block keeps."""
+        size = self.original.heads // self.original.kv_groups
+        return tuple(sorted({head // size for head in block.heads}))
+
+    def shape_of_block(self, block: BlockPlan) -> Shape:
+        """The shape the whole model would have, were all blocks like this one."""
+        return Shape(
+            len(self.blocks), len(self.hidden), len(block.neurons), len(block.heads), len(self.groups_of(block))
+        )
+
+    def entries(self, axes: Axes, sizes: Sequence[int], block: BlockPlan | None) -> dict[int, Tensor]:
+        """What stays of a parameter: dimension -> indices, for the dimensions that are cut.
+
+        `axes` and `sizes` are those of its dimensions in the original model; `block` is the one it lies in, if any.
+        """
+        kept = {"hidden": self.hidden}
+        if block is not None:
+            kept |= {"neuron": block.neurons, "head": block.heads, "kv_group": self.groups_of(block)}
+        found = {dim: self._entries(axis, sizes[dim], kept) for dim, axis in enumerate(axes) if axis}
+        return {dim: indices for dim, indices in found.items() if len(indices) < sizes[dim]}
+
+    def _entries(self, axis: Axis, size: int, kept: dict[str, Indices]) -> Tensor:
+        parts, whole = parts_of(axis), self.original.units
+        width, start, indices = size // sum(map(whole, parts)), 0, []
+        for part in parts:
+            first = start + torch.tensor(kept[part]) * width
+            indices.append((first[:, None] + torch.arange(width)).flatten())
+            start += whole(part) * width
+        return torch.cat(indices)
+
+    def after(self, first: PrunePlan) -> PrunePlan:
+        """The one plan that does to the original model what `first` does to it and this one to the result.
 
         Raises:
-            ConfigError: it was made for another shape.
+            ConfigError: this plan is not for what `first` leaves, or `first` leaves blocks that differ.
         """
-        if self.original != shape_of(config) or len(self.neurons) != config.num_hidden_layers:
+        if not first.uniform or first.kept != self.original:
+            raise ConfigError(f"plan: one for {self.original} cannot follow one that leaves {first.kept}")
+        blocks = []
+        for block in self.blocks:
+            source = first.blocks[block.index]
+            heads = _pick(source.heads, block.heads)
+            later = (Merge(source.heads[m.kept], source.heads[m.pruned], m.weight) for m in block.merges)
+            merges = _effective((*source.merges, *later), heads)
+            blocks.append(BlockPlan(source.index, _pick(source.neurons, block.neurons), heads, merges))
+        return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(blocks))
+
+    def check(self, config: Any) -> None:
+        """See that the plan can be carried out on a model.
+
+        Raises:
+            ConfigError: it was made for another shape, keeps nothing of something, names a unit twice or one there is
+                not, leaves unequal numbers of heads in the KV groups of a block or a shape the family cannot have, or
+                merges heads that cannot be merged.
+        """
+        anatomy, whole = anatomy_of(config), self.original
+        if whole != shape_of(config):
+            raise ConfigError(f"plan: it is for {whole}, the model has {shape_of(config)}")
+        _check("hidden", self.hidden, whole.hidden)
+        _check("blocks", [block.index for block in self.blocks], whole.layers)
+        for block in self.blocks:
+            _check(f"neurons of block {block.index}", block.neurons, whole.neurons)
+            _check(f"heads of block {block.index}", block.heads, whole.heads)
+            self._check_groups(block)
+            self._check_merges(block, anatomy)
+            if anatomy.tied_width and len(block.heads) * head_dim_of(config) != len(self.hidden):
+                raise ConfigError(
+                    f"plan: {len(block.heads)} heads of block {block.index} and {len(self.hidden)} hidden channels: in "
+                    f"{config.model_type} the heads, {head_dim_of(config)} channels each, are as wide as the stream"
+                )
+        if anatomy.whole_heads and self.kept.hidden % self.kept.heads:
             raise ConfigError(
-                f"the plan is for {self.original} in {len(self.neurons)} blocks, the model has {shape_of(config)}"
+                f"plan: {self.kept.hidden} hidden channels are not a multiple of the {self.kept.heads} query heads, as "
+                f"the config of {config.model_type} demands"
             )
 
+    def _check_groups(self, block: BlockPlan) -> None:
+        size = self.original.heads // self.original.kv_groups
+        counts = {g: sum(head // size == g for head in block.heads) for g in self.groups_of(block)}
+        if len(set(counts.values())) > 1:
+            raise ConfigError(f"plan: heads of block {block.index}: unequal numbers in its KV groups, {counts}")
+
+    def _check_merges(self, block: BlockPlan, anatomy: Anatomy) -> None:
+        whole, what = self.original, f"plan: merges of block {block.index}"
+        if block.merges and anatomy.query is None:
+            raise ConfigError(f"{what}: in this family queries have no projection of their own to merge")
+        size = whole.heads // whole.kv_groups
+        for kept, pruned, weight in block.merges:
+            if wrong := [i for i in (kept, pruned) if not (isinstance(i, int) and 0 <= i < whole.heads)]:
+                raise ConfigError(f"{what}: there is no head {wrong[0]}; there are 0 to {whole.heads - 1}")
+            if pruned in block.heads:
+                raise ConfigError(f"{what}: head {pruned} is kept, only pruned ones are merged into others")
+            if size > 1 and kept // size != pruned // size:
+                raise ConfigError(f"{what}: heads {kept} and {pruned} are of different KV groups")
+            if not (isinstance(weight, int | float) and math.isfinite(weight)):
+                raise ConfigError(f"{what}: {weight} is not a weight")
+        if len(_effective(block.merges, block.heads)) < len(block.merges):
+            raise ConfigError(f"{what}: one changes a head that is not kept")
+
     def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        write_json(path, dataclasses.asdict(self))
+        """Write the plan as JSON, one line a list of indices."""
+        lines = [
+            f'{{"original": {json.dumps(dataclasses.asdict(self.original))},',
+            f'"hidden": {json.dumps(self.hidden)},',
+            '"blocks": [',
+            ",\n".join(_lines_of(block) for block in self.blocks),
+            "]}",
+        ]
+        path.write_text("\n".join(lines) + "\n")
 
     @staticmethod
     def load(path: Path) -> PrunePlan:
-        """Read a plan."""
-        plain = json.loads(path.read_text())
-        return PrunePlan(
-            Shape(**plain["original"]), tuple(plain["hidden"]),
-            tuple(map(tuple, plain["neurons"])), tuple(map(tuple, plain["heads"])),
-        )  # fmt: skip
+        """Read a plan.
+
+        Raises:
+            ConfigError: the file is not a plan.
+        """
+        try:
+            plain = json.loads(path.read_text())
+            blocks = (
+                BlockPlan(
+                    b["index"], tuple(b["neurons"]), tuple(b["heads"]), tuple(Merge(*m) for m in b.get("merges", ()))
+                )
+                for b in plain["blocks"]
+            )
+            return PrunePlan(Shape(**plain["original"]), tuple(plain["hidden"]), tuple(blocks))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"plan: {path} is not one ({type(error).__name__}: {error})") from None
+
+
+def _all(count: int) -> Indices:
+    return tuple(range(count))
+
+
+def _pick(of: Indices, indices: Indices) -> Indices:
+    return tuple(of[i] for i in indices)
+
+
+def _effective(merges: Sequence[Merge], heads: Indices) -> tuple[Merge, ...]:
+    """The merges that change a head that is kept, or one that is merged into such a head later."""
+    needed, effective = set(heads), []
+    for merge in reversed(merges):
+        if merge.kept in needed:
+            effective.append(merge)
+            needed.add(merge.pruned)
+    return tuple(reversed(effective))
+
+
+def _check(what: str, indices: Sequence[int], whole: int) -> None:
+    if not indices:
+        raise ConfigError(f"plan: {what}: none is kept, at least one must be")
+    if wrong := [i for i in indices if not (isinstance(i, int) and 0 <= i < whole)]:
+        raise ConfigError(f"plan: {what}: there is no {wrong[0]}; there are 0 to {whole - 1}")
+    if list(indices) != sorted(set(indices)):
+        raise ConfigError(f"plan: {what}: indices must ascend and none may come twice")
+
+
+def _lines_of(block: BlockPlan) -> str:
+    merges = f',\n  "merges": {json.dumps(block.merges)}' if block.merges else ""
+    return (
+        f' {{"index": {block.index},\n  "neurons": {json.dumps(block.neurons)},\n'
+        f'  "heads": {json.dumps(block.heads)}{merges}}}'
+    )

@@ -2,48 +2,172 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_prune.config import ConfigError, Size, Student
-from lit_prune.models.anatomy import anatomy_of
+from lit_prune.models.anatomy import anatomy_of, head_dim_of, parts_of
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Units kept: hidden channels, neurons in each block, query heads in each block."""
+    """Numbers of units: blocks, hidden channels; neurons, query heads and KV groups of each block."""
 
+    layers: int
     hidden: int
     neurons: int
     heads: int
+    kv_groups: int
+
+    def units(self, axis: str) -> int:
+        """Units of an axis of the anatomy."""
+        return {"hidden": self.hidden, "neuron": self.neurons, "head": self.heads, "kv_group": self.kv_groups}[axis]
 
 
 def shape_of(config: Any) -> Shape:
-    """The shape of a Hugging Face config."""
-    return Shape(config.hidden_size, config.intermediate_size, config.num_attention_heads)
+    """The shape of a Hugging Face config.
+
+    Raises:
+        ConfigError: its blocks differ in width.
+    """
+    if getattr(config, "is_heterogeneous", False):
+        raise ConfigError("teacher.model: its blocks differ in width; prune the model it came from instead")
+    heads = config.num_attention_heads
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        neurons=getattr(config, anatomy_of(config).neurons, None) or 4 * config.hidden_size,
+        heads=heads,
+        kv_groups=getattr(config, "num_key_value_heads", None) or heads,
+    )
 
 
 def target(student: Student, config: Any) -> Shape:
     """The shape a student's section asks of a teacher with this config.
 
-    A share is rounded to the nearest size the family allows; a count is taken at its word.
+    A share is rounded to the nearest size the family allows; a count is taken at its word; sizes that are "auto" all
+    get the same share, the one that comes nearest to `student.parameters`.
 
     Raises:
-        ConfigError: larger than the teacher, less than one, or a count the family's config forbids.
+        ConfigError: larger than the teacher, less than one, a count the family's config forbids, or a number of
+            parameters that no share meets.
     """
-    whole, groups = shape_of(config), config.num_key_value_heads
-    heads = _units(
-        "student.heads", student.heads, whole.heads, groups, "heads in equal number in each of the KV groups"
-    )
-    step = heads if anatomy_of(config).whole_heads else 1
-    hidden = _units(
-        "student.hidden",
-        student.hidden,
-        whole.hidden,
-        step,
-        "a multiple of the query heads, as its config demands",
-    )
-    return Shape(hidden, _units("student.neurons", student.neurons, whole.neurons, 1, ""), heads)
+    free = [name for name in ("layers", "hidden", "neurons", "heads") if getattr(student, name) == "auto"]
+    if bool(free) != (student.parameters is not None):
+        raise ConfigError("student.parameters: give it together with sizes that are auto, and only then")
+    if not free:
+        return _fixed(student, config)
+    count = parameter_counter(config)
+    wanted = _wanted_parameters(student.parameters, count(shape_of(config)))
+
+    def at(share: float) -> Shape:
+        shares: dict[str, Any] = dict.fromkeys(free, share)
+        return _fixed(replace(student, parameters=None, **shares), config)
+
+    shapes = {at(i / _SHARES) for i in range(1, _SHARES + 1)}
+    nearest = min(shapes, key=lambda shape: (abs(count(shape) - wanted), count(shape)))
+    least, most = (f(map(count, shapes)) for f in (min, max))
+    if not least <= wanted <= most:
+        raise ConfigError(
+            f"student.parameters: {wanted:,} asked for; with {', '.join(free)} free there can be {least:,} to {most:,}"
+        )
+    return nearest
+
+
+def way_to(student: Student, config: Any) -> list[Shape]:
+    """The shapes after each round of pruning: an equal part of the way, the last one the target (Minitron, 2.2).
+
+    Raises:
+        ConfigError: as `target`, or rounds that would do nothing.
+    """
+    whole, final = shape_of(config), target(student, config)
+    way = []
+    for i in range(1, student.rounds):
+        shares = {
+            name: (have - (have - keep) * i / student.rounds) / have
+            for name in ("layers", "hidden", "neurons", "heads", "kv_groups")
+            for have, keep in ((getattr(whole, name), getattr(final, name)),)
+            if keep < have and not (name == "kv_groups" and have == whole.heads)  # there they go with their heads
+        }
+        way.append(_fixed(replace(student, parameters=None, **_NOTHING | shares), config))
+    way.append(final)
+    if len(set(way)) < len(way) or (student.rounds > 1 and way[0] == whole):
+        raise ConfigError(f"student.rounds: {student.rounds} rounds are more than there are sizes on the way")
+    return way
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(("layers", "hidden", "neurons", "heads", "kv_groups"))
+
+_SHARES = 1024
+"""Steps in which a share is looked for."""
+
+
+def _wanted_parameters(parameters: Size, whole: int) -> int:
+    if isinstance(parameters, float) and 0 < parameters <= 1:
+        return round(parameters * whole)
+    if isinstance(parameters, int) and 1 <= parameters <= whole:
+        return parameters
+    raise ConfigError(f"student.parameters: {parameters} is neither a share in (0, 1] nor a count up to {whole:,}")
+
+
+def _fixed(student: Student, config: Any) -> Shape:
+    """The target where every size is a share, a count or None."""
+    whole, anatomy = shape_of(config), anatomy_of(config)
+    layers = _layers(student, whole.layers)
+    heads, groups = _heads(student, whole)
+    if anatomy.tied_width:
+        heads = groups = _heads_of_width(student, whole, head_dim_of(config))
+        hidden = heads * head_dim_of(config)
+    else:
+        step = heads if anatomy.whole_heads else 1
+        why = "a multiple of the query heads, as its config demands"
+        hidden = _units("student.hidden", student.hidden, whole.hidden, step, why)
+    return Shape(layers, hidden, _units("student.neurons", student.neurons, whole.neurons, 1, ""), heads, groups)
+
+
+def _layers(student: Student, whole: int) -> int:
+    if not student.drop:
+        return _units("student.layers", student.layers, whole, 1, "")
+    if student.layers is not None:
+        raise ConfigError("student.drop: it names the blocks to drop, so leave student.layers null")
+    if wrong := [i for i in student.drop if not 0 <= i < whole]:
+        raise ConfigError(f"student.drop: there is no block {wrong[0]}; there are 0 to {whole - 1}")
+    if len(set(student.drop)) < len(student.drop) or len(student.drop) == whole:
+        raise ConfigError("student.drop: each block may come once, and one must stay")
+    return whole - len(student.drop)
+
+
+def _heads(student: Student, whole: Shape) -> tuple[int, int]:
+    """Query heads and KV groups; where every head has its own keys and values, a head goes with them."""
+    if whole.heads == whole.kv_groups:
+        if student.kv_groups is not None:
+            raise ConfigError("student.kv_groups: every head of this teacher has its own; set student.heads instead")
+        heads = _units("student.heads", student.heads, whole.heads, 1, "")
+        return heads, heads
+    groups = _units("student.kv_groups", student.kv_groups, whole.kv_groups, 1, "")
+    most = whole.heads // whole.kv_groups * groups
+    size = most if student.heads is None else student.heads
+    if isinstance(size, float):
+        size = min(most, max(groups, round(size * whole.heads / groups) * groups)) if 0 < size <= 1 else size
+    why = "heads in equal number in each of the KV groups"
+    return _units("student.heads", size, most, groups, why), groups
+
+
+def _heads_of_width(student: Student, whole: Shape, head_dim: int) -> int:
+    """Heads of a family whose heads together are as wide as the residual stream, which decides."""
+    why = f"whole heads of {head_dim} channels, as the family's attention is as wide as the residual stream"
+    if student.hidden is None and student.heads is not None:
+        return _units("student.heads", student.heads, whole.heads, 1, "")
+    heads = _units("student.hidden", student.hidden, whole.hidden, head_dim, why) // head_dim
+    if isinstance(student.heads, int) and student.heads != heads:
+        raise ConfigError(
+            f"student.heads: {student.heads} of {head_dim} channels are not the {heads * head_dim} hidden ones this "
+            f"family's attention is as wide as; leave it null, or give {heads}"
+        )
+    return heads
 
 
 def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
@@ -53,7 +177,8 @@ def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
     if isinstance(size, float):
         if not 0 < size <= 1:
             raise ConfigError(f"{name}: a share lies in (0, 1], not {size}; a whole number is a count")
-        size = max(step, round(size * whole / step) * step)
+        size = max(step, min(whole // step, round(size * whole / step)) * step)
+    assert isinstance(size, int)
     if not 1 <= size <= whole:
         raise ConfigError(f"{name}: {size} asked for, the teacher has {whole}")
     if size % step:
@@ -61,3 +186,42 @@ def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
         nearest = " and ".join(str(n) for n in (below, above) if 0 < n <= whole)
         raise ConfigError(f"{name}: {size} is not {why} (of {step}); the nearest allowed are {nearest}")
     return size
+
+
+def parameter_counter(config: Any) -> Callable[[Shape], int]:
+    """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    whole, anatomy = shape_of(config), anatomy_of(config)
+    first = f"{anatomy.blocks}.0."
+    dims = [
+        (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(p.shape, axes, strict=True)])
+        for name, p in model.named_parameters()
+        if name.startswith(first) or not name.startswith(f"{anatomy.blocks}.")
+        for axes in (anatomy.axes_of(name),)
+    ]
+
+    def count(shape: Shape) -> int:
+        return sum(
+            (shape.layers if in_block else 1) * math.prod(growth(shape) for growth in growths)
+            for in_block, growths in dims
+        )
+
+    return count
+
+
+def _growth(size: int, axis: Any, whole: Shape) -> Callable[[Shape], int]:
+    """The size of a dimension as a function of the shape."""
+    parts = parts_of(axis)
+    if not parts:
+        return lambda shape: size
+    entries = size // sum(map(whole.units, parts))
+    return lambda shape: entries * sum(map(shape.units, parts))
+
+
+def num_parameters(config: Any) -> int:
+    """Parameters of the model a Hugging Face config describes; no weight is made."""
+    return parameter_counter(config)(shape_of(config))

@@ -7,111 +7,208 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
+import lit_prune.models.heterogeneous  # noqa: F401  (builds the blocks of models whose blocks differ in width)
+from lit_prune.config import ConfigError
 from lit_prune.models.anatomy import Anatomy, anatomy_of, head_dim_of
-from lit_prune.pruning.plan import PrunePlan
+from lit_prune.pruning.plan import Merge, PrunePlan
 
 
 def apply(model: Any, plan: PrunePlan, mode: Literal["slice", "mask"] = "slice") -> Any:
     """A new model with only the units of the plan: `slice` cuts them out, `mask` silences the others in place.
 
-    Both give the same logits. What `slice` returns is loaded by stock `AutoModelForCausalLM` once saved.
+    Both give the same logits. What `slice` returns is loaded by stock `AutoModelForCausalLM` once saved, or, where the
+    blocks of the plan differ in width, after an import of `lit_prune.models.heterogeneous`. What `mask` returns is for
+    looking, not for saving.
 
     Raises:
-        ConfigError: the plan was made for another shape.
+        ConfigError: the plan cannot be carried out on this model, or the family's config cannot express the result.
     """
     plan.check(model.config)
     return _slice(model, plan) if mode == "slice" else _mask(model, plan)
 
 
+class _Piece(NamedTuple):
+    """A parameter of the model, merges done."""
+
+    name: str
+    new_name: str | None
+    """Its name in the student; None where its block goes."""
+    weight: Tensor
+    kept: dict[int, Tensor]
+    """Dimension -> entries that stay, for the dimensions that are cut."""
+
+
+def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
+    anatomy, blocks = anatomy_of(model.config), {block.index: block for block in plan.blocks}
+    places = {block.index: place for place, block in enumerate(plan.blocks)}
+    for name, weight in model.state_dict().items():
+        index, rest = anatomy.block_of(name)
+        if index is None:
+            yield _Piece(name, name, weight, plan.entries(anatomy.axes_of(name), weight.shape, None))
+        elif index not in blocks:
+            yield _Piece(name, None, weight, {})
+        else:
+            block = blocks[index]
+            if anatomy.query and rest.rpartition(".")[0] == anatomy.query:
+                weight = _merged(weight, block.merges, plan.original.heads)
+            kept = plan.entries(anatomy.axes_of(name), weight.shape, block)
+            yield _Piece(name, f"{anatomy.blocks}.{places[index]}.{rest}", weight, kept)
+
+
+def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tensor:
+    """The weights or biases of all queries after the merges, one after the other (Minitron, section 2.3)."""
+    if not merges:
+        return queries
+    queries = queries.clone()
+    heads = queries.unflatten(0, (num_heads, -1))
+    for merge in merges:
+        heads[merge.kept] += merge.weight * (heads[merge.kept] - heads[merge.pruned])
+    return queries
+
+
 def _slice(model: Any, plan: PrunePlan) -> Any:
     with no_init_weights():
         student = AutoModelForCausalLM.from_config(
-            _smaller_config(model.config, plan),
+            smaller_config(model.config, plan),
             dtype=model.dtype,
             attn_implementation=model.config._attn_implementation,
         )
-    weights = {name: _cut(weight, kept) for name, weight, kept in _cuts(model, plan)}
-    student.load_state_dict(weights)
+    student.load_state_dict({piece.new_name: _cut(piece) for piece in _pieces(model, plan) if piece.new_name})
     student.tie_weights()  # not done while weights are not initialised
+    _restore_embedding_scale(student, model)
+    student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).eval()
 
 
-def _smaller_config(config: Any, plan: PrunePlan) -> Any:
-    """The config of what is left. head_dim is written down: most families would derive another from the new width."""
-    smaller = copy.deepcopy(config)
-    kept = plan.kept
-    smaller.head_dim = head_dim_of(config)
-    smaller.hidden_size, smaller.intermediate_size, smaller.num_attention_heads = (
-        kept.hidden,
-        kept.neurons,
-        kept.heads,
-    )
+def _cut(piece: _Piece) -> Tensor:
+    weight = piece.weight
+    for dim, entries in piece.kept.items():
+        weight = weight.index_select(dim, entries.to(weight.device))
+    return weight
+
+
+def smaller_config(config: Any, plan: PrunePlan) -> Any:
+    """The config of what is left; where blocks differ, of the widest, with the others' widths in `per_layer_config`.
+
+    Raises:
+        ConfigError: the family's config forbids it.
+    """
+    anatomy, kept, smaller = anatomy_of(config), plan.kept, copy.deepcopy(config)
+    for name in anatomy.hidden:
+        setattr(smaller, name, kept.hidden)
+    if not anatomy.tied_width:  # most families would derive another from the new width
+        smaller.head_dim = head_dim_of(config)
+    for name, value in _widths(smaller, anatomy, kept.neurons, kept.heads, kept.kv_groups).items():
+        setattr(smaller, name, value)
+    smaller.num_hidden_layers = kept.layers
+    for name, values in _per_layer_lists(config, plan.original.layers).items():
+        setattr(smaller, name, [values[block.index] for block in plan.blocks])
+    try:
+        if not plan.uniform:
+            if len({len(block.heads) for block in plan.blocks}) > 1:  # some configs check the heads of the whole model
+                smaller.allow_global_per_layer_attribute_access = True
+            smaller.per_layer_config = {
+                place: _widths(smaller, anatomy, shape.neurons, shape.heads, shape.kv_groups)
+                for place, shape in enumerate(map(plan.shape_of_block, plan.blocks))
+            }
+        type(smaller).from_dict(smaller.to_dict())  # as loading does
+    except (StrictDataclassError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"plan: the config of {config.model_type} cannot express it ({reason})") from error
     return smaller
 
 
-def _mask(model: Any, plan: PrunePlan) -> Any:
-    """Zero every weight of the pruned units. The norms then divide by a mean square over too many channels, which the
-    kept share of channels makes up for in their weights and their epsilon."""
-    masked = copy.deepcopy(model)
-    share = plan.kept.hidden / plan.original.hidden
+def _widths(config: Any, anatomy: Anatomy, neurons: int, heads: int, kv_groups: int) -> dict[str, int]:
+    """The widths of a block by their names in the config."""
+    widths = {anatomy.neurons: neurons, "num_attention_heads": heads}
+    return widths | ({"num_key_value_heads": kv_groups} if hasattr(config, "num_key_value_heads") else {})
+
+
+def _per_layer_lists(config: Any, num_layers: int) -> dict[str, list[Any]]:
+    """What the config lists for each block, like `layer_types`; some lists are longer than there are blocks."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if "layer" in name and isinstance(value, list) and len(value) >= num_layers
+    }
+
+
+def _restore_embedding_scale(student: Any, model: Any) -> None:
+    """Make the student's embeddings as large as the model's where a family multiplies them by the root of its width.
+
+    The table takes up the difference. Where it is the head's too, the final norm undoes it there.
+    """
+    ratio = _embedding_scale(model) / _embedding_scale(student)
+    if ratio == 1:
+        return
+    anatomy, table = anatomy_of(model.config), student.get_input_embeddings().weight
     with torch.no_grad():
-        weights = masked.state_dict()
-        for name, weight, kept in _cuts(model, plan):
-            for dim, indices in kept.items():
+        table.mul_(ratio)
+        if student.get_output_embeddings().weight is table:
+            norm = student.get_submodule(anatomy.final_norm)
+            norm.weight.add_(anatomy.norm_offset).div_(ratio).sub_(anatomy.norm_offset)
+
+
+def _embedding_scale(model: Any) -> float:
+    embedding = model.get_input_embeddings()
+    scale = getattr(embedding, "embed_scale", None)
+    return 1.0 if scale is None else float(scale.to(embedding.weight.dtype))
+
+
+def _mask(model: Any, plan: PrunePlan) -> Any:
+    masked = copy.deepcopy(model)
+    weights = masked.state_dict()
+    with torch.no_grad():
+        for piece in _pieces(model, plan):
+            weight = weights[piece.name].copy_(piece.weight)
+            if piece.new_name is None:  # a block that adds nothing to the residual stream
+                weight.zero_()
+            for dim, entries in piece.kept.items():
                 gone = torch.ones(weight.shape[dim], dtype=torch.bool, device=weight.device)
-                gone[indices] = False
-                weights[name].movedim(dim, 0)[gone] = 0
-        for norm in _stream_norms(masked):
-            norm.weight.mul_(share**0.5)
-            norm.variance_epsilon *= share
-    masked.config.rms_norm_eps *= share
+                gone[entries] = False
+                weight.movedim(dim, 0)[gone] = 0
+    _narrow_norms(masked, plan)
     return masked.eval()
 
 
-def _stream_norms(model: nn.Module) -> Iterator[Any]:
-    """The norms over the residual stream."""
-    anatomy = anatomy_of(model.config)
-    for name, module in model.named_modules():
-        if hasattr(module, "variance_epsilon") and anatomy.axes_of(f"{name}.weight") == ("hidden",):
-            yield module
+def _narrow_norms(model: Any, plan: PrunePlan) -> None:
+    """Let the norms over a cut axis see the kept channels only."""
+    anatomy, blocks = anatomy_of(model.config), {block.index: block for block in plan.blocks}
+    for name, norm in list(model.named_modules()):
+        index, _ = anatomy.block_of(name)
+        if "Norm" not in type(norm).__name__ or (index is not None and index not in blocks):
+            continue
+        block = None if index is None else blocks[index]
+        shape = norm.normalized_shape if isinstance(norm, nn.LayerNorm) else norm.weight.shape
+        kept = plan.entries(anatomy.axes_of(f"{name}.weight"), shape, block)
+        if kept:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _NormOfKept(norm, kept[0].to(model.device)))
 
 
-def _cuts(model: Any, plan: PrunePlan) -> Iterator[tuple[str, Tensor, dict[int, Tensor]]]:
-    """Each parameter with the indices to keep in those of its dimensions that are cut."""
-    anatomy, head_dim = anatomy_of(model.config), head_dim_of(model.config)
-    for name, weight in model.state_dict().items():
-        axes = anatomy.axes_of(name)
-        block = _block_of(name, anatomy)
-        yield (
-            name,
-            weight,
-            {dim: _indices(axis, block, plan, head_dim).to(weight.device) for dim, axis in enumerate(axes) if axis},
-        )
+class _NormOfKept(nn.Module):
+    """A norm over the kept channels only; it leaves zeros in the others."""
 
+    kept: Tensor
 
-def _indices(axis: str, block: int | None, plan: PrunePlan, head_dim: int) -> Tensor:
-    """Entries to keep along an axis, in one block."""
-    if axis == "hidden":
-        return torch.tensor(plan.hidden)
-    assert block is not None
-    if axis == "neuron":
-        return torch.tensor(plan.neurons[block])
-    return (torch.tensor(plan.heads[block])[:, None] * head_dim + torch.arange(head_dim)).flatten()
+    def __init__(self, norm: Any, kept: Tensor) -> None:
+        super().__init__()
+        self.norm = norm
+        for name, parameter in list(norm.named_parameters()):
+            setattr(norm, name, nn.Parameter(parameter.detach()[kept]))
+        if isinstance(norm, nn.LayerNorm):
+            norm.normalized_shape = (len(kept),)
+        self.register_buffer("kept", kept, persistent=False)
 
-
-def _block_of(name: str, anatomy: Anatomy) -> int | None:
-    prefix = f"{anatomy.blocks}."
-    return int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else None
-
-
-def _cut(weight: Tensor, kept: dict[int, Tensor]) -> Tensor:
-    for dim, indices in kept.items():
-        weight = weight.index_select(dim, indices)
-    return weight
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., channels] -> [..., channels]."""
+        normed = self.norm(x[..., self.kept])
+        return normed.new_zeros(x.shape).index_copy(-1, self.kept, normed)

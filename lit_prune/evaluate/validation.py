@@ -1,0 +1,64 @@
+"""How far a student is from the text and from its teacher, on the same validation sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.config import Distill, Evaluation
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.data.tokens import IGNORED
+from lit_prune.evaluate.perplexity import LanguageModelLoss
+from lit_prune.losses.logit import logit_losses
+
+
+def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
+    """The validation sequences: drawn once, the same for every student."""
+    return CalibrationData(tokens, samples=evaluation.blocks, block=evaluation.block, seed=0, split="validation")
+
+
+@torch.inference_mode()
+def validation_losses(
+    student: nn.Module, teacher: nn.Module | None, distill: Distill, batches: Iterable[dict[str, Tensor]]
+) -> dict[str, float]:
+    """`lm_loss`, nats a token, and against a teacher `kd_loss`, the recipe's logit loss a token, over packed blocks.
+
+    Temperature is that of the recipe. The student is left in the mode it was in.
+    """
+    device, was_training = next(student.parameters()).device, student.training
+    student.eval()
+    metric = LanguageModelLoss().to(device)
+    apart = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in batches:
+        ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+        ours = student(input_ids=ids, use_cache=False).logits
+        metric.update(ours, labels)
+        if teacher is not None:
+            theirs = teacher.to(device)(input_ids=ids, use_cache=False).logits
+            apart += _apart(ours[:, :-1], theirs[:, :-1], labels[:, 1:] != IGNORED, distill)
+    student.train(was_training)
+    losses = {"lm_loss": metric.compute().item()}
+    return losses if teacher is None else losses | {"kd_loss": (apart / metric.num_tokens).item()}
+
+
+def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
+    """Sum of the logit loss over scored tokens, one sequence at a time to hold few logits in float32."""
+    loss, tau = logit_losses[distill.logit_loss], distill.temperature
+    sums = [
+        loss(our[chosen].float() / tau, their[chosen].float() / tau).double().sum()
+        for our, their, chosen in zip(ours, theirs, scored, strict=True)
+    ]
+    return torch.stack(sums).sum()
+
+
+def sizes_of(model: Any) -> dict[str, int]:
+    """Parameters, with those of the embedding and of the head and without."""
+    tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return {
+        "parameters": model.num_parameters(),
+        "parameters_without_embeddings": sum(p.numel() for p in model.parameters() if id(p) not in tables),
+    }

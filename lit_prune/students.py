@@ -1,0 +1,132 @@
+"""The two stages between a teacher and its retraining: what calibration says about it, and the student cut from it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lit_prune.config import EVIDENCE, Cell
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.evaluate.validation import sizes_of
+from lit_prune.importance.calibrate import measure
+from lit_prune.importance.criteria import Evidence
+from lit_prune.importance.removals import removal_losses
+from lit_prune.models import teacher as teachers
+from lit_prune.preflight import teacher_config
+from lit_prune.pruning import surgery
+from lit_prune.pruning.prune import evidence_names, first_units, make_plan
+from lit_prune.pruning.shape import target
+
+if TYPE_CHECKING:
+    from lit_prune.runner import Runner
+
+_SIZES = ("layers", "hidden", "neurons", "heads", "kv_groups")
+
+
+class Students:
+    """Measures and cuts for a runner, whose store, teacher, tokens and progress it uses."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.store = runner, runner.store
+        self._waiting: dict[Any, frozenset[str]] = {}
+
+    def expect(self, cells: Iterable[Cell]) -> None:
+        """Take note of what the students still to be cut need of each calibration set, to measure it in one pass."""
+        for cell in cells:
+            if self.store.node(cell, "student").result is None:
+                names = evidence_names(cell.student, teacher_config(cell))
+                self._waiting[_set_of(cell)] = self._waiting.get(_set_of(cell), frozenset()) | names
+
+    def student(self, cell: Cell) -> str:
+        """The folder of the student to be trained: cut from the teacher, or a given model."""
+        if cell.student.model is not None:
+            return teachers.locate(cell.student.model, cell.student.fingerprint)
+        done = self.store.node(cell, "student")
+        if done.result is None:
+            teacher = self.runner.load(self.runner.teacher(cell))
+            evidence = self.evidence(cell, teacher, evidence_names(cell.student, teacher.config))
+            with self.runner.claim(cell, "student") as node:
+                if node.result is None:
+                    self.runner.tell("pruning")
+                    node.finish(self._prune(cell, teacher, evidence, node.folder))
+        return str(done.folder / "model")
+
+    def new(self, cell: Cell) -> Any:
+        """A student of the shape asked for with random weights: training from scratch."""
+        config = teacher_config(cell)
+        torch.manual_seed(cell.seed)
+        smaller = surgery.smaller_config(config, first_units(config, target(cell.student, config)))
+        return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
+
+    def evidence(self, cell: Cell, teacher: Any, names: frozenset[str]) -> Evidence:
+        """What calibration says about the teacher; all that waiting students need of the same set is measured too."""
+        wanted = names | self._waiting.get(_set_of(cell), frozenset()) if names else names
+        with contextlib.ExitStack() as claims:
+            # Always in the same order: two processes that each hold what the other waits for would wait for ever.
+            nodes = {name: claims.enter_context(self.runner.claim(cell, name)) for name in EVIDENCE if name in wanted}
+            files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
+            missing = {name: files[name] for name, node in nodes.items() if node.result is None}
+            if missing:
+                count = self._measure(cell, teacher, missing)
+                for name in missing:
+                    nodes[name].finish({"count": count})
+        return self._evidence(cell, teacher, {name: files[name] for name in names})
+
+    def _prune(self, cell: Cell, teacher: Any, evidence: Evidence, folder: Path) -> dict[str, Any]:
+        """Plan and cut; plan and student go to `folder`. Returns what was asked for and what was achieved."""
+
+        def evidence_of(model: Any, names: frozenset[str]) -> Evidence:
+            return evidence if model is teacher else self._passing(cell, model, names)
+
+        plan = make_plan(teacher, cell.student, evidence_of)
+        plan.save(folder / "plan.json")
+        student = surgery.apply(teacher, plan)
+        student.save_pretrained(folder / "model")
+        sizes, whole = sizes_of(student), sizes_of(teacher)
+        return {
+            "requested": {name: getattr(cell.student, name) for name in (*_SIZES, "parameters")},
+            "achieved": {name: getattr(plan.kept, name) for name in _SIZES},
+            "parameters": sizes["parameters"],
+            "share": sizes["parameters"] / whole["parameters"],
+            "share_without_embeddings": sizes["parameters_without_embeddings"] / whole["parameters_without_embeddings"],
+        }
+
+    def _passing(self, cell: Cell, model: Any, names: frozenset[str]) -> Evidence:
+        """Evidence about a model that is only a step on the way to a student: measured, and not kept."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: Path(folder) / f"{name}.safetensors" for name in names}
+            if files:
+                self._measure(cell, model, files)
+            return self._evidence(cell, model, files)
+
+    def _measure(self, cell: Cell, model: Any, files: dict[str, Path]) -> int:
+        self.runner.tell("calibrating")
+        return measure(model, self._calibration(cell), files, self.runner.execution, self._teller(cell, "calibrating"))
+
+    def _evidence(self, cell: Cell, model: Any, files: dict[str, Path]) -> Evidence:
+        tell = self._teller(cell, "leaving out spans of blocks")
+        return Evidence(
+            model=model, statistics={name: load_file(path) for name, path in files.items()},
+            count=cell.importance.samples, seed=cell.importance.seed,
+            removal_losses=lambda length: removal_losses(
+                model, self._calibration(cell), length, self.runner.execution, tell
+            ),
+        )  # fmt: skip
+
+    def _calibration(self, cell: Cell) -> CalibrationData:
+        wanted = cell.importance
+        return CalibrationData(self.runner.tokens(cell), samples=wanted.samples, block=wanted.block, seed=wanted.seed)
+
+    def _teller(self, cell: Cell, what: str) -> Callable[[int], None]:
+        return self.runner.counter(what, f"of {cell.importance.samples} sequences")
+
+
+def _set_of(cell: Cell) -> Any:
+    return cell.teacher, cell.corpus, cell.importance

@@ -1,0 +1,202 @@
+"""Where each family keeps its parts: checked on real modules, by what flows through them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from families import CASES, HEAD_DIM, MHA, SIZES, config_of, logits, model_of, reloaded
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    Gemma3Config,
+    GPT2Config,
+    MixtralConfig,
+    OPTConfig,
+    PhiConfig,
+    Qwen3MoeConfig,
+    T5Config,
+)
+
+from lit_prune.config import ConfigError, Distill
+from lit_prune.distill.states import StateReader, pairs_of
+from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.pruning import surgery
+from lit_prune.pruning.plan import BlockPlan, PrunePlan
+from lit_prune.pruning.shape import shape_of
+
+SUPPORTED = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "nemotron", "phi", "phi3", "olmo2",
+    "smollm3", "granite", "gpt_neox", "gpt2", "opt",
+)  # fmt: skip
+# The linears that read the stream, where they have other names than Llama's.
+QUERY = {"phi3": "self_attn.qkv_proj", "gpt_neox": "attention.query_key_value", "gpt2": "attn.c_attn"}
+UP = {
+    "nemotron": "mlp.up_proj", "phi": "mlp.fc1", "phi3": "mlp.gate_up_proj", "gpt_neox": "mlp.dense_h_to_4h",
+    "gpt2": "mlp.c_fc", "opt": "fc1",
+}  # fmt: skip
+GATED = [name for name, (family, _) in CASES.items() if family not in UP or family == "phi3"]
+
+
+def seen(model, modules):
+    """What enters and leaves modules of the second block in a forward pass: name -> (input, output)."""
+    found, handles = {}, []
+    for name in modules:
+        module = blocks_of(model)[1].get_submodule(name)
+        handles.append(
+            module.register_forward_hook(lambda m, inputs, output, name=name: found.update({name: (inputs[0], output)}))
+        )
+    logits(model)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_the_families_are_those_promised():
+    assert tuple(FAMILIES) == SUPPORTED
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_has_an_axis_for_each_dimension_that_divides_into_its_units(name):
+    model = model_of(name)
+    anatomy, shape = anatomy_of(model.config), shape_of(model.config)
+    assert (shape.layers, shape.neurons, shape.heads, head_dim_of(model.config)) == (3, 20, 6, HEAD_DIM)
+    found = set()
+    for parameter, weight in model.named_parameters():
+        axes = anatomy.axes_of(parameter)
+        assert len(axes) == weight.dim(), parameter
+        assert set(map(parts_of, axes)) != {()} or weight.shape in ((HEAD_DIM,), (96,)), parameter
+        for axis, size in zip(axes, weight.shape, strict=True):
+            widths = {"hidden": 1, "neuron": 1, "head": HEAD_DIM, "kv_group": HEAD_DIM}
+            if parts_of(axis) and "query_key_value" not in parameter:
+                assert size == sum(widths[part] * shape.units(part) for part in parts_of(axis)), parameter
+            found |= set(parts_of(axis))
+    assert {"hidden", "neuron", "head"} <= found
+
+
+def test_in_gpt_neox_queries_keys_and_values_of_a_head_lie_together():
+    model = model_of("gpt_neox")
+    fused = blocks_of(model)[1].attention.query_key_value
+    assert anatomy_of(model.config).axes_of("gpt_neox.layers.1.attention.query_key_value.weight") == ("head", "hidden")
+    assert fused.weight.shape == (6 * 3 * HEAD_DIM, 24)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_norms_are_what_attention_and_mlp_read_and_the_final_one_what_the_head_reads(name):
+    model, family = model_of(name), CASES[name][0]
+    anatomy = anatomy_of(model.config)
+    query, up = QUERY.get(family, "self_attn.q_proj"), UP.get(family, "mlp.gate_proj")
+    norms = {n for n in (anatomy.input_norm, anatomy.mlp_norm) if n}
+    reads = seen(model, [query, up, *norms])
+    for norm, reader in ((anatomy.input_norm, query), (anatomy.mlp_norm, up)):
+        if norm:
+            assert torch.equal(reads[reader][0], reads[norm][1])
+        else:
+            assert family == "olmo2"
+    left = {}
+    handle = model.get_submodule(anatomy.final_norm).register_forward_hook(lambda m, i, out: left.update(state=out))
+    table = model.get_output_embeddings()
+    other = table.register_forward_pre_hook(lambda m, inputs: left.update(read=inputs[0]))
+    logits(model)
+    handle.remove()
+    other.remove()
+    assert torch.equal(left["state"], left["read"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_heads_and_neurons_are_read_where_they_are_said_to_be(name):
+    model, family = model_of(name), CASES[name][0]
+    anatomy = anatomy_of(model.config)
+    up = UP.get(family, "mlp.gate_proj")
+    reads = seen(model, [anatomy.attention_output, anatomy.activation, anatomy.mlp_output, up])
+    assert reads[anatomy.attention_output][0].shape == (2, 17, 6 * HEAD_DIM)
+    before, after = reads[anatomy.activation]
+    assert torch.equal(before, reads[up][1][..., :20])
+    neurons = reads[anatomy.mlp_output][0]
+    assert neurons.shape[-1] == 20
+    assert torch.equal(after, neurons) == (name not in GATED)
+    if anatomy.mlp:
+        assert torch.equal(seen(model, [anatomy.mlp])[anatomy.mlp][0], reads[up][0])
+    else:
+        assert family == "opt"
+    if anatomy.query:
+        assert seen(model, [anatomy.query])[anatomy.query][1].shape == (2, 17, 6 * HEAD_DIM)
+    else:
+        assert family in QUERY
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_states_are_read_after_the_norm_that_follows_or_as_they_are(name):
+    model, family = model_of(name), CASES[name][0]
+    distill = Distill(embedding=True, block_output=("0:0", "last:last"), mlp_input=("1:1",))
+    wanted = [pair.teacher for pair in pairs_of(distill, 3, 3)]
+    with StateReader(model, wanted) as states:
+        logits(model)
+    width = model.config.hidden_size
+    assert {state: tuple(value.shape) for state, value in states.items()} == dict.fromkeys(wanted, (2, 17, width))
+    query, up = QUERY.get(family, "self_attn.q_proj"), UP.get(family, "mlp.gate_proj")
+    reads = seen(model, [query, up])
+    assert torch.equal(states["output", 1], reads[query][0])
+    assert torch.equal(states["mlp", 1].flatten(0, 1), reads[up][0].reshape(-1, width))
+    read = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda m, inputs: read.append(inputs[0]))
+    logits(model)
+    handle.remove()
+    assert torch.equal(states["output", 3], read[0])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("config", [MixtralConfig(), Qwen3MoeConfig()])
+def test_a_mixture_of_experts_is_refused(config):
+    with pytest.raises(ConfigError, match=rf"a mixture of experts \(family '{config.model_type}'\) is not supported"):
+        anatomy_of(config)
+
+
+def test_other_models_are_refused_with_what_is_supported_and_how_to_add_one():
+    with pytest.raises(ConfigError) as raised:
+        anatomy_of(BertConfig())
+    message = str(raised.value)
+    assert message.startswith("teacher.model: family 'bert' is not supported")
+    assert ", ".join(SUPPORTED) in message
+    assert "added by a line in lit_prune/models/anatomy.py" in message
+    assert "\n" not in message
+    with pytest.raises(ConfigError, match="an encoder-decoder"):
+        anatomy_of(T5Config())
+    with pytest.raises(ConfigError, match=r"a multimodal model \(family 'gemma3'\)"):
+        anatomy_of(Gemma3Config())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (OPTConfig(word_embed_proj_dim=512), "opt with word_embed_proj_dim=512 is not supported, only 768"),
+        (OPTConfig(do_layer_norm_before=False), "opt with do_layer_norm_before=False is not supported, only True"),
+        (GPT2Config(scale_attn_by_inverse_layer_idx=True), "gpt2 with scale_attn_by_inverse_layer_idx=True"),
+        (GPT2Config(add_cross_attention=True), "gpt2 with add_cross_attention=True"),
+        (PhiConfig(qk_layernorm=True), "phi with qk_layernorm=True"),
+    ],
+)
+def test_a_variant_that_is_built_in_another_way_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        anatomy_of(config)
+
+
+def test_a_family_built_like_llama_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(FAMILIES, "ernie4_5", FAMILIES["mistral"])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("ernie4_5", **SIZES)).eval()
+    whole = PrunePlan.everything(shape_of(model.config))
+    blocks = tuple(BlockPlan(i, tuple(range(9)), (0, 1, 3, 4)) for i in (0, 2))
+    student = surgery.apply(model, PrunePlan(whole.original, tuple(range(5, 29)), blocks))
+    loaded, _ = reloaded(student, tmp_path)
+    assert torch.equal(logits(loaded), logits(student))
+    assert shape_of(loaded.config) == replace(whole.original, layers=2, hidden=24, neurons=9, heads=4)
+
+
+def test_a_parameter_that_is_not_described_is_named():
+    with pytest.raises(ConfigError, match=r"parameter model.layers.0.mixer.conv is not described"):
+        FAMILIES["llama"].axes_of("model.layers.0.mixer.conv")
+
+
+def test_where_every_head_has_its_own_keys_there_are_as_many_groups():
+    assert shape_of(config_of("phi, MHA")).kv_groups == MHA["num_key_value_heads"] == 6
+    assert shape_of(config_of("gpt2")).kv_groups == 6

@@ -1,0 +1,164 @@
+"""What calibration said about the teacher's blocks: read from the store where a table drops some, and drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lit_prune.config import Cell, Corpus, Importance, Profile, Teacher
+from lit_prune.grid import Table, axis, entries
+from lit_prune.render import depth, files
+from lit_prune.report import Report, assemble
+from lit_prune.report.blocks import read_blocks
+from lit_prune.store import Store
+
+CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
+TABLE = Table(
+    name="toy", question="Which?", source="nowhere", label=lambda point: f"keep {point['student.layers']}",
+    grid=axis("student.layers", 2, 1), baseline="keep 2", paper={}, claims=(), seeded=("seed", "importance.seed"),
+    metrics=("lm_loss",),
+)  # fmt: skip
+NONE = np.nan
+# Entry [l, n - 1]: the span of n blocks that begins with block l, of three.
+INFLUENCE = np.array([[0.5, 0.6, 0.7], [0.1, 0.3, NONE], [0.2, NONE, NONE]])
+ANGULAR = np.array([[0.30, 0.34, 0.50], [0.10, 0.20, NONE], [0.24, NONE, NONE]])
+
+
+def measure(store: Store, seed: int, stage: str, done: bool = True) -> None:
+    """Evidence of one calibration draw; that of a later seed is 0.2 more."""
+    cell = dataclasses.replace(CELL, importance=Importance(seed=seed))
+    found = {
+        "distances": {
+            "influence": INFLUENCE + 0.2 * seed, "angular_last": ANGULAR + 0.2 * seed, "angular_all": ANGULAR / 2
+        },
+        "removals": {"loss": np.array([4.5, 2.5, 2.0]) + 0.2 * seed, "whole": np.array(1.5)},
+    }  # fmt: skip
+    with store.claim(cell, stage) as node:
+        save_file(found[stage], node.folder / f"{stage}.safetensors")
+        if done:
+            node.finish({})
+
+
+def answer(store: Store, table: Table = TABLE, num_seeds: int = 2) -> Report:
+    return assemble(table, "tiny", {}, entries(table, Profile(CELL, num_seeds)), store)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    for seed in (0, 1):
+        measure(store, seed, "distances")
+        measure(store, seed, "removals")
+    return store
+
+
+def test_every_draw_is_a_line_and_spans_are_their_mean(store: Store) -> None:
+    found = answer(store).blocks
+    np.testing.assert_allclose(found.influence, [[0.5, 0.1, 0.2], [0.7, 0.3, 0.4]])
+    np.testing.assert_allclose(found.damage, [[3.0, 1.0, 0.5], [3.2, 1.2, 0.7]])
+    np.testing.assert_allclose(found.spans, [[0.40, 0.44, 0.60], [0.20, 0.30, NONE], [0.34, NONE, NONE]])
+
+
+def test_one_draw_that_several_cells_share_counts_once(store: Store) -> None:
+    cells = [dataclasses.replace(CELL, seed=seed) for seed in range(3)]
+    assert read_blocks(cells, store).influence.shape == (1, 3)
+
+
+def test_whole_may_be_a_scalar_or_of_one_entry(store: Store) -> None:
+    (folder, *_) = (store.root / "removals").iterdir()
+    save_file({"loss": np.array([4.5, 2.5, 2.0]), "whole": np.array([1.5])}, folder / "removals.safetensors")
+    assert answer(store).blocks.damage.shape == (2, 3)
+
+
+def test_what_was_not_measured_or_not_finished_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert answer(store).blocks is None
+    measure(store, 0, "distances", done=False)
+    assert answer(store).blocks is None
+    measure(store, 0, "removals")
+    found = answer(store).blocks
+    assert found.influence is None
+    assert found.spans is None
+    assert found.damage.tolist() == [[3.0, 1.0, 0.5]]
+
+
+def test_a_table_that_drops_no_block_says_nothing_of_them(store: Store) -> None:
+    widths = dataclasses.replace(
+        TABLE, grid=axis("student.hidden", 2, 1), label=lambda point: f"keep {point['student.hidden']}"
+    )
+    assert answer(store, widths).blocks is None
+    listed = dataclasses.replace(
+        TABLE, grid=axis("student.drop", (), (1,)), label=lambda point: str(point["student.drop"]), baseline="()"
+    )
+    assert answer(store, listed).blocks is not None
+
+
+def test_evidence_of_another_teacher_or_calibration_is_not_read(store: Store) -> None:
+    other = dataclasses.replace(TABLE, base={"importance.samples": 7})
+    assert answer(store, other).blocks is None
+
+
+def test_the_page_has_a_bar_a_block_and_the_least_of_each_length_framed(store: Store, tmp_path: Path) -> None:
+    page = files.write_files(answer(store), tmp_path / "files")[-1].read_text()
+    assert page.count("<svg") == 2
+    for label in ("What each block is worth", "How little a span of blocks changes"):
+        assert page.count(f'aria-label="{label}"') == 1
+    assert "<image" not in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
+    assert not re.findall(r'(?:src|href)="(?!#)', page)
+    assert not re.findall(r"#01\d{4}|#04\d{4}|#07\d{4}", page)
+
+
+def test_the_page_changes_when_the_evidence_does(store: Store, tmp_path: Path) -> None:
+    page = files.write_files(answer(store), tmp_path / "files")[-1]
+    before = page.read_text()
+    (folder, *_) = (store.root / "removals").iterdir()
+    save_file({"loss": np.array([4.5, 2.5, 9.0]), "whole": np.array(1.5)}, folder / "removals.safetensors")
+    files.write_files(answer(store), tmp_path / "files")
+    assert page.read_text() != before
+
+
+def test_bars_are_means_over_draws_with_a_dot_for_each(store: Store) -> None:
+    influence, damage = depth.block_scores(answer(store).blocks).axes
+    assert [bar.get_height() for bar in influence.patches] == pytest.approx([0.6, 0.2, 0.3])
+    assert [bar.get_height() for bar in damage.patches] == pytest.approx([3.1, 1.1, 0.6])
+    dots = sorted(influence.collections[0].get_offsets().tolist())
+    np.testing.assert_allclose(dots, [[0, 0.5], [0, 0.7], [1, 0.1], [1, 0.3], [2, 0.2], [2, 0.4]])
+    assert "nats per token" in damage.get_ylabel()
+    assert damage.get_xlabel() == "block (0 is the first)"
+
+
+def test_one_draw_of_one_score_is_one_panel_without_dots(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    measure(store, 0, "removals")
+    (axes,) = depth.block_scores(answer(store, num_seeds=1).blocks).axes
+    assert not axes.collections
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([3.0, 1.0, 0.5])
+
+
+def test_the_heat_map_has_a_square_a_span_and_frames_the_least_of_each_length() -> None:
+    axes, scale = depth.span_distances(ANGULAR).axes
+    (squares,) = axes.collections
+    # A line a length n, from the bottom, and a column a first block l.
+    np.testing.assert_allclose(squares.get_array().filled(-1), [[0.30, 0.10, 0.24], [0.34, 0.20, -1], [0.50, -1, -1]])
+    corners = [frame.get_xy() for frame in axes.patches]
+    assert corners == [(0.5, 0.5), (0.5, 1.5), (-0.5, 2.5)]  # block 1 alone, 1 and 2, all three
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(0, 1): "0.30", (1, 1): "0.10", (2, 1): "0.24", (0, 2): "0.34", (1, 2): "0.20", (0, 3): "0.50"}
+    assert list(axes.get_yticks()) == [1, 2, 3]
+    assert "arccos / π" in scale.get_ylabel()
+
+
+def test_a_deep_teacher_has_no_numbers_in_its_squares() -> None:
+    deep = np.where(np.add.outer(np.arange(40), np.arange(1, 41)) <= 40, 0.5, NONE)
+    axes, _ = depth.span_distances(deep).axes
+    assert not axes.texts
+    assert len(axes.patches) == 40
+    assert len(axes.get_xticks()) <= 16

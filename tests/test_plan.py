@@ -1,0 +1,320 @@
+"""Plans and shapes: what can be asked for, what is refused and in which words, and how rounds compose."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from families import CASES, config_of, logits, model_of, plan_for
+from transformers import LlamaConfig, Qwen2Config
+
+from lit_prune.config import ConfigError, Student
+from lit_prune.pruning import surgery
+from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
+from lit_prune.pruning.shape import Shape, num_parameters, parameter_counter, shape_of, target
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+LLAMA, QWEN = LlamaConfig(**SIZES), Qwen2Config(**SIZES)
+MHA = LlamaConfig(**SIZES | {"num_key_value_heads": 6})
+WHOLE = Shape(layers=3, hidden=48, neurons=40, heads=6, kv_groups=2)
+KEEP = Student(hidden=None, neurons=None, heads=None)
+NEOX, GPT2, OPT = (config_of(name) for name in ("gpt_neox", "gpt2", "opt"))
+
+
+# Plans on disk
+
+
+def test_a_plan_survives_the_disk_and_can_be_read_by_eye(tmp_path):
+    plan = plan_for("llama", "all")
+    first = replace(plan.blocks[0], merges=(Merge(1, 5, -0.5), Merge(2, 4, 1.0)))
+    plan = replace(plan, blocks=(first, *plan.blocks[1:]))
+    plan.save(tmp_path / "plan.json")
+    assert PrunePlan.load(tmp_path / "plan.json") == plan
+    lines = (tmp_path / "plan.json").read_text().splitlines()
+    assert f'"hidden": {list(plan.hidden)},' in lines
+    assert f'  "neurons": {list(plan.blocks[1].neurons)},' in lines
+    assert json.loads("\n".join(lines))["blocks"][0]["merges"] == [[1, 5, -0.5], [2, 4, 1.0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"original": {"hidden": 3}, "hidden": [], "blocks": []}',
+        '{"original": {"layers": 1, "hidden": 1, "neurons": 1, "heads": 1, "kv_groups": 1}, "hidden": [0], '
+        '"blocks": [{"index": 0, "neurons": [0], "heads": [0], "merges": [[0]]}]}',
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_plan_is_refused_in_a_line(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"^plan: .*plan.json is not one \(.+\)$"):
+        PrunePlan.load(path)
+
+
+def test_a_missing_file_is_no_plan(tmp_path):
+    with pytest.raises(ConfigError, match="is not one"):
+        PrunePlan.load(tmp_path / "none.json")
+
+
+# What a plan leaves
+
+
+def test_the_plan_of_everything_keeps_everything():
+    plan = PrunePlan.everything(WHOLE)
+    plan.check(LLAMA)
+    assert plan.kept == WHOLE
+    assert plan.uniform
+    assert plan.blocks[2] == BlockPlan(2, tuple(range(40)), tuple(range(6)))
+
+
+def test_blocks_that_differ_leave_the_smallest_uniform_shape_that_holds_each():
+    blocks = (BlockPlan(0, (0, 1, 2), (3, 4, 5)), BlockPlan(2, (7, 8), (0, 2, 3, 5)))
+    plan = PrunePlan(WHOLE, (4, 5, 6, 7, 8, 9), blocks)
+    assert [plan.groups_of(block) for block in blocks] == [(1,), (0, 1)]
+    assert plan.shape_of_block(blocks[0]) == Shape(2, 6, 3, 3, 1)
+    assert plan.shape_of_block(blocks[1]) == Shape(2, 6, 2, 4, 2)
+    assert not plan.uniform
+    assert plan.kept == Shape(2, 6, 3, 6, 2)  # 2 groups of 3 heads
+
+
+def test_entries_of_a_dimension_that_holds_several_axes_end_to_end():
+    plan = PrunePlan(Shape(1, 4, 3, 4, 2), (0, 1, 2, 3), (BlockPlan(0, (0, 2), (2, 3)),))
+    axes, block = (("head", "kv_group", "kv_group"), "hidden"), plan.blocks[0]
+    # Two entries a unit: 4 query heads are 0 to 7, keys of 2 groups 8 to 11, values 12 to 15.
+    found = plan.entries(axes, (16, 4), block)
+    assert {dim: entries.tolist() for dim, entries in found.items()} == {0: [4, 5, 6, 7, 10, 11, 14, 15]}
+    found = plan.entries((("neuron", "neuron"), None), (6, 9), block)
+    assert {dim: entries.tolist() for dim, entries in found.items()} == {0: [0, 2, 3, 5]}
+
+
+# Rounds
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi", "gpt2"])
+def test_two_rounds_are_the_one_plan_they_compose_to(name):
+    model, first = model_of(name), plan_for(name, "all")
+    between = surgery.apply(model, first)
+    whole = PrunePlan.everything(shape_of(between.config))
+    heads = (1, 3) if first.kept.kv_groups in (2, 4) else (1,)
+    hidden = tuple(range(2, 2 + (8 if name == "gpt2" else 20)))
+    second = PrunePlan(whole.original, hidden, (BlockPlan(1, (0, 4, 12), heads),))
+    composed = second.after(first)
+    assert composed.original == shape_of(model.config)
+    assert [block.index for block in composed.blocks] == [2]
+    assert composed.blocks[0].neurons == tuple(first.blocks[1].neurons[i] for i in (0, 4, 12))
+    at_once = logits(surgery.apply(model, composed))
+    torch.testing.assert_close(at_once, logits(surgery.apply(between, second)), rtol=0, atol=1e-5)
+    assert PrunePlan.everything(first.kept).after(first) == first
+    assert first.after(PrunePlan.everything(first.original)) == first
+
+
+def test_merges_of_two_rounds_compose_and_those_without_effect_go():
+    model = model_of("llama, MHA")
+    whole = PrunePlan.everything(shape_of(model.config))
+
+    def plan(of, heads, merges):
+        return PrunePlan(of.original, of.hidden, (replace(of.blocks[0], heads=heads, merges=merges),))
+
+    # Round 1 merges 3 into 1, 5 into 2, 4 into 0; round 2 prunes 1 and 2, the heads it knows as 1 and 2, 1 into 0.
+    first = plan(whole, (0, 1, 2), (Merge(1, 3, 1.0), Merge(2, 5, 1.0), Merge(0, 4, 1.0)))
+    between = surgery.apply(model, first)
+    second = plan(PrunePlan.everything(shape_of(between.config)), (0,), (Merge(0, 1, 1.0),))
+    composed = second.after(first)
+    composed.check(model.config)
+    assert composed.blocks[0].merges == (Merge(1, 3, 1.0), Merge(0, 4, 1.0), Merge(0, 1, 1.0))
+    at_once, in_turn = surgery.apply(model, composed), surgery.apply(between, second)
+    torch.testing.assert_close(logits(at_once), logits(in_turn), rtol=0, atol=1e-5)
+
+
+def test_a_plan_cannot_follow_one_that_leaves_another_shape_or_blocks_that_differ():
+    plan = PrunePlan.everything(WHOLE)
+    with pytest.raises(ConfigError, match=r"plan: one for Shape\(.*\) cannot follow one that leaves Shape\(.*\)"):
+        plan.after(plan_for("llama", "all"))
+    uneven = PrunePlan(WHOLE, plan.hidden, (plan.blocks[0], replace(plan.blocks[1], neurons=(0,)), plan.blocks[2]))
+    with pytest.raises(ConfigError, match="cannot follow"):
+        plan.after(uneven)
+
+
+# Refusals
+
+
+def with_block(**changes):
+    plan = PrunePlan.everything(WHOLE)
+    return replace(plan, blocks=(plan.blocks[0], replace(plan.blocks[1], **changes), plan.blocks[2]))
+
+
+def merging(*merges, heads=(0, 1, 3, 4)):
+    return with_block(heads=heads, merges=tuple(Merge(*merge) for merge in merges))
+
+
+EVERYTHING = PrunePlan.everything(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (PrunePlan.everything(replace(WHOLE, neurons=41)), r"it is for Shape\(.*41.*\), the model has Shape\(.*40.*\)"),
+        (replace(EVERYTHING, hidden=()), "hidden: none is kept, at least one must be"),
+        (replace(EVERYTHING, hidden=(0, 48)), "hidden: there is no 48; there are 0 to 47"),
+        (replace(EVERYTHING, hidden=(-1, 0)), "hidden: there is no -1"),
+        (replace(EVERYTHING, hidden=(0, 1.0)), "hidden: there is no 1.0"),
+        (replace(EVERYTHING, hidden=(1, 0)), "hidden: indices must ascend and none may come twice"),
+        (replace(EVERYTHING, hidden=(3, 3)), "hidden: indices must ascend and none may come twice"),
+        (replace(EVERYTHING, hidden=tuple(range(40))), "40 hidden channels are not a multiple of the 6 query heads"),
+        (replace(EVERYTHING, blocks=()), "blocks: none is kept"),
+        (replace(EVERYTHING, blocks=EVERYTHING.blocks[:1] * 2), "blocks: indices must ascend and none may come twice"),
+        (with_block(index=3), "blocks: there is no 3; there are 0 to 2"),
+        (with_block(neurons=()), "neurons of block 1: none is kept"),
+        (with_block(neurons=(40,)), "neurons of block 1: there is no 40; there are 0 to 39"),
+        (with_block(heads=()), "heads of block 1: none is kept"),
+        (with_block(heads=(0, 0)), "heads of block 1: indices must ascend"),
+        (with_block(heads=(0, 1, 3)), r"heads of block 1: unequal numbers in its KV groups, \{0: 2, 1: 1\}"),
+        (merging((0, 6, 1.0)), "merges of block 1: there is no head 6; there are 0 to 5"),
+        (merging((-1, 2, 1.0)), "merges of block 1: there is no head -1"),
+        (merging((0, [2], 1.0)), r"merges of block 1: there is no head \[2\]"),
+        (merging((0, 1, 1.0)), "merges of block 1: head 1 is kept, only pruned ones are merged into others"),
+        (merging((0, 5, 1.0)), "merges of block 1: heads 0 and 5 are of different KV groups"),
+        (merging((2, 2, 1.0)), "merges of block 1: one changes a head that is not kept"),
+        (merging((0, 2, "1")), "merges of block 1: 1 is not a weight"),
+        (merging((0, 2, float("nan"))), "merges of block 1: nan is not a weight"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused_in_a_line(plan, message):
+    with pytest.raises(ConfigError, match=f"^plan: {message}.*$"):
+        plan.check(LLAMA)
+
+
+def test_groups_and_merges_that_can_be_carried_out_are_not_refused():
+    with_block(heads=(3, 4, 5)).check(LLAMA)
+    merging((0, 2, 1.0), (4, 5, -1)).check(LLAMA)
+    whole = PrunePlan.everything(shape_of(MHA))
+    replace(whole, blocks=(BlockPlan(0, (0,), (0, 1), (Merge(0, 5, 1.0),)),)).check(MHA)
+
+
+@pytest.mark.parametrize("config", [NEOX, GPT2, OPT])
+def test_heads_that_must_be_as_wide_as_the_stream_are(config):
+    whole = PrunePlan.everything(shape_of(config))
+    with pytest.raises(ConfigError, match=r"6 heads of block 0 and 20 hidden channels: in \w+ the heads, 4 channels"):
+        replace(whole, hidden=tuple(range(20))).check(config)
+    blocks = tuple(replace(block, heads=(0, 1, 2, 3, 5)) for block in whole.blocks)
+    replace(whole, hidden=tuple(range(20)), blocks=blocks).check(config)
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox"])
+def test_fused_queries_cannot_be_merged(name):
+    config = config_of(name)
+    whole = PrunePlan.everything(shape_of(config))
+    block = replace(whole.blocks[0], heads=(0, 1, 3, 4), merges=(Merge(0, 2, 1.0),))
+    hidden = whole.hidden if name == "phi3" else whole.hidden[:16]
+    with pytest.raises(ConfigError, match="merges of block 0: in this family queries have no projection of their own"):
+        PrunePlan(whole.original, hidden, (block,)).check(config)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "shape"),
+    [
+        (LLAMA, {}, Shape(3, 36, 28, 4, 2)),
+        (LLAMA, vars(KEEP), WHOLE),
+        (LLAMA, {"hidden": 1.0, "neurons": 1.0, "heads": 1.0, "layers": 1.0, "kv_groups": 1.0}, WHOLE),
+        (LLAMA, {"hidden": 40, "neurons": 7, "heads": 4}, Shape(3, 40, 7, 4, 2)),
+        (LLAMA, {"hidden": 0.45, "heads": 4}, Shape(3, 20, 28, 4, 2)),
+        (QWEN, {"hidden": 41, "heads": 4}, Shape(3, 41, 28, 4, 2)),
+        (LLAMA, {"hidden": 0.001, "neurons": 0.001, "heads": 0.001, "layers": 0.001}, Shape(1, 2, 1, 2, 2)),
+        (QWEN, {"layers": 2}, Shape(2, 36, 28, 4, 2)),
+        (QWEN, {"layers": 0.6}, Shape(2, 36, 28, 4, 2)),
+        (QWEN, {"drop": (0, 2)}, Shape(1, 36, 28, 4, 2)),
+        (QWEN, {"kv_groups": 1, "heads": None}, Shape(3, 36, 28, 3, 1)),
+        (QWEN, {"kv_groups": 0.5, "heads": 2}, Shape(3, 36, 28, 2, 1)),
+        (QWEN, {"kv_groups": 1, "heads": 0.667}, Shape(3, 36, 28, 3, 1)),  # 4 of 6 heads, but the group has 3
+        (QWEN, {"kv_groups": 1, "heads": 0.2}, Shape(3, 36, 28, 1, 1)),
+        (MHA, {"hidden": None, "heads": 0.5}, Shape(3, 48, 28, 3, 3)),
+        (MHA, {"hidden": 1.0, "heads": 5}, Shape(3, 45, 28, 5, 5)),  # 48 is not a multiple of 5
+        (NEOX, {}, Shape(3, 16, 14, 4, 4)),  # 18 of 24 channels are 4.5 heads: to even
+        (GPT2, {"hidden": None, "heads": 5}, Shape(3, 20, 14, 5, 5)),
+        (OPT, {"hidden": 8, "heads": None}, Shape(3, 8, 14, 2, 2)),
+        (OPT, {"hidden": 8, "heads": 2}, Shape(3, 8, 14, 2, 2)),
+        (OPT, {"hidden": None, "heads": None}, Shape(3, 24, 14, 6, 6)),
+    ],
+)
+def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
+    assert target(Student(**asked), config) == shape
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "message"),
+    [
+        (LLAMA, {"hidden": 49}, "student.hidden: 49 asked for, the teacher has 48"),
+        (LLAMA, {"neurons": 41}, "student.neurons: 41 asked for, the teacher has 40"),
+        (LLAMA, {"neurons": 0}, "student.neurons: 0 asked for"),
+        (LLAMA, {"layers": 4}, "student.layers: 4 asked for, the teacher has 3"),
+        (LLAMA, {"heads": 5}, "student.heads: 5 is not .* nearest allowed are 4 and 6"),
+        (LLAMA, {"hidden": 38, "heads": 4}, "student.hidden: 38 is not .* nearest allowed are 36 and 40"),
+        (LLAMA, {"hidden": 1.5}, r"student.hidden: a share lies in \(0, 1\], not 1.5"),
+        (LLAMA, {"hidden": 0.0}, r"student.hidden: a share lies in \(0, 1\], not 0.0"),
+        (LLAMA, {"heads": -0.5}, r"student.heads: a share lies in \(0, 1\], not -0.5"),
+        (LLAMA, {"kv_groups": 3}, "student.kv_groups: 3 asked for, the teacher has 2"),
+        (LLAMA, {"kv_groups": 1, "heads": 4}, "student.heads: 4 asked for, the teacher has 3"),
+        (MHA, {"kv_groups": 3}, "student.kv_groups: every head of this teacher has its own"),
+        (LLAMA, {"drop": (3,)}, "student.drop: there is no block 3; there are 0 to 2"),
+        (LLAMA, {"drop": (1, 1)}, "student.drop: each block may come once, and one must stay"),
+        (LLAMA, {"drop": (0, 1, 2)}, "student.drop: each block may come once, and one must stay"),
+        (LLAMA, {"drop": (0,), "layers": 2}, "student.drop: it names the blocks to drop, so leave student.layers null"),
+        (LLAMA, {"hidden": "auto"}, "student.parameters: give it together with sizes that are auto"),
+        (LLAMA, {"parameters": 0.5}, "student.parameters: give it together with sizes that are auto"),
+        (LLAMA, {"hidden": "auto", "parameters": 1.5}, "student.parameters: 1.5 is neither a share"),
+        (LLAMA, {"hidden": "auto", "parameters": 9}, "student.parameters: 9 asked for; with hidden free there can be"),
+        (NEOX, {"hidden": 18}, "student.hidden: 18 is not whole heads of 4 channels.*nearest allowed are 16 and 20"),
+        (NEOX, {"hidden": 16, "heads": 3}, "student.heads: 3 of 4 channels are not the 16 hidden ones.*or give 4"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused_with_what_can(config, asked, message):
+    with pytest.raises(ConfigError, match=message):
+        target(Student(**asked), config)
+
+
+def parameters_by_hand(shape, vocab=96, head_dim=8):
+    """Of an untied Llama."""
+    attention = 2 * shape.hidden * head_dim * (shape.heads + shape.kv_groups)
+    block = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
+    return shape.layers * block + 2 * vocab * shape.hidden + shape.hidden
+
+
+def test_parameters_are_counted_as_by_hand():
+    count = parameter_counter(LLAMA)
+    for shape in (WHOLE, Shape(2, 40, 7, 4, 2), Shape(1, 6, 1, 3, 1)):
+        assert count(shape) == parameters_by_hand(shape)
+    assert num_parameters(LLAMA) == parameters_by_hand(WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["all", "kv_groups"])
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_are_counted_as_those_of_the_real_model(name, kind):
+    model, plan = model_of(name), plan_for(name, kind)
+    count = parameter_counter(model.config)
+    assert count(plan.original) == model.num_parameters()
+    assert count(plan.kept) == surgery.apply(model, plan).num_parameters()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_auto_sizes_meet_a_number_of_parameters_as_closely_as_any_common_share(share):
+    whole = parameters_by_hand(WHOLE)
+    asked = replace(KEEP, hidden="auto", neurons="auto", parameters=share)
+    found = target(asked, LLAMA)
+    assert (found.layers, found.heads, found.kv_groups) == (3, 6, 2)
+    shares = [i / 5000 for i in range(1, 5001)]
+    shapes = {target(replace(KEEP, hidden=s, neurons=s), LLAMA) for s in shares}
+    best = min(abs(parameters_by_hand(shape) - round(share * whole)) for shape in shapes)
+    assert abs(parameters_by_hand(found) - round(share * whole)) == best
+
+
+def test_a_number_of_parameters_is_a_count_or_a_share():
+    whole = parameters_by_hand(WHOLE)
+    asked = replace(KEEP, neurons="auto", parameters=whole * 3 // 4)
+    assert target(asked, LLAMA) == target(replace(asked, parameters=(whole * 3 // 4) / whole), LLAMA)
+    assert target(replace(asked, parameters=whole), LLAMA) == WHOLE

@@ -1,0 +1,190 @@
+"""From a student's section to a plan: which evidence is asked for, rounds, and what is refused before any compute."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from lit_prune.config import ConfigError, Student
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.execution import Execution
+from lit_prune.importance.calibrate import measure
+from lit_prune.importance.criteria import Evidence
+from lit_prune.importance.removals import removal_losses
+from lit_prune.pruning import prune, surgery
+from lit_prune.pruning.plan import PrunePlan
+from lit_prune.pruning.prune import evidence_names, first_units, make_plan
+from lit_prune.pruning.shape import Shape, shape_of, target, way_to
+
+CPU = Execution(accelerator="cpu")
+IDS = torch.randint(0, 256, (8, 24), generator=torch.Generator().manual_seed(3))
+WHOLE = {"hidden": None, "neurons": None, "heads": None}
+
+
+class Sequences(CalibrationData):
+    """Calibration data of given sequences."""
+
+    def __init__(self, ids):
+        super(CalibrationData, self).__init__()
+        self.ids = ids
+
+    def predict_dataloader(self):
+        return DataLoader([{"input_ids": row, "labels": row} for row in self.ids], batch_size=4)
+
+
+@pytest.fixture
+def evidence_of(tmp_path):
+    """A real calibration pass over random tokens; `asked` remembers what of which width was measured."""
+    data = Sequences(IDS)
+
+    def evidence(model, names):
+        evidence.asked.append((model.config.hidden_size, set(names)))
+        files = {name: tmp_path / f"{len(evidence.asked)} {name}.safetensors" for name in names}
+        if files:
+            measure(model, data, files, CPU, lambda seen: None)
+        return Evidence(
+            model=model, statistics={name: load_file(path) for name, path in files.items()}, count=8, seed=0,
+            removal_losses=lambda length: removal_losses(model, data, length, CPU, lambda seen: None),
+        )  # fmt: skip
+
+    evidence.asked = []
+    return evidence
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ({}, {"importance"}),
+        (WHOLE, set()),
+        ({"criterion": "magnitude"}, set()),
+        ({"criterion": "activation_pre"}, {"importance", "preactivations"}),
+        ({"criterion": "taylor"}, {"gradients"}),
+        (WHOLE | {"layers": 2}, {"distances"}),
+        (WHOLE | {"layers": 2, "block_criterion": "perplexity"}, {"removals"}),
+        (WHOLE | {"layers": 2, "blocks": "tail"}, set()),
+        (WHOLE | {"drop": (1,)}, set()),
+        ({"layers": 2}, {"importance", "distances"}),
+        ({"weights": "random"}, set()),
+    ],
+)
+def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, names):
+    student = Student(**asked)
+    assert evidence_names(student, tiny_llama.config) == names
+    if student.weights == "teacher":
+        make_plan(tiny_llama, student, evidence_of)
+        assert evidence_of.asked == [(32, names)]
+
+
+@pytest.mark.parametrize("blocks", ["lowest", "contiguous", "tail", "tail_but_last"])
+@pytest.mark.parametrize("criterion", ["influence", "angular", "angular_all", "perplexity", "random"])
+def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, blocks):
+    student = Student(layers=1, block_criterion=criterion, blocks=blocks, hidden=0.5, neurons=0.5, heads=2)
+    plan = make_plan(tiny_llama, student, evidence_of)
+    plan.check(tiny_llama.config)
+    assert plan.kept == target(student, tiny_llama.config) == Shape(1, 16, 24, 2, 2)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert surgery.apply(tiny_llama, plan)(ids).logits.isfinite().all()
+
+
+def test_the_block_whose_loss_is_least_goes(tiny_llama, evidence_of):
+    """By hand: the model without each block, evaluated."""
+    losses = []
+    for drop in range(3):
+        kept = tuple(i for i in range(3) if i != drop)
+        plan = make_plan(tiny_llama, Student(**WHOLE, drop=(drop,)), evidence_of)
+        assert tuple(block.index for block in plan.blocks) == kept
+        with torch.no_grad():
+            losses.append(surgery.apply(tiny_llama, plan)(IDS, labels=IDS).loss.item())
+    plan = make_plan(tiny_llama, Student(**WHOLE, layers=2, block_criterion="perplexity"), evidence_of)
+    (gone,) = set(range(3)) - {block.index for block in plan.blocks}
+    assert gone == losses.index(min(losses))
+
+
+def test_rounds_measure_again_on_what_is_left_and_end_at_the_target(tiny_llama, evidence_of):
+    student = Student(hidden=16, neurons=None, heads=None, rounds=4)
+    assert [shape.hidden for shape in way_to(student, tiny_llama.config)] == [28, 24, 20, 16]
+    plan = make_plan(tiny_llama, student, evidence_of)
+    assert [hidden for hidden, _ in evidence_of.asked] == [32, 28, 24, 20]
+    assert plan.kept == Shape(3, 16, 48, 4, 2)
+    assert plan.original == shape_of(tiny_llama.config)
+    plan.check(tiny_llama.config)
+
+
+def test_one_round_after_another_is_one_plan(tiny_llama, evidence_of):
+    student = Student(hidden=24, neurons=30, heads=None, layers=2)
+    first = make_plan(tiny_llama, student, evidence_of)
+    smaller = surgery.apply(tiny_llama, first)
+    second = make_plan(smaller, Student(hidden=16, neurons=20, heads=2), evidence_of)
+    twice, at_once = surgery.apply(smaller, second), surgery.apply(tiny_llama, second.after(first))
+    for ours, theirs in zip(twice.parameters(), at_once.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_plan_can_be_carried_out_again_from_its_file(tiny_llama, evidence_of, tmp_path):
+    plan = make_plan(tiny_llama, Student(), evidence_of)
+    plan.save(tmp_path / "plan.json")
+    student = Student(plan=str(tmp_path / "plan.json"))
+    prune.check(student, tiny_llama.config)
+    assert make_plan(tiny_llama, student, evidence_of) == plan
+    assert len(evidence_of.asked) == 1
+
+
+@pytest.mark.parametrize(("sign", "weight"), [("paper", 1.0), ("opposite", -1.0)])
+def test_the_residual_of_pruned_heads_goes_to_the_queries_of_kept_ones(tiny_llama, evidence_of, sign, weight):
+    off = make_plan(tiny_llama, Student(**WHOLE | {"heads": 2}), evidence_of)
+    plan = make_plan(tiny_llama, Student(**WHOLE | {"heads": 2}, head_residual=sign), evidence_of)
+    before, after = (surgery.apply(tiny_llama, p) for p in (off, plan))
+    queries = tiny_llama.model.layers[1].self_attn.q_proj.weight.view(4, 8, 32)
+    block = plan.blocks[1]
+    assert block.heads == off.blocks[1].heads
+    for place, head in enumerate(block.heads):
+        (other,) = {2 * (head // 2), 2 * (head // 2) + 1} - {head}
+        expected = queries[head] + weight * (queries[head] - queries[other])
+        found = after.model.layers[1].self_attn.q_proj.weight.view(2, 8, 32)[place]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    assert torch.equal(before.model.layers[1].self_attn.o_proj.weight, after.model.layers[1].self_attn.o_proj.weight)
+
+
+def test_the_first_units_have_the_shape_asked_for(tiny_llama):
+    shape = Shape(2, 16, 20, 2, 1)
+    plan = first_units(tiny_llama.config, shape)
+    plan.check(tiny_llama.config)
+    assert plan.kept == shape
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"criterion": "influence"}, "'influence' does not score axis .*; those that do: activation"),
+        ({"layers": 2, "block_criterion": "activation"}, "'activation' does not score axis block"),
+        ({"layers": 2, "blocks": "contiguous", "block_criterion": "magnitude"}, "does not score axis span"),
+        ({"drop": (3,)}, "student.drop: there is no block 3; there are 0 to 2"),
+        ({"drop": (1, 1)}, "student.drop: each block may come once"),
+        ({"drop": (0, 1, 2)}, "student.drop: .* one must stay"),
+        ({"drop": (1,), "layers": 2}, "student.drop: .* leave student.layers null"),
+        ({"layers": 0}, "student.layers: 0 asked for"),
+        ({"rounds": 2, "drop": (1,)}, "student.rounds: "),
+        ({"rounds": 2, "widths": "global"}, "student.rounds: "),
+        ({"rounds": 3, **WHOLE}, "student.rounds: 3 rounds are more than there are sizes"),
+        ({"hidden": "auto"}, "student.parameters: give it together with sizes that are auto"),
+        ({"parameters": 0.5}, "student.parameters: give it together with sizes that are auto"),
+        ({"layers": "auto", "parameters": 0.01, **WHOLE}, "student.parameters: .* there can be"),
+        ({"kv_groups": 1, "heads": None, "head_residual": "paper"}, "student.head_residual: "),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        prune.check(Student(**asked), tiny_llama.config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
+    path = tmp_path / "plan.json"
+    for text in ("", "{}", '{"original": 3}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"plan: .* is not one"):
+            prune.check(Student(plan=str(path)), tiny_llama.config)
+    PrunePlan.everything(Shape(9, 9, 9, 9, 9)).save(path)
+    with pytest.raises(ConfigError, match="plan: it is for"):
+        prune.check(Student(plan=str(path)), tiny_llama.config)

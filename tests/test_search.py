@@ -1,0 +1,317 @@
+"""The search: the papers' models and candidates counted from their configs, and what a space leaves out and refuses."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from published import MODELS
+from transformers import AutoModelForCausalLM
+
+from lit_prune.config import Cell, ConfigError, Profile, Space, Student
+from lit_prune.evaluate.throughput import Speedup, Throughput
+from lit_prune.pruning import search
+from lit_prune.pruning.prune import make_plan
+from lit_prune.pruning.search import Candidate, candidates
+from lit_prune.pruning.shape import Shape, num_parameters, shape_of, target
+from lit_prune.settings import build, load_profile, override
+
+BILLION = 10**9
+
+# The papers, in billions; they print 15.6, 8.5, 8.27, 4.19 and 4.5, 4.5, 8.4. The further digits, here and below, are
+# of the matrices alone: the vectors of the norms are less than a thousandth of a billion.
+PARAMETERS = {
+    "Nemotron-4 15B": 15.628, "Nemotron-3 8B": 8.540, "MINITRON 8B": 8.271, "MINITRON 4B": 4.190,
+    "Llama-3.1-Minitron 4B width": 4.513, "Llama-3.1-Minitron 4B depth": 4.540, "MN-Minitron 8B": 8.414,
+}  # fmt: skip
+
+FACTORS = (2.5, 3, 3.5, 4)
+SPACE_8B = Space(
+    layers=(29, 30, 31, 32), heads=(32, 48), expansion=FACTORS, hidden=(4096, 4608, 5120, 5632, 6144),
+    least=7_800_000_000, most=8_500_000_000,
+)  # fmt: skip
+SPACE_4B = Space(
+    layers=(29, 30, 31, 32), heads=(24, 32, 48), expansion=FACTORS, hidden=(2560, 3072, 3584, 4096, 4608),
+    least=3_800_000_000, most=4_200_000_000,
+)  # fmt: skip
+
+# Minitron, Table 19: layers, heads, neurons, hidden; and their parameters in billions.
+CANDIDATES_8B = [
+    (32, 32, 12800, 5120, 8.493), (32, 32, 13824, 4608, 7.946), (32, 48, 11520, 4608, 7.871),
+    (32, 48, 16384, 4096, 8.271), (31, 32, 12800, 5120, 8.310), (31, 32, 16128, 4608, 8.430),
+    (31, 48, 13824, 4608, 8.357), (31, 48, 16384, 4096, 8.078), (30, 32, 12800, 5120, 8.126),
+    (30, 32, 16128, 4608, 8.234), (30, 48, 13824, 4608, 8.163), (30, 48, 16384, 4096, 7.885),
+    (29, 32, 12800, 5120, 7.943), (29, 32, 16128, 4608, 8.038), (29, 48, 13824, 4608, 7.970),
+]  # fmt: skip
+CANDIDATES_4B = [
+    (32, 24, 7680, 3072, 3.888), (32, 24, 9216, 3072, 4.190), (32, 32, 7680, 3072, 4.089),
+    (32, 32, 10240, 2560, 3.827), (32, 48, 8960, 2560, 3.953), (32, 48, 10240, 2560, 4.163),
+    (31, 24, 7680, 3072, 3.816), (31, 24, 9216, 3072, 4.108), (31, 32, 7680, 3072, 4.011),
+    (31, 48, 8960, 2560, 3.871), (31, 48, 10240, 2560, 4.074), (30, 24, 9216, 3072, 4.027),
+    (30, 32, 7680, 3072, 3.932), (30, 48, 10240, 2560, 3.985), (29, 24, 9216, 3072, 3.945),
+    (29, 32, 7680, 3072, 3.854), (29, 32, 9216, 3072, 4.127), (29, 48, 10240, 2560, 3.895),
+]  # fmt: skip
+
+
+def sizes(candidate: Candidate) -> tuple[int, int, int, int]:
+    shape = candidate.shape
+    return shape.layers, shape.heads, shape.neurons, shape.hidden
+
+
+def refused(config, space: Space) -> str:
+    with pytest.raises(ConfigError) as caught:
+        candidates(config, space)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# The papers
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_published_model_has_the_published_parameters(name):
+    with torch.device("meta"):
+        weights = list(AutoModelForCausalLM.from_config(MODELS[name]).parameters())
+    assert round(sum(w.numel() for w in weights if w.dim() == 2) / BILLION, 3) == PARAMETERS[name]
+    assert num_parameters(MODELS[name]) == sum(w.numel() for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("space", "published"), [(SPACE_8B, CANDIDATES_8B), (SPACE_4B, CANDIDATES_4B)], ids=["8B", "4B"]
+)
+def test_the_space_has_exactly_the_published_candidates(space, published):
+    found = candidates(MODELS["Nemotron-4 15B"], space)
+    assert [sizes(candidate) for candidate in found] == [row[:4] for row in published]
+    for candidate, row in zip(found, published, strict=True):
+        vectors = 2 * (2 * candidate.shape.layers + 1) * candidate.shape.hidden
+        assert round((candidate.parameters - vectors) / BILLION, 3) == row[4]
+        assert candidate.shape.kv_groups == 8
+
+
+def test_the_published_models_are_among_the_candidates():
+    for name, space in (("MINITRON 8B", SPACE_8B), ("MINITRON 4B", SPACE_4B)):
+        chosen = Candidate(shape_of(MODELS[name]), num_parameters(MODELS[name]))
+        assert chosen in candidates(MODELS["Nemotron-4 15B"], space)
+
+
+def test_the_window_decides():
+    wide = candidates(MODELS["Nemotron-4 15B"], replace(SPACE_8B, least=None, most=None))
+    assert len(wide) == 4 * 2 * 4 * 5
+    literal = candidates(MODELS["Nemotron-4 15B"], replace(SPACE_8B, least=7_600_000_000, most=8_400_000_000))
+    assert len(literal) == 18
+    assert len({sizes(c) for c in literal} & {row[:4] for row in CANDIDATES_8B}) == 13
+
+
+@pytest.mark.parametrize("asked", [{"layers": 16, "blocks": "tail_but_last"}, {"drop": tuple(range(15, 31))}])
+def test_dropping_the_published_layers_keeps_the_first_fifteen_and_the_last(asked):
+    student = Student(hidden=None, neurons=None, heads=None, **asked)
+    teacher = SimpleNamespace(config=MODELS["Llama-3.1 8B"])
+    plan = make_plan(teacher, student, lambda model, names: {})
+    assert [block.index + 1 for block in plan.blocks] == [*range(1, 16), 32]
+    assert plan.kept == shape_of(MODELS["Llama-3.1-Minitron 4B depth"])
+
+
+# Spaces: the teacher is a Llama of 3 blocks, 4 heads in 2 groups, 48 neurons, 32 hidden channels, 39,648 parameters
+
+
+@pytest.fixture
+def config(tiny_llama):
+    return tiny_llama.config
+
+
+def test_without_choices_there_is_the_teacher_alone(config):
+    whole = Candidate(Shape(layers=3, hidden=32, neurons=48, heads=4, kv_groups=2), 39_648)
+    assert candidates(config, Space()) == [whole]
+    assert candidates(config, Space(layers=(None,), heads=(None,), neurons=(None,), hidden=(None,))) == [whole]
+
+
+def test_parameters_are_those_counted_by_hand(config):
+    space = Space(layers=(2,), heads=(2,), neurons=(24,), hidden=(16,))
+    embeddings, norms = 2 * 256 * 16, 2 * 16
+    attention, mlp = 16 * 16 + 2 * 16 * 16 + 16 * 16, 3 * 16 * 24
+    by_hand = embeddings + 2 * (attention + mlp + norms) + 16
+    assert candidates(config, space) == [Candidate(Shape(2, 16, 24, 2, 2), by_hand)]
+
+
+def test_shapes_come_deepest_first_and_then_from_the_smallest(config):
+    axes = ((1, 3, 2), (4, 2), (48, 12, 24), (32, 16))
+    found = candidates(config, Space(*axes[:3], hidden=axes[3]))
+    expected = itertools.product((3, 2, 1), (2, 4), (12, 24, 48), (16, 32))
+    assert [sizes(candidate) for candidate in found] == list(expected)
+
+
+def test_a_combination_the_family_forbids_is_left_out(config):
+    found = candidates(config, Space(heads=(2, 4), hidden=(24, 30, 32)))
+    assert [(c.shape.heads, c.shape.hidden) for c in found] == [(2, 24), (2, 30), (2, 32), (4, 24), (4, 32)]
+
+
+def test_a_share_is_of_the_teacher_and_a_shape_comes_once(config):
+    found = candidates(config, Space(layers=(1, 1.0), neurons=(0.5, 24, 0.51), hidden=(0.75,)))
+    assert [sizes(candidate) for candidate in found] == [(3, 4, 24, 24), (1, 4, 24, 24)]
+
+
+def test_an_expansion_is_of_the_hidden_channels_of_the_same_shape(config):
+    found = candidates(config, Space(expansion=(1.5, 2), hidden=(16, 20, 32)))
+    assert [(c.shape.neurons, c.shape.hidden) for c in found] == [(24, 16), (30, 20), (32, 16), (40, 20), (48, 32)]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "layers"),
+    [
+        (None, None, [3, 2, 1]),
+        (31_904, None, [3, 2]),
+        (31_905, None, [3]),
+        (None, 31_904, [2, 1]),
+        (None, 31_903, [1]),
+        (0.75, 0.85, [2]),
+        (24_160, 0.805, [2, 1]),
+    ],
+)
+def test_the_bounds_are_counts_or_shares_and_belong_to_the_window(config, least, most, layers):
+    # 39,648, 31,904 (0.805 of them) and 24,160 parameters: 7,744 a block
+    found = candidates(config, Space(layers=(1, 2, 3), least=least, most=most))
+    assert [candidate.shape.layers for candidate in found] == layers
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "nearest"),
+    [
+        (
+            32_000, 39_000,
+            "31,904 (2 layers, 4 heads, 48 neurons, 32 hidden) and 39,648 (3 layers, 4 heads, 48 neurons, 32 hidden)",
+        ),
+        (None, 24_000, "24,160 (1 layers, 4 heads, 48 neurons, 32 hidden)"),
+        (40_000, 50_000, "39,648 (3 layers, 4 heads, 48 neurons, 32 hidden)"),
+    ],
+)  # fmt: skip
+def test_a_window_nobody_meets_names_the_nearest(config, least, most, nearest):
+    message = refused(config, Space(layers=(1, 2, 3), least=least, most=most))
+    assert message == f"search: no shape has {least or 0:,} to {most:,} parameters; the nearest have {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("space", "part"),
+    [
+        (Space(heads=(2, 3)), "search.heads: 3 is not heads in equal number in each of the KV groups"),
+        (Space(layers=(1, 2), hidden=(16, 33)), "search.hidden: 33 asked for, the teacher has 32"),
+        (Space(hidden=(31,), heads=(2, 4)), "search.hidden: 31 is not a multiple of the query heads"),
+        (Space(layers=(2, 0)), "search.layers: 0 asked for"),
+        (Space(neurons=(1.5,)), "search.neurons: a share lies in (0, 1]"),
+        (Space(expansion=(1, 2), hidden=(32,)), "search.expansion: 2 x 32 are 64 neurons, the teacher has 48"),
+        (Space(expansion=(0.0,)), "search.expansion: 0 x 32 are 0 neurons"),
+        (Space(expansion=(1,), neurons=(8,)), "either neurons or expansion"),
+        (Space(least=20_000, most=10_000), "least is 20,000 parameters and most 10,000"),
+        (Space(least=0), "search.least: 0 is neither a share"),
+        (Space(most=1.5), "search.most: 1.5 is neither a share"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(config, space, part):
+    assert part in refused(config, space)
+
+
+def test_a_candidate_makes_a_cell_of_its_shape_and_names_its_row(config):
+    space = Space(layers=(1, 3), heads=(2, 4), neurons=(0.25, 48), hidden=(16, 30))
+    found = candidates(config, space)
+    assert len(found) == 12
+    for candidate in found:
+        cell = override(Cell(), candidate.changes)
+        assert target(cell.student, config) == candidate.shape
+    assert found[-1].changes == {
+        "student.layers": 1, "student.heads": 4, "student.neurons": 48, "student.hidden": 16
+    }  # fmt: skip
+    assert found[-1].label == "1 layers, 4 heads, 48 neurons, 16 hidden"
+
+
+# Speed
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What was measured; a block of the student less counts as three times the speed more."""
+    calls = []
+
+    def fake(student, teacher, batch, block, repeats):
+        calls.append((shape_of(student.config), shape_of(teacher.config), batch, block, repeats))
+        times = 1 + 3 * (3 - student.config.num_hidden_layers)
+        return Speedup(Throughput(10.0 * times, 0.0), Throughput(10.0, 0.0))
+
+    monkeypatch.setattr(search, "speedup", fake)
+    return calls
+
+
+def test_candidates_as_fast_as_asked_stay_and_are_measured_once(tiny_llama, measured, tmp_path):
+    space = Space(layers=(1, 2, 3), hidden=(16,), speedup=4.0)
+    for _ in range(2):
+        fast = search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
+        assert [candidate.shape.layers for candidate in fast] == [2, 1]
+    whole = Shape(3, 32, 48, 4, 2)
+    assert [call[:4] for call in measured] == [(Shape(layers, 16, 48, 4, 2), whole, 2, 8) for layers in (3, 2, 1)]
+    slower = search.search(tiny_llama.config, replace(space, speedup=1.0), batch=2, block=8, speeds=tmp_path)
+    assert len(slower) == len(measured) == 3
+
+
+def test_another_batch_is_measured_anew(tiny_llama, measured, tmp_path):
+    space = Space(layers=(2, 3), speedup=1.0)
+    for batch in (2, 4):
+        search.search(tiny_llama.config, space, batch=batch, block=8, speeds=tmp_path)
+    assert [call[2] for call in measured] == [2, 2, 4, 4]
+
+
+def test_without_a_speed_nothing_is_measured(tiny_llama, measured, tmp_path):
+    space = Space(layers=(2, 3))
+    found = search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
+    assert (found, measured, list(tmp_path.iterdir())) == (candidates(tiny_llama.config, space), [], [])
+
+
+def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
+    message = "search.speedup: 5 asked for, the fastest shape has 4.00 (2 layers, 4 heads, 48 neurons, 32 hidden)"
+    with pytest.raises(ConfigError) as caught:
+        search.search(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), batch=2, block=8, speeds=tmp_path)
+    assert str(caught.value) == message
+
+
+# The profile
+
+
+def test_a_profile_may_hold_a_space():
+    plain = {
+        "cell": {},
+        "search": {"layers": [6, 0.5, None], "expansion": [2.5, 3], "hidden": [1.0], "least": 0.4, "most": 9_000},
+    }
+    space = Space(layers=(6, 0.5, None), expansion=(2.5, 3.0), hidden=(1.0,), least=0.4, most=9_000)
+    assert build(Profile, plain) == Profile(Cell(), search=space)
+    assert Profile(Cell()).search is None
+
+
+def profile(folder, text: str) -> str:
+    path = folder / "profile.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_profiles_space_is_read_beside_its_cell(tmp_path):
+    text = "seeds: 2\nsearch: {layers: [6, 0.5], heads: [4], most: 1_000}\nstudent: {hidden: null}\n"
+    space = Space(layers=(6, 0.5), heads=(4,), most=1000)
+    expected = Profile(override(Cell(), {"student.hidden": None}), seeds=2, search=space)
+    assert load_profile(profile(tmp_path, text)) == expected
+    assert load_profile(profile(tmp_path, "seeds: 2")).search is None
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("search: {layer: [6]}", "unknown field 'search.layer'; perhaps you meant 'search.layers'"),
+        ("search: {layers: [six]}", "search.layers.0: should be a valid integer or a valid number, not 'six'"),
+        ("search: {layers: [auto]}", "search.layers.0: should be a valid integer or a valid number, not 'auto'"),
+        ("search: {layers: 6}", "search.layers: should be a valid"),
+        ("search: {most: many}", "search.most: should be a valid integer or a valid number, not 'many'"),
+    ],
+)
+def test_a_wrong_space_is_refused_in_one_line(tmp_path, text, part):
+    with pytest.raises(ConfigError) as caught:
+        load_profile(profile(tmp_path, text))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
