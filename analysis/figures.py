@@ -1,4 +1,5 @@
-"""Figures of a table for a talk or a paper: learning curves of each row, and the final values of all.
+"""Figures of a table for a talk or a paper: final values, validation loss during the retraining, what the teacher's
+blocks are worth, and the learning curve of each row.
 
 python -m analysis.figures loss_ablation --profile quick --out figures
 """
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import tyro
@@ -18,7 +21,7 @@ from matplotlib.figure import Figure
 from lit_prune.config import ConfigError
 from lit_prune.grid import Table, entries
 from lit_prune.preflight import Pins
-from lit_prune.render import figures
+from lit_prune.render import depth, figures
 from lit_prune.report import Report, assemble
 from lit_prune.settings import load_profile
 from lit_prune.store import Store
@@ -47,25 +50,47 @@ def draw(table: Table, profile: str, store: Store, out: Path, format: str) -> li
         ConfigError: nothing of the table is done at this profile.
     """
     pins = Pins()
-    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, load_profile(profile))]
+    asked = load_profile(profile)
+    table = table.at(asked, store.root)
+    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, asked)]
     report = assemble(table, profile, {}, found, store)
     if not report.summary["n"].any():
         raise ConfigError(f"{table.name}: nothing is done at profile {profile} in {store.root}")
     out.mkdir(parents=True, exist_ok=True)
-    drawn = {"final": figures.final_values(report), **learning_curves(report)}
-    paths = {name: out / f"{table.name}-{profile}-{name}.{format}" for name in drawn}
-    for name, figure in drawn.items():
-        figure.savefig(paths[name])
-    return list(paths.values())
+    drawn = [*overviews(report).items(), *learning_curves(report).items()]
+    paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
+    for path, (_, figure) in zip(paths, drawn, strict=True):
+        figure.savefig(path)
+    return paths
+
+
+def overviews(report: Report) -> dict[str, Figure]:
+    """The figures of the table as a whole, those that there is something to draw of."""
+    drawn = {"final": figures.final_values(report)}
+    if not report.checks.empty:
+        drawn["checks"] = figures.check_curves(report.checks)
+    if report.blocks is not None:
+        drawn["blocks"] = depth.block_scores(report.blocks)
+        if report.blocks.spans is not None:
+            drawn["spans"] = depth.span_distances(report.blocks.spans)
+    return drawn
 
 
 def learning_curves(report: Report) -> dict[str, Figure]:
     """A figure for each row: its training loss over the steps, mean and range over the seeds."""
     rows = report.histories.groupby("row", sort=False)
     curves = {str(row): figures.curve_of(history, "loss") for row, history in rows}
-    return {
-        re.sub(r"[^A-Za-z]+", "-", row).strip("-").lower(): figures.panel(curve, None) for row, curve in curves.items()
-    }
+    return {row: figures.panel(curve, None) for row, curve in curves.items()}
+
+
+def _file_names(titles: Iterable[str]) -> list[str]:
+    """A name for each title of what a file's name may hold, numbered where two would be the same."""
+    names: list[str] = []
+    for title in titles:
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        numbered = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+        names.append(next(free for free in numbered if free not in names))
+    return names
 
 
 def main(argv: list[str] | None = None) -> int:

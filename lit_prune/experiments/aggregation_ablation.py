@@ -1,0 +1,71 @@
+"""Which aggregation of activations prunes widths best? Minitron, Table 13 and Figure 5."""
+
+import dataclasses
+from pathlib import Path
+
+from lit_prune.cli import main
+from lit_prune.config import Profile
+from lit_prune.grid import Changes, Claim, Table, axis
+
+SYMBOLS = {"l2": "L2", "mean": "mean", "var": "var"}
+BEST = "(L2, mean)"
+
+
+def label(point: Changes) -> str:
+    """The row's name in the paper: (batch, sequence)."""
+    pair = f"({SYMBOLS[point['student.batch']]}, {SYMBOLS[point['student.seq']]})"
+    return pair if "distill.steps" in point else f"{pair}, retrained"
+
+
+def with_second_text(table: Table, profile: Profile, store: Path) -> Table:
+    """The table with the profile's second text."""
+    return dataclasses.replace(table, base={"evaluation.second": profile.second_text})
+
+
+PAPER = {
+    "(L2, L2)": (8.73, 8.37),
+    BEST: (7.18, 7.23),
+    "(L2, var)": (8.18, 8.61),
+    "(mean, L2)": (8.41, 7.84),
+    "(mean, mean)": (7.21, 6.89),
+    "(mean, var)": (7.94, 8.29),
+    "(var, L2)": (9.01, 9.30),
+    "(var, mean)": (8.34, 8.72),
+    "(var, var)": (10.55, 11.14),
+}
+
+TABLE = Table(
+    name="aggregation_ablation",
+    question="Which aggregation of activations over batch and sequence picks the units a model can spare?",
+    source="Minitron (arXiv 2407.14679v2), Table 13; after retraining: Figure 5",
+    grid=axis("student.batch", *SYMBOLS) * axis("student.seq", "l2", "mean", "var") * axis("distill.steps", 0)
+    + axis("student.batch", "l2") * axis("student.seq", "mean", "l2"),
+    label=label,
+    baseline=BEST,
+    paper={row: {"lm_loss": ours, "second_lm_loss": second} for row, (ours, second) in PAPER.items()},
+    claims=(
+        *(Claim(BEST, row, "Table 13") for row in PAPER if row != BEST),
+        Claim("(mean, mean)", BEST, "Table 13, WikiText2 column", metric="second_lm_loss"),
+        Claim(f"{BEST}, retrained", "(L2, L2), retrained", "Figure 5, after 400 steps"),
+    ),
+    metrics=("lm_loss", "second_lm_loss"),
+    references={
+        "teacher": {
+            "distill.steps": 0,
+            "student.hidden": None,
+            "student.neurons": None,
+            "student.heads": None,
+        },
+    },
+    seeded=("seed", "importance.seed"),
+    for_profile=with_second_text,
+    caveats=(
+        "A seed draws other calibration sequences, and the order of the data where there is retraining.",
+        "The paper's second column is WikiText2, which its text calls a perplexity and its header a loss; ours is the "
+        "LM loss on the profile's second text.",
+        "The paper prunes 15B to 8B: compare the order of the rows, not their values.",
+    ),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

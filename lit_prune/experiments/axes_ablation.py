@@ -1,0 +1,70 @@
+"""Which axes to prune for a number of parameters? Minitron, Tables 1 and 10."""
+
+from lit_prune.cli import main
+from lit_prune.grid import Changes, Claim, Grid, Table
+
+ROWS: dict[str, Changes] = {
+    "depth + width": {
+        "student.layers": 0.875, "student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto",
+    },
+    "width": {"student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto"},
+    "MLP + attention": {"student.hidden": None, "student.neurons": "auto", "student.heads": "auto"},
+    "depth": {"student.layers": "auto", "student.hidden": None, "student.neurons": None, "student.heads": None},
+    "scratch": {
+        "student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto", "student.weights": "random",
+    },
+}  # fmt: skip
+
+
+def label(point: Changes) -> str:
+    """The axes that are pruned."""
+    return next(row for row, changes in ROWS.items() if changes == {k: v for k, v in point.items() if k in FIELDS})
+
+
+FIELDS = {field for changes in ROWS.values() for field in changes}
+
+TABLE = Table(
+    name="axes_ablation",
+    question="For a number of parameters, is it better to prune width, depth or both, and does retraining change it?",
+    source="Minitron (arXiv 2407.14679v2), Tables 1 and 10, Figure 6",
+    grid=Grid(tuple(ROWS.values())),
+    label=label,
+    baseline="width",
+    paper={
+        "depth + width": {"lm_loss": 2.062, "kd_loss_before": 5.35, "kd_loss": 0.38},
+        "width": {"lm_loss": 2.049, "kd_loss_before": 6.33, "kd_loss": 0.37},
+        "MLP + attention": {"lm_loss": 2.101, "kd_loss_before": 5.07, "kd_loss": 0.42},
+        "depth": {"lm_loss": 2.155, "kd_loss_before": 8.35, "kd_loss": 0.49},
+        "scratch": {"lm_loss": 3.953, "kd_loss_before": 12.27, "kd_loss": 2.34},
+    },
+    claims=(
+        Claim("width", "depth + width", "Tables 1 and 10"),
+        Claim("width", "MLP + attention", "Table 1"),
+        Claim("width", "depth", "Tables 1 and 10"),
+        Claim("depth", "scratch", "Table 1"),
+        Claim("MLP + attention", "width", "Table 1, before retraining", metric="kd_loss_before"),
+        Claim("depth + width", "width", "Table 1 and Figure 6, before retraining", metric="kd_loss_before"),
+        Claim("width", "depth", "Table 1, before retraining", metric="kd_loss_before"),
+    ),
+    metrics=("lm_loss", "kd_loss_before", "kd_loss", "parameters"),
+    references={
+        "teacher": {
+            "distill.steps": 0,
+            "student.hidden": None,
+            "student.neurons": None,
+            "student.heads": None,
+            "student.parameters": None,
+        },
+    },
+    base={"student.parameters": 0.62, "student.block_criterion": "perplexity", "evaluation.checks": 5},
+    seeded=("seed", "importance.seed"),
+    caveats=(
+        "A seed draws other calibration sequences, another order of the data, and the weights of the row from scratch.",
+        "Parameters are as near to each other as the family's shapes allow; the paper's are not equal either (7.74B "
+        "width, 7.91B depth + width, 9.39B depth).",
+        "The paper's models are 15B and 8B: compare the order of the rows, not their values.",
+    ),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

@@ -1,0 +1,33 @@
+"""Does adding the difference to pruned heads back to kept ones help? Minitron, section 2.3."""
+
+from lit_prune.cli import main
+from lit_prune.grid import Claim, Table, axis
+
+ROWS = {"off": "off", "paper": "as printed", "opposite": "opposite sign"}
+
+TABLE = Table(
+    name="residual_ablation",
+    question="Does adding the difference to pruned heads back to the weakest kept ones help?",
+    source="Minitron (arXiv 2407.14679v2), section 2.3",
+    grid=axis("student.head_residual", *ROWS),
+    label=lambda point: ROWS[point["student.head_residual"]],
+    baseline="off",
+    paper={},
+    claims=(
+        Claim("as printed", "off", "section 2.3: a boost to accuracy"),
+        Claim("as printed", "off", "section 2.3, before retraining", metric="lm_loss_before"),
+    ),
+    metrics=("lm_loss", "lm_loss_before"),
+    references={"teacher": {"distill.steps": 0, "student.heads": None}},
+    base={"student.hidden": None, "student.neurons": None, "evaluation.checks": 2},
+    seeded=("seed", "importance.seed"),
+    caveats=(
+        "A seed draws other calibration sequences and another order of the data.",
+        "The paper prints head_i + (head_i - head_j) and no number; LaCo, which it likens it to, has the opposite "
+        "sign, with which a kept head takes the place of the pruned one. Only query weights are merged, within KV "
+        "groups.",
+    ),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

@@ -1,0 +1,49 @@
+"""Every table by its real command, at a scale of seconds: each row is computed, and the report says all it has."""
+
+import importlib
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from test_architecture import TABLES
+
+from lit_prune.settings import profiles_folder
+
+TINY = {
+    "seeds": 1,
+    "importance": {"samples": 8, "block": 32},
+    "distill": {"block": 32, "batch": 2, "steps": 6, "optim": {"lr": 1e-3, "warmup": 2}},
+    "evaluation": {"blocks": 4, "block": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """quick, made tiny."""
+    plain = yaml.safe_load((profiles_folder() / "quick.yaml").read_text())
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**plain, **TINY}))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"loss_ablation"}))
+def test_a_table_comes_whole_from_one_command(name, profile, tmp_path):
+    command = [sys.executable, "-m", f"lit_prune.experiments.{name}", "--profile", str(profile), "--wandb", "disabled"]
+    said = subprocess.run([*command, "--store", str(tmp_path)], capture_output=True, text=True, timeout=600)
+    assert said.returncode == 0, said.stdout + said.stderr
+    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE
+    (path,) = tmp_path.glob(f"reports/{name}/tiny/results.csv")
+    frame = pd.read_csv(path)
+    assert (frame["state"] == "done").all()
+    assert frame[list(table.metrics)].notna().all(axis=None)
+    assert set(table.paper) <= set(frame["row"])
+    assert "teacher" in set(frame["row"])
+    students = frame[~frame["reference"]]
+    if "parameters" in frame:
+        assert (students["parameters"] < frame.loc[frame["row"] == "teacher", "parameters"].item()).all()
+    checked = any(path.endswith("checks") for path in table.base)
+    assert bool(list(tmp_path.glob("cell/*/checks.csv"))) == checked
+    assert ("against that at the end" in said.stdout) == checked
