@@ -280,7 +280,9 @@ class Profile:
     cell: Cell
     """The base cell."""
     seeds: int = 3
-    """Seeds of every row."""
+    """Seeds of every row that is retrained."""
+    draws: int = 3
+    """Seeds of every row that is not, where a seed is a draw of calibration sequences: they cost little."""
     second_text: Corpus = Corpus(source="readmes", heldout=0.45)
     """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
     search: Space | None = None

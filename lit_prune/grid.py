@@ -47,16 +47,25 @@ def seeds(count: int, paths: tuple[str, ...] = ("seed",)) -> Grid:
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering the paper states: row `better` has the lower metric than row `worse`."""
+    """An ordering the paper states: row `better` has the lower metric than row `worse`; or that the two are alike."""
 
     better: str
     worse: str
     source: str
     metric: str | None = None
     """The metric it is about; None is the table's first."""
+    within: float | None = None
+    """The paper finds the two alike: they differ by less than this, either way."""
+
+    @property
+    def relation(self) -> str:
+        """The two rows and what is said of them."""
+        if self.within is None:
+            return f"{self.better} < {self.worse}"
+        return f"{self.better} = {self.worse} within {self.within:g}"
 
     def __str__(self) -> str:
-        return f"{self.better} < {self.worse}" + (f" ({self.metric})" if self.metric else "")
+        return self.relation + (f" ({self.metric})" if self.metric else "")
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ def entries(
     found = [
         Entry(row, number, override(base, point | seed), point | seed)
         for row, point in rows
-        for number, seed in enumerate(seeds(profile.seeds if num_seeds is None else num_seeds, table.seeded))
+        for number, seed in enumerate(seeds(num_seeds or seeds_of(override(base, point), profile), table.seeded))
     ]
     wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
     found = _only(found, wanted)
@@ -179,6 +188,11 @@ def entries(
     ]
     _refuse_twins(found)
     return found
+
+
+def seeds_of(cell: Cell, profile: Profile) -> int:
+    """How often a profile measures the row of a cell."""
+    return profile.seeds if cell.distill.steps else profile.draws
 
 
 def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -198,7 +198,7 @@ def load_profile(name: str) -> Profile:
     plain = _read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    own = {name: plain.pop(name) for name in ("seeds", "second_text", "search") if name in plain}
+    own = {name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search") if name in plain}
     cell = override(Cell(), dict(_flatten(plain)))
     return override(Profile(cell), dict(_flatten(own)))
 

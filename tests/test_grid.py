@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,32 @@ def test_every_row_has_every_seed_and_the_cell_of_its_point():
 
 def test_the_number_of_seeds_can_be_asked_for():
     assert rows(entries(table(), PROFILE, num_seeds=1)) == [(loss, 0) for loss in LOSSES]
+
+
+def test_rows_that_are_not_retrained_take_the_profiles_draws():
+    zero_shot = table(
+        grid=axis("student.seq", "mean") * axis("distill.steps", 0) + axis("student.seq", "mean"),
+        label=lambda point: "before" if "distill.steps" in point else "after", baseline="before", paper={}, claims=(),
+    )  # fmt: skip
+    profile = Profile(Cell(), seeds=2, draws=3)
+    assert rows(entries(zero_shot, profile)) == [
+        ("before", 0),
+        ("before", 1),
+        ("before", 2),
+        ("after", 0),
+        ("after", 1),
+    ]
+    assert rows(entries(zero_shot, profile, num_seeds=1)) == [("before", 0), ("after", 0)]
+
+
+def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
+    def doubled(table, profile, store):
+        grid = axis("distill.steps", profile.seeds, profile.seeds + 1)
+        return dataclasses.replace(table, grid=grid, label=lambda point: str(point["distill.steps"]), baseline="2")
+
+    open_table = table(grid=Grid(()), baseline="", paper={}, claims=(), for_profile=doubled)
+    assert [entry.row for entry in entries(open_table.at(PROFILE, tmp_path), PROFILE, num_seeds=1)] == ["2", "3"]
+    assert table().at(PROFILE, tmp_path).name == "toy"
 
 
 def test_references_come_last_once_as_the_baseline_with_their_changes():

@@ -13,6 +13,7 @@ from lit_prune.settings import profiles_folder
 
 TINY = {
     "seeds": 1,
+    "draws": 1,
     "importance": {"samples": 8, "block": 32},
     "distill": {"block": 32, "batch": 2, "steps": 6, "optim": {"lr": 1e-3, "warmup": 2}},
     "evaluation": {"blocks": 4, "block": 32},

@@ -83,12 +83,12 @@ def _cosines(states: Sequence[Tensor]) -> Tensor:
     Products are taken in the states' own precision: in float64 they would cost three times as much.
     """
     x = torch.stack(list(states), 1)
-    products = double(x @ x.mT)
-    squares = products.diagonal(dim1=1, dim2=2)
+    products = x @ x.mT
+    squares = double(products.diagonal(dim1=1, dim2=2))
     first, last = torch.triu_indices(len(states), len(states), 1, device=products.device)
     # The root of a product is exact where both are the same: a block that changes nothing is at no distance.
     norms = (squares[:, first] * squares[:, last]).sqrt()
-    return products[:, first, last] / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    return double(products[:, first, last]) / norms.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _angles(cosines: Tensor) -> Tensor:

@@ -122,7 +122,8 @@ def load_model(location: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    import lit_prune.models.heterogeneous  # noqa: F401  (models whose blocks differ in width)
+    if load_config(location).is_heterogeneous:
+        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
 
     return _loaded(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-import lit_prune.models.heterogeneous  # noqa: F401  (builds the blocks of models whose blocks differ in width)
 from lit_prune.config import ConfigError
 from lit_prune.models.anatomy import Anatomy, anatomy_of, head_dim_of
 from lit_prune.pruning.plan import Merge, PrunePlan
@@ -75,6 +74,9 @@ def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tenso
 
 
 def _slice(model: Any, plan: PrunePlan) -> Any:
+    if not plan.uniform:
+        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
+
     with no_init_weights():
         student = AutoModelForCausalLM.from_config(
             smaller_config(model.config, plan),

@@ -17,7 +17,7 @@ from lit_prune.config import Cell, ConfigError, Teacher
 from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
 from lit_prune.report.checks import flips, ranks, read_checks
-from lit_prune.report.paired import Agreement, agree, compare, holm, spread
+from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
 from lit_prune.settings import plain_of
 from lit_prune.store import Node, Store
 
@@ -170,11 +170,17 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
 
     It holds where the difference is below 0 and fails where it is above, p < 0.05 after Holm's correction
-    over the claims; else it is undecided, always so with fewer than two seeds. The interval is not corrected.
+    over the claims; else it is undecided, always so with fewer than two seeds. The interval is not corrected. A claim
+    that two rows are alike holds where the difference is within its bounds and fails where it is beyond.
     """
     metrics = [table.metric_of(claim) for claim in table.claims]
     values = {metric: _by_seed(tidy, metric) for metric in metrics}
-    pairs = [vars(compare(values[m], c.better, c.worse)) for m, c in zip(metrics, table.claims, strict=True)]
+    pairs = [
+        vars(
+            compare(values[m], c.better, c.worse) if c.within is None else alike(values[m], c.better, c.worse, c.within)
+        )
+        for m, c in zip(metrics, table.claims, strict=True)
+    ]
     verdicts = pd.DataFrame(pairs, columns=["difference", "low", "high", "p", "n"])
     verdicts.insert(0, "claim", [str(claim) for claim in table.claims])
     verdicts.insert(1, "metric", metrics)
@@ -182,8 +188,12 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     verdicts.insert(3, "verdict", "undecided")
     verdicts["p"] = holm(verdicts["p"].astype(float))
     decided = verdicts["p"] < 0.05
-    verdicts.loc[decided & (verdicts["difference"] < 0), "verdict"] = "holds"
-    verdicts.loc[decided & (verdicts["difference"] > 0), "verdict"] = "fails"
+    true = [
+        d < 0 if claim.within is None else abs(d) <= claim.within
+        for d, claim in zip(verdicts["difference"], table.claims, strict=True)
+    ]
+    verdicts.loc[decided, "verdict"] = "fails"
+    verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"
     return verdicts
 
 

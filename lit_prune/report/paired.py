@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,20 @@ def compare(values: pd.DataFrame, row: str, other: str) -> Paired:
     test = stats.ttest_rel(pair[:, 0], pair[:, 1])
     low, high = test.confidence_interval()
     return Paired(mean, float(low), float(high), float(test.pvalue), len(pair))
+
+
+def alike(values: pd.DataFrame, row: str, other: str, within: float) -> Paired:
+    """As `compare`, with the p of two one-sided paired t-tests: that the difference is less than `within` either way,
+    where its mean is, and else that it is more."""
+    found = compare(values, row, other)
+    if np.isnan(found.p):
+        return found
+    pair = values.reindex(columns=[row, other]).dropna().to_numpy(float)
+    differences = pair[:, 0] - pair[:, 1]
+    less = stats.ttest_1samp(differences, within, alternative="less").pvalue
+    more = stats.ttest_1samp(differences, -within, alternative="greater").pvalue
+    p = max(less, more) if abs(found.difference) <= within else 2 * (1 - max(less, more))
+    return replace(found, p=min(1.0, float(p)))
 
 
 def holm(p: pd.Series) -> pd.Series:
