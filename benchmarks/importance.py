@@ -3,8 +3,8 @@
     python -m benchmarks.importance [--threads 1] [--repeats 7] [--json FILE]
 
 A model of the shipped teacher's shape with random weights: only cost is measured. What is compared takes turns in one
-process, and a ratio is the median over rounds of the ratio within a round, so that neighbours on the machine disturb
-both sides alike. Peak memory is read in a process of its own each.
+process; seconds are the processor's, and a ratio is the median over rounds of the ratio within a round, so that
+neighbours on the machine disturb both sides alike. Peak memory is read in a process of its own each (Linux).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -48,7 +47,7 @@ class Timing:
 
     what: str
     seconds: float
-    """Median."""
+    """Median of CPU time."""
     seconds_iqr: tuple[float, float]
     ratio: float
     """Median over rounds of this way's time by that of the first."""
@@ -76,18 +75,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file to write everything to")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    load = platform.uname()
-    print(f"{load.machine}, {load.system}; torch {torch.__version__}, {asked.threads} threads; {_data(asked)}\n")
-    found: dict[str, Any] = {"asked": {k: v for k, v in vars(asked).items() if k != "json"}, "torch": torch.__version__}
-
+    machine = f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {asked.threads} threads"
+    data = f"{asked.sequences} sequences of {asked.tokens} tokens, {asked.batch} at once; {asked.repeats} rounds"
+    print(f"{machine}; {data}\n")
+    found: dict[str, Any] = {"machine": machine, "data": data}
     found["forward"] = timings = compare(forward_passes(asked), asked.repeats)
     print_timings("one pass over the calibration set", timings)
-    found["memory"] = peaks = [peak_memory(what, asked) for what in FORWARD]
-    print_peaks(peaks)
+    if sys.platform == "linux":
+        found["memory"] = peaks = [peak_memory(what, asked) for what in FORWARD]
+        print_peaks(peaks)
     for depth in asked.blocks:
         ways, evaluations = removals(depth, asked)
-        found[f"removals of {depth}"] = timings = compare(ways, asked.repeats)
-        found[f"evaluations at {depth}"] = evaluations
+        timings = compare(ways, asked.repeats)
+        found[f"removals, {depth} blocks"] = {"timings": timings, "evaluations": evaluations}
         print_timings(f"loss without each of {depth} blocks", timings, evaluations)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1, default=asdict) + "\n")
@@ -172,9 +172,9 @@ def compare(ways: dict[str, Callable[[], None]], repeats: int) -> list[Timing]:
     seconds: dict[str, list[float]] = {what: [] for what in ways}
     for _ in range(repeats):
         for what, way in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             way()
-            seconds[what].append(time.perf_counter() - start)
+            seconds[what].append(time.process_time() - start)
     first = next(iter(seconds.values()))
     timings = []
     for what, times in seconds.items():
@@ -192,14 +192,21 @@ def peak_memory(what: str, asked: argparse.Namespace) -> Peak:
 def _peak_here(what: str, asked: argparse.Namespace) -> Peak:
     torch.set_num_threads(asked.threads)
     model, data = teacher(), batches(asked)
-    before = _high_water()
+    forward(model, [data[0][:1, :8]], ())  # what is loaded on first use is no part of a pass
+    before = _reset_peak()
     forward(model, data, FORWARD[what])
-    return Peak(what, before, _high_water())
+    return Peak(what, before, _resident("VmHWM"))
 
 
-def _high_water() -> float:
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def _reset_peak() -> float:
+    """Forget the most memory this process has held so far; what it holds now, in MiB (Linux only)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _resident(which: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(which))
 
 
 def _iqr(values: list[float]) -> tuple[float, float]:
@@ -209,14 +216,10 @@ def _iqr(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def _data(asked: argparse.Namespace) -> str:
-    return f"{asked.sequences} sequences of {asked.tokens} tokens, {asked.batch} at once; {asked.repeats} rounds"
-
-
 def print_timings(title: str, timings: list[Timing], evaluations: dict[str, int] | None = None) -> None:
     """A Markdown table of timings."""
     counts = " evaluations of a block |" if evaluations else ""
-    print(f"| {title} | seconds (IQR) | ratio (IQR) |{counts}\n|---|---|---|{'---|' if evaluations else ''}")
+    print(f"| {title} | CPU seconds (IQR) | ratio (IQR) |{counts}\n|---|---|---|{'---|' if evaluations else ''}")
     for t in timings:
         count = f" {evaluations[t.what]} |" if evaluations else ""
         seconds = f"{t.seconds:.3f} ({t.seconds_iqr[0]:.3f} to {t.seconds_iqr[1]:.3f})"

@@ -170,7 +170,7 @@ def entries(
     rows = [(table.label(point), point) for point in table.grid]
     for name, value in _pairs(also):
         point = {**at_baseline, _full_path(name, axes): value}
-        row = table.label(point)
+        row = _label_of(table, point)
         rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
     found = [
         Entry(row, number, override(base, point | seed), point | seed)
@@ -188,6 +188,14 @@ def entries(
     ]
     _refuse_twins(found)
     return found
+
+
+def _label_of(table: Table, point: Changes) -> str:
+    """The row of a point the table may not have a name for; then that of the baseline."""
+    try:
+        return table.label(point)
+    except (KeyError, StopIteration):
+        return table.baseline
 
 
 def seeds_of(cell: Cell, profile: Profile) -> int:

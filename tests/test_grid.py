@@ -149,6 +149,15 @@ def test_the_number_of_seeds_can_be_asked_for():
     assert rows(entries(table(), PROFILE, num_seeds=1)) == [(loss, 0) for loss in LOSSES]
 
 
+@pytest.mark.parametrize("label", [{"kld": "KLD", "mse": "MSE", "cosine": "Cosine"}.__getitem__, lambda loss: next(
+    name for name in LOSSES if name == loss
+)])  # fmt: skip
+def test_a_row_the_table_has_no_name_for_is_the_baseline_and_what_is_changed(label):
+    named = table(label=lambda point: label(point["distill.logit_loss"]), paper={}, claims=(), baseline=label("kld"))
+    found = entries(named, PROFILE, num_seeds=1, also=[("logit_loss", "reverse_kld")])
+    assert found[-1].row == f"{label('kld')}, logit_loss=reverse_kld"
+
+
 def test_rows_that_are_not_retrained_take_the_profiles_draws():
     zero_shot = table(
         grid=axis("student.seq", "mean") * axis("distill.steps", 0) + axis("student.seq", "mean"),

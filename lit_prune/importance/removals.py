@@ -18,6 +18,10 @@ from lit_prune.importance.passes import Pass, check_finite, stream
 from lit_prune.importance.residual import ResidualStream
 
 _LOGITS_AT_ONCE = 2**26
+"""Logits that may be in memory."""
+
+_LOGITS_IN_CACHE = 2**18
+"""Logits a processor takes the softmax of at once: few enough to stay in its cache between the steps."""
 
 
 def removal_losses(
@@ -36,7 +40,11 @@ def removal_losses(
 def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Nats of every next token, 0 where there is none to predict: [batch, seq, vocab] -> float32 [batch * seq]."""
     successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-    return F.cross_entropy(logits.flatten(0, 1).float(), successors, ignore_index=IGNORED, reduction="none")
+    size = len(successors) if logits.is_cuda else max(1, _LOGITS_IN_CACHE // logits.shape[-1])
+    parts = zip(logits.flatten(0, 1).split(size), successors.split(size), strict=True)
+    return torch.cat(
+        [F.cross_entropy(ours.float(), ids, ignore_index=IGNORED, reduction="none") for ours, ids in parts]
+    )
 
 
 class Removals(Pass):
