@@ -62,16 +62,19 @@ def test_a_block_that_changes_nothing_is_at_no_distance_and_goes_first(tiny_llam
             block.self_attn.o_proj.weight.zero_()
             block.mlp.down_proj.weight.zero_()
     evidence = evidence_of(tiny_llama, ids, tmp_path, ["distances", "removals"])
-    for matrix in evidence.statistics["distances"].values():
-        assert matrix[1:, 0].tolist() == [0, 0]
-        assert matrix[1, 1] == 0
-        assert matrix[0, 0] == matrix[0, 1] == matrix[0, 2] > 0.01
+    # In float32 the cosine of a state with itself may be off by its last digit, of which arccos makes 3e-4.
+    for name, most in (("influence", 1e-6), ("angular_all", 2e-4), ("angular_last", 1e-7)):
+        matrix = evidence.statistics["distances"][name]
+        assert [matrix[1, 0], matrix[2, 0], matrix[1, 1]] == pytest.approx([0, 0, 0], abs=most)
+        assert matrix[0].tolist() == pytest.approx([matrix[0, 0].item()] * 3, abs=most)
+        assert matrix[0, 0] > 0.01
     losses = evidence.statistics["removals"]
     assert losses["loss"][1] == losses["loss"][2] == losses["whole"] != losses["loss"][0]
     for name in ("influence", "angular", "angular_all"):
         scores = criteria[name].score(evidence, Student())
         assert scores["block"][0].argmax() == 0
-        assert [span.argmin().item() for span in scores["span"]] == [1, 1, 0]
+        assert scores["span"][0].argmax() == 0
+        assert scores["span"][1].argmin() == 1
 
 
 def test_a_depth_criterion_reads_its_distance(tiny_llama, ids, tmp_path):

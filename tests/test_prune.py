@@ -1,51 +1,26 @@
 """From a student's section to a plan: which evidence is asked for, rounds, and what is refused before any compute."""
 
+import measured
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 
 from lit_prune.config import ConfigError, Student
-from lit_prune.data.calibration import CalibrationData
-from lit_prune.execution import Execution
-from lit_prune.importance.calibrate import measure
-from lit_prune.importance.criteria import Evidence
-from lit_prune.importance.removals import removal_losses
 from lit_prune.pruning import prune, surgery
 from lit_prune.pruning.plan import PrunePlan
 from lit_prune.pruning.prune import evidence_names, first_units, make_plan
 from lit_prune.pruning.shape import Shape, shape_of, target, way_to
 
-CPU = Execution(accelerator="cpu")
 IDS = torch.randint(0, 256, (8, 24), generator=torch.Generator().manual_seed(3))
 WHOLE = {"hidden": None, "neurons": None, "heads": None}
-
-
-class Sequences(CalibrationData):
-    """Calibration data of given sequences."""
-
-    def __init__(self, ids):
-        super(CalibrationData, self).__init__()
-        self.ids = ids
-
-    def predict_dataloader(self):
-        return DataLoader([{"input_ids": row, "labels": row} for row in self.ids], batch_size=4)
 
 
 @pytest.fixture
 def evidence_of(tmp_path):
     """A real calibration pass over random tokens; `asked` remembers what of which width was measured."""
-    data = Sequences(IDS)
 
     def evidence(model, names):
         evidence.asked.append((model.config.hidden_size, set(names)))
-        files = {name: tmp_path / f"{len(evidence.asked)} {name}.safetensors" for name in names}
-        if files:
-            measure(model, data, files, CPU, lambda seen: None)
-        return Evidence(
-            model=model, statistics={name: load_file(path) for name, path in files.items()}, count=8, seed=0,
-            removal_losses=lambda length: removal_losses(model, data, length, CPU, lambda seen: None),
-        )  # fmt: skip
+        return measured.evidence_of(model, IDS, tmp_path / str(len(evidence.asked)), names)
 
     evidence.asked = []
     return evidence

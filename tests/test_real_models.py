@@ -1,17 +1,13 @@
 """Two real pretrained Llamas: what importance picks is worth more than what chance picks, on every axis."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.utils.data import DataLoader
+from measured import evidence_of
 
 from lit_prune.config import Student
-from lit_prune.data.calibration import CalibrationData
-from lit_prune.execution import Execution
-from lit_prune.importance.calibrate import measure
-from lit_prune.importance.criteria import Evidence
 from lit_prune.models.teacher import load_model, load_tokenizer
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import evidence_names, make_plan
@@ -32,17 +28,6 @@ BEATEN_ONCE = {("stories260K-hf", "heads 50 %")}
 SEEDS = range(5)
 
 
-class Sequences(CalibrationData):
-    """Calibration data of given sequences."""
-
-    def __init__(self, ids):
-        super(CalibrationData, self).__init__()
-        self.ids = ids
-
-    def predict_dataloader(self):
-        return DataLoader([{"input_ids": row, "labels": row} for row in self.ids], batch_size=16)
-
-
 def sequences(tokenizer, texts):
     """The texts one after the other, in sequences of 128."""
     ids = torch.tensor([i for text in texts for i in tokenizer(text)["input_ids"]])
@@ -56,20 +41,14 @@ def real(request, shared, tmp_path_factory):
     texts = [story["text"] if isinstance(story, dict) else story for story in stories]
     location = str(shared / "models" / request.param)
     model, tokenizer = load_model(location), load_tokenizer(location)
-    path = tmp_path_factory.mktemp("evidence") / "importance.safetensors"
     calibration = sequences(tokenizer, texts[100:300])
-    measure(model, Sequences(calibration), {"importance": path}, Execution(accelerator="cpu"), lambda seen: None)
-    statistics = {"importance": load_file(path)}
-
-    def evidence(seed):
-        return Evidence(model, statistics, len(calibration), seed, lambda length: torch.empty(0))
-
+    evidence = evidence_of(model, calibration, tmp_path_factory.mktemp("evidence"), ["importance"], batch=16)
     return request.param, model, sequences(tokenizer, texts[:50]), evidence
 
 
 def loss_after(student, seed, real):
     _, model, ids, evidence = real
-    plan = make_plan(model, student, lambda model, names: evidence(seed))
+    plan = make_plan(model, student, lambda model, names: replace(evidence, seed=seed))
     with torch.no_grad():
         return surgery.apply(model, plan)(ids, labels=ids).loss.item()
 
