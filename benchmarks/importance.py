@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_prune.config import Pretraining
 from lit_prune.importance.calibrate import READERS, Calibrator
-from lit_prune.importance.removals import Removals, next_token_losses
+from lit_prune.importance.removals import Removals, next_token_losses, sequences_at_once
 from lit_prune.models.anatomy import blocks_of
 
 FORWARD: dict[str, tuple[str, ...]] = {
@@ -145,13 +145,14 @@ def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, Callable[
 
 @torch.inference_mode()
 def naive(model: Any, data: list[Tensor]) -> None:
-    """A pass of the smaller model for each block left out."""
+    """A pass of the smaller model for each block left out, in the same portions."""
     blocks = blocks_of(model)
     try:
         for i in range(len(blocks)):
             model.model.layers = nn.ModuleList(blocks[:i] + blocks[i + 1 :])
-            for ids in data:
-                next_token_losses(model(input_ids=ids, use_cache=False).logits, ids).double().sum()
+            for batch in data:
+                for ids in batch.split(sequences_at_once(batch, model.config.vocab_size)):
+                    next_token_losses(model(input_ids=ids, use_cache=False).logits, ids).double().sum()
     finally:
         model.model.layers = nn.ModuleList(blocks)
 

@@ -194,7 +194,7 @@ def _label_of(table: Table, point: Changes) -> str:
     """The row of a point the table may not have a name for; then that of the baseline."""
     try:
         return table.label(point)
-    except (KeyError, StopIteration):
+    except (KeyError, StopIteration, TypeError):
         return table.baseline
 
 

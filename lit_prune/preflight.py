@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError
+from lit_prune.config import Cell, ConfigError, Corpus
 from lit_prune.data import corpus
 from lit_prune.models import teacher as teachers
 
@@ -25,7 +25,7 @@ class Pins:
         """
         evaluation = cell.evaluation
         if evaluation.second is not None:
-            evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, corpus.pin))
+            evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
         return dataclasses.replace(
             cell,
             corpus=self._once(cell.corpus, corpus.pin),
@@ -38,6 +38,13 @@ class Pins:
         if section not in self._known:
             self._known[section] = pin(section)
         return self._known[section]
+
+
+def _pin_second(text: Corpus) -> Corpus:
+    try:
+        return corpus.pin(text)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("corpus.", "evaluation.second.", 1)) from None
 
 
 NAMED = (
@@ -81,6 +88,9 @@ def check_models(cell: Cell) -> None:
 
     config = teacher_config(cell)
     distill = cell.distill
+    if cell.student.model is not None and cell.student.weights == "random":
+        raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
+    check_positions(cell, config)
     if cell.student.model is None:
         prune.check(cell.student, config)
         num_blocks, student_config = prune.num_blocks(cell.student, config), config
@@ -97,6 +107,22 @@ def check_models(cell: Cell) -> None:
         raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
     if not (distill.w_clm or distill.w_logits or distill.alpha):
         raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+
+
+def check_positions(cell: Cell, config: Any) -> None:
+    """See that no sequence is longer than a table of learned positions.
+
+    Raises:
+        ConfigError: one is.
+    """
+    from lit_prune.models.anatomy import anatomy_of
+
+    learned = any("positions" in name or "wpe" in name for name in anatomy_of(config).axes)
+    for name in ("importance", "distill", "evaluation"):
+        block = getattr(cell, name).block
+        if learned and block > config.max_position_embeddings:
+            most = config.max_position_embeddings
+            raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
 
 
 def check_sizes(cell: Cell) -> None:
@@ -165,5 +191,6 @@ def teacher_config(cell: Cell) -> Any:
         from lit_prune.pretrain import config_of
 
         return config_of(cell.teacher.pretraining)
-    assert cell.teacher.model is not None
+    if cell.teacher.model is None:
+        raise ConfigError("teacher: give either model or pretraining, and set the other to null")
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from lit_prune.address import key
-from lit_prune.config import Cell
+from lit_prune.config import Cell, ConfigError
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
@@ -61,7 +61,11 @@ class Runner:
                 checked.add(question)
 
     def run(self, entries: Iterable[Entry]) -> int:
-        """Compute the missing cells; one that fails is remembered and the others go on. Returns how many failed."""
+        """Compute the missing cells; one that fails is remembered and the others go on. Returns how many failed.
+
+        Raises:
+            ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
+        """
         entries, failed = list(entries), 0
         self.students.expect(entry.cell for entry in entries)
         for entry in entries:
@@ -71,6 +75,8 @@ class Runner:
                 self.cell(entry)
             except Busy as busy:
                 self.bar.say(str(busy))
+            except ConfigError:
+                raise  # the request itself is wrong, which the next row would say again
             except Exception as error:
                 failed += 1
                 message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

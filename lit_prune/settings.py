@@ -200,7 +200,11 @@ def load_profile(name: str) -> Profile:
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
     own = {name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search") if name in plain}
     cell = override(Cell(), dict(_flatten(plain)))
-    return override(Profile(cell), dict(_flatten(own)))
+    profile = override(Profile(cell), dict(_flatten(own)))
+    for name in ("seeds", "draws"):
+        if getattr(profile, name) < 1:
+            raise ConfigError(f"{path}: {name}: {getattr(profile, name)} asked for, at least 1 is needed")
+    return profile
 
 
 def _flatten(plain: Mapping[str, Any], prefix: str = "") -> Any:

@@ -21,7 +21,7 @@ from lit_prune.importance.removals import removal_losses
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import teacher_config
 from lit_prune.pruning import surgery
-from lit_prune.pruning.prune import evidence_names, first_units, make_plan
+from lit_prune.pruning.prune import evidence_names, first_units, load_plan, make_plan
 from lit_prune.pruning.shape import target
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ class Students:
 
     def new(self, cell: Cell) -> Any:
         """A student of the shape asked for with random weights: training from scratch."""
-        config = teacher_config(cell)
+        config, student = teacher_config(cell), cell.student
+        plan = load_plan(student) if student.plan else first_units(config, target(student, config))
+        smaller = surgery.smaller_config(config, plan)
         torch.manual_seed(cell.seed)
-        smaller = surgery.smaller_config(config, first_units(config, target(cell.student, config)))
         return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
 
     def evidence(self, cell: Cell, teacher: Any, names: frozenset[str]) -> Evidence:

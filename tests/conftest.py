@@ -12,7 +12,8 @@ os.environ.update(
 )
 
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("there is no folder `shared` with real data and models beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """A table's `main` takes over the signals of the process it is in."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

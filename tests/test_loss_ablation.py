@@ -22,15 +22,6 @@ SETTINGS = [word for path, value in SMALL.items() for word in ("--set", f"{path}
 COMMAND = [sys.executable, "-m", "lit_prune.experiments.loss_ablation", *SETTINGS]
 
 
-@pytest.fixture(autouse=True)
-def _handlers():
-    """`main` takes over the signals of the process it is in."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def command(*words, store, **how):
     return subprocess.run([*COMMAND, *words, "--store", str(store)], capture_output=True, text=True, timeout=600, **how)
 

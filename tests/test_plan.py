@@ -259,7 +259,7 @@ def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
         (LLAMA, {"hidden": 0.0}, r"student.hidden: a share lies in \(0, 1\], not 0.0"),
         (LLAMA, {"heads": -0.5}, r"student.heads: a share lies in \(0, 1\], not -0.5"),
         (LLAMA, {"kv_groups": 3}, "student.kv_groups: 3 asked for, the teacher has 2"),
-        (LLAMA, {"kv_groups": 1, "heads": 4}, "student.heads: 4 asked for, the teacher has 3"),
+        (LLAMA, {"kv_groups": 1, "heads": 4}, "student.heads: 4 asked for, 1 of the teacher's KV groups have 3"),
         (MHA, {"kv_groups": 3}, "student.kv_groups: every head of this teacher has its own"),
         (LLAMA, {"drop": (3,)}, "student.drop: there is no block 3; there are 0 to 2"),
         (LLAMA, {"drop": (1, 1)}, "student.drop: each block may come once, and one must stay"),

@@ -1,5 +1,7 @@
 """From a student's section to a plan: which evidence is asked for, rounds, and what is refused before any compute."""
 
+from dataclasses import replace
+
 import measured
 import pytest
 import torch
@@ -146,6 +148,11 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
         ({"parameters": 0.5}, "student.parameters: give it together with sizes that are auto"),
         ({"layers": "auto", "parameters": 0.01, **WHOLE}, "student.parameters: .* there can be"),
         ({"kv_groups": 1, "heads": None, "head_residual": "paper"}, "student.head_residual: "),
+        ({"kv_groups": "auto"}, "student.kv_groups: a count, a share or null"),
+        ({"kv_groups": 1, "heads": 3}, "student.heads: 3 asked for, 1 of the teacher's KV groups have 2"),
+        ({"rounds": 10**9}, "student.rounds: 1000000000 rounds are more than"),
+        ({"weights": "random", "widths": "global"}, "student.widths: has no effect where student.weights is given"),
+        ({"plan": "nowhere.json", "drop": (1,)}, "student.drop: has no effect where student.plan is given"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, message):
@@ -154,9 +161,24 @@ def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, message):
     assert "\n" not in str(caught.value)
 
 
+def test_blocks_with_as_many_heads_in_other_groups_can_be_cut(tiny_llama):
+    whole = PrunePlan.everything(shape_of(tiny_llama.config))
+    kept = ((0, 2), (2, 3), (0, 2))
+    plan = replace(whole, blocks=tuple(replace(b, heads=h) for b, h in zip(whole.blocks, kept, strict=True)))
+    with torch.no_grad():
+        sliced, masked = (surgery.apply(tiny_llama, plan, mode)(IDS).logits for mode in ("slice", "mask"))
+    torch.testing.assert_close(sliced, masked, rtol=0, atol=1e-5)
+
+
 def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
     path = tmp_path / "plan.json"
-    for text in ("", "{}", '{"original": 3}'):
+    whole = PrunePlan.everything(shape_of(tiny_llama.config))
+    whole.save(path)
+    good = path.read_text()
+    prune.check(Student(plan=str(path)), tiny_llama.config)
+    floats, unknown = good.replace('"hidden": 32', '"hidden": 32.0'), good.replace('"heads":', '"mergs": [], "heads":')
+    assert good not in (floats, unknown)
+    for text in ("", "{}", '{"original": 3}', "[" * 100_000, floats, unknown):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"plan: .* is not one"):
             prune.check(Student(plan=str(path)), tiny_llama.config)

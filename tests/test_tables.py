@@ -9,6 +9,7 @@ import pytest
 import yaml
 from test_architecture import TABLES
 
+from lit_prune.cli import main
 from lit_prune.settings import profiles_folder
 
 TINY = {
@@ -48,3 +49,22 @@ def test_a_table_comes_whole_from_one_command(name, profile, tmp_path):
     checked = any(path.endswith("checks") for path in table.base)
     assert bool(list(tmp_path.glob("cell/*/checks.csv"))) == checked
     assert ("against that at the end" in said.stdout) == checked
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"student.weights": "random", "student.model": "python-3.1M"}, "student.weights: random goes with a shape"),
+        ({"evaluation.second.source": "nowhere-at-all.txt"}, "evaluation.second.source: "),
+        ({"student.kv_groups": "auto"}, "student.kv_groups: a count, a share or null"),
+        ({"evaluation.checks": 1000}, "evaluation.checks: 1000 asked for in 50 steps"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_nothing_is_written(settings, message, tmp_path, capsys):
+    words = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+    table = importlib.import_module("lit_prune.experiments.residual_ablation").TABLE
+    store = tmp_path / "store"
+    assert main(table, ["--dry-run", "--store", str(store), "--wandb", "disabled", *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert message in line
+    assert not list(store.glob("cell/*"))

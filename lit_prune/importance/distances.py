@@ -42,7 +42,8 @@ class Distances:
     def add(self, states: list[Tensor]) -> None:
         """Take in the L + 1 states [batch, seq, hidden] of one forward pass."""
         batch, seq, hidden = states[0].shape
-        tokens = [state.flatten(0, 1).float() for state in states]
+        precise = double if states[0].is_cuda else Tensor.float  # a GPU might take float32 products in TF32
+        tokens = [precise(state.flatten(0, 1)) for state in states]
         size = max(1, _ENTRIES_AT_ONCE // (len(states) * hidden))
         for parts in zip(*(state.split(size) for state in tokens), strict=True):
             cosines = _cosines(parts)
@@ -85,10 +86,16 @@ def _cosines(states: Sequence[Tensor]) -> Tensor:
     x = torch.stack(list(states), 1)
     products = x @ x.mT
     squares = double(products.diagonal(dim1=1, dim2=2))
-    first, last = torch.triu_indices(len(states), len(states), 1, device=products.device)
+    first, last = torch.triu_indices(len(states), len(states), 1, device=x.device)
+    pairs = first * len(states) + last
     # The root of a product is exact where both are the same: a block that changes nothing is at no distance.
-    norms = (squares[:, first] * squares[:, last]).sqrt()
-    return double(products[:, first, last]) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    norms = _select(squares[:, :, None] * squares[:, None], pairs).sqrt()
+    return double(_select(products, pairs)) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _select(matrices: Tensor, pairs: Tensor) -> Tensor:
+    """Entries of [tokens, n, n] by row * n + column: seven times as fast on the CPU as by row and column."""
+    return matrices.flatten(1).index_select(1, pairs.to(matrices.device))
 
 
 def _angles(cosines: Tensor) -> Tensor:

@@ -17,8 +17,12 @@ from lit_prune.importance.aggregate import double
 from lit_prune.importance.passes import Pass, check_finite, stream
 from lit_prune.importance.residual import ResidualStream
 
-_LOGITS_AT_ONCE = 2**26
-"""Logits that may be in memory."""
+_LOGITS_AT_ONCE = 2**22
+"""Logits that may be in a computer's memory: few enough that the next ones get the same place (Linux gives larger ones
+back at once, and to ask for them again took a fifth of the processor's time)."""
+
+_LOGITS_AT_ONCE_ON_GPU = 2**27
+"""Logits that may be in a GPU's memory."""
 
 _LOGITS_IN_CACHE = 2**18
 """Logits a processor takes the softmax of at once: few enough to stay in its cache between the steps."""
@@ -35,6 +39,12 @@ def removal_losses(
     removals = Removals(model, length, tell)
     stream(removals, data, execution)
     return removals.found()["removals"]["loss"]
+
+
+def sequences_at_once(ids: Tensor, vocab_size: int) -> int:
+    """As many sequences of a batch [batch, seq] as there is room for the logits of."""
+    room = _LOGITS_AT_ONCE_ON_GPU if ids.is_cuda else _LOGITS_AT_ONCE
+    return max(1, room // (ids.shape[1] * vocab_size))
 
 
 def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,7 +72,7 @@ class Removals(Pass):
 
     def read(self, batch: dict[str, Tensor]) -> None:
         """Read one batch {`input_ids`, `labels`: int64 [batch, seq]}, as many sequences at once as logits allow."""
-        size = max(1, _LOGITS_AT_ONCE // (batch["input_ids"].shape[1] * self.model.config.vocab_size))
+        size = sequences_at_once(batch["input_ids"], self.model.config.vocab_size)
         for ids, labels in zip(batch["input_ids"].split(size), batch["labels"].split(size), strict=True):
             with self.residual.reading() as states:
                 found = [self._loss(ids, labels)]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Merge(NamedTuple):
 class BlockPlan:
     """One block that stays, and what stays of it."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     index: int
     """Its place in the original model."""
     neurons: Indices
@@ -48,6 +50,8 @@ class BlockPlan:
 @dataclass(frozen=True)
 class PrunePlan:
     """The units to keep, in ascending order."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     original: Shape
     """Shape of the model the indices refer to."""
@@ -193,17 +197,18 @@ class PrunePlan:
         Raises:
             ConfigError: the file is not a plan.
         """
+        import pydantic
+
         try:
-            plain = json.loads(path.read_text())
-            blocks = (
-                BlockPlan(
-                    b["index"], tuple(b["neurons"]), tuple(b["heads"]), tuple(Merge(*m) for m in b.get("merges", ()))
-                )
-                for b in plain["blocks"]
-            )
-            return PrunePlan(Shape(**plain["original"]), tuple(plain["hidden"]), tuple(blocks))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"plan: {path} is not one ({type(error).__name__}: {error})") from None
+            plan = pydantic.TypeAdapter(PrunePlan).validate_json(path.read_bytes(), strict=True)
+        except OSError as error:
+            raise ConfigError(f"plan: {path} is not one ({error.strerror})") from None
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"plan: {path} is not one ({where + ': ' if where else ''}{first['msg']})") from None
+        assert isinstance(plan, PrunePlan)
+        return plan
 
 
 def _all(count: int) -> Indices:

@@ -37,19 +37,37 @@ def check(student: Student, config: Any) -> None:
             other, a plan that does not fit.
     """
     if student.plan:
+        _check_alone(student, "plan", _WITH_PLAN)
         load_plan(student).check(config)
+        surgery.smaller_config(config, load_plan(student))
         return
+    if student.weights == "random":
+        _check_alone(student, "weights", ("widths", "head_residual"))
     if student.rounds > 1 and (student.drop or student.widths != "uniform" or student.head_residual != "off"):
         raise ConfigError("student.rounds: more than one goes with neither drop, widths=global nor head_residual")
     way = way_to(student, config)
     for name, axes in _axes_by_criterion(student, shape_of(config), way[-1]).items():
         check_axes(name, axes)
+    surgery.smaller_config(config, first_units(config, way[-1]))
     if student.head_residual == "off":
         return
     if way[-1].kv_groups < shape_of(config).kv_groups < shape_of(config).heads:
         raise ConfigError("student.head_residual: merges heads within KV groups, so all groups must be kept")
     if anatomy_of(config).query is None:
         raise ConfigError(f"student.head_residual: {config.model_type} keeps queries, keys and values in one matrix")
+
+
+_WITH_PLAN = ("layers", "kv_groups", "parameters", "drop", "rounds", "widths", "head_residual")
+
+
+def _check_alone(student: Student, field: str, others: tuple[str, ...]) -> None:
+    """See that nothing is asked for that a field would leave without effect."""
+    for other in others:
+        if getattr(student, other) != getattr(_DEFAULT, other):
+            raise ConfigError(f"student.{other}: has no effect where student.{field} is given; leave it as it is")
+
+
+_DEFAULT = Student()
 
 
 def num_blocks(student: Student, config: Any) -> int:

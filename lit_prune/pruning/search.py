@@ -18,7 +18,7 @@ from lit_prune.evaluate.throughput import random_model, speedup
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import first_units
 from lit_prune.pruning.shape import Shape, parameter_counter, shape_of, target
-from lit_prune.store import Node, environment
+from lit_prune.store import Node, Store, environment
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def search(config: Any, space: Space, *, batch: int, block: int, speeds: Path) -
     Raises:
         ConfigError: as `candidates`; none is fast enough.
     """
+    if space.speedup is not None and space.speedup <= 0:
+        raise ConfigError(f"search.speedup: {space.speedup:g} asked for, it is above 0")
     found = candidates(config, space)
     if space.speedup is None:
         return found
@@ -76,7 +78,7 @@ def search(config: Any, space: Space, *, batch: int, block: int, speeds: Path) -
     node = Node(speeds / digest([config.model_type, dataclasses.asdict(shape_of(config)), labels, batch, block]))
     ratios = node.result
     if ratios is None:
-        node.folder.mkdir(parents=True, exist_ok=True)
+        Store(speeds).check_writable(node.folder)
         ratios = node.finish(_speeds(found, random_model(config), batch, block), **environment())
     fast = [candidate for candidate in found if ratios[candidate.label] >= space.speedup]
     if not fast:

@@ -35,11 +35,11 @@ def shape_of(config: Any) -> Shape:
     """
     if getattr(config, "is_heterogeneous", False):
         raise ConfigError("teacher.model: its blocks differ in width; prune the model it came from instead")
-    heads = config.num_attention_heads
+    anatomy, heads = anatomy_of(config), config.num_attention_heads
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        neurons=getattr(config, anatomy_of(config).neurons, None) or 4 * config.hidden_size,
+        neurons=getattr(config, anatomy.neurons, None) or 4 * config.hidden_size,
         heads=heads,
         kv_groups=getattr(config, "num_key_value_heads", None) or heads,
     )
@@ -84,11 +84,14 @@ def way_to(student: Student, config: Any) -> list[Shape]:
         ConfigError: as `target`, or rounds that would do nothing.
     """
     whole, final = shape_of(config), target(student, config)
+    sizes = ("layers", "hidden", "neurons", "heads", "kv_groups")
+    if student.rounds > max(1, *(getattr(whole, name) - getattr(final, name) for name in sizes)):
+        raise ConfigError(f"student.rounds: {student.rounds} rounds are more than there are sizes on the way")
     way = []
     for i in range(1, student.rounds):
         shares = {
             name: (have - (have - keep) * i / student.rounds) / have
-            for name in ("layers", "hidden", "neurons", "heads", "kv_groups")
+            for name in sizes
             for have, keep in ((getattr(whole, name), getattr(final, name)),)
             if keep < have and not (name == "kv_groups" and have == whole.heads)  # there they go with their heads
         }
@@ -147,11 +150,15 @@ def _heads(student: Student, whole: Shape) -> tuple[int, int]:
             raise ConfigError("student.kv_groups: every head of this teacher has its own; set student.heads instead")
         heads = _units("student.heads", student.heads, whole.heads, 1, "")
         return heads, heads
+    if student.kv_groups == "auto":
+        raise ConfigError("student.kv_groups: a count, a share or null; auto is for layers, hidden, neurons and heads")
     groups = _units("student.kv_groups", student.kv_groups, whole.kv_groups, 1, "")
     most = whole.heads // whole.kv_groups * groups
     size = most if student.heads is None else student.heads
     if isinstance(size, float):
         size = min(most, max(groups, round(size * whole.heads / groups) * groups)) if 0 < size <= 1 else size
+    if isinstance(size, int) and most < size <= whole.heads:
+        raise ConfigError(f"student.heads: {size} asked for, {groups} of the teacher's KV groups have {most}")
     why = "heads in equal number in each of the KV groups"
     return _units("student.heads", size, most, groups, why), groups
 
@@ -193,9 +200,10 @@ def parameter_counter(config: Any) -> Callable[[Shape], int]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    anatomy = anatomy_of(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    whole, anatomy = shape_of(config), anatomy_of(config)
+    whole = shape_of(config)
     first = f"{anatomy.blocks}.0."
     dims = [
         (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(p.shape, axes, strict=True)])

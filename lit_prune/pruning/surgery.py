@@ -115,7 +115,8 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
         setattr(smaller, name, [values[block.index] for block in plan.blocks])
     try:
         if not plan.uniform:
-            if len({len(block.heads) for block in plan.blocks}) > 1:  # some configs check the heads of the whole model
+            # Some configs check the heads of the whole model.
+            if any(len(block.heads) != kept.heads for block in plan.blocks):
                 smaller.allow_global_per_layer_attribute_access = True
             smaller.per_layer_config = {
                 place: _widths(smaller, anatomy, shape.neurons, shape.heads, shape.kv_groups)
