@@ -137,7 +137,7 @@ def check_sizes(cell: Cell) -> None:
         ("distill.block", distill.block, 2),
         ("distill.steps", distill.steps, 0),
         ("importance.samples", importance.samples, 1),
-        ("importance.block", importance.block, 1),
+        ("importance.block", importance.block, 2),
         ("evaluation.blocks", evaluation.blocks, 1),
         ("evaluation.block", evaluation.block, 2),
         ("evaluation.checks", evaluation.checks, 0),
