@@ -22,7 +22,7 @@ from lit_prune.models import teacher as teachers
 from lit_prune.preflight import teacher_config
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import evidence_names, first_units, load_plan, make_plan
-from lit_prune.pruning.shape import target
+from lit_prune.pruning.target import target
 
 if TYPE_CHECKING:
     from lit_prune.runner import Runner

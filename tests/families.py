@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_prune.models.anatomy import FAMILIES
+from lit_prune.models.shape import Shape, shape_of
 from lit_prune.pruning.plan import BlockPlan, PrunePlan
-from lit_prune.pruning.shape import Shape, shape_of
 
 HEAD_DIM = 4
 COMMON = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
+from lit_prune.models.shape import Shape, parameter_counter, shape_of
 from lit_prune.pruning.allocate import block_allocators, hidden_channels, residual_merges, width_allocators
 from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
-from lit_prune.pruning.shape import Shape, parameter_counter, shape_of
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 10, "num_hidden_layers": 4, "num_attention_heads": 6,

@@ -21,9 +21,9 @@ from transformers import (
 from lit_prune.config import ConfigError, Distill
 from lit_prune.distill.states import StateReader, pairs_of
 from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import BlockPlan, PrunePlan
-from lit_prune.pruning.shape import shape_of
 
 SUPPORTED = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "nemotron", "phi", "phi3", "olmo2",

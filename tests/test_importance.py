@@ -16,7 +16,7 @@ from lit_prune.importance.calibrate import READERS, Calibrator, measure
 from lit_prune.importance.criteria import DEPTH, WIDTH, Criterion, Evidence, check_axes, criteria, criterion
 from lit_prune.models import anatomy
 from lit_prune.models.anatomy import anatomy_of, parts_of
-from lit_prune.pruning.shape import shape_of
+from lit_prune.models.shape import shape_of
 
 SEQUENCE = {
     "mean": lambda x: x.abs().mean(1),

@@ -9,9 +9,10 @@ from families import CASES, config_of, logits, model_of, plan_for
 from transformers import LlamaConfig, Qwen2Config
 
 from lit_prune.config import ConfigError, Student
+from lit_prune.models.shape import Shape, num_parameters, parameter_counter, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
-from lit_prune.pruning.shape import Shape, num_parameters, parameter_counter, shape_of, target
+from lit_prune.pruning.target import target
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6,

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from lit_prune.config import ConfigError, Student
+from lit_prune.models.shape import Shape, shape_of
 from lit_prune.pruning import prune, surgery
 from lit_prune.pruning.plan import PrunePlan
 from lit_prune.pruning.prune import evidence_names, first_units, make_plan
-from lit_prune.pruning.shape import Shape, shape_of, target, way_to
+from lit_prune.pruning.target import target, way_to
 
 IDS = torch.randint(0, 256, (8, 24), generator=torch.Generator().manual_seed(3))
 WHOLE = {"hidden": None, "neurons": None, "heads": None}

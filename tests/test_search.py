@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from lit_prune.config import Cell, ConfigError, Profile, Space, Student
 from lit_prune.evaluate.throughput import Speedup, Throughput
+from lit_prune.models.shape import Shape, num_parameters, shape_of
 from lit_prune.pruning import search
 from lit_prune.pruning.prune import make_plan
 from lit_prune.pruning.search import Candidate, candidates
-from lit_prune.pruning.shape import Shape, num_parameters, shape_of, target
+from lit_prune.pruning.target import target
 from lit_prune.settings import build, load_profile, override
 
 BILLION = 10**9

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from lit_prune.config import ConfigError
 from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of
-from lit_prune.models.heterogeneous import pad_to_uniform
+from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
+from lit_prune.pruning.pad import pad_to_uniform
 from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
-from lit_prune.pruning.shape import shape_of
 
 ROUNDS_TO_FLOAT32 = 1e-5
 """Tolerance where norms compute in float32 whatever the model is in: all RMS norms of transformers do."""

@@ -19,7 +19,7 @@ from lit_prune.config import EVIDENCE, ConfigError, Student, unknown
 from lit_prune.importance.aggregate import aggregate
 from lit_prune.importance.units import unit_sums
 from lit_prune.models.anatomy import blocks_of, head_dim_of
-from lit_prune.pruning.shape import shape_of
+from lit_prune.models.shape import shape_of
 from lit_prune.registry import Registry
 
 WIDTH = ("neuron", "head", "hidden")

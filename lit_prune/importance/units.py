@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_prune.importance.aggregate import double
 from lit_prune.models.anatomy import Axes, anatomy_of, parts_of
-from lit_prune.pruning.shape import Shape, shape_of
+from lit_prune.models.shape import Shape, shape_of
 
 Worth = Callable[[str, Tensor], Tensor]
 """(name of a parameter, its weights) -> a number for each of them, in the same shape."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lit_prune.importance.criteria import Scores
+from lit_prune.models.shape import Shape, parameter_counter, shape_of
 from lit_prune.pruning.plan import BlockPlan, Indices, Merge
-from lit_prune.pruning.shape import Shape, parameter_counter, shape_of
 from lit_prune.registry import Registry
 
 Choose = Callable[[Scores, int, int], Indices]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_prune.config import ConfigError
 from lit_prune.models.anatomy import Anatomy, Axes, Axis, anatomy_of, head_dim_of, parts_of
-from lit_prune.pruning.shape import Shape, shape_of
+from lit_prune.models.shape import Shape, shape_of
 
 Indices = tuple[int, ...]
 

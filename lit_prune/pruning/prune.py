@@ -9,10 +9,11 @@ from typing import Any
 from lit_prune.config import ConfigError, Student, expand
 from lit_prune.importance.criteria import Evidence, Scores, check_axes, criteria
 from lit_prune.models.anatomy import anatomy_of
+from lit_prune.models.shape import Shape, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.allocate import block_allocators, hidden_channels, residual_merges, width_allocators
 from lit_prune.pruning.plan import BlockPlan, Indices, PrunePlan
-from lit_prune.pruning.shape import Shape, shape_of, target, way_to
+from lit_prune.pruning.target import target, way_to
 
 Measure = Callable[[Any, frozenset[str]], Evidence]
 """(model, names of evidence) -> the evidence."""

@@ -15,9 +15,10 @@ from typing import Any
 from lit_prune.address import digest
 from lit_prune.config import ConfigError, Space, Student
 from lit_prune.evaluate.throughput import random_model, speedup
+from lit_prune.models.shape import Shape, parameter_counter, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import first_units
-from lit_prune.pruning.shape import Shape, parameter_counter, shape_of, target
+from lit_prune.pruning.target import target
 from lit_prune.store import Node, Store, environment
 
 

@@ -1,0 +1,85 @@
+"""The shape of a model and the parameters it has, from its Hugging Face config alone: no weight is made."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lit_prune.config import ConfigError
+from lit_prune.models.anatomy import anatomy_of, parts_of
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of units: blocks, hidden channels; neurons, query heads and KV groups of each block."""
+
+    layers: int
+    hidden: int
+    neurons: int
+    heads: int
+    kv_groups: int
+
+    def units(self, axis: str) -> int:
+        """Units of an axis of the anatomy."""
+        return {"hidden": self.hidden, "neuron": self.neurons, "head": self.heads, "kv_group": self.kv_groups}[axis]
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape of a Hugging Face config.
+
+    Raises:
+        ConfigError: its blocks differ in width.
+    """
+    if getattr(config, "is_heterogeneous", False):
+        raise ConfigError("teacher.model: its blocks differ in width; prune the model it came from instead")
+    anatomy, heads = anatomy_of(config), config.num_attention_heads
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        neurons=getattr(config, anatomy.neurons, None) or 4 * config.hidden_size,
+        heads=heads,
+        kv_groups=getattr(config, "num_key_value_heads", None) or heads,
+    )
+
+
+def parameter_counter(config: Any) -> Callable[[Shape], int]:
+    """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    anatomy = anatomy_of(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    whole = shape_of(config)
+    first = f"{anatomy.blocks}.0."
+    dims = [
+        (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(p.shape, axes, strict=True)])
+        for name, p in model.named_parameters()
+        if name.startswith(first) or not name.startswith(f"{anatomy.blocks}.")
+        for axes in (anatomy.axes_of(name),)
+    ]
+
+    def count(shape: Shape) -> int:
+        return sum(
+            (shape.layers if in_block else 1) * math.prod(growth(shape) for growth in growths)
+            for in_block, growths in dims
+        )
+
+    return count
+
+
+def _growth(size: int, axis: Any, whole: Shape) -> Callable[[Shape], int]:
+    """The size of a dimension as a function of the shape."""
+    parts = parts_of(axis)
+    if not parts:
+        return lambda shape: size
+    entries = size // sum(map(whole.units, parts))
+    return lambda shape: entries * sum(map(shape.units, parts))
+
+
+def num_parameters(config: Any) -> int:
+    """Parameters of the model a Hugging Face config describes; no weight is made."""
+    return parameter_counter(config)(shape_of(config))

@@ -1,0 +1,74 @@
+"""A model whose blocks differ in width, filled up with zeros to one whose blocks are all alike."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from lit_prune.models.anatomy import anatomy_of, blocks_of
+from lit_prune.models.shape import Shape, shape_of
+from lit_prune.pruning.plan import BlockPlan, PrunePlan
+
+
+def pad_to_uniform(model: Any) -> Any:
+    """The same function with all blocks as wide as the widest: a model that stock transformers loads.
+
+    Neurons, the query heads of a KV group and KV groups are filled up with zeros, and norms over all heads are made to
+    see none of it.
+    """
+    if not model.config.is_heterogeneous:
+        return copy.deepcopy(model)
+    config = copy.deepcopy(model.config)
+    config.per_layer_config = None
+    vars(config).pop("allow_global_per_layer_attribute_access", None)
+    with no_init_weights():
+        padded = AutoModelForCausalLM.from_config(
+            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    padded.load_state_dict(_padded_weights(model, padded))
+    padded.tie_weights()  # not done while weights are not initialised
+    _correct_wide_norms(model, padded)
+    padded.generation_config = copy.deepcopy(model.generation_config)
+    return padded.to(model.device).eval()
+
+
+def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
+    """The model's weights, each where the plan that cuts this model from the padded one would take it from."""
+    anatomy, whole, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
+    blocks = [_block_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
+    plan = PrunePlan(whole, tuple(range(whole.hidden)), tuple(blocks))
+    weights = {}
+    for name, weight in model.state_dict().items():
+        index, _ = anatomy.block_of(name)
+        block = None if index is None else blocks[index]
+        for dim, entries in plan.entries(anatomy.axes_of(name), sizes[name].shape, block).items():
+            shape = list(weight.shape)
+            shape[dim] = sizes[name].shape[dim]
+            weight = weight.new_zeros(shape).index_copy(dim, entries.to(weight.device), weight)
+        weights[name] = weight
+    return weights
+
+
+def _block_in(whole: Shape, shape: Shape, index: int) -> BlockPlan:
+    """The place of a narrow block in a wide one."""
+    size, most = shape.heads // shape.kv_groups, whole.heads // whole.kv_groups
+    heads = (group * most + i for group in range(shape.kv_groups) for i in range(size))
+    return BlockPlan(index, tuple(range(shape.neurons)), tuple(heads))
+
+
+def _correct_wide_norms(model: Any, padded: Any) -> None:
+    """Let norms over all heads divide by the mean square they had without the zeros."""
+    for ours, theirs in zip(blocks_of(model), blocks_of(padded), strict=True):
+        for norm, linear in anatomy_of(model.config).wide_norms.items():
+            narrow: Any = ours.get_submodule(norm)
+            wide: Any = theirs.get_submodule(norm)
+            growth = (wide.weight.numel() / narrow.weight.numel()) ** 0.5
+            with torch.no_grad():
+                wide.weight.div_(growth)
+                for parameter in theirs.get_submodule(linear).parameters():
+                    parameter.mul_(growth)
