@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -21,12 +22,21 @@ _SHARE = 0.5
 """Of the memory that is free, what the students of a cohort may take; the rest is for activations."""
 
 
-def cohorts(entries: Iterable[Entry], execution: Execution) -> list[list[Entry]]:
-    """The entries in groups, in the order of each group's first; one that shares nothing is a group of its own."""
+@dataclass(frozen=True)
+class Cohort:
+    """Cells that are computed in turns."""
+
+    entries: list[Entry]
+    cut: bool = False
+    """Whether other cohorts, for which there was no room, need the same of the teacher."""
+
+
+def cohorts(entries: Iterable[Entry], execution: Execution) -> list[Cohort]:
+    """The entries in the order of each cohort's first; one that shares nothing is a cohort of its own."""
     groups: dict[Any, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(_shared(entry.cell, execution) or entry.key, []).append(entry)
-    return [part for group in groups.values() for part in _parts(group, execution)]
+    return [cohort for group in groups.values() for cohort in _parts(group, execution)]
 
 
 def _shared(cell: Cell, execution: Execution) -> Any:
@@ -37,13 +47,13 @@ def _shared(cell: Cell, execution: Execution) -> Any:
     return cell.teacher, cell.corpus, cell.seed, distill.block, distill.batch, distill.precision
 
 
-def _parts(group: list[Entry], execution: Execution) -> list[list[Entry]]:
+def _parts(group: list[Entry], execution: Execution) -> list[Cohort]:
     if len(group) == 1:
-        return [group]
+        return [Cohort(group)]
     # A student is no larger than its teacher, and need not exist yet.
     student = _BYTES * num_parameters(teacher_config(group[0].cell))
     size = max(1, int(_SHARE * _free_memory(execution)) // student)
-    return [group[i : i + size] for i in range(0, len(group), size)]
+    return [Cohort(group[i : i + size], cut=size < len(group)) for i in range(0, len(group), size)]
 
 
 def _free_memory(execution: Execution) -> int:

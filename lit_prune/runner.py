@@ -78,10 +78,11 @@ class Runner:
         self.students.expect(entry.cell for entry in entries)
         failed = 0
         for cohort in cohorts(entries, self.execution):
-            self.teachings.forget()
-            if len(cohort) > 1:
-                self._prepare(cohort)
-            failed += sum(in_turns(functools.partial(self._attempt, entry, len(cohort)) for entry in cohort))
+            self.teachings.begin(cohort)
+            together = len(cohort.entries)
+            if together > 1:
+                self._prepare(cohort.entries)
+            failed += sum(in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries))
         return failed
 
     def _prepare(self, cohort: list[Entry]) -> None:

@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.address import canonical
+from lit_prune.cohort import Cohort
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.cache import Cache, CachedTeaching, bytes_of, read_cache, write_cache
@@ -23,17 +24,22 @@ class Teachings:
     def __init__(self, runner: Runner) -> None:
         self.runner, self.store = runner, runner.store
         self._teaching: Teaching | None = None
+        self._cached = False
 
-    def forget(self) -> None:
-        """What comes next reads other data, so that nothing shown so far is of use."""
+    def begin(self, cohort: Cohort) -> None:
+        """Teach other cells, for whose data nothing shown so far is of use.
+
+        Where memory cuts the cells that share a teacher into several cohorts, what it shows is kept on disk.
+        """
         self._teaching = None
+        self._cached = cohort.cut or self.runner.execution.teacher_cache
 
     def of(self, cell: Cell) -> Teaching | CachedTeaching | None:
         """The teacher of a cell's retraining; None where its objective needs none."""
         distill = cell.distill
         if not (distill.w_logits or distill.alpha):
             return None
-        if self.runner.execution.teacher_cache and not distill.alpha:
+        if self._cached and not distill.alpha:
             return CachedTeaching(self.runner.load(self.runner.teacher(cell)), self._cache(cell))
         if self._teaching is None:
             self._teaching = Teaching(self.runner.load(self.runner.teacher(cell)))
