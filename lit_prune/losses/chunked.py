@@ -172,6 +172,11 @@ def _evaluate(loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | 
         return values.detach(), gradient
 
 
+def _counts(weight: Weight) -> bool:
+    """Whether a term is minimised; a tensor is not looked into, which would wait for the GPU."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
 class _Evaluation:
     """One walk over the tokens."""
 
@@ -194,7 +199,8 @@ class _Evaluation:
                 total += losses.double().sum()
         loss = torch.zeros((), dtype=torch.float64, device=self.states.device)
         for term, total in zip(self.terms, sums, strict=True):
-            loss = loss + term.weight * total / count
+            if _counts(term.weight):
+                loss = loss + term.weight * total / count
         return loss.float(), [(total / count).float() for total in sums]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -217,8 +223,7 @@ class _Evaluation:
 
     def _scale(self, term: _Term) -> Weight | None:
         """What a token's loss counts in the gradient; None where there is none to take."""
-        nothing = not isinstance(term.weight, Tensor) and term.weight == 0
-        return None if nothing or not self.wanted else term.weight / len(self.states)
+        return term.weight / len(self.states) if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
         """The gradient with regard to what the linear map gave, in its dtype."""
