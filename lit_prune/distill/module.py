@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
-from lit_prune.distill.states import Pair, StateReader, States, pairs_of
+from lit_prune.distill.states import Pair, StateReader, States, check_relation_heads, pairs_of, relations_of
 from lit_prune.losses.hidden import hidden_losses
-from lit_prune.losses.logit import logit_losses
-from lit_prune.losses.weighting import total
+from lit_prune.losses.logit import likeliest, logit_loss_of
+from lit_prune.losses.relation import relation_loss
+from lit_prune.losses.weighting import check_weights, total
 
 
 class Distiller(L.LightningModule):
@@ -41,19 +42,18 @@ class Distiller(L.LightningModule):
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if teacher is not None else None)
         self.terms: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
-        self._logit_loss, self._hidden_loss = (
-            logit_losses[distill.logit_loss],
-            hidden_losses[distill.hidden_loss],
-        )
+        self._logit_loss = logit_loss_of(distill.logit_loss, distill.mix)
+        self._hidden_loss = hidden_losses[distill.hidden_loss]
         self._needs_teacher = bool(distill.w_logits or distill.alpha)
-        if not self._needs_teacher and not distill.w_clm:
-            raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+        check_weights(distill)
         self.projection: nn.Module = nn.Identity()
         self._pairs: list[Pair] = []
+        self._relations: list[Pair] = []
         if self._needs_teacher:
             self._pair_up()
-        self._read_student = StateReader(student, [p.student for p in self._pairs])
-        self._read_teacher = StateReader(teacher, [p.teacher for p in self._pairs])
+        compared = self._pairs + self._relations
+        self._read_student = StateReader(student, [p.student for p in compared])
+        self._read_teacher = StateReader(teacher, [p.teacher for p in compared])
 
     def _pair_up(self) -> None:
         if self.teacher is None:
@@ -63,11 +63,18 @@ class Distiller(L.LightningModule):
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
             self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
-        if self.distill.alpha and not self._pairs:
-            raise ConfigError("distill.alpha: give distill.embedding, mlp_input or block_output something to compare")
+            self._relations = relations_of(self.distill, *depths)  # type: ignore[arg-type]
+            if not self._pairs and not self._relations:
+                raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+        if self._relations:
+            check_relation_heads(self.distill, theirs, ours)
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]
-            # One linear map for all pairs, learned with the student and never exported (Minitron, section 3).
-            self.projection = nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
+            # Learned with the student and never exported (Minitron, section 3: one for all pairs).
+            maps = [
+                nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
+                for _ in (self._pairs if self.distill.projection == "per_pair" else self._pairs[:1])
+            ]
+            self.projection = nn.ModuleList(maps) if self.distill.projection == "per_pair" else maps[0]
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
@@ -96,22 +103,37 @@ class Distiller(L.LightningModule):
             assert self.teacher is not None
             with torch.no_grad(), self._read_teacher as their_states:
                 theirs = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
-            tau = self.distill.temperature
-            terms["logits"] = _mean(self._logit_loss(ours / tau, theirs / tau))
-            if self.distill.tau_squared:
-                terms["logits"] = terms["logits"] * tau**2
-            if self._pairs:
+            terms["logits"] = self._compare_logits(ours, theirs)
+            if self._pairs or self._relations:
                 terms["hidden"] = self._compare_states(scored, our_states, their_states)
         return {**terms, "loss": total(self.distill, terms)}
+
+    def _compare_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """L_logits: the mean loss over scored tokens, at the temperature, of what the teacher finds likeliest."""
+        if self.distill.top_k is not None:
+            ours, theirs = likeliest(ours, theirs, self.distill.top_k)
+        tau = self.distill.temperature
+        loss = _mean(self._logit_loss(ours / tau, theirs / tau))
+        return loss * tau**2 if self.distill.tau_squared else loss
 
     def _compare_states(self, scored: Tensor, our_states: States, their_states: States) -> Tensor:
         """L_is: the sum over the pairs of the mean loss over scored tokens."""
         losses = []
-        for pair in self._pairs:
-            ours = self.projection(our_states[pair.student][:, :-1][scored])
+        for place, pair in enumerate(self._pairs):
+            ours = self._projected(our_states[pair.student][:, :-1][scored], place)
             theirs = their_states[pair.teacher][:, :-1][scored]
             losses.append(_mean(self._hidden_loss(ours.float(), theirs.float())))
+        for pair in self._relations:
+            vectors = our_states[pair.student].float(), their_states[pair.teacher].float()
+            losses.append(_mean(relation_loss(*vectors, self.distill.relation_heads)[:, :-1][scored]))
         return torch.stack(losses).sum()
+
+    def _projected(self, states: Tensor, place: int) -> Tensor:
+        """States of the student in the width of the teacher's, for the pair at `place`."""
+        own = isinstance(self.projection, nn.ModuleList)
+        projected = (self.projection[place] if own else self.projection)(states)  # type: ignore[index]
+        assert isinstance(projected, Tensor)
+        return projected
 
     def configure_optimizers(self) -> Any:
         return optim.configure(self, self.distill.optim, self.distill.steps)
@@ -135,6 +157,9 @@ class Distiller(L.LightningModule):
         counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for count in (counts["total"], counts["current"]):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
+
+
+NOTHING_COMPARED = "name what to compare in distill.embedding, mlp_input, block_output or attention"
 
 
 def check_same_vocabulary(student: Any, teacher: Any) -> None:
