@@ -184,11 +184,15 @@ class Distill:
     """Both logits are divided by it first."""
     tau_squared: bool = False
     """Multiply L_logits by temperature squared; the papers do not."""
+    mix: float | None = later(None, noop=None)
+    """Parameter, above 0 and below 1, of a logit loss that compares with a mixture of teacher and student: of the
+    teacher's share in it for jsd and skew_kld, of the student's for skew_reverse_kld; None is the published default."""
     top_k: int | None = later(None, noop=None)
     """L_logits over the teacher's likeliest tokens alone, both distributions renormalised over these; None takes the
     whole vocabulary. Validation always does."""
-    w_clm: float = 0.0
-    """Weight of the student's cross-entropy on the labels."""
+    w_clm: float | Literal["balanced"] = 0.0
+    """Weight of the student's cross-entropy on the labels; "balanced" is that of all other terms together over L_CLM,
+    detached, at every step."""
     w_logits: float = 1.0
     """Weight of the logit loss."""
     alpha: float | Literal["dynamic"] = 0.0
@@ -201,6 +205,14 @@ class Distill:
     """L_i: "teacher:student" blocks (0-based, or last, last-1, ...) compared at the input of the MLP."""
     block_output: tuple[str, ...] = ()
     """L_o: "teacher:student" blocks compared at their output, read after the norm that follows."""
+    attention: tuple[str, ...] = later((), noop=())
+    """L_att: "teacher:student" blocks whose relations between tokens are compared: of queries, of keys and of values,
+    as their linears give them, before rotary embedding."""
+    relation_heads: int = later(8, noop=8)
+    """Parts that queries, keys and values are each cut into for L_att, whatever heads the models have."""
+    projection: Literal["shared", "per_pair"] = later("shared", noop="shared")
+    """Linear map from the student's states to the teacher's width: one for all, or one for each pair of states. There
+    is none where the widths are equal, nor for L_att."""
     block: int = 256
     """Tokens in a sequence."""
     batch: int = 8

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus
+from lit_prune.config import Cell, ConfigError, Corpus, Distill
 from lit_prune.data import corpus
 from lit_prune.models import teacher as teachers
 
@@ -58,11 +58,11 @@ def check_names(cell: Cell) -> None:
     """See that every part a cell names exists.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: one does not, or is not the kind that takes what it is given.
     """
     from lit_prune.importance.criteria import criteria
     from lit_prune.losses.hidden import hidden_losses
-    from lit_prune.losses.logit import logit_losses
+    from lit_prune.losses.logit import logit_loss_of
     from lit_prune.pruning.allocate import block_allocators, width_allocators
 
     _ = (
@@ -70,7 +70,7 @@ def check_names(cell: Cell) -> None:
         criteria[cell.student.block_criterion],
         block_allocators[cell.student.blocks],
         width_allocators[cell.student.widths],
-        logit_losses[cell.distill.logit_loss],
+        logit_loss_of(cell.distill.logit_loss, cell.distill.mix),
         hidden_losses[cell.distill.hidden_loss],
     )
 
@@ -83,11 +83,9 @@ def check_models(cell: Cell) -> None:
             does not fit, an objective without terms.
     """
     from lit_prune.distill.module import check_same_vocabulary
-    from lit_prune.distill.states import pairs_of
     from lit_prune.pruning import prune
 
     config = teacher_config(cell)
-    distill = cell.distill
     if cell.student.model is not None and cell.student.weights == "random":
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
@@ -100,13 +98,35 @@ def check_models(cell: Cell) -> None:
         )
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config)
-    pairs = pairs_of(distill, config.num_hidden_layers, num_blocks)
-    if distill.alpha and not pairs:
-        raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
-    if pairs and not distill.alpha:
-        raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
-    if not (distill.w_clm or distill.w_logits or distill.alpha):
-        raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+    check_objective(cell.distill, config, student_config, num_blocks)
+
+
+def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: int) -> None:
+    """See that an objective can be computed between models with these configs, the student's of `num_blocks` blocks.
+
+    Raises:
+        ConfigError: it cannot, or it names what would have no effect.
+    """
+    from lit_prune.distill.module import NOTHING_COMPARED
+    from lit_prune.distill.states import check_relation_heads, pairs_of, relations_of
+    from lit_prune.losses.weighting import check_weights
+
+    pairs = pairs_of(distill, teacher.num_hidden_layers, num_blocks)
+    relations = relations_of(distill, teacher.num_hidden_layers, num_blocks)
+    if relations:
+        check_relation_heads(distill, teacher, student)
+    if distill.alpha and not pairs and not relations:
+        raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+    if (pairs or relations) and not distill.alpha:
+        raise ConfigError(
+            "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
+        )
+    check_weights(distill)
+    if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
+        raise ConfigError(
+            f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
+            "token alone both are certain, and nothing would be learned)"
+        )
 
 
 def check_positions(cell: Cell, config: Any) -> None:

@@ -45,7 +45,17 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         raise ConfigError(_explain(kind, error.errors())) from None
 
 
-_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "literal['auto']", "Pretraining", "Corpus", "Space"}
+_UNION_TAGS = {
+    "int",
+    "float",
+    "str",
+    "literal['dynamic']",
+    "literal['auto']",
+    "literal['balanced']",
+    "Pretraining",
+    "Corpus",
+    "Space",
+}
 
 
 @functools.cache

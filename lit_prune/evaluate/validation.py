@@ -13,7 +13,7 @@ from lit_prune.config import Distill, Evaluation
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import IGNORED
 from lit_prune.evaluate.perplexity import LanguageModelLoss
-from lit_prune.losses.logit import logit_losses
+from lit_prune.losses.logit import logit_loss_of
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
@@ -27,7 +27,8 @@ def validation_losses(
 ) -> dict[str, float]:
     """`lm_loss`, nats a token, and against a teacher `kd_loss`, the recipe's logit loss a token, over packed blocks.
 
-    Temperature is that of the recipe. The student is left in the mode it was in.
+    Temperature and mix are those of the recipe; the vocabulary is always whole, so that recipes of any top-k are
+    compared by the same distance. The student is left in the mode it was in.
     """
     device, was_training = next(student.parameters()).device, student.training
     student.eval()
@@ -47,7 +48,7 @@ def validation_losses(
 
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
     """Sum of the logit loss over scored tokens, one sequence at a time to hold few logits in float32."""
-    loss, tau = logit_losses[distill.logit_loss], distill.temperature
+    loss, tau = logit_loss_of(distill.logit_loss, distill.mix), distill.temperature
     sums = [
         loss(our[chosen].float() / tau, their[chosen].float() / tau).double().sum()
         for our, their, chosen in zip(ours, theirs, scored, strict=True)
