@@ -204,10 +204,20 @@ class Distill:
     """Sequences in a step."""
     steps: int = 100
     """Optimizer steps; 0 evaluates the pruned student as it is."""
+    tokens: int | None = later(None, noop=None)
+    """Budget in tokens instead of `steps`, which become the nearest whole number; None leaves it to them."""
+    flops: float | None = later(None, noop=None)
+    """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
+    of `steps`; None leaves it to them."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the training steps."""
     optim: Optim = Optim()
     """Optimizer and schedule."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective has a term that compares with the teacher."""
+        return bool(self.w_logits or self.alpha)
 
 
 @dataclass(frozen=True)

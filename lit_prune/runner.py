@@ -10,25 +10,36 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.tokens import write_tokens
+from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
-from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check_models, check_names, check_sizes, check_tokens, check_validation, second_of
+from lit_prune.preflight import (
+    check_models,
+    check_names,
+    check_sizes,
+    check_tokens,
+    check_validation,
+    flops_of_token,
+    second_of,
+)
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
 from lit_prune.tracking import Mirror
+
+Rows = list[dict[str, float]]
+"""Checks of a student on its way, the last at its end."""
 
 
 class Runner:
@@ -145,16 +156,18 @@ class Runner:
                 return node.result
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
-            if cell.distill.steps:
-                self._distill(entry, model, tokens, node)
-            result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
+            checked = self._retrain(entry, model, tokens, node)
+            result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> None:
+    def _retrain(self, entry: Entry, model: Any, tokens: Path, node: Node) -> Rows:
+        """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
         cell = entry.cell
-        needs_teacher = cell.distill.w_logits or cell.distill.alpha
-        teacher = self.load(self.teacher(cell)) if needs_teacher else None
+        if not cell.distill.steps:
+            model.to(_device(self.execution))
+            return [self._validate(cell, tokens)(model, True)] if cell.evaluation.checks else []
+        teacher = self.load(self.teacher(cell)) if cell.distill.needs_teacher else None
         checks = []
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
@@ -165,6 +178,7 @@ class Runner:
                 tell=self._teller(self._doing, self.bar.done, cell.distill.steps), loggers=loggers, callbacks=checks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
+        return checks[0].rows if checks else []
 
     def _validate(self, cell: Cell, tokens: Path) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
@@ -175,23 +189,12 @@ class Runner:
 
         return validate
 
-    def _checked(self, cell: Cell, model: Any, tokens: Path, node: Node) -> dict[str, float]:
-        """The losses before and after the retraining, where the cell asks for checks."""
-        if not cell.evaluation.checks:
-            return {}
-        if cell.distill.steps:
-            rows = pd.read_csv(node.folder / CHECKS).to_dict("records")
+    def _evaluate(self, cell: Cell, model: Any, tokens: Path, checked: Rows) -> dict[str, Any]:
+        if checked:  # the last check read the very sequences
+            loss = _finite(checked[-1]["lm_loss"])
+            num_tokens = num_scored(validation_data(cell.evaluation, tokens).predict_dataloader())
         else:
-            rows = [self._validate(cell, tokens)(model.to(_device(self.execution)), True)]
-        before, after = rows[0], rows[-1]
-        return {
-            "lm_loss_before": before["lm_loss"],
-            "kd_loss_before": before["kd_loss"],
-            "kd_loss": after["kd_loss"],
-        }
-
-    def _evaluate(self, cell: Cell, model: Any, tokens: Path) -> dict[str, Any]:
-        loss, num_tokens = self._lm_loss(cell, model, tokens)
+            loss, num_tokens = self._lm_loss(cell, model, tokens)
         result = {
             "lm_loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
@@ -206,9 +209,7 @@ class Runner:
     def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
         batches = validation_data(cell.evaluation, tokens).predict_dataloader()
         loss, num_tokens = language_model_loss(model.to(_device(self.execution)), batches)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the validation loss is {loss}")
-        return loss, num_tokens
+        return _finite(loss), num_tokens
 
     def tell(self, what: str) -> None:
         """Say what is being done."""
@@ -230,6 +231,30 @@ def _device(execution: Execution) -> torch.device:
     if execution.accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}")
+    return loss
+
+
+def _ends(checked: Rows) -> dict[str, float]:
+    """The losses before and after the retraining, where there were checks."""
+    if not checked:
+        return {}
+    before, after = checked[0], checked[-1]
+    return {
+        "lm_loss_before": before["lm_loss"],
+        "kd_loss_before": before["kd_loss"],
+        "kd_loss": after["kd_loss"],
+    }
+
+
+def spent(cell: Cell, student: Any) -> dict[str, Any]:
+    """What the retraining of a student with this config took: `tokens`, and `train_flops` with the teacher's share."""
+    tokens = cell.distill.steps * tokens_of_step(cell.distill)
+    return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:

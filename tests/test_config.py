@@ -333,6 +333,8 @@ def other_than(path, value):
         "distill.precision": "bf16-mixed",
         "distill.mlp_input": ["0:0"],
         "distill.block_output": ["0:0"],
+        "distill.tokens": 5,
+        "distill.flops": 5.0,
         "corpus.max_tokens": 5,
         "teacher.pretraining.corpus.max_tokens": 5,
         "evaluation.second.max_tokens": 5,

@@ -32,11 +32,10 @@ def forward_flops(config: Any, block: int, *, causal: bool = True) -> float:
     Attention counts the positions a token may look at; without `causal` it counts masked ones too, as kernels that
     skip nothing do (see `minitron_step`).
     """
-    blocks = [config.per_layer_config[i] if config.is_heterogeneous else config for i in range(config.num_hidden_layers)]
-    attention = sum(
-        4 * b.num_attention_heads * head_dim_of(config) * _attended(block, window, causal)
-        for b, window in zip(blocks, _windows(config), strict=True)
-    )
+    layers, own = range(config.num_hidden_layers), config.is_heterogeneous
+    heads = [(config.per_layer_config[i] if own else config).num_attention_heads for i in layers]
+    seen = [_attended(block, window, causal) for window in _windows(config)]
+    attention = sum(4 * n * head_dim_of(config) * positions for n, positions in zip(heads, seen, strict=True))
     return 2 * num_multiplied(config) + attention
 
 
