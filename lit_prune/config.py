@@ -283,6 +283,11 @@ class Space:
     """Least throughput, in forward tokens/s over the teacher's, measured on this machine; None measures nothing."""
 
 
+def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
+    """A shape of the space as a row of a table."""
+    return f"{layers} layers, {heads} heads, {neurons} neurons, {hidden} hidden"
+
+
 @dataclass(frozen=True)
 class Profile:
     """The scale a table is asked at."""
