@@ -219,10 +219,20 @@ class Distill:
     """Sequences in a step."""
     steps: int = 100
     """Optimizer steps; 0 evaluates the pruned student as it is."""
+    tokens: int | None = later(None, noop=None)
+    """Budget in tokens instead of `steps`, which become the nearest whole number; None leaves it to them."""
+    flops: float | None = later(None, noop=None)
+    """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
+    of `steps`; None leaves it to them."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the training steps."""
     optim: Optim = Optim()
     """Optimizer and schedule."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective has a term that compares with the teacher."""
+        return bool(self.w_logits or self.alpha)
 
 
 @dataclass(frozen=True)
@@ -286,6 +296,11 @@ class Space:
     """Most parameters, a count or a share of the teacher's; None sets no bound."""
     speedup: float | None = None
     """Least throughput, in forward tokens/s over the teacher's, measured on this machine; None measures nothing."""
+
+
+def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
+    """A shape of the space as a row of a table."""
+    return f"{layers} layers, {heads} heads, {neurons} neurons, {hidden} hidden"
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,37 @@ from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Corpus, Distill
 from lit_prune.data import corpus
+from lit_prune.distill.budget import with_steps
 from lit_prune.models import teacher as teachers
 
 
 class Pins:
-    """Fills in the fingerprints of cells, reading each text and each model once."""
+    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
 
     def pin(self, cell: Cell) -> Cell:
-        """The same cell with everything it reads pinned by content.
+        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
 
         Raises:
-            ConfigError: a text or a model that is not there or cannot be read.
+            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
         """
         evaluation = cell.evaluation
         if evaluation.second is not None:
             evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
-        return dataclasses.replace(
+        pinned = dataclasses.replace(
             cell,
             corpus=self._once(cell.corpus, corpus.pin),
             evaluation=evaluation,
             teacher=self._once(cell.teacher, teachers.pin),
             student=self._once(cell.student, teachers.pin_student),
         )
+        return dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+
+    def _flops_of_token(self, cell: Cell) -> float:
+        asked = cell.teacher, cell.student, cell.distill.block, cell.distill.needs_teacher
+        return self._once(asked, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
         if section not in self._known:
@@ -93,9 +99,7 @@ def check_models(cell: Cell) -> None:
         prune.check(cell.student, config)
         num_blocks, student_config = prune.num_blocks(cell.student, config), config
     else:
-        student_config = teachers.load_config(
-            teachers.locate(cell.student.model, cell.student.fingerprint, weights=False)
-        )
+        student_config = config_of_student(cell)
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config)
     check_objective(cell.distill, config, student_config, num_blocks)
@@ -214,3 +218,28 @@ def teacher_config(cell: Cell) -> Any:
     if cell.teacher.model is None:
         raise ConfigError("teacher: give either model or pretraining, and set the other to null")
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
+
+
+def config_of_student(cell: Cell) -> Any:
+    """The Hugging Face config of the student, which need not exist yet.
+
+    Raises:
+        ConfigError: it cannot be cut from the teacher.
+    """
+    from lit_prune.pruning import prune
+
+    student = cell.student
+    if student.model is None:
+        return prune.config_of(student, teacher_config(cell))
+    return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
+
+
+def flops_of_token(cell: Cell, student: Any = None) -> float:
+    """FLOPs a token of a cell's retraining, its teacher's forward pass charged where the objective needs it.
+
+    `student` is the student's config, foretold where it is not given.
+    """
+    from lit_prune.models.cost import training_flops
+
+    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
+    return training_flops(student or config_of_student(cell), cell.distill.block, teacher)

@@ -12,22 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 import torch
 
 from lit_prune.address import key
 from lit_prune.cohort import cohorts
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.tokens import write_tokens
+from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn, in_turns
-from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check_models, check_names, check_sizes, check_tokens, check_validation, second_of
+from lit_prune.preflight import (
+    check_models,
+    check_names,
+    check_sizes,
+    check_tokens,
+    check_validation,
+    flops_of_token,
+    second_of,
+)
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.store import CHECKS, Busy, Node, Store
@@ -37,6 +45,9 @@ from lit_prune.tracking import Mirror
 
 _DOING = contextvars.ContextVar("doing", default="")
 """The cell in work, for messages; each of the runs in turns has its own."""
+
+Rows = list[dict[str, float]]
+"""Checks of a student on its way, the last at its end."""
 
 
 class Runner:
@@ -178,19 +189,23 @@ class Runner:
                 return node.result
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
-            if cell.distill.steps:
-                self._distill(entry, model, tokens, node, together)
-            result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
+            checked = self._retrain(entry, model, tokens, node, together)
+            result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node, together: int) -> None:
-        cell = entry.cell
+    def _retrain(self, entry: Entry, model: Any, tokens: Path, node: Node, together: int) -> Rows:
+        """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
+        cell, checks = entry.cell, None
+        if not cell.distill.steps:
+            model.to(self.device)
+            return [self._validate(cell, tokens)(model, True)] if cell.evaluation.checks else []
         callbacks: list[L.Callback] = [Turn()] if together > 1 else []
         others = f" and {together - 1} more" if together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            callbacks.append(Checks(node.folder / CHECKS, steps, self._validate(cell, tokens)))
+            checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens))
+            callbacks.append(checks)
         with self.mirror.logger(entry) as loggers:
             train(
                 model, self.teachings.of(cell), cell.distill, tokens, node.folder, seed=cell.seed,
@@ -198,6 +213,7 @@ class Runner:
                 callbacks=callbacks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
+        return checks.rows if checks else []
 
     def _validate(self, cell: Cell, tokens: Path) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
@@ -208,23 +224,12 @@ class Runner:
 
         return validate
 
-    def _checked(self, cell: Cell, model: Any, tokens: Path, node: Node) -> dict[str, float]:
-        """The losses before and after the retraining, where the cell asks for checks."""
-        if not cell.evaluation.checks:
-            return {}
-        if cell.distill.steps:
-            rows = pd.read_csv(node.folder / CHECKS).to_dict("records")
+    def _evaluate(self, cell: Cell, model: Any, tokens: Path, checked: Rows) -> dict[str, Any]:
+        if checked:  # the last check read the very sequences
+            loss = _finite(checked[-1]["lm_loss"])
+            num_tokens = num_scored(validation_data(cell.evaluation, tokens).predict_dataloader())
         else:
-            rows = [self._validate(cell, tokens)(model.to(self.device), True)]
-        before, after = rows[0], rows[-1]
-        return {
-            "lm_loss_before": before["lm_loss"],
-            "kd_loss_before": before["kd_loss"],
-            "kd_loss": after["kd_loss"],
-        }
-
-    def _evaluate(self, cell: Cell, model: Any, tokens: Path) -> dict[str, Any]:
-        loss, num_tokens = self._lm_loss(cell, model, tokens)
+            loss, num_tokens = self._lm_loss(cell, model, tokens)
         result = {
             "lm_loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
@@ -239,9 +244,7 @@ class Runner:
     def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
         batches = validation_data(cell.evaluation, tokens).predict_dataloader()
         loss, num_tokens = language_model_loss(model.to(self.device), batches)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the validation loss is {loss}")
-        return loss, num_tokens
+        return _finite(loss), num_tokens
 
     @property
     def device(self) -> torch.device:
@@ -263,6 +266,30 @@ class Runner:
             self._reach(address, step, f"{what}{loss}")
 
         return tell
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}")
+    return loss
+
+
+def _ends(checked: Rows) -> dict[str, float]:
+    """The losses before and after the retraining, where there were checks."""
+    if not checked:
+        return {}
+    before, after = checked[0], checked[-1]
+    return {
+        "lm_loss_before": before["lm_loss"],
+        "kd_loss_before": before["kd_loss"],
+        "kd_loss": after["kd_loss"],
+    }
+
+
+def spent(cell: Cell, student: Any) -> dict[str, Any]:
+    """What the retraining of a student with this config took: `tokens`, and `train_flops` with the teacher's share."""
+    tokens = cell.distill.steps * tokens_of_step(cell.distill)
+    return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:

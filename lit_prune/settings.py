@@ -132,6 +132,21 @@ _PLACES = ("source", "model", "plan")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
 
 
+BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("steps", "tokens", "flops")}
+"""Fields of which one decides how long the retraining is: setting it takes the others back to what they are unset."""
+
+
+def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
+    """See that one person does not ask for two lengths of the retraining at once.
+
+    Raises:
+        ConfigError: they do.
+    """
+    given = [path for path in changes if path.removeprefix("distill.") in BUDGETS and changes[path] is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one of steps, tokens and flops, which decides how long")
+
+
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
     """The same node with dotted fields changed; the one mechanism behind profiles, grid axes and --set.
 
@@ -148,6 +163,8 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
             raise ConfigError(unknown("field", path, _near(path, fields_of(type(node)))))
+        if parents[-1:] == ["distill"] and name in BUDGETS and value is not None:
+            place.update({other: default for other, default in BUDGETS.items() if other != name})
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
         place[name] = plain_of(value) if dataclasses.is_dataclass(value) else value
@@ -209,7 +226,9 @@ def load_profile(name: str) -> Profile:
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
     own = {name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search") if name in plain}
-    cell = override(Cell(), dict(_flatten(plain)))
+    changes = dict(_flatten(plain))
+    refuse_two_budgets(changes)
+    cell = override(Cell(), changes)
     profile = override(Profile(cell), dict(_flatten(own)))
     for name in ("seeds", "draws"):
         if getattr(profile, name) < 1:

@@ -37,7 +37,7 @@ class Teachings:
     def of(self, cell: Cell) -> Teaching | CachedTeaching | None:
         """The teacher of a cell's retraining; None where its objective needs none."""
         distill = cell.distill
-        if not (distill.w_logits or distill.alpha):
+        if not distill.needs_teacher:
             return None
         if self._cached and not distill.alpha:
             return CachedTeaching(self.runner.load(self.runner.teacher(cell)), self._cache(cell))

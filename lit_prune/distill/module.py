@@ -45,12 +45,11 @@ class Distiller(L.LightningModule):
         self._random_state: dict[str, Any] | None = None
         self._logit_loss = logit_loss_of(distill.logit_loss, distill.mix)
         self._hidden_loss = hidden_losses[distill.hidden_loss]
-        self._needs_teacher = bool(distill.w_logits or distill.alpha)
         check_weights(distill)
         self.projection: nn.Module = nn.Identity()
         self._pairs: list[Pair] = []
         self._relations: list[Pair] = []
-        if self._needs_teacher:
+        if self.distill.needs_teacher:
             self._pair_up()
         self._read_student = StateReader(student, [p.student for p in self._pairs + self._relations])
 
@@ -100,7 +99,7 @@ class Distiller(L.LightningModule):
         with self._read_student as our_states:
             last = last_states(self.student, input_ids)[:, :-1][scored]
         shown = None
-        if self._needs_teacher:
+        if self.distill.needs_teacher:
             assert self.teaching is not None
             shown = self.teaching.observe(input_ids, position)
         target = None if shown is None else shown.target(scored, self.distill.top_k)
