@@ -111,7 +111,7 @@ def head_losses(
         evaluation = _Evaluation(states, head, wanted, list(terms.values()))
         loss, means = evaluation.run(chunk or tokens_at_once(len(head.weight), states.is_cuda))
     if any(wanted):
-        loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)  # type: ignore[no-untyped-call]
+        loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)
     values = dict(zip(terms, means, strict=True))
     return HeadLosses(loss, values.get("clm"), values.get("logits"))
 
