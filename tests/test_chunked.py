@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_prune.losses.chunked import HeadTarget, TopKTarget, head_losses, tokens_at_once
-from lit_prune.losses.logit import logit_losses
+from lit_prune.losses.logit import closed_forms, logit_losses
 from lit_prune.models.head import Head, head_of, last_states
 
 TOKENS, WIDTH, VOCAB = 600, 48, 512
@@ -155,6 +155,25 @@ def test_no_token_is_a_loss_of_zero_with_a_zero_gradient(empty):
     nothing = chunked(given=(states[:0].detach().requires_grad_(), weight, bias), w_clm=1.0, **empty)
     assert nothing.pop("states").shape == (0, WIDTH)
     assert not any(value.any() for value in nothing.values())
+
+
+@pytest.mark.parametrize("form", list(closed_forms))
+@pytest.mark.parametrize(("scale", "vocab"), [(1e-3, 50), (1.0, 50), (30.0, 50), (1.0, 2)])
+def test_a_gradient_that_is_written_out_is_that_of_autograd(form, scale, vocab):
+    assert form in [logit_losses[name] for name in logit_losses]
+    student, teacher = (draw(64, vocab, seed=seed, scale=scale).double() for seed in (0, 1))
+    values = form(student.requires_grad_(), teacher)
+    (expected,) = torch.autograd.grad(values.sum(), student)
+    with torch.no_grad():
+        before = student.clone(), teacher.clone()
+        ours, gradient = closed_forms[form](student, teacher)
+        assert torch.equal(student, before[0])
+        assert torch.equal(teacher, before[1])
+        torch.testing.assert_close(ours, values, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-14)
+        same, none = closed_forms[form](student, student.clone())
+    assert not same.any()
+    assert none.abs().max() < 1e-14
 
 
 def test_what_is_frozen_gets_no_gradient():

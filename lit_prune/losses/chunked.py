@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_prune.losses.logit import LogitLoss
+from lit_prune.losses.logit import ClosedForm, LogitLoss, closed_forms
 from lit_prune.models.head import Head
 
 Weight = float | Tensor
@@ -139,7 +139,7 @@ class _NextToken:
     successors: Tensor
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-        return _evaluate(lambda x: F.cross_entropy(x, self.successors[rows], reduction="none"), logits, scale)
+        return _by_autograd(lambda x: F.cross_entropy(x, self.successors[rows], reduction="none"), logits, scale)
 
 
 @dataclass(frozen=True)
@@ -155,21 +155,30 @@ class _Imitation:
         if self.temperature != 1:
             ours, theirs = ours / self.temperature, theirs / self.temperature
             scale = None if scale is None else scale / self.temperature
-        values, gradient = _evaluate(lambda x: self.loss(x, theirs), ours, scale)
+        with torch.autocast(logits.device.type, enabled=False):
+            values, gradient = self._compare(ours, theirs, scale)
         if gradient is not None and ids is not None:
             gradient = torch.zeros_like(logits).scatter_add_(-1, ids, gradient)
         return values, gradient
 
+    def _compare(self, ours: Tensor, theirs: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+        form: ClosedForm | None = closed_forms.get(self.loss)
+        if scale is None or form is None:
+            return _by_autograd(lambda x: self.loss(x, theirs), ours, scale)
+        values, gradient = form(ours, theirs)
+        return values, gradient.mul_(scale)
 
-def _evaluate(loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-    with torch.autocast(logits.device.type, enabled=False):
-        if scale is None:
-            return loss(logits), None
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            values = loss(leaf)
-        (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values) * scale)
-        return values.detach(), gradient
+
+def _by_autograd(
+    loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | None
+) -> tuple[Tensor, Tensor | None]:
+    if scale is None:
+        return loss(logits), None
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        values = loss(leaf)
+    (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values) * scale)
+    return values.detach(), gradient
 
 
 def _counts(weight: Weight) -> bool:
