@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus, Distill
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
 from lit_prune.data import corpus
 from lit_prune.models import teacher as teachers
 
@@ -214,3 +214,19 @@ def teacher_config(cell: Cell) -> Any:
     if cell.teacher.model is None:
         raise ConfigError("teacher: give either model or pretraining, and set the other to null")
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
+
+
+def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
+    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
+
+    Raises:
+        ConfigError: neither has as many.
+    """
+    found = {}
+    for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
+        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
+        if blocks >= least:
+            return teacher, blocks
+        found[teacher.model or "one trained"] = blocks
+    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
+    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")
