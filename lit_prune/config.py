@@ -317,6 +317,9 @@ class Profile:
     """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
     search: Space | None = None
     """Shapes that a search compares; None: there is nothing to search."""
+    deep_teacher: Teacher | None = None
+    """A teacher with enough blocks for the tables that compare them, where that of the cell has too few; None: there is
+    no other."""
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:

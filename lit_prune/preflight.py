@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus, Distill
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
 from lit_prune.models import teacher as teachers
@@ -243,3 +243,19 @@ def flops_of_token(cell: Cell, student: Any = None) -> float:
 
     teacher = teacher_config(cell) if cell.distill.needs_teacher else None
     return training_flops(student or config_of_student(cell), cell.distill.block, teacher)
+
+
+def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
+    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
+
+    Raises:
+        ConfigError: neither has as many.
+    """
+    found = {}
+    for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
+        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
+        if blocks >= least:
+            return teacher, blocks
+        found[teacher.model or "one trained"] = blocks
+    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
+    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")

@@ -125,7 +125,7 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space()}
+OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space(), "deep_teacher": Teacher()}
 """Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("source", "model", "plan")
@@ -213,6 +213,9 @@ def profiles_folder() -> Path:
     return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
 
 
+_OF_PROFILE = ("seeds", "draws", "second_text", "search", "deep_teacher")
+
+
 def load_profile(name: str) -> Profile:
     """A profile by name or path of a YAML file.
 
@@ -225,7 +228,9 @@ def load_profile(name: str) -> Profile:
     plain = _read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    own = {name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search") if name in plain}
+    own = {
+        name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search", "deep_teacher") if name in plain
+    }
     changes = dict(_flatten(plain))
     refuse_two_budgets(changes)
     cell = override(Cell(), changes)
