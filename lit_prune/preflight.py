@@ -118,8 +118,10 @@ def check_positions(cell: Cell, config: Any) -> None:
     from lit_prune.models.anatomy import anatomy_of
 
     learned = any("positions" in name or "wpe" in name for name in anatomy_of(config).axes)
-    for name in ("importance", "distill", "evaluation"):
-        block = getattr(cell, name).block
+    blocks = {name: getattr(cell, name).block for name in ("importance", "distill", "evaluation")}
+    if cell.teacher.correction is not None:
+        blocks["teacher.correction"] = cell.teacher.correction.block
+    for name, block in blocks.items():
         if learned and block > config.max_position_embeddings:
             most = config.max_position_embeddings
             raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
@@ -142,6 +144,7 @@ def check_sizes(cell: Cell) -> None:
         ("evaluation.block", evaluation.block, 2),
         ("evaluation.checks", evaluation.checks, 0),
         ("student.rounds", cell.student.rounds, 1),
+        *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
@@ -151,6 +154,11 @@ def check_sizes(cell: Cell) -> None:
         )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
+
+
+def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
+    recipe = cell.teacher.correction
+    return [("steps", recipe.steps, 1), ("batch", recipe.batch, 1), ("block", recipe.block, 2)] if recipe else []
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:
@@ -163,6 +171,8 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
 
     CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
     check_validation(cell, tokens, "corpus")
+    if cell.teacher.correction is not None:
+        CalibrationData(tokens, samples=1, block=cell.teacher.correction.block, seed=0, split="validation")
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:

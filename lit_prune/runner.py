@@ -15,6 +15,7 @@ import torch
 
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError
+from lit_prune.correction import correct
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
@@ -100,7 +101,21 @@ class Runner:
             raise
 
     def teacher(self, cell: Cell) -> str:
-        """The folder of the teacher; one given by its recipe is trained."""
+        """The folder of the teacher, corrected on the cell's text where the cell asks for it."""
+        recipe, location = cell.teacher.correction, self.uncorrected(cell)
+        if recipe is None:
+            return location
+        tokens, start = self.tokens(cell), self.bar.done
+        with self.claim(cell, "correction") as node:
+            if node.result is None:
+                tell = self._teller("correcting the teacher", start, recipe.steps)
+                model = teachers.load_model(location).to(_device(self.execution))
+                self.tokenizer(cell).save_pretrained(node.folder / "model")
+                node.finish(correct(recipe, model, tokens, node.folder, self.execution, tell))
+        return str(node.folder / "model")
+
+    def uncorrected(self, cell: Cell) -> str:
+        """The folder of the teacher as it was; one given by its recipe is trained."""
         if cell.teacher.model is not None:
             return teachers.locate(cell.teacher.model, cell.teacher.fingerprint)
         assert cell.teacher.pretraining is not None
@@ -114,7 +129,7 @@ class Runner:
     def tokenizer(self, cell: Cell) -> Any:
         """The teacher's tokenizer, which of one that is not trained yet is made first."""
         if cell.teacher.pretraining is None:
-            return teachers.load_tokenizer(self.teacher(cell))
+            return teachers.load_tokenizer(self.uncorrected(cell))
         with self.claim(cell, "teacher") as node:
             return prepare(cell.teacher.pretraining, node.folder)
 
@@ -233,10 +248,12 @@ def _device(execution: Execution) -> torch.device:
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the teachers that must be trained for them."""
+    """Optimizer steps of all cells that are missing, and of the teachers that must be trained or corrected for them."""
     missing = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
-    untrained = {
-        cell.teacher.pretraining for cell in missing
-        if cell.teacher.pretraining and store.node(cell, "teacher").result is None
-    }  # fmt: skip
-    return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for recipe in untrained)
+    upstream = {
+        key(cell, stage): recipe.steps
+        for cell in missing
+        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction))
+        if recipe and store.node(cell, stage).result is None
+    }
+    return sum(cell.distill.steps for cell in missing) + sum(upstream.values())

@@ -16,6 +16,7 @@ from lit_prune.config import (
     Cell,
     ConfigError,
     Corpus,
+    Correction,
     Distill,
     Evaluation,
     Importance,
@@ -45,7 +46,17 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         raise ConfigError(_explain(kind, error.errors())) from None
 
 
-_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "literal['auto']", "Pretraining", "Corpus", "Space"}
+_UNION_TAGS = {
+    "int",
+    "float",
+    "str",
+    "literal['dynamic']",
+    "literal['auto']",
+    "Pretraining",
+    "Correction",
+    "Corpus",
+    "Space",
+}
 
 
 @functools.cache
@@ -63,6 +74,7 @@ def _forbidding(kind: type) -> type:
         Corpus,
         Optim,
         Pretraining,
+        Correction,
         Teacher,
         Importance,
         Student,
@@ -115,7 +127,7 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space()}
+OPTIONAL = {"pretraining": Pretraining(), "correction": Correction(), "second": Corpus(), "search": Space()}
 """Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("source", "model", "plan")

@@ -27,6 +27,7 @@ from lit_prune.settings import (
 GOLDEN = {
     "teacher": "2dfc55923374",
     "tokens": "6e11a1f6c431",
+    "correction": "a0cf62ed0ba5",
     "importance": "41ded145c5fd",
     "head_channels": "78ae13d39521",
     "preactivations": "3fc839e70c7c",
@@ -312,7 +313,9 @@ def test_every_section_of_a_cell_is_read_by_the_cell():
 @pytest.mark.parametrize("path", fields_of(Cell))
 def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
-    base = override(Cell(), {"teacher.pretraining.seed": 0, "evaluation.second.heldout": 0.1})
+    base = override(
+        Cell(), {"teacher.pretraining.seed": 0, "teacher.correction.seed": 0, "evaluation.second.heldout": 0.1}
+    )
     value = base
     for part in path.split("."):
         value = getattr(value, part)
@@ -330,6 +333,7 @@ def other_than(path, value):
         "student.head_residual": "paper",
         "student.weights": "random",
         "evaluation.second": {"source": "readmes"},
+        "teacher.correction.precision": "bf16-mixed",
         "distill.precision": "bf16-mixed",
         "distill.mlp_input": ["0:0"],
         "distill.block_output": ["0:0"],
