@@ -230,6 +230,9 @@ class Distill:
     """Arithmetic of the training steps."""
     optim: Optim = Optim()
     """Optimizer and schedule."""
+    teacher_optim: Optim | None = later(None, noop=None)
+    """Correct the teacher alongside: with every batch it takes a step of its own on cross-entropy, by this optimizer
+    and schedule (In Practice, Figure 5); None leaves it as it is."""
 
 
 @dataclass(frozen=True)

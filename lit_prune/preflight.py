@@ -105,6 +105,8 @@ def check_models(cell: Cell) -> None:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
     if pairs and not distill.alpha:
         raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
+    if distill.teacher_optim is not None and not (distill.w_logits or distill.alpha):
+        raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
     if not (distill.w_clm or distill.w_logits or distill.alpha):
         raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
 

@@ -160,30 +160,35 @@ class Runner:
                 return node.result
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
-            if cell.distill.steps:
-                self._distill(entry, model, tokens, node)
+            teacher = self._distill(entry, model, tokens, node) if cell.distill.steps else None
             result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
+            if cell.distill.teacher_optim is not None and teacher is not None:
+                result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher, tokens)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> None:
+    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> Any:
+        """Train the student; returns the teacher as it is then."""
         cell = entry.cell
-        needs_teacher = cell.distill.w_logits or cell.distill.alpha
-        teacher = self.load(self.teacher(cell)) if needs_teacher else None
+        needs_teacher = cell.distill.w_logits or cell.distill.alpha or cell.evaluation.checks
+        # A teacher that is trained too is loaded for this cell alone: the other is shared.
+        load = self.load if cell.distill.teacher_optim is None else teachers.load_model
+        teacher = load(self.teacher(cell)) if needs_teacher else None
         checks = []
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = [Checks(node.folder / CHECKS, steps, self._validate(cell, tokens))]
+            checks = [Checks(node.folder / CHECKS, steps, self._validate(cell, tokens, teacher))]
         with self.mirror.logger(entry) as loggers:
             train(
                 model, teacher, cell.distill, tokens, node.folder, seed=cell.seed, execution=self.execution,
                 tell=self._teller(self._doing, self.bar.done, cell.distill.steps), loggers=loggers, callbacks=checks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
+        return teacher
 
-    def _validate(self, cell: Cell, tokens: Path) -> Callable[[Any, bool], dict[str, float]]:
+    def _validate(self, cell: Cell, tokens: Path, teacher: Any) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
-        teacher, data = self.load(self.teacher(cell)), validation_data(cell.evaluation, tokens)
+        data = validation_data(cell.evaluation, tokens)
 
         def validate(student: Any, at_end: bool) -> dict[str, float]:
             return validation_losses(student, teacher if at_end else None, cell.distill, data.predict_dataloader())
@@ -197,7 +202,8 @@ class Runner:
         if cell.distill.steps:
             rows = pd.read_csv(node.folder / CHECKS).to_dict("records")
         else:
-            rows = [self._validate(cell, tokens)(model.to(_device(self.execution)), True)]
+            validate = self._validate(cell, tokens, self.load(self.teacher(cell)))
+            rows = [validate(model.to(_device(self.execution)), True)]
         before, after = rows[0], rows[-1]
         return {
             "lm_loss_before": before["lm_loss"],

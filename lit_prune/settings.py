@@ -54,6 +54,7 @@ _UNION_TAGS = {
     "literal['auto']",
     "Pretraining",
     "Correction",
+    "Optim",
     "Corpus",
     "Space",
 }
@@ -127,7 +128,13 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-OPTIONAL = {"pretraining": Pretraining(), "correction": Correction(), "second": Corpus(), "search": Space()}
+OPTIONAL = {
+    "pretraining": Pretraining(),
+    "correction": Correction(),
+    "teacher_optim": Correction().optim,
+    "second": Corpus(),
+    "search": Space(),
+}
 """Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("source", "model", "plan")

@@ -13,6 +13,7 @@ from lit_prune import address, config
 from lit_prune.address import STAGES, canonical, identity, key
 from lit_prune.config import Cell, ConfigError, Corpus, Pretraining, Profile, Student, Teacher
 from lit_prune.settings import (
+    OPTIONAL,
     build,
     fields_of,
     load_profile,
@@ -313,9 +314,8 @@ def test_every_section_of_a_cell_is_read_by_the_cell():
 @pytest.mark.parametrize("path", fields_of(Cell))
 def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
-    base = override(
-        Cell(), {"teacher.pretraining.seed": 0, "teacher.correction.seed": 0, "evaluation.second.heldout": 0.1}
-    )
+    optional = ("teacher.pretraining", "teacher.correction", "distill.teacher_optim", "evaluation.second")
+    base = override(Cell(), {path: OPTIONAL[path.partition(".")[2]] for path in optional})
     value = base
     for part in path.split("."):
         value = getattr(value, part)

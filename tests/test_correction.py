@@ -17,12 +17,9 @@ from lit_prune.correction import correct
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import Pins, check_models, check_sizes
-from lit_prune.progress import Bar
+from lit_prune.preflight import check_models, check_sizes
 from lit_prune.runner import Runner, planned_steps
 from lit_prune.settings import fields_of, override
-from lit_prune.store import Store
-from lit_prune.tracking import Mirror
 
 RECIPE = Correction(steps=6, block=32, batch=4, optim=Optim(lr=3e-3, min_lr=1e-3, warmup=1))
 QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
@@ -34,23 +31,14 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer: Any) -> Cell:
-    """A cell with a corrected teacher of random weights."""
-    tiny_llama.save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text("".join(texts * 3))
-    plain = {
-        "corpus.source": str(tmp_path / "text.txt"), "corpus.heldout": 0.2, "teacher.model": str(tmp_path / "tiny"),
-        "teacher.correction": RECIPE, "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4,
-        "evaluation.block": 32, "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
-    }  # fmt: skip
-    return Pins().pin(override(Cell(), plain))
+def cell(tiny_cell: Cell) -> Cell:
+    """A cell with a corrected teacher."""
+    return override(tiny_cell, {"teacher.correction": RECIPE})
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Runner:
-    store = Store(tmp_path / "store")
-    return Runner(store, QUICK, Bar(0, quiet=True), Mirror("none", "disabled", tmp_path / "wandb"))
+def runner(tiny_runner: Runner) -> Runner:
+    return tiny_runner
 
 
 def without(cell: Cell) -> Cell:
