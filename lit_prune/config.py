@@ -197,6 +197,20 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA), which are trained in the place of the weights and merged into them at the end."""
+
+    rank: int = 8
+    """Rank of each adapter."""
+    alpha: float = 16.0
+    """An adapter is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of each adapter's input that is dropped."""
+    targets: tuple[str, ...] | None = None
+    """Linear layers of the blocks that get one, such as q_proj or down_proj; None is all of them."""
+
+
+@dataclass(frozen=True)
 class Distill:
     """L = w_clm * L_CLM + w_logits * L_logits + alpha * L_is (Minitron, section 3)."""
 
@@ -233,6 +247,10 @@ class Distill:
     teacher_optim: Optim | None = later(None, noop=None)
     """Correct the teacher alongside: with every batch it takes a step of its own on cross-entropy, by this optimizer
     and schedule (In Practice, Figure 5); None leaves it as it is."""
+    lora: Lora | None = later(None, noop=None)
+    """Train low-rank adapters instead of the weights; needs peft."""
+    last: int | None = later(None, noop=None)
+    """Train only so many last blocks, the final norm and the head (with it the embedding, where they are tied)."""
 
 
 @dataclass(frozen=True)

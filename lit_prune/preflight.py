@@ -84,6 +84,7 @@ def check_models(cell: Cell) -> None:
     """
     from lit_prune.distill.module import check_same_vocabulary
     from lit_prune.distill.states import pairs_of
+    from lit_prune.distill.trained import check_trained
     from lit_prune.pruning import prune
 
     config = teacher_config(cell)
@@ -100,6 +101,7 @@ def check_models(cell: Cell) -> None:
         )
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config)
+    check_trained(distill, student_config, num_blocks)
     pairs = pairs_of(distill, config.num_hidden_layers, num_blocks)
     if distill.alpha and not pairs:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")

@@ -20,6 +20,7 @@ from lit_prune.config import (
     Distill,
     Evaluation,
     Importance,
+    Lora,
     Optim,
     Pretraining,
     Profile,
@@ -55,6 +56,7 @@ _UNION_TAGS = {
     "Pretraining",
     "Correction",
     "Optim",
+    "Lora",
     "Corpus",
     "Space",
 }
@@ -79,6 +81,7 @@ def _forbidding(kind: type) -> type:
         Teacher,
         Importance,
         Student,
+        Lora,
         Distill,
         Evaluation,
         Cell,
@@ -132,6 +135,7 @@ OPTIONAL = {
     "pretraining": Pretraining(),
     "correction": Correction(),
     "teacher_optim": Correction().optim,
+    "lora": Lora(),
     "second": Corpus(),
     "search": Space(),
 }

@@ -314,8 +314,13 @@ def test_every_section_of_a_cell_is_read_by_the_cell():
 @pytest.mark.parametrize("path", fields_of(Cell))
 def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
-    optional = ("teacher.pretraining", "teacher.correction", "distill.teacher_optim", "evaluation.second")
-    base = override(Cell(), {path: OPTIONAL[path.partition(".")[2]] for path in optional})
+    sections = {
+        "teacher": ("pretraining", "correction"),
+        "distill": ("teacher_optim", "lora"),
+        "evaluation": ("second",),
+    }
+    optional = {f"{section}.{name}": OPTIONAL[name] for section, names in sections.items() for name in names}
+    base = override(Cell(), optional)
     value = base
     for part in path.split("."):
         value = getattr(value, part)
@@ -335,6 +340,8 @@ def other_than(path, value):
         "evaluation.second": {"source": "readmes"},
         "teacher.correction.precision": "bf16-mixed",
         "distill.precision": "bf16-mixed",
+        "distill.last": 1,
+        "distill.lora.targets": ["q_proj"],
         "distill.mlp_input": ["0:0"],
         "distill.block_output": ["0:0"],
         "corpus.max_tokens": 5,

@@ -33,7 +33,7 @@ class AlongsideDistiller(Distiller):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The student's objective and the teacher's cross-entropy, added: their graphs have no parameter in common."""
-        # The teacher first: autocast would keep, and go on with, the casts of its weights from a pass without gradient.
+        # The teacher first: autocast may keep, and go on with, casts of its weights from a pass without gradient.
         clm = self._teacher_clm(batch["input_ids"], batch["labels"])
         loss = super().training_step(batch, batch_idx)
         self.terms["teacher_clm"] = clm

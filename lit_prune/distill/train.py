@@ -17,6 +17,7 @@ from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.alongside import AlongsideDistiller
 from lit_prune.distill.callbacks import Checkpoint, History, Progress
 from lit_prune.distill.module import Distiller
+from lit_prune.distill.trained import trained_part
 from lit_prune.execution import Execution
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -62,7 +63,8 @@ def train(
         default_root_dir=folder,
     )
     unfinished = folder / "last.ckpt"
-    trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
+    with trained_part(student, distill):
+        trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
     student.eval()
 
 
