@@ -89,6 +89,7 @@ def check_models(cell: Cell) -> None:
             does not fit, an objective without terms.
     """
     from lit_prune.distill.module import check_same_vocabulary
+    from lit_prune.distill.trained import check_trained
     from lit_prune.pruning import prune
 
     config = teacher_config(cell)
@@ -102,6 +103,7 @@ def check_models(cell: Cell) -> None:
         student_config = config_of_student(cell)
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config)
+    check_trained(cell.distill, student_config, num_blocks)
     check_objective(cell.distill, config, student_config, num_blocks)
 
 
@@ -126,6 +128,8 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
             "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
         )
     check_weights(distill)
+    if distill.teacher_optim is not None and not distill.needs_teacher:
+        raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
     if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
         raise ConfigError(
             f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
@@ -142,8 +146,10 @@ def check_positions(cell: Cell, config: Any) -> None:
     from lit_prune.models.anatomy import anatomy_of
 
     learned = any("positions" in name or "wpe" in name for name in anatomy_of(config).axes)
-    for name in ("importance", "distill", "evaluation"):
-        block = getattr(cell, name).block
+    blocks = {name: getattr(cell, name).block for name in ("importance", "distill", "evaluation")}
+    if cell.teacher.correction is not None:
+        blocks["teacher.correction"] = cell.teacher.correction.block
+    for name, block in blocks.items():
         if learned and block > config.max_position_embeddings:
             most = config.max_position_embeddings
             raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
@@ -166,6 +172,7 @@ def check_sizes(cell: Cell) -> None:
         ("evaluation.block", evaluation.block, 2),
         ("evaluation.checks", evaluation.checks, 0),
         ("student.rounds", cell.student.rounds, 1),
+        *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
@@ -175,6 +182,11 @@ def check_sizes(cell: Cell) -> None:
         )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
+
+
+def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
+    recipe = cell.teacher.correction
+    return [("steps", recipe.steps, 1), ("batch", recipe.batch, 1), ("block", recipe.block, 2)] if recipe else []
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:
@@ -187,6 +199,8 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
 
     CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
     check_validation(cell, tokens, "corpus")
+    if cell.teacher.correction is not None:
+        CalibrationData(tokens, samples=1, block=cell.teacher.correction.block, seed=0, split="validation")
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:
