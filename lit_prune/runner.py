@@ -104,6 +104,7 @@ class Runner:
             _DOING.set(f"{entry.row}, seed {entry.seed}")
             with contextlib.suppress(Exception):  # it is met again, and told of, where its cell is attempted
                 self.tokens(entry.cell)
+                self.teacher(entry.cell)
                 if entry.cell.student.weights != "random":
                     self.students.student(entry.cell)
 
@@ -150,10 +151,10 @@ class Runner:
         recipe, location = cell.teacher.correction, self.uncorrected(cell)
         if recipe is None:
             return location
-        tokens, start = self.tokens(cell), self.bar.done
+        tokens = self.tokens(cell)
         with self.claim(cell, "correction") as node:
             if node.result is None:
-                tell = self._teller("correcting the teacher", start, recipe.steps)
+                tell = self._teller("correcting the teacher", node.key)
                 model = teachers.load_model(location).to(self.device)
                 self.tokenizer(cell).save_pretrained(node.folder / "model")
                 node.finish(correct(recipe, model, tokens, node.folder, self.execution, tell))
