@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lit_prune import cpu
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.tokens import write_tokens
@@ -67,6 +68,7 @@ class Runner:
             ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
         """
         entries, failed = list(entries), 0
+        cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
         for entry in entries:
             self._doing = f"{entry.row}, seed {entry.seed}"
