@@ -86,7 +86,7 @@ def _is_plain(
         and heads % key.shape[1] == 0
         and (window is None or window >= num_tokens)
         and not asked.get("dropout")
-        and not any(asked.get(name) for name in _UNUSUAL)
+        and all(asked.get(name) is None or asked[name] is False for name in _UNUSUAL)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     )  # fmt: skip
 
