@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import CASES, generates_with_cache_as_without, logits, model_of, reloaded, token_ids
+from measured import evidence_of
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_prune import cpu
@@ -232,6 +233,20 @@ def test_as_many_threads_as_cores_are_idle():
         torch.set_num_threads(1)
     with pytest.raises(ConfigError, match="--threads: 0 asked for"):
         cpu.choose(Execution(threads=0))
+
+
+def test_what_is_ranked_is_measured_plainly(tmp_path):
+    model, ids = copy.deepcopy(model_of("llama")), token_ids()
+    whole = evidence_of(model, ids, tmp_path / "plain").statistics
+    kernel = Counted("blocked")
+    matmul.use(True)
+    attention.use({torch.float32: kernel})
+    found = evidence_of(model, ids, tmp_path / "forced").statistics
+    torch.testing.assert_close(found, whole, rtol=0, atol=0, equal_nan=True)
+    assert kernel.calls == 0
+    assert matmul.using()
+    logits(model)
+    assert kernel.calls == 3
 
 
 SMALL = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,17 @@ def use(kernels: dict[torch.dtype, Kernel]) -> None:
     _kernels.clear()
     _kernels.update(kernels)
     AttentionInterface.register("sdpa", attend if kernels or matmul.using() else sdpa_attention_forward)
+
+
+@contextmanager
+def only(kernels: dict[torch.dtype, Kernel]) -> Iterator[None]:
+    """Use these kernels inside `with`."""
+    before = dict(_kernels)
+    use(kernels)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def attend(
