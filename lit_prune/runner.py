@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_prune import cpu
 from lit_prune.address import key
 from lit_prune.cohort import cohorts
 from lit_prune.config import Cell, ConfigError
@@ -88,6 +89,7 @@ class Runner:
             ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
         """
         entries = list(entries)
+        cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
         failed = 0
         for cohort in cohorts(entries, self.execution):

@@ -1,9 +1,10 @@
-"""What all tests share: one thread, no network, no account, and models small enough to train in a moment."""
+"""What all tests share: one thread, PyTorch as it is, no network, no account, and models that train in a moment."""
 
 import os
 
 os.environ.update(
     OMP_NUM_THREADS="1",
+    LIT_PRUNE_CPU="plain",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     WANDB_MODE="offline",

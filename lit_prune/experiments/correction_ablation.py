@@ -74,7 +74,7 @@ TABLE = Table(
         "The teacher was not trained on this text: at quick and laptop the README files of packages instead of Python, "
         "at h200 WikiText-103. What Llama 3.1 was trained on is not known: paper keeps the profile's text.",
         "The correction is as long as the profile's distillation, at a fifth of its peak rate; in the paper it is "
-        "about 100B tokens at a fifth of the peak of the teacher's own training, and the teacher's loss falls by over 6 %: "
+        "about 100B tokens at a fifth of the peak of the teacher's own training, and its loss falls by over 6 %: "
         "compare the two teachers.",
         "All seeds of a row share one corrected teacher, but alongside it learns in each seed's own order.",
     ),
