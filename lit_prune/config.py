@@ -184,6 +184,9 @@ class Distill:
     """Both logits are divided by it first."""
     tau_squared: bool = False
     """Multiply L_logits by temperature squared; the papers do not."""
+    top_k: int | None = later(None, noop=None)
+    """L_logits over the teacher's likeliest tokens alone, both distributions renormalised over these; None takes the
+    whole vocabulary. Validation always does."""
     w_clm: float = 0.0
     """Weight of the student's cross-entropy on the labels."""
     w_logits: float = 1.0

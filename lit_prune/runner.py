@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 import time
@@ -10,14 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pandas as pd
 import torch
 
 from lit_prune.address import key
+from lit_prune.cohort import cohorts
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
+from lit_prune.distill.turns import Turn, in_turns
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
@@ -28,7 +32,11 @@ from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
+from lit_prune.teachings import Teachings
 from lit_prune.tracking import Mirror
+
+_DOING = contextvars.ContextVar("doing", default="")
+"""The cell in work, for messages; each of the runs in turns has its own."""
 
 
 class Runner:
@@ -36,10 +44,10 @@ class Runner:
 
     def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror) -> None:
         self.store, self.execution, self.bar, self.mirror = store, execution, bar, mirror
-        self._doing = ""
+        self._steps: dict[str, int] = {}
         self._failed: dict[tuple[str, str], Exception] = {}
         self.load = functools.lru_cache(maxsize=1)(teachers.load_model)
-        self.students = Students(self)
+        self.students, self.teachings = Students(self), Teachings(self)
 
     def check(self, cells: Iterable[Cell]) -> None:
         """See that every cell can be computed, before any of them is.
@@ -66,25 +74,50 @@ class Runner:
         Raises:
             ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
         """
-        entries, failed = list(entries), 0
+        entries = list(entries)
         self.students.expect(entry.cell for entry in entries)
-        for entry in entries:
-            self._doing = f"{entry.row}, seed {entry.seed}"
-            steps_before = self.bar.done
-            try:
-                self.cell(entry)
-            except Busy as busy:
-                self.bar.say(str(busy))
-            except ConfigError:
-                raise  # the request itself is wrong, which the next row would say again
-            except Exception as error:
-                failed += 1
-                message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-                self.bar.say(f"{self._doing} failed: {message}")
-                with contextlib.suppress(OSError):  # a full disk has no room for the reason either
-                    self.store.node(entry.cell, "cell").fail(message)
-            self.bar.at(max(self.bar.done, steps_before + entry.cell.distill.steps), self._doing)
+        failed = 0
+        for cohort in cohorts(entries, self.execution):
+            self.teachings.begin(cohort)
+            together = len(cohort.entries)
+            if together > 1:
+                self._prepare(cohort.entries)
+            failed += sum(in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries))
         return failed
+
+    def _prepare(self, cohort: list[Entry]) -> None:
+        """Compute what comes before the runs of a cohort: among them, one might wait for what another one holds."""
+        for entry in cohort:
+            _DOING.set(f"{entry.row}, seed {entry.seed}")
+            with contextlib.suppress(Exception):  # it is met again, and told of, where its cell is attempted
+                self.tokens(entry.cell)
+                if entry.cell.student.weights != "random":
+                    self.students.student(entry.cell)
+
+    def _attempt(self, entry: Entry, together: int) -> bool:
+        """Compute a cell, one of `together` in turns; whether it failed."""
+        doing = f"{entry.row}, seed {entry.seed}"
+        _DOING.set(doing)
+        failed = False
+        try:
+            self.cell(entry, together)
+        except Busy as busy:
+            self.bar.say(str(busy))
+        except ConfigError:
+            raise  # the request itself is wrong, which the next row would say again
+        except Exception as error:
+            failed = True
+            message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            self.bar.say(f"{doing} failed: {message}")
+            with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                self.store.node(entry.cell, "cell").fail(message)
+        self._reach(entry.key, entry.cell.distill.steps, doing)
+        return failed
+
+    def _reach(self, address: str, step: int, what: str) -> None:
+        """Tell the bar how far one of the runs has come."""
+        self._steps[address] = step
+        self.bar.at(sum(self._steps.values()), what)
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
@@ -104,10 +137,10 @@ class Runner:
         if cell.teacher.model is not None:
             return teachers.locate(cell.teacher.model, cell.teacher.fingerprint)
         assert cell.teacher.pretraining is not None
-        recipe, start = cell.teacher.pretraining, self.bar.done
+        recipe = cell.teacher.pretraining
         with self.claim(cell, "teacher") as node:
             if node.result is None:
-                tell = self._teller("pretraining the teacher", start, recipe.steps)
+                tell = self._teller("pretraining the teacher", node.key)
                 node.finish(pretrain(recipe, node.folder, self.execution, tell))
         return str(node.folder / "model")
 
@@ -130,8 +163,8 @@ class Runner:
                     node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell))
         return node.folder
 
-    def cell(self, entry: Entry) -> dict[str, Any]:
-        """The measurement itself.
+    def cell(self, entry: Entry, together: int = 1) -> dict[str, Any]:
+        """The measurement itself, one of `together` in turns.
 
         Raises:
             Busy: another process works on it.
@@ -146,23 +179,23 @@ class Runner:
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
             if cell.distill.steps:
-                self._distill(entry, model, tokens, node)
+                self._distill(entry, model, tokens, node, together)
             result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> None:
+    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node, together: int) -> None:
         cell = entry.cell
-        needs_teacher = cell.distill.w_logits or cell.distill.alpha
-        teacher = self.load(self.teacher(cell)) if needs_teacher else None
-        checks = []
+        callbacks: list[L.Callback] = [Turn()] if together > 1 else []
+        others = f" and {together - 1} more" if together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = [Checks(node.folder / CHECKS, steps, self._validate(cell, tokens))]
+            callbacks.append(Checks(node.folder / CHECKS, steps, self._validate(cell, tokens)))
         with self.mirror.logger(entry) as loggers:
             train(
-                model, teacher, cell.distill, tokens, node.folder, seed=cell.seed, execution=self.execution,
-                tell=self._teller(self._doing, self.bar.done, cell.distill.steps), loggers=loggers, callbacks=checks,
+                model, self.teachings.of(cell), cell.distill, tokens, node.folder, seed=cell.seed,
+                execution=self.execution, tell=self._teller(f"{_DOING.get()}{others}", entry.key), loggers=loggers,
+                callbacks=callbacks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
 
@@ -182,7 +215,7 @@ class Runner:
         if cell.distill.steps:
             rows = pd.read_csv(node.folder / CHECKS).to_dict("records")
         else:
-            rows = [self._validate(cell, tokens)(model.to(_device(self.execution)), True)]
+            rows = [self._validate(cell, tokens)(model.to(self.device), True)]
         before, after = rows[0], rows[-1]
         return {
             "lm_loss_before": before["lm_loss"],
@@ -205,31 +238,31 @@ class Runner:
 
     def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
         batches = validation_data(cell.evaluation, tokens).predict_dataloader()
-        loss, num_tokens = language_model_loss(model.to(_device(self.execution)), batches)
+        loss, num_tokens = language_model_loss(model.to(self.device), batches)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the validation loss is {loss}")
         return loss, num_tokens
 
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return torch.device("cuda" if self.execution.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
     def tell(self, what: str) -> None:
         """Say what is being done."""
-        self.bar.say(f"{self._doing}: {what}" if self._doing else what)
+        doing = _DOING.get()
+        self.bar.say(f"{doing}: {what}" if doing else what)
 
     def counter(self, what: str, unit: str) -> Callable[[int], None]:
         """Progress of work that is no optimizer step: said, but not counted on the bar."""
-        return lambda count: self.bar.at(self.bar.done, f"{self._doing} {what}, {count:,} {unit}".strip())
+        return lambda count: self.bar.at(self.bar.done, f"{_DOING.get()} {what}, {count:,} {unit}".strip())
 
-    def _teller(self, what: str, start: int, steps: int) -> Callable[[int, dict[str, float]], None]:
+    def _teller(self, what: str, address: str) -> Callable[[int, dict[str, float]], None]:
         def tell(step: int, row: dict[str, float]) -> None:
             loss = f", loss {row['loss']:.3f}" if row else ""
-            self.bar.at(start + step, f"{what}{loss}")
+            self._reach(address, step, f"{what}{loss}")
 
         return tell
-
-
-def _device(execution: Execution) -> torch.device:
-    if execution.accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:

@@ -9,36 +9,37 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
 from lit_prune.distill.states import Pair, StateReader, States, pairs_of
+from lit_prune.distill.teaching import Teacher, Teaching
+from lit_prune.distill.turns import random_state, set_random_state
+from lit_prune.losses.chunked import Target, head_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_losses
-from lit_prune.losses.weighting import total
+from lit_prune.losses.weighting import weigh_alpha
+from lit_prune.models.head import head_of, last_states
 
 
 class Distiller(L.LightningModule):
     """Minimise w_clm * L_CLM + w_logits * L_logits + alpha * L_is over a student (Minitron, section 3).
 
-    Every mean is over the tokens that have a successor to predict, the same for all terms. `terms` holds the scalars
-    of the last step.
+    The teacher is a model, or one that several runs share. Every mean is over the tokens that have a successor to
+    predict, the same for all terms. `terms` holds the scalars of the last step.
 
     Raises:
         ConfigError: teacher and student do not share a vocabulary; a layer map that does not fit them; a term that
             needs a teacher where there is none.
     """
 
-    teacher: nn.Module | None
-
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, distill: Distill) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill) -> None:
         super().__init__()
         self.student, self.distill = student, distill
-        # Not registered as a submodule: checkpoints, optimizer and summary must not see the teacher.
-        object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if teacher is not None else None)
+        # No submodule: checkpoints, optimizer and summary must not see the teacher.
+        self.teaching = Teaching(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
         self._logit_loss, self._hidden_loss = (
@@ -53,12 +54,11 @@ class Distiller(L.LightningModule):
         if self._needs_teacher:
             self._pair_up()
         self._read_student = StateReader(student, [p.student for p in self._pairs])
-        self._read_teacher = StateReader(teacher, [p.teacher for p in self._pairs])
 
     def _pair_up(self) -> None:
-        if self.teacher is None:
+        if self.teaching is None:
             raise ConfigError("distill: w_logits and alpha need a teacher")
-        ours, theirs = self.student.config, self.teacher.config
+        ours, theirs = self.student.config, self.teaching.model.config
         check_same_vocabulary(ours, theirs)
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
@@ -68,41 +68,54 @@ class Distiller(L.LightningModule):
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]
             # One linear map for all pairs, learned with the student and never exported (Minitron, section 3).
             self.projection = nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.teaching.want(pair.teacher for pair in self._pairs)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
-        if self.teacher is not None:
-            self.teacher.to(self.device)
+        if self.teaching is not None:
+            self.teaching.model.to(self.device)
 
     def on_train_start(self) -> None:
         if self._random_state is not None:
-            _set_random_state(self._random_state)
+            set_random_state(self._random_state)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The objective on one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
-        self.terms = self.objective(batch["input_ids"], batch["labels"])
+        self.terms = self.objective(batch["input_ids"], batch["labels"], batch_idx)
         return self.terms["loss"]
 
-    def objective(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`."""
+    def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
+        """The terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`.
+
+        Runs that share a teacher say at which `position` of their data the batch stands.
+        """
         successors = labels[:, 1:]
         scored = successors != IGNORED
         with self._read_student as our_states:
-            ours = self.student(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
-        terms = {}
-        if self.distill.w_clm:
-            terms["clm"] = _mean(F.cross_entropy(ours, successors[scored], reduction="none"))
+            last = last_states(self.student, input_ids)[:, :-1][scored]
+        shown = None
         if self._needs_teacher:
-            assert self.teacher is not None
-            with torch.no_grad(), self._read_teacher as their_states:
-                theirs = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
-            tau = self.distill.temperature
-            terms["logits"] = _mean(self._logit_loss(ours / tau, theirs / tau))
-            if self.distill.tau_squared:
-                terms["logits"] = terms["logits"] * tau**2
-            if self._pairs:
-                terms["hidden"] = self._compare_states(scored, our_states, their_states)
-        return {**terms, "loss": total(self.distill, terms)}
+            assert self.teaching is not None
+            shown = self.teaching.observe(input_ids, position)
+        target = None if shown is None else shown.target(scored, self.distill.top_k)
+        loss, terms = self._compare_logits(last, successors[scored], target)
+        if shown is not None and self._pairs:
+            terms["hidden"] = self._compare_states(scored, our_states, shown.states)
+            loss = loss + weigh_alpha(self.distill.alpha, terms["logits"], terms["hidden"]) * terms["hidden"]
+        return {**terms, "loss": loss}
+
+    def _compare_logits(
+        self, last: Tensor, successors: Tensor, target: Target | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """w_clm * L_CLM + w_logits * L_logits, and the two by themselves, without their gradients."""
+        scale = self.distill.temperature**2 if self.distill.tau_squared else 1.0
+        found = head_losses(
+            last, head_of(self.student), successors=successors if self.distill.w_clm else None, target=target,
+            w_clm=self.distill.w_clm, logit_loss=self._logit_loss, w_logits=self.distill.w_logits * scale,
+            temperature=self.distill.temperature,
+        )  # fmt: skip
+        terms = {} if found.clm is None else {"clm": found.clm}
+        return found.loss, terms if found.logits is None else terms | {"logits": scale * found.logits}
 
     def _compare_states(self, scored: Tensor, our_states: States, their_states: States) -> Tensor:
         """L_is: the sum over the pairs of the mean loss over scored tokens."""
@@ -123,7 +136,7 @@ class Distiller(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning keeps no random state; with dropout a resumed run would differ."""
-        checkpoint["random_state"] = _random_state()
+        checkpoint["random_state"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state, and the place in the run, which Lightning counts in micro-batches, in ours.
@@ -153,16 +166,3 @@ def check_same_vocabulary(student: Any, teacher: Any) -> None:
 def _mean(losses: Tensor) -> Tensor:
     """Mean over tokens; 0 where none is scored, which a micro-batch of one nearly empty block can be."""
     return losses.mean() if losses.numel() else losses.sum()
-
-
-def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
