@@ -29,6 +29,9 @@ SHAPES = {"2048 x 2048 x 2048": (2048, 2048, 2048), "4096 x 288 x 32000 (a head)
 COPIED = 2**28
 """Bytes of a copy, far more than any cache."""
 
+ENOUGH = 2.0
+"""Seconds after which an operation is not repeated again."""
+
 FILLED = 2**25
 """Bytes of a block that the allocator gives back to the system as soon as it is free."""
 
@@ -125,10 +128,10 @@ def float32_precision(precision: str) -> Iterator[None]:
 
 
 def timed(do: Callable[[], Tensor], repeats: int) -> list[float]:
-    """Wall seconds of each of `repeats` calls, after one that does not count."""
+    """Wall seconds of each of `repeats` calls, after one that does not count; of fewer where they take long."""
     do()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < ENOUGH:
         start = time.perf_counter()
         do()
         seconds.append(time.perf_counter() - start)

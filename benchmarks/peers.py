@@ -55,7 +55,8 @@ class Job:
     folder: str
     """Holds teacher/ and student/ in Hugging Face layout, and tokens/."""
     switches: bool
-    """Whether the process is set up as lit_prune sets up its own."""
+    """Whether the process is set up as lit_prune's commands set up theirs; a peer's: only what is no part of a model,
+    the allocator and the library of matrix products."""
     precision: str
     """32-true or bf16-mixed."""
     threads: int
@@ -79,6 +80,8 @@ class Run:
     """MiB that the process held with both models loaded."""
     peak: float
     """MiB that the process held at most."""
+    switched: dict[str, Any]
+    """What each switch of the process did."""
 
 
 class Meter:
@@ -94,7 +97,7 @@ class Meter:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         self.marks.append((time.perf_counter(), time.process_time(), faults))
 
-    def found(self, before: float) -> Run:
+    def found(self, before: float, switched: dict[str, Any]) -> Run:
         """Everything measured."""
         steps = list(zip(self.marks, self.marks[1:], strict=False))
         return Run(
@@ -104,6 +107,7 @@ class Meter:
             losses=[loss.item() for loss in self.losses],
             before=before,
             peak=resident("VmHWM"),
+            switched=switched,
         )
 
 
@@ -249,7 +253,7 @@ def metered(trainer: type[Any], meter: Meter) -> type[Any]:
     class Metered(trainer):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
-            self.add_callback(Marks())
+            self.add_callback(Marks(self))
 
         def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
             self.last_loss = super().training_step(*arguments, **keywords)
@@ -259,17 +263,13 @@ def metered(trainer: type[Any], meter: Meter) -> type[Any]:
             """Nothing is printed: standard output is the benchmark's."""
 
     class Marks(TrainerCallback):
-        def on_step_end(self, *_: Any, model: Any = None, **keywords: Any) -> None:
-            meter.step(made.last_loss)
+        def __init__(self, of: Any) -> None:
+            self.of = of
 
-    made: Any = None
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.step(self.of.last_loss)
 
-    def make(*arguments: Any, **keywords: Any) -> Any:
-        nonlocal made
-        made = Metered(*arguments, **keywords)
-        return made
-
-    return make  # type: ignore[return-value]
+    return Metered
 
 
 def resident(which: str) -> float:
@@ -297,13 +297,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(job: Job) -> Run:
     """Train as `job` says, and measure."""
-    torch.set_num_threads(job.threads)
+    switched = set_up(job)
     folder, meter = Path(job.folder), Meter()
     student, teacher = load_model(str(folder / "student")), load_model(str(folder / "teacher"))
     teacher.requires_grad_(False)
     before = resident("VmRSS")
     TRAINERS[job.trainer](job, student.train(), teacher, meter)
-    return meter.found(before)
+    return meter.found(before, switched)
+
+
+def set_up(job: Job) -> dict[str, Any]:
+    """Set this process up; returns what each switch did."""
+    torch.set_num_threads(job.threads)
+    if not job.switches:
+        return {}
+    from lit_prune import cpu
+    from lit_prune.cpu import allocator, matmul, threads
+
+    if job.trainer == "ours":
+        cpu.choose(Execution(accelerator="cpu", cpu="auto", threads=job.threads))
+        cpu.prepare()
+        return cpu.applied()
+    with threads.alone():
+        return {"matmul": matmul.switch(True), "allocator": allocator.switch(True)}
 
 
 if __name__ == "__main__":
