@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_prune.losses.logit import LogitLoss
+from lit_prune.losses.logit import ClosedForm, LogitLoss, closed_forms
 from lit_prune.models.head import Head
 
 Weight = float | Tensor
@@ -111,7 +111,7 @@ def head_losses(
         evaluation = _Evaluation(states, head, wanted, list(terms.values()))
         loss, means = evaluation.run(chunk or tokens_at_once(len(head.weight), states.is_cuda))
     if any(wanted):
-        loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)  # type: ignore[no-untyped-call]
+        loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)
     values = dict(zip(terms, means, strict=True))
     return HeadLosses(loss, values.get("clm"), values.get("logits"))
 
@@ -139,7 +139,7 @@ class _NextToken:
     successors: Tensor
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-        return _evaluate(lambda x: F.cross_entropy(x, self.successors[rows], reduction="none"), logits, scale)
+        return _by_autograd(lambda x: F.cross_entropy(x, self.successors[rows], reduction="none"), logits, scale)
 
 
 @dataclass(frozen=True)
@@ -155,21 +155,35 @@ class _Imitation:
         if self.temperature != 1:
             ours, theirs = ours / self.temperature, theirs / self.temperature
             scale = None if scale is None else scale / self.temperature
-        values, gradient = _evaluate(lambda x: self.loss(x, theirs), ours, scale)
+        with torch.autocast(logits.device.type, enabled=False):
+            values, gradient = self._compare(ours, theirs, scale)
         if gradient is not None and ids is not None:
             gradient = torch.zeros_like(logits).scatter_add_(-1, ids, gradient)
         return values, gradient
 
+    def _compare(self, ours: Tensor, theirs: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+        form: ClosedForm | None = closed_forms.get(self.loss)
+        if scale is None or form is None:
+            return _by_autograd(lambda x: self.loss(x, theirs), ours, scale)
+        values, gradient = form(ours, theirs)
+        return values, gradient.mul_(scale)
 
-def _evaluate(loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-    with torch.autocast(logits.device.type, enabled=False):
-        if scale is None:
-            return loss(logits), None
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            values = loss(leaf)
-        (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values) * scale)
-        return values.detach(), gradient
+
+def _by_autograd(
+    loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | None
+) -> tuple[Tensor, Tensor | None]:
+    if scale is None:
+        return loss(logits), None
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        values = loss(leaf)
+    (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values) * scale)
+    return values.detach(), gradient
+
+
+def _counts(weight: Weight) -> bool:
+    """Whether a term is minimised; a tensor is not looked into, which would wait for the GPU."""
+    return isinstance(weight, Tensor) or weight != 0
 
 
 class _Evaluation:
@@ -194,7 +208,8 @@ class _Evaluation:
                 total += losses.double().sum()
         loss = torch.zeros((), dtype=torch.float64, device=self.states.device)
         for term, total in zip(self.terms, sums, strict=True):
-            loss = loss + term.weight * total / count
+            if _counts(term.weight):
+                loss = loss + term.weight * total / count
         return loss.float(), [(total / count).float() for total in sums]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -217,8 +232,7 @@ class _Evaluation:
 
     def _scale(self, term: _Term) -> Weight | None:
         """What a token's loss counts in the gradient; None where there is none to take."""
-        nothing = not isinstance(term.weight, Tensor) and term.weight == 0
-        return None if nothing or not self.wanted else term.weight / len(self.states)
+        return term.weight / len(self.states) if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
         """The gradient with regard to what the linear map gave, in its dtype."""

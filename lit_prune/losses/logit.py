@@ -17,6 +17,11 @@ from lit_prune.registry import Registry
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
 logit_losses: Registry[LogitLoss] = Registry("logit loss")
 
+ClosedForm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A loss as above, and the gradient of its sum with regard to the student's logits, in a tensor of its own."""
+closed_forms: dict[LogitLoss, ClosedForm] = {}
+"""Those losses whose gradient written out is faster than autograd's by a tenth of the whole evaluation or more."""
+
 
 @logit_losses.register("kld")
 def kld(student: Tensor, teacher: Tensor) -> Tensor:
@@ -73,3 +78,40 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """
     p, q = torch.exp(log_p), torch.exp(log_q)
     return (p * (log_p - log_q) + q - p).sum(-1)
+
+
+def _closed_form(loss: LogitLoss) -> Callable[[ClosedForm], ClosedForm]:
+    return lambda form: closed_forms.setdefault(loss, form)
+
+
+@_closed_form(kld)
+def _kld_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    p = log_p.exp()
+    values = torch.linalg.vecdot(p, log_p.sub_(log_q))
+    gradient = log_q.exp_().sub_(p)
+    return values + gradient.sum(-1), gradient
+
+
+@_closed_form(reverse_kld)
+def _reverse_kld_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    difference = log_q - log_p
+    q = log_q.exp_()
+    values = torch.linalg.vecdot(q, difference)
+    return values + log_p.exp_().sub_(q).sum(-1), _through_softmax(q, difference)
+
+
+@_closed_form(cosine)
+def _cosine_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    q, p = student.softmax(-1), teacher.softmax(-1)
+    length = q.norm(dim=-1, keepdim=True)
+    unit = q / length
+    difference = unit - p.div_(p.norm(dim=-1, keepdim=True))
+    values = torch.linalg.vecdot(difference, difference) / 2
+    return values, _through_softmax(q, difference.sub_(unit.mul_(values[:, None])).div_(length))
+
+
+def _through_softmax(q: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with regard to the logits of q, from that with regard to q, which it takes the place of."""
+    return gradient.sub_(torch.linalg.vecdot(q, gradient)[:, None]).mul_(q)
