@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Corpus
 from lit_prune.data import corpus
 from lit_prune.models import teacher as teachers
+from lit_prune.settings import flatten, override, plain_of, source_of
 
 
 class Pins:
@@ -26,18 +29,36 @@ class Pins:
         evaluation = cell.evaluation
         if evaluation.second is not None:
             evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
-        return dataclasses.replace(
+        pinned = dataclasses.replace(
             cell,
             corpus=self._once(cell.corpus, corpus.pin),
             evaluation=evaluation,
             teacher=self._once(cell.teacher, teachers.pin),
             student=self._once(cell.student, teachers.pin_student),
         )
+        source = source_of(pinned)
+        return pinned if source is None else override(pinned, self._filled_in(source))
+
+    def _filled_in(self, source: Cell) -> dict[str, Any]:
+        """The fingerprints a source needs beside those it inherits."""
+        with _of_source():
+            found = dict(flatten(plain_of(self.pin(source)), "source."))
+        inherited = dict(flatten(plain_of(source), "source."))
+        return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _once(self, section: Any, pin: Any) -> Any:
         if section not in self._known:
             self._known[section] = pin(section)
         return self._known[section]
+
+
+@contextlib.contextmanager
+def _of_source() -> Iterator[None]:
+    """Say of what is wrong with a source that it is the source's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"source: {error}") from None
 
 
 def _pin_second(text: Corpus) -> Corpus:
@@ -75,6 +96,31 @@ def check_names(cell: Cell) -> None:
     )
 
 
+def check(cell: Cell) -> None:
+    """See that names, sizes and models of a cell, and of the sources it comes from, are such as can be.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    check_names(cell)
+    check_sizes(cell)
+    source = source_of(cell)
+    if source is not None:
+        with _of_source():
+            check(source)
+        _check_use(cell, source)
+    check_models(cell)
+
+
+def _check_use(cell: Cell, source: Cell) -> None:
+    """See that a source has an effect."""
+    for name, value in (("model", cell.student.model), ("weights", cell.student.weights)):
+        if value not in (None, "teacher"):
+            raise ConfigError(f"source: has no effect where student.{name} is {value}; leave it null")
+    if source.student.weights == "random" and not source.distill.steps:
+        raise ConfigError("source.student.weights: random ones that are never trained say nothing of what to keep")
+
+
 def check_models(cell: Cell) -> None:
     """See that the student can be cut from the teacher and imitate it, from their configs alone.
 
@@ -86,20 +132,18 @@ def check_models(cell: Cell) -> None:
     from lit_prune.distill.states import pairs_of
     from lit_prune.pruning import prune
 
-    config = teacher_config(cell)
-    distill = cell.distill
+    config, distill = teacher_config(cell), cell.distill
     if cell.student.model is not None and cell.student.weights == "random":
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
     if cell.student.model is None:
-        prune.check(cell.student, config)
-        num_blocks, student_config = prune.num_blocks(cell.student, config), config
+        student_config = config if cell.source is None else pruned_config(cell)
+        _check_cut(cell, student_config)
+        num_blocks = prune.num_blocks(cell.student, student_config)
     else:
-        student_config = teachers.load_config(
-            teachers.locate(cell.student.model, cell.student.fingerprint, weights=False)
-        )
+        student_config = _given_config(cell)
         num_blocks = student_config.num_hidden_layers
-    check_same_vocabulary(student_config, config)
+    check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
     pairs = pairs_of(distill, config.num_hidden_layers, num_blocks)
     if distill.alpha and not pairs:
         raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
@@ -107,6 +151,20 @@ def check_models(cell: Cell) -> None:
         raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
     if not (distill.w_clm or distill.w_logits or distill.alpha):
         raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+
+
+def _check_cut(cell: Cell, config: Any) -> None:
+    """See that the student can be cut from the model with this config: the teacher, or the student of its source."""
+    from lit_prune.pruning import prune
+
+    if cell.source is None:
+        prune.check(cell.student, config)
+        return
+    check_positions(cell, config)
+    try:
+        prune.check(cell.student, config)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("the teacher", "its source")) from None
 
 
 def check_positions(cell: Cell, config: Any) -> None:
@@ -194,3 +252,35 @@ def teacher_config(cell: Cell) -> Any:
     if cell.teacher.model is None:
         raise ConfigError("teacher: give either model or pretraining, and set the other to null")
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
+
+
+def pruned_config(cell: Cell) -> Any:
+    """The Hugging Face config of the model that is pruned, which need not exist yet: the teacher's, or a source's.
+
+    Raises:
+        ConfigError: blocks of the source's student differ in width, and such a model cannot be pruned.
+    """
+    source = source_of(cell)
+    if source is None:
+        return teacher_config(cell)
+    config = _student_config(source)
+    if source.student.widths != "uniform" or config.is_heterogeneous:
+        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
+    return config
+
+
+def _student_config(cell: Cell) -> Any:
+    """The config of a student; of those that differ in what is kept and not in how much, of any."""
+    from lit_prune.pruning import prune, surgery
+    from lit_prune.pruning.target import target
+
+    if cell.student.model is not None:
+        return _given_config(cell)
+    config = pruned_config(cell)
+    plan = prune.load_plan(cell.student) if cell.student.plan else None
+    return surgery.smaller_config(config, plan or prune.first_units(config, target(cell.student, config)))
+
+
+def _given_config(cell: Cell) -> Any:
+    assert cell.student.model is not None
+    return teachers.load_config(teachers.locate(cell.student.model, cell.student.fingerprint, weights=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -23,12 +24,15 @@ from lit_prune.evaluate.validation import sizes_of, validation_data, validation_
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check_models, check_names, check_sizes, check_tokens, check_validation, second_of
+from lit_prune.preflight import check, check_tokens, check_validation, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
+from lit_prune.settings import source_of, sources_of
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
 from lit_prune.tracking import Mirror
+
+Claim = Callable[[Cell, str], contextlib.AbstractContextManager[Node]]
 
 
 class Runner:
@@ -49,10 +53,8 @@ class Runner:
         """
         cells, checked = list(cells), set()
         for cell in cells:
-            check_names(cell)
-            check_sizes(cell)
-            check_models(cell)
-        for cell in cells:
+            check(cell)
+        for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
             if question not in checked:
                 check_tokens(cell, self.tokens(cell))
@@ -70,7 +72,7 @@ class Runner:
         self.students.expect(entry.cell for entry in entries)
         for entry in entries:
             self._doing = f"{entry.row}, seed {entry.seed}"
-            steps_before = self.bar.done
+            steps_after = self.bar.done + self._steps_to(entry.cell)
             try:
                 self.cell(entry)
             except Busy as busy:
@@ -83,7 +85,7 @@ class Runner:
                 self.bar.say(f"{self._doing} failed: {message}")
                 with contextlib.suppress(OSError):  # a full disk has no room for the reason either
                     self.store.node(entry.cell, "cell").fail(message)
-            self.bar.at(max(self.bar.done, steps_before + entry.cell.distill.steps), self._doing)
+            self.bar.at(max(self.bar.done, steps_after), self._doing)
         return failed
 
     @contextlib.contextmanager
@@ -130,17 +132,35 @@ class Runner:
                     node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell))
         return node.folder
 
+    def pruned(self, cell: Cell) -> str:
+        """The folder of the model that is pruned: the teacher, or the student of a source that is done."""
+        source = source_of(cell)
+        if source is None:
+            return self.teacher(cell)
+        if not source.distill.steps:
+            return self.students.student(source)
+        return str(self.store.node(source, "cell").folder / "model")
+
     def cell(self, entry: Entry) -> dict[str, Any]:
-        """The measurement itself.
+        """The measurement itself, after those of the sources it comes from.
 
         Raises:
             Busy: another process works on it.
             Diverged: the loss is no longer a number.
         """
+        awaited, doing = list(awaited_sources(self.store, entry.cell)), self._doing
+        for place, source in enumerate(awaited, 1):
+            row = f"{entry.row}, source {place} of {len(awaited)}"
+            self._doing = f"{row}, seed {entry.seed}"
+            self._measure(dataclasses.replace(entry, row=row, cell=source), self.claim)
+        self._doing = doing
+        return self._measure(entry, self.store.claim)
+
+    def _measure(self, entry: Entry, claim: Claim) -> dict[str, Any]:
         cell = entry.cell
         scratch = cell.student.weights == "random"
         student, tokens = None if scratch else self.students.student(cell), self.tokens(cell)
-        with self.store.claim(cell, "cell") as node:
+        with claim(cell, "cell") as node:
             if node.result is not None:
                 return node.result
             started = time.perf_counter()
@@ -150,6 +170,11 @@ class Runner:
             result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
+
+    def _steps_to(self, cell: Cell) -> int:
+        """Optimizer steps to a cell that is missing; a source that failed is not tried again."""
+        awaited = (c for c in awaited_sources(self.store, cell) if ("cell", key(c)) not in self._failed)
+        return sum(c.distill.steps for c in (*awaited, cell))
 
     def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> None:
         cell = entry.cell
@@ -233,10 +258,23 @@ def _device(execution: Execution) -> torch.device:
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the teachers that must be trained for them."""
-    missing = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    """Optimizer steps of all cells that are missing, and of the sources and teachers they wait for."""
+    cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    missing = list({key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values())
     untrained = {
         cell.teacher.pretraining for cell in missing
         if cell.teacher.pretraining and store.node(cell, "teacher").result is None
     }  # fmt: skip
     return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for recipe in untrained)
+
+
+def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
+    """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
+    source = source_of(cell)
+    if source is None or store.node(cell, "student").result is not None:
+        return
+    if not source.distill.steps:
+        yield from awaited_sources(store, source)
+    elif store.node(source, "cell").result is None:
+        yield from awaited_sources(store, source)
+        yield source

@@ -18,7 +18,7 @@ from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
-from lit_prune.settings import plain_of
+from lit_prune.settings import plain_of, source_of
 from lit_prune.store import Node, Store
 
 
@@ -137,6 +137,8 @@ def _origin(teacher: Teacher) -> str | None:
 
 
 def _value(node: Any, path: str) -> Any:
+    while path.startswith("source.") and isinstance(node, Cell):
+        node, path = source_of(node), path.removeprefix("source.")
     for name in path.split("."):
         node = getattr(node, name, None)
     return node
