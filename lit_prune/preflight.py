@@ -11,7 +11,7 @@ from typing import Any
 from lit_prune.config import Cell, ConfigError, Corpus
 from lit_prune.data import corpus
 from lit_prune.models import teacher as teachers
-from lit_prune.settings import flatten, override, plain_of, source_of
+from lit_prune.settings import flatten, override, plain_of, source_of, sources_of
 
 
 class Pins:
@@ -53,12 +53,12 @@ class Pins:
 
 
 @contextlib.contextmanager
-def _of_source() -> Iterator[None]:
-    """Say of what is wrong with a source that it is the source's."""
+def _of_source(depth: int = 1) -> Iterator[None]:
+    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"source: {error}") from None
+        raise ConfigError("source: " * depth + str(error)) from None
 
 
 def _pin_second(text: Corpus) -> Corpus:
@@ -102,18 +102,24 @@ def check(cell: Cell) -> None:
     Raises:
         ConfigError: one is not.
     """
-    check_names(cell)
-    check_sizes(cell)
+    depth = len(sources_of(cell))
+    for place, (asked, pruned) in enumerate(pruned_configs(cell)):
+        with _of_source(depth - place):
+            check_names(asked)
+            check_sizes(asked)
+            check_source(asked)
+            check_models(asked, pruned)
+
+
+def check_source(cell: Cell) -> None:
+    """See that a source, if there is one, has an effect.
+
+    Raises:
+        ConfigError: it has none.
+    """
     source = source_of(cell)
-    if source is not None:
-        with _of_source():
-            check(source)
-        _check_use(cell, source)
-    check_models(cell)
-
-
-def _check_use(cell: Cell, source: Cell) -> None:
-    """See that a source has an effect."""
+    if source is None:
+        return
     for name, value in (("model", cell.student.model), ("weights", cell.student.weights)):
         if value not in (None, "teacher"):
             raise ConfigError(f"source: has no effect where student.{name} is {value}; leave it null")
@@ -121,8 +127,8 @@ def _check_use(cell: Cell, source: Cell) -> None:
         raise ConfigError("source.student.weights: random ones that are never trained say nothing of what to keep")
 
 
-def check_models(cell: Cell) -> None:
-    """See that the student can be cut from the teacher and imitate it, from their configs alone.
+def check_models(cell: Cell, pruned: Any) -> None:
+    """See that the student can be cut from the model with the config `pruned`, and imitate the teacher.
 
     Raises:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
@@ -137,9 +143,8 @@ def check_models(cell: Cell) -> None:
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
     if cell.student.model is None:
-        student_config = config if cell.source is None else pruned_config(cell)
-        _check_cut(cell, student_config)
-        num_blocks = prune.num_blocks(cell.student, student_config)
+        _check_cut(cell, pruned)
+        num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
     else:
         student_config = _given_config(cell)
         num_blocks = student_config.num_hidden_layers
@@ -160,8 +165,8 @@ def _check_cut(cell: Cell, config: Any) -> None:
     if cell.source is None:
         prune.check(cell.student, config)
         return
-    check_positions(cell, config)
     try:
+        check_positions(cell, config)
         prune.check(cell.student, config)
     except ConfigError as error:
         raise ConfigError(str(error).replace("the teacher", "its source")) from None
@@ -254,31 +259,35 @@ def teacher_config(cell: Cell) -> Any:
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
 
 
-def pruned_config(cell: Cell) -> Any:
-    """The Hugging Face config of the model that is pruned, which need not exist yet: the teacher's, or a source's.
+def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
+    """The sources of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
+
+    That is the teacher's, or that of the student of its source, which need not exist yet.
 
     Raises:
-        ConfigError: blocks of the source's student differ in width, and such a model cannot be pruned.
+        ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
     """
-    source = source_of(cell)
-    if source is None:
-        return teacher_config(cell)
-    config = _student_config(source)
-    if source.student.widths != "uniform" or config.is_heterogeneous:
-        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
-    return config
+    config = None
+    chain = [cell, *sources_of(cell)][::-1]
+    for source, asked in zip([None, *chain], chain, strict=False):
+        config = teacher_config(asked) if source is None else _student_config(source, config)
+        yield asked, config
 
 
-def _student_config(cell: Cell) -> Any:
-    """The config of a student; of those that differ in what is kept and not in how much, of any."""
+def _student_config(cell: Cell, pruned: Any) -> Any:
+    """The config of a source's student; whatever is kept, it is as much."""
     from lit_prune.pruning import prune, surgery
     from lit_prune.pruning.target import target
 
-    if cell.student.model is not None:
-        return _given_config(cell)
-    config = pruned_config(cell)
-    plan = prune.load_plan(cell.student) if cell.student.plan else None
-    return surgery.smaller_config(config, plan or prune.first_units(config, target(cell.student, config)))
+    student = cell.student
+    if student.model is None:
+        plan = prune.load_plan(student) if student.plan else prune.first_units(pruned, target(student, pruned))
+        config = surgery.smaller_config(pruned, plan)
+    else:
+        config = _given_config(cell)
+    if student.widths != "uniform" or config.is_heterogeneous:
+        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
+    return config
 
 
 def _given_config(cell: Cell) -> Any:

@@ -42,6 +42,7 @@ class Runner:
         self.store, self.execution, self.bar, self.mirror = store, execution, bar, mirror
         self._doing = ""
         self._failed: dict[tuple[str, str], Exception] = {}
+        self._counted: set[str] = set()
         self.load = functools.lru_cache(maxsize=1)(teachers.load_model)
         self.students = Students(self)
 
@@ -172,9 +173,11 @@ class Runner:
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
     def _steps_to(self, cell: Cell) -> int:
-        """Optimizer steps to a cell that is missing; a source that failed is not tried again."""
-        awaited = (c for c in awaited_sources(self.store, cell) if ("cell", key(c)) not in self._failed)
-        return sum(c.distill.steps for c in (*awaited, cell))
+        """Optimizer steps to a cell and to what it waits for, but for those said before: sources may be shared."""
+        steps = {key(c): c.distill.steps for c in (*awaited_sources(self.store, cell), cell)}
+        new = steps.keys() - self._counted
+        self._counted |= new
+        return sum(steps[address] for address in new)
 
     def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> None:
         cell = entry.cell

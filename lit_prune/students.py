@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,11 +21,10 @@ from lit_prune.importance.calibrate import measure
 from lit_prune.importance.criteria import Evidence
 from lit_prune.importance.removals import removal_losses
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import pruned_config, teacher_config
+from lit_prune.preflight import pruned_configs, teacher_config
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import evidence_names, first_units, load_plan, make_plan
 from lit_prune.pruning.target import target
-from lit_prune.settings import sources_of
 
 if TYPE_CHECKING:
     from lit_prune.runner import Runner
@@ -41,9 +41,9 @@ class Students:
 
     def expect(self, cells: Iterable[Cell]) -> None:
         """Take note of what the students still to be cut need of each calibration set, to measure it in one pass."""
-        for cell in (c for asked in cells for c in (*sources_of(asked), asked)):
+        for cell, pruned in itertools.chain.from_iterable(map(pruned_configs, cells)):
             if self.store.node(cell, "student").result is None:
-                names = evidence_names(cell.student, pruned_config(cell))
+                names = evidence_names(cell.student, pruned)
                 self._waiting[_set_of(cell)] = self._waiting.get(_set_of(cell), frozenset()) | names
 
     def student(self, cell: Cell) -> str:

@@ -17,7 +17,7 @@ from lit_prune.address import STAGES, identity, key
 from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
 from lit_prune.execution import Execution
 from lit_prune.grid import Claim, Entry, Table, axis, entries
-from lit_prune.preflight import Pins, check, pruned_config
+from lit_prune.preflight import Pins, check, pruned_configs
 from lit_prune.progress import Bar
 from lit_prune.report import tidy
 from lit_prune.runner import Runner, planned_steps
@@ -183,10 +183,9 @@ def weights(store: Store, cell: Cell, stage: str) -> dict[str, torch.Tensor]:
 def test_a_source_that_keeps_everything_and_is_not_trained_changes_nothing(plain, tmp_path):
     alone = asked(plain, **{"student.neurons": 0.5, "student.layers": 2})
     chained = asked(alone.cell, **KEPT, **{"source.student.layers": None, "source.distill.steps": 0})
-    assert alone.key != chained.key
     first, second = compute(tmp_path / "store", alone, chained)
     assert first == second
-    assert len(list((tmp_path / "store").glob("cell/*"))) == 2
+    assert {path.name for path in (tmp_path / "store").glob("cell/*")} == {alone.key, chained.key}
 
 
 def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
@@ -206,14 +205,13 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
     assert found["share_of_source"] == (18 * mlp + rest) / (36 * mlp + rest)
 
 
-def test_a_source_is_computed_once_and_is_a_cell_like_any_other(plain, tmp_path):
-    first = asked(plain, **CHAIN)
-    second = asked(first.cell, **{"student.neurons": 0.25})
-    middle = Entry("middle", 0, source_of(first.cell), {})
-    compute(tmp_path / "store", first, second)
+def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plain, tmp_path):
+    first, bar = asked(plain, **CHAIN), Bar(0, quiet=True)
+    second, middle = asked(first.cell, **{"student.neurons": 0.25}), Entry("middle", 0, source_of(first.cell), {})
     store = Store(tmp_path / "store")
-    assert len(list(store.root.glob("cell/*"))) == 3
-    assert store.node(middle.cell, "cell").result is not None
+    assert runner_of(store.root, bar).run([first, second, middle]) == 0
+    assert {path.name for path in store.root.glob("cell/*")} == {first.key, second.key, middle.key}
+    assert bar.done == 2 + 3 + 2
     assert planned_steps(store, [first, second, middle]) == 0
 
 
@@ -251,9 +249,7 @@ def test_a_source_that_fails_fails_its_cell_and_no_other(plain, tmp_path):
 
 def test_a_source_of_another_teacher_is_another_start_with_the_same_teacher_to_imitate(plain, make_folder, tmp_path):
     early = str(make_folder("early", seed=1))
-    entry = asked(
-        plain, **KEPT, **{"source.teacher.model": early, "source.distill.steps": 0, "student.neurons": 0.5}
-    )  # fmt: skip
+    entry = asked(plain, **KEPT, **{"source.teacher.model": early, "source.distill.steps": 0, "student.neurons": 0.5})
     source = source_of(entry.cell)
     assert source.teacher.fingerprint not in (None, entry.cell.teacher.fingerprint)
     direct = asked(plain, **{"teacher.model": early, "student.neurons": 0.5, "distill.steps": 0})
@@ -262,14 +258,11 @@ def test_a_source_of_another_teacher_is_another_start_with_the_same_teacher_to_i
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_source_from_scratch_is_trained_and_then_pruned(plain, tmp_path):
-    (result,) = compute(tmp_path / "store", asked(plain, **CHAIN, **{"source.student.weights": "random"}))
-    assert result["lm_loss"] > 0
-
-
 def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
-    entry = asked(plain, **CHAIN, **{"source.source.student.layers": 2, "source.source.distill.steps": 1})
-    expected = pruned_config(entry.cell)
+    """Also of one of two prunings, the first from random weights."""
+    first = {"source.source.student.layers": 2, "source.source.distill.steps": 1}
+    entry = asked(plain, **CHAIN, **first, **{"source.source.student.weights": "random", "source.student.layers": None})
+    *_, (_, expected) = pruned_configs(entry.cell)
     compute(tmp_path / "store", entry)
     store = Store(tmp_path / "store")
     folder = store.node(source_of(entry.cell), "cell").folder / "model"
