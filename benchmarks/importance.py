@@ -2,23 +2,13 @@
 
     python -m benchmarks.importance [--threads 1] [--repeats 7] [--json FILE]
 
-A model of the shipped teacher's shape with random weights: only cost is measured. What is compared takes turns in one
-process; seconds are the processor's, and a ratio is the median over rounds of the ratio within a round, so that
-neighbours on the machine disturb both sides alike. Peak memory is read in a process of its own each (Linux).
+A model of the shipped teacher's shape with random weights: only cost is measured, as benchmarks/measuring.py says.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import measuring
 from lit_prune.config import Pretraining
 from lit_prune.importance.calibrate import READERS, Calibrator
 from lit_prune.importance.removals import Removals, next_token_losses, sequences_at_once
@@ -41,28 +32,6 @@ FORWARD: dict[str, tuple[str, ...]] = {
 """Name -> evidence that is measured on the way."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One way of doing something, over all rounds."""
-
-    what: str
-    seconds: float
-    """Median of CPU time."""
-    seconds_iqr: tuple[float, float]
-    ratio: float
-    """Median over rounds of this way's time by that of the first."""
-    ratio_iqr: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Most memory a process held, in MiB, before and during a pass."""
-
-    what: str
-    before: float
-    peak: float
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.importance", description=__doc__.splitlines()[0])
@@ -75,22 +44,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file to write everything to")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    machine = f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {asked.threads} threads"
+    environment = measuring.environment("transformers")
     data = f"{asked.sequences} sequences of {asked.tokens} tokens, {asked.batch} at once; {asked.repeats} rounds"
-    print(f"{machine}; {data}\n")
-    found: dict[str, Any] = {"machine": machine, "data": data}
-    found["forward"] = timings = compare(forward_passes(asked), asked.repeats)
-    print_timings("one pass over the calibration set", timings)
+    print(f"{measuring.environment_line(environment)}; {data}\n")
+    found: dict[str, Any] = {"environment": environment, "data": data}
+    found["forward"] = timings = measuring.compare(forward_passes(asked), asked.repeats)
+    measuring.print_timings("one pass over the calibration set", timings)
     if sys.platform == "linux":
-        found["memory"] = peaks = [peak_memory(what, asked) for what in FORWARD]
-        print_peaks(peaks)
+        found["memory"] = peaks = [measuring.peak_memory(what, pass_of, what, asked) for what in FORWARD]
+        measuring.print_peaks("peak memory of one pass", peaks)
     for depth in asked.blocks:
         ways, evaluations = removals(depth, asked)
-        timings = compare(ways, asked.repeats)
+        timings = measuring.compare(ways, asked.repeats)
         found[f"removals, {depth} blocks"] = {"timings": timings, "evaluations": evaluations}
-        print_timings(f"loss without each of {depth} blocks", timings, evaluations)
+        title = f"loss without each of {depth} blocks"
+        measuring.print_timings(title, timings, evaluations_of_a_block=evaluations)
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1, default=asdict) + "\n")
+        measuring.write(asked.json, found)
 
 
 def teacher(layers: int | None = None) -> Any:
@@ -112,7 +82,7 @@ def batches(asked: argparse.Namespace) -> list[Tensor]:
     return list(ids.split(asked.batch))
 
 
-def forward_passes(asked: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def forward_passes(asked: argparse.Namespace) -> dict[str, measuring.Way]:
     """Passes over the set that differ in what they measure on the way."""
     model, data = teacher(), batches(asked)
     return {what: lambda names=names: forward(model, data, names) for what, names in FORWARD.items()}  # type: ignore[misc]
@@ -127,11 +97,14 @@ def forward(model: Any, data: list[Tensor], names: tuple[str, ...]) -> None:
     reader.found()
 
 
-def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, measuring.Way], dict[str, int]]:
     """Leaving out each block the naive way and with the states before it kept; and how often each evaluates a block
     for one batch."""
     model, data = teacher(depth), batches(asked)
-    ways = {"naive": lambda: naive(model, data), "prefix reuse": lambda: prefix_reuse(model, data)}
+    ways: dict[str, measuring.Way] = {
+        "naive": lambda: naive(model, data),
+        "prefix reuse": lambda: prefix_reuse(model, data),
+    }
     evaluations = {}
     for what, way in (("naive", naive), ("prefix reuse", prefix_reuse)):
         counted: list[int] = []
@@ -166,74 +139,11 @@ def prefix_reuse(model: Any, data: list[Tensor]) -> None:
     reader.found()
 
 
-def compare(ways: dict[str, Callable[[], None]], repeats: int) -> list[Timing]:
-    """Time each way in every round; the first is what the others are compared with."""
-    for way in ways.values():
-        way()
-    seconds: dict[str, list[float]] = {what: [] for what in ways}
-    for _ in range(repeats):
-        for what, way in ways.items():
-            start = time.process_time()
-            way()
-            seconds[what].append(time.process_time() - start)
-    first = next(iter(seconds.values()))
-    timings = []
-    for what, times in seconds.items():
-        ratios = [ours / theirs for ours, theirs in zip(times, first, strict=True)]
-        timings.append(Timing(what, statistics.median(times), _iqr(times), statistics.median(ratios), _iqr(ratios)))
-    return timings
-
-
-def peak_memory(what: str, asked: argparse.Namespace) -> Peak:
-    """Peak memory of one forward pass of `FORWARD`, in a fresh process."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_here, what, asked).result()
-
-
-def _peak_here(what: str, asked: argparse.Namespace) -> Peak:
-    torch.set_num_threads(asked.threads)
+def pass_of(what: str, asked: argparse.Namespace) -> measuring.Way:
+    """One forward pass of `FORWARD`, with all that is loaded on first use loaded."""
     model, data = teacher(), batches(asked)
-    forward(model, [data[0][:1, :8]], ())  # what is loaded on first use is no part of a pass
-    before = _reset_peak()
-    forward(model, data, FORWARD[what])
-    return Peak(what, before, _resident("VmHWM"))
-
-
-def _reset_peak() -> float:
-    """Forget the most memory this process has held so far; what it holds now, in MiB (Linux only)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
-
-
-def _resident(which: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(which))
-
-
-def _iqr(values: list[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
-
-
-def print_timings(title: str, timings: list[Timing], evaluations: dict[str, int] | None = None) -> None:
-    """A Markdown table of timings."""
-    counts = " evaluations of a block |" if evaluations else ""
-    print(f"| {title} | CPU seconds (IQR) | ratio (IQR) |{counts}\n|---|---|---|{'---|' if evaluations else ''}")
-    for t in timings:
-        count = f" {evaluations[t.what]} |" if evaluations else ""
-        seconds = f"{t.seconds:.3f} ({t.seconds_iqr[0]:.3f} to {t.seconds_iqr[1]:.3f})"
-        print(f"| {t.what} | {seconds} | {t.ratio:.2f} ({t.ratio_iqr[0]:.2f} to {t.ratio_iqr[1]:.2f}) |{count}")
-    print()
-
-
-def print_peaks(peaks: list[Peak]) -> None:
-    """A Markdown table of peak memory."""
-    print("| peak memory of one pass | before, MiB | peak, MiB | ratio |\n|---|---|---|---|")
-    for p in peaks:
-        print(f"| {p.what} | {p.before:.0f} | {p.peak:.0f} | {p.peak / peaks[0].peak:.2f} |")
-    print()
+    forward(model, [data[0][:1, :8]], ())
+    return lambda: forward(model, data, FORWARD[what])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.console import Console
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.execution import Execution, share_the_machine, stop_on_signals
-from lit_prune.grid import Entry, Table, entries
+from lit_prune.grid import Entry, Table, entries, refuse_twins
 from lit_prune.settings import load_profile, override, parse_setting, sources_of
 from lit_prune.store import Store
 
@@ -115,7 +115,9 @@ class Session:
         )
         self._check_names(found)
         pins = Pins()
-        return [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+        pinned = [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+        refuse_twins(pinned)  # budgets may come to the same steps
+        return pinned
 
     def _check_names(self, found: list[Entry]) -> None:
         """See that the names a person typed exist, also where nothing is computed."""

@@ -189,8 +189,15 @@ class Distill:
     """Both logits are divided by it first."""
     tau_squared: bool = False
     """Multiply L_logits by temperature squared; the papers do not."""
-    w_clm: float = 0.0
-    """Weight of the student's cross-entropy on the labels."""
+    mix: float | None = later(None, noop=None)
+    """Parameter, above 0 and below 1, of a logit loss that compares with a mixture of teacher and student: of the
+    teacher's share in it for jsd and skew_kld, of the student's for skew_reverse_kld; None is the published default."""
+    top_k: int | None = later(None, noop=None)
+    """L_logits over the teacher's likeliest tokens alone, both distributions renormalised over these; None takes the
+    whole vocabulary. Validation always does."""
+    w_clm: float | Literal["balanced"] = 0.0
+    """Weight of the student's cross-entropy on the labels; "balanced" is that of all other terms together over L_CLM,
+    detached, at every step."""
     w_logits: float = 1.0
     """Weight of the logit loss."""
     alpha: float | Literal["dynamic"] = 0.0
@@ -203,16 +210,34 @@ class Distill:
     """L_i: "teacher:student" blocks (0-based, or last, last-1, ...) compared at the input of the MLP."""
     block_output: tuple[str, ...] = ()
     """L_o: "teacher:student" blocks compared at their output, read after the norm that follows."""
+    attention: tuple[str, ...] = later((), noop=())
+    """L_att: "teacher:student" blocks whose relations between tokens are compared: of queries, of keys and of values,
+    as their linears give them, before rotary embedding."""
+    relation_heads: int = later(8, noop=8)
+    """Parts that queries, keys and values are each cut into for L_att, whatever heads the models have."""
+    projection: Literal["shared", "per_pair"] = later("shared", noop="shared")
+    """Linear map from the student's states to the teacher's width: one for all, or one for each pair of states. There
+    is none where the widths are equal, nor for L_att."""
     block: int = 256
     """Tokens in a sequence."""
     batch: int = 8
     """Sequences in a step."""
     steps: int = 100
     """Optimizer steps; 0 evaluates the pruned student as it is."""
+    tokens: int | None = later(None, noop=None)
+    """Budget in tokens instead of `steps`, which become the nearest whole number; None leaves it to them."""
+    flops: float | None = later(None, noop=None)
+    """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
+    of `steps`; None leaves it to them."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the training steps."""
     optim: Optim = Optim()
     """Optimizer and schedule."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective has a term that compares with the teacher."""
+        return bool(self.w_logits or self.alpha)
 
 
 @dataclass(frozen=True)
@@ -282,6 +307,11 @@ class Space:
     """Least throughput, in forward tokens/s over the teacher's, measured on this machine; None measures nothing."""
 
 
+def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
+    """A shape of the space as a row of a table."""
+    return f"{layers} layers, {heads} heads, {neurons} neurons, {hidden} hidden"
+
+
 @dataclass(frozen=True)
 class Profile:
     """The scale a table is asked at."""
@@ -296,6 +326,9 @@ class Profile:
     """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
     search: Space | None = None
     """Shapes that a search compares; None: there is nothing to search."""
+    deep_teacher: Teacher | None = None
+    """A teacher with enough blocks for the tables that compare them, where that of the cell has too few; None: there is
+    no other."""
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:

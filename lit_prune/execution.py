@@ -23,6 +23,11 @@ class Execution:
     """Time between checkpoints: the most that an interruption costs."""
     log_every: int = 10
     """Steps between rows of metrics.csv."""
+    cohort: bool = True
+    """Retrain cells that see the same data side by side, a step each in turn, with one pass of their teacher."""
+    teacher_cache: bool = False
+    """Keep what the teacher shows on disk, for any number of runs over the same data: the states its head reads, which
+    lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask the teacher."""
 
 
 def share_the_machine() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError, Profile, unknown
-from lit_prune.settings import fields_of, override
+from lit_prune.settings import BUDGETS, fields_of, override, refuse_two_budgets
 
 Changes = dict[str, Any]
 """Dotted field -> value: what one point of a grid changes in the base cell."""
@@ -164,8 +164,12 @@ def entries(
         ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
     """
     axes = (*table.grid.axes(), *table.seeded)
+    refuse_two_budgets(settings or {})
+    lengths = {f"distill.{name}" for name in BUDGETS}
     for path in settings or {}:
-        if path in axes and path not in table.follows:
+        if (path in axes and path not in table.follows) or (
+            path in lengths and lengths & (set(axes) - set(table.follows))
+        ):
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
     base = override(override(profile.cell, table.base), settings or {})
     at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
@@ -188,7 +192,7 @@ def entries(
         Entry(row, 0, override(base, {**at_baseline, **first, **changes}), changes, reference=True)
         for row, changes in table.references.items()
     ]
-    _refuse_twins(found)
+    refuse_twins(found)
     return found
 
 
@@ -229,7 +233,12 @@ def _full_path(name: str, axes: tuple[str, ...]) -> str:
     return candidates[0]
 
 
-def _refuse_twins(found: list[Entry]) -> None:
+def refuse_twins(found: list[Entry]) -> None:
+    """See that no two entries are the same cell.
+
+    Raises:
+        ConfigError: two are.
+    """
     seen: dict[str, Entry] = {}
     for entry in found:
         twin = seen.setdefault(entry.key, entry)

@@ -8,23 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
 from lit_prune.data import corpus
+from lit_prune.distill.budget import with_steps
 from lit_prune.models import teacher as teachers
 from lit_prune.settings import flatten, override, plain_of, source_of, sources_of
 
 
 class Pins:
-    """Fills in the fingerprints of cells, reading each text and each model once."""
+    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
 
     def pin(self, cell: Cell) -> Cell:
-        """The same cell with everything it reads pinned by content.
+        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
 
         Raises:
-            ConfigError: a text or a model that is not there or cannot be read.
+            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
         """
         evaluation = cell.evaluation
         if evaluation.second is not None:
@@ -36,15 +37,20 @@ class Pins:
             teacher=self._once(cell.teacher, teachers.pin),
             student=self._once(cell.student, teachers.pin_student),
         )
-        source = source_of(pinned)
-        return pinned if source is None else override(pinned, self._filled_in(source))
+        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
+        return asked if source is None else override(asked, self._filled_in(source, asked))
 
-    def _filled_in(self, source: Cell) -> dict[str, Any]:
-        """The fingerprints a source needs beside those it inherits."""
+    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
+        """The fingerprints and steps a source has beside those it inherits."""
         with _of_source():
             found = dict(flatten(plain_of(self.pin(source)), "source."))
-        inherited = dict(flatten(plain_of(source), "source."))
+        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
+
+    def _flops_of_token(self, cell: Cell) -> float:
+        asked = cell.teacher, cell.source, cell.student, cell.distill.block, cell.distill.needs_teacher
+        return self._once(asked, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
         if section not in self._known:
@@ -79,11 +85,11 @@ def check_names(cell: Cell) -> None:
     """See that every part a cell names exists.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: one does not, or is not the kind that takes what it is given.
     """
     from lit_prune.importance.criteria import criteria
     from lit_prune.losses.hidden import hidden_losses
-    from lit_prune.losses.logit import logit_losses
+    from lit_prune.losses.logit import logit_loss_of
     from lit_prune.pruning.allocate import block_allocators, width_allocators
 
     _ = (
@@ -91,7 +97,7 @@ def check_names(cell: Cell) -> None:
         criteria[cell.student.block_criterion],
         block_allocators[cell.student.blocks],
         width_allocators[cell.student.widths],
-        logit_losses[cell.distill.logit_loss],
+        logit_loss_of(cell.distill.logit_loss, cell.distill.mix),
         hidden_losses[cell.distill.hidden_loss],
     )
 
@@ -135,10 +141,9 @@ def check_models(cell: Cell, pruned: Any) -> None:
             does not fit, an objective without terms.
     """
     from lit_prune.distill.module import check_same_vocabulary
-    from lit_prune.distill.states import pairs_of
     from lit_prune.pruning import prune
 
-    config, distill = teacher_config(cell), cell.distill
+    config = teacher_config(cell)
     if cell.student.model is not None and cell.student.weights == "random":
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
@@ -146,16 +151,38 @@ def check_models(cell: Cell, pruned: Any) -> None:
         _check_cut(cell, pruned)
         num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
     else:
-        student_config = _given_config(cell)
+        student_config = config_of_student(cell, pruned)
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
-    pairs = pairs_of(distill, config.num_hidden_layers, num_blocks)
-    if distill.alpha and not pairs:
-        raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
-    if pairs and not distill.alpha:
-        raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
-    if not (distill.w_clm or distill.w_logits or distill.alpha):
-        raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+    check_objective(cell.distill, config, student_config, num_blocks)
+
+
+def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: int) -> None:
+    """See that an objective can be computed between models with these configs, the student's of `num_blocks` blocks.
+
+    Raises:
+        ConfigError: it cannot, or it names what would have no effect.
+    """
+    from lit_prune.distill.module import NOTHING_COMPARED
+    from lit_prune.distill.states import check_relation_heads, pairs_of, relations_of
+    from lit_prune.losses.weighting import check_weights
+
+    pairs = pairs_of(distill, teacher.num_hidden_layers, num_blocks)
+    relations = relations_of(distill, teacher.num_hidden_layers, num_blocks)
+    if relations:
+        check_relation_heads(distill, teacher, student)
+    if distill.alpha and not pairs and not relations:
+        raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+    if (pairs or relations) and not distill.alpha:
+        raise ConfigError(
+            "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
+        )
+    check_weights(distill)
+    if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
+        raise ConfigError(
+            f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
+            "token alone both are certain, and nothing would be learned)"
+        )
 
 
 def _check_cut(cell: Cell, config: Any) -> None:
@@ -270,26 +297,57 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
     config = None
     chain = [cell, *sources_of(cell)][::-1]
     for source, asked in zip([None, *chain], chain, strict=False):
-        config = teacher_config(asked) if source is None else _student_config(source, config)
+        config = teacher_config(asked) if source is None else _source_config(source, config)
         yield asked, config
 
 
-def _student_config(cell: Cell, pruned: Any) -> Any:
-    """The config of a source's student; whatever is kept, it is as much."""
-    from lit_prune.pruning import prune, surgery
-    from lit_prune.pruning.target import target
-
-    student = cell.student
-    if student.model is None:
-        plan = prune.load_plan(student) if student.plan else prune.first_units(pruned, target(student, pruned))
-        config = surgery.smaller_config(pruned, plan)
-    else:
-        config = _given_config(cell)
-    if student.widths != "uniform" or config.is_heterogeneous:
+def _source_config(cell: Cell, pruned: Any) -> Any:
+    """The config of a source's student."""
+    config = config_of_student(cell, pruned)
+    if cell.student.widths != "uniform" or config.is_heterogeneous:
         raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
     return config
 
 
-def _given_config(cell: Cell) -> Any:
-    assert cell.student.model is not None
-    return teachers.load_config(teachers.locate(cell.student.model, cell.student.fingerprint, weights=False))
+def config_of_student(cell: Cell, pruned: Any) -> Any:
+    """The Hugging Face config of the student cut from a model with the config `pruned`; neither need exist yet.
+
+    Raises:
+        ConfigError: it cannot be cut from it.
+    """
+    from lit_prune.pruning import prune
+
+    student = cell.student
+    if student.model is None:
+        return prune.config_of(student, pruned)
+    return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
+
+
+def flops_of_token(cell: Cell, student: Any = None) -> float:
+    """FLOPs a token of a cell's retraining, its teacher's forward pass charged where the objective needs it.
+
+    `student` is the student's config, foretold where it is not given.
+    """
+    from lit_prune.models.cost import training_flops
+
+    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
+    if student is None:
+        *_, (_, pruned) = pruned_configs(cell)
+        student = config_of_student(cell, pruned)
+    return training_flops(student, cell.distill.block, teacher)
+
+
+def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
+    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
+
+    Raises:
+        ConfigError: neither has as many.
+    """
+    found = {}
+    for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
+        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
+        if blocks >= least:
+            return teacher, blocks
+        found[teacher.model or "one trained"] = blocks
+    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
+    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")

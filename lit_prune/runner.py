@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
@@ -11,28 +12,36 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import lightning as L
 import torch
 
 from lit_prune.address import key
+from lit_prune.cohort import cohorts
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.tokens import write_tokens
+from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
-from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.distill.turns import Turn, in_turns
+from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check, check_tokens, check_validation, second_of
+from lit_prune.preflight import check, check_tokens, check_validation, flops_of_token, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.settings import source_of, sources_of
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
+from lit_prune.teachings import Teachings
 from lit_prune.tracking import Mirror
 
-Claim = Callable[[Cell, str], contextlib.AbstractContextManager[Node]]
+_DOING = contextvars.ContextVar("doing", default="")
+"""The cell in work, for messages; each of the runs in turns has its own."""
+
+Rows = list[dict[str, float]]
+"""Checks of a student on its way, the last at its end."""
 
 
 class Runner:
@@ -40,11 +49,10 @@ class Runner:
 
     def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror) -> None:
         self.store, self.execution, self.bar, self.mirror = store, execution, bar, mirror
-        self._doing = ""
+        self._steps: dict[str, int] = {}
         self._failed: dict[tuple[str, str], Exception] = {}
-        self._counted: set[str] = set()
         self.load = functools.lru_cache(maxsize=1)(teachers.load_model)
-        self.students = Students(self)
+        self.students, self.teachings = Students(self), Teachings(self)
 
     def check(self, cells: Iterable[Cell]) -> None:
         """See that every cell can be computed, before any of them is.
@@ -69,25 +77,51 @@ class Runner:
         Raises:
             ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
         """
-        entries, failed = list(entries), 0
+        entries = list(entries)
         self.students.expect(entry.cell for entry in entries)
-        for entry in entries:
-            self._doing = f"{entry.row}, seed {entry.seed}"
-            steps_after = self.bar.done + self._steps_to(entry.cell)
-            try:
-                self.cell(entry)
-            except Busy as busy:
-                self.bar.say(str(busy))
-            except ConfigError:
-                raise  # the request itself is wrong, which the next row would say again
-            except Exception as error:
-                failed += 1
-                message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-                self.bar.say(f"{self._doing} failed: {message}")
-                with contextlib.suppress(OSError):  # a full disk has no room for the reason either
-                    self.store.node(entry.cell, "cell").fail(message)
-            self.bar.at(max(self.bar.done, steps_after), self._doing)
+        failed: set[str] = set()
+        for cohort in (c for wave in waves(self.store, entries) for c in cohorts(wave, self.execution)):
+            self.teachings.begin(cohort)
+            together = len(cohort.entries)
+            if together > 1:
+                self._prepare(cohort.entries)
+            found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
+            failed |= {entry.key for entry, has_failed in zip(cohort.entries, found, strict=True) if has_failed}
+        return sum(entry.key in failed for entry in entries)
+
+    def _prepare(self, cohort: list[Entry]) -> None:
+        """Compute what comes before the runs of a cohort: among them, one might wait for what another one holds."""
+        for entry in cohort:
+            _DOING.set(f"{entry.row}, seed {entry.seed}")
+            with contextlib.suppress(Exception):  # it is met again, and told of, where its cell is attempted
+                self.tokens(entry.cell)
+                if entry.cell.student.weights != "random":
+                    self.students.student(entry.cell)
+
+    def _attempt(self, entry: Entry, together: int) -> bool:
+        """Compute a cell, one of `together` in turns; whether it failed."""
+        doing = f"{entry.row}, seed {entry.seed}"
+        _DOING.set(doing)
+        failed = False
+        try:
+            self.cell(entry, together)
+        except Busy as busy:
+            self.bar.say(str(busy))
+        except ConfigError:
+            raise  # the request itself is wrong, which the next row would say again
+        except Exception as error:
+            failed = True
+            message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            self.bar.say(f"{doing} failed: {message}")
+            with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                self.store.node(entry.cell, "cell").fail(message)
+        self._reach(entry.key, entry.cell.distill.steps, doing)
         return failed
+
+    def _reach(self, address: str, step: int, what: str) -> None:
+        """Tell the bar how far one of the runs has come."""
+        self._steps[address] = step
+        self.bar.at(sum(self._steps.values()), what)
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
@@ -107,11 +141,30 @@ class Runner:
         if cell.teacher.model is not None:
             return teachers.locate(cell.teacher.model, cell.teacher.fingerprint)
         assert cell.teacher.pretraining is not None
-        recipe, start = cell.teacher.pretraining, self.bar.done
+        recipe = cell.teacher.pretraining
         with self.claim(cell, "teacher") as node:
             if node.result is None:
-                tell = self._teller("pretraining the teacher", start, recipe.steps)
+                tell = self._teller("pretraining the teacher", node.key)
                 node.finish(pretrain(recipe, node.folder, self.execution, tell))
+        return str(node.folder / "model")
+
+    def pruned(self, cell: Cell) -> str:
+        """The folder of the model that is pruned: the teacher, or the student of a source.
+
+        Raises:
+            RuntimeError: the source has failed.
+        """
+        source = source_of(cell)
+        if source is None:
+            return self.teacher(cell)
+        if not source.distill.steps:
+            return self.students.student(source)
+        node = self.store.node(source, "cell")
+        if node.result is None:
+            with self.store.claim(source, "cell", wait=True):  # until another process that is at it lets go
+                pass
+        if node.result is None:
+            raise RuntimeError(f"its source {node.key} is not done ({node.error or 'stopped'})")
         return str(node.folder / "model")
 
     def tokenizer(self, cell: Cell) -> Any:
@@ -133,66 +186,46 @@ class Runner:
                     node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell))
         return node.folder
 
-    def pruned(self, cell: Cell) -> str:
-        """The folder of the model that is pruned: the teacher, or the student of a source that is done."""
-        source = source_of(cell)
-        if source is None:
-            return self.teacher(cell)
-        if not source.distill.steps:
-            return self.students.student(source)
-        return str(self.store.node(source, "cell").folder / "model")
-
-    def cell(self, entry: Entry) -> dict[str, Any]:
-        """The measurement itself, after those of the sources it comes from.
+    def cell(self, entry: Entry, together: int = 1) -> dict[str, Any]:
+        """The measurement itself, one of `together` in turns.
 
         Raises:
             Busy: another process works on it.
             Diverged: the loss is no longer a number.
         """
-        awaited, doing = list(awaited_sources(self.store, entry.cell)), self._doing
-        for place, source in enumerate(awaited, 1):
-            row = f"{entry.row}, source {place} of {len(awaited)}"
-            self._doing = f"{row}, seed {entry.seed}"
-            self._measure(dataclasses.replace(entry, row=row, cell=source), self.claim)
-        self._doing = doing
-        return self._measure(entry, self.store.claim)
-
-    def _measure(self, entry: Entry, claim: Claim) -> dict[str, Any]:
         cell = entry.cell
         scratch = cell.student.weights == "random"
         student, tokens = None if scratch else self.students.student(cell), self.tokens(cell)
-        with claim(cell, "cell") as node:
+        with self.store.claim(cell, "cell") as node:
             if node.result is not None:
                 return node.result
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
-            if cell.distill.steps:
-                self._distill(entry, model, tokens, node)
-            result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
+            checked = self._retrain(entry, model, tokens, node, together)
+            result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _steps_to(self, cell: Cell) -> int:
-        """Optimizer steps to a cell and to what it waits for, but for those said before: sources may be shared."""
-        steps = {key(c): c.distill.steps for c in (*awaited_sources(self.store, cell), cell)}
-        new = steps.keys() - self._counted
-        self._counted |= new
-        return sum(steps[address] for address in new)
-
-    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node) -> None:
-        cell = entry.cell
-        needs_teacher = cell.distill.w_logits or cell.distill.alpha
-        teacher = self.load(self.teacher(cell)) if needs_teacher else None
-        checks = []
+    def _retrain(self, entry: Entry, model: Any, tokens: Path, node: Node, together: int) -> Rows:
+        """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
+        cell, checks = entry.cell, None
+        if not cell.distill.steps:
+            model.to(self.device)
+            return [self._validate(cell, tokens)(model, True)] if cell.evaluation.checks else []
+        callbacks: list[L.Callback] = [Turn()] if together > 1 else []
+        others = f" and {together - 1} more" if together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = [Checks(node.folder / CHECKS, steps, self._validate(cell, tokens))]
+            checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens))
+            callbacks.append(checks)
         with self.mirror.logger(entry) as loggers:
             train(
-                model, teacher, cell.distill, tokens, node.folder, seed=cell.seed, execution=self.execution,
-                tell=self._teller(self._doing, self.bar.done, cell.distill.steps), loggers=loggers, callbacks=checks,
+                model, self.teachings.of(cell), cell.distill, tokens, node.folder, seed=cell.seed,
+                execution=self.execution, tell=self._teller(f"{_DOING.get()}{others}", entry.key), loggers=loggers,
+                callbacks=callbacks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
+        return checks.rows if checks else []
 
     def _validate(self, cell: Cell, tokens: Path) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
@@ -203,23 +236,12 @@ class Runner:
 
         return validate
 
-    def _checked(self, cell: Cell, model: Any, tokens: Path, node: Node) -> dict[str, float]:
-        """The losses before and after the retraining, where the cell asks for checks."""
-        if not cell.evaluation.checks:
-            return {}
-        if cell.distill.steps:
-            rows = pd.read_csv(node.folder / CHECKS).to_dict("records")
+    def _evaluate(self, cell: Cell, model: Any, tokens: Path, checked: Rows) -> dict[str, Any]:
+        if checked:  # the last check read the very sequences
+            loss = _finite(checked[-1]["lm_loss"])
+            num_tokens = num_scored(validation_data(cell.evaluation, tokens).predict_dataloader())
         else:
-            rows = [self._validate(cell, tokens)(model.to(_device(self.execution)), True)]
-        before, after = rows[0], rows[-1]
-        return {
-            "lm_loss_before": before["lm_loss"],
-            "kd_loss_before": before["kd_loss"],
-            "kd_loss": after["kd_loss"],
-        }
-
-    def _evaluate(self, cell: Cell, model: Any, tokens: Path) -> dict[str, Any]:
-        loss, num_tokens = self._lm_loss(cell, model, tokens)
+            loss, num_tokens = self._lm_loss(cell, model, tokens)
         result = {
             "lm_loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
@@ -233,31 +255,53 @@ class Runner:
 
     def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
         batches = validation_data(cell.evaluation, tokens).predict_dataloader()
-        loss, num_tokens = language_model_loss(model.to(_device(self.execution)), batches)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the validation loss is {loss}")
-        return loss, num_tokens
+        loss, num_tokens = language_model_loss(model.to(self.device), batches)
+        return _finite(loss), num_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return torch.device("cuda" if self.execution.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
     def tell(self, what: str) -> None:
         """Say what is being done."""
-        self.bar.say(f"{self._doing}: {what}" if self._doing else what)
+        doing = _DOING.get()
+        self.bar.say(f"{doing}: {what}" if doing else what)
 
     def counter(self, what: str, unit: str) -> Callable[[int], None]:
         """Progress of work that is no optimizer step: said, but not counted on the bar."""
-        return lambda count: self.bar.at(self.bar.done, f"{self._doing} {what}, {count:,} {unit}".strip())
+        return lambda count: self.bar.at(self.bar.done, f"{_DOING.get()} {what}, {count:,} {unit}".strip())
 
-    def _teller(self, what: str, start: int, steps: int) -> Callable[[int, dict[str, float]], None]:
+    def _teller(self, what: str, address: str) -> Callable[[int, dict[str, float]], None]:
         def tell(step: int, row: dict[str, float]) -> None:
             loss = f", loss {row['loss']:.3f}" if row else ""
-            self.bar.at(start + step, f"{what}{loss}")
+            self._reach(address, step, f"{what}{loss}")
 
         return tell
 
 
-def _device(execution: Execution) -> torch.device:
-    if execution.accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}")
+    return loss
+
+
+def _ends(checked: Rows) -> dict[str, float]:
+    """The losses before and after the retraining, where there were checks."""
+    if not checked:
+        return {}
+    before, after = checked[0], checked[-1]
+    return {
+        "lm_loss_before": before["lm_loss"],
+        "kd_loss_before": before["kd_loss"],
+        "kd_loss": after["kd_loss"],
+    }
+
+
+def spent(cell: Cell, student: Any) -> dict[str, Any]:
+    """What the retraining of a student with this config took: `tokens`, and `train_flops` with the teacher's share."""
+    tokens = cell.distill.steps * tokens_of_step(cell.distill)
+    return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
@@ -281,3 +325,15 @@ def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
     elif store.node(source, "cell").result is None:
         yield from awaited_sources(store, source)
         yield source
+
+
+def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries and the sources they wait for, each once: what a wave waits for is in those before it."""
+    found: dict[int, dict[str, Entry]] = {}
+    for entry in entries:
+        awaited = list(awaited_sources(store, entry.cell))
+        for place, source in enumerate(awaited):
+            row = f"{entry.row}, source {place + 1} of {len(awaited)}"
+            found.setdefault(place, {}).setdefault(key(source), dataclasses.replace(entry, row=row, cell=source))
+        found.setdefault(len(awaited), {})[entry.key] = entry
+    return [list(found[place].values()) for place in sorted(found)]

@@ -45,7 +45,17 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         raise ConfigError(_explain(kind, error.errors())) from None
 
 
-_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "literal['auto']", "Pretraining", "Corpus", "Space"}
+_UNION_TAGS = {
+    "int",
+    "float",
+    "str",
+    "literal['dynamic']",
+    "literal['auto']",
+    "literal['balanced']",
+    "Pretraining",
+    "Corpus",
+    "Space",
+}
 
 
 @functools.cache
@@ -118,11 +128,26 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space()}
+OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space(), "deep_teacher": Teacher()}
 """Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("source", "model", "plan")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
+
+
+BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("steps", "tokens", "flops")}
+"""Fields of which one decides how long the retraining is: setting it takes the others back to what they are unset."""
+
+
+def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
+    """See that one person does not ask for two lengths of the retraining at once.
+
+    Raises:
+        ConfigError: they do.
+    """
+    given = [path for path in changes if path.removeprefix("distill.") in BUDGETS and changes[path] is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one of steps, tokens and flops, which decides how long")
 
 
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
@@ -177,6 +202,8 @@ def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
             raise ConfigError(unknown("field", path, _near(path, fields_of(type(node)))))
+        if parents[-1:] == ["distill"] and name in BUDGETS and value is not None:
+            place.update({other: default for other, default in BUDGETS.items() if other != name})
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
         place[name] = plain_of(value) if dataclasses.is_dataclass(value) else value
@@ -243,6 +270,9 @@ def profiles_folder() -> Path:
     return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
 
 
+_OF_PROFILE = ("seeds", "draws", "second_text", "search", "deep_teacher")
+
+
 def load_profile(name: str) -> Profile:
     """A profile by name or path of a YAML file.
 
@@ -255,8 +285,12 @@ def load_profile(name: str) -> Profile:
     plain = _read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    own = {name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search") if name in plain}
-    cell = override(Cell(), dict(flatten(plain)))
+    own = {
+        name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search", "deep_teacher") if name in plain
+    }
+    changes = dict(flatten(plain))
+    refuse_two_budgets(changes)
+    cell = override(Cell(), changes)
     profile = override(Profile(cell), dict(flatten(own)))
     for name in ("seeds", "draws"):
         if getattr(profile, name) < 1:

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lit_prune.address import identity, key
+from lit_prune.address import digest, identity, key
 from lit_prune.config import Cell, ConfigError, expand
 
 _VERSIONS = (
@@ -104,15 +104,26 @@ class Store:
             Busy: another process holds it, and we do not `wait` for it.
             ConfigError: the store cannot be written.
         """
-        node = self.node(cell, stage)
+        with self.hold(stage, identity(cell, stage), wait=wait) as node:
+            yield node
+
+    @contextlib.contextmanager
+    def hold(self, kind: str, about: Mapping[str, Any], *, wait: bool = False) -> Iterator[Node]:
+        """The node of one kind whose address is made of `about`, held by this process alone.
+
+        Raises:
+            Busy: another process holds it, and we do not `wait` for it.
+            ConfigError: the store cannot be written.
+        """
+        node = Node(self.root / kind / digest(about))
         self.check_writable(node.folder)
         with (node.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Busy(f"{stage} {node.key} is being computed by another process") from None
+                raise Busy(f"{kind} {node.key} is being computed by another process") from None
             if node.result is None:
-                write_json(node.folder / "config.json", identity(cell, stage))
+                write_json(node.folder / "config.json", about)
                 write_json(node.folder / "env.json", environment())
             yield node
 

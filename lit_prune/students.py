@@ -23,8 +23,7 @@ from lit_prune.importance.removals import removal_losses
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import pruned_configs, teacher_config
 from lit_prune.pruning import surgery
-from lit_prune.pruning.prune import evidence_names, first_units, load_plan, make_plan
-from lit_prune.pruning.target import target
+from lit_prune.pruning.prune import config_of, evidence_names, make_plan
 
 if TYPE_CHECKING:
     from lit_prune.runner import Runner
@@ -62,9 +61,7 @@ class Students:
 
     def new(self, cell: Cell) -> Any:
         """A student of the shape asked for with random weights: training from scratch."""
-        config, student = teacher_config(cell), cell.student
-        plan = load_plan(student) if student.plan else first_units(config, target(student, config))
-        smaller = surgery.smaller_config(config, plan)
+        smaller = config_of(cell.student, teacher_config(cell))
         torch.manual_seed(cell.seed)
         return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
 

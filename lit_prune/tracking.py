@@ -66,6 +66,7 @@ class Mirror:
         self.table, self.folder = table, folder
         self.mode = _mode(mode)
         self.lost = self.mode == "disabled"
+        self._open_runs: dict[str, Any] = {}
 
     @contextmanager
     def logger(self, entry: Entry) -> Iterator[list[ForgivingWandbLogger]]:
@@ -81,38 +82,40 @@ class Mirror:
         """Close the cell's run with its result, as summary and as a table of one row."""
         import wandb
 
-        if wandb.run is None:
+        run = self._open_runs.pop(entry.key, None)
+        if run is None:
             return
-        wandb.run.summary.update(result)
+        run.summary.update(result)
         columns: list[str | int] = ["row", "seed", *result]
-        wandb.log({"result": wandb.Table(columns=columns, data=[[entry.row, entry.seed, *result.values()]])})
-        wandb.finish()
+        run.log({"result": wandb.Table(columns=columns, data=[[entry.row, entry.seed, *result.values()]])})
+        run.finish()
 
     @_forgiving
     def close(self) -> None:
-        """End a run that was left open by a failure: the next logger would silently write into it."""
-        wandb = sys.modules.get("wandb")
-        if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=1)
+        """End the runs that were left open by a failure."""
+        while self._open_runs:
+            self._open_runs.popitem()[1].finish(exit_code=1)
 
     @_forgiving
     def _open(self, entry: Entry) -> ForgivingWandbLogger:
-        self.close()
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
         # Otherwise tables are staged in the home folder, and do not travel with the runs.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
-        logger = ForgivingWandbLogger(
+        run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "lit-prune"), id=entry.key, name=f"{entry.row} seed {entry.seed}",
-            group=self.table, job_type="cell", tags=[self.table, entry.row], save_dir=str(self.folder), resume="allow",
+            group=self.table, job_type="cell", tags=[self.table, entry.row], dir=str(self.folder), resume="allow",
             mode=self.mode, config={"grid": dict(entry.changes), "cell": canonical(entry.cell)}, settings=_quiet(wandb),
+            reinit="create_new",  # cells in turns each have a run of their own
         )  # fmt: skip
-        _ = logger.experiment
-        return logger
+        self._open_runs[entry.key] = run
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return ForgivingWandbLogger(experiment=run)
 
 
-def _mode(mode: Mode) -> str:
+def _mode(mode: Mode) -> Any:
     """The mode to use: what was asked for, else what the environment says, else online with a key, offline without."""
     if mode != "auto":
         return mode

@@ -9,109 +9,143 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
-from lit_prune.distill.states import Pair, StateReader, States, pairs_of
+from lit_prune.distill.states import Pair, StateReader, States, check_relation_heads, pairs_of, relations_of
+from lit_prune.distill.teaching import Teacher, Teaching
+from lit_prune.distill.turns import random_state, set_random_state
+from lit_prune.losses.chunked import Target, head_losses
 from lit_prune.losses.hidden import hidden_losses
-from lit_prune.losses.logit import logit_losses
-from lit_prune.losses.weighting import total
+from lit_prune.losses.logit import logit_loss_of
+from lit_prune.losses.relation import relation_loss
+from lit_prune.losses.weighting import check_weights, weigh_alpha, weigh_clm
+from lit_prune.models.head import head_of, last_states
 
 
 class Distiller(L.LightningModule):
     """Minimise w_clm * L_CLM + w_logits * L_logits + alpha * L_is over a student (Minitron, section 3).
 
-    Every mean is over the tokens that have a successor to predict, the same for all terms. `terms` holds the scalars
-    of the last step.
+    The teacher is a model, or one that several runs share. Every mean is over the tokens that have a successor to
+    predict, the same for all terms. `terms` holds the scalars of the last step.
 
     Raises:
         ConfigError: teacher and student do not share a vocabulary; a layer map that does not fit them; a term that
             needs a teacher where there is none.
     """
 
-    teacher: nn.Module | None
-
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, distill: Distill) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill) -> None:
         super().__init__()
         self.student, self.distill = student, distill
-        # Not registered as a submodule: checkpoints, optimizer and summary must not see the teacher.
-        object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False) if teacher is not None else None)
+        # No submodule: checkpoints, optimizer and summary must not see the teacher.
+        self.teaching = Teaching(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
-        self._logit_loss, self._hidden_loss = (
-            logit_losses[distill.logit_loss],
-            hidden_losses[distill.hidden_loss],
-        )
-        self._needs_teacher = bool(distill.w_logits or distill.alpha)
-        if not self._needs_teacher and not distill.w_clm:
-            raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+        self._logit_loss = logit_loss_of(distill.logit_loss, distill.mix)
+        self._hidden_loss = hidden_losses[distill.hidden_loss]
+        check_weights(distill)
         self.projection: nn.Module = nn.Identity()
         self._pairs: list[Pair] = []
-        if self._needs_teacher:
+        self._relations: list[Pair] = []
+        if self.distill.needs_teacher:
             self._pair_up()
-        self._read_student = StateReader(student, [p.student for p in self._pairs])
-        self._read_teacher = StateReader(teacher, [p.teacher for p in self._pairs])
+        self._read_student = StateReader(student, [p.student for p in self._pairs + self._relations])
 
     def _pair_up(self) -> None:
-        if self.teacher is None:
+        if self.teaching is None:
             raise ConfigError("distill: w_logits and alpha need a teacher")
-        ours, theirs = self.student.config, self.teacher.config
+        ours, theirs = self.student.config, self.teaching.model.config
         check_same_vocabulary(ours, theirs)
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
             self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
-        if self.distill.alpha and not self._pairs:
-            raise ConfigError("distill.alpha: give distill.embedding, mlp_input or block_output something to compare")
+            self._relations = relations_of(self.distill, *depths)  # type: ignore[arg-type]
+            if not self._pairs and not self._relations:
+                raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+        if self._relations:
+            check_relation_heads(self.distill, theirs, ours)
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]
-            # One linear map for all pairs, learned with the student and never exported (Minitron, section 3).
-            self.projection = nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
+            # Learned with the student and never exported (Minitron, section 3: one for all pairs).
+            maps = [
+                nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
+                for _ in (self._pairs if self.distill.projection == "per_pair" else self._pairs[:1])
+            ]
+            self.projection = nn.ModuleList(maps) if self.distill.projection == "per_pair" else maps[0]
+        self.teaching.want(pair.teacher for pair in self._pairs + self._relations)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
-        if self.teacher is not None:
-            self.teacher.to(self.device)
+        if self.teaching is not None:
+            self.teaching.model.to(self.device)
 
     def on_train_start(self) -> None:
         if self._random_state is not None:
-            _set_random_state(self._random_state)
+            set_random_state(self._random_state)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The objective on one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
-        self.terms = self.objective(batch["input_ids"], batch["labels"])
+        self.terms = self.objective(batch["input_ids"], batch["labels"], batch_idx)
         return self.terms["loss"]
 
-    def objective(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`."""
+    def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
+        """The terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`.
+
+        Runs that share a teacher say at which `position` of their data the batch stands.
+        """
         successors = labels[:, 1:]
         scored = successors != IGNORED
         with self._read_student as our_states:
-            ours = self.student(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
-        terms = {}
-        if self.distill.w_clm:
-            terms["clm"] = _mean(F.cross_entropy(ours, successors[scored], reduction="none"))
-        if self._needs_teacher:
-            assert self.teacher is not None
-            with torch.no_grad(), self._read_teacher as their_states:
-                theirs = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1][scored].float()
-            tau = self.distill.temperature
-            terms["logits"] = _mean(self._logit_loss(ours / tau, theirs / tau))
-            if self.distill.tau_squared:
-                terms["logits"] = terms["logits"] * tau**2
-            if self._pairs:
-                terms["hidden"] = self._compare_states(scored, our_states, their_states)
-        return {**terms, "loss": total(self.distill, terms)}
+            last = last_states(self.student, input_ids)[:, :-1][scored]
+        shown = None
+        if self.distill.needs_teacher:
+            assert self.teaching is not None
+            shown = self.teaching.observe(input_ids, position)
+        target = None if shown is None else shown.target(scored, self.distill.top_k)
+        next_ids = successors[scored] if self.distill.w_clm else None
+        balanced = self.distill.w_clm == "balanced"
+        loss, terms = self._compare_logits(last, None if balanced else next_ids, target)
+        if shown is not None and (self._pairs or self._relations):
+            terms["hidden"] = self._compare_states(scored, our_states, shown.states)
+            loss = loss + weigh_alpha(self.distill.alpha, terms["logits"], terms["hidden"]) * terms["hidden"]
+        if balanced:
+            clm, found = self._compare_logits(last, next_ids, None)
+            loss = loss + weigh_clm("balanced", loss, found["clm"]) * clm
+            terms |= found
+        return {**terms, "loss": loss}
+
+    def _compare_logits(
+        self, last: Tensor, successors: Tensor | None, target: Target | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """w_clm * L_CLM + w_logits * L_logits of what is given, and each by itself, without its gradient."""
+        w_clm = 1.0 if isinstance(self.distill.w_clm, str) else self.distill.w_clm
+        scale = self.distill.temperature**2 if self.distill.tau_squared else 1.0
+        found = head_losses(
+            last, head_of(self.student), successors=successors, w_clm=w_clm, target=target,
+            logit_loss=self._logit_loss, w_logits=self.distill.w_logits * scale, temperature=self.distill.temperature,
+        )  # fmt: skip
+        terms = {} if found.clm is None else {"clm": found.clm}
+        return found.loss, terms if found.logits is None else terms | {"logits": scale * found.logits}
 
     def _compare_states(self, scored: Tensor, our_states: States, their_states: States) -> Tensor:
         """L_is: the sum over the pairs of the mean loss over scored tokens."""
         losses = []
-        for pair in self._pairs:
-            ours = self.projection(our_states[pair.student][:, :-1][scored])
+        for place, pair in enumerate(self._pairs):
+            ours = self._projected(our_states[pair.student][:, :-1][scored], place)
             theirs = their_states[pair.teacher][:, :-1][scored]
             losses.append(_mean(self._hidden_loss(ours.float(), theirs.float())))
+        for pair in self._relations:
+            vectors = our_states[pair.student].float(), their_states[pair.teacher].float()
+            losses.append(_mean(relation_loss(*vectors, self.distill.relation_heads)[:, :-1][scored]))
         return torch.stack(losses).sum()
+
+    def _projected(self, states: Tensor, place: int) -> Tensor:
+        """States of the student in the width of the teacher's, for the pair at `place`."""
+        own = isinstance(self.projection, nn.ModuleList)
+        projected = (self.projection[place] if own else self.projection)(states)  # type: ignore[index]
+        assert isinstance(projected, Tensor)
+        return projected
 
     def configure_optimizers(self) -> Any:
         return optim.configure(self, self.distill.optim, self.distill.steps)
@@ -123,7 +157,7 @@ class Distiller(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning keeps no random state; with dropout a resumed run would differ."""
-        checkpoint["random_state"] = _random_state()
+        checkpoint["random_state"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state, and the place in the run, which Lightning counts in micro-batches, in ours.
@@ -135,6 +169,9 @@ class Distiller(L.LightningModule):
         counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for count in (counts["total"], counts["current"]):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
+
+
+NOTHING_COMPARED = "name what to compare in distill.embedding, mlp_input, block_output or attention"
 
 
 def check_same_vocabulary(student: Any, teacher: Any, place: str = "student.model") -> None:
@@ -153,16 +190,3 @@ def check_same_vocabulary(student: Any, teacher: Any, place: str = "student.mode
 def _mean(losses: Tensor) -> Tensor:
     """Mean over tokens; 0 where none is scored, which a micro-batch of one nearly empty block can be."""
     return losses.mean() if losses.numel() else losses.sum()
-
-
-def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -16,6 +16,7 @@ from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, History, Progress
 from lit_prune.distill.module import Distiller
+from lit_prune.distill.teaching import Teacher
 from lit_prune.execution import Execution
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -25,7 +26,7 @@ _LOGITS = 2**30
 
 
 def train(
-    student: nn.Module, teacher: nn.Module | None, distill: Distill, tokens: Path, folder: Path, *,
+    student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, tokens: Path, folder: Path, *,
     seed: int, execution: Execution, tell: Tell, loggers: Iterable[Logger] = (), callbacks: Iterable[L.Callback] = (),
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
@@ -38,7 +39,7 @@ def train(
     """
     L.seed_everything(seed, verbose=False)
     module = Distiller(student.train(), teacher, distill)
-    accumulate = execution.accumulate or micro_batches(distill, student.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
     data = RetrainingData(
         tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
         accumulate=accumulate, num_workers=execution.workers,
@@ -64,8 +65,10 @@ def train(
     student.eval()
 
 
-def micro_batches(distill: Distill, vocab_size: int) -> int:
-    """The fewest equal parts of a batch whose float32 logits [sequences, block, vocab_size] stay under a GiB."""
+def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:
+    """The parts of a batch asked for, or else the fewest equal ones whose float32 logits would stay under a GiB."""
+    if execution.accumulate:
+        return execution.accumulate
     room = max(1, _LOGITS // (4 * distill.block * vocab_size))
     parts = range(1, distill.batch + 1)
     return next(n for n in parts if distill.batch % n == 0 and distill.batch // n <= room)

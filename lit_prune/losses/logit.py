@@ -1,33 +1,65 @@
 """Losses between the next-token distributions of teacher and student (Minitron, section 3 and Table 15).
 
 Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0, 0 where they agree.
-Temperature, masking and averaging are the caller's.
+Temperature, top-k, masking and averaging are the caller's. One with a parameter takes it as the keyword `mix`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_prune.config import ConfigError
 from lit_prune.registry import Registry
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
 logit_losses: Registry[LogitLoss] = Registry("logit loss")
 
+ClosedForm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A loss as above, and the gradient of its sum with regard to the student's logits, in a tensor of its own."""
+closed_forms: dict[LogitLoss, ClosedForm] = {}
+"""Those losses whose gradient written out is faster than autograd's by a tenth of the whole evaluation or more."""
+
 
 @logit_losses.register("kld")
 def kld(student: Tensor, teacher: Tensor) -> Tensor:
     """Forward KL divergence, KL(teacher || student), in nats."""
-    return _kl(F.log_softmax(teacher, -1), F.log_softmax(student, -1))
+    return kl(F.log_softmax(teacher, -1), F.log_softmax(student, -1))
 
 
 @logit_losses.register("reverse_kld")
 def reverse_kld(student: Tensor, teacher: Tensor) -> Tensor:
     """Reverse KL divergence, KL(student || teacher), in nats."""
-    return _kl(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
+    return kl(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
+
+
+@logit_losses.register("jsd")
+def jsd(student: Tensor, teacher: Tensor, mix: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence, mix KL(teacher || m) + (1 - mix) KL(student || m) with
+    m = mix teacher + (1 - mix) student (GKD, arXiv 2306.13649, equation 1)."""
+    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    middle = _log_mixture(theirs, ours, mix)
+    return mix * kl(theirs, middle) + (1 - mix) * kl(ours, middle)
+
+
+@logit_losses.register("skew_kld")
+def skew_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
+    """Skew KL divergence, KL(teacher || mix teacher + (1 - mix) student) (DistiLLM, arXiv 2402.03898, section 3.1)."""
+    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return kl(theirs, _log_mixture(theirs, ours, mix))
+
+
+@logit_losses.register("skew_reverse_kld")
+def skew_reverse_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
+    """Skew reverse KL divergence, KL(student || mix student + (1 - mix) teacher) (DistiLLM, arXiv 2402.03898,
+    section 3.1)."""
+    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return kl(ours, _log_mixture(ours, theirs, mix))
 
 
 @logit_losses.register("mse")
@@ -54,6 +86,23 @@ def cosine_logits(student: Tensor, teacher: Tensor) -> Tensor:
     return one_minus_cosine(student, teacher)
 
 
+def logit_loss_of(name: str, mix: float | None) -> LogitLoss:
+    """The loss of that name, at a mix where one is given.
+
+    Raises:
+        ConfigError: there is none, it takes no mix, or the mix is not between 0 and 1.
+    """
+    loss = logit_losses[name]
+    if mix is None:
+        return loss
+    takers = [other for other in logit_losses if "mix" in inspect.signature(logit_losses[other]).parameters]
+    if name not in takers:
+        raise ConfigError(f"distill.mix: {name} takes none; those that do: {', '.join(takers)}")
+    if not 0 < mix < 1:
+        raise ConfigError(f"distill.mix: {mix} asked for, it lies between 0 and 1")
+    return functools.partial(loss, **{"mix": mix})
+
+
 def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
     """1 - cos(a, b) over the last dimension, as half the squared distance of the unit vectors.
 
@@ -66,10 +115,54 @@ def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(-1)
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) with the sum of q - p added, which is 0.
+def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """log(weight p + (1 - weight) q), exact where p = q: the larger of the two, and how far below it the mixture is."""
+    apart = log_q - log_p
+    of_smaller = torch.where(apart > 0, apart.new_full((), weight), 1 - weight)
+    return torch.maximum(log_p, log_q) + torch.log1p(of_smaller * torch.expm1(-apart.abs()))
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last dimension with the sum of q - p added, which is 0.
 
     It makes every entry of the sum >= 0, so that close to agreement rounding leaves no negative divergence.
     """
     p, q = torch.exp(log_p), torch.exp(log_q)
     return (p * (log_p - log_q) + q - p).sum(-1)
+
+
+def _closed_form(loss: LogitLoss) -> Callable[[ClosedForm], ClosedForm]:
+    return lambda form: closed_forms.setdefault(loss, form)
+
+
+@_closed_form(kld)
+def _kld_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    p = log_p.exp()
+    values = torch.linalg.vecdot(p, log_p.sub_(log_q))
+    gradient = log_q.exp_().sub_(p)
+    return values + gradient.sum(-1), gradient
+
+
+@_closed_form(reverse_kld)
+def _reverse_kld_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    difference = log_q - log_p
+    q = log_q.exp_()
+    values = torch.linalg.vecdot(q, difference)
+    return values + log_p.exp_().sub_(q).sum(-1), _through_softmax(q, difference)
+
+
+@_closed_form(cosine)
+def _cosine_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    q, p = student.softmax(-1), teacher.softmax(-1)
+    length = q.norm(dim=-1, keepdim=True)
+    unit = q / length
+    difference = unit - p.div_(p.norm(dim=-1, keepdim=True))
+    values = torch.linalg.vecdot(difference, difference) / 2
+    return values, _through_softmax(q, difference.sub_(unit.mul_(values[:, None])).div_(length))
+
+
+def _through_softmax(q: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with regard to the logits of q, from that with regard to q, which it takes the place of."""
+    return gradient.sub_(torch.linalg.vecdot(q, gradient)[:, None]).mul_(q)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.address import digest
-from lit_prune.config import ConfigError, Space, Student
+from lit_prune.config import ConfigError, Space, Student, name_of_shape
 from lit_prune.evaluate.throughput import random_model, speedup
 from lit_prune.models.shape import Shape, parameter_counter, shape_of
 from lit_prune.pruning import surgery
@@ -38,8 +38,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """Its row in a table."""
-        shape = self.shape
-        return f"{shape.layers} layers, {shape.heads} heads, {shape.neurons} neurons, {shape.hidden} hidden"
+        return name_of_shape(self.shape.layers, self.shape.heads, self.shape.neurons, self.shape.hidden)
 
 
 def candidates(config: Any, space: Space) -> list[Candidate]:

@@ -124,7 +124,7 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
         "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
         "state": "done" if result is not None else "failed" if error is not None else unfinished,
         "error": None if error is None else " ".join(error.split()),
-        **{path: _value(entry.cell, path) for path in swept},
+        **{path: _value(entry, path) for path in swept},
         **{metric: (result or {}).get(metric) for metric in table.metrics},
         "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
         "teacher": _origin(entry.cell.teacher),
@@ -136,12 +136,15 @@ def _origin(teacher: Teacher) -> str | None:
     return teacher.pretraining.corpus.fingerprint if teacher.pretraining else teacher.fingerprint
 
 
-def _value(node: Any, path: str) -> Any:
-    while path.startswith("source.") and isinstance(node, Cell):
-        node, path = source_of(node), path.removeprefix("source.")
-    for name in path.split("."):
+def _value(entry: Entry, path: str) -> Any:
+    """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
+    node: Any = entry.cell
+    inside = path
+    while inside.startswith("source.") and isinstance(node, Cell):
+        node, inside = source_of(node), inside.removeprefix("source.")
+    for name in inside.split("."):
         node = getattr(node, name, None)
-    return node
+    return entry.changes.get(path) if node is None else node
 
 
 def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,62 @@
+"""Which cells are retrained in turns: those that show one teacher the same batches, as many as memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from lit_prune.config import Cell
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry
+from lit_prune.models.shape import num_parameters
+from lit_prune.preflight import teacher_config
+
+_BYTES = 16
+"""Of a parameter in training: the weight, its gradient and two moments, float32."""
+
+_SHARE = 0.5
+"""Of the memory that is free, what the students of a cohort may take; the rest is for activations."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cells that are computed in turns."""
+
+    entries: list[Entry]
+    cut: bool = False
+    """Whether other cohorts, for which there was no room, need the same of the teacher."""
+
+
+def cohorts(entries: Iterable[Entry], execution: Execution) -> list[Cohort]:
+    """The entries in the order of each cohort's first; one that shares nothing is a cohort of its own."""
+    groups: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(_shared(entry.cell, execution) or entry.key, []).append(entry)
+    return [cohort for group in groups.values() for cohort in _parts(group, execution)]
+
+
+def _shared(cell: Cell, execution: Execution) -> Any:
+    """What must be the same for one pass of the teacher to serve two cells; None where there is no such pass."""
+    distill = cell.distill
+    if not execution.cohort or not distill.steps or not distill.needs_teacher:
+        return None
+    return cell.teacher, cell.corpus, cell.seed, distill.block, distill.batch, distill.precision
+
+
+def _parts(group: list[Entry], execution: Execution) -> list[Cohort]:
+    if len(group) == 1:
+        return [Cohort(group)]
+    # A student is no larger than its teacher, and need not exist yet.
+    student = _BYTES * num_parameters(teacher_config(group[0].cell))
+    size = max(1, int(_SHARE * _free_memory(execution)) // student)
+    return [Cohort(group[i : i + size], cut=size < len(group)) for i in range(0, len(group), size)]
+
+
+def _free_memory(execution: Execution) -> int:
+    if execution.accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available

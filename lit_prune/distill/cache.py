@@ -1,0 +1,188 @@
+"""What a teacher shows of a whole run's data, computed once, kept on disk and read by any number of runs.
+
+The states its head reads, which lose nothing; or the log-probabilities of its likeliest tokens, where only those are
+compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.config import Distill
+from lit_prune.distill.states import State, States
+from lit_prune.distill.teaching import Observation, Shown, Teaching
+from lit_prune.losses.chunked import Target, TopKTarget
+from lit_prune.models.head import Head, head_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a cache: a number or a vector for every position of every sequence."""
+
+    name: str
+    width: int
+    dtype: torch.dtype
+
+
+def parts_of(width: int, top_k: int | None, states: torch.dtype) -> tuple[Part, ...]:
+    """The files of a cache: the states, or the `top_k` likeliest tokens and the probability that the others have."""
+    if top_k is None:
+        return (Part("states", width, states),)
+    return (
+        Part("log_probabilities", top_k, torch.float32),
+        Part("ids", top_k, torch.int32),
+        Part("missing_mass", 1, torch.float32),
+    )
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The files in a folder, for `sequences` sequences of `block` tokens."""
+
+    folder: Path
+    parts: tuple[Part, ...]
+    sequences: int
+    block: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(self._bytes(part) for part in self.parts)
+
+    def whole(self) -> bool:
+        """Whether every file is there in its full length."""
+        paths = {part: self.folder / part.name for part in self.parts}
+        return all(path.is_file() and path.stat().st_size == self._bytes(part) for part, path in paths.items())
+
+    def open(self, write: bool = False) -> dict[str, Tensor]:
+        """The files, mapped into memory: [sequences, block, width] each."""
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.parts:
+                with (self.folder / part.name).open("wb") as file:
+                    file.truncate(self._bytes(part))
+        return {part.name: self._map(part, write) for part in self.parts}
+
+    def _bytes(self, part: Part) -> int:
+        return self.sequences * self.block * part.width * part.dtype.itemsize
+
+    def _map(self, part: Part, write: bool) -> Tensor:
+        size = self.sequences, self.block, part.width
+        path = str(self.folder / part.name)
+        return torch.from_file(path, shared=write, size=math.prod(size), dtype=part.dtype).view(size)
+
+
+class CachedTeaching:
+    """A frozen teacher whose states or likeliest tokens are read from a cache; it makes no forward pass."""
+
+    def __init__(self, teacher: nn.Module, cache: Cache) -> None:
+        self.model, self.head = teacher.eval().requires_grad_(False), head_of(teacher)
+        self._files = cache.open()
+
+    def want(self, states: Iterable[State]) -> None:
+        """Ask for states on the way, of which a cache has none.
+
+        Raises:
+            ValueError: any is asked for.
+        """
+        if asked := list(states):
+            raise ValueError(f"a cached teacher shows no states on the way, and {asked} are asked for")
+
+    def observe(self, input_ids: Tensor, position: int | None = None) -> Shown:
+        """What the teacher showed of the batch at `position`, ids int64 [batch, seq]."""
+        assert position is not None
+        size = len(input_ids)
+        rows = {name: file[position * size : (position + 1) * size] for name, file in self._files.items()}
+        rows = {name: part.to(input_ids.device) for name, part in rows.items()}
+        if "states" in rows:
+            return Observation(rows["states"], {}, self.head)
+        return Likeliest(rows["log_probabilities"], rows["ids"])
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The tokens a teacher holds likeliest, at every position of one micro-batch."""
+
+    log_probabilities: Tensor
+    """[batch, seq, k]."""
+    ids: Tensor
+    """int32 [batch, seq, k]."""
+    states: States = dataclasses.field(default_factory=dict)
+
+    def target(self, scored: Tensor, top_k: int | None) -> Target:
+        """What the student's logits are compared with, at the positions `scored`, bool [batch, seq - 1].
+
+        Raises:
+            ValueError: another number of tokens is asked for than was kept.
+        """
+        if top_k != self.ids.shape[-1]:
+            raise ValueError(f"the cache holds the {self.ids.shape[-1]} likeliest tokens, not {top_k}")
+        return TopKTarget(self.log_probabilities[:, :-1][scored], self.ids[:, :-1][scored].long())
+
+
+@torch.no_grad()
+def write_cache(
+    teaching: Teaching, batches: Iterable[dict[str, Tensor]], folder: Path, *,
+    sequences: int, block: int, top_k: int | None, precision: str, device: torch.device, tell: Callable[[int], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Keep what a teacher shows of `sequences` sequences, given in batches, calling `tell` with those done.
+
+    Returns the description of the cache that `read_cache` takes, with the mean probability that a cache of likeliest
+    tokens leaves out.
+    """
+    files: dict[str, Tensor] = {}
+    done = 0
+    teaching.model.to(device)
+    for batch in batches:
+        ids = batch["input_ids"].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            shown = teaching.observe(ids)
+        assert isinstance(shown, Observation)
+        if not files:
+            cache = Cache(folder, parts_of(shown.last.shape[-1], top_k, shown.last.dtype), sequences, block)
+            files = cache.open(write=True)
+        for name, values in _contents(shown, top_k).items():
+            files[name][done : done + len(ids)].copy_(values)
+        done += len(ids)
+        tell(done)
+    missing = {"missing_mass": files["missing_mass"].mean().item()} if top_k else {}
+    return {"sequences": sequences, "block": block, "parts": [_plain(part) for part in cache.parts], **missing}
+
+
+def bytes_of(teacher: Any, sequences: int, distill: Distill) -> int:
+    """Bytes that a cache of `sequences` sequences takes at the most."""
+    parts = parts_of(teacher.config.hidden_size, distill.top_k, torch.float32)
+    return Cache(Path(), parts, sequences, distill.block).bytes
+
+
+def read_cache(folder: Path, description: dict[str, Any]) -> Cache:
+    """The cache in a folder, as `write_cache` described it."""
+    parts = tuple(Part(part["name"], part["width"], getattr(torch, part["dtype"])) for part in description["parts"])
+    return Cache(folder, parts, description["sequences"], description["block"])
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    return {"name": part.name, "width": part.width, "dtype": str(part.dtype).removeprefix("torch.")}
+
+
+def _contents(shown: Observation, top_k: int | None) -> dict[str, Tensor]:
+    """What is kept of a micro-batch, a sequence at a time where logits are needed: they are large."""
+    if top_k is None:
+        return {"states": shown.last}
+    found = [_likeliest(shown.head, states, top_k) for states in shown.last]
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
+def _likeliest(head: Head, states: Tensor, top_k: int) -> dict[str, Tensor]:
+    """Of one sequence's states [seq, width]."""
+    log_probabilities, ids = head.logits(states).float().log_softmax(-1).topk(top_k)
+    kept = log_probabilities.double().exp().sum(-1, keepdim=True)
+    return {"log_probabilities": log_probabilities, "ids": ids, "missing_mass": (1 - kept).clamp_min(0)}

@@ -1,0 +1,272 @@
+"""Everything that is computed from logits, from the last states, without the logits of all tokens at once.
+
+A few tokens at a time get their logits, their losses, and the gradient with regard to states and head, which is all
+that is kept: memory does not grow with tokens times vocabulary, and no logits are computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lit_prune.losses.logit import ClosedForm, LogitLoss, closed_forms
+from lit_prune.models.head import Head
+
+Weight = float | Tensor
+"""A number, or a detached one [] on the device of the states."""
+
+
+class Target(Protocol):
+    """What a student imitates, some tokens at a time."""
+
+    def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """The teacher's logits float32 [n, vocab] and None, or its largest [n, k] and their ids int64 [n, k]."""
+
+
+@dataclass(frozen=True)
+class HeadTarget:
+    """A teacher whose last states are here; only its `top_k` likeliest entries count, where that is given."""
+
+    states: Tensor
+    """[tokens, width]."""
+    head: Head
+    top_k: int | None = None
+
+    @cached_property
+    def _cast(self) -> Head:
+        return self.head.cast()
+
+    def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            logits = self._cast.logits(self.states[rows]).float()
+            if self.top_k is None:
+                return logits, None
+            values, ids = logits.topk(self.top_k)
+            return values, ids
+
+
+@dataclass(frozen=True)
+class TopKTarget:
+    """A teacher of which only the likeliest entries are known.
+
+    Losses of distributions see them renormalised, as those of a `HeadTarget` of the same k; losses of logits see
+    them as they are.
+    """
+
+    log_probabilities: Tensor
+    """[tokens, k]."""
+    ids: Tensor
+    """int64 [tokens, k]."""
+
+    def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        return self.log_probabilities[rows].float(), self.ids[rows]
+
+
+@dataclass(frozen=True)
+class HeadLosses:
+    """What one evaluation gives: means over its tokens, 0 where there is none."""
+
+    loss: Tensor
+    """w_clm * clm + w_logits * logits, float32 []; has the gradient."""
+    clm: Tensor | None
+    """Cross-entropy of the successors in nats, float32 [], detached; None where none were given."""
+    logits: Tensor | None
+    """The logit loss, float32 [], detached; None without a target."""
+
+
+def head_losses(
+    states: Tensor,
+    head: Head,
+    *,
+    successors: Tensor | None = None,
+    w_clm: Weight = 0.0,
+    target: Target | None = None,
+    logit_loss: LogitLoss | None = None,
+    w_logits: Weight = 0.0,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> HeadLosses:
+    """Language-model loss and logit loss of last states [tokens, width], both means over these tokens.
+
+    Successors are int64 [tokens]. Given top-k ids, the student's logits at them are compared (Minitron, section 3).
+    A term of weight 0.0 is evaluated without a gradient. `chunk` is the tokens at once, by default as many as fit.
+    The gradient can be propagated once.
+    """
+    terms: dict[str, _Term] = {}
+    if successors is not None:
+        terms["clm"] = _NextToken(w_clm, successors)
+    if target is not None:
+        assert logit_loss is not None
+        terms["logits"] = _Imitation(w_logits, target, logit_loss, temperature)
+    inputs = (states, head.weight, head.bias)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+    with torch.no_grad():
+        evaluation = _Evaluation(states, head, wanted, list(terms.values()))
+        loss, means = evaluation.run(chunk or tokens_at_once(len(head.weight), states.is_cuda))
+    if any(wanted):
+        loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)
+    values = dict(zip(terms, means, strict=True))
+    return HeadLosses(loss, values.get("clm"), values.get("logits"))
+
+
+def tokens_at_once(vocab: int, on_gpu: bool) -> int:
+    """As many tokens as make 32 MB of float32 logits, or 512 MB on a GPU, within bounds where products are fast."""
+    room, least, most = (2**29, 1024, 8192) if on_gpu else (2**25, 128, 1024)
+    return min(max(room // (4 * vocab), least), most)
+
+
+class _Term(Protocol):
+    @property
+    def weight(self) -> Weight: ...
+
+    def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+        """Losses [n] of logits [n, vocab], and the gradient of `scale` times their sum, [n, vocab]; all float32.
+
+        Where there is no scale, there is no gradient.
+        """
+
+
+@dataclass(frozen=True)
+class _NextToken:
+    weight: Weight
+    successors: Tensor
+
+    def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+        return _by_autograd(lambda x: F.cross_entropy(x, self.successors[rows], reduction="none"), logits, scale)
+
+
+@dataclass(frozen=True)
+class _Imitation:
+    weight: Weight
+    target: Target
+    loss: LogitLoss
+    temperature: float
+
+    def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+        theirs, ids = self.target.logits(rows)
+        ours = logits if ids is None else logits.gather(-1, ids)
+        if self.temperature != 1:
+            ours, theirs = ours / self.temperature, theirs / self.temperature
+            scale = None if scale is None else scale / self.temperature
+        with torch.autocast(logits.device.type, enabled=False):
+            values, gradient = self._compare(ours, theirs, scale)
+        if gradient is not None and ids is not None:
+            gradient = torch.zeros_like(logits).scatter_add_(-1, ids, gradient)
+        return values, gradient
+
+    def _compare(self, ours: Tensor, theirs: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+        form: ClosedForm | None = closed_forms.get(self.loss)
+        if scale is None or form is None:
+            return _by_autograd(lambda x: self.loss(x, theirs), ours, scale)
+        values, gradient = form(ours, theirs)
+        return values, gradient.mul_(scale)
+
+
+def _by_autograd(
+    loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | None
+) -> tuple[Tensor, Tensor | None]:
+    if scale is None:
+        return loss(logits), None
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        values = loss(leaf)
+    (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values) * scale)
+    return values.detach(), gradient
+
+
+def _counts(weight: Weight) -> bool:
+    """Whether a term is minimised; a tensor is not looked into, which would wait for the GPU."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
+class _Evaluation:
+    """One walk over the tokens."""
+
+    def __init__(self, states: Tensor, head: Head, wanted: list[bool], terms: list[_Term]) -> None:
+        self.states, self.head, self.cast, self.terms = states, head, head.cast(), terms
+        self.of_states = torch.zeros_like(states) if wanted[0] else None
+        self.of_weight = torch.zeros_like(head.weight, dtype=torch.float32) if wanted[1] else None
+        self.of_bias = None
+        if wanted[2] and head.bias is not None:
+            self.of_bias = torch.zeros_like(head.bias, dtype=torch.float32)
+        self.wanted = any(wanted)
+
+    def run(self, chunk: int) -> tuple[Tensor, list[Tensor]]:
+        """The loss and the mean of each term, float32 []."""
+        count = max(len(self.states), 1)
+        sums = [torch.zeros((), dtype=torch.float64, device=self.states.device) for _ in self.terms]
+        for start in range(0, len(self.states), chunk):
+            rows = slice(start, start + chunk)
+            for total, losses in zip(sums, self._read(rows), strict=True):
+                total += losses.double().sum()
+        loss = torch.zeros((), dtype=torch.float64, device=self.states.device)
+        for term, total in zip(self.terms, sums, strict=True):
+            if _counts(term.weight):
+                loss = loss + term.weight * total / count
+        return loss.float(), [(total / count).float() for total in sums]
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Those of states, weight and bias, in their dtypes; None where not wanted."""
+        of_bias = None if self.of_bias is None else self.of_bias.to(self.head.bias.dtype)  # type: ignore[union-attr]
+        return self.of_states, None if self.of_weight is None else self.of_weight.to(self.head.weight.dtype), of_bias
+
+    def _read(self, rows: slice) -> list[Tensor]:
+        """The losses [n] of each term on these rows; adds to the gradients."""
+        linear = self.cast.linear(self.states[rows])
+        logits = (linear if self.head.finish is None else self.head.finish(linear)).float()
+        losses, of_logits = [], None
+        for term in self.terms:
+            values, gradient = term.evaluate(logits, rows, self._scale(term))
+            losses.append(values)
+            of_logits = gradient if of_logits is None else of_logits if gradient is None else of_logits + gradient
+        if of_logits is not None:
+            self._add(self._through_finish(linear, of_logits), rows)
+        return losses
+
+    def _scale(self, term: _Term) -> Weight | None:
+        """What a token's loss counts in the gradient; None where there is none to take."""
+        return term.weight / len(self.states) if self.wanted and _counts(term.weight) else None
+
+    def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
+        """The gradient with regard to what the linear map gave, in its dtype."""
+        if self.head.finish is None:
+            return of_logits.to(linear.dtype)
+        with torch.enable_grad():
+            leaf = linear.requires_grad_()
+            logits = self.head.finish(leaf).float()
+        return torch.autograd.grad(logits, leaf, of_logits)[0]
+
+    def _add(self, of_linear: Tensor, rows: slice) -> None:
+        """Add what these rows add to the gradients."""
+        if self.of_states is not None:
+            self.of_states[rows] = of_linear @ self.cast.weight
+        if self.of_weight is not None:
+            states = self.states[rows].to(of_linear.dtype)
+            if of_linear.dtype == torch.float32:
+                self.of_weight.addmm_(of_linear.t(), states)
+            else:
+                self.of_weight += of_linear.t() @ states
+        if self.of_bias is not None:
+            self.of_bias += of_linear.float().sum(0)
+
+
+class _Differentiated(torch.autograd.Function):
+    """A scalar whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, to hold no second gradient of the head; autograd notices if this is asked for twice.
+        return None, None, *(g if g is None else g.mul_(upstream) for g in ctx.saved_tensors)

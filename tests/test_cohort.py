@@ -1,0 +1,146 @@
+"""Cells in turns with one teacher: each is bit for bit what it is alone, whatever becomes of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_prune.cohort import cohorts
+from lit_prune.config import Cell, Optim
+from lit_prune.distill.teaching import Teaching
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry
+from lit_prune.preflight import Pins
+from lit_prune.progress import Bar
+from lit_prune.runner import Runner
+from lit_prune.settings import override
+from lit_prune.store import Store
+from lit_prune.tracking import Mirror
+
+SMALL = {
+    "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2, "distill.steps": 6,
+    "distill.optim.warmup": 2, "evaluation.blocks": 2, "evaluation.block": 32, "student.hidden": 0.5,
+}  # fmt: skip
+ROWS: dict[str, dict[str, Any]] = {
+    "kld": {},
+    "with states": {"distill.alpha": "dynamic", "distill.embedding": True, "distill.block_output": ("last:last",)},
+    "other states": {"distill.alpha": 0.5, "distill.mlp_input": ("2:1",), "student.hidden": None},
+    "mse and cross-entropy": {"distill.logit_loss": "mse", "distill.w_clm": 1.0, "evaluation.checks": 2},
+    "three steps": {"distill.steps": 3, "student.neurons": 0.5},
+    "wild": {"distill.optim": Optim(lr=1e30, clip=1e30, warmup=0)},
+}
+SOUND = [row for row in ROWS if row != "wild"]
+
+
+class Stop(BaseException):
+    """The interruption, which no run may swallow."""
+
+
+class StoppingBar(Bar):
+    """Interrupts the run whose step makes it `at_step` in all."""
+
+    def __init__(self, at_step: int) -> None:
+        super().__init__(0, quiet=True)
+        self.at_step = at_step
+
+    def at(self, done: int, what: str) -> None:
+        super().at(done, what)
+        if done == self.at_step:
+            raise Stop
+
+
+@pytest.fixture(scope="module")
+def entries(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    """One cell of each row, and one more seed of the first."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("\n\n".join(texts))
+    base, pins = override(Cell(), {**SMALL, "corpus.source": str(text)}), Pins()
+    cells = {(row, 0): pins.pin(override(base, changes)) for row, changes in ROWS.items()}
+    cells["kld", 1] = pins.pin(override(base, {"seed": 1}))
+    return [Entry(row, seed, cell, {}) for (row, seed), cell in cells.items()]
+
+
+def runner_of(folder: Path, bar: Bar | None = None, **execution: Any) -> Runner:
+    how = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1, **execution)
+    return Runner(Store(folder), how, bar or Bar(0, quiet=True), Mirror("test", "disabled", folder))
+
+
+@pytest.fixture(scope="module")
+def alone(entries: list[Entry], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which every cell was computed by itself."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert runner_of(folder, cohort=False).run(entries) == 1
+    return folder
+
+
+def same(entries: list[Entry], ours: Path, theirs: Path) -> None:
+    """Weights, history and result of every sound cell are the same bits."""
+    for entry in entries:
+        if entry.row not in SOUND:
+            continue
+        (our, their) = (Path(store) / "cell" / entry.key for store in (ours, theirs))
+        weights = [load_file(folder / "model/model.safetensors") for folder in (our, their)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1]), entry.row
+        histories = [pd.read_csv(folder / "metrics.csv").drop(columns="tokens_per_second") for folder in (our, their)]
+        pd.testing.assert_frame_equal(*histories, check_exact=True)
+        assert Store(ours).node(entry.cell, "cell").result == Store(theirs).node(entry.cell, "cell").result
+
+
+def test_in_turns_is_alone_bit_for_bit_with_one_pass_of_the_teacher(entries, alone, tmp_path, monkeypatch):
+    """Whichever of them diverges."""
+    taught: list[Teaching] = []
+    monkeypatch.setattr("lit_prune.teachings.Teaching", lambda model: taught.append(Teaching(model)) or taught[-1])
+    assert runner_of(tmp_path).run(entries) == 1
+    same(entries, tmp_path, alone)
+    assert [teaching.passes for teaching in taught] == [6, 6]  # one for every batch of each of two seeds
+    (wild,) = (entry for entry in entries if entry.row == "wild")
+    assert "Diverged" in (Store(tmp_path).node(wild.cell, "cell").error or "")
+
+
+@pytest.mark.parametrize("steps", [1, 17])
+def test_interrupted_and_resumed_in_turns_is_alone_and_uninterrupted(entries, alone, tmp_path, steps):
+    with pytest.raises(Stop):
+        runner_of(tmp_path, StoppingBar(steps)).run(entries)
+    assert runner_of(tmp_path).run(entries) == 1
+    same(entries, tmp_path, alone)
+
+
+def test_begun_in_turns_and_ended_alone(entries, alone, tmp_path):
+    with pytest.raises(Stop):
+        runner_of(tmp_path, StoppingBar(13)).run(entries)
+    assert runner_of(tmp_path, cohort=False).run(entries) == 1
+    same(entries, tmp_path, alone)
+
+
+def test_only_cells_that_read_the_same_data_for_the_same_teacher_go_together(entries):
+    (together, seed) = cohorts(entries, Execution(accelerator="cpu"))
+    assert [entry.row for entry in together.entries] == list(ROWS)
+    assert [entry.seed for entry in seed.entries] == [1]
+    first = entries[0].cell
+    apart = [
+        override(first, {path: value}) for path, value in (
+            ("distill.batch", 4), ("distill.block", 16), ("distill.precision", "bf16-mixed"), ("distill.steps", 0),
+            ("corpus.heldout", 0.2), ("seed", 5),
+        )
+    ]  # fmt: skip
+    plain = override(first, {"distill.w_logits": 0.0, "distill.w_clm": 1.0})
+    mixed = [Entry("", 0, cell, {}) for cell in (first, *apart, plain)]
+    assert sizes(mixed) == [1] * len(mixed)
+    assert sizes(entries, cohort=False) == [1] * len(entries)
+
+
+def sizes(entries: list[Entry], **execution: Any) -> list[int]:
+    return [len(cohort.entries) for cohort in cohorts(entries, Execution(accelerator="cpu", **execution))]
+
+
+def test_memory_decides_how_many_go_together_and_then_the_teacher_is_cached(entries, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_prune.cohort._free_memory", lambda execution: 5 * 16 * 3_200_000)
+    assert sizes(entries) == [2, 2, 2, 1]
+    assert runner_of(tmp_path).run(entries) == 1
+    same(entries, tmp_path, alone)
+    assert len(list(tmp_path.glob("teaching/*/states"))) == 2  # of six steps, and of three

@@ -1,0 +1,115 @@
+"""What a teacher shows, read from disk: the same bits as when it is asked; cut short, it is noticed and made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_prune.config import Cell, ConfigError
+from lit_prune.data.retraining import RetrainingData
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry
+from lit_prune.models.teacher import load_model, locate
+from lit_prune.preflight import Pins
+from lit_prune.progress import Bar
+from lit_prune.runner import Runner
+from lit_prune.settings import override
+from lit_prune.store import Store
+from lit_prune.tracking import Mirror
+
+SMALL = {
+    "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2, "distill.steps": 5,
+    "distill.optim.warmup": 2, "evaluation.blocks": 2, "evaluation.block": 32, "student.hidden": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def cell(texts: list[str], tmp_path: Path) -> Cell:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(texts))
+    return Pins().pin(override(Cell(), {**SMALL, "corpus.source": str(text)}))
+
+
+def run(folder: Path, *cells: Cell, **execution: Any) -> list[dict[str, torch.Tensor]]:
+    """The trained weights of each cell."""
+    how = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1, **execution)
+    runner = Runner(Store(folder), how, Bar(0, quiet=True), Mirror("test", "disabled", folder))
+    entries = [Entry(str(i), 0, cell, {}) for i, cell in enumerate(cells)]
+    assert runner.run(entries) == 0
+    return [load_file(folder / "cell" / entry.key / "model/model.safetensors") for entry in entries]
+
+
+def same(ours: list[dict[str, torch.Tensor]], theirs: list[dict[str, torch.Tensor]]) -> bool:
+    return all(torch.equal(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in a)
+
+
+@pytest.mark.parametrize("changes", [{}, {"distill.precision": "bf16-mixed"}], ids=["float32", "bfloat16"])
+def test_cached_states_train_the_same_student_bit_for_bit(cell, tmp_path, changes):
+    cell = override(cell, changes)
+    asked = run(tmp_path / "asked", cell)
+    assert same(run(tmp_path / "cached", cell, teacher_cache=True), asked)
+    assert same(
+        run(tmp_path / "parts", cell, teacher_cache=True, accumulate=2), run(tmp_path / "p", cell, accumulate=2)
+    )
+
+
+def test_the_likeliest_tokens_from_disk_are_those_the_teacher_says(cell, tmp_path):
+    cell = override(cell, {"distill.top_k": 7, "distill.temperature": 2.0})
+    (asked,), (cached,) = run(tmp_path / "asked", cell), run(tmp_path / "cached", cell, teacher_cache=True)
+    for name, weight in asked.items():
+        torch.testing.assert_close(cached[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probability_that_is_left_out_is_kept_in_the_books(cell, tmp_path):
+    run(tmp_path, override(cell, {"distill.top_k": 7}), teacher_cache=True)
+    (folder,) = (path.parent for path in tmp_path.glob("teaching/*/result.json"))
+    (tokens,) = (path.parent for path in tmp_path.glob("tokens/*/tokens.json"))
+    data = RetrainingData(tokens, block=32, batch=2, steps=5, seed=0)
+    ids = torch.cat([batch["input_ids"] for batch in data.train_dataloader()])
+    teacher = load_model(locate("python-3.1M"))
+    with torch.no_grad():
+        missing = 1 - teacher(ids).logits.softmax(-1).topk(7).values.sum(-1)
+    kept = torch.from_file(str(folder / "missing_mass"), size=10 * 32, dtype=torch.float32).view(10, 32)
+    torch.testing.assert_close(kept, missing, rtol=0, atol=1e-5)
+    assert json.loads((folder / "result.json").read_text())["missing_mass"] == pytest.approx(missing.mean().item())
+
+
+def test_a_cache_serves_every_run_over_the_same_data_and_no_other(cell, tmp_path):
+    run(tmp_path, cell, override(cell, {"distill.logit_loss": "mse"}), teacher_cache=True)
+    (first,) = tmp_path.glob("teaching/*/result.json")
+    stamp = first.stat().st_mtime_ns
+    others = [override(cell, change) for change in ({"seed": 1}, {"distill.steps": 3}, {"distill.batch": 1})]
+    run(tmp_path, override(cell, {"distill.w_clm": 1.0}), *others, teacher_cache=True)
+    assert first.stat().st_mtime_ns == stamp
+    assert len(list(tmp_path.glob("teaching/*/result.json"))) == 1 + len(others)
+
+
+def test_a_cache_that_was_cut_short_is_noticed_and_made_again(cell, tmp_path, capsys):
+    run(tmp_path, cell, teacher_cache=True)
+    (states,) = tmp_path.glob("teaching/*/states")
+    whole = states.read_bytes()
+    states.write_bytes(whole[:-1])
+    run(tmp_path, override(cell, {"distill.w_clm": 1.0}), teacher_cache=True)
+    assert states.read_bytes() == whole
+
+
+def test_a_cache_without_room_is_refused(cell, tmp_path):
+    import shutil
+
+    free = shutil.disk_usage(tmp_path).free
+    steps = free // (2 * 32 * 192 * 4) + 1
+    with pytest.raises(ConfigError, match=r"--teacher-cache: \d+ MiB are needed"):
+        run(tmp_path, override(cell, {"distill.steps": int(steps)}), teacher_cache=True)
+
+
+def test_rows_with_an_intermediate_loss_ask_the_teacher(cell, tmp_path):
+    states = dataclasses.replace(cell.distill, alpha="dynamic", embedding=True)
+    cell = dataclasses.replace(cell, distill=states)
+    assert same(run(tmp_path / "a", cell), run(tmp_path / "b", cell, teacher_cache=True))
+    assert not list((tmp_path / "b").glob("teaching/*"))
