@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from lit_prune import cpu
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
-from lit_prune.execution import Execution, share_the_machine, stop_on_signals
+from lit_prune.cpu.threads import share_the_machine
+from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.grid import Entry, Table, entries, refuse_twins
 from lit_prune.settings import load_profile, override, parse_setting, sources_of
 from lit_prune.store import Store
@@ -64,6 +66,7 @@ def main(table: Table, argv: list[str] | None = None) -> int:
     share_the_machine()
     console = Console()
     try:
+        cpu.choose(flags.execution)
         return Session(table, flags, console).run()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -133,14 +133,17 @@ def check_source(cell: Cell) -> None:
         raise ConfigError("source.student.weights: random ones that are never trained say nothing of what to keep")
 
 
-def check_models(cell: Cell, pruned: Any) -> None:
+def check_models(cell: Cell, pruned: Any = None) -> None:
     """See that the student can be cut from the model with the config `pruned`, and imitate the teacher.
+
+    Where it is not given, `pruned` is foretold.
 
     Raises:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
             does not fit, an objective without terms.
     """
     from lit_prune.distill.module import check_same_vocabulary
+    from lit_prune.distill.trained import check_trained
     from lit_prune.pruning import prune
 
     config = teacher_config(cell)
@@ -148,12 +151,14 @@ def check_models(cell: Cell, pruned: Any) -> None:
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
     if cell.student.model is None:
+        pruned = pruned or pruned_config(cell)
         _check_cut(cell, pruned)
         num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
     else:
-        student_config = config_of_student(cell, pruned)
+        student_config = config_of_student(cell)
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
+    check_trained(cell.distill, student_config, num_blocks)
     check_objective(cell.distill, config, student_config, num_blocks)
 
 
@@ -178,6 +183,8 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
             "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
         )
     check_weights(distill)
+    if distill.teacher_optim is not None and not distill.needs_teacher:
+        raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
     if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
         raise ConfigError(
             f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
@@ -208,8 +215,10 @@ def check_positions(cell: Cell, config: Any) -> None:
     from lit_prune.models.anatomy import anatomy_of
 
     learned = any("positions" in name or "wpe" in name for name in anatomy_of(config).axes)
-    for name in ("importance", "distill", "evaluation"):
-        block = getattr(cell, name).block
+    blocks = {name: getattr(cell, name).block for name in ("importance", "distill", "evaluation")}
+    if cell.teacher.correction is not None:
+        blocks["teacher.correction"] = cell.teacher.correction.block
+    for name, block in blocks.items():
         if learned and block > config.max_position_embeddings:
             most = config.max_position_embeddings
             raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
@@ -232,6 +241,7 @@ def check_sizes(cell: Cell) -> None:
         ("evaluation.block", evaluation.block, 2),
         ("evaluation.checks", evaluation.checks, 0),
         ("student.rounds", cell.student.rounds, 1),
+        *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
@@ -241,6 +251,11 @@ def check_sizes(cell: Cell) -> None:
         )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
+
+
+def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
+    recipe = cell.teacher.correction
+    return [("steps", recipe.steps, 1), ("batch", recipe.batch, 1), ("block", recipe.block, 2)] if recipe else []
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:
@@ -253,6 +268,8 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
 
     CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
     check_validation(cell, tokens, "corpus")
+    if cell.teacher.correction is not None:
+        CalibrationData(tokens, samples=1, block=cell.teacher.correction.block, seed=0, split="validation")
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:
@@ -309,8 +326,14 @@ def _source_config(cell: Cell, pruned: Any) -> Any:
     return config
 
 
-def config_of_student(cell: Cell, pruned: Any) -> Any:
-    """The Hugging Face config of the student cut from a model with the config `pruned`; neither need exist yet.
+def pruned_config(cell: Cell) -> Any:
+    """The Hugging Face config of the model that is pruned, which need not exist yet."""
+    *_, (_, config) = pruned_configs(cell)
+    return config
+
+
+def config_of_student(cell: Cell, pruned: Any = None) -> Any:
+    """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
 
     Raises:
         ConfigError: it cannot be cut from it.
@@ -319,7 +342,7 @@ def config_of_student(cell: Cell, pruned: Any) -> Any:
 
     student = cell.student
     if student.model is None:
-        return prune.config_of(student, pruned)
+        return prune.config_of(student, pruned or pruned_config(cell))
     return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
 
 
@@ -331,10 +354,7 @@ def flops_of_token(cell: Cell, student: Any = None) -> float:
     from lit_prune.models.cost import training_flops
 
     teacher = teacher_config(cell) if cell.distill.needs_teacher else None
-    if student is None:
-        *_, (_, pruned) = pruned_configs(cell)
-        student = config_of_student(cell, pruned)
-    return training_flops(student, cell.distill.block, teacher)
+    return training_flops(student or config_of_student(cell), cell.distill.block, teacher)
 
 
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:

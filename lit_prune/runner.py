@@ -15,12 +15,15 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_prune import cpu
 from lit_prune.address import key
 from lit_prune.cohort import cohorts
 from lit_prune.config import Cell, ConfigError
+from lit_prune.correction import correct
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.callbacks import Checks, check_steps
+from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn, in_turns
 from lit_prune.evaluate.perplexity import language_model_loss, num_scored
@@ -78,6 +81,7 @@ class Runner:
             ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
         """
         entries = list(entries)
+        cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
         failed: set[str] = set()
         for cohort in (c for wave in waves(self.store, entries) for c in cohorts(wave, self.execution)):
@@ -95,6 +99,7 @@ class Runner:
             _DOING.set(f"{entry.row}, seed {entry.seed}")
             with contextlib.suppress(Exception):  # it is met again, and told of, where its cell is attempted
                 self.tokens(entry.cell)
+                self.teacher(entry.cell)
                 if entry.cell.student.weights != "random":
                     self.students.student(entry.cell)
 
@@ -137,7 +142,21 @@ class Runner:
             raise
 
     def teacher(self, cell: Cell) -> str:
-        """The folder of the teacher; one given by its recipe is trained."""
+        """The folder of the teacher, corrected on the cell's text where the cell asks for it."""
+        recipe, location = cell.teacher.correction, self.uncorrected(cell)
+        if recipe is None:
+            return location
+        tokens = self.tokens(cell)
+        with self.claim(cell, "correction") as node:
+            if node.result is None:
+                tell = self._teller("correcting the teacher", node.key)
+                model = teachers.load_model(location).to(self.device)
+                self.tokenizer(cell).save_pretrained(node.folder / "model")
+                node.finish(correct(recipe, model, tokens, node.folder, self.execution, tell))
+        return str(node.folder / "model")
+
+    def uncorrected(self, cell: Cell) -> str:
+        """The folder of the teacher as it was; one given by its recipe is trained."""
         if cell.teacher.model is not None:
             return teachers.locate(cell.teacher.model, cell.teacher.fingerprint)
         assert cell.teacher.pretraining is not None
@@ -170,7 +189,7 @@ class Runner:
     def tokenizer(self, cell: Cell) -> Any:
         """The teacher's tokenizer, which of one that is not trained yet is made first."""
         if cell.teacher.pretraining is None:
-            return teachers.load_tokenizer(self.teacher(cell))
+            return teachers.load_tokenizer(self.uncorrected(cell))
         with self.claim(cell, "teacher") as node:
             return prepare(cell.teacher.pretraining, node.folder)
 
@@ -201,38 +220,44 @@ class Runner:
                 return node.result
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
-            checked = self._retrain(entry, model, tokens, node, together)
+            teacher = self.teachings.of(cell) if cell.distill.steps else None
+            checked = self._retrain(entry, model, teacher, tokens, node, together)
             result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
+            if cell.distill.teacher_optim is not None and teacher is not None:
+                result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher.model, tokens)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _retrain(self, entry: Entry, model: Any, tokens: Path, node: Node, together: int) -> Rows:
+    def _retrain(
+        self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, together: int
+    ) -> Rows:
         """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
         cell, checks = entry.cell, None
         if not cell.distill.steps:
             model.to(self.device)
-            return [self._validate(cell, tokens)(model, True)] if cell.evaluation.checks else []
+            return [self._validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
         callbacks: list[L.Callback] = [Turn()] if together > 1 else []
         others = f" and {together - 1} more" if together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens))
+            checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens, teacher))
             callbacks.append(checks)
         with self.mirror.logger(entry) as loggers:
             train(
-                model, self.teachings.of(cell), cell.distill, tokens, node.folder, seed=cell.seed,
+                model, teacher, cell.distill, tokens, node.folder, seed=cell.seed,
                 execution=self.execution, tell=self._teller(f"{_DOING.get()}{others}", entry.key), loggers=loggers,
                 callbacks=callbacks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
         return checks.rows if checks else []
 
-    def _validate(self, cell: Cell, tokens: Path) -> Callable[[Any, bool], dict[str, float]]:
+    def _validate(self, cell: Cell, tokens: Path, teacher: Teacher | None) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
-        teacher, data = self.load(self.teacher(cell)), validation_data(cell.evaluation, tokens)
+        model = self.load(self.teacher(cell)) if teacher is None else teacher.model
+        data = validation_data(cell.evaluation, tokens)
 
         def validate(student: Any, at_end: bool) -> dict[str, float]:
-            return validation_losses(student, teacher if at_end else None, cell.distill, data.predict_dataloader())
+            return validation_losses(student, model if at_end else None, cell.distill, data.predict_dataloader())
 
         return validate
 
@@ -305,14 +330,16 @@ def spent(cell: Cell, student: Any) -> dict[str, Any]:
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the sources and teachers they wait for."""
+    """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
     cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
-    missing = list({key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values())
-    untrained = {
-        cell.teacher.pretraining for cell in missing
-        if cell.teacher.pretraining and store.node(cell, "teacher").result is None
-    }  # fmt: skip
-    return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for recipe in untrained)
+    missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
+    upstream = {
+        key(cell, stage): recipe.steps
+        for cell in missing
+        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction))
+        if recipe and store.node(cell, stage).result is None
+    }
+    return sum(cell.distill.steps for cell in missing) + sum(upstream.values())
 
 
 def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:

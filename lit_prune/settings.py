@@ -16,9 +16,11 @@ from lit_prune.config import (
     Cell,
     ConfigError,
     Corpus,
+    Correction,
     Distill,
     Evaluation,
     Importance,
+    Lora,
     Optim,
     Pretraining,
     Profile,
@@ -53,6 +55,9 @@ _UNION_TAGS = {
     "literal['auto']",
     "literal['balanced']",
     "Pretraining",
+    "Correction",
+    "Optim",
+    "Lora",
     "Corpus",
     "Space",
 }
@@ -73,9 +78,11 @@ def _forbidding(kind: type) -> type:
         Corpus,
         Optim,
         Pretraining,
+        Correction,
         Teacher,
         Importance,
         Student,
+        Lora,
         Distill,
         Evaluation,
         Cell,
@@ -128,7 +135,15 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space(), "deep_teacher": Teacher()}
+OPTIONAL = {
+    "pretraining": Pretraining(),
+    "correction": Correction(),
+    "teacher_optim": Correction().optim,
+    "lora": Lora(),
+    "second": Corpus(),
+    "search": Space(),
+    "deep_teacher": Teacher(),
+}
 """Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("source", "model", "plan")

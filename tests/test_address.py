@@ -9,13 +9,14 @@ import pytest
 from lit_prune import address, config
 from lit_prune.address import STAGES, canonical, identity, key
 from lit_prune.config import Cell, Corpus, Pretraining, Student, Teacher
-from lit_prune.settings import fields_of, override
+from lit_prune.settings import OPTIONAL, fields_of, override
 
 # The addresses of PINNED. They may change only together with a raised SCHEMA, or with a changed default; a
 # field that is added with `later`, a new loss or a moved file must leave them as they are.
 GOLDEN = {
     "teacher": "2dfc55923374",
     "tokens": "6e11a1f6c431",
+    "correction": "a0cf62ed0ba5",
     "importance": "41ded145c5fd",
     "head_channels": "78ae13d39521",
     "preactivations": "3fc839e70c7c",
@@ -59,7 +60,13 @@ def test_every_section_of_a_cell_is_read_by_the_cell():
 @pytest.mark.parametrize("path", fields_of(Cell))
 def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
-    base = override(Cell(), {"teacher.pretraining.seed": 0, "evaluation.second.heldout": 0.1})
+    sections = {
+        "teacher": ("pretraining", "correction"),
+        "distill": ("teacher_optim", "lora"),
+        "evaluation": ("second",),
+    }
+    optional = {f"{section}.{name}": OPTIONAL[name] for section, names in sections.items() for name in names}
+    base = override(Cell(), optional)
     value = base
     for part in path.split("."):
         value = getattr(value, part)
@@ -78,7 +85,10 @@ def other_than(path, value):
         "student.head_residual": "paper",
         "student.weights": "random",
         "evaluation.second": {"source": "readmes"},
+        "teacher.correction.precision": "bf16-mixed",
         "distill.precision": "bf16-mixed",
+        "distill.last": 1,
+        "distill.lora.targets": ["q_proj"],
         "distill.mlp_input": ["0:0"],
         "distill.block_output": ["0:0"],
         "distill.attention": ["0:0"],

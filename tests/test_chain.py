@@ -17,7 +17,7 @@ from lit_prune.address import STAGES, identity, key
 from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
 from lit_prune.execution import Execution
 from lit_prune.grid import Claim, Entry, Table, axis, entries
-from lit_prune.preflight import Pins, check, pruned_configs
+from lit_prune.preflight import Pins, check, pruned_config
 from lit_prune.progress import Bar
 from lit_prune.report import tidy
 from lit_prune.runner import Runner, planned_steps
@@ -262,7 +262,7 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
     """Also of one of two prunings, the first from random weights."""
     first = {"source.source.student.layers": 2, "source.source.distill.steps": 1}
     entry = asked(plain, **CHAIN, **first, **{"source.source.student.weights": "random", "source.student.layers": None})
-    *_, (_, expected) = pruned_configs(entry.cell)
+    expected = pruned_config(entry.cell)
     compute(tmp_path / "store", entry)
     store = Store(tmp_path / "store")
     folder = store.node(source_of(entry.cell), "cell").folder / "model"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lit_prune import cpu
 from lit_prune.address import digest
 from lit_prune.config import ConfigError, Space, Student, name_of_shape
 from lit_prune.evaluate.throughput import random_model, speedup
@@ -79,6 +80,7 @@ def search(config: Any, space: Space, *, batch: int, block: int, speeds: Path) -
     ratios = node.result
     if ratios is None:
         Store(speeds).check_writable(node.folder)
+        cpu.prepare()
         ratios = node.finish(_speeds(found, random_model(config), batch, block), **environment())
     fast = [candidate for candidate in found if ratios[candidate.label] >= space.speedup]
     if not fast:
