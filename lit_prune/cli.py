@@ -17,7 +17,7 @@ from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.grid import Entry, Table, entries, refuse_twins
-from lit_prune.settings import load_profile, override, parse_setting
+from lit_prune.settings import load_profile, override, parse_setting, sources_of
 from lit_prune.store import Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -128,8 +128,8 @@ class Session:
 
         typed = [parse_setting(text)[0] for text in (*self.flags.set, *self.flags.also)]
         if any(path.endswith(name) for path in NAMED for name in typed):
-            for entry in found:
-                check_names(entry.cell)
+            for cell in (c for entry in found for c in (entry.cell, *sources_of(entry.cell))):
+                check_names(cell)
 
     def _missing(self, found: list[Entry]) -> list[Entry]:
         return [entry for entry in found if self.store.node(entry.cell, "cell").result is None]
@@ -161,9 +161,13 @@ class Session:
                 mirror.close()
 
     def _dry_run(self, missing: list[Entry]) -> int:
+        from lit_prune.runner import awaited_sources
+
         for entry in missing:
+            sources = sum(cell.distill.steps for cell in awaited_sources(self.store, entry.cell))
             self.console.print(
-                f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps",
+                f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps"
+                + (f" after {sources} of its sources" if sources else ""),
                 highlight=False,
             )
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")

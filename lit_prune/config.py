@@ -20,6 +20,11 @@ Size = int | float | Literal["auto"] | None
 "auto" is whatever share meets a number of parameters."""
 
 
+Scalar = bool | int | float | str | None
+Changes = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
+"""Dotted field and value, in the order they are made."""
+
+
 class ConfigError(ValueError):
     """A request that cannot be met; its message is one line that says what is wrong and what is allowed."""
 
@@ -311,6 +316,10 @@ class Cell:
     """The measurement."""
     seed: int = 0
     """Seed of the retraining: the order of the data, and new weights where there are any."""
+    source: Changes | None = later(None, noop=None)
+    """The cell whose retrained student is pruned instead of the teacher, by what it has different from this one:
+    `source.student.layers` and so on, `{}` for nothing, null for no source. It may have a source in turn, to any depth,
+    and as it lies inside this cell no chain leads back to itself. Sizes of `student` are shares of its student."""
 
 
 Choices = tuple[int | float | None, ...]

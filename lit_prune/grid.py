@@ -96,6 +96,8 @@ class Table:
 
     for_profile: Callable[[Table, Profile, Path], Table] | None = None
     """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
+    follows: tuple[str, ...] = ()
+    """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
 
     def at(self, profile: Profile, store: Path) -> Table:
         """The table at a profile; `store` keeps what must be measured to know its rows.
@@ -165,7 +167,9 @@ def entries(
     refuse_two_budgets(settings or {})
     lengths = {f"distill.{name}" for name in BUDGETS}
     for path in settings or {}:
-        if path in axes or (path in lengths and lengths & set(axes)):
+        if (path in axes and path not in table.follows) or (
+            path in lengths and lengths & (set(axes) - set(table.follows))
+        ):
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
     base = override(override(profile.cell, table.base), settings or {})
     at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
@@ -218,11 +222,11 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]]) -> list[Entry]:
 
 
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
-    """The dotted path a short name stands for: a swept field, or any field of a cell."""
+    """The dotted path a short name stands for: a swept field, or any field of a cell; one of a source has no other."""
     fields = fields_of(Cell)
-    if name in fields:
+    if name.removeprefix("source." * name.count("source.")) in fields:
         return name
-    candidates = [path for path in axes if path.endswith(f".{name}")]
+    candidates = [path for path in axes if path.endswith(f".{name}") and not path.startswith("source.")]
     candidates = candidates or [path for path in fields if path.endswith(f".{name}")]
     if len(candidates) != 1:
         raise ConfigError(unknown("field", name, candidates or fields))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teache
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
 from lit_prune.models import teacher as teachers
+from lit_prune.settings import flatten, override, plain_of, source_of, sources_of
 
 
 class Pins:
@@ -34,16 +37,34 @@ class Pins:
             teacher=self._once(cell.teacher, teachers.pin),
             student=self._once(cell.student, teachers.pin_student),
         )
-        return dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
+        return asked if source is None else override(asked, self._filled_in(source, asked))
+
+    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
+        """The fingerprints and steps a source has beside those it inherits."""
+        with _of_source():
+            found = dict(flatten(plain_of(self.pin(source)), "source."))
+        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
+        return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _flops_of_token(self, cell: Cell) -> float:
-        asked = cell.teacher, cell.student, cell.distill.block, cell.distill.needs_teacher
+        asked = cell.teacher, cell.source, cell.student, cell.distill.block, cell.distill.needs_teacher
         return self._once(asked, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
         if section not in self._known:
             self._known[section] = pin(section)
         return self._known[section]
+
+
+@contextlib.contextmanager
+def _of_source(depth: int = 1) -> Iterator[None]:
+    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("source: " * depth + str(error)) from None
 
 
 def _pin_second(text: Corpus) -> Corpus:
@@ -81,8 +102,41 @@ def check_names(cell: Cell) -> None:
     )
 
 
-def check_models(cell: Cell) -> None:
-    """See that the student can be cut from the teacher and imitate it, from their configs alone.
+def check(cell: Cell) -> None:
+    """See that names, sizes and models of a cell, and of the sources it comes from, are such as can be.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    depth = len(sources_of(cell))
+    for place, (asked, pruned) in enumerate(pruned_configs(cell)):
+        with _of_source(depth - place):
+            check_names(asked)
+            check_sizes(asked)
+            check_source(asked)
+            check_models(asked, pruned)
+
+
+def check_source(cell: Cell) -> None:
+    """See that a source, if there is one, has an effect.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    source = source_of(cell)
+    if source is None:
+        return
+    for name, value in (("model", cell.student.model), ("weights", cell.student.weights)):
+        if value not in (None, "teacher"):
+            raise ConfigError(f"source: has no effect where student.{name} is {value}; leave it null")
+    if source.student.weights == "random" and not source.distill.steps:
+        raise ConfigError("source.student.weights: random ones that are never trained say nothing of what to keep")
+
+
+def check_models(cell: Cell, pruned: Any = None) -> None:
+    """See that the student can be cut from the model with the config `pruned`, and imitate the teacher.
+
+    Where it is not given, `pruned` is foretold.
 
     Raises:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
@@ -97,12 +151,13 @@ def check_models(cell: Cell) -> None:
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
     if cell.student.model is None:
-        prune.check(cell.student, config)
-        num_blocks, student_config = prune.num_blocks(cell.student, config), config
+        pruned = pruned or pruned_config(cell)
+        _check_cut(cell, pruned)
+        num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
     else:
         student_config = config_of_student(cell)
         num_blocks = student_config.num_hidden_layers
-    check_same_vocabulary(student_config, config)
+    check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
     check_trained(cell.distill, student_config, num_blocks)
     check_objective(cell.distill, config, student_config, num_blocks)
 
@@ -135,6 +190,20 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
             f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
             "token alone both are certain, and nothing would be learned)"
         )
+
+
+def _check_cut(cell: Cell, config: Any) -> None:
+    """See that the student can be cut from the model with this config: the teacher, or the student of its source."""
+    from lit_prune.pruning import prune
+
+    if cell.source is None:
+        prune.check(cell.student, config)
+        return
+    try:
+        check_positions(cell, config)
+        prune.check(cell.student, config)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("the teacher", "its source")) from None
 
 
 def check_positions(cell: Cell, config: Any) -> None:
@@ -234,17 +303,46 @@ def teacher_config(cell: Cell) -> Any:
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
 
 
-def config_of_student(cell: Cell) -> Any:
-    """The Hugging Face config of the student, which need not exist yet.
+def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
+    """The sources of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
+
+    That is the teacher's, or that of the student of its source, which need not exist yet.
 
     Raises:
-        ConfigError: it cannot be cut from the teacher.
+        ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
+    """
+    config = None
+    chain = [cell, *sources_of(cell)][::-1]
+    for source, asked in zip([None, *chain], chain, strict=False):
+        config = teacher_config(asked) if source is None else _source_config(source, config)
+        yield asked, config
+
+
+def _source_config(cell: Cell, pruned: Any) -> Any:
+    """The config of a source's student."""
+    config = config_of_student(cell, pruned)
+    if cell.student.widths != "uniform" or config.is_heterogeneous:
+        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
+    return config
+
+
+def pruned_config(cell: Cell) -> Any:
+    """The Hugging Face config of the model that is pruned, which need not exist yet."""
+    *_, (_, config) = pruned_configs(cell)
+    return config
+
+
+def config_of_student(cell: Cell, pruned: Any = None) -> Any:
+    """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
+
+    Raises:
+        ConfigError: it cannot be cut from it.
     """
     from lit_prune.pruning import prune
 
     student = cell.student
     if student.model is None:
-        return prune.config_of(student, teacher_config(cell))
+        return prune.config_of(student, pruned or pruned_config(cell))
     return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
 
 

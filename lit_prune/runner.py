@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import math
 import time
@@ -30,17 +31,10 @@ from lit_prune.evaluate.validation import sizes_of, validation_data, validation_
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import (
-    check_models,
-    check_names,
-    check_sizes,
-    check_tokens,
-    check_validation,
-    flops_of_token,
-    second_of,
-)
+from lit_prune.preflight import check, check_tokens, check_validation, flops_of_token, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
+from lit_prune.settings import source_of, sources_of
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
 from lit_prune.teachings import Teachings
@@ -71,10 +65,8 @@ class Runner:
         """
         cells, checked = list(cells), set()
         for cell in cells:
-            check_names(cell)
-            check_sizes(cell)
-            check_models(cell)
-        for cell in cells:
+            check(cell)
+        for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
             if question not in checked:
                 check_tokens(cell, self.tokens(cell))
@@ -91,14 +83,15 @@ class Runner:
         entries = list(entries)
         cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
-        failed = 0
-        for cohort in cohorts(entries, self.execution):
+        failed: set[str] = set()
+        for cohort in (c for wave in waves(self.store, entries) for c in cohorts(wave, self.execution)):
             self.teachings.begin(cohort)
             together = len(cohort.entries)
             if together > 1:
                 self._prepare(cohort.entries)
-            failed += sum(in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries))
-        return failed
+            found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
+            failed |= {entry.key for entry, has_failed in zip(cohort.entries, found, strict=True) if has_failed}
+        return sum(entry.key in failed for entry in entries)
 
     def _prepare(self, cohort: list[Entry]) -> None:
         """Compute what comes before the runs of a cohort: among them, one might wait for what another one holds."""
@@ -172,6 +165,25 @@ class Runner:
             if node.result is None:
                 tell = self._teller("pretraining the teacher", node.key)
                 node.finish(pretrain(recipe, node.folder, self.execution, tell))
+        return str(node.folder / "model")
+
+    def pruned(self, cell: Cell) -> str:
+        """The folder of the model that is pruned: the teacher, or the student of a source.
+
+        Raises:
+            RuntimeError: the source has failed.
+        """
+        source = source_of(cell)
+        if source is None:
+            return self.teacher(cell)
+        if not source.distill.steps:
+            return self.students.student(source)
+        node = self.store.node(source, "cell")
+        if node.result is None:
+            with self.store.claim(source, "cell", wait=True):  # until another process that is at it lets go
+                pass
+        if node.result is None:
+            raise RuntimeError(f"its source {node.key} is not done ({node.error or 'stopped'})")
         return str(node.folder / "model")
 
     def tokenizer(self, cell: Cell) -> Any:
@@ -318,8 +330,9 @@ def spent(cell: Cell, student: Any) -> dict[str, Any]:
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the teachers that must be trained or corrected for them."""
-    missing = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
+    cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
     upstream = {
         key(cell, stage): recipe.steps
         for cell in missing
@@ -327,3 +340,27 @@ def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
         if recipe and store.node(cell, stage).result is None
     }
     return sum(cell.distill.steps for cell in missing) + sum(upstream.values())
+
+
+def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
+    """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
+    source = source_of(cell)
+    if source is None or store.node(cell, "student").result is not None:
+        return
+    if not source.distill.steps:
+        yield from awaited_sources(store, source)
+    elif store.node(source, "cell").result is None:
+        yield from awaited_sources(store, source)
+        yield source
+
+
+def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries and the sources they wait for, each once: what a wave waits for is in those before it."""
+    found: dict[int, dict[str, Entry]] = {}
+    for entry in entries:
+        awaited = list(awaited_sources(store, entry.cell))
+        for place, source in enumerate(awaited):
+            row = f"{entry.row}, source {place + 1} of {len(awaited)}"
+            found.setdefault(place, {}).setdefault(key(source), dataclasses.replace(entry, row=row, cell=source))
+        found.setdefault(len(awaited), {})[entry.key] = entry
+    return [list(found[place].values()) for place in sorted(found)]

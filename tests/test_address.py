@@ -36,6 +36,7 @@ CHANGE_IN = {
     "distill": {"distill.optim.lr": 0.5},
     "evaluation": {"evaluation.blocks": 7},
     "seed": {"seed": 7},
+    "source": {"source.student.layers": 5},
 }
 
 
@@ -80,6 +81,7 @@ def other_than(path, value):
         "student.layers": 3,
         "student.parameters": 0.5,
         "student.drop": [1],
+        "source": {"student.layers": 3},
         "student.head_residual": "paper",
         "student.weights": "random",
         "evaluation.second": {"source": "readmes"},

@@ -174,15 +174,15 @@ class Distiller(L.LightningModule):
 NOTHING_COMPARED = "name what to compare in distill.embedding, mlp_input, block_output or attention"
 
 
-def check_same_vocabulary(student: Any, teacher: Any) -> None:
-    """Logits can only be compared over the same vocabulary.
+def check_same_vocabulary(student: Any, teacher: Any, place: str = "student.model") -> None:
+    """Logits can only be compared over the same vocabulary; `place` is the field that names the student.
 
     Raises:
         ConfigError: the two configs differ in it.
     """
     if student.vocab_size != teacher.vocab_size:
         raise ConfigError(
-            f"student.model: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
+            f"{place}: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
             "logits can only be compared over the same one"
         )
 

@@ -41,6 +41,7 @@ TABLE = Table(
     references={
         "teacher": {
             "distill.steps": 0,
+            "source": None,
             "student.layers": None,
             "student.hidden": None,
             "student.neurons": None,

@@ -18,7 +18,7 @@ from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
-from lit_prune.settings import plain_of
+from lit_prune.settings import plain_of, source_of
 from lit_prune.store import Node, Store
 
 
@@ -139,7 +139,10 @@ def _origin(teacher: Teacher) -> str | None:
 def _value(entry: Entry, path: str) -> Any:
     """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
     node: Any = entry.cell
-    for name in path.split("."):
+    inside = path
+    while inside.startswith("source.") and isinstance(node, Cell):
+        node, inside = source_of(node), inside.removeprefix("source.")
+    for name in inside.split("."):
         node = getattr(node, name, None)
     return entry.changes.get(path) if node is None else node
 
