@@ -29,7 +29,7 @@ TABLE = Table(
     question="Is the weight of the intermediate states better a constant, or measured by the logit loss at every step?",
     source="Minitron (arXiv 2407.14679v2), section 3: better dynamic; no numbers",
     grid=axis("distill.alpha", "dynamic", *CONSTANTS)
-    * Grid(({"distill.embedding": True, "distill.block_output": ("last-2:last-2",)},))
+    * Grid(({"distill.embedding": True, "distill.block_output": ["last-2:last-2"]},))
     + axis("distill.alpha", 0.0),
     label=label,
     baseline=DYNAMIC,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import Profile
+from lit_prune.data.unseen import WHICH, unseen_text
 from lit_prune.grid import Changes, Claim, Grid, Table
 
 ROWS: dict[str, Changes] = {
@@ -19,18 +20,6 @@ UNPRUNED: Changes = {
     "student.neurons": None,
     "student.heads": None,
 }
-README_FILES: Changes = {"corpus.source": "readmes", "corpus.heldout": 0.2}
-WIKITEXT: Changes = {
-    "corpus.source": "Salesforce/wikitext",
-    "corpus.subset": "wikitext-103-raw-v1",
-    "corpus.heldout": 0.05,
-}
-UNSEEN: dict[str | None, Changes] = {
-    "python-3.1M": README_FILES,
-    None: README_FILES | {"importance.samples": 128, "evaluation.blocks": 64},  # all that the text holds
-    "HuggingFaceTB/SmolLM2-360M": WIKITEXT,
-}
-"""Teacher -> another text than that it was trained on; of a teacher that is not here the profile's text is taken."""
 
 
 def label(point: Changes) -> str:
@@ -47,7 +36,7 @@ def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     sizes = {name: getattr(distill, name) for name in ("steps", "block", "batch", "precision")}
     correction = {f"teacher.correction.{name}": value for name, value in sizes.items()}
     rates = {"teacher.correction.optim": optim, "distill.teacher_optim": optim}
-    text = UNSEEN.get(profile.cell.teacher.model, {})
+    text = unseen_text(profile.cell.teacher.model)
     return dataclasses.replace(table, base=table.base | text | correction | rates)
 
 
@@ -71,8 +60,7 @@ TABLE = Table(
     base={"evaluation.checks": 5},
     for_profile=at_scale,
     caveats=(
-        "The teacher was not trained on this text: at quick and laptop the README files of packages instead of Python, "
-        "at h200 WikiText-103. What Llama 3.1 was trained on is not known: paper keeps the profile's text.",
+        f"The teacher was not trained on this text: {WHICH}",
         "The correction is as long as the profile's distillation, at a fifth of its peak rate; in the paper it is "
         "about 100B tokens at a fifth of the peak of the teacher's own training, and its loss falls by over 6 %: "
         "compare the two teachers.",

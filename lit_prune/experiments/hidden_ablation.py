@@ -50,7 +50,7 @@ def states(row: str, blocks: int) -> Changes:
     for part in row.split(" + "):
         name, _, pair = part.rstrip(")").partition("(")
         if pair:
-            changes[FIELDS[name]] = (here(pair, blocks),)
+            changes[FIELDS[name]] = [here(pair, blocks)]
     return changes
 
 

@@ -48,6 +48,7 @@ TABLE = Table(
     label=str,
     baseline="pruned + KD",
     paper={},
+    metrics=("lm_loss", "perplexity", "train_flops"),
     claims=(
         Claim("pruned + CE, 1.5 x", "scratch + CE, 1.5 x", "Table 11: HellaSwag 50.85, 46.22; MMLU 24.57, 24.36"),
         Claim("pruned + KD", "pruned + CE, 1.5 x", "Table 11: HellaSwag 51.04, 50.85; MMLU 37.81, 24.57"),

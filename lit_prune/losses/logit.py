@@ -41,7 +41,7 @@ def reverse_kld(student: Tensor, teacher: Tensor) -> Tensor:
 @logit_losses.register("jsd")
 def jsd(student: Tensor, teacher: Tensor, mix: float = 0.5) -> Tensor:
     """Generalised Jensen-Shannon divergence, mix KL(teacher || m) + (1 - mix) KL(student || m) with
-    m = mix teacher + (1 - mix) student (GKD, arXiv 2306.13649, equation 1)."""
+    m = mix teacher + (1 - mix) student (GKD, arXiv 2306.13649)."""
     ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
     middle = _log_mixture(theirs, ours, mix)
     return mix * kl(theirs, middle) + (1 - mix) * kl(ours, middle)

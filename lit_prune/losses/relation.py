@@ -16,7 +16,8 @@ def relation_loss(student: Tensor, teacher: Tensor, num_heads: int) -> Tensor:
     """KL(teacher || student) of each token's relations to itself and the tokens before it, mean over `num_heads`
     relation heads; the vectors are float [batch, seq, width] of any two widths that the heads divide.
 
-    Returns float [batch, seq], >= 0, 0 where they agree (MiniLMv2, equations 5 to 8; causal here).
+    Returns float [batch, seq], >= 0, 0 where they agree (causal here, where MiniLMv2 has all tokens). It holds
+    some arrays of [batch, heads, seq, seq] numbers.
     """
     return kl(_log_relations(teacher, num_heads), _log_relations(student, num_heads)).mean(1)
 

@@ -1,0 +1,69 @@
+"""Which checkpoint of a teacher that was trained in two phases should be pruned? Minitron, Table 20."""
+
+import dataclasses
+from pathlib import Path
+
+from lit_prune.cli import main
+from lit_prune.config import Profile
+from lit_prune.data.unseen import WHICH, unseen_text
+from lit_prune.grid import Changes, Claim, Grid, Table
+
+LATE, EARLY, BOTH = "late, phase 2", "early, phase 2", "early, phases 1 and 2"
+SIZES = ("layers", "hidden", "neurons", "heads", "kv_groups")
+FIRST = 19 / 94
+"""Tokens of phase 1 for each of phase 2 (Table 20: 113B and 94B in all)."""
+
+
+def label(point: Changes) -> str:
+    """The checkpoint that is pruned, and the texts its student learns from."""
+    if "source" in point:
+        return LATE
+    return BOTH if point["source.distill.steps"] else EARLY
+
+
+def at_scale(table: Table, profile: Profile, store: Path) -> Table:
+    """The table with a second phase as long as the distillation, on another text than the first."""
+    cell, second = profile.cell, unseen_text(profile.cell.teacher.model)
+    sizes = {name: getattr(cell.distill, name) for name in ("steps", "block", "batch", "precision")}
+    late = {f"teacher.correction.{name}": value for name, value in sizes.items()}
+    late["teacher.correction.optim"] = dataclasses.replace(cell.distill.optim, lr=cell.distill.optim.lr / 5)
+    early: Changes = {
+        "source.teacher.correction": None, "source.corpus": cell.corpus, "source.student": cell.student
+    }  # fmt: skip
+    whole: Changes = {f"student.{name}": None for name in SIZES}
+    rows = ({**early, **whole, "source.distill.steps": steps} for steps in (0, round(FIRST * cell.distill.steps)))
+    return dataclasses.replace(table, base=table.base | second | late, grid=Grid(({"source": None}, *rows)))
+
+
+TABLE = Table(
+    name="phase_ablation",
+    question="Of a teacher trained in two phases, should the early or the late checkpoint be pruned?",
+    source="Minitron (arXiv 2407.14679v2), Table 20",
+    grid=Grid(()),
+    label=label,
+    baseline=LATE,
+    paper={},
+    claims=(
+        Claim(LATE, BOTH, "Table 20: MMLU 61.9, 54.7; HumanEval 30.5, 25.6; HellaSwag 80.1, 80.3; PIQA 76.7, 77.2"),
+    ),
+    references={
+        "late teacher": {"source": None, "distill.steps": 0, **{f"student.{name}": None for name in SIZES}},
+        "early teacher": {
+            "source": None, "teacher.correction": None, "distill.steps": 0,
+            **{f"student.{name}": None for name in SIZES},
+        },
+    },
+    base={"evaluation.checks": 5},
+    for_profile=at_scale,
+    caveats=(
+        f"The second phase of the teacher is fine-tuning on a text it was not trained on: {WHICH} It is as long as the "
+        "distillation, at a fifth of its peak rate.",
+        f"{BOTH}: the early checkpoint is pruned and imitated on the text of phase 1, then the late one on that of "
+        f"phase 2, for 19/94 as many steps more; {EARLY} leaves the first part out. The paper does not say which "
+        "teacher is imitated on which text.",
+        "The paper compares accuracies; here it is the LM loss on the text of phase 2.",
+    ),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

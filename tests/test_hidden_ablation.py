@@ -1,0 +1,91 @@
+"""The paper's maps of blocks in models of another depth, and the teacher that is deep enough for them."""
+
+import dataclasses
+
+import pytest
+
+from lit_prune.config import ConfigError
+from lit_prune.experiments.hidden_ablation import FIELDS, PAPER, TABLE, here, states
+from lit_prune.grid import entries
+from lit_prune.preflight import check_models, deep_teacher
+from lit_prune.settings import load_profile, override
+
+PAIRS = ("29:13", "15:15", "23:15", "29:15", "30:15", "31:15", "28:12", "29:14", "30:14")
+
+
+def absolute(pair, *depths):
+    """A pair with its relative names in numbers."""
+    return ":".join(
+        str(depth - 1 - int(place.removeprefix("last").removeprefix("-") or 0)) if place.startswith("last") else place
+        for place, depth in zip(pair.split(":"), depths, strict=True)
+    )
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_at_the_papers_depth_a_pair_is_itself(pair):
+    assert absolute(here(pair, 32), 32, 16) == pair
+
+
+@pytest.mark.parametrize(
+    ("pair", "of_twelve"),
+    zip(PAIRS, ("9:3", "5:5", "8:5", "9:5", "10:5", "11:5", "8:2", "9:4", "10:4"), strict=True),
+)
+def test_of_twelve_blocks_the_last_are_counted_from_the_end_and_others_by_their_part_of_the_depth(pair, of_twelve):
+    """15:15 lies in the middle, 23:15 at three quarters."""
+    assert absolute(here(pair, 12), 12, 6) == of_twelve
+
+
+@pytest.mark.parametrize("blocks", [12, 16, 24, 28, 32, 40, 48])
+def test_no_two_rows_are_the_same_at_any_depth(blocks):
+    rows = [
+        {field: [absolute(pair, blocks, blocks // 2) for pair in changes.get(field, [])] for field in FIELDS.values()}
+        | {"embedding": changes.get("distill.embedding")}
+        for changes in (states(row, blocks) for row in PAPER)
+    ]
+    assert all(rows.count(row) == 1 for row in rows)
+
+
+def test_the_table_asks_a_deep_teacher_and_says_which_blocks_it_compares(tmp_path):
+    quick = load_profile("quick")
+    table = TABLE.at(quick, tmp_path)
+    assert "29:13 is last-2:last-2, 15:15 is 5:last, 23:15 is 8:last" in table.caveats[0]
+    found = {entry.row: entry.cell for entry in entries(table, quick, num_seeds=1)}
+    assert len(found) == 12 + 2 + 1
+    for cell in found.values():
+        assert cell.teacher == quick.deep_teacher
+        check_models(cell)
+
+
+def test_a_teacher_that_is_deep_enough_is_taken_as_it_is():
+    quick = load_profile("quick")
+    teacher, blocks = deep_teacher(quick, least=6)
+    assert (teacher, blocks) == (quick.cell.teacher, 6)
+    teacher, blocks = deep_teacher(quick, least=12)
+    assert (teacher, blocks) == (quick.deep_teacher, 12)
+
+
+def test_without_one_the_request_is_refused():
+    quick = load_profile("quick")
+    with pytest.raises(ConfigError, match=r"at least 13 blocks are needed .python-3.1M has 6, one trained has 12"):
+        deep_teacher(quick, least=13)
+    with pytest.raises(ConfigError, match=r"at least 12 blocks are needed .python-3.1M has 6.; see deep_teacher"):
+        deep_teacher(dataclasses.replace(quick, deep_teacher=None), least=12)
+
+
+def test_a_profile_gives_its_deep_teacher_by_name_or_by_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("deep_teacher:\n  model: some/where\n")
+    assert load_profile(str(path)).deep_teacher.model == "some/where"
+    path.write_text("deep_teacher:\n  model: null\n  pretraining:\n    layers: 14\n")
+    profile = load_profile(str(path))
+    assert deep_teacher(profile, least=12) == (profile.deep_teacher, 14)
+    path.write_text("deep_teacher:\n  modle: some/where\n")
+    with pytest.raises(ConfigError, match=r"unknown field .*modle"):
+        load_profile(str(path))
+
+
+def test_rows_of_states_differ_in_nothing_but_the_objective():
+    assert override(load_profile("quick").cell, states("L_o(29:13) + L_emb", 12)).distill.block_output == (
+        "last-2:last-2",
+    )
+    assert all(field.startswith("distill.") for row in PAPER for field in states(row, 12))
