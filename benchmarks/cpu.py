@@ -2,7 +2,7 @@
 
     python -m benchmarks.cpu [--threads 1] [--rounds 3] [--steps 3] [--cells V2k V32k] [--json FILE]
 
-Memory cannot be given back to what it was, so each way runs in a process of its own; the processes take turns.
+Memory cannot be made what it was, so each way runs in a process of its own; they take turns, and stderr hears of each.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def _apart(cell: str, way: str, asked: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.cpu", "--one", cell, way, "--precision", asked.precision]
     command += ["--threads", str(asked.threads), "--steps", str(asked.steps)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(json.loads(said.splitlines()[-1]))
+    found = dict(json.loads(said.splitlines()[-1]))
+    print(f"{cell}, {way}: {found}", file=sys.stderr)
+    return found
 
 
 def _print(cell: str, rounds: list[dict[str, dict[str, Any]]]) -> None:

@@ -5,7 +5,6 @@ import json
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -255,9 +254,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(Path(module.__file__).read_text() for module in (attention, matmul, threads)))
+def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(texts, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in texts))
     settings = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
 
     def computed(store, how):

@@ -1,0 +1,186 @@
+"""What a table of five losses costs: run by run, and in turns with one pass of the teacher for all.
+
+    python -m benchmarks grid [--steps 20] [--repeats 3] [--threads N] [--json FILE]
+
+The shipped teacher and the profile `quick`, through the runner that every table uses, each time in a fresh process and
+a copy of a store that holds all that comes before the retraining. With r the share of its teacher in a run, N runs that
+share its passes cost N - (N - 1) r of one at best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measuring
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry, Table, axis, entries
+from lit_prune.settings import load_profile
+
+TABLE = Table(
+    name="grid_benchmark",
+    question="What does a table cost?",
+    source="a benchmark",
+    grid=axis("distill.temperature", 1.0) * axis("distill.logit_loss", "kld", "reverse_kld", "mse", "cosine")
+    + axis("distill.temperature", 2.0) * axis("distill.logit_loss", "kld"),
+    label=lambda point: f"{point['distill.logit_loss']}, temperature {point['distill.temperature']}",
+    baseline="kld, temperature 1.0",
+    paper={},
+    claims=(),
+)
+
+WAYS = {"one run": (1, False), "five runs": (5, False), "five in turns": (5, True)}
+"""Name -> number of cells, and whether they share the teacher's passes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One way, once."""
+
+    seconds: float
+    """Wall time of the runner."""
+    cpu_seconds: float
+    teacher_passes: int
+    teacher_share: float
+    """Of the CPU time, without the teacher's head."""
+    models: dict[str, str]
+    """Row -> sha256 of the weights it ended with."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and print Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks grid", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help="steps of a run (20)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch (all cores)")
+    parser.add_argument("--json", type=Path, help="file to write everything to")
+    asked = parser.parse_args(arguments)
+    environment = measuring.environment("transformers", "lightning") | {"threads": asked.threads}
+    print(f"{measuring.environment_line(environment)}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "base"
+        alone(prepare, base, asked.steps)
+        costs: dict[str, list[Cost]] = {what: [] for what in WAYS}
+        for i in range(asked.repeats):
+            for what, (count, cohort) in reversed(WAYS.items()) if i % 2 else WAYS.items():
+                print(f"\r{what:<20}", end="", file=sys.stderr, flush=True)
+                store = Path(folder) / "store"
+                shutil.copytree(base, store)
+                costs[what].append(alone(run, store, asked.steps, count, cohort, asked.threads))
+                shutil.rmtree(store)
+    print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
+    print_costs(costs, asked.steps)
+    if asked.json:
+        measuring.write(asked.json, {"environment": environment, "steps": asked.steps, "costs": costs})
+
+
+def alone(work: Any, *arguments: Any) -> Any:
+    """Do `work` in a fresh process."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def cells(steps: int) -> list[Entry]:
+    """The five cells."""
+    from lit_prune.preflight import Pins
+
+    settings = {"distill.steps": steps, "evaluation.blocks": 2, "importance.samples": 8, "corpus.max_tokens": 200_000}
+    pins = Pins()
+    found = entries(TABLE, load_profile("quick"), num_seeds=1, settings=settings)
+    return [replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+
+
+@contextmanager
+def runner(store: Path, execution: Execution) -> Iterator[Any]:
+    """The runner of every table, on a store."""
+    from lit_prune.distill.train import quiet
+    from lit_prune.progress import Bar
+    from lit_prune.runner import Runner
+    from lit_prune.store import Store
+    from lit_prune.tracking import Mirror
+
+    quiet()
+    with Bar(0) as bar:
+        yield Runner(Store(store), execution, bar, Mirror(TABLE.name, "disabled", store / "wandb"))
+
+
+def prepare(store: Path, steps: int) -> None:
+    """Compute all that comes before the retraining, the same for all cells."""
+    cell = cells(steps)[0].cell
+    with runner(store, Execution(accelerator="cpu")) as computing:
+        computing.tokens(cell)
+        computing.students.expect([cell])
+        computing.students.student(cell)
+
+
+def run(store: Path, steps: int, count: int, cohort: bool, threads: int) -> Cost:
+    """Compute the first `count` cells."""
+    import torch
+
+    from lit_prune.models import teacher as teachers
+
+    torch.set_num_threads(threads)
+    asked = cells(steps)[:count]
+    passes: list[float] = []
+    with runner(store, Execution(accelerator="cpu", cohort=cohort)) as computing:
+        computing.load = functools.lru_cache(maxsize=1)(lambda location: timed(teachers.load_model(location), passes))
+        wall, cpu = time.perf_counter(), time.process_time()
+        if computing.run(asked):
+            raise RuntimeError("a cell failed")
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        models = {entry.row: _digest(computing.store.node(entry.cell, "cell").folder) for entry in asked}
+    return Cost(wall, cpu, len(passes), sum(passes) / cpu, models)
+
+
+def timed(model: Any, passes: list[float]) -> Any:
+    """The model, which adds the CPU time of each of its forward passes to `passes`."""
+    started: list[float] = []
+    model.base_model.register_forward_pre_hook(lambda *_: started.append(time.process_time()))
+    model.base_model.register_forward_hook(lambda *_: passes.append(time.process_time() - started.pop()))
+    return model
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def print_costs(costs: dict[str, list[Cost]], steps: int) -> None:
+    """A Markdown table, and whether the results are the same."""
+    print(
+        f"| table of {steps} steps a run | seconds (IQR) | CPU seconds | in runs, wall (IQR) | in runs, CPU | "
+        "passes of the teacher |\n|---|---|---|---|---|---|"
+    )
+    ones = costs["one run"]
+    for what, found in costs.items():
+        seconds, cpu = [c.seconds for c in found], [c.cpu_seconds for c in found]
+        walls = [c.seconds / one.seconds for c, one in zip(found, ones, strict=True)]
+        cpus = [c.cpu_seconds / one.cpu_seconds for c, one in zip(found, ones, strict=True)]
+        wall = "{:.1f} ({:.1f} to {:.1f})".format(statistics.median(seconds), *measuring.iqr(seconds))
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(statistics.median(walls), *measuring.iqr(walls))
+        print(
+            f"| {what} | {wall} | {statistics.median(cpu):.1f} | {ratio} | {statistics.median(cpus):.2f} | "
+            f"{found[0].teacher_passes} |"
+        )
+    share = statistics.median(one.teacher_share for one in ones)
+    solo, shared = costs["five runs"][0].models, costs["five in turns"][0].models
+    same = sum(solo[row] == shared[row] for row in solo)
+    print(f"\nthe teacher's share r is {share:.2f}: five runs that share it cost {5 - 4 * share:.2f} at best")
+    print(f"{same} of {len(solo)} models are bit for bit what they are alone\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""One distillation run in a process of its own: by lit_prune, by a plain loop, and by what people use instead.
+
+All start from the same weights, see the same batches in the same order, and take AdamW steps (lr 1e-3 throughout, betas
+0.9 and 0.95, decay 0.1 for matrices only) on gradients clipped to a norm of 1. They minimise the same number:
+KL(teacher || student) over the whole vocabulary, summed over it and averaged over the positions that have a successor.
+What each trainer needs for that:
+
+    ours      Distill()'s defaults: temperature 1, no factor of temperature squared
+    loop      F.kl_div on both models' full logits, divided by the number of scored positions
+    hf        the same lines as compute_loss of a transformers.Trainer, which brings none of its own
+    trl       GKDTrainer with lmbda 0 (only the given text) and beta 0 (forward KL); it shifts logits and labels itself,
+              masks labels of -100, has no temperature in its loss, and asks for an attention mask: all ones
+    modelopt  KDTrainer with temperature 1, so that its factor of temperature squared is 1; it shifts by itself, takes
+              logits to float32, and averages over the mask
+
+Left out because they cost speed at these sizes: gradient checkpointing, which TRL has on by default, and saving.
+Attention is sdpa and AdamW is fused in every peer, both their own defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_prune.config import Distill, Optim
+from lit_prune.data.retraining import SeededOrder
+from lit_prune.data.tokens import IGNORED, TokenBlocks
+from lit_prune.distill.train import quiet, train
+from lit_prune.execution import Execution
+from lit_prune.models.teacher import load_model
+
+LR, BETA1, BETA2, DECAY, CLIP = 1e-3, 0.9, 0.95, 0.1, 1.0
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does."""
+
+    trainer: str
+    """One of `TRAINERS`."""
+    folder: str
+    """Holds teacher/ and student/ in Hugging Face layout, and tokens/."""
+    switches: bool
+    """Whether the process is set up as lit_prune's commands set up theirs; a peer's: only what is no part of a model,
+    the allocator and the library of matrix products."""
+    precision: str
+    """32-true or bf16-mixed."""
+    threads: int
+    block: int
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process measured."""
+
+    seconds: list[float]
+    """Wall time of every step but the first."""
+    cpu_seconds: list[float]
+    """Time of all threads in every step but the first."""
+    faults: float
+    """Minor page faults a step."""
+    losses: list[float]
+    before: float
+    """MiB that the process held with both models loaded."""
+    peak: float
+    """MiB that the process held at most."""
+    switched: dict[str, Any]
+    """What each switch of the process did."""
+
+
+class Meter:
+    """Clocks, counters and the loss at the end of every step."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, float, int]] = []
+        self.losses: list[Tensor] = []
+
+    def step(self, loss: Tensor) -> None:
+        """One optimizer step is done, whose loss was `loss`."""
+        self.losses.append(loss.detach().clone())
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        self.marks.append((time.perf_counter(), time.process_time(), faults))
+
+    def found(self, before: float, switched: dict[str, Any]) -> Run:
+        """Everything measured."""
+        steps = list(zip(self.marks, self.marks[1:], strict=False))
+        return Run(
+            seconds=[b[0] - a[0] for a, b in steps],
+            cpu_seconds=[b[1] - a[1] for a, b in steps],
+            faults=sum(b[2] - a[2] for a, b in steps) / len(steps),
+            losses=[loss.item() for loss in self.losses],
+            before=before,
+            peak=resident("VmHWM"),
+            switched=switched,
+        )
+
+
+class InOrder(Dataset[dict[str, Tensor]]):
+    """The blocks of a run in the order in which lit_prune shows them."""
+
+    def __init__(self, job: Job) -> None:
+        self.blocks = TokenBlocks(Path(job.folder) / "tokens", "train", job.block)
+        self.order = list(SeededOrder(len(self.blocks), job.batch * job.steps, SEED))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.blocks[self.order[index]]
+
+
+def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
+    """lit_prune's own training run."""
+    import lightning as L
+
+    class Marks(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            meter.step(pl_module.terms["loss"])
+
+    quiet()
+    # A constant learning rate.
+    optim = Optim(lr=LR, min_lr=LR, warmup=0, beta1=BETA1, beta2=BETA2, weight_decay=DECAY, clip=CLIP)
+    distill = Distill(block=job.block, batch=job.batch, steps=job.steps, precision=job.precision, optim=optim)  # type: ignore[arg-type]
+    execution = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=1e9)
+    out = Path(job.folder) / "out"
+    out.mkdir(exist_ok=True)
+    train(
+        student, teacher, distill, Path(job.folder) / "tokens", out,
+        seed=SEED, execution=execution, tell=lambda step, row: None, callbacks=[Marks()],
+    )  # fmt: skip
+
+
+def loop(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
+    """The fewest lines that do it: what a trainer adds to them is overhead."""
+    trained = list(student.parameters())
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=LR, betas=(BETA1, BETA2), fused=True)
+    for batch in DataLoader(InOrder(job), batch_size=job.batch):
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16-mixed"):
+            loss = forward_kl(student, teacher, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        adamw.step()
+        adamw.zero_grad()
+        meter.step(loss)
+
+
+def forward_kl(student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The objective on the full logits of one batch."""
+    scored = batch["labels"][:, 1:] != IGNORED
+    ours = student(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1][scored].float()
+    with torch.no_grad():
+        theirs = teacher(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1][scored].float()
+    return F.kl_div(F.log_softmax(ours, -1), F.log_softmax(theirs, -1), log_target=True, reduction="batchmean")
+
+
+def hf(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
+    """transformers' Trainer with the naive objective."""
+    from transformers import Trainer, TrainingArguments
+
+    class Naive(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            return forward_kl(model, teacher, inputs)
+
+    # Not a module of the student's, so accelerate does not put it under autocast.
+    teacher.forward = torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16-mixed")(teacher.forward)
+    arguments = TrainingArguments(**training_arguments(job))
+    metered(Naive, meter)(student, arguments, train_dataset=InOrder(job)).train()
+
+
+def trl(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
+    """TRL's trainer for generalised knowledge distillation, offline."""
+    import datasets
+    from transformers import PreTrainedTokenizerFast, default_data_collator
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    def collate(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = default_data_collator(blocks)
+        return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+
+    arguments = GKDConfig(lmbda=0.0, beta=0.0, **training_arguments(job))
+    blocks = datasets.Dataset.from_list([{k: v.tolist() for k, v in block.items()} for block in InOrder(job)])
+    trainer = metered(GKDTrainer, meter)(
+        student, teacher, arguments, data_collator=collate, train_dataset=blocks.with_format("torch"),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=_tokenizer(), eos_token="<eos>", pad_token="<eos>"),
+    )  # fmt: skip
+    trainer.train()
+
+
+def _tokenizer() -> Any:
+    """A tokenizer that is asked for and never used: the text is tokens already."""
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
+
+
+def modelopt(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
+    """NVIDIA Model Optimizer's trainer for Hugging Face models."""
+    from modelopt.torch.distill.plugins.huggingface import KDTrainer
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(**training_arguments(job))
+    distilled = {"teacher_model": teacher, "temperature": 1.0}
+    trainer = metered(KDTrainer, meter)(student, arguments, train_dataset=InOrder(job), distill_args=distilled)
+    trainer.train()
+
+
+TRAINERS: dict[str, Callable[[Job, Any, Any, Meter], None]] = {
+    "ours": ours,
+    "hf": hf,
+    "trl": trl,
+    "modelopt": modelopt,
+    "loop": loop,
+}
+"""Name -> a training run of `job` that tells the meter of every step."""
+
+
+def training_arguments(job: Job) -> dict[str, Any]:
+    """What the peers, which are all transformers' Trainer, are told."""
+    return {
+        "output_dir": str(Path(job.folder) / "out"), "max_steps": job.steps, "seed": SEED, "use_cpu": True,
+        "per_device_train_batch_size": job.batch, "train_sampling_strategy": "sequential",
+        "learning_rate": LR, "lr_scheduler_type": "constant", "adam_beta1": BETA1, "adam_beta2": BETA2,
+        "weight_decay": DECAY, "max_grad_norm": CLIP, "optim": "adamw_torch_fused",
+        "bf16": job.precision == "bf16-mixed", "gradient_checkpointing": False, "dataloader_pin_memory": False,
+        "save_strategy": "no", "logging_steps": 10, "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def metered(trainer: type[Any], meter: Meter) -> type[Any]:
+    """A transformers Trainer that tells `meter` of every step."""
+    from transformers import TrainerCallback
+
+    class Metered(trainer):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            self.add_callback(Marks(self))
+
+        def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+            self.last_loss = super().training_step(*arguments, **keywords)
+            return self.last_loss
+
+        def log(self, *arguments: Any, **keywords: Any) -> None:
+            """Nothing is printed: standard output is the benchmark's."""
+
+    class Marks(TrainerCallback):
+        def __init__(self, of: Any) -> None:
+            self.of = of
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.step(self.of.last_loss)
+
+    return Metered
+
+
+def resident(which: str) -> float:
+    """A line of the process's status in MiB (Linux)."""
+    lines: Iterator[str] = iter(Path("/proc/self/status").read_text().splitlines())
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(which))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the job in a file; the result is written to another. Exit code 3: the peer is not installed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="one run of benchmarks.step")
+    parser.add_argument("job", type=Path)
+    parser.add_argument("result", type=Path)
+    asked = parser.parse_args(arguments)
+    job = Job(**json.loads(asked.job.read_text()))
+    warnings.filterwarnings("ignore")
+    try:
+        run = measure(job)
+    except ImportError as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        return 3
+    asked.result.write_text(json.dumps(asdict(run)))
+    return 0
+
+
+def measure(job: Job) -> Run:
+    """Train as `job` says, and measure."""
+    switched = set_up(job)
+    folder, meter = Path(job.folder), Meter()
+    student, teacher = load_model(str(folder / "student")), load_model(str(folder / "teacher"))
+    teacher.requires_grad_(False)
+    before = resident("VmRSS")
+    TRAINERS[job.trainer](job, student.train(), teacher, meter)
+    return meter.found(before, switched)
+
+
+def set_up(job: Job) -> dict[str, Any]:
+    """Set this process up; returns what each switch did."""
+    torch.set_num_threads(job.threads)
+    if not job.switches:
+        return {}
+    from lit_prune import cpu
+    from lit_prune.cpu import allocator, matmul, threads
+
+    if job.trainer == "ours":
+        cpu.choose(Execution(accelerator="cpu", cpu="auto", threads=job.threads))
+        cpu.prepare()
+        return cpu.applied()
+    with threads.alone():
+        return {"matmul": matmul.switch(True), "allocator": allocator.switch(True)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

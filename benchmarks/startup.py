@@ -1,0 +1,80 @@
+"""What it takes until a command answers, each time in a fresh process.
+
+    python -m benchmarks startup [--repeats 5] [--json FILE]
+
+Wall time, since that is what a person waits for; the median over rounds in which all take turns. `report` is asked of a
+store that holds nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import measuring
+
+ROOT = Path(__file__).parents[1]
+TABLE = "lit_prune.experiments.loss_ablation"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One command, over all rounds."""
+
+    what: str
+    seconds: float
+    """Median."""
+    seconds_iqr: tuple[float, float]
+
+
+def commands(store: str) -> dict[str, list[str]]:
+    """What is waited for."""
+    return {
+        "the interpreter": ["-c", ""],
+        "--help": ["-m", TABLE, "--help"],
+        "report": ["-m", TABLE, "report", "--store", store],
+        "import torch": ["-c", "import torch"],
+        "import transformers' Llama too": ["-c", "import torch; from transformers import LlamaForCausalLM"],
+        "all that a run imports": ["-c", "import lit_prune.runner"],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and print Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks startup", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--json", type=Path, help="file to write everything to")
+    asked = parser.parse_args(arguments)
+    environment = measuring.environment("transformers", "lightning")
+    print(f"{measuring.environment_line(environment)}\n")
+    waits = measure(asked.repeats)
+    print("| until it is done | seconds (IQR) |\n|---|---|")
+    for w in waits:
+        print(f"| {w.what} | {w.seconds:.2f} ({w.seconds_iqr[0]:.2f} to {w.seconds_iqr[1]:.2f}) |")
+    print()
+    if asked.json:
+        measuring.write(asked.json, {"environment": environment, "waits": waits})
+
+
+def measure(repeats: int) -> list[Wait]:
+    """Wait for every command in every round, after one that fills the disk's caches."""
+    with tempfile.TemporaryDirectory() as store:
+        asked = commands(store)
+        seconds: dict[str, list[float]] = {what: [] for what in asked}
+        for i in range(repeats + 1):
+            for what, words in asked.items():
+                start = time.perf_counter()
+                subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+                if i:
+                    seconds[what].append(time.perf_counter() - start)
+    return [Wait(what, statistics.median(times), measuring.iqr(times)) for what, times in seconds.items()]
+
+
+if __name__ == "__main__":
+    main()
