@@ -17,7 +17,7 @@ from lit_prune.address import STAGES, identity, key
 from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
 from lit_prune.execution import Execution
 from lit_prune.grid import Claim, Entry, Table, axis, entries
-from lit_prune.preflight import Pins, check, pruned_config
+from lit_prune.preflight import Pins, check, flops_of_token, pruned_config
 from lit_prune.progress import Bar
 from lit_prune.report import tidy
 from lit_prune.runner import Runner, planned_steps
@@ -116,20 +116,6 @@ def test_rows_may_sweep_what_a_source_changes(tmp_path):
     assert source_of(more.cell).seed == 8
 
 
-@pytest.mark.parametrize("name", ["strategy_ablation", "oneshot_ablation"])
-def test_steps_that_follow_the_profile_may_be_set(name, tmp_path):
-    import importlib
-
-    table, quick = importlib.import_module(f"lit_prune.experiments.{name}").TABLE, load_profile("quick")
-
-    def steps(profile: Profile, **how: Any) -> list[int]:
-        found = entries(table.at(profile, tmp_path), quick, num_seeds=1, **how)
-        return [c.distill.steps for entry in found for c in (entry.cell, *sources_of(entry.cell))]
-
-    twice = dataclasses.replace(quick, cell=override(quick.cell, {"distill.steps": 100}))
-    assert steps(twice, settings={"distill.steps": 100}) == pytest.approx([2 * n for n in steps(quick)], abs=1)
-
-
 # What it gives
 
 
@@ -178,6 +164,16 @@ def compute(folder: Path, *found: Entry) -> list[dict[str, Any]]:
 
 def weights(store: Store, cell: Cell, stage: str) -> dict[str, torch.Tensor]:
     return load_file(store.node(cell, stage).folder / "model" / "model.safetensors")
+
+
+def test_a_budget_buys_a_source_the_steps_of_its_own_size(plain):
+    cell = Pins().pin(override(plain, {**CHAIN, "source.distill.steps": 3, "distill.flops": 1e8}))
+    assert source_of(cell).distill.steps == 3
+    inherits = Pins().pin(override(plain, {**KEPT, "student.neurons": 0.5, "distill.flops": 1e8}))
+    for each in (inherits, source_of(inherits)):
+        assert each.distill.flops is None
+        assert each.distill.steps == pytest.approx(1e8 / (2 * 16 * flops_of_token(each)), abs=0.5)
+    assert source_of(inherits).distill.steps < inherits.distill.steps
 
 
 def test_a_source_that_keeps_everything_and_is_not_trained_changes_nothing(plain, tmp_path):
@@ -284,10 +280,7 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
         ({"source.distill.steps": -1}, "source: distill.steps: -1 asked for"),
         ({"student.weights": "random"}, "source: has no effect where student.weights is random"),
         ({"student.model": "MODEL"}, "source: has no effect where student.model is "),
-        (
-            {"source.student.weights": "random", "source.distill.steps": 0},
-            "source.student.weights: random ones that are never trained",
-        ),
+        ({"source.student.weights": "random", "source.distill.steps": 0}, "source.student.weights: random ones"),
         ({"source.student.widths": "global"}, "source.student: its blocks differ in width"),
         ({"source.student.plan": "nowhere.json"}, "source: student.plan: there is no file nowhere.json"),
         ({"source.teacher.model": "OTHER"}, "source: its vocabulary has 300 entries, the teacher's 256"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from typing import Any
 
 import pytest
 from toy import LOSSES, table
@@ -10,7 +12,7 @@ from toy import LOSSES, table
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError, Profile
 from lit_prune.grid import Grid, axis, entries, seeds
-from lit_prune.settings import fields_of, override
+from lit_prune.settings import fields_of, load_profile, override, sources_of
 
 PROFILE = Profile(Cell(), seeds=2)
 
@@ -253,3 +255,15 @@ def test_a_swept_field_wins_over_others_of_its_short_name():
         baseline="1", paper={}, claims=(),
     )  # fmt: skip
     assert rows(entries(swept, PROFILE, only={"steps": 2})) == [("2", 0), ("2", 1)]
+
+
+@pytest.mark.parametrize("name", ["strategy_ablation", "oneshot_ablation"])
+def test_steps_that_follow_the_profile_may_be_set(name, tmp_path):
+    table, quick = importlib.import_module(f"lit_prune.experiments.{name}").TABLE, load_profile("quick")
+
+    def steps(profile: Profile, **how: Any) -> list[int]:
+        found = entries(table.at(profile, tmp_path), quick, num_seeds=1, **how)
+        return [c.distill.steps for entry in found for c in (entry.cell, *sources_of(entry.cell))]
+
+    twice = dataclasses.replace(quick, cell=override(quick.cell, {"distill.steps": 100}))
+    assert steps(twice, settings={"distill.steps": 100}) == pytest.approx([2 * n for n in steps(quick)], abs=1)
