@@ -47,24 +47,24 @@ class Shape:
 
 SHAPES = {
     "2k": Shape(
-        teacher=dict(
-            vocab_size=2048, hidden_size=256, intermediate_size=704, num_attention_heads=8, num_key_value_heads=4,
-            head_dim=32, num_hidden_layers=6,
-        ),
-        student=dict(
-            vocab_size=2048, hidden_size=192, intermediate_size=384, num_attention_heads=8, num_key_value_heads=4,
-            head_dim=32, num_hidden_layers=6,
-        ),
+        teacher={
+            "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
+        },
+        student={
+            "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 384, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
+        },
     ),
     "32k": Shape(
-        teacher=dict(
-            vocab_size=32000, hidden_size=288, intermediate_size=768, num_attention_heads=6, num_key_value_heads=6,
-            head_dim=48, num_hidden_layers=6,
-        ),
-        student=dict(
-            vocab_size=32000, hidden_size=192, intermediate_size=512, num_attention_heads=4, num_key_value_heads=4,
-            head_dim=48, num_hidden_layers=6,
-        ),
+        teacher={
+            "vocab_size": 32000, "hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 6,
+            "num_key_value_heads": 6, "head_dim": 48, "num_hidden_layers": 6,
+        },
+        student={
+            "vocab_size": 32000, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 48, "num_hidden_layers": 6,
+        },
         steps=3,
     ),
 }  # fmt: skip
@@ -278,9 +278,7 @@ def print_rows(title: str, found: list[Row]) -> None:
         ratio = f"{r.ratio:.2f} ({r.ratio_iqr[0]:.2f} to {r.ratio_iqr[1]:.2f})"
         noisy = "noisy" if r.noisy else ""
         difference = f"{r.loss_difference:.0e}"
-        print(
-            f"| {r.what} | {ms} | {ratio} | {r.busy:.2f} | {r.peak:.0f} | {r.faults:.0f} | {difference} | {noisy} |"
-        )
+        print(f"| {r.what} | {ms} | {ratio} | {r.busy:.2f} | {r.peak:.0f} | {r.faults:.0f} | {difference} | {noisy} |")
     print()
 
 
