@@ -8,8 +8,9 @@ import json
 from typing import Any
 
 from lit_prune.config import EVIDENCE, Cell
+from lit_prune.settings import source_of
 
-SCHEMA = {"tokens": 1, "teacher": 1, "student": 1, "cell": 1} | dict.fromkeys(EVIDENCE, 1)
+SCHEMA = {"tokens": 1, "teacher": 1, "correction": 1, "student": 1, "cell": 1} | dict.fromkeys(EVIDENCE, 1)
 """Meaning of each stage's artifacts; raised by hand when a stage computes something else from the same sections."""
 
 _ALWAYS_HASHED = ("tokens", "teacher", "importance", "student", "cell")
@@ -18,11 +19,15 @@ _ALWAYS_HASHED = ("tokens", "teacher", "importance", "student", "cell")
 STAGES: dict[str, tuple[str, ...]] = {
     "teacher": ("teacher",),
     "tokens": ("teacher", "corpus"),
-    **dict.fromkeys(EVIDENCE, ("teacher", "corpus", "importance")),
-    "student": ("teacher", "corpus", "importance", "student"),
-    "cell": ("teacher", "corpus", "importance", "student", "distill", "evaluation", "seed"),
+    "correction": ("teacher", "corpus"),
+    **dict.fromkeys(EVIDENCE, ("teacher", "corpus", "source", "importance")),
+    "student": ("teacher", "corpus", "source", "importance", "student"),
+    "cell": ("teacher", "corpus", "source", "importance", "student", "distill", "evaluation", "seed"),
 }
 """The sections each stage reads: its own and all those upstream."""
+
+_BEFORE_CORRECTION = ("teacher", "tokens")
+"""Stages that come before the teacher is corrected: training and tokenizer are those of the teacher as it was."""
 
 
 def canonical(node: Any) -> Any:
@@ -34,6 +39,8 @@ def canonical(node: Any) -> Any:
         for f in dataclasses.fields(node)
         if "noop" not in f.metadata or getattr(node, f.name) != f.metadata["noop"]
     }
+    if isinstance(node, Cell) and (source := source_of(node)):
+        plain["source"] = canonical(source)
     if plain.get("fingerprint"):
         plain.pop("source", None)
         plain.pop("model", None)
@@ -48,11 +55,16 @@ def digest(plain: Any) -> str:
 
 
 def identity(cell: Cell, stage: str) -> dict[str, Any]:
-    """What the address of `stage` is made of."""
-    sections = {name: canonical(getattr(cell, name)) for name in STAGES[stage]}
-    upstream = (
-        s for s in STAGES if set(STAGES[s]) <= set(sections) and (s == stage or not {s, stage} <= set(EVIDENCE))
-    )
+    """What the address of `stage` is made of; of a source, all that its own address is made of."""
+    read = STAGES[stage]
+    if stage in _BEFORE_CORRECTION:
+        cell = dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, correction=None))
+    sections = {name: canonical(getattr(cell, name)) for name in read if name != "source"}
+    if "source" in read and (source := source_of(cell)):
+        sections["source"] = identity(source, "cell")
+    upstream = (s for s in STAGES if set(STAGES[s]) <= set(read) and (s == stage or not {s, stage} <= set(EVIDENCE)))
+    if stage != "correction" and cell.teacher.correction is None:
+        upstream = (s for s in upstream if s != "correction")
     schema = {s: SCHEMA[s] for s in upstream if s in _ALWAYS_HASHED or SCHEMA[s] > 1}
     return {"stage": stage, "schema": schema, **sections}
 

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from lit_prune import cpu
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
-from lit_prune.execution import Execution, share_the_machine, stop_on_signals
-from lit_prune.grid import Entry, Table, entries
-from lit_prune.settings import load_profile, override, parse_setting
+from lit_prune.cpu.threads import share_the_machine
+from lit_prune.execution import Execution, stop_on_signals
+from lit_prune.grid import Entry, Table, entries, refuse_twins
+from lit_prune.settings import load_profile, override, parse_setting, sources_of
 from lit_prune.store import Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -64,6 +66,7 @@ def main(table: Table, argv: list[str] | None = None) -> int:
     share_the_machine()
     console = Console()
     try:
+        cpu.choose(flags.execution)
         return Session(table, flags, console).run()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,7 +118,9 @@ class Session:
         )
         self._check_names(found)
         pins = Pins()
-        return [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+        pinned = [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+        refuse_twins(pinned)  # budgets may come to the same steps
+        return pinned
 
     def _check_names(self, found: list[Entry]) -> None:
         """See that the names a person typed exist, also where nothing is computed."""
@@ -123,8 +128,8 @@ class Session:
 
         typed = [parse_setting(text)[0] for text in (*self.flags.set, *self.flags.also)]
         if any(path.endswith(name) for path in NAMED for name in typed):
-            for entry in found:
-                check_names(entry.cell)
+            for cell in (c for entry in found for c in (entry.cell, *sources_of(entry.cell))):
+                check_names(cell)
 
     def _missing(self, found: list[Entry]) -> list[Entry]:
         return [entry for entry in found if self.store.node(entry.cell, "cell").result is None]
@@ -156,9 +161,13 @@ class Session:
                 mirror.close()
 
     def _dry_run(self, missing: list[Entry]) -> int:
+        from lit_prune.runner import awaited_sources
+
         for entry in missing:
+            sources = sum(cell.distill.steps for cell in awaited_sources(self.store, entry.cell))
             self.console.print(
-                f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps",
+                f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps"
+                + (f" after {sources} of its sources" if sources else ""),
                 highlight=False,
             )
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")

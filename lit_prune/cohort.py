@@ -42,7 +42,7 @@ def cohorts(entries: Iterable[Entry], execution: Execution) -> list[Cohort]:
 def _shared(cell: Cell, execution: Execution) -> Any:
     """What must be the same for one pass of the teacher to serve two cells; None where there is no such pass."""
     distill = cell.distill
-    if not execution.cohort or not distill.steps or not (distill.w_logits or distill.alpha):
+    if not execution.cohort or not distill.steps or not distill.needs_teacher or distill.teacher_optim:
         return None
     return cell.teacher, cell.corpus, cell.seed, distill.block, distill.batch, distill.precision
 

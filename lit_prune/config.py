@@ -20,6 +20,11 @@ Size = int | float | Literal["auto"] | None
 "auto" is whatever share meets a number of parameters."""
 
 
+Scalar = bool | int | float | str | None
+Changes = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
+"""Dotted field and value, in the order they are made."""
+
+
 class ConfigError(ValueError):
     """A request that cannot be met; its message is one line that says what is wrong and what is allowed."""
 
@@ -103,6 +108,26 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """Light fine-tuning of the unpruned teacher with cross-entropy on the cell's text, before it is pruned and imitated
+    (In Practice, section on teacher correction)."""
+
+    steps: int = 100
+    """Optimizer steps."""
+    block: int = 256
+    """Tokens in a sequence."""
+    batch: int = 8
+    """Sequences in a step."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the training steps."""
+    optim: Optim = Optim(lr=6e-4, min_lr=1e-4, warmup=10)
+    """Optimizer and schedule. The paper's peak is a fifth of that of the teacher's own training, after 120 steps of
+    warm-up; this is a fifth for the teacher that ships with the package."""
+    seed: int = 0
+    """Seed of the order of the data."""
+
+
+@dataclass(frozen=True)
 class Teacher:
     """The model that is compressed and then imitated."""
 
@@ -110,6 +135,8 @@ class Teacher:
     """A teacher that ships with the package, a folder in Hugging Face layout, or a hub id; None trains one."""
     pretraining: Pretraining | None = None
     """How to train the teacher where `model` is None."""
+    correction: Correction | None = later(None, noop=None)
+    """How to fine-tune it on `corpus` first; None takes it as it is."""
     fingerprint: str | None = None
     """sha256 of the weights, or revision on the hub. Filled in by the program: it replaces `model` in the address."""
 
@@ -175,6 +202,20 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA), which are trained in the place of the weights and merged into them at the end."""
+
+    rank: int = 8
+    """Rank of each adapter."""
+    alpha: float = 16.0
+    """An adapter is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of each adapter's input that is dropped."""
+    targets: tuple[str, ...] | None = None
+    """Linear layers of the blocks that get one, such as q_proj or down_proj; None is all of them."""
+
+
+@dataclass(frozen=True)
 class Distill:
     """L = w_clm * L_CLM + w_logits * L_logits + alpha * L_is (Minitron, section 3)."""
 
@@ -184,11 +225,15 @@ class Distill:
     """Both logits are divided by it first."""
     tau_squared: bool = False
     """Multiply L_logits by temperature squared; the papers do not."""
+    mix: float | None = later(None, noop=None)
+    """Parameter, above 0 and below 1, of a logit loss that compares with a mixture of teacher and student: of the
+    teacher's share in it for jsd and skew_kld, of the student's for skew_reverse_kld; None is the published default."""
     top_k: int | None = later(None, noop=None)
     """L_logits over the teacher's likeliest tokens alone, both distributions renormalised over these; None takes the
     whole vocabulary. Validation always does."""
-    w_clm: float = 0.0
-    """Weight of the student's cross-entropy on the labels."""
+    w_clm: float | Literal["balanced"] = 0.0
+    """Weight of the student's cross-entropy on the labels; "balanced" is that of all other terms together over L_CLM,
+    detached, at every step."""
     w_logits: float = 1.0
     """Weight of the logit loss."""
     alpha: float | Literal["dynamic"] = 0.0
@@ -201,16 +246,41 @@ class Distill:
     """L_i: "teacher:student" blocks (0-based, or last, last-1, ...) compared at the input of the MLP."""
     block_output: tuple[str, ...] = ()
     """L_o: "teacher:student" blocks compared at their output, read after the norm that follows."""
+    attention: tuple[str, ...] = later((), noop=())
+    """L_att: "teacher:student" blocks whose relations between tokens are compared: of queries, of keys and of values,
+    as their linears give them, before rotary embedding."""
+    relation_heads: int = later(8, noop=8)
+    """Parts that queries, keys and values are each cut into for L_att, whatever heads the models have."""
+    projection: Literal["shared", "per_pair"] = later("shared", noop="shared")
+    """Linear map from the student's states to the teacher's width: one for all, or one for each pair of states. There
+    is none where the widths are equal, nor for L_att."""
     block: int = 256
     """Tokens in a sequence."""
     batch: int = 8
     """Sequences in a step."""
     steps: int = 100
     """Optimizer steps; 0 evaluates the pruned student as it is."""
+    tokens: int | None = later(None, noop=None)
+    """Budget in tokens instead of `steps`, which become the nearest whole number; None leaves it to them."""
+    flops: float | None = later(None, noop=None)
+    """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
+    of `steps`; None leaves it to them."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the training steps."""
     optim: Optim = Optim()
     """Optimizer and schedule."""
+    teacher_optim: Optim | None = later(None, noop=None)
+    """Correct the teacher alongside: with every batch it takes a step of its own on cross-entropy, by this optimizer
+    and schedule (In Practice, Figure 5); None leaves it as it is."""
+    lora: Lora | None = later(None, noop=None)
+    """Train low-rank adapters instead of the weights; needs peft."""
+    last: int | None = later(None, noop=None)
+    """Train only so many last blocks, the final norm and the head (with it the embedding, where they are tied)."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective has a term that compares with the teacher."""
+        return bool(self.w_logits or self.alpha)
 
 
 @dataclass(frozen=True)
@@ -246,6 +316,10 @@ class Cell:
     """The measurement."""
     seed: int = 0
     """Seed of the retraining: the order of the data, and new weights where there are any."""
+    source: Changes | None = later(None, noop=None)
+    """The cell whose retrained student is pruned instead of the teacher, by what it has different from this one:
+    `source.student.layers` and so on, `{}` for nothing, null for no source. It may have a source in turn, to any depth,
+    and as it lies inside this cell no chain leads back to itself. Sizes of `student` are shares of its student."""
 
 
 Choices = tuple[int | float | None, ...]
@@ -276,6 +350,11 @@ class Space:
     """Least throughput, in forward tokens/s over the teacher's, measured on this machine; None measures nothing."""
 
 
+def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
+    """A shape of the space as a row of a table."""
+    return f"{layers} layers, {heads} heads, {neurons} neurons, {hidden} hidden"
+
+
 @dataclass(frozen=True)
 class Profile:
     """The scale a table is asked at."""
@@ -290,6 +369,9 @@ class Profile:
     """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
     search: Space | None = None
     """Shapes that a search compares; None: there is nothing to search."""
+    deep_teacher: Teacher | None = None
+    """A teacher with enough blocks for the tables that compare them, where that of the cell has too few; None: there is
+    no other."""
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,11 @@ class Execution:
     teacher_cache: bool = False
     """Keep what the teacher shows on disk, for any number of runs over the same data: the states its head reads, which
     lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask the teacher."""
-
-
-def share_the_machine() -> None:
-    """Let threads that wait for each other sleep early; must come before torch is imported.
-
-    OpenMP's threads spin by default. With busy neighbours on two cores a distillation step took 1.5 to 2.6 times as
-    long as with this setting (medians of 12 steps, three shapes).
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
+    """On a processor: auto probes for the fastest attention and matrix products, keeps freed memory, and takes idle
+    cores only; plain is PyTorch as it is. Results agree to rounding; env.json says what was used."""
+    threads: int | None = None
+    """Threads of a process on a processor; None: one for each idle core."""
 
 
 def stop_on_signals() -> None:

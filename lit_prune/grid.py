@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError, Profile, unknown
-from lit_prune.settings import fields_of, override
+from lit_prune.settings import BUDGETS, fields_of, override, refuse_two_budgets
 
 Changes = dict[str, Any]
 """Dotted field -> value: what one point of a grid changes in the base cell."""
@@ -96,6 +96,8 @@ class Table:
 
     for_profile: Callable[[Table, Profile, Path], Table] | None = None
     """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
+    follows: tuple[str, ...] = ()
+    """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
 
     def at(self, profile: Profile, store: Path) -> Table:
         """The table at a profile; `store` keeps what must be measured to know its rows.
@@ -162,8 +164,12 @@ def entries(
         ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
     """
     axes = (*table.grid.axes(), *table.seeded)
+    refuse_two_budgets(settings or {})
+    lengths = {f"distill.{name}" for name in BUDGETS}
     for path in settings or {}:
-        if path in axes:
+        if (path in axes and path not in table.follows) or (
+            path in lengths and lengths & (set(axes) - set(table.follows))
+        ):
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
     base = override(override(profile.cell, table.base), settings or {})
     at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
@@ -186,7 +192,7 @@ def entries(
         Entry(row, 0, override(base, {**at_baseline, **first, **changes}), changes, reference=True)
         for row, changes in table.references.items()
     ]
-    _refuse_twins(found)
+    refuse_twins(found)
     return found
 
 
@@ -216,18 +222,23 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]]) -> list[Entry]:
 
 
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
-    """The dotted path a short name stands for: a swept field, or any field of a cell."""
+    """The dotted path a short name stands for: a swept field, or any field of a cell; one of a source has no other."""
     fields = fields_of(Cell)
-    if name in fields:
+    if name.removeprefix("source." * name.count("source.")) in fields:
         return name
-    candidates = [path for path in axes if path.endswith(f".{name}")]
+    candidates = [path for path in axes if path.endswith(f".{name}") and not path.startswith("source.")]
     candidates = candidates or [path for path in fields if path.endswith(f".{name}")]
     if len(candidates) != 1:
         raise ConfigError(unknown("field", name, candidates or fields))
     return candidates[0]
 
 
-def _refuse_twins(found: list[Entry]) -> None:
+def refuse_twins(found: list[Entry]) -> None:
+    """See that no two entries are the same cell.
+
+    Raises:
+        ConfigError: two are.
+    """
     seen: dict[str, Entry] = {}
     for entry in found:
         twin = seen.setdefault(entry.key, entry)

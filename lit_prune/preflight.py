@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
 from lit_prune.data import corpus
+from lit_prune.distill.budget import with_steps
 from lit_prune.models import teacher as teachers
+from lit_prune.settings import flatten, override, plain_of, source_of, sources_of
 
 
 class Pins:
-    """Fills in the fingerprints of cells, reading each text and each model once."""
+    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
 
     def pin(self, cell: Cell) -> Cell:
-        """The same cell with everything it reads pinned by content.
+        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
 
         Raises:
-            ConfigError: a text or a model that is not there or cannot be read.
+            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
         """
         evaluation = cell.evaluation
         if evaluation.second is not None:
             evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
-        return dataclasses.replace(
+        pinned = dataclasses.replace(
             cell,
             corpus=self._once(cell.corpus, corpus.pin),
             evaluation=evaluation,
             teacher=self._once(cell.teacher, teachers.pin),
             student=self._once(cell.student, teachers.pin_student),
         )
+        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
+        return asked if source is None else override(asked, self._filled_in(source, asked))
+
+    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
+        """The fingerprints and steps a source has beside those it inherits."""
+        with _of_source():
+            found = dict(flatten(plain_of(self.pin(source)), "source."))
+        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
+        return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
+
+    def _flops_of_token(self, cell: Cell) -> float:
+        asked = cell.teacher, cell.source, cell.student, cell.distill.block, cell.distill.needs_teacher
+        return self._once(asked, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
         if section not in self._known:
             self._known[section] = pin(section)
         return self._known[section]
+
+
+@contextlib.contextmanager
+def _of_source(depth: int = 1) -> Iterator[None]:
+    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("source: " * depth + str(error)) from None
 
 
 def _pin_second(text: Corpus) -> Corpus:
@@ -58,11 +85,11 @@ def check_names(cell: Cell) -> None:
     """See that every part a cell names exists.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: one does not, or is not the kind that takes what it is given.
     """
     from lit_prune.importance.criteria import criteria
     from lit_prune.losses.hidden import hidden_losses
-    from lit_prune.losses.logit import logit_losses
+    from lit_prune.losses.logit import logit_loss_of
     from lit_prune.pruning.allocate import block_allocators, width_allocators
 
     _ = (
@@ -70,43 +97,113 @@ def check_names(cell: Cell) -> None:
         criteria[cell.student.block_criterion],
         block_allocators[cell.student.blocks],
         width_allocators[cell.student.widths],
-        logit_losses[cell.distill.logit_loss],
+        logit_loss_of(cell.distill.logit_loss, cell.distill.mix),
         hidden_losses[cell.distill.hidden_loss],
     )
 
 
-def check_models(cell: Cell) -> None:
-    """See that the student can be cut from the teacher and imitate it, from their configs alone.
+def check(cell: Cell) -> None:
+    """See that names, sizes and models of a cell, and of the sources it comes from, are such as can be.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    depth = len(sources_of(cell))
+    for place, (asked, pruned) in enumerate(pruned_configs(cell)):
+        with _of_source(depth - place):
+            check_names(asked)
+            check_sizes(asked)
+            check_source(asked)
+            check_models(asked, pruned)
+
+
+def check_source(cell: Cell) -> None:
+    """See that a source, if there is one, has an effect.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    source = source_of(cell)
+    if source is None:
+        return
+    for name, value in (("model", cell.student.model), ("weights", cell.student.weights)):
+        if value not in (None, "teacher"):
+            raise ConfigError(f"source: has no effect where student.{name} is {value}; leave it null")
+    if source.student.weights == "random" and not source.distill.steps:
+        raise ConfigError("source.student.weights: random ones that are never trained say nothing of what to keep")
+
+
+def check_models(cell: Cell, pruned: Any = None) -> None:
+    """See that the student can be cut from the model with the config `pruned`, and imitate the teacher.
+
+    Where it is not given, `pruned` is foretold.
 
     Raises:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
             does not fit, an objective without terms.
     """
     from lit_prune.distill.module import check_same_vocabulary
-    from lit_prune.distill.states import pairs_of
+    from lit_prune.distill.trained import check_trained
     from lit_prune.pruning import prune
 
     config = teacher_config(cell)
-    distill = cell.distill
     if cell.student.model is not None and cell.student.weights == "random":
         raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
     check_positions(cell, config)
     if cell.student.model is None:
-        prune.check(cell.student, config)
-        num_blocks, student_config = prune.num_blocks(cell.student, config), config
+        pruned = pruned or pruned_config(cell)
+        _check_cut(cell, pruned)
+        num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
     else:
-        student_config = teachers.load_config(
-            teachers.locate(cell.student.model, cell.student.fingerprint, weights=False)
-        )
+        student_config = config_of_student(cell)
         num_blocks = student_config.num_hidden_layers
-    check_same_vocabulary(student_config, config)
-    pairs = pairs_of(distill, config.num_hidden_layers, num_blocks)
-    if distill.alpha and not pairs:
-        raise ConfigError("distill.alpha: name what to compare in distill.embedding, mlp_input or block_output")
-    if pairs and not distill.alpha:
-        raise ConfigError("distill.alpha: 0, so that embedding, mlp_input and block_output would have no effect")
-    if not (distill.w_clm or distill.w_logits or distill.alpha):
-        raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+    check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
+    check_trained(cell.distill, student_config, num_blocks)
+    check_objective(cell.distill, config, student_config, num_blocks)
+
+
+def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: int) -> None:
+    """See that an objective can be computed between models with these configs, the student's of `num_blocks` blocks.
+
+    Raises:
+        ConfigError: it cannot, or it names what would have no effect.
+    """
+    from lit_prune.distill.module import NOTHING_COMPARED
+    from lit_prune.distill.states import check_relation_heads, pairs_of, relations_of
+    from lit_prune.losses.weighting import check_weights
+
+    pairs = pairs_of(distill, teacher.num_hidden_layers, num_blocks)
+    relations = relations_of(distill, teacher.num_hidden_layers, num_blocks)
+    if relations:
+        check_relation_heads(distill, teacher, student)
+    if distill.alpha and not pairs and not relations:
+        raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+    if (pairs or relations) and not distill.alpha:
+        raise ConfigError(
+            "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
+        )
+    check_weights(distill)
+    if distill.teacher_optim is not None and not distill.needs_teacher:
+        raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
+    if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
+        raise ConfigError(
+            f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
+            "token alone both are certain, and nothing would be learned)"
+        )
+
+
+def _check_cut(cell: Cell, config: Any) -> None:
+    """See that the student can be cut from the model with this config: the teacher, or the student of its source."""
+    from lit_prune.pruning import prune
+
+    if cell.source is None:
+        prune.check(cell.student, config)
+        return
+    try:
+        check_positions(cell, config)
+        prune.check(cell.student, config)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("the teacher", "its source")) from None
 
 
 def check_positions(cell: Cell, config: Any) -> None:
@@ -118,8 +215,10 @@ def check_positions(cell: Cell, config: Any) -> None:
     from lit_prune.models.anatomy import anatomy_of
 
     learned = any("positions" in name or "wpe" in name for name in anatomy_of(config).axes)
-    for name in ("importance", "distill", "evaluation"):
-        block = getattr(cell, name).block
+    blocks = {name: getattr(cell, name).block for name in ("importance", "distill", "evaluation")}
+    if cell.teacher.correction is not None:
+        blocks["teacher.correction"] = cell.teacher.correction.block
+    for name, block in blocks.items():
         if learned and block > config.max_position_embeddings:
             most = config.max_position_embeddings
             raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
@@ -142,6 +241,7 @@ def check_sizes(cell: Cell) -> None:
         ("evaluation.block", evaluation.block, 2),
         ("evaluation.checks", evaluation.checks, 0),
         ("student.rounds", cell.student.rounds, 1),
+        *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
@@ -151,6 +251,11 @@ def check_sizes(cell: Cell) -> None:
         )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
+
+
+def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
+    recipe = cell.teacher.correction
+    return [("steps", recipe.steps, 1), ("batch", recipe.batch, 1), ("block", recipe.block, 2)] if recipe else []
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:
@@ -163,6 +268,8 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
 
     CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
     check_validation(cell, tokens, "corpus")
+    if cell.teacher.correction is not None:
+        CalibrationData(tokens, samples=1, block=cell.teacher.correction.block, seed=0, split="validation")
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:
@@ -194,3 +301,73 @@ def teacher_config(cell: Cell) -> Any:
     if cell.teacher.model is None:
         raise ConfigError("teacher: give either model or pretraining, and set the other to null")
     return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
+
+
+def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
+    """The sources of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
+
+    That is the teacher's, or that of the student of its source, which need not exist yet.
+
+    Raises:
+        ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
+    """
+    config = None
+    chain = [cell, *sources_of(cell)][::-1]
+    for source, asked in zip([None, *chain], chain, strict=False):
+        config = teacher_config(asked) if source is None else _source_config(source, config)
+        yield asked, config
+
+
+def _source_config(cell: Cell, pruned: Any) -> Any:
+    """The config of a source's student."""
+    config = config_of_student(cell, pruned)
+    if cell.student.widths != "uniform" or config.is_heterogeneous:
+        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
+    return config
+
+
+def pruned_config(cell: Cell) -> Any:
+    """The Hugging Face config of the model that is pruned, which need not exist yet."""
+    *_, (_, config) = pruned_configs(cell)
+    return config
+
+
+def config_of_student(cell: Cell, pruned: Any = None) -> Any:
+    """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
+
+    Raises:
+        ConfigError: it cannot be cut from it.
+    """
+    from lit_prune.pruning import prune
+
+    student = cell.student
+    if student.model is None:
+        return prune.config_of(student, pruned or pruned_config(cell))
+    return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
+
+
+def flops_of_token(cell: Cell, student: Any = None) -> float:
+    """FLOPs a token of a cell's retraining, its teacher's forward pass charged where the objective needs it.
+
+    `student` is the student's config, foretold where it is not given.
+    """
+    from lit_prune.models.cost import training_flops
+
+    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
+    return training_flops(student or config_of_student(cell), cell.distill.block, teacher)
+
+
+def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
+    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
+
+    Raises:
+        ConfigError: neither has as many.
+    """
+    found = {}
+    for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
+        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
+        if blocks >= least:
+            return teacher, blocks
+        found[teacher.model or "one trained"] = blocks
+    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
+    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")

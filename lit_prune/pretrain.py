@@ -23,6 +23,7 @@ import tyro
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lit_prune import cpu
 from lit_prune.config import Cell, ConfigError, Corpus, Distill, Pretraining, Teacher
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.corpus import documents, pin
@@ -220,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.pretrain")
     stop_on_signals()
     try:
+        cpu.choose(flags.execution)
+        cpu.prepare()
         if flags.check is not None:
             (name,) = flags.check or (Teacher().model,)
             return check(Path(teachers.locate(str(name))))

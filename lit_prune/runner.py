@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import math
 import time
@@ -12,24 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 import torch
 
+from lit_prune import cpu
 from lit_prune.address import key
 from lit_prune.cohort import cohorts
 from lit_prune.config import Cell, ConfigError
+from lit_prune.correction import correct
 from lit_prune.data.tokens import write_tokens
+from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.callbacks import Checks, check_steps
+from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn, in_turns
-from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check_models, check_names, check_sizes, check_tokens, check_validation, second_of
+from lit_prune.preflight import check, check_tokens, check_validation, flops_of_token, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
+from lit_prune.settings import source_of, sources_of
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
 from lit_prune.teachings import Teachings
@@ -37,6 +42,9 @@ from lit_prune.tracking import Mirror
 
 _DOING = contextvars.ContextVar("doing", default="")
 """The cell in work, for messages; each of the runs in turns has its own."""
+
+Rows = list[dict[str, float]]
+"""Checks of a student on its way, the last at its end."""
 
 
 class Runner:
@@ -57,10 +65,8 @@ class Runner:
         """
         cells, checked = list(cells), set()
         for cell in cells:
-            check_names(cell)
-            check_sizes(cell)
-            check_models(cell)
-        for cell in cells:
+            check(cell)
+        for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
             if question not in checked:
                 check_tokens(cell, self.tokens(cell))
@@ -75,15 +81,17 @@ class Runner:
             ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
         """
         entries = list(entries)
+        cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
-        failed = 0
-        for cohort in cohorts(entries, self.execution):
+        failed: set[str] = set()
+        for cohort in (c for wave in waves(self.store, entries) for c in cohorts(wave, self.execution)):
             self.teachings.begin(cohort)
             together = len(cohort.entries)
             if together > 1:
                 self._prepare(cohort.entries)
-            failed += sum(in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries))
-        return failed
+            found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
+            failed |= {entry.key for entry, has_failed in zip(cohort.entries, found, strict=True) if has_failed}
+        return sum(entry.key in failed for entry in entries)
 
     def _prepare(self, cohort: list[Entry]) -> None:
         """Compute what comes before the runs of a cohort: among them, one might wait for what another one holds."""
@@ -91,6 +99,7 @@ class Runner:
             _DOING.set(f"{entry.row}, seed {entry.seed}")
             with contextlib.suppress(Exception):  # it is met again, and told of, where its cell is attempted
                 self.tokens(entry.cell)
+                self.teacher(entry.cell)
                 if entry.cell.student.weights != "random":
                     self.students.student(entry.cell)
 
@@ -133,7 +142,21 @@ class Runner:
             raise
 
     def teacher(self, cell: Cell) -> str:
-        """The folder of the teacher; one given by its recipe is trained."""
+        """The folder of the teacher, corrected on the cell's text where the cell asks for it."""
+        recipe, location = cell.teacher.correction, self.uncorrected(cell)
+        if recipe is None:
+            return location
+        tokens = self.tokens(cell)
+        with self.claim(cell, "correction") as node:
+            if node.result is None:
+                tell = self._teller("correcting the teacher", node.key)
+                model = teachers.load_model(location).to(self.device)
+                self.tokenizer(cell).save_pretrained(node.folder / "model")
+                node.finish(correct(recipe, model, tokens, node.folder, self.execution, tell))
+        return str(node.folder / "model")
+
+    def uncorrected(self, cell: Cell) -> str:
+        """The folder of the teacher as it was; one given by its recipe is trained."""
         if cell.teacher.model is not None:
             return teachers.locate(cell.teacher.model, cell.teacher.fingerprint)
         assert cell.teacher.pretraining is not None
@@ -144,10 +167,29 @@ class Runner:
                 node.finish(pretrain(recipe, node.folder, self.execution, tell))
         return str(node.folder / "model")
 
+    def pruned(self, cell: Cell) -> str:
+        """The folder of the model that is pruned: the teacher, or the student of a source.
+
+        Raises:
+            RuntimeError: the source has failed.
+        """
+        source = source_of(cell)
+        if source is None:
+            return self.teacher(cell)
+        if not source.distill.steps:
+            return self.students.student(source)
+        node = self.store.node(source, "cell")
+        if node.result is None:
+            with self.store.claim(source, "cell", wait=True):  # until another process that is at it lets go
+                pass
+        if node.result is None:
+            raise RuntimeError(f"its source {node.key} is not done ({node.error or 'stopped'})")
+        return str(node.folder / "model")
+
     def tokenizer(self, cell: Cell) -> Any:
         """The teacher's tokenizer, which of one that is not trained yet is made first."""
         if cell.teacher.pretraining is None:
-            return teachers.load_tokenizer(self.teacher(cell))
+            return teachers.load_tokenizer(self.uncorrected(cell))
         with self.claim(cell, "teacher") as node:
             return prepare(cell.teacher.pretraining, node.folder)
 
@@ -178,53 +220,53 @@ class Runner:
                 return node.result
             started = time.perf_counter()
             model = teachers.load_model(student) if student else self.students.new(cell)
-            if cell.distill.steps:
-                self._distill(entry, model, tokens, node, together)
-            result = self._evaluate(cell, model, tokens) | self._checked(cell, model, tokens, node)
+            teacher = self.teachings.of(cell) if cell.distill.steps else None
+            checked = self._retrain(entry, model, teacher, tokens, node, together)
+            result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
+            if cell.distill.teacher_optim is not None and teacher is not None:
+                result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher.model, tokens)
             self.mirror.conclude(entry, result)
             return node.finish(result, seconds=round(time.perf_counter() - started, 1))
 
-    def _distill(self, entry: Entry, model: Any, tokens: Path, node: Node, together: int) -> None:
-        cell = entry.cell
+    def _retrain(
+        self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, together: int
+    ) -> Rows:
+        """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
+        cell, checks = entry.cell, None
+        if not cell.distill.steps:
+            model.to(self.device)
+            return [self._validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
         callbacks: list[L.Callback] = [Turn()] if together > 1 else []
         others = f" and {together - 1} more" if together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            callbacks.append(Checks(node.folder / CHECKS, steps, self._validate(cell, tokens)))
+            checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens, teacher))
+            callbacks.append(checks)
         with self.mirror.logger(entry) as loggers:
             train(
-                model, self.teachings.of(cell), cell.distill, tokens, node.folder, seed=cell.seed,
+                model, teacher, cell.distill, tokens, node.folder, seed=cell.seed,
                 execution=self.execution, tell=self._teller(f"{_DOING.get()}{others}", entry.key), loggers=loggers,
                 callbacks=callbacks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
+        return checks.rows if checks else []
 
-    def _validate(self, cell: Cell, tokens: Path) -> Callable[[Any, bool], dict[str, float]]:
+    def _validate(self, cell: Cell, tokens: Path, teacher: Teacher | None) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
-        teacher, data = self.load(self.teacher(cell)), validation_data(cell.evaluation, tokens)
+        model = self.load(self.teacher(cell)) if teacher is None else teacher.model
+        data = validation_data(cell.evaluation, tokens)
 
         def validate(student: Any, at_end: bool) -> dict[str, float]:
-            return validation_losses(student, teacher if at_end else None, cell.distill, data.predict_dataloader())
+            return validation_losses(student, model if at_end else None, cell.distill, data.predict_dataloader())
 
         return validate
 
-    def _checked(self, cell: Cell, model: Any, tokens: Path, node: Node) -> dict[str, float]:
-        """The losses before and after the retraining, where the cell asks for checks."""
-        if not cell.evaluation.checks:
-            return {}
-        if cell.distill.steps:
-            rows = pd.read_csv(node.folder / CHECKS).to_dict("records")
+    def _evaluate(self, cell: Cell, model: Any, tokens: Path, checked: Rows) -> dict[str, Any]:
+        if checked:  # the last check read the very sequences
+            loss = _finite(checked[-1]["lm_loss"])
+            num_tokens = num_scored(validation_data(cell.evaluation, tokens).predict_dataloader())
         else:
-            rows = [self._validate(cell, tokens)(model.to(self.device), True)]
-        before, after = rows[0], rows[-1]
-        return {
-            "lm_loss_before": before["lm_loss"],
-            "kd_loss_before": before["kd_loss"],
-            "kd_loss": after["kd_loss"],
-        }
-
-    def _evaluate(self, cell: Cell, model: Any, tokens: Path) -> dict[str, Any]:
-        loss, num_tokens = self._lm_loss(cell, model, tokens)
+            loss, num_tokens = self._lm_loss(cell, model, tokens)
         result = {
             "lm_loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
@@ -239,9 +281,7 @@ class Runner:
     def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
         batches = validation_data(cell.evaluation, tokens).predict_dataloader()
         loss, num_tokens = language_model_loss(model.to(self.device), batches)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the validation loss is {loss}")
-        return loss, num_tokens
+        return _finite(loss), num_tokens
 
     @property
     def device(self) -> torch.device:
@@ -265,11 +305,62 @@ class Runner:
         return tell
 
 
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}")
+    return loss
+
+
+def _ends(checked: Rows) -> dict[str, float]:
+    """The losses before and after the retraining, where there were checks."""
+    if not checked:
+        return {}
+    before, after = checked[0], checked[-1]
+    return {
+        "lm_loss_before": before["lm_loss"],
+        "kd_loss_before": before["kd_loss"],
+        "kd_loss": after["kd_loss"],
+    }
+
+
+def spent(cell: Cell, student: Any) -> dict[str, Any]:
+    """What the retraining of a student with this config took: `tokens`, and `train_flops` with the teacher's share."""
+    tokens = cell.distill.steps * tokens_of_step(cell.distill)
+    return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
+
+
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the teachers that must be trained for them."""
-    missing = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
-    untrained = {
-        cell.teacher.pretraining for cell in missing
-        if cell.teacher.pretraining and store.node(cell, "teacher").result is None
-    }  # fmt: skip
-    return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for recipe in untrained)
+    """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
+    cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
+    upstream = {
+        key(cell, stage): recipe.steps
+        for cell in missing
+        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction))
+        if recipe and store.node(cell, stage).result is None
+    }
+    return sum(cell.distill.steps for cell in missing) + sum(upstream.values())
+
+
+def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
+    """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
+    source = source_of(cell)
+    if source is None or store.node(cell, "student").result is not None:
+        return
+    if not source.distill.steps:
+        yield from awaited_sources(store, source)
+    elif store.node(source, "cell").result is None:
+        yield from awaited_sources(store, source)
+        yield source
+
+
+def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries and the sources they wait for, each once: what a wave waits for is in those before it."""
+    found: dict[int, dict[str, Entry]] = {}
+    for entry in entries:
+        awaited = list(awaited_sources(store, entry.cell))
+        for place, source in enumerate(awaited):
+            row = f"{entry.row}, source {place + 1} of {len(awaited)}"
+            found.setdefault(place, {}).setdefault(key(source), dataclasses.replace(entry, row=row, cell=source))
+        found.setdefault(len(awaited), {})[entry.key] = entry
+    return [list(found[place].values()) for place in sorted(found)]

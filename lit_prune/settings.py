@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,11 @@ from lit_prune.config import (
     Cell,
     ConfigError,
     Corpus,
+    Correction,
     Distill,
     Evaluation,
     Importance,
+    Lora,
     Optim,
     Pretraining,
     Profile,
@@ -45,7 +47,20 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         raise ConfigError(_explain(kind, error.errors())) from None
 
 
-_UNION_TAGS = {"int", "float", "str", "literal['dynamic']", "literal['auto']", "Pretraining", "Corpus", "Space"}
+_UNION_TAGS = {
+    "int",
+    "float",
+    "str",
+    "literal['dynamic']",
+    "literal['auto']",
+    "literal['balanced']",
+    "Pretraining",
+    "Correction",
+    "Optim",
+    "Lora",
+    "Corpus",
+    "Space",
+}
 
 
 @functools.cache
@@ -63,9 +78,11 @@ def _forbidding(kind: type) -> type:
         Corpus,
         Optim,
         Pretraining,
+        Correction,
         Teacher,
         Importance,
         Student,
+        Lora,
         Distill,
         Evaluation,
         Cell,
@@ -106,7 +123,10 @@ def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 def plain_of(node: Any) -> dict[str, Any]:
     """A node as nested dicts."""
-    return dataclasses.asdict(node)
+    plain = dataclasses.asdict(node)
+    if isinstance(node, Cell) and node.source is not None:
+        plain["source"] = dict(node.source)
+    return plain
 
 
 def _near(path: str, fields: list[str]) -> list[str]:
@@ -115,11 +135,34 @@ def _near(path: str, fields: list[str]) -> list[str]:
     return [field for field in fields if field.startswith(section)] or fields
 
 
-OPTIONAL = {"pretraining": Pretraining(), "second": Corpus(), "search": Space()}
+OPTIONAL = {
+    "pretraining": Pretraining(),
+    "correction": Correction(),
+    "teacher_optim": Correction().optim,
+    "lora": Lora(),
+    "second": Corpus(),
+    "search": Space(),
+    "deep_teacher": Teacher(),
+}
 """Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("source", "model", "plan")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
+
+
+BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("steps", "tokens", "flops")}
+"""Fields of which one decides how long the retraining is: setting it takes the others back to what they are unset."""
+
+
+def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
+    """See that one person does not ask for two lengths of the retraining at once.
+
+    Raises:
+        ConfigError: they do.
+    """
+    given = [path for path in changes if path.removeprefix("distill.") in BUDGETS and changes[path] is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one of steps, tokens and flops, which decides how long")
 
 
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
@@ -128,8 +171,44 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
     Raises:
         ConfigError: a path that does not exist or a value of the wrong type.
     """
-    plain = plain_of(node)
+    changed = _changed(node, changes)
+    if isinstance(changed, Cell):
+        sources_of(changed)
+    return changed
+
+
+def source_of(cell: Cell) -> Cell | None:
+    """The cell whose student is pruned: the same one but for its source's changes, which go over all others.
+
+    Raises:
+        ConfigError: as `override`.
+    """
+    if cell.source is None:
+        return None
+    try:
+        return _changed(dataclasses.replace(cell, source=None), dict(cell.source))
+    except ConfigError as error:
+        raise ConfigError(f"source: {error}") from None
+
+
+def sources_of(cell: Cell) -> list[Cell]:
+    """The source of a cell, that one's own, and so on.
+
+    Raises:
+        ConfigError: as `override`.
+    """
+    source = source_of(cell)
+    return [] if source is None else [source, *sources_of(source)]
+
+
+def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
+    """`override`, with the changes of a source noted and not yet carried out."""
+    plain = dataclasses.asdict(node)  # type: ignore[call-overload]
     for path, value in changes.items():
+        first, _, rest = path.partition(".")
+        if first == "source" and isinstance(node, Cell):
+            plain["source"] = _noted(plain["source"], rest, value)
+            continue
         *parents, name = path.split(".")
         place: Any = plain
         for parent in parents:
@@ -138,10 +217,30 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
             raise ConfigError(unknown("field", path, _near(path, fields_of(type(node)))))
+        if parents[-1:] == ["distill"] and name in BUDGETS and value is not None:
+            place.update({other: default for other, default in BUDGETS.items() if other != name})
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
         place[name] = plain_of(value) if dataclasses.is_dataclass(value) else value
     return build(type(node), plain)
+
+
+def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
+    """What a source has different after one more change, which takes the place of those of the same fields."""
+    if dataclasses.is_dataclass(value):
+        value = plain_of(value)
+    if not path and value is None:
+        return None
+    if not path and not isinstance(value, Mapping) and value != ():
+        raise ConfigError(f"source: takes fields of a cell, {{}} or null, not {value!r}")
+    found = dict(source or ())
+    for name, new in flatten({path: value} if path else dict(value)):
+        if new == {}:  # a section begins, and keeps what it has
+            found[name] = found.get(name) or ()
+            continue
+        found = {old: kept for old, kept in found.items() if old != name and not old.startswith(f"{name}.")}
+        found[name] = new
+    return list(found.items())
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -186,6 +285,9 @@ def profiles_folder() -> Path:
     return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
 
 
+_OF_PROFILE = ("seeds", "draws", "second_text", "search", "deep_teacher")
+
+
 def load_profile(name: str) -> Profile:
     """A profile by name or path of a YAML file.
 
@@ -198,18 +300,23 @@ def load_profile(name: str) -> Profile:
     plain = _read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    own = {name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search") if name in plain}
-    cell = override(Cell(), dict(_flatten(plain)))
-    profile = override(Profile(cell), dict(_flatten(own)))
+    own = {
+        name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search", "deep_teacher") if name in plain
+    }
+    changes = dict(flatten(plain))
+    refuse_two_budgets(changes)
+    cell = override(Cell(), changes)
+    profile = override(Profile(cell), dict(flatten(own)))
     for name in ("seeds", "draws"):
         if getattr(profile, name) < 1:
             raise ConfigError(f"{path}: {name}: {getattr(profile, name)} asked for, at least 1 is needed")
     return profile
 
 
-def _flatten(plain: Mapping[str, Any], prefix: str = "") -> Any:
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values of nested mappings."""
     for name, value in plain.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lit_prune import cpu
 from lit_prune.address import digest, identity, key
 from lit_prune.config import Cell, ConfigError, expand
 
@@ -171,6 +172,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "cpu": cpu.applied(),
         "versions": {name: _version(name) for name in _VERSIONS},
     }
 

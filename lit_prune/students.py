@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lit_prune.address import key
 from lit_prune.config import EVIDENCE, Cell
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.evaluate.validation import sizes_of
@@ -19,10 +21,9 @@ from lit_prune.importance.calibrate import measure
 from lit_prune.importance.criteria import Evidence
 from lit_prune.importance.removals import removal_losses
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import teacher_config
+from lit_prune.preflight import pruned_configs, teacher_config
 from lit_prune.pruning import surgery
-from lit_prune.pruning.prune import evidence_names, first_units, load_plan, make_plan
-from lit_prune.pruning.target import target
+from lit_prune.pruning.prune import config_of, evidence_names, make_plan
 
 if TYPE_CHECKING:
     from lit_prune.runner import Runner
@@ -39,35 +40,33 @@ class Students:
 
     def expect(self, cells: Iterable[Cell]) -> None:
         """Take note of what the students still to be cut need of each calibration set, to measure it in one pass."""
-        for cell in cells:
+        for cell, pruned in itertools.chain.from_iterable(map(pruned_configs, cells)):
             if self.store.node(cell, "student").result is None:
-                names = evidence_names(cell.student, teacher_config(cell))
+                names = evidence_names(cell.student, pruned)
                 self._waiting[_set_of(cell)] = self._waiting.get(_set_of(cell), frozenset()) | names
 
     def student(self, cell: Cell) -> str:
-        """The folder of the student to be trained: cut from the teacher, or a given model."""
+        """The folder of the student to be trained: cut from the teacher or a source's student, or a given model."""
         if cell.student.model is not None:
             return teachers.locate(cell.student.model, cell.student.fingerprint)
         done = self.store.node(cell, "student")
         if done.result is None:
-            teacher = self.runner.load(self.runner.teacher(cell))
-            evidence = self.evidence(cell, teacher, evidence_names(cell.student, teacher.config))
+            whole = self.runner.load(self.runner.pruned(cell))
+            evidence = self.evidence(cell, whole, evidence_names(cell.student, whole.config))
             with self.runner.claim(cell, "student") as node:
                 if node.result is None:
                     self.runner.tell("pruning")
-                    node.finish(self._prune(cell, teacher, evidence, node.folder))
+                    node.finish(self._prune(cell, whole, evidence, node.folder))
         return str(done.folder / "model")
 
     def new(self, cell: Cell) -> Any:
         """A student of the shape asked for with random weights: training from scratch."""
-        config, student = teacher_config(cell), cell.student
-        plan = load_plan(student) if student.plan else first_units(config, target(student, config))
-        smaller = surgery.smaller_config(config, plan)
+        smaller = config_of(cell.student, teacher_config(cell))
         torch.manual_seed(cell.seed)
         return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
 
-    def evidence(self, cell: Cell, teacher: Any, names: frozenset[str]) -> Evidence:
-        """What calibration says about the teacher; all that waiting students need of the same set is measured too."""
+    def evidence(self, cell: Cell, model: Any, names: frozenset[str]) -> Evidence:
+        """What calibration says about the model to be pruned; what waiting students need of the same set comes too."""
         wanted = names | self._waiting.get(_set_of(cell), frozenset()) if names else names
         with contextlib.ExitStack() as claims:
             # Always in the same order: two processes that each hold what the other waits for would wait for ever.
@@ -75,28 +74,28 @@ class Students:
             files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
             missing = {name: files[name] for name, node in nodes.items() if node.result is None}
             if missing:
-                count = self._measure(cell, teacher, missing)
+                count = self._measure(cell, model, missing)
                 for name in missing:
                     nodes[name].finish({"count": count})
-        return self._evidence(cell, teacher, {name: files[name] for name in names})
+        return self._evidence(cell, model, {name: files[name] for name in names})
 
-    def _prune(self, cell: Cell, teacher: Any, evidence: Evidence, folder: Path) -> dict[str, Any]:
+    def _prune(self, cell: Cell, whole: Any, evidence: Evidence, folder: Path) -> dict[str, Any]:
         """Plan and cut; plan and student go to `folder`. Returns what was asked for and what was achieved."""
 
         def evidence_of(model: Any, names: frozenset[str]) -> Evidence:
-            return evidence if model is teacher else self._passing(cell, model, names)
+            return evidence if model is whole else self._passing(cell, model, names)
 
-        plan = make_plan(teacher, cell.student, evidence_of)
+        plan = make_plan(whole, cell.student, evidence_of)
         plan.save(folder / "plan.json")
-        student = surgery.apply(teacher, plan)
+        student = surgery.apply(whole, plan)
         student.save_pretrained(folder / "model")
-        sizes, whole = sizes_of(student), sizes_of(teacher)
+        sizes = sizes_of(student)
         return {
             "requested": {name: getattr(cell.student, name) for name in (*_SIZES, "parameters")},
             "achieved": {name: getattr(plan.kept, name) for name in _SIZES},
             "parameters": sizes["parameters"],
-            "share": sizes["parameters"] / whole["parameters"],
-            "share_without_embeddings": sizes["parameters_without_embeddings"] / whole["parameters_without_embeddings"],
+            **_shares("", sizes, sizes_of(whole if cell.source is None else _weightless(teacher_config(cell)))),
+            **({} if cell.source is None else _shares("_of_source", sizes, sizes_of(whole))),
         }
 
     def _passing(self, cell: Cell, model: Any, names: frozenset[str]) -> Evidence:
@@ -129,5 +128,15 @@ class Students:
         return self.runner.counter(what, f"of {cell.importance.samples} sequences")
 
 
-def _set_of(cell: Cell) -> Any:
-    return cell.teacher, cell.corpus, cell.importance
+def _set_of(cell: Cell) -> str:
+    return key(cell, "importance")
+
+
+def _shares(name: str, sizes: dict[str, int], whole: dict[str, int]) -> dict[str, float]:
+    shares = {kind: sizes[kind] / whole[kind] for kind in ("parameters", "parameters_without_embeddings")}
+    return {kind.replace("parameters", f"share{name}"): share for kind, share in shares.items()}
+
+
+def _weightless(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

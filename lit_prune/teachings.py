@@ -12,6 +12,7 @@ from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.cache import Cache, CachedTeaching, bytes_of, read_cache, write_cache
 from lit_prune.distill.teaching import Teaching
 from lit_prune.distill.train import micro_batches
+from lit_prune.models.teacher import load_model
 from lit_prune.store import Node
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class Teachings:
     def of(self, cell: Cell) -> Teaching | CachedTeaching | None:
         """The teacher of a cell's retraining; None where its objective needs none."""
         distill = cell.distill
-        if not (distill.w_logits or distill.alpha):
+        if not distill.needs_teacher:
             return None
+        if distill.teacher_optim is not None:  # it is trained too, for this cell alone
+            return Teaching(load_model(self.runner.teacher(cell)))
         if self._cached and not distill.alpha:
             return CachedTeaching(self.runner.load(self.runner.teacher(cell)), self._cache(cell))
         if self._teaching is None:

@@ -1,9 +1,10 @@
-"""What all tests share: one thread, no network, no account, and models small enough to train in a moment."""
+"""What all tests share: one thread, PyTorch as it is, no network, no account, and models that train in a moment."""
 
 import os
 
 os.environ.update(
     OMP_NUM_THREADS="1",
+    LIT_PRUNE_CPU="plain",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     WANDB_MODE="offline",
@@ -81,6 +82,37 @@ def tiny_llama() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer: Any) -> Any:
+    """A cell of a second: `tiny_llama` on 900 documents of `texts`, 4 steps of 2 sequences of 32 tokens."""
+    from lit_prune.config import Cell
+    from lit_prune.preflight import Pins
+    from lit_prune.settings import override
+
+    tiny_llama.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text("".join(texts * 3))
+    plain = {
+        "corpus.source": str(tmp_path / "text.txt"), "corpus.heldout": 0.2, "teacher.model": str(tmp_path / "tiny"),
+        "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
+        "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
+    }  # fmt: skip
+    return Pins().pin(override(Cell(), plain))
+
+
+@pytest.fixture
+def tiny_runner(tmp_path: Path) -> Any:
+    """A runner on an empty store, which logs every second step."""
+    from lit_prune.execution import Execution
+    from lit_prune.progress import Bar
+    from lit_prune.runner import Runner
+    from lit_prune.store import Store
+    from lit_prune.tracking import Mirror
+
+    quick = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+    return Runner(Store(tmp_path / "store"), quick, Bar(0, quiet=True), Mirror("none", "disabled", tmp_path / "wandb"))
 
 
 @pytest.fixture

@@ -91,15 +91,13 @@ def same(entries: list[Entry], ours: Path, theirs: Path) -> None:
         assert Store(ours).node(entry.cell, "cell").result == Store(theirs).node(entry.cell, "cell").result
 
 
-def test_in_turns_is_alone_bit_for_bit_whoever_diverges_with_one_pass_of_the_teacher(
-    entries, alone, tmp_path, monkeypatch
-):
+def test_in_turns_is_alone_bit_for_bit_with_one_pass_of_the_teacher(entries, alone, tmp_path, monkeypatch):
+    """Whichever of them diverges."""
     taught: list[Teaching] = []
     monkeypatch.setattr("lit_prune.teachings.Teaching", lambda model: taught.append(Teaching(model)) or taught[-1])
     assert runner_of(tmp_path).run(entries) == 1
     same(entries, tmp_path, alone)
     assert [teaching.passes for teaching in taught] == [6, 6]  # one for every batch of each of two seeds
-
     (wild,) = (entry for entry in entries if entry.row == "wild")
     assert "Diverged" in (Store(tmp_path).node(wild.cell, "cell").error or "")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_prune.config import ConfigError, Distill
+from lit_prune.config import ConfigError
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_losses
-from lit_prune.losses.weighting import total, weigh_alpha
+from lit_prune.losses.weighting import weigh_alpha
 
 LOGIT = [pytest.param(logit_losses[name], id=f"logit-{name}") for name in logit_losses]
 HIDDEN = [pytest.param(hidden_losses[name], id=f"hidden-{name}") for name in hidden_losses]
@@ -255,33 +255,11 @@ def test_a_name_is_registered_once():
 # Weighting
 
 
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ({}, 3.0),
-        ({"w_clm": 1.0}, 2.0 + 3.0),
-        ({"w_clm": 0.5, "w_logits": 0.25}, 0.5 * 2.0 + 0.25 * 3.0),
-        ({"w_clm": 1.0, "w_logits": 0.0}, 2.0),
-        ({"alpha": 0.1}, 3.0 + 0.1 * 5.0),
-        ({"w_logits": 0.0, "alpha": 0.1}, 0.1 * 5.0),
-        ({"w_clm": 1.0, "w_logits": 2.0, "alpha": -1.0}, 2.0 + 6.0 - 5.0),
-        ({"alpha": "dynamic"}, 3.0 + 3.0 / 5.0 * 5.0),
-    ],
-)
-def test_the_total_is_the_weighted_sum(weights, expected):
-    terms = {"clm": torch.tensor(2.0), "logits": torch.tensor(3.0), "hidden": torch.tensor(5.0)}
-    wanted = {"clm": weights.get("w_clm", 0.0), "logits": True, "hidden": weights.get("alpha", 0.0)}
-    there = {name: value for name, value in terms.items() if wanted[name]}
-    assert total(Distill(**weights), there).item() == pytest.approx(expected, rel=1e-6)
-
-
 def test_dynamic_alpha_is_the_ratio_and_has_no_gradient():
     logits, hidden = torch.tensor(3.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
     alpha = weigh_alpha("dynamic", logits, hidden)
     assert alpha.item() == pytest.approx(0.6)
     assert not alpha.requires_grad
-    total(Distill(alpha="dynamic"), {"logits": logits, "hidden": hidden}).backward()
-    assert (logits.grad.item(), hidden.grad.item()) == pytest.approx((1.0, 0.6))
 
 
 def test_dynamic_alpha_is_finite_where_the_states_agree():

@@ -1,29 +1,17 @@
-"""Plans and shapes: what can be asked for, what is refused and in which words, and how rounds compose."""
+"""Plans: what one leaves, what is refused and in which words, and how rounds compose."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from families import CASES, config_of, logits, model_of, plan_for
-from transformers import LlamaConfig, Qwen2Config
+from families import config_of, logits, model_of, plan_for
+from shapes import GPT2, LLAMA, MHA, NEOX, OPT, WHOLE
 
-from lit_prune.config import ConfigError, Student
-from lit_prune.models.shape import Shape, num_parameters, parameter_counter, shape_of
+from lit_prune.config import ConfigError
+from lit_prune.models.shape import Shape, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
-from lit_prune.pruning.target import target
-
-SIZES = {
-    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 8,
-}  # fmt: skip
-LLAMA, QWEN = LlamaConfig(**SIZES), Qwen2Config(**SIZES)
-MHA = LlamaConfig(**SIZES | {"num_key_value_heads": 6})
-WHOLE = Shape(layers=3, hidden=48, neurons=40, heads=6, kv_groups=2)
-KEEP = Student(hidden=None, neurons=None, heads=None)
-NEOX, GPT2, OPT = (config_of(name) for name in ("gpt_neox", "gpt2", "opt"))
-
 
 # Plans on disk
 
@@ -212,110 +200,3 @@ def test_fused_queries_cannot_be_merged(name):
     hidden = whole.hidden if name == "phi3" else whole.hidden[:16]
     with pytest.raises(ConfigError, match="merges of block 0: in this family queries have no projection of their own"):
         PrunePlan(whole.original, hidden, (block,)).check(config)
-
-
-# Shapes
-
-
-@pytest.mark.parametrize(
-    ("config", "asked", "shape"),
-    [
-        (LLAMA, {}, Shape(3, 36, 28, 4, 2)),
-        (LLAMA, vars(KEEP), WHOLE),
-        (LLAMA, {"hidden": 1.0, "neurons": 1.0, "heads": 1.0, "layers": 1.0, "kv_groups": 1.0}, WHOLE),
-        (LLAMA, {"hidden": 40, "neurons": 7, "heads": 4}, Shape(3, 40, 7, 4, 2)),
-        (LLAMA, {"hidden": 0.45, "heads": 4}, Shape(3, 20, 28, 4, 2)),
-        (QWEN, {"hidden": 41, "heads": 4}, Shape(3, 41, 28, 4, 2)),
-        (LLAMA, {"hidden": 0.001, "neurons": 0.001, "heads": 0.001, "layers": 0.001}, Shape(1, 2, 1, 2, 2)),
-        (QWEN, {"layers": 2}, Shape(2, 36, 28, 4, 2)),
-        (QWEN, {"layers": 0.6}, Shape(2, 36, 28, 4, 2)),
-        (QWEN, {"drop": (0, 2)}, Shape(1, 36, 28, 4, 2)),
-        (QWEN, {"kv_groups": 1, "heads": None}, Shape(3, 36, 28, 3, 1)),
-        (QWEN, {"kv_groups": 0.5, "heads": 2}, Shape(3, 36, 28, 2, 1)),
-        (QWEN, {"kv_groups": 1, "heads": 0.667}, Shape(3, 36, 28, 3, 1)),  # 4 of 6 heads, but the group has 3
-        (QWEN, {"kv_groups": 1, "heads": 0.2}, Shape(3, 36, 28, 1, 1)),
-        (MHA, {"hidden": None, "heads": 0.5}, Shape(3, 48, 28, 3, 3)),
-        (MHA, {"hidden": 1.0, "heads": 5}, Shape(3, 45, 28, 5, 5)),  # 48 is not a multiple of 5
-        (NEOX, {}, Shape(3, 16, 14, 4, 4)),  # 18 of 24 channels are 4.5 heads: to even
-        (GPT2, {"hidden": None, "heads": 5}, Shape(3, 20, 14, 5, 5)),
-        (OPT, {"hidden": 8, "heads": None}, Shape(3, 8, 14, 2, 2)),
-        (OPT, {"hidden": 8, "heads": 2}, Shape(3, 8, 14, 2, 2)),
-        (OPT, {"hidden": None, "heads": None}, Shape(3, 24, 14, 6, 6)),
-    ],
-)
-def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
-    assert target(Student(**asked), config) == shape
-
-
-@pytest.mark.parametrize(
-    ("config", "asked", "message"),
-    [
-        (LLAMA, {"hidden": 49}, "student.hidden: 49 asked for, the teacher has 48"),
-        (LLAMA, {"neurons": 41}, "student.neurons: 41 asked for, the teacher has 40"),
-        (LLAMA, {"neurons": 0}, "student.neurons: 0 asked for"),
-        (LLAMA, {"layers": 4}, "student.layers: 4 asked for, the teacher has 3"),
-        (LLAMA, {"heads": 5}, "student.heads: 5 is not .* nearest allowed are 4 and 6"),
-        (LLAMA, {"hidden": 38, "heads": 4}, "student.hidden: 38 is not .* nearest allowed are 36 and 40"),
-        (LLAMA, {"hidden": 1.5}, r"student.hidden: a share lies in \(0, 1\], not 1.5"),
-        (LLAMA, {"hidden": 0.0}, r"student.hidden: a share lies in \(0, 1\], not 0.0"),
-        (LLAMA, {"heads": -0.5}, r"student.heads: a share lies in \(0, 1\], not -0.5"),
-        (LLAMA, {"kv_groups": 3}, "student.kv_groups: 3 asked for, the teacher has 2"),
-        (LLAMA, {"kv_groups": 1, "heads": 4}, "student.heads: 4 asked for, 1 of the teacher's KV groups have 3"),
-        (MHA, {"kv_groups": 3}, "student.kv_groups: every head of this teacher has its own"),
-        (LLAMA, {"drop": (3,)}, "student.drop: there is no block 3; there are 0 to 2"),
-        (LLAMA, {"drop": (1, 1)}, "student.drop: each block may come once, and one must stay"),
-        (LLAMA, {"drop": (0, 1, 2)}, "student.drop: each block may come once, and one must stay"),
-        (LLAMA, {"drop": (0,), "layers": 2}, "student.drop: it names the blocks to drop, so leave student.layers null"),
-        (LLAMA, {"hidden": "auto"}, "student.parameters: give it together with sizes that are auto"),
-        (LLAMA, {"parameters": 0.5}, "student.parameters: give it together with sizes that are auto"),
-        (LLAMA, {"hidden": "auto", "parameters": 1.5}, "student.parameters: 1.5 is neither a share"),
-        (LLAMA, {"hidden": "auto", "parameters": 9}, "student.parameters: 9 asked for; with hidden free there can be"),
-        (NEOX, {"hidden": 18}, "student.hidden: 18 is not whole heads of 4 channels.*nearest allowed are 16 and 20"),
-        (NEOX, {"hidden": 16, "heads": 3}, "student.heads: 3 of 4 channels are not the 16 hidden ones.*or give 4"),
-    ],
-)
-def test_a_shape_that_cannot_be_is_refused_with_what_can(config, asked, message):
-    with pytest.raises(ConfigError, match=message):
-        target(Student(**asked), config)
-
-
-def parameters_by_hand(shape, vocab=96, head_dim=8):
-    """Of an untied Llama."""
-    attention = 2 * shape.hidden * head_dim * (shape.heads + shape.kv_groups)
-    block = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
-    return shape.layers * block + 2 * vocab * shape.hidden + shape.hidden
-
-
-def test_parameters_are_counted_as_by_hand():
-    count = parameter_counter(LLAMA)
-    for shape in (WHOLE, Shape(2, 40, 7, 4, 2), Shape(1, 6, 1, 3, 1)):
-        assert count(shape) == parameters_by_hand(shape)
-    assert num_parameters(LLAMA) == parameters_by_hand(WHOLE)
-
-
-@pytest.mark.parametrize("kind", ["all", "kv_groups"])
-@pytest.mark.parametrize("name", CASES)
-def test_parameters_are_counted_as_those_of_the_real_model(name, kind):
-    model, plan = model_of(name), plan_for(name, kind)
-    count = parameter_counter(model.config)
-    assert count(plan.original) == model.num_parameters()
-    assert count(plan.kept) == surgery.apply(model, plan).num_parameters()
-
-
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-def test_auto_sizes_meet_a_number_of_parameters_as_closely_as_any_common_share(share):
-    whole = parameters_by_hand(WHOLE)
-    asked = replace(KEEP, hidden="auto", neurons="auto", parameters=share)
-    found = target(asked, LLAMA)
-    assert (found.layers, found.heads, found.kv_groups) == (3, 6, 2)
-    shares = [i / 5000 for i in range(1, 5001)]
-    shapes = {target(replace(KEEP, hidden=s, neurons=s), LLAMA) for s in shares}
-    best = min(abs(parameters_by_hand(shape) - round(share * whole)) for shape in shapes)
-    assert abs(parameters_by_hand(found) - round(share * whole)) == best
-
-
-def test_a_number_of_parameters_is_a_count_or_a_share():
-    whole = parameters_by_hand(WHOLE)
-    asked = replace(KEEP, neurons="auto", parameters=whole * 3 // 4)
-    assert target(asked, LLAMA) == target(replace(asked, parameters=(whole * 3 // 4) / whole), LLAMA)
-    assert target(replace(asked, parameters=whole), LLAMA) == WHOLE

@@ -1,90 +1,24 @@
-"""What is made of finished cells: numbers against hand and scipy, and what a reader is shown."""
+"""What is made of finished cells: numbers against hand and scipy."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import json
 import math
-import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
+from finished import COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, asked, filled, partly, shown
 from scipy import stats
 
 from lit_prune import report
-from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
+from lit_prune.config import ConfigError
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import Claim, Entry, entries
-from lit_prune.render import figures, terminal
-from lit_prune.render import files as report_files
-from lit_prune.render import words as report_words
-from lit_prune.settings import load_profile, parse_setting
+from lit_prune.grid import Claim
 from lit_prune.store import Store
-
-CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=40))
-MSE, RKLD, COSINE, KLD_CE = (f"L_CLM + L_logits({name})" for name in ("MSE", "RKLD", "Cosine", "KLD"))
-KLD, RKLD_ALONE = "L_logits(KLD)", "L_logits(RKLD)"
-LOSSES = {
-    MSE: [3.10, 3.21, 3.33],
-    RKLD: [2.80, 2.90, 2.99],
-    COSINE: [3.00, 3.20, 3.10],
-    KLD_CE: [2.95, 3.05, 3.13],
-    KLD: [2.90, 3.00, 3.10],
-    RKLD_ALONE: [2.95, 3.05, 3.15],
-    "pruned, not retrained": [9.0],
-    "teacher": [2.5],
-}
-UNDRAWN = {"final": "", "checks": "", "blocks": {}, "terms": []}
-
-
-def asked(num_seeds: int = 3) -> list[Entry]:
-    return entries(TABLE, Profile(CELL, num_seeds))
-
-
-def finish(store: Store, entry: Entry, loss: float) -> None:
-    with store.claim(entry.cell, "cell") as node:
-        # References too, so that it is not the lack of a file that keeps them out of the histories.
-        clm = {"clm": [4.0, 3.0 + entry.seed]} if entry.cell.distill.w_clm else {}
-        terms = {"logits": [1.0, 0.5], "loss": [5.0, 4.0], "grad_norm": [2.0, 1.0]}
-        rest = {"lr": [1e-3, 1e-5], "tokens_per_second": [9.0, 9.0]}
-        history = pd.DataFrame({"step": [20, 40], **clm, **terms, **rest})
-        history.to_csv(node.folder / "metrics.csv", index=False)
-        node.finish({"lm_loss": loss, "perplexity": math.exp(loss)}, seconds=1.5, commit="abc")
-
-
-def filled(root: Path, num_seeds: int = 3) -> Store:
-    store = Store(root)
-    for entry in asked(num_seeds):
-        finish(store, entry, LOSSES[entry.row][entry.seed])
-    return store
-
-
-def answer(store: Store, num_seeds: int = 3, **changes: object) -> report.Report:
-    table = dataclasses.replace(TABLE, **changes)
-    return report.assemble(table, "tiny", {}, asked(num_seeds), store)
-
-
-def broken(store: Store, row: str, seed: int) -> Path:
-    """The emptied folder of one cell."""
-    entry = next(e for e in asked() if (e.row, e.seed) == (row, seed))
-    folder = store.node(entry.cell, "cell").folder
-    for name in ("result.json", "metrics.csv"):
-        (folder / name).unlink()
-    return folder
-
-
-def shown(found: report.Report, width: int) -> str:
-    stream = io.StringIO()
-    terminal.print_report(found, Console(file=stream, width=width))
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +35,7 @@ def store(complete: Store, tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def whole(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> report.Report:
-    """The report of a table in every state: one failed cell, one unfinished, one missing."""
-    store = Store(shutil.copytree(complete.root, tmp_path_factory.mktemp("partly") / "store"))
-    (broken(store, MSE, 1) / "error.json").write_text(json.dumps({"error": "Diverged: <nan> at [step]\nand then some"}))
-    (broken(store, COSINE, 2) / "last.ckpt").touch()
-    broken(store, RKLD_ALONE, 0)
-    return answer(store)
-
-
-@pytest.fixture(scope="module")
-def files(whole: report.Report, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    paths = report_files.write_files(whole, tmp_path_factory.mktemp("files") / "new" / "folder")
-    return {path.name: path.read_text() for path in paths}
+    return partly(complete, tmp_path_factory.mktemp("partly") / "store")
 
 
 def test_tidy_has_every_cell_in_the_order_of_the_entries(whole: report.Report) -> None:
@@ -282,186 +205,3 @@ def test_mixed_commits_are_flagged(store: Store) -> None:
     assert found.mixed
     assert "2 versions of the code: abc, def" in shown(found, 100)
     assert "versions of the code" not in before
-
-
-@pytest.mark.parametrize("width", [80, 100])
-def test_printed_report(whole: report.Report, width: int) -> None:
-    text = shown(whole, width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "\x1b" not in text
-    assert "…" not in text
-    flat = " ".join(text.split())
-    for words in (
-        TABLE.question, "3 seeds", "corpus sha256 000000000000", "python-3.1M", "3.0000 ± 0.1000", "2/3",
-        "8.720", "3 of 20 cells are not done: 1 failed, 1 unfinished, 1 missing", "? undecided", "Table 15",
-        f"✗ {MSE}, seed 1: Diverged: <nan> at [step] and then some", "Kendall's tau", *TABLE.caveats,
-    ):  # fmt: skip
-        assert words in flat
-    assert [line for line in text.splitlines() if line.startswith(KLD) and "baseline" in line]
-
-
-def test_an_empty_store_is_reported_too(tmp_path: Path) -> None:
-    found = answer(Store(tmp_path / "none"))
-    assert "20 of 20 cells are not done: 20 missing" in shown(found, 80)
-    assert found.agreement.n == 0
-    paths = report_files.write_files(found, tmp_path / "files")
-    assert "<svg" not in paths[-1].read_text()
-
-
-def test_a_table_without_claims_and_paper_is_reported_too(
-    complete: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(figures, "inline", lambda found: UNDRAWN)
-    found = answer(complete, claims=(), paper={})
-    assert "paper" not in shown(found, 100).split("Claims")[0].split("LM loss")[1]
-    assert len(report_files.write_files(found, tmp_path / "files")) == 4
-
-
-def test_csv_is_the_tidy_frame(whole: report.Report, files: dict[str, str]) -> None:
-    read = pd.read_csv(io.StringIO(files["results.csv"]))
-    assert list(read.columns) == list(whole.tidy.columns)
-    assert list(read["key"].astype(str)) == list(whole.tidy["key"])
-    assert read["lm_loss"].equals(whole.tidy["lm_loss"].reset_index(drop=True))
-
-
-def test_markdown_and_latex_have_both_tables(files: dict[str, str]) -> None:
-    markdown, latex = files["report.md"], files["report.tex"]
-    assert re.search(r"\| L_logits\(KLD\) +\| 3.0000 ± 0.1000 +\| +3 \| +baseline", markdown)
-    assert re.search(r"L_logits\(KLD\) < L_CLM \+ L_logits\(KLD\) +\| \w+", markdown)
-    assert f"- {MSE}, seed 1: Diverged" in markdown
-    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 2
-    assert "L\\_logits(KLD) & 3.0000 $\\pm$ 0.1000 & 3 & baseline" in latex
-    assert latex.isascii()
-
-
-def test_page_is_self_contained(files: dict[str, str]) -> None:
-    page = files["report.html"]
-    assert "http" not in page
-    assert "<script" not in page
-    assert "@import" not in page
-    assert "<link" not in page
-    assert not re.findall(r'(?:src|href)="(?!#)', page)
-    assert len(page) < 3_000_000
-    assert "prefers-color-scheme: dark" in page
-    assert "@media print" in page
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
-
-
-def test_page_says_everything(files: dict[str, str]) -> None:
-    page = files["report.html"]
-    for words in (
-        TABLE.question, "Diverged: &lt;nan&gt; at [step]", "1 failed, 1 unfinished, 1 missing", "0" * 64,
-        "1" * 64, "python -m lit_prune.experiments.loss_ablation --profile tiny", "logit_loss: kld", "abc",
-    ):  # fmt: skip
-        assert words in page
-    assert page.index("Claims of the paper") < page.index("<h2>Table</h2>") < page.index("<h2>Training</h2>")
-    # One figure of the final loss; logits and grad_norm for six rows, clm for the four that use it.
-    assert page.count("<svg") == 1 + 2 * 6 + 4
-    assert not re.findall(r"#01\d{4}|#04\d{4}|#07\d{4}", page)
-
-
-def test_nothing_is_drawn_or_written_again_unless_something_changed(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[str] = []
-    monkeypatch.setattr(figures, "inline", lambda found: drawn.append("drawn") or UNDRAWN)
-    folder = tmp_path / "files"
-    paths = report_files.write_files(answer(store), folder)
-    before = [path.stat().st_mtime_ns for path in paths]
-    assert report_files.write_files(answer(store), folder) == paths
-    assert [path.stat().st_mtime_ns for path in paths] == before
-    assert drawn == ["drawn"]
-    finish_again = store.node(asked()[0].cell, "cell").folder / "result.json"
-    finish_again.write_text(json.dumps({"lm_loss": 3.0, "perplexity": 20.0}))
-    report_files.write_files(answer(store), folder)
-    paths[1].unlink()
-    report_files.write_files(answer(store), folder)
-    assert drawn == ["drawn"] * 3
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
-
-
-def test_record_is_two_files_and_their_index(whole: report.Report, tmp_path: Path) -> None:
-    folder = tmp_path / "loss_ablation" / "small"
-    folder.mkdir(parents=True)
-    (folder / "NOTES.md").write_text("by hand")
-    written = report_files.write_record(whole, folder)
-    assert [path.name for path in written] == ["results.csv", "report.md", "README.md"]
-    assert "loss_ablation/small/report.md" in (tmp_path / "README.md").read_text()
-    assert (folder / "NOTES.md").read_text() == "by hand"
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(whole: report.Report, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be written to .*file"):
-        report_files.write_record(whole, tmp_path / "file" / "folder")
-
-
-def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
-    settings = {
-        "distill.steps": 5, "student.heads": None, "teacher.model": "./a model", "corpus.column": "12",
-        "distill.mlp_input": ["last:last"], "distill.tau_squared": True, "distill.optim.lr": 1e-5,
-    }  # fmt: skip
-    found = report.assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
-    words = shlex.split(report_words.command(found))
-    assert words[:5] == ["python", "-m", "lit_prune.experiments.loss_ablation", "--profile", "tiny"]
-    assert words[5:-2:2] == ["--set"] * len(settings)
-    assert dict(map(parse_setting, words[6:-2:2])) == settings
-    assert words[-2:] == ["--seeds", "3"]
-
-
-def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> None:
-    record = Path(__file__).parents[1] / "experiments/loss_ablation/quick"
-    recorded, store = pd.read_csv(record / "results.csv"), Store(tmp_path)
-    found = []
-    for entry, line in zip(entries(TABLE, load_profile("quick")), recorded.to_dict("records"), strict=True):
-        corpus = dataclasses.replace(entry.cell.corpus, fingerprint=line["corpus"])
-        teacher = dataclasses.replace(entry.cell.teacher, fingerprint=line["teacher"])
-        found.append(dataclasses.replace(entry, cell=dataclasses.replace(entry.cell, corpus=corpus, teacher=teacher)))
-        folder = store.node(found[-1].cell, "cell").folder
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({name: line[name] for name in TABLE.metrics}))
-        (folder / "env.json").write_text(json.dumps({"commit": line["commit"], "seconds": line["wall_seconds"]}))
-    csv, markdown, _ = report_files.write_record(
-        report.assemble(TABLE, "quick", {}, found, store), tmp_path / "loss_ablation" / "quick"
-    )
-    assert csv.read_bytes() == (record / "results.csv").read_bytes()
-    # The rest of the page names versions and machine, which the table of cells does not hold.
-    before, after = (path.read_text().partition("- versions:")[0] for path in (record / "report.md", markdown))
-    assert after == before
-
-
-def test_status_and_diff(whole: report.Report, store: Store) -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, width=100)
-    terminal.print_status(whole.tidy, console)
-    status = stream.getvalue()
-    assert all(key in status for key in whole.tidy["key"])
-    assert "20 cells: 17 done" in status
-    first, second = (store.node(entry.cell, "cell") for entry in asked()[:2])
-    terminal.print_diff(first, second, console)
-    lines = [line.split() for line in stream.getvalue()[len(status) :].splitlines()]
-    assert ["seed", "0", "1"] in lines
-    assert ["result.lm_loss", "3.1", "3.21"] in lines
-    assert not [line for line in lines if line and line[0] == "distill.steps"]
-
-
-def test_curves_of_seeds_logged_at_different_steps() -> None:
-    history = pd.DataFrame({"step": [10, 20, 30, 10, 30], "seed": [0, 0, 0, 1, 1], "clm": [3.0, 2.0, 1.0, 5.0, 1.0]})
-    assert figures.curve_of(history, "clm").to_dict("list") == {
-        "step": [10, 20, 30], "mean": [4, 2.5, 1], "min": [3, 2, 1], "max": [5, 3, 1]
-    }  # fmt: skip
-    long = pd.DataFrame({"step": range(1000), "seed": 0, "clm": range(1000)})
-    thin = figures.curve_of(long, "clm")
-    assert len(thin) <= 150
-    assert (thin["min"].iloc[0], thin["max"].iloc[-1]) == (0, 999)
-
-
-def test_importing_them_imports_no_torch() -> None:
-    code = (
-        "import sys, lit_prune.render.files, lit_prune.render.terminal;"
-        "assert not {'pandas', 'matplotlib', 'jinja2'} & set(sys.modules);"
-        "import lit_prune.report; assert not {'torch', 'lightning', 'matplotlib'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,14 +11,14 @@ import torch
 from published import MODELS
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell, ConfigError, Profile, Space, Student
+from lit_prune.config import Cell, ConfigError, Space, Student
 from lit_prune.evaluate.throughput import Speedup, Throughput
 from lit_prune.models.shape import Shape, num_parameters, shape_of
 from lit_prune.pruning import search
 from lit_prune.pruning.prune import make_plan
 from lit_prune.pruning.search import Candidate, candidates
 from lit_prune.pruning.target import target
-from lit_prune.settings import build, load_profile, override
+from lit_prune.settings import override
 
 BILLION = 10**9
 
@@ -272,47 +272,3 @@ def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
     with pytest.raises(ConfigError) as caught:
         search.search(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), batch=2, block=8, speeds=tmp_path)
     assert str(caught.value) == message
-
-
-# The profile
-
-
-def test_a_profile_may_hold_a_space():
-    plain = {
-        "cell": {},
-        "search": {"layers": [6, 0.5, None], "expansion": [2.5, 3], "hidden": [1.0], "least": 0.4, "most": 9_000},
-    }
-    space = Space(layers=(6, 0.5, None), expansion=(2.5, 3.0), hidden=(1.0,), least=0.4, most=9_000)
-    assert build(Profile, plain) == Profile(Cell(), search=space)
-    assert Profile(Cell()).search is None
-
-
-def profile(folder, text: str) -> str:
-    path = folder / "profile.yaml"
-    path.write_text(text)
-    return str(path)
-
-
-def test_a_profiles_space_is_read_beside_its_cell(tmp_path):
-    text = "seeds: 2\nsearch: {layers: [6, 0.5], heads: [4], most: 1_000}\nstudent: {hidden: null}\n"
-    space = Space(layers=(6, 0.5), heads=(4,), most=1000)
-    expected = Profile(override(Cell(), {"student.hidden": None}), seeds=2, search=space)
-    assert load_profile(profile(tmp_path, text)) == expected
-    assert load_profile(profile(tmp_path, "seeds: 2")).search is None
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("search: {layer: [6]}", "unknown field 'search.layer'; perhaps you meant 'search.layers'"),
-        ("search: {layers: [six]}", "search.layers.0: should be a valid integer or a valid number, not 'six'"),
-        ("search: {layers: [auto]}", "search.layers.0: should be a valid integer or a valid number, not 'auto'"),
-        ("search: {layers: 6}", "search.layers: should be a valid"),
-        ("search: {most: many}", "search.most: should be a valid integer or a valid number, not 'many'"),
-    ],
-)
-def test_a_wrong_space_is_refused_in_one_line(tmp_path, text, part):
-    with pytest.raises(ConfigError) as caught:
-        load_profile(profile(tmp_path, text))
-    assert part in str(caught.value)
-    assert "\n" not in str(caught.value)

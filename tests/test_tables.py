@@ -18,7 +18,14 @@ TINY = {
     "importance": {"samples": 8, "block": 32},
     "distill": {"block": 32, "batch": 2, "steps": 6, "optim": {"lr": 1e-3, "warmup": 2}},
     "evaluation": {"blocks": 4, "block": 32},
-}
+    "deep_teacher": {
+        "model": None,
+        "pretraining": {
+            "layers": 12, "hidden": 48, "heads": 3, "head_dim": 16, "kv_heads": 1, "neurons": 64, "block": 32,
+            "batch": 2, "steps": 6, "corpus": {"source": "python"},
+        },
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

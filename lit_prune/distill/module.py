@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
-from lit_prune.distill.states import Pair, StateReader, States, pairs_of
+from lit_prune.distill.states import Pair, StateReader, States, check_relation_heads, pairs_of, relations_of
 from lit_prune.distill.teaching import Teacher, Teaching
 from lit_prune.distill.turns import random_state, set_random_state
 from lit_prune.losses.chunked import Target, head_losses
 from lit_prune.losses.hidden import hidden_losses
-from lit_prune.losses.logit import logit_losses
-from lit_prune.losses.weighting import weigh_alpha
+from lit_prune.losses.logit import logit_loss_of
+from lit_prune.losses.relation import relation_loss
+from lit_prune.losses.weighting import check_weights, weigh_alpha, weigh_clm
 from lit_prune.models.head import head_of, last_states
 
 
@@ -42,18 +43,15 @@ class Distiller(L.LightningModule):
         self.teaching = Teaching(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
-        self._logit_loss, self._hidden_loss = (
-            logit_losses[distill.logit_loss],
-            hidden_losses[distill.hidden_loss],
-        )
-        self._needs_teacher = bool(distill.w_logits or distill.alpha)
-        if not self._needs_teacher and not distill.w_clm:
-            raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
+        self._logit_loss = logit_loss_of(distill.logit_loss, distill.mix)
+        self._hidden_loss = hidden_losses[distill.hidden_loss]
+        check_weights(distill)
         self.projection: nn.Module = nn.Identity()
         self._pairs: list[Pair] = []
-        if self._needs_teacher:
+        self._relations: list[Pair] = []
+        if self.distill.needs_teacher:
             self._pair_up()
-        self._read_student = StateReader(student, [p.student for p in self._pairs])
+        self._read_student = StateReader(student, [p.student for p in self._pairs + self._relations])
 
     def _pair_up(self) -> None:
         if self.teaching is None:
@@ -63,12 +61,19 @@ class Distiller(L.LightningModule):
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
             self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
-        if self.distill.alpha and not self._pairs:
-            raise ConfigError("distill.alpha: give distill.embedding, mlp_input or block_output something to compare")
+            self._relations = relations_of(self.distill, *depths)  # type: ignore[arg-type]
+            if not self._pairs and not self._relations:
+                raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+        if self._relations:
+            check_relation_heads(self.distill, theirs, ours)
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]
-            # One linear map for all pairs, learned with the student and never exported (Minitron, section 3).
-            self.projection = nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
-        self.teaching.want(pair.teacher for pair in self._pairs)
+            # Learned with the student and never exported (Minitron, section 3: one for all pairs).
+            maps = [
+                nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
+                for _ in (self._pairs if self.distill.projection == "per_pair" else self._pairs[:1])
+            ]
+            self.projection = nn.ModuleList(maps) if self.distill.projection == "per_pair" else maps[0]
+        self.teaching.want(pair.teacher for pair in self._pairs + self._relations)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
@@ -94,25 +99,31 @@ class Distiller(L.LightningModule):
         with self._read_student as our_states:
             last = last_states(self.student, input_ids)[:, :-1][scored]
         shown = None
-        if self._needs_teacher:
+        if self.distill.needs_teacher:
             assert self.teaching is not None
             shown = self.teaching.observe(input_ids, position)
         target = None if shown is None else shown.target(scored, self.distill.top_k)
-        loss, terms = self._compare_logits(last, successors[scored], target)
-        if shown is not None and self._pairs:
+        next_ids = successors[scored] if self.distill.w_clm else None
+        balanced = self.distill.w_clm == "balanced"
+        loss, terms = self._compare_logits(last, None if balanced else next_ids, target)
+        if shown is not None and (self._pairs or self._relations):
             terms["hidden"] = self._compare_states(scored, our_states, shown.states)
             loss = loss + weigh_alpha(self.distill.alpha, terms["logits"], terms["hidden"]) * terms["hidden"]
+        if balanced:
+            clm, found = self._compare_logits(last, next_ids, None)
+            loss = loss + weigh_clm("balanced", loss, found["clm"]) * clm
+            terms |= found
         return {**terms, "loss": loss}
 
     def _compare_logits(
-        self, last: Tensor, successors: Tensor, target: Target | None
+        self, last: Tensor, successors: Tensor | None, target: Target | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """w_clm * L_CLM + w_logits * L_logits, and the two by themselves, without their gradients."""
+        """w_clm * L_CLM + w_logits * L_logits of what is given, and each by itself, without its gradient."""
+        w_clm = 1.0 if isinstance(self.distill.w_clm, str) else self.distill.w_clm
         scale = self.distill.temperature**2 if self.distill.tau_squared else 1.0
         found = head_losses(
-            last, head_of(self.student), successors=successors if self.distill.w_clm else None, target=target,
-            w_clm=self.distill.w_clm, logit_loss=self._logit_loss, w_logits=self.distill.w_logits * scale,
-            temperature=self.distill.temperature,
+            last, head_of(self.student), successors=successors, w_clm=w_clm, target=target,
+            logit_loss=self._logit_loss, w_logits=self.distill.w_logits * scale, temperature=self.distill.temperature,
         )  # fmt: skip
         terms = {} if found.clm is None else {"clm": found.clm}
         return found.loss, terms if found.logits is None else terms | {"logits": scale * found.logits}
@@ -120,11 +131,21 @@ class Distiller(L.LightningModule):
     def _compare_states(self, scored: Tensor, our_states: States, their_states: States) -> Tensor:
         """L_is: the sum over the pairs of the mean loss over scored tokens."""
         losses = []
-        for pair in self._pairs:
-            ours = self.projection(our_states[pair.student][:, :-1][scored])
+        for place, pair in enumerate(self._pairs):
+            ours = self._projected(our_states[pair.student][:, :-1][scored], place)
             theirs = their_states[pair.teacher][:, :-1][scored]
             losses.append(_mean(self._hidden_loss(ours.float(), theirs.float())))
+        for pair in self._relations:
+            vectors = our_states[pair.student].float(), their_states[pair.teacher].float()
+            losses.append(_mean(relation_loss(*vectors, self.distill.relation_heads)[:, :-1][scored]))
         return torch.stack(losses).sum()
+
+    def _projected(self, states: Tensor, place: int) -> Tensor:
+        """States of the student in the width of the teacher's, for the pair at `place`."""
+        own = isinstance(self.projection, nn.ModuleList)
+        projected = (self.projection[place] if own else self.projection)(states)  # type: ignore[index]
+        assert isinstance(projected, Tensor)
+        return projected
 
     def configure_optimizers(self) -> Any:
         return optim.configure(self, self.distill.optim, self.distill.steps)
@@ -150,15 +171,18 @@ class Distiller(L.LightningModule):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
 
 
-def check_same_vocabulary(student: Any, teacher: Any) -> None:
-    """Logits can only be compared over the same vocabulary.
+NOTHING_COMPARED = "name what to compare in distill.embedding, mlp_input, block_output or attention"
+
+
+def check_same_vocabulary(student: Any, teacher: Any, place: str = "student.model") -> None:
+    """Logits can only be compared over the same vocabulary; `place` is the field that names the student.
 
     Raises:
         ConfigError: the two configs differ in it.
     """
     if student.vocab_size != teacher.vocab_size:
         raise ConfigError(
-            f"student.model: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
+            f"{place}: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
             "logits can only be compared over the same one"
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +15,28 @@ from lit_prune.config import Optim
 
 def configure(module: nn.Module, optim: Optim, steps: int) -> dict[str, Any]:
     """Optimizer and step-wise schedule of the trainable parameters, as Lightning takes them."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2))
-    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: learning_rate(optim, step, steps) / optim.lr)
+    return configure_parts([(list(module.parameters()), optim)], steps)
+
+
+def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optim]], steps: int) -> dict[str, Any]:
+    """The same for parts of a module that have an optimizer and a schedule each: one AdamW steps them all."""
+    groups: list[dict[str, Any]] = []
+    schedules: list[Callable[[int], float]] = []
+    for parameters, optim in parts:
+        trained = [p for p in parameters if p.requires_grad]
+        how = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2)}
+        groups += [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay, **how},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, **how},
+        ]
+        schedules += [functools.partial(_share_of_peak, optim, steps)] * 2
+    adamw = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, schedules)
     return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _share_of_peak(optim: Optim, steps: int, step: int) -> float:
+    return learning_rate(optim, step, steps) / optim.lr
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:

@@ -14,9 +14,11 @@ from torch import nn
 
 from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
+from lit_prune.distill.alongside import AlongsideDistiller
 from lit_prune.distill.callbacks import Checkpoint, History, Progress
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teaching import Teacher
+from lit_prune.distill.trained import trained_part
 from lit_prune.execution import Execution
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -31,14 +33,15 @@ def train(
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
 
-    An interrupted run continues from `folder`/last.ckpt at the next unseen block, and ends bit for bit where an
-    uninterrupted one does (CPU).
+    So is `teacher`, where the recipe corrects it alongside. An interrupted run continues from `folder`/last.ckpt at the
+    next unseen block, and ends bit for bit where an uninterrupted one does (CPU).
 
     Raises:
         Diverged: the loss is no longer a number.
     """
     L.seed_everything(seed, verbose=False)
-    module = Distiller(student.train(), teacher, distill)
+    kind = Distiller if distill.teacher_optim is None else AlongsideDistiller
+    module = kind(student.train(), teacher, distill)
     accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
     data = RetrainingData(
         tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
@@ -61,7 +64,8 @@ def train(
         default_root_dir=folder,
     )
     unfinished = folder / "last.ckpt"
-    trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
+    with trained_part(student, distill):
+        trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
     student.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -45,12 +45,28 @@ class LanguageModelLoss(Metric):
         return self.nll / self.num_tokens
 
 
+See = Callable[[Tensor, Tensor, Tensor], None]
+"""(input ids, logits, labels) of a batch, on the model's device."""
+
+
 @torch.inference_mode()
-def language_model_loss(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> tuple[float, int]:
-    """Nats per token of a causal language model and the number of tokens scored, over batches of packed blocks."""
+def language_model_loss(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], see: See = lambda ids, logits, labels: None
+) -> tuple[float, int]:
+    """Nats per token of a causal language model and the number of tokens scored, over batches of packed blocks.
+
+    `see` is shown every batch, for what else there is to measure on the same pass.
+    """
     device = next(model.parameters()).device
     metric = LanguageModelLoss().to(device)
     for batch in batches:
-        logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits
-        metric.update(logits, batch["labels"].to(device))
+        ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        metric.update(logits, labels)
+        see(ids, logits, labels)
     return metric.compute().item(), int(metric.num_tokens)
+
+
+def num_scored(batches: Iterable[dict[str, Tensor]]) -> int:
+    """Tokens that have a successor to predict."""
+    return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lit_prune.config import Distill, Evaluation
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import IGNORED
-from lit_prune.evaluate.perplexity import LanguageModelLoss
-from lit_prune.losses.logit import logit_losses
+from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.losses.logit import logit_loss_of
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
@@ -27,27 +27,25 @@ def validation_losses(
 ) -> dict[str, float]:
     """`lm_loss`, nats a token, and against a teacher `kd_loss`, the recipe's logit loss a token, over packed blocks.
 
-    Temperature is that of the recipe. The student is left in the mode it was in.
+    Temperature and mix are those of the recipe; the vocabulary is always whole, so that recipes of any top-k are
+    compared by the same distance. The student is left in the mode it was in.
     """
-    device, was_training = next(student.parameters()).device, student.training
-    student.eval()
-    metric = LanguageModelLoss().to(device)
-    apart = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in batches:
-        ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
-        ours = student(input_ids=ids, use_cache=False).logits
-        metric.update(ours, labels)
+    was_training, apart = student.training, 0.0
+
+    def compare(ids: Tensor, ours: Tensor, labels: Tensor) -> None:
+        nonlocal apart
         if teacher is not None:
-            theirs = teacher.to(device)(input_ids=ids, use_cache=False).logits
-            apart += _apart(ours[:, :-1], theirs[:, :-1], labels[:, 1:] != IGNORED, distill)
+            theirs = teacher.to(ids.device)(input_ids=ids, use_cache=False).logits
+            apart += _apart(ours[:, :-1], theirs[:, :-1], labels[:, 1:] != IGNORED, distill).item()
+
+    loss, num_tokens = language_model_loss(student.eval(), batches, compare)
     student.train(was_training)
-    losses = {"lm_loss": metric.compute().item()}
-    return losses if teacher is None else losses | {"kd_loss": (apart / metric.num_tokens).item()}
+    return {"lm_loss": loss} if teacher is None else {"lm_loss": loss, "kd_loss": apart / num_tokens}
 
 
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
     """Sum of the logit loss over scored tokens, one sequence at a time to hold few logits in float32."""
-    loss, tau = logit_losses[distill.logit_loss], distill.temperature
+    loss, tau = logit_loss_of(distill.logit_loss, distill.mix), distill.temperature
     sums = [
         loss(our[chosen].float() / tau, their[chosen].float() / tau).double().sum()
         for our, their, chosen in zip(ours, theirs, scored, strict=True)

@@ -50,6 +50,7 @@ TABLE = Table(
     references={
         "teacher": {
             "distill.steps": 0,
+            "source": None,
             "student.hidden": None,
             "student.neurons": None,
             "student.heads": None,

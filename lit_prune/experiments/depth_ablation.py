@@ -39,7 +39,7 @@ TABLE = Table(
         Claim("1/2, PPL", "1/2, PPL, contiguous", "In Practice, Figure 8: the dashed line, LM loss only"),
     ),
     metrics=("lm_loss", "parameters"),
-    references={"teacher": {"distill.steps": 0, "student.layers": None}},
+    references={"teacher": {"distill.steps": 0, "source": None, "student.layers": None}},
     base={"student.hidden": None, "student.neurons": None, "student.heads": None},
     seeded=("seed", "importance.seed"),
     caveats=(

@@ -22,7 +22,7 @@ TABLE = Table(
         Claim("T = 1", "T = 4", "Table 14: the same to the digits it prints", within=0.01),
     ),
     metrics=("lm_loss", "lm_loss_before"),
-    references={"teacher": {"distill.steps": 0, "student.hidden": None}},
+    references={"teacher": {"distill.steps": 0, "source": None, "student.hidden": None}},
     base={"student.neurons": None, "student.heads": None, "evaluation.checks": 4},
     seeded=("seed", "importance.seed"),
     caveats=("A seed draws other calibration sequences and another order of the data.",),

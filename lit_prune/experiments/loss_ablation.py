@@ -38,6 +38,7 @@ TABLE = Table(
         "pruned, not retrained": {"distill.steps": 0},
         "teacher": {
             "distill.steps": 0,
+            "source": None,
             "student.hidden": None,
             "student.neurons": None,
             "student.heads": None,

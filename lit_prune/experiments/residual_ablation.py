@@ -18,7 +18,7 @@ TABLE = Table(
         Claim("as printed", "off", "section 2.3, before retraining", metric="lm_loss_before"),
     ),
     metrics=("lm_loss", "lm_loss_before"),
-    references={"teacher": {"distill.steps": 0, "student.heads": None}},
+    references={"teacher": {"distill.steps": 0, "source": None, "student.heads": None}},
     base={"student.hidden": None, "student.neurons": None, "evaluation.checks": 2},
     seeded=("seed", "importance.seed"),
     caveats=(

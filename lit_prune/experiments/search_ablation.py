@@ -4,14 +4,13 @@ import dataclasses
 from pathlib import Path
 
 from lit_prune.cli import main
-from lit_prune.config import ConfigError, Profile
+from lit_prune.config import ConfigError, Profile, name_of_shape
 from lit_prune.grid import Changes, Grid, Table
 
 
 def label(point: Changes) -> str:
     """The shape, as in the paper's list of candidates: layers, heads, neurons, hidden channels."""
-    layers, heads, neurons, hidden = (point[f"student.{n}"] for n in ("layers", "heads", "neurons", "hidden"))
-    return f"{layers} layers, {heads} heads, {neurons} neurons, {hidden} hidden"
+    return name_of_shape(*(point[f"student.{name}"] for name in ("layers", "heads", "neurons", "hidden")))
 
 
 def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
@@ -42,6 +41,7 @@ TABLE = Table(
     references={
         "teacher": {
             "distill.steps": 0,
+            "source": None,
             "student.layers": None,
             "student.hidden": None,
             "student.neurons": None,

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_prune import cpu
 from lit_prune.config import ConfigError
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.execution import Execution
@@ -60,7 +61,8 @@ def stream(reader: Pass, data: CalibrationData, execution: Execution) -> None:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         inference_mode=not reader.takes_gradients,
     )  # fmt: skip
-    trainer.predict(reader, datamodule=data, return_predictions=False)
+    with cpu.plainly():
+        trainer.predict(reader, datamodule=data, return_predictions=False)
 
 
 def check_finite(what: str, statistics: Tensor) -> None:

@@ -1,17 +1,20 @@
 """Losses between the next-token distributions of teacher and student (Minitron, section 3 and Table 15).
 
 Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0, 0 where they agree.
-Temperature, masking and averaging are the caller's.
+Temperature, top-k, masking and averaging are the caller's. One with a parameter takes it as the keyword `mix`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_prune.config import ConfigError
 from lit_prune.registry import Registry
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
@@ -26,13 +29,37 @@ closed_forms: dict[LogitLoss, ClosedForm] = {}
 @logit_losses.register("kld")
 def kld(student: Tensor, teacher: Tensor) -> Tensor:
     """Forward KL divergence, KL(teacher || student), in nats."""
-    return _kl(F.log_softmax(teacher, -1), F.log_softmax(student, -1))
+    return kl(F.log_softmax(teacher, -1), F.log_softmax(student, -1))
 
 
 @logit_losses.register("reverse_kld")
 def reverse_kld(student: Tensor, teacher: Tensor) -> Tensor:
     """Reverse KL divergence, KL(student || teacher), in nats."""
-    return _kl(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
+    return kl(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
+
+
+@logit_losses.register("jsd")
+def jsd(student: Tensor, teacher: Tensor, mix: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence, mix KL(teacher || m) + (1 - mix) KL(student || m) with
+    m = mix teacher + (1 - mix) student (GKD, arXiv 2306.13649, equation 1)."""
+    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    middle = _log_mixture(theirs, ours, mix)
+    return mix * kl(theirs, middle) + (1 - mix) * kl(ours, middle)
+
+
+@logit_losses.register("skew_kld")
+def skew_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
+    """Skew KL divergence, KL(teacher || mix teacher + (1 - mix) student) (DistiLLM, arXiv 2402.03898, section 3.1)."""
+    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return kl(theirs, _log_mixture(theirs, ours, mix))
+
+
+@logit_losses.register("skew_reverse_kld")
+def skew_reverse_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
+    """Skew reverse KL divergence, KL(student || mix student + (1 - mix) teacher) (DistiLLM, arXiv 2402.03898,
+    section 3.1)."""
+    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return kl(ours, _log_mixture(ours, theirs, mix))
 
 
 @logit_losses.register("mse")
@@ -59,6 +86,23 @@ def cosine_logits(student: Tensor, teacher: Tensor) -> Tensor:
     return one_minus_cosine(student, teacher)
 
 
+def logit_loss_of(name: str, mix: float | None) -> LogitLoss:
+    """The loss of that name, at a mix where one is given.
+
+    Raises:
+        ConfigError: there is none, it takes no mix, or the mix is not between 0 and 1.
+    """
+    loss = logit_losses[name]
+    if mix is None:
+        return loss
+    takers = [other for other in logit_losses if "mix" in inspect.signature(logit_losses[other]).parameters]
+    if name not in takers:
+        raise ConfigError(f"distill.mix: {name} takes none; those that do: {', '.join(takers)}")
+    if not 0 < mix < 1:
+        raise ConfigError(f"distill.mix: {mix} asked for, it lies between 0 and 1")
+    return functools.partial(loss, **{"mix": mix})
+
+
 def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
     """1 - cos(a, b) over the last dimension, as half the squared distance of the unit vectors.
 
@@ -71,8 +115,15 @@ def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(-1)
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) with the sum of q - p added, which is 0.
+def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """log(weight p + (1 - weight) q), exact where p = q: the larger of the two, and how far below it the mixture is."""
+    apart = log_q - log_p
+    of_smaller = torch.where(apart > 0, apart.new_full((), weight), 1 - weight)
+    return torch.maximum(log_p, log_q) + torch.log1p(of_smaller * torch.expm1(-apart.abs()))
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last dimension with the sum of q - p added, which is 0.
 
     It makes every entry of the sum >= 0, so that close to agreement rounding leaves no negative divergence.
     """

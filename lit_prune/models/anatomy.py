@@ -95,8 +95,8 @@ class Anatomy:
     """Norm whose output the attention reads; None where it reads the residual stream as it is."""
     mlp_norm: str | None = "post_attention_layernorm"
     """Norm whose output the MLP reads; None where it reads the residual stream as it is."""
-    query: str | None = "self_attn.q_proj"
-    """Linear whose output is the queries; None where they are fused with keys and values."""
+    attention_input: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    """Linears whose outputs are the queries, the keys and the values, or the one whose output is all three."""
     attention_output: str = "self_attn.o_proj"
     """Linear whose input is the heads' outputs, side by side."""
     mlp: str | None = "mlp"
@@ -119,6 +119,11 @@ class Anatomy:
     """Norm over all heads together -> linear whose output it normalises."""
     only: dict[str, Any] = field(default_factory=dict)
     """Settings of the config without which a model of the family is built in another way than described."""
+
+    @property
+    def query(self) -> str | None:
+        """Linear whose output is the queries; None where they are fused with keys and values."""
+        return self.attention_input[0] if len(self.attention_input) > 1 else None
 
     def axes_of(self, name: str) -> Axes:
         """The axis of each dimension of a parameter.
@@ -153,7 +158,9 @@ FAMILIES = {
         attention_output="self_attn.dense", activation="mlp.activation_fn", mlp_output="mlp.fc2",
         only={"qk_layernorm": False},
     ),
-    "phi3": Anatomy(_LLAMA | _FUSED, query=None, activation="mlp.activation_fn"),
+    "phi3": Anatomy(
+        _LLAMA | _FUSED, attention_input=("self_attn.qkv_proj",), activation="mlp.activation_fn",
+    ),
     "olmo2": Anatomy(
         _LLAMA | _BIASES | _WIDE_NORMS, input_norm=None, mlp_norm=None,
         wide_norms={"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"},
@@ -161,13 +168,15 @@ FAMILIES = {
     "smollm3": Anatomy(_LLAMA | _BIASES),
     "granite": Anatomy(_LLAMA | _BIASES),
     "gpt_neox": Anatomy(
-        _GPT_NEOX, blocks="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm", query=None,
-        attention_output="attention.dense", activation="mlp.act", mlp_output="mlp.dense_4h_to_h", tied_width=True,
+        _GPT_NEOX, blocks="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm",
+        attention_input=("attention.query_key_value",), attention_output="attention.dense", activation="mlp.act",
+        mlp_output="mlp.dense_4h_to_h", tied_width=True,
     ),
     "gpt2": Anatomy(
-        _GPT2, blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", mlp_norm="ln_2", query=None,
-        attention_output="attn.c_proj", activation="mlp.act", mlp_output="mlp.c_proj", neurons="n_inner",
-        tied_width=True, only={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
+        _GPT2, blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", mlp_norm="ln_2",
+        attention_input=("attn.c_attn",), attention_output="attn.c_proj", activation="mlp.act",
+        mlp_output="mlp.c_proj", neurons="n_inner", tied_width=True,
+        only={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
     ),
     "opt": Anatomy(
         _LLAMA | _BIASES | _OPT, blocks="model.decoder.layers", final_norm="model.decoder.final_layer_norm",

@@ -45,19 +45,25 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def parameter_counter(config: Any) -> Callable[[Shape], int]:
-    """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
+def meta_model(config: Any) -> Any:
+    """The model a Hugging Face config describes, all names and sizes and no weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    anatomy = anatomy_of(config)
+    if config.is_heterogeneous:
+        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
+
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    whole = shape_of(config)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def parameter_counter(config: Any) -> Callable[[Shape], int]:
+    """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
+    anatomy, whole = anatomy_of(config), shape_of(config)
     first = f"{anatomy.blocks}.0."
     dims = [
         (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(p.shape, axes, strict=True)])
-        for name, p in model.named_parameters()
+        for name, p in meta_model(config).named_parameters()
         if name.startswith(first) or not name.startswith(f"{anatomy.blocks}.")
         for axes in (anatomy.axes_of(name),)
     ]

@@ -71,6 +71,19 @@ def _check_alone(student: Student, field: str, others: tuple[str, ...]) -> None:
 _DEFAULT = Student()
 
 
+def config_of(student: Student, config: Any) -> Any:
+    """The config of a student cut from a teacher with this config, before its units are chosen.
+
+    Where `widths` are global it has the uniform ones, which are as many parameters.
+
+    Raises:
+        ConfigError: a shape there cannot be, or a plan that does not fit.
+    """
+    plan = load_plan(student) if student.plan else first_units(config, target(student, config))
+    plan.check(config)
+    return surgery.smaller_config(config, plan)
+
+
 def num_blocks(student: Student, config: Any) -> int:
     """Blocks of the student that is cut from a teacher with this config."""
     return len(load_plan(student).blocks) if student.plan else target(student, config).layers

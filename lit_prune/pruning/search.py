@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lit_prune import cpu
 from lit_prune.address import digest
-from lit_prune.config import ConfigError, Space, Student
+from lit_prune.config import ConfigError, Space, Student, name_of_shape
 from lit_prune.evaluate.throughput import random_model, speedup
 from lit_prune.models.shape import Shape, parameter_counter, shape_of
 from lit_prune.pruning import surgery
@@ -38,8 +39,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """Its row in a table."""
-        shape = self.shape
-        return f"{shape.layers} layers, {shape.heads} heads, {shape.neurons} neurons, {shape.hidden} hidden"
+        return name_of_shape(self.shape.layers, self.shape.heads, self.shape.neurons, self.shape.hidden)
 
 
 def candidates(config: Any, space: Space) -> list[Candidate]:
@@ -80,6 +80,7 @@ def search(config: Any, space: Space, *, batch: int, block: int, speeds: Path) -
     ratios = node.result
     if ratios is None:
         Store(speeds).check_writable(node.folder)
+        cpu.prepare()
         ratios = node.finish(_speeds(found, random_model(config), batch, block), **environment())
     fast = [candidate for candidate in found if ratios[candidate.label] >= space.speedup]
     if not fast:

@@ -18,7 +18,7 @@ from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
-from lit_prune.settings import plain_of
+from lit_prune.settings import plain_of, source_of
 from lit_prune.store import Node, Store
 
 
@@ -124,7 +124,7 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
         "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
         "state": "done" if result is not None else "failed" if error is not None else unfinished,
         "error": None if error is None else " ".join(error.split()),
-        **{path: _value(entry.cell, path) for path in swept},
+        **{path: _value(entry, path) for path in swept},
         **{metric: (result or {}).get(metric) for metric in table.metrics},
         "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
         "teacher": _origin(entry.cell.teacher),
@@ -136,10 +136,15 @@ def _origin(teacher: Teacher) -> str | None:
     return teacher.pretraining.corpus.fingerprint if teacher.pretraining else teacher.fingerprint
 
 
-def _value(node: Any, path: str) -> Any:
-    for name in path.split("."):
+def _value(entry: Entry, path: str) -> Any:
+    """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
+    node: Any = entry.cell
+    inside = path
+    while inside.startswith("source.") and isinstance(node, Cell):
+        node, inside = source_of(node), inside.removeprefix("source.")
+    for name in inside.split("."):
         node = getattr(node, name, None)
-    return node
+    return entry.changes.get(path) if node is None else node
 
 
 def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,52 @@
+"""How much should intermediate states weigh: a constant, or as much as the logits? Minitron, section 3."""
+
+import dataclasses
+from pathlib import Path
+
+from lit_prune.cli import main
+from lit_prune.config import Profile
+from lit_prune.grid import Changes, Claim, Grid, Table, axis
+
+DYNAMIC, CONSTANTS = "alpha dynamic", (0.1, 1.0, 10.0)
+
+
+def label(point: Changes) -> str:
+    """The weight."""
+    alpha = point["distill.alpha"]
+    return f"alpha {alpha:g}" if isinstance(alpha, float) else f"alpha {alpha}"
+
+
+def with_deep_teacher(table: Table, profile: Profile, store: Path) -> Table:
+    """The table with a teacher deep enough to lose half of its blocks."""
+    from lit_prune.preflight import deep_teacher
+
+    teacher, _ = deep_teacher(profile, least=12)
+    return dataclasses.replace(table, base={**table.base, "teacher": teacher})
+
+
+TABLE = Table(
+    name="alpha_ablation",
+    question="Is the weight of the intermediate states better a constant, or measured by the logit loss at every step?",
+    source="Minitron (arXiv 2407.14679v2), section 3: better dynamic; no numbers",
+    grid=axis("distill.alpha", "dynamic", *CONSTANTS)
+    * Grid(({"distill.embedding": True, "distill.block_output": ("last-2:last-2",)},))
+    + axis("distill.alpha", 0.0),
+    label=label,
+    baseline=DYNAMIC,
+    paper={},
+    claims=tuple(Claim(DYNAMIC, f"alpha {alpha:g}", "section 3") for alpha in CONSTANTS),
+    metrics=("lm_loss", "parameters"),
+    references={"teacher": {"distill.steps": 0, "student.layers": None}},
+    base={
+        "student.layers": 0.5, "student.hidden": None, "student.neurons": None, "student.heads": None,
+        "student.block_criterion": "perplexity",
+    },
+    for_profile=with_deep_teacher,
+    caveats=(
+        "L_logits + alpha (L_o(last-2:last-2) + L_emb), the best of Table 17, on a student of half the depth; alpha 0 "
+        "is L_logits alone. The paper does not say which constants it tried.",
+    ),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

@@ -1,0 +1,110 @@
+"""Which intermediate states help a shallower student, and do they help a narrower one? Minitron, Tables 17 and 18."""
+
+import dataclasses
+from pathlib import Path
+
+from lit_prune.cli import main
+from lit_prune.config import Profile
+from lit_prune.grid import Changes, Claim, Grid, Table
+
+THEIRS = (32, 16)
+"""Blocks of the paper's teacher and student."""
+
+PAPER = {
+    "L_logits": 2.155,
+    "L_o(29:13)": 2.145,
+    "L_o(15:15) + L_emb": 2.240,
+    "L_o(23:15) + L_emb": 2.205,
+    "L_o(29:15) + L_emb": 2.203,
+    "L_o(30:15) + L_emb": 2.188,
+    "L_o(31:15) + L_emb": 2.180,
+    "L_o(28:12) + L_emb": 2.141,
+    "L_o(29:13) + L_emb": 2.141,
+    "L_o(29:14) + L_emb": 2.152,
+    "L_o(30:14) + L_emb": 2.150,
+    "L_o(29:13) + L_emb + L_i(29:13)": 2.141,
+}
+"""Row -> LM loss. Rows name the states that are compared besides the logits, in the paper's numbers of the blocks."""
+
+FIELDS = {"L_o": "distill.block_output", "L_i": "distill.mlp_input"}
+WIDTH: Changes = {"student.layers": None, "student.hidden": 0.75, "student.neurons": 0.6875}
+
+
+def here(theirs: str, blocks: int) -> str:
+    """A pair of the paper's blocks, teacher:student, in a teacher of `blocks` and a student of half as many.
+
+    One of the last four is named by its distance from the end; one further down lies at the same part of the depth.
+    """
+    places = []
+    for block, of, ours in zip(map(int, theirs.split(":")), THEIRS, (blocks, blocks // 2), strict=True):
+        behind = of - 1 - block
+        places.append(str((block + 1) * ours // of - 1) if behind > 3 else f"last-{behind}" if behind else "last")
+    return ":".join(places)
+
+
+def states(row: str, blocks: int) -> Changes:
+    """What a row changes in the objective, for a teacher of `blocks`."""
+    if row == "L_logits":
+        return {"distill.alpha": 0.0}
+    changes: Changes = {"distill.alpha": "dynamic", "distill.embedding": "L_emb" in row}
+    for part in row.split(" + "):
+        name, _, pair = part.rstrip(")").partition("(")
+        if pair:
+            changes[FIELDS[name]] = (here(pair, blocks),)
+    return changes
+
+
+def of_depth(table: Table, profile: Profile, store: Path) -> Table:
+    """The table with the paper's blocks named as those of a deep teacher at the profile, and a list of these names."""
+    from lit_prune.preflight import deep_teacher
+
+    teacher, blocks = deep_teacher(profile, least=12)
+    rows = {row: states(row, blocks) for row in PAPER}
+    rows |= {f"width: {row}": rows[row] | WIDTH for row in ("L_logits", "L_o(29:13) + L_emb")}
+    pairs = dict.fromkeys(row.split("(")[1].split(")")[0] for row in PAPER if "(" in row)
+    mapping = ", ".join(f"{pair} is {here(pair, blocks)}" for pair in pairs)
+    about = f"Rows name blocks as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {blocks}:{blocks // 2} here, {mapping}."
+    return dataclasses.replace(
+        table, base={**table.base, "teacher": teacher}, grid=Grid(tuple(rows.values())),
+        label=lambda point: next(row for row, changes in rows.items() if changes.items() == point.items()),
+        baseline="L_logits", paper={row: {"lm_loss": loss} for row, loss in PAPER.items()}, claims=CLAIMS,
+        caveats=(about, *table.caveats),
+    )  # fmt: skip
+
+
+BEST = "L_o(29:13) + L_emb"
+CLAIMS = (
+    Claim("L_o(29:13)", "L_logits", "Table 17"),
+    Claim(BEST, "L_o(29:13)", "Table 17"),
+    Claim(BEST, "L_o(31:15) + L_emb", "Table 17: the last blocks are specialised"),
+    Claim(BEST, "L_o(30:14) + L_emb", "Table 17: the last blocks are specialised"),
+    Claim(BEST, "L_o(15:15) + L_emb", "Table 17"),
+    Claim("L_logits", "L_o(15:15) + L_emb", "Table 17: the wrong blocks do harm"),
+    Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", within=0.005),
+    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", within=0.01),
+)
+
+TABLE = Table(
+    name="hidden_ablation",
+    question="Which intermediate states help a student of half the depth, and do they help one of less width?",
+    source="Minitron (arXiv 2407.14679v2), Tables 17 and 18",
+    grid=Grid(()),
+    label=str,
+    baseline="",
+    paper={},
+    claims=(),
+    metrics=("lm_loss", "parameters"),
+    references={"teacher": {"distill.steps": 0, "student.layers": None}},
+    base={
+        "student.layers": 0.5, "student.hidden": None, "student.neurons": None, "student.heads": None,
+        "student.block_criterion": "perplexity",
+    },
+    for_profile=of_depth,
+    caveats=(
+        "Every row has L_logits, the others the states they name, with dynamic alpha. The rows of width keep all "
+        "blocks and prune hidden channels and neurons; the paper prints accuracies of them, not losses.",
+    ),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

@@ -1,0 +1,41 @@
+"""Are the teacher's likeliest tokens enough to distil from? Minitron, appendix A.3."""
+
+from lit_prune.cli import main
+from lit_prune.grid import Changes, Claim, Table, axis
+
+ALL = "all tokens"
+
+
+def label(point: Changes) -> str:
+    """How many tokens are compared."""
+    return f"top {k}" if (k := point["distill.top_k"]) else ALL
+
+
+TABLE = Table(
+    name="topk_ablation",
+    question="Is it enough to compare the tokens that the teacher finds likeliest, and does it help?",
+    source="Minitron (arXiv 2407.14679v2), appendix A.3: K up to 100 loses, more neither loses nor gains; no numbers",
+    grid=axis("distill.top_k", None, 1000, 100, 10, 2),
+    label=label,
+    baseline=ALL,
+    paper={},
+    claims=(
+        Claim(ALL, "top 2", "appendix A.3: K <= 100"),
+        Claim(ALL, "top 10", "appendix A.3: K <= 100"),
+        Claim(ALL, "top 100", "appendix A.3: K <= 100"),
+        Claim(ALL, "top 1000", "appendix A.3: larger K", within=0.01),
+    ),
+    references={
+        "teacher": {"distill.steps": 0, "student.hidden": None, "student.neurons": None, "student.heads": None},
+    },
+    caveats=(
+        "K is a number of tokens, as in the paper, whose vocabulary has 256,000. Of the 2,048 of the teacher that "
+        "ships, 1000 are half, and the paper's 100 would be less than one by share: it has no row here, since of one "
+        "token alone both are certain. What counts is the probability that K tokens leave out, which depends on "
+        "the teacher more than on its vocabulary.",
+        "Both distributions are renormalised over the K tokens; the paper does not say whether its are.",
+    ),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(TABLE))

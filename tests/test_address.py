@@ -1,0 +1,184 @@
+"""Addresses: identity by content, pinned for ever, and what does not enter it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from lit_prune import address, config
+from lit_prune.address import STAGES, canonical, identity, key
+from lit_prune.config import Cell, Corpus, Pretraining, Student, Teacher
+from lit_prune.settings import OPTIONAL, fields_of, override
+
+# The addresses of PINNED. They may change only together with a raised SCHEMA, or with a changed default; a
+# field that is added with `later`, a new loss or a moved file must leave them as they are.
+GOLDEN = {
+    "teacher": "2dfc55923374",
+    "tokens": "6e11a1f6c431",
+    "correction": "a0cf62ed0ba5",
+    "importance": "41ded145c5fd",
+    "head_channels": "78ae13d39521",
+    "preactivations": "3fc839e70c7c",
+    "distances": "406fe52e61bf",
+    "removals": "41ef3a43a840",
+    "gradients": "eebadc331836",
+    "student": "612bcbed7b31",
+    "cell": "1c07a3717540",
+}
+PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
+
+CHANGE_IN = {
+    "corpus": {"corpus.heldout": 0.2},
+    "teacher": {"teacher.fingerprint": "2" * 64},
+    "importance": {"importance.samples": 7},
+    "student": {"student.neurons": 0.5},
+    "distill": {"distill.optim.lr": 0.5},
+    "evaluation": {"evaluation.blocks": 7},
+    "seed": {"seed": 7},
+    "source": {"source.student.layers": 5},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_golden_addresses(stage):
+    assert key(PINNED, stage) == GOLDEN[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("section", CHANGE_IN)
+def test_an_address_changes_exactly_with_the_sections_its_stage_reads(stage, section):
+    changed = override(PINNED, CHANGE_IN[section])
+    assert changed != PINNED
+    assert (key(changed, stage) != key(PINNED, stage)) == (section in STAGES[stage])
+
+
+def test_every_section_of_a_cell_is_read_by_the_cell():
+    assert set(STAGES["cell"]) == set(CHANGE_IN) == {f.name for f in dataclasses.fields(Cell)}
+
+
+@pytest.mark.parametrize("path", fields_of(Cell))
+def test_every_field_is_part_of_the_address(path):
+    """But for places, which a fingerprint stands for; so no fingerprint here."""
+    sections = {
+        "teacher": ("pretraining", "correction"),
+        "distill": ("teacher_optim", "lora"),
+        "evaluation": ("second",),
+    }
+    optional = {f"{section}.{name}": OPTIONAL[name] for section, names in sections.items() for name in names}
+    base = override(Cell(), optional)
+    value = base
+    for part in path.split("."):
+        value = getattr(value, part)
+    assert key(override(base, {path: other_than(path, value)})) != key(base)
+
+
+def other_than(path, value):
+    choices = {
+        "student.batch": "var",
+        "student.seq": "l2",
+        "student.kv_groups": 1,
+        "student.layers": 3,
+        "student.parameters": 0.5,
+        "student.drop": [1],
+        "source": {"student.layers": 3},
+        "student.head_residual": "paper",
+        "student.weights": "random",
+        "evaluation.second": {"source": "readmes"},
+        "teacher.correction.precision": "bf16-mixed",
+        "distill.precision": "bf16-mixed",
+        "distill.last": 1,
+        "distill.lora.targets": ["q_proj"],
+        "distill.mlp_input": ["0:0"],
+        "distill.block_output": ["0:0"],
+        "distill.attention": ["0:0"],
+        "distill.projection": "per_pair",
+        "distill.mix": 0.5,
+        "distill.top_k": 100,
+        "distill.tokens": 5,
+        "distill.flops": 5.0,
+        "corpus.max_tokens": 5,
+        "teacher.pretraining.corpus.max_tokens": 5,
+        "evaluation.second.max_tokens": 5,
+    }
+    if path in choices:
+        return choices[path]
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else f"{value} and more"
+
+
+def test_a_fingerprint_replaces_the_place():
+    here, there = (
+        Cell(
+            corpus=Corpus(source=place, fingerprint="0" * 64),
+            teacher=Teacher(model=place, fingerprint="1" * 64),
+            student=Student(model=place, fingerprint="2" * 64),
+        )
+        for place in ("here", "there")
+    )
+    assert all(key(here, stage) == key(there, stage) for stage in STAGES)
+    assert not {"here", "there"} & set(map(str, _leaves(identity(here, "cell"))))
+
+
+def test_the_place_of_a_corpus_a_teacher_is_trained_on_does_not_matter():
+    recipes = (Pretraining(corpus=Corpus(source=place, fingerprint="0" * 64)) for place in ("here", "there"))
+    here, there = (Cell(teacher=Teacher(model=None, pretraining=recipe)) for recipe in recipes)
+    assert key(here, "teacher") == key(there, "teacher")
+
+
+@pytest.mark.parametrize("stage", ["tokens", "cell"])
+def test_another_fingerprint_is_another_address(stage):
+    assert key(override(PINNED, {"corpus.fingerprint": "f" * 64}), stage) != key(PINNED, stage)
+
+
+@pytest.mark.parametrize("path", ["corpus.source", "teacher.model", "student.model"])
+def test_a_fingerprint_does_not_outlive_the_place_it_was_taken_of(path):
+    section, name = path.split(".")
+    pinned = override(override(Cell(), {path: "old"}), {f"{section}.fingerprint": "0" * 64})
+    assert getattr(override(pinned, {path: "old"}), section).fingerprint == "0" * 64
+    moved = getattr(override(pinned, {path: "new"}), section)
+    assert (getattr(moved, name), moved.fingerprint) == ("new", None)
+
+
+def _leaves(plain):
+    if isinstance(plain, dict):
+        return [leaf for value in plain.values() for leaf in _leaves(value)]
+    return [plain]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """A section as it looks after a field was added."""
+
+    old: int = 1
+    new: str | None = config.later(None, noop=None)
+    other: float = config.later(0.5, noop=0.0)
+
+
+def test_a_declared_noop_is_left_out_and_a_default_is_not():
+    assert canonical(Grown()) == {"old": 1, "other": 0.5}
+    assert canonical(Grown(other=0.0)) == {"old": 1}
+    assert canonical(Grown(new="x", other=0.0)) == {"old": 1, "new": "x"}
+
+
+def test_declared_noops_of_the_sections_are_left_out():
+    assert set(canonical(Student())) == {"criterion", "batch", "seq", "hidden", "neurons", "heads"}
+    assert canonical(Student(model="small"))["model"] == "small"
+
+
+def test_a_raised_schema_changes_its_own_stage_and_all_downstream(monkeypatch):
+    monkeypatch.setitem(address.SCHEMA, "importance", 99)
+    changed = {stage for stage in STAGES if key(PINNED, stage) != GOLDEN[stage]}
+    assert changed == {"importance", "student", "cell"}
+
+
+def test_a_stage_added_later_enters_addresses_downstream_once_it_is_raised(monkeypatch):
+    assert "removals" not in identity(PINNED, "student")["schema"]
+    monkeypatch.setitem(address.SCHEMA, "removals", 2)
+    changed = {stage for stage in STAGES if key(PINNED, stage) != GOLDEN[stage]}
+    assert changed == {"removals", "student", "cell"}
+
+
+def test_stages_of_one_cell_have_different_addresses():
+    assert len({key(PINNED, stage) for stage in STAGES}) == len(STAGES)

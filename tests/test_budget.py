@@ -1,0 +1,225 @@
+"""Budgets: tokens or FLOPs instead of steps, the same address as the steps they buy, and what a cell has spent."""
+
+import dataclasses
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from lit_prune.address import key
+from lit_prune.cli import main
+from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.distill.budget import with_steps
+from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.experiments.loss_ablation import TABLE
+from lit_prune.grid import axis, entries
+from lit_prune.models.cost import training_flops
+from lit_prune.models.teacher import SHIPPED, load_model
+from lit_prune.preflight import Pins
+from lit_prune.report import tidy
+from lit_prune.settings import load_profile, override
+from lit_prune.store import Store
+
+STEP = Distill(batch=4, block=16)
+"""64 tokens a step, 640 FLOPs at 10 a token."""
+
+
+def steps(**budget):
+    found = with_steps(dataclasses.replace(STEP, **budget), lambda: 10.0)
+    assert (found.tokens, found.flops) == (None, None)
+    return found.steps
+
+
+def refused(do, *given, **named):
+    with pytest.raises(ConfigError) as caught:
+        do(*given, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(64, 1), (95, 1), (96, 2), (127, 2), (640, 10), (10**15, 15_625 * 10**9)]
+)
+def test_a_budget_of_tokens_is_the_nearest_whole_number_of_steps(tokens, expected):
+    assert steps(tokens=tokens) == expected
+    assert steps(flops=10.0 * tokens) == expected
+
+
+def test_without_a_budget_nothing_changes_and_no_cost_is_asked():
+    assert with_steps(STEP, lambda: 1 / 0) is STEP
+    assert with_steps(dataclasses.replace(STEP, tokens=128), lambda: 1 / 0).steps == 2
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 63}, {"tokens": 0}, {"tokens": -640}, {"flops": 639.0}, {"flops": 0.0}])
+def test_less_than_a_step_is_refused(budget):
+    (name,) = budget
+    assert f"distill.{name}: {budget[name]:.6g} asked for, a step takes 64" in refused(steps, **budget)
+
+
+def test_two_budgets_are_refused(tmp_path):
+    assert "give one of steps, tokens and flops" in refused(steps, tokens=640, flops=640.0)
+    asked = {"distill.steps": 5, "distill.tokens": 640}
+    assert "distill.steps and distill.tokens: give one" in refused(entries, TABLE, Profile(Cell()), settings=asked)
+    profile = tmp_path / "both.yaml"
+    profile.write_text("distill: {tokens: 640, flops: 1e9}\n")
+    assert "distill.tokens and distill.flops: give one" in refused(load_profile, str(profile))
+
+
+def test_what_is_set_later_decides():
+    by_tokens = override(Cell(), {"distill.steps": 7, "distill.tokens": 640})
+    assert by_tokens.distill == Distill(tokens=640)
+    by_flops = override(by_tokens, {"distill.flops": 1e12})
+    assert by_flops.distill == Distill(flops=1e12)
+    assert override(by_flops, {"distill.steps": 0}).distill == Distill(steps=0)
+    assert override(by_flops, {"distill.tokens": None, "distill.batch": 2}).distill == Distill(flops=1e12, batch=2)
+
+
+def test_a_budget_leaves_what_is_not_retrained_as_it_is():
+    found = entries(TABLE, Profile(Cell(), seeds=1), settings={"distill.tokens": 640})
+    of_rows, of_references = ({e.cell.distill.steps for e in found if e.reference is kind} for kind in (False, True))
+    assert of_references == {0}
+    assert 0 not in of_rows
+
+
+def test_a_table_that_sweeps_the_length_takes_no_other():
+    swept = dataclasses.replace(
+        TABLE, grid=axis("distill.flops", 1e12, 2e12), label=lambda point: f"{point['distill.flops']:.0e}",
+        baseline="1e+12", paper={}, claims=(),
+    )  # fmt: skip
+    said = refused(entries, swept, Profile(Cell()), settings={"distill.steps": 5})
+    assert "--set distill.steps: loss_ablation sweeps it" in said
+
+
+# Cells of the teacher that ships
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(texts * 3))
+    return Pins().pin(Cell(corpus=Corpus(source=str(path)), distill=STEP))
+
+
+def student_and_teacher(hidden):
+    teacher = AutoConfig.from_pretrained(SHIPPED / Teacher().model)
+    student = AutoConfig.from_pretrained(SHIPPED / Teacher().model)
+    student.hidden_size, student.intermediate_size, student.num_attention_heads, student.head_dim = hidden, 352, 4, 32
+    return student, teacher
+
+
+@pytest.mark.parametrize(
+    ("objective", "taught"),
+    [({}, True), ({"w_logits": 0.0, "w_clm": 1.0}, False), ({"w_logits": 0.0, "alpha": 1.0, "embedding": True}, True)],
+)
+def test_flops_are_those_of_the_student_and_of_the_teacher_where_the_objective_needs_it(cell, objective, taught):
+    student, teacher = student_and_teacher(144)
+    step = 64 * training_flops(student, 16, teacher if taught else None)
+    asked = override(cell, {f"distill.{name}": value for name, value in objective.items()})
+    found = Pins().pin(override(asked, {"distill.flops": 10.4 * step}))
+    assert found == override(asked, {"distill.steps": 10})
+    assert Pins().pin(override(asked, {"distill.flops": 10.6 * step})).distill.steps == 11
+
+
+@pytest.mark.parametrize("shape", [{}, {"student.weights": "random"}, {"student.widths": "global"}])
+def test_every_way_to_a_shape_has_its_cost(cell, shape):
+    student, teacher = student_and_teacher(144)
+    asked = override(cell, {**shape, "distill.flops": 3 * 64 * training_flops(student, 16, teacher)})
+    assert Pins().pin(asked).distill.steps == 3
+
+
+def test_a_model_of_its_own_is_charged_as_it_is(cell, tiny_llama, tmp_path):
+    tiny_llama.save_pretrained(tmp_path)
+    step = 64 * training_flops(tiny_llama.config, 16, student_and_teacher(144)[1])
+    asked = override(cell, {"student.model": str(tmp_path), "distill.flops": 2 * step})
+    assert Pins().pin(asked).distill.steps == 2
+
+
+def test_a_cell_asked_by_its_budget_has_the_address_of_the_equal_steps(cell):
+    by_steps = key(override(cell, {"distill.steps": 9}))
+    assert key(cell) != by_steps
+    assert key(Pins().pin(override(cell, {"distill.tokens": 9 * 64}))) == by_steps
+    unresolved = override(cell, {"distill.tokens": 9 * 64})
+    assert key(unresolved) != by_steps
+
+
+# The command
+
+
+SMALL = {
+    "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2,
+    "distill.optim.warmup": 1, "evaluation.blocks": 4, "evaluation.block": 32, "evaluation.checks": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked(cell, tmp_path_factory):
+    """Words of a command for one cell of four steps, but for how long it is retrained; and its store."""
+    store = tmp_path_factory.mktemp("store")
+    settings = SMALL | {"corpus.source": cell.corpus.source}
+    words = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
+    words += ["--only", "logit_loss=kld", "--only", "w_clm=0.0", "--seeds", "1", "--wandb", "disabled"]
+    return [*words, "--store", str(store)], store
+
+
+def test_a_dry_run_shows_the_steps(asked, capsys):
+    words, _ = asked
+    for budget, line in (("tokens=260", "seed 0: 4 steps"), ("flops=1e11", "steps")):
+        assert main(TABLE, [*words, "--set", f"distill.{budget}", "--dry-run"]) == 0
+        assert line in capsys.readouterr().out
+    assert main(TABLE, [*words, "--set", "distill.flops=1e3"]) == 2
+    assert "error: distill.flops: 1000 asked for, a step takes" in capsys.readouterr().err
+
+
+def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
+    words, _ = asked
+    assert main(TABLE, [*words, "--set", "distill.steps=4", "--also", "tokens=260", "--dry-run"]) == 2
+    assert "two points of the grid are the same cell" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def result(asked):
+    words, store = asked
+    assert main(TABLE, [*words, "--set", "distill.tokens=260"]) == 0
+    (found,) = [p for p in store.glob("cell/*/result.json") if (p.parent / "model").exists()]
+    return found
+
+
+def test_a_cell_tells_the_tokens_and_flops_it_has_taken(asked, result):
+    told = json.loads(result.read_text())
+    assert told["tokens"] == 4 * 2 * 32
+    student, teacher = (AutoConfig.from_pretrained(p) for p in (result.parent / "model", SHIPPED / Teacher().model))
+    assert told["train_flops"] == 4 * 2 * 32 * training_flops(student, 32, teacher)
+    others = [json.loads(p.read_text()) for p in asked[1].glob("cell/*/result.json") if p != result]
+    assert [(r["tokens"], r["train_flops"]) for r in others] == [(0, 0.0)] * len(TABLE.references)
+
+
+def test_steps_find_what_a_budget_computed(asked, result, capsys):
+    words, store = asked
+    before = {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")}
+    assert main(TABLE, [*words, "--set", "distill.steps=4"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")} == before
+
+
+def test_the_last_check_is_the_final_evaluation_to_the_last_bit(cell, result):
+    (tokens,) = (result.parents[2] / "tokens").iterdir()
+    data = CalibrationData(tokens, samples=4, block=32, seed=0, split="validation")
+    told = json.loads(result.read_text())
+    model = load_model(str(result.parent / "model"))
+    assert (told["lm_loss"], told["num_tokens"]) == language_model_loss(model, data.predict_dataloader())
+
+
+def test_results_from_before_costs_were_kept_are_read_without(tmp_path):
+    table = dataclasses.replace(TABLE, metrics=("lm_loss", "perplexity", "train_flops"), claims=())
+    found, store = entries(table, Profile(Cell(), seeds=1)), Store(tmp_path)
+    for number, entry in enumerate(found):
+        with store.claim(entry.cell, "cell") as node:
+            node.finish({"lm_loss": 1.0, "perplexity": 2.7} | ({"train_flops": 1e12} if number else {}))
+    frame = tidy(table, found, store)
+    assert (frame["state"] == "done").all()
+    assert frame["train_flops"].isna().to_list() == [True] + [False] * (len(found) - 1)
+    swept = dataclasses.replace(found[0], changes={"distill.tokens": 640})
+    assert tidy(table, [swept], store)["distill.tokens"].to_list() == [640]

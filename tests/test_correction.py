@@ -1,0 +1,183 @@
+"""The teacher is fine-tuned on the cell's text: before it is pruned, as a node of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_prune import address
+from lit_prune.address import STAGES, identity, key
+from lit_prune.config import Cell, ConfigError, Corpus, Correction, Optim, Teacher
+from lit_prune.correction import correct
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry
+from lit_prune.models import teacher as teachers
+from lit_prune.preflight import check_models, check_sizes
+from lit_prune.runner import Runner, planned_steps
+from lit_prune.settings import fields_of, override
+
+RECIPE = Correction(steps=6, block=32, batch=4, optim=Optim(lr=3e-3, min_lr=1e-3, warmup=1))
+QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
+
+
+class Stop(Exception):
+    """The interruption."""
+
+
+@pytest.fixture
+def cell(tiny_cell: Cell) -> Cell:
+    """A cell with a corrected teacher."""
+    return override(tiny_cell, {"teacher.correction": RECIPE})
+
+
+@pytest.fixture
+def runner(tiny_runner: Runner) -> Runner:
+    return tiny_runner
+
+
+def without(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, correction=None))
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_correction_changes_the_address_of_all_but_the_teachers_training_and_the_tokens(stage):
+    corrected = override(PINNED, {"teacher.correction.steps": 100})
+    assert corrected.teacher.correction == Correction()
+    assert (key(corrected, stage) != key(PINNED, stage)) == (stage not in ("teacher", "tokens"))
+    longer = override(PINNED, {"teacher.correction.steps": 101})
+    assert (key(corrected, stage) != key(longer, stage)) == (stage not in ("teacher", "tokens"))
+
+
+def test_a_raised_schema_of_the_correction_touches_only_cells_that_have_one(monkeypatch):
+    corrected = override(PINNED, {"teacher.correction.steps": 100})
+    before = {stage: (key(PINNED, stage), key(corrected, stage)) for stage in STAGES}
+    monkeypatch.setitem(address.SCHEMA, "correction", 2)
+    assert {stage for stage in STAGES if key(corrected, stage) == before[stage][1]} == {"teacher", "tokens"}
+    assert {stage for stage in STAGES if key(PINNED, stage) != before[stage][0]} == {"correction"}
+    assert identity(corrected, "cell")["schema"]["correction"] == 2
+
+
+def test_a_setting_of_the_correction_asks_for_one():
+    assert "teacher.correction.optim.lr" in fields_of(Cell)
+    assert override(Cell(), {"teacher.correction.optim.lr": 1e-5}).teacher.correction.optim.lr == 1e-5
+    asked = override(Cell(), {"teacher.correction.steps": 7})
+    assert override(asked, {"teacher.correction": None}) == Cell()
+
+
+@pytest.mark.parametrize(("name", "least"), [("steps", 1), ("batch", 1), ("block", 2)])
+def test_a_size_that_is_too_small_is_refused(name, least):
+    path = f"teacher.correction.{name}"
+    check_sizes(override(Cell(), {path: least}))
+    with pytest.raises(ConfigError, match=f"{path}: {least - 1} asked for, at least {least} is needed"):
+        check_sizes(override(Cell(), {path: least - 1}))
+
+
+# The node
+
+
+def test_the_node_holds_a_better_teacher_in_stock_layout_and_says_by_how_much(cell, runner):
+    folder = Path(runner.teacher(cell))
+    node = runner.store.node(cell, "correction")
+    assert folder == node.folder / "model"
+    result = node.result
+    assert result["tokens"] == 6 * 4 * 32
+    assert result["lm_loss"] < result["lm_loss_before"]
+    assert result["reduction"] == pytest.approx(1 - result["lm_loss"] / result["lm_loss_before"])
+    assert result["lm_loss_tokens"] % 31 == 0
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    assert len(teachers.load_tokenizer(str(folder))) == 256
+    assert not (node.folder / "last.ckpt").exists()
+    assert runner.uncorrected(cell) == runner.teacher(without(cell)) == cell.teacher.model
+    stamp = (node.folder / "result.json").stat().st_mtime_ns
+    assert Path(runner.teacher(cell)) == folder
+    assert (node.folder / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_corrected_by_hand_it_has_the_same_weights(cell, runner):
+    """Four sequences a step in the seeded order, cross-entropy of the next token, clipped, AdamW."""
+    from lit_prune.data.retraining import RetrainingData
+    from lit_prune.distill.optim import learning_rate
+
+    corrected = teachers.load_model(runner.teacher(cell))
+    model = teachers.load_model(cell.teacher.model).train()
+    groups = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
+    decays = zip(groups, (0.1, 0.0), strict=True)
+    adamw = torch.optim.AdamW([{"params": g, "weight_decay": d} for g, d in decays], betas=(0.9, 0.95))
+    data = RetrainingData(runner.tokens(cell), block=32, batch=4, steps=6, seed=0)
+    for step, batch in enumerate(data.train_dataloader()):
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(RECIPE.optim, step, 6)
+        adamw.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+    for ours, theirs in zip(corrected.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(cell, runner, tmp_path):
+    tokens, location = runner.tokens(cell), cell.teacher.model
+
+    def corrected(folder: Path, stop_at: int | None = None) -> Any:
+        def tell(step: int, row: dict[str, float]) -> None:
+            if step == stop_at:
+                raise Stop
+
+        folder.mkdir(exist_ok=True)
+        model = teachers.load_model(location)
+        correct(RECIPE, model, tokens, folder, QUICK, tell)
+        return model
+
+    whole = corrected(tmp_path / "whole")
+    with pytest.raises(Stop):
+        corrected(tmp_path / "cut", stop_at=4)
+    resumed = corrected(tmp_path / "cut").state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.state_dict().items())
+
+
+# In the grid
+
+
+def test_a_corrected_cell_prunes_and_imitates_the_corrected_teacher_on_the_same_tokens(cell, runner):
+    """With the shape of the teacher and no retraining the student is the corrected teacher."""
+    whole = override(cell, {"student.hidden": None, "student.neurons": None, "distill.steps": 0})
+    entries = [Entry("corrected", 0, whole, {}), Entry("not", 0, without(whole), {})]
+    assert planned_steps(runner.store, entries) == RECIPE.steps
+    runner.check(entry.cell for entry in entries)
+    assert runner.run(entries) == 0
+    assert planned_steps(runner.store, entries) == 0
+    corrected, plain = (runner.store.node(entry.cell, "cell").result["lm_loss"] for entry in entries)
+    assert corrected < plain
+    assert [len(list((runner.store.root / stage).iterdir())) for stage in ("tokens", "correction")] == [1, 1]
+
+
+def test_planned_steps_count_a_correction_once_for_all_its_cells(cell, runner):
+    entries = [Entry("row", seed, dataclasses.replace(cell, seed=seed), {}) for seed in range(3)]
+    assert planned_steps(runner.store, entries) == 3 * 4 + RECIPE.steps
+    runner.teacher(cell)
+    assert planned_steps(runner.store, entries) == 3 * 4
+
+
+def test_a_text_without_a_sequence_of_the_corrections_length_is_refused(cell, runner):
+    asked = override(cell, {"teacher.correction.block": 100_000})
+    with pytest.raises(ConfigError, match="validation: 1 sequences of 100000 tokens asked for"):
+        runner.check([asked])
+
+
+def test_a_sequence_longer_than_the_teachers_positions_is_refused(tmp_path):
+    from transformers import GPT2Config
+
+    GPT2Config(n_positions=64, n_embd=32, n_head=4, n_layer=2, vocab_size=256).save_pretrained(tmp_path)
+    plain = {"teacher.model": str(tmp_path), "student.hidden": None, "student.heads": None, "importance.block": 64,
+             "evaluation.block": 64, "distill.block": 64, "teacher.correction.block": 65}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"teacher.correction.block: 65 tokens asked for, the teacher has 64"):
+        check_models(override(Cell(), plain))

@@ -1,0 +1,255 @@
+"""The cells of a table: seeds, settings, references, and what a person may add or leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from toy import LOSSES, table
+
+from lit_prune.address import key
+from lit_prune.config import Cell, ConfigError, Profile
+from lit_prune.grid import Grid, axis, entries, seeds
+from lit_prune.settings import fields_of, override
+
+PROFILE = Profile(Cell(), seeds=2)
+
+
+def refused(table, **request) -> str:
+    with pytest.raises(ConfigError) as caught:
+        entries(table, PROFILE, **request)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(found) -> list[tuple[str, int]]:
+    return [(entry.row, entry.seed) for entry in found]
+
+
+def test_every_row_has_every_seed_and_the_cell_of_its_point():
+    found = entries(table(), PROFILE)
+    assert rows(found) == [(loss, seed) for loss in LOSSES for seed in (0, 1)]
+    for entry in found:
+        assert entry.cell == override(Cell(), {"distill.logit_loss": entry.row, "seed": entry.seed})
+        assert entry.changes == {"distill.logit_loss": entry.row, "seed": entry.seed}
+        assert entry.key == key(entry.cell)
+        assert not entry.reference
+
+
+def test_the_number_of_seeds_can_be_asked_for():
+    assert rows(entries(table(), PROFILE, num_seeds=1)) == [(loss, 0) for loss in LOSSES]
+
+
+@pytest.mark.parametrize("label", [{"kld": "KLD", "mse": "MSE", "cosine": "Cosine"}.__getitem__, lambda loss: next(
+    name for name in LOSSES if name == loss
+)])  # fmt: skip
+def test_a_row_the_table_has_no_name_for_is_the_baseline_and_what_is_changed(label):
+    named = table(label=lambda point: label(point["distill.logit_loss"]), paper={}, claims=(), baseline=label("kld"))
+    found = entries(named, PROFILE, num_seeds=1, also=[("logit_loss", "reverse_kld")])
+    assert found[-1].row == f"{label('kld')}, logit_loss=reverse_kld"
+
+
+def test_rows_that_are_not_retrained_take_the_profiles_draws():
+    zero_shot = table(
+        grid=axis("student.seq", "mean") * axis("distill.steps", 0) + axis("student.seq", "mean"),
+        label=lambda point: "before" if "distill.steps" in point else "after", baseline="before", paper={}, claims=(),
+    )  # fmt: skip
+    profile = Profile(Cell(), seeds=2, draws=3)
+    assert rows(entries(zero_shot, profile)) == [
+        ("before", 0),
+        ("before", 1),
+        ("before", 2),
+        ("after", 0),
+        ("after", 1),
+    ]
+    assert rows(entries(zero_shot, profile, num_seeds=1)) == [("before", 0), ("after", 0)]
+
+
+def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
+    def doubled(table, profile, store):
+        grid = axis("distill.steps", profile.seeds, profile.seeds + 1)
+        return dataclasses.replace(table, grid=grid, label=lambda point: str(point["distill.steps"]), baseline="2")
+
+    open_table = table(grid=Grid(()), baseline="", paper={}, claims=(), for_profile=doubled)
+    assert [entry.row for entry in entries(open_table.at(PROFILE, tmp_path), PROFILE, num_seeds=1)] == ["2", "3"]
+    assert table().at(PROFILE, tmp_path).name == "toy"
+
+
+def test_references_come_last_once_as_the_baseline_with_their_changes():
+    found = entries(table(references={"as it is": {"distill.steps": 0}}), PROFILE)
+    assert rows(found)[-1] == ("as it is", 0)
+    assert [entry.reference for entry in found] == [False] * 6 + [True]
+    assert found[-1].cell == override(Cell(), {"distill.steps": 0, "distill.logit_loss": "kld"})
+
+
+def test_settings_change_every_cell():
+    asked = table(references={"as it is": {"distill.steps": 0}})
+    found = entries(asked, PROFILE, settings={"distill.block": 64})
+    assert {entry.cell.distill.block for entry in found} == {64}
+
+
+def test_a_seed_sets_every_field_that_is_seeded():
+    asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})
+    found = entries(asked, PROFILE)
+    assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
+    assert [(entry.cell.seed, entry.cell.importance.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
+    only_the_draw = entries(table(seeded=("importance.seed",)), PROFILE, num_seeds=3)
+    assert [(e.seed, e.cell.seed, e.cell.importance.seed) for e in only_the_draw[:3]] == [
+        (0, 0, 0),
+        (1, 0, 1),
+        (2, 0, 2),
+    ]
+
+
+def test_references_have_seed_0_also_where_the_profile_has_another():
+    profile = Profile(override(Cell(), {"seed": 7, "importance.seed": 7}), seeds=1)
+    asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})
+    reference = entries(asked, profile)[-1].cell
+    assert (reference.seed, reference.importance.seed) == (0, 0)
+
+
+def test_twins_are_refused_among_what_is_seeded_too():
+    draws = axis("distill.logit_loss", "kld", "mse") * axis("importance.seed", 5, 6)
+    twins = table(grid=draws, seeded=("seed", "importance.seed"))
+    assert refused(twins) == "two points of the grid are the same cell: 'kld' and 'kld', seed 0"
+    assert refused(table(seeded=("seed", "importance.seed")), also={"importance.seed": 3}).startswith("two points")
+
+
+def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings():
+    asked = table(
+        grid=axis("distill.logit_loss", "kld", "mse") + Grid(({"distill.logit_loss": "cosine", "distill.block": 32},)),
+        base={"distill.block": 64, "evaluation.checks": 8}, references={"as it is": {"distill.steps": 0}},
+    )  # fmt: skip
+    profile = Profile(override(Cell(), {"distill.block": 128, "distill.batch": 3}), seeds=1)
+    found = entries(asked, profile)
+    assert [entry.cell.distill.block for entry in found] == [64, 64, 32, 64]
+    assert {(entry.cell.evaluation.checks, entry.cell.distill.batch) for entry in found} == {(8, 3)}
+    assert "evaluation.checks" not in found[0].changes
+    set_away = entries(asked, profile, settings={"evaluation.checks": 2})
+    assert {entry.cell.evaluation.checks for entry in set_away} == {2}
+    assert asked.base == {"distill.block": 64, "evaluation.checks": 8}
+
+
+def test_a_table_that_changes_an_unknown_field_is_refused():
+    assert "perhaps you meant 'evaluation.checks'" in refused(table(base={"evaluation.cheks": 8}))
+
+
+@pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "importance.seed"])
+def test_a_setting_on_a_swept_field_is_refused(path):
+    message = refused(table(seeded=("seed", "importance.seed")), settings={path: 0})
+    assert message.startswith(f"--set {path}: toy sweeps it")
+    assert "--only" in message
+    assert "--also" in message
+
+
+def test_a_setting_of_an_unknown_field_is_refused():
+    assert "perhaps you meant 'distill.steps'" in refused(table(), settings={"distill.stpes": 3})
+
+
+@pytest.mark.parametrize(
+    "twins",
+    [
+        table(grid=axis("distill.logit_loss", "kld", "mse", "kld")),
+        table(grid=axis("distill.logit_loss", "kld", "mse") * seeds(2)),
+        table(references={"the same": {}}),
+    ],
+    ids=["value", "seed", "reference"],
+)
+def test_two_points_with_the_same_cell_are_refused(twins):
+    assert refused(twins).startswith("two points of the grid are the same cell: 'kld' and ")
+
+
+def test_a_value_that_is_the_same_after_conversion_is_a_twin():
+    whole = table(
+        grid=axis("distill.w_clm", 1, 1.0) * axis("distill.logit_loss", "kld", "mse"),
+        label=lambda point: f"{point['distill.logit_loss']} {point['distill.w_clm']!r}",
+        baseline="kld 1",
+        paper={},
+        claims=(),
+    )
+    assert "'kld 1' and 'kld 1.0', seed 0" in refused(whole)
+
+
+# --also and --only
+
+
+def test_also_adds_a_row_that_is_the_baseline_with_one_change():
+    found = entries(table(), PROFILE, also={"logit_loss": "mse_logits"})
+    assert rows(found)[6:] == [("mse_logits", 0), ("mse_logits", 1)]
+    assert found[6].cell == override(Cell(), {"distill.logit_loss": "mse_logits"})
+
+
+def test_also_on_a_field_the_label_does_not_tell_apart_is_a_row_of_its_own():
+    found = entries(table(), PROFILE, also={"temperature": 2.0, "distill.steps": 7})
+    added = ("kld, temperature=2.0", "kld, distill.steps=7")
+    assert rows(found)[6:] == [(row, seed) for row in added for seed in (0, 1)]
+    assert found[6].cell == override(Cell(), {"distill.temperature": 2.0})
+    assert [entry.cell.distill.temperature for entry in found if entry.row == "kld"] == [1.0, 1.0]
+
+
+def test_also_may_give_one_field_several_values():
+    found = entries(table(), PROFILE, num_seeds=1, also=[("temperature", 2.0), ("temperature", 3.0)])
+    assert rows(found)[3:] == [("kld, temperature=2.0", 0), ("kld, temperature=3.0", 0)]
+    assert [entry.cell.distill.temperature for entry in found[3:]] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("logit_loss", "mse"), ("distill.logit_loss", "kld"), ("w_clm", 0), ("seed", 1)]
+)
+def test_also_what_is_there_already_is_refused(name, value):
+    assert refused(table(), also={name: value}).startswith("two points of the grid are the same cell")
+
+
+@pytest.mark.parametrize("name", ["logit_loss", "distill.logit_loss"])
+def test_only_keeps_the_points_with_that_value(name):
+    assert rows(entries(table(), PROFILE, only={name: "mse"})) == [("mse", 0), ("mse", 1)]
+
+
+def test_only_with_several_values_keeps_any_of_them_and_with_several_fields_all_of_them():
+    only = [("logit_loss", "kld"), ("logit_loss", "mse"), ("seed", 1)]
+    assert rows(entries(table(), PROFILE, only=only)) == [("kld", 1), ("mse", 1)]
+
+
+def test_only_applies_to_added_rows_too():
+    found = entries(table(), PROFILE, also={"logit_loss": "mse_logits"}, only={"logit_loss": "mse_logits"})
+    assert rows(found) == [("mse_logits", 0), ("mse_logits", 1)]
+
+
+@pytest.mark.parametrize(
+    ("only", "part"),
+    [
+        ({"logit_loss": "kdl"}, "distill.logit_loss=kdl"),
+        ({"seed": 2}, "seed=2"),
+        ({"temperature": 1.0}, "distill.temperature=1.0"),
+        ({"student.model": None}, "student.model=None"),
+        ({"logit_loss": "kld", "w_clm": 1.0}, "distill.logit_loss=kld, distill.w_clm=1.0"),
+    ],
+)
+def test_only_what_no_row_has_is_refused(only, part):
+    assert refused(table(), only=only) == f"--only: no row of toy has {part}"
+
+
+@pytest.mark.parametrize("request_", ["also", "only"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("temprature", "'distill.temperature'; "), ("logit_los", "'distill.logit_loss'; "), ("", "there are: ")],
+)
+def test_an_unknown_short_name_is_refused(request_, name, hint):
+    message = refused(table(), **{request_: {name: 1}})
+    assert message.startswith(f"unknown field {name!r}")
+    assert hint in message
+
+
+def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
+    message = refused(table(), also={"samples": 3, "block": 3})
+    ours = sorted(path for path in fields_of(Cell) if path.endswith(".block"))
+    assert len(ours) > 1
+    assert message.endswith("there are: " + ", ".join(ours))
+
+
+def test_a_swept_field_wins_over_others_of_its_short_name():
+    swept = table(
+        grid=axis("distill.steps", 1, 2), label=lambda point: str(point["distill.steps"]),
+        baseline="1", paper={}, claims=(),
+    )  # fmt: skip
+    assert rows(entries(swept, PROFILE, only={"steps": 2})) == [("2", 0), ("2", 1)]

@@ -1,0 +1,253 @@
+"""The objective against one computed by hand: its terms, their weights, the tokens that are scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from distilled import (
+    ALL_STATES,
+    IGNORED_PLACES,
+    SCORED,
+    VOCAB,
+    batch,
+    by_token,
+    gradients,
+    llama,
+    same,
+    states_by_hand,
+    student_of,
+)
+from torch import nn
+
+from lit_prune.config import ConfigError, Distill
+from lit_prune.data.tokens import IGNORED
+from lit_prune.distill.module import Distiller
+from lit_prune.losses.hidden import hidden_losses
+from lit_prune.losses.logit import logit_losses
+
+
+@pytest.mark.parametrize("hidden", [24, 32])
+@pytest.mark.parametrize("hidden_loss", list(hidden_losses))
+@pytest.mark.parametrize(
+    ("states", "pairs"),
+    [
+        ({"embedding": True}, [(("output", 0), ("output", 0))]),
+        ({"mlp_input": ("1:0",)}, [(("mlp", 1), ("mlp", 0))]),
+        ({"mlp_input": ("last:last",)}, [(("mlp", 3), ("mlp", 2))]),
+        ({"block_output": ("0:1",)}, [(("output", 1), ("output", 2))]),
+        ({"block_output": ("3:2",)}, [(("output", 4), ("output", 3))]),
+        ({"block_output": ("last:last-1",)}, [(("output", 4), ("output", 2))]),
+        (
+            {"block_output": ("last-2:last-2", "2:0")},
+            [(("output", 2), ("output", 1)), (("output", 3), ("output", 1))],
+        ),
+        (
+            ALL_STATES,
+            [
+                (("output", 0), ("output", 0)),
+                (("mlp", 2), ("mlp", 1)),
+                (("output", 1), ("output", 1)),
+                (("output", 4), ("output", 3)),
+            ],
+        ),
+    ],
+)
+def test_the_intermediate_loss_is_a_sum_over_pairs_of_means_over_tokens(hidden, hidden_loss, states, pairs):
+    """Each pair is (teacher's state, student's state); the teacher has 4 blocks, the student 3."""
+    teacher, student = llama(), student_of(hidden)
+    module = Distiller(student, teacher, Distill(alpha=1.0, hidden_loss=hidden_loss, **states))
+    ids, labels = batch(*IGNORED_PLACES)
+    theirs, ours = states_by_hand(teacher, ids), states_by_hand(student, ids)
+    expected = sum(
+        by_token(hidden_losses[hidden_loss], module.projection(ours[student_state]), theirs[teacher_state])
+        for teacher_state, student_state in pairs
+    )
+    assert same(module.objective(ids, labels)["hidden"], expected)
+
+
+@pytest.mark.parametrize("name", list(logit_losses))
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("tau_squared", [False, True])
+def test_the_logit_loss_is_the_mean_over_tokens_at_the_temperature(name, temperature, tau_squared):
+    teacher, student = llama(), student_of()
+    distill = Distill(logit_loss=name, temperature=temperature, tau_squared=tau_squared)
+    ids, labels = batch(*IGNORED_PLACES)
+    ours, theirs = (model(input_ids=ids).logits.detach() / temperature for model in (student, teacher))
+    expected = by_token(logit_losses[name], ours, theirs) * (temperature**2 if tau_squared else 1)
+    terms = Distiller(student, teacher, distill).objective(ids, labels)
+    assert same(terms["logits"], expected)
+    assert torch.equal(terms["loss"], terms["logits"])
+
+
+def test_the_cross_entropy_is_that_of_the_next_token_where_it_is_scored():
+    student = student_of()
+    ids, labels = batch(*IGNORED_PLACES)
+    log_p = student(input_ids=ids).logits.double().log_softmax(-1)
+    expected = -sum(log_p[b, t, ids[b, t + 1]].item() for b, t in SCORED) / len(SCORED)
+    terms = Distiller(student, None, Distill(w_clm=1.0, w_logits=0.0)).objective(ids, labels)
+    assert same(terms["clm"], expected)
+    assert set(terms) == {"clm", "loss"}
+
+
+@pytest.mark.parametrize("name", ["clm", "logits", "hidden"])
+def test_what_is_not_scored_does_not_matter_to_any_term(name):
+    """The last id has no successor and the labels in between are ignored: other ids there change no term."""
+    module = Distiller(student_of(), llama(), Distill(w_clm=1.0, alpha=1.0, **ALL_STATES))
+    ids, labels = batch((0, 9), (1, 9))
+    labels[0, 5:] = IGNORED
+    other_ids = ids.clone()
+    other_ids[:, 9] = (ids[:, 9] + 1) % VOCAB
+    other_ids[0, 5:] = (ids[0, 5:] + 1) % VOCAB
+    assert torch.equal(module.objective(ids, labels)[name], module.objective(other_ids, labels)[name])
+    assert not torch.equal(module.objective(ids, labels)[name], module.objective(ids, ids)[name])
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"w_clm": 1.0},
+        {"w_clm": 0.3, "w_logits": 0.7},
+        {"w_clm": 0.3, "alpha": 0.2, **ALL_STATES},
+        {"w_logits": 0.0, "alpha": 0.2, **ALL_STATES},
+        {"w_logits": 0.0, "w_clm": 1.0},
+    ],
+)
+def test_the_loss_is_the_weighted_sum_of_the_terms(weights):
+    distill = Distill(**weights)
+    terms = Distiller(student_of(), llama(), distill).objective(*batch())
+    weight = {"clm": distill.w_clm, "logits": distill.w_logits, "hidden": distill.alpha}
+    expected = sum(weight[name] * value.item() for name, value in terms.items() if name != "loss")
+    assert same(terms["loss"], expected)
+    assert set(terms) >= {"loss"} | {name for name in weight if weight[name]}
+
+
+@pytest.mark.parametrize("hidden", [24, 32])
+def test_dynamic_alpha_makes_the_terms_equal_and_is_a_constant_to_the_gradient(hidden):
+    module = Distiller(student_of(hidden), llama(), Distill(alpha="dynamic", **ALL_STATES))
+    terms = module.objective(*batch())
+    assert same(terms["loss"], 2 * terms["logits"].item())
+    alpha = terms["logits"].item() / terms["hidden"].item()
+    found = gradients(module, terms["loss"])
+    module.distill = Distill(alpha=alpha)
+    expected = gradients(module, module.objective(*batch())["loss"])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    module.distill = Distill()
+    only_logits = gradients(module, module.objective(*batch())["loss"])
+    assert any(not torch.allclose(a, b) for a, b in zip(expected, only_logits, strict=True))
+
+
+def test_a_batch_without_a_scored_token_costs_nothing():
+    """A micro-batch may be one block that holds a single token and filling."""
+    module = Distiller(student_of(), llama(), Distill(w_clm=1.0, alpha="dynamic", **ALL_STATES))
+    ids, labels = batch()
+    terms = module.objective(ids, torch.full_like(labels, IGNORED))
+    assert {name: value.item() for name, value in terms.items()} == dict.fromkeys(terms, 0.0)
+    assert not any(g.any() for g in gradients(module, terms["loss"]))
+
+
+# Teacher and projection
+
+
+@pytest.mark.parametrize(
+    ("hidden", "distill", "projected"),
+    [
+        (24, Distill(alpha=1.0, **ALL_STATES), True),
+        (32, Distill(alpha=1.0, **ALL_STATES), False),
+        (24, Distill(**ALL_STATES), False),
+        (24, Distill(w_clm=1.0), False),
+    ],
+    ids=["narrower", "same width", "alpha 0", "no pairs"],
+)
+def test_there_is_a_projection_only_where_states_of_other_width_are_compared(hidden, distill, projected):
+    student = student_of(hidden)
+    names = set(student.state_dict())
+    module = Distiller(student, llama(), distill)
+    assert isinstance(module.projection, nn.Linear if projected else nn.Identity)
+    extra = {"projection.weight", "projection.bias"} if projected else set()
+    assert set(module.state_dict()) == {f"student.{name}" for name in names} | extra
+    assert set(student.state_dict()) == names
+    if projected:
+        assert module.projection.weight.shape == (32, hidden)
+
+
+def test_the_projection_is_trained_with_the_student():
+    module = Distiller(student_of(), llama(), Distill(alpha=1.0, **ALL_STATES))
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert trained == {id(p) for p in module.parameters()}
+    assert {id(p) for p in module.projection.parameters()} < trained
+    loss = module.objective(*batch())["loss"]
+    assert all(g.any() for g in torch.autograd.grad(loss, list(module.projection.parameters())))
+
+
+def test_the_teacher_is_frozen_and_hidden():
+    teacher = llama().train()
+    module = Distiller(student_of(), teacher, Distill(alpha="dynamic", **ALL_STATES)).train()
+    module.objective(*batch())["loss"].backward()
+    assert not teacher.training
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert not {id(p) for p in teacher.parameters()} & {id(p) for p in module.parameters()}
+    assert teacher not in list(module.modules())
+    assert all(p.grad is not None for p in module.student.parameters())
+
+
+def test_no_hook_stays_on_a_model():
+    """One teacher serves many runs, and the student is evaluated and kept."""
+    teacher, student = llama(), student_of()
+    Distiller(student, teacher, Distill(alpha=1.0, **ALL_STATES)).objective(*batch())
+    assert not any(part._forward_hooks for model in (teacher, student) for part in model.modules())
+
+
+@pytest.mark.parametrize("teacher_given", [True, False])
+def test_a_teacher_that_is_not_needed_is_not_run(teacher_given):
+    def never(*_: Any) -> None:
+        raise AssertionError("the teacher was run")
+
+    teacher = llama()
+    teacher.register_forward_pre_hook(never)
+    module = Distiller(student_of(), teacher if teacher_given else None, Distill(w_clm=1.0, w_logits=0.0))
+    assert module.objective(*batch())["loss"].isfinite()
+
+
+# Requests that cannot be met
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        (Distill(w_logits=0.0), "distill: w_clm, w_logits and alpha are all 0"),
+        (Distill(w_logits=0.0, **ALL_STATES), "distill: w_clm, w_logits and alpha are all 0"),
+        (Distill(alpha=1.0), "distill.alpha: "),
+        (Distill(alpha="dynamic"), "distill.alpha: "),
+        (Distill(alpha=1.0, mlp_input=("1",)), "distill.mlp_input: '1' is not teacher:student"),
+        (Distill(alpha=1.0, mlp_input=("4:0",)), "distill.mlp_input: teacher block '4' is not one of 0 to 3"),
+        (Distill(alpha=1.0, mlp_input=("0:3",)), "distill.mlp_input: student block '3' is not one of 0 to 2"),
+        (Distill(alpha=1.0, block_output=("0:0", "-1:0")), "distill.block_output: teacher block '-1'"),
+        (Distill(alpha=1.0, block_output=("last-4:0",)), "distill.block_output: teacher block 'last-4'"),
+        (Distill(alpha=1.0, block_output=("last:last-3",)), "distill.block_output: student block 'last-3'"),
+        (Distill(alpha=1.0, block_output=("first:0",)), "distill.block_output: teacher block 'first'"),
+        (Distill(alpha=1.0, block_output=("0:1:2",)), "distill.block_output: student block '1:2'"),
+        (Distill(alpha=1.0, block_output=(":",)), "distill.block_output: teacher block ''"),
+        (Distill(logit_loss="kdl"), "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
+        (Distill(hidden_loss="cosin"), "unknown hidden loss 'cosin'; perhaps you meant 'cosine'"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, message):
+    with pytest.raises(ConfigError) as caught:
+        Distiller(student_of(), llama(), distill)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_vocabulary_is_refused():
+    with pytest.raises(ConfigError, match=r"student\.model: .* 40 entries, the teacher's 48"):
+        Distiller(student_of(vocab=40), llama(), Distill())
+
+
+@pytest.mark.parametrize("distill", [Distill(), Distill(w_logits=0.0, alpha=1.0, embedding=True)])
+def test_a_term_that_needs_a_teacher_is_refused_without_one(distill):
+    with pytest.raises(ConfigError, match="need a teacher"):
+        Distiller(student_of(), None, distill)

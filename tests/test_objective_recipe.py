@@ -1,0 +1,206 @@
+"""What a recipe adds to the plain objective: top-k, balanced cross-entropy, a projection a pair, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from distilled import (
+    ALL_STATES,
+    IGNORED_PLACES,
+    SCORED,
+    VOCAB,
+    batch,
+    by_token,
+    gradients,
+    llama,
+    same,
+    states_by_hand,
+    student_of,
+)
+from torch import nn
+
+from lit_prune.config import Cell, ConfigError, Distill
+from lit_prune.distill.module import Distiller
+from lit_prune.evaluate.validation import validation_losses
+from lit_prune.losses.hidden import hidden_losses
+from lit_prune.losses.logit import logit_loss_of, logit_losses
+from lit_prune.losses.weighting import check_weights, weigh_clm
+from lit_prune.preflight import check_models, check_names
+from lit_prune.settings import override
+
+# Logits
+
+
+@pytest.mark.parametrize("name", ["kld", "jsd", "mse_logits"])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("top_k", [2, 7, VOCAB])
+def test_the_logit_loss_over_the_likeliest_tokens_is_that_of_the_two_renormalised(name, temperature, top_k):
+    teacher, student = llama(), student_of()
+    ids, labels = batch(*IGNORED_PLACES)
+    ours, theirs = (model(input_ids=ids).logits.detach().double() for model in (student, teacher))
+    losses = []
+    for place in SCORED:
+        order = theirs[place].sort(descending=True).indices[:top_k]
+        both = (logits[place][order][None] / temperature for logits in (ours, theirs))
+        losses.append(logit_losses[name](*both).item())
+    distill = Distill(logit_loss=name, temperature=temperature, top_k=top_k)
+    terms = Distiller(student, teacher, distill).objective(ids, labels)
+    assert same(terms["logits"], sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("mix", [None, 0.3])
+def test_the_mix_reaches_the_loss(mix):
+    teacher, student = llama(), student_of()
+    ids, labels = batch(*IGNORED_PLACES)
+    ours, theirs = (model(input_ids=ids).logits.detach() for model in (student, teacher))
+    expected = by_token(logit_loss_of("jsd", 0.5 if mix is None else mix), ours, theirs)
+    terms = Distiller(student, teacher, Distill(logit_loss="jsd", mix=mix)).objective(ids, labels)
+    assert same(terms["logits"], expected)
+
+
+def test_validation_takes_temperature_and_mix_and_the_whole_vocabulary():
+    teacher, student = llama(), student_of()
+    ids, labels = batch(*IGNORED_PLACES)
+    distill = Distill(logit_loss="skew_kld", mix=0.4, temperature=2.0)
+    ours, theirs = (model(input_ids=ids).logits.detach() / 2.0 for model in (student, teacher))
+    expected = by_token(logit_loss_of("skew_kld", 0.4), ours, theirs)
+    for top_k in (None, 2):
+        recipe = dataclasses.replace(distill, top_k=top_k)
+        found = validation_losses(student, teacher, recipe, [{"input_ids": ids, "labels": labels}])
+        assert found["kd_loss"] == pytest.approx(expected, rel=2e-5)
+
+
+# Balanced cross-entropy
+
+
+@pytest.mark.parametrize(
+    "weights", [{}, {"w_logits": 0.3}, {"alpha": 0.2, **ALL_STATES}, {"w_logits": 0.0, "alpha": 0.2, **ALL_STATES}]
+)
+def test_balanced_cross_entropy_weighs_as_much_as_all_other_terms_and_its_weight_has_no_gradient(weights):
+    module = Distiller(student_of(), llama(), Distill(w_clm="balanced", **weights))
+    terms = module.objective(*batch())
+    distillation = module.distill.w_logits * terms["logits"]
+    if "hidden" in terms:
+        distillation = distillation + module.distill.alpha * terms["hidden"]
+    assert same(terms["loss"], 2 * distillation.item())
+    ratio = distillation.item() / terms["clm"].item()
+    found = gradients(module, terms["loss"])
+    module.distill = Distill(**weights)
+    imitation = gradients(module, module.objective(*batch())["loss"])
+    module.distill = Distill(w_clm=ratio, w_logits=0.0)
+    cross_entropy = gradients(module, module.objective(*batch())["loss"])
+    for ours, *theirs in zip(found, imitation, cross_entropy, strict=True):
+        torch.testing.assert_close(ours, sum(theirs))
+
+
+def test_the_balanced_weight_is_the_ratio_and_finite_where_the_text_is_known_by_heart():
+    distillation = torch.tensor(3.0, requires_grad=True)
+    weight = weigh_clm("balanced", distillation, torch.tensor(6.0))
+    assert weight.item() == 0.5
+    assert not weight.requires_grad
+    assert weigh_clm("balanced", distillation, torch.tensor(0.0)).isfinite()
+    assert weigh_clm(0.25, distillation, torch.tensor(6.0)) == 0.25
+
+
+# Projections
+
+
+@pytest.mark.parametrize("hidden_loss", list(hidden_losses))
+def test_each_pair_has_a_projection_of_its_own(hidden_loss):
+    teacher, student = llama(), student_of()
+    distill = Distill(alpha=1.0, hidden_loss=hidden_loss, projection="per_pair", attention=("0:0",), **ALL_STATES)
+    module = Distiller(student, teacher, distill)
+    assert [m.weight.shape for m in module.projection] == [(32, 24)] * 4
+    assert len({m.weight.sum().item() for m in module.projection}) == 4
+    ids, labels = batch(*IGNORED_PLACES)
+    alone = dataclasses.replace(distill, embedding=False, mlp_input=(), block_output=())
+    relations = Distiller(student, teacher, alone).objective(ids, labels)["hidden"].item()
+    theirs, ours = states_by_hand(teacher, ids), states_by_hand(student, ids)
+    pairs = [(("output", 0),) * 2, (("mlp", 2), ("mlp", 1)), (("output", 1),) * 2, (("output", 4), ("output", 3))]
+    expected = sum(
+        by_token(hidden_losses[hidden_loss], project(ours[student_state]), theirs[teacher_state])
+        for project, (teacher_state, student_state) in zip(module.projection, pairs, strict=True)
+    )
+    assert same(module.objective(ids, labels)["hidden"], expected + relations)
+
+
+def test_the_projections_of_pairs_are_trained_and_are_no_part_of_the_student():
+    student = student_of()
+    names = set(student.state_dict())
+    module = Distiller(student, llama(), Distill(alpha=1.0, projection="per_pair", **ALL_STATES))
+    loss = module.objective(*batch())["loss"]
+    assert all(g.any() for g in torch.autograd.grad(loss, list(module.projection.parameters())))
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert {id(p) for p in module.projection.parameters()} < trained
+    assert set(student.state_dict()) == names
+
+
+def test_equal_widths_have_no_projection_either_way():
+    for projection in ("shared", "per_pair"):
+        module = Distiller(student_of(32), llama(), Distill(alpha=1.0, projection=projection, **ALL_STATES))
+        assert isinstance(module.projection, nn.Identity)
+
+
+# Requests that cannot be met
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        (Distill(w_logits=0.0), "distill: w_clm, w_logits and alpha are all 0"),
+        (Distill(w_logits=0.0, alpha="dynamic"), "distill.alpha: dynamic is measured by the logit loss"),
+        (Distill(w_logits=0.0, w_clm="balanced"), "distill.w_clm: balanced is measured by w_logits and alpha"),
+    ],
+)
+def test_weights_that_are_measured_by_nothing_are_refused(distill, message):
+    for refused in (lambda: check_weights(distill), lambda: Distiller(student_of(), llama(), distill)):
+        with pytest.raises(ConfigError) as caught:
+            refused()
+        assert str(caught.value).startswith(message)
+
+
+def check(cell: Cell) -> None:
+    check_names(cell)
+    check_models(cell)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 1.0}, "distill.alpha: name what to compare in distill.embedding, mlp_input, block_output or att"),
+        ({"attention": ["0:0"]}, "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would"),
+        ({"alpha": 1.0, "attention": ["6:0"]}, "distill.attention: teacher block '6' is not one of 0 to 5"),
+        ({"alpha": 1.0, "attention": ["0:last-6"]}, "distill.attention: student block 'last-6' is not one of 0 to 5"),
+        ({"alpha": 1.0, "attention": ["3"]}, "distill.attention: '3' is not teacher:student"),
+        ({"alpha": 1.0, "attention": ["0:0"], "relation_heads": 7}, "distill.relation_heads: 7 is no divisor of 32"),
+        ({"alpha": 1.0, "attention": ["0:0"], "relation_heads": 0}, "distill.relation_heads: 0 is no divisor of 32"),
+        ({"alpha": "dynamic", "w_logits": 0.0, "embedding": True}, "distill.alpha: dynamic is measured by"),
+        ({"w_clm": "balanced", "w_logits": 0.0}, "distill.w_clm: balanced is measured by"),
+        ({"top_k": 1}, "distill.top_k: 1 asked for; it is 2 to 2048"),
+        ({"top_k": 2049}, "distill.top_k: 2049 asked for; it is 2 to 2048"),
+        ({"mix": 0.5}, "distill.mix: kld takes none"),
+        ({"mix": 1.5, "logit_loss": "jsd"}, "distill.mix: 1.5 asked for"),
+    ],
+)
+def test_preflight_refuses_in_one_line(settings, message):
+    cell = override(Cell(), {f"distill.{name}": value for name, value in settings.items()})
+    with pytest.raises(ConfigError) as caught:
+        check(cell)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": "dynamic", "attention": ["last-2:last-2", "0:0"], "relation_heads": 32, "projection": "per_pair"},
+        {"top_k": 2048, "w_clm": "balanced"},
+        {"top_k": 2, "logit_loss": "jsd", "mix": 0.9},
+    ],
+)
+def test_preflight_lets_through_what_can_be_computed(settings):
+    cell = override(Cell(), {f"distill.{name}": value for name, value in settings.items()})
+    check(cell)

@@ -1,0 +1,89 @@
+"""Profiles: a cell with its changes, the numbers of seeds, and the space a search looks through."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_prune.config import Cell, ConfigError, Profile, Space
+from lit_prune.settings import build, load_profile, override, profiles_folder
+
+
+def written(folder, text):
+    path = folder / "profile.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_profile_is_the_default_cell_with_its_changes(tmp_path):
+    text = "seeds: 5\ndistill:\n  mlp_input: [29:13]\n  optim: {lr: 1e-4}\nstudent: {hidden: null}\n"
+    changes = {"distill.mlp_input": ["29:13"], "distill.optim.lr": 1e-4, "student.hidden": None}
+    assert load_profile(written(tmp_path, text)) == Profile(override(Cell(), changes), 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("distill: {stpes: 3}", "perhaps you meant 'distill.steps'"),
+        ("distil: {steps: 3}", "perhaps you meant 'distill.steps'"),
+        ("distill: {steps: many}", "distill.steps: should be a valid integer, not 'many'"),
+        ("seeds: many", "seeds: should be a valid integer, not 'many'"),
+        ("distill:", "distill: should be an object, not None"),
+        ("", "a mapping of sections"),
+        ("- 1", "a mapping of sections"),
+        ("1: {2: 3}", "unknown field '1.2'"),
+        ("distill: {", "cannot be read as YAML"),
+    ],
+)
+def test_a_bad_profile_is_refused_in_one_line(tmp_path, text, part):
+    with pytest.raises(ConfigError) as caught:
+        load_profile(written(tmp_path, text))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(profiles_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_profiles_load_by_name(path):
+    assert load_profile(path.stem).seeds >= 1
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(ConfigError, match="unknown profile 'no-such-profile'"):
+        load_profile("no-such-profile")
+
+
+# The space of a search
+
+
+def test_a_profile_may_hold_a_space():
+    plain = {
+        "cell": {},
+        "search": {"layers": [6, 0.5, None], "expansion": [2.5, 3], "hidden": [1.0], "least": 0.4, "most": 9_000},
+    }
+    space = Space(layers=(6, 0.5, None), expansion=(2.5, 3.0), hidden=(1.0,), least=0.4, most=9_000)
+    assert build(Profile, plain) == Profile(Cell(), search=space)
+    assert Profile(Cell()).search is None
+
+
+def test_a_profiles_space_is_read_beside_its_cell(tmp_path):
+    text = "seeds: 2\nsearch: {layers: [6, 0.5], heads: [4], most: 1_000}\nstudent: {hidden: null}\n"
+    space = Space(layers=(6, 0.5), heads=(4,), most=1000)
+    expected = Profile(override(Cell(), {"student.hidden": None}), seeds=2, search=space)
+    assert load_profile(written(tmp_path, text)) == expected
+    assert load_profile(written(tmp_path, "seeds: 2")).search is None
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("search: {layer: [6]}", "unknown field 'search.layer'; perhaps you meant 'search.layers'"),
+        ("search: {layers: [six]}", "search.layers.0: should be a valid integer or a valid number, not 'six'"),
+        ("search: {layers: [auto]}", "search.layers.0: should be a valid integer or a valid number, not 'auto'"),
+        ("search: {layers: 6}", "search.layers: should be a valid"),
+        ("search: {most: many}", "search.most: should be a valid integer or a valid number, not 'many'"),
+    ],
+)
+def test_a_wrong_space_is_refused_in_one_line(tmp_path, text, part):
+    with pytest.raises(ConfigError) as caught:
+        load_profile(written(tmp_path, text))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,210 @@
+"""What of a student is trained: its last blocks, or adapters that are merged into it; the rest stays bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from families import CASES, logits, model_of
+from transformers import AutoModelForCausalLM
+
+from lit_prune.config import Cell, ConfigError, Distill, Lora, Optim
+from lit_prune.distill.train import train
+from lit_prune.distill.trained import check_trained, targets_of, trained_part
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry
+from lit_prune.models.anatomy import anatomy_of, blocks_of
+from lit_prune.preflight import check_models
+from lit_prune.settings import override
+
+QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+LORA = Lora(rank=4, alpha=8.0, dropout=0.1)
+NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+PARTS = [pytest.param({"last": 1}, id="last"), pytest.param({"lora": LORA}, id="lora", marks=NEEDS_PEFT)]
+
+
+class Stop(Exception):
+    """The interruption."""
+
+
+@pytest.fixture
+def tokens(tiny_cell: Cell, tiny_runner: Any) -> Path:
+    return tiny_runner.tokens(tiny_cell)
+
+
+def recipe(**part: Any) -> Distill:
+    return Distill(block=32, batch=4, steps=8, optim=Optim(lr=3e-3, warmup=2), **part)
+
+
+def noisy(model: Any) -> Any:
+    """A copy with other weights: a student of the model's shape."""
+    copied, draw = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    for parameter in copied.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return copied
+
+
+def trained(teacher: Any, tokens: Path, folder: Path, stop_at: int | None = None, **part: Any) -> Any:
+    """A noisy copy of the teacher after 8 steps towards it, or interrupted before step `stop_at` is saved."""
+
+    def tell(step: int, row: dict[str, float]) -> None:
+        if step == stop_at:
+            raise Stop
+
+    folder.mkdir(exist_ok=True)
+    student = noisy(teacher)
+    train(student, teacher, recipe(**part), tokens, folder, seed=0, execution=QUICK, tell=tell)
+    return student
+
+
+def changed(before: Any, after: Any) -> set[str]:
+    theirs = after.state_dict()
+    assert set(theirs) == set(before.state_dict())
+    return {name for name, value in before.state_dict().items() if not torch.equal(value, theirs[name])}
+
+
+def trainable(model: Any) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+# The last blocks
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_only_the_last_blocks_the_final_norm_and_the_head_are_trained(tokens, tmp_path, tiny_llama, last):
+    student = trained(tiny_llama, tokens, tmp_path / "run", last=last)
+    parts = [f"model.layers.{3 - i}." for i in range(1, last + 1)] + ["model.norm.", "lm_head."]
+    expected = {name for name in student.state_dict() if name.startswith(tuple(parts))}
+    assert changed(noisy(tiny_llama), student) == expected
+    assert trainable(student) == set(student.state_dict())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_of_every_family_the_last_block_and_what_follows_it_is_trained(name):
+    """A head that is tied to the embedding is trained as both."""
+    model = copy.deepcopy(model_of(name))
+    anatomy = anatomy_of(model.config)
+    with trained_part(model, recipe(last=1)):
+        parts = f"{anatomy.blocks}.2.", f"{anatomy.final_norm}.", "lm_head.", "embed_out."
+        table = "embed", "wte"
+        for parameter in trainable(model):
+            tied = model.config.tie_word_embeddings and any(part in parameter for part in table)
+            assert parameter.startswith(parts) or tied
+        assert model.get_output_embeddings().weight.requires_grad
+        assert all(p.requires_grad for p in blocks_of(model)[-1].parameters())
+        assert not any(p.requires_grad for block in blocks_of(model)[:-1] for p in block.parameters())
+
+
+# Adapters
+
+
+@NEEDS_PEFT
+def test_adapters_are_merged_into_the_linear_layers_of_the_blocks_and_nothing_else_moves(tokens, tmp_path, tiny_llama):
+    student = trained(tiny_llama, tokens, tmp_path / "run", lora=LORA)
+    linears = {n for n in student.state_dict() if n.endswith("_proj.weight")}
+    assert changed(noisy(tiny_llama), student) == linears
+    for name in linears:
+        difference = student.state_dict()[name] - noisy(tiny_llama).state_dict()[name]
+        assert torch.linalg.matrix_rank(difference, rtol=1e-3) <= 4
+    student.save_pretrained(tmp_path / "model")
+    assert not list((tmp_path / "model").glob("adapter*"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert not changed(student, loaded)
+    assert trainable(student) == {name for name, _ in student.named_parameters()}
+
+
+@NEEDS_PEFT
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_takes_adapters_and_has_its_own_layout_again_when_they_are_merged(name):
+    model = copy.deepcopy(model_of(name))
+    before, names = logits(model), set(model.state_dict())
+    with trained_part(model, recipe(lora=LORA)):
+        assert trainable(model)
+        assert all("lora_" in parameter for parameter in trainable(model))
+        torch.testing.assert_close(logits(model), before)  # an adapter begins as nothing
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        model.eval()
+        adapted = logits(model)
+        assert not torch.allclose(adapted, before, atol=1e-2)
+    assert set(model.state_dict()) == names
+    torch.testing.assert_close(logits(model), adapted, rtol=1e-3, atol=1e-4)
+
+
+@NEEDS_PEFT
+def test_targets_are_named_as_in_the_block(tiny_llama):
+    assert targets_of(tiny_llama, Lora(targets=("q_proj", "mlp.up_proj"))) == ["self_attn.q_proj", "mlp.up_proj"]
+    with trained_part(tiny_llama, recipe(lora=Lora(targets=("v_proj",)))):
+        modules = {name.split(".lora_")[0] for name in trainable(tiny_llama)}
+        assert modules == {f"model.layers.{i}.self_attn.v_proj" for i in range(3)}
+
+
+# Both
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("stops", [(3,), (4, 7)])
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, tiny_llama, part, stops):
+    whole = trained(tiny_llama, tokens, tmp_path / "whole", **part)
+    for stop in stops:
+        with pytest.raises(Stop):
+            trained(tiny_llama, tokens, tmp_path / "cut", stop, **part)
+    assert not changed(whole, trained(tiny_llama, tokens, tmp_path / "cut", **part))
+    histories = [pd.read_csv(tmp_path / f / "metrics.csv").drop(columns="tokens_per_second") for f in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert histories[0]["loss"].iloc[-1] < histories[0]["loss"].iloc[0]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cell_is_trained_in_part_by_configuration_alone(tiny_cell, tiny_runner, part):
+    asked = override(tiny_cell, {f"distill.{name}": value for name, value in part.items()} | {"evaluation.checks": 2})
+    tiny_runner.check([asked])
+    assert tiny_runner.run([Entry("row", 0, asked, {})]) == 0
+    node = tiny_runner.store.node(asked, "cell")
+    student = AutoModelForCausalLM.from_pretrained(tiny_runner.students.student(asked))
+    assert (
+        0
+        < len(changed(student, AutoModelForCausalLM.from_pretrained(node.folder / "model")))
+        < len(student.state_dict())
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.last": 0}, r"^distill.last: 0 asked for, the student has 3 blocks$"),
+        ({"distill.last": 4}, r"^distill.last: 4 asked for, the student has 3 blocks$"),
+        ({"distill.last": 3, "student.layers": 2}, r"^distill.last: 3 asked for, the student has 2 blocks$"),
+        ({"distill.last": 1, "distill.lora.rank": 4}, r"^distill.lora: goes without distill.last"),
+    ],
+)
+def test_a_part_there_is_not_is_refused(tiny_cell, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_models(override(tiny_cell, changes))
+
+
+@NEEDS_PEFT
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, r"^distill.lora.rank: 0 asked for, at least 1 is needed$"),
+        ({"dropout": 1.0}, r"^distill.lora.dropout: 1.0 asked for"),
+        ({"targets": ["query"]}, r"^distill.lora.targets: no linear layer is named 'query'; there are: self_attn.q_p"),
+        ({"targets": ["lm_head"]}, r"^distill.lora.targets: no linear layer is named 'lm_head'"),
+    ],
+)
+def test_adapters_there_cannot_be_are_refused(tiny_cell, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_models(override(tiny_cell, {f"distill.lora.{name}": value for name, value in changes.items()}))
+
+
+def test_adapters_without_peft_are_refused(tiny_llama, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs peft, which is not installed \(pip install 'lit-prune\[lora\]'\)"):
+        check_trained(recipe(lora=LORA), tiny_llama.config, 3)
