@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import limits, measuring
 from benchmarks.peers import TRAINERS, Job, Run
+from lit_prune.distill.train import quiet
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,7 +109,7 @@ class Row:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print Markdown."""
     asked = arguments_of(arguments)
-    environment = measuring.environment(*versions(asked.peer_python))
+    environment = measuring.environment(*versions())
     environment["threads"] = asked.threads
     print(f"{measuring.environment_line(environment)}\n")
     found: dict[str, Any] = {"environment": environment, "cells": []}
@@ -139,7 +140,7 @@ def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
     return asked
 
 
-def versions(python: str) -> list[str]:
+def versions() -> list[str]:
     """The peers that are installed here, whose versions belong to the result."""
     names = ["transformers", "lightning", "accelerate", "trl", "nvidia-modelopt"]
     return [name for name in names if _is_installed(name)]
@@ -157,6 +158,7 @@ def _is_installed(name: str) -> bool:
 def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, Any]:
     """All ways of one shape in one precision: the rows, and the runs behind them."""
     shape = SHAPES[name]
+    quiet()
     steps, repeats = asked.steps or shape.steps, asked.repeats or shape.repeats
     torch.set_num_threads(asked.threads)
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
