@@ -24,6 +24,7 @@ BENCHMARKS = {
     "losses": "losses",
     "grid": "grid",
     "importance": "importance",
+    "cpu": "cpu",
     "logging": "logging_cost",
     "startup": "startup",
 }

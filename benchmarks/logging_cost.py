@@ -2,8 +2,9 @@
 
     python -m benchmarks logging [--steps 400] [--keys 1 5 20] [--repeats 5] [--json FILE]
 
-A model of one matrix, so that a step is nearly all overhead. `self.log` is Lightning's own way, `History` is lit_prune's:
-sums of tensors, read once every ten steps. Lightning's rows include the set-up of a fit, some ten milliseconds.
+A model of one matrix, so that a step is nearly all overhead. `self.log` is Lightning's own way, `History` is
+lit_prune's: sums of tensors, read once every ten steps. Lightning's rows include the set-up of a fit, some ten
+milliseconds.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     environment = measuring.environment("transformers", "lightning")
     print(f"{measuring.environment_line(environment)}\n")
-    waits = measure(asked.repeats)
+    with tempfile.TemporaryDirectory() as store:
+        waits = measure(commands(store), asked.repeats)
     print("| until it is done | seconds (IQR) |\n|---|---|")
     for w in waits:
         print(f"| {w.what} | {w.seconds:.2f} ({w.seconds_iqr[0]:.2f} to {w.seconds_iqr[1]:.2f}) |")
@@ -62,17 +63,15 @@ def main(arguments: list[str] | None = None) -> None:
         measuring.write(asked.json, {"environment": environment, "waits": waits})
 
 
-def measure(repeats: int) -> list[Wait]:
+def measure(asked: dict[str, list[str]], repeats: int) -> list[Wait]:
     """Wait for every command in every round, after one that fills the disk's caches."""
-    with tempfile.TemporaryDirectory() as store:
-        asked = commands(store)
-        seconds: dict[str, list[float]] = {what: [] for what in asked}
-        for i in range(repeats + 1):
-            for what, words in asked.items():
-                start = time.perf_counter()
-                subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
-                if i:
-                    seconds[what].append(time.perf_counter() - start)
+    seconds: dict[str, list[float]] = {what: [] for what in asked}
+    for i in range(repeats + 1):
+        for what, words in asked.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+            if i:
+                seconds[what].append(time.perf_counter() - start)
     return [Wait(what, statistics.median(times), measuring.iqr(times)) for what, times in seconds.items()]
 
 

@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import limits, measuring
 from benchmarks.peers import TRAINERS, Job, Run
+from lit_prune.distill.train import quiet
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,24 +48,24 @@ class Shape:
 
 SHAPES = {
     "2k": Shape(
-        teacher=dict(
-            vocab_size=2048, hidden_size=256, intermediate_size=704, num_attention_heads=8, num_key_value_heads=4,
-            head_dim=32, num_hidden_layers=6,
-        ),
-        student=dict(
-            vocab_size=2048, hidden_size=192, intermediate_size=384, num_attention_heads=8, num_key_value_heads=4,
-            head_dim=32, num_hidden_layers=6,
-        ),
+        teacher={
+            "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
+        },
+        student={
+            "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 384, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
+        },
     ),
     "32k": Shape(
-        teacher=dict(
-            vocab_size=32000, hidden_size=288, intermediate_size=768, num_attention_heads=6, num_key_value_heads=6,
-            head_dim=48, num_hidden_layers=6,
-        ),
-        student=dict(
-            vocab_size=32000, hidden_size=192, intermediate_size=512, num_attention_heads=4, num_key_value_heads=4,
-            head_dim=48, num_hidden_layers=6,
-        ),
+        teacher={
+            "vocab_size": 32000, "hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 6,
+            "num_key_value_heads": 6, "head_dim": 48, "num_hidden_layers": 6,
+        },
+        student={
+            "vocab_size": 32000, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 48, "num_hidden_layers": 6,
+        },
         steps=3,
     ),
 }  # fmt: skip
@@ -108,7 +109,7 @@ class Row:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print Markdown."""
     asked = arguments_of(arguments)
-    environment = measuring.environment(*versions(asked.peer_python))
+    environment = measuring.environment(*versions())
     environment["threads"] = asked.threads
     print(f"{measuring.environment_line(environment)}\n")
     found: dict[str, Any] = {"environment": environment, "cells": []}
@@ -139,7 +140,7 @@ def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
     return asked
 
 
-def versions(python: str) -> list[str]:
+def versions() -> list[str]:
     """The peers that are installed here, whose versions belong to the result."""
     names = ["transformers", "lightning", "accelerate", "trl", "nvidia-modelopt"]
     return [name for name in names if _is_installed(name)]
@@ -157,6 +158,7 @@ def _is_installed(name: str) -> bool:
 def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, Any]:
     """All ways of one shape in one precision: the rows, and the runs behind them."""
     shape = SHAPES[name]
+    quiet()
     steps, repeats = asked.steps or shape.steps, asked.repeats or shape.repeats
     torch.set_num_threads(asked.threads)
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
@@ -278,9 +280,7 @@ def print_rows(title: str, found: list[Row]) -> None:
         ratio = f"{r.ratio:.2f} ({r.ratio_iqr[0]:.2f} to {r.ratio_iqr[1]:.2f})"
         noisy = "noisy" if r.noisy else ""
         difference = f"{r.loss_difference:.0e}"
-        print(
-            f"| {r.what} | {ms} | {ratio} | {r.busy:.2f} | {r.peak:.0f} | {r.faults:.0f} | {difference} | {noisy} |"
-        )
+        print(f"| {r.what} | {ms} | {ratio} | {r.busy:.2f} | {r.peak:.0f} | {r.faults:.0f} | {difference} | {noisy} |")
     print()
 
 
