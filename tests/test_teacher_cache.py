@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,9 +62,11 @@ def test_cached_states_train_the_same_student_bit_for_bit(cell, tmp_path, change
 
 def test_the_likeliest_tokens_from_disk_are_those_the_teacher_says(cell, tmp_path):
     cell = override(cell, {"distill.top_k": 7, "distill.temperature": 2.0})
-    (asked,), (cached,) = run(tmp_path / "asked", cell), run(tmp_path / "cached", cell, teacher_cache=True)
-    for name, weight in asked.items():
-        torch.testing.assert_close(cached[name], weight, rtol=1e-4, atol=1e-5)
+    run(tmp_path / "asked", cell)
+    run(tmp_path / "cached", cell, teacher_cache=True)
+    histories = [pd.read_csv(next((tmp_path / store).glob("cell/*/metrics.csv"))) for store in ("asked", "cached")]
+    for term in ("logits", "grad_norm"):  # of every step; single weights AdamW moves by the sign of a rounding error
+        assert histories[1][term].to_list() == pytest.approx(histories[0][term].to_list(), rel=2e-6)
 
 
 def test_the_probability_that_is_left_out_is_kept_in_the_books(cell, tmp_path):
