@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from lit_prune.config import ConfigError
 from lit_prune.grid import Table, entries
-from lit_prune.preflight import Pins
+from lit_prune.pins import Pins
 from lit_prune.render import depth, figures
 from lit_prune.report import Report, assemble
 from lit_prune.settings import load_profile

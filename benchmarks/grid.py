@@ -96,7 +96,7 @@ def alone(work: Any, *arguments: Any) -> Any:
 
 def cells(steps: int) -> list[Entry]:
     """The five cells."""
-    from lit_prune.preflight import Pins
+    from lit_prune.pins import Pins
 
     settings = {"distill.steps": steps, "evaluation.blocks": 2, "importance.samples": 8, "corpus.max_tokens": 200_000}
     pins = Pins()

@@ -99,7 +99,7 @@ class Session:
 
     def _entries(self) -> list[Entry]:
         """The cells asked for, pinned by the content of what they read."""
-        from lit_prune.preflight import Pins
+        from lit_prune.pins import Pins
 
         flags = self.flags
         if flags.seeds is not None and flags.seeds < 1:

@@ -11,9 +11,9 @@ import torch
 
 from lit_prune.config import Cell
 from lit_prune.execution import Execution
+from lit_prune.foretold import teacher_config
 from lit_prune.grid import Entry
 from lit_prune.models.shape import num_parameters
-from lit_prune.preflight import teacher_config
 
 _BYTES = 16
 """Of a parameter in training: the weight, its gradient and two moments, float32."""

@@ -2,77 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
-from lit_prune.data import corpus
-from lit_prune.distill.budget import with_steps
-from lit_prune.models import teacher as teachers
-from lit_prune.settings import flatten, override, plain_of, source_of, sources_of
-
-
-class Pins:
-    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, Any] = {}
-
-    def pin(self, cell: Cell) -> Cell:
-        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
-
-        Raises:
-            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
-        """
-        evaluation = cell.evaluation
-        if evaluation.second is not None:
-            evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
-        pinned = dataclasses.replace(
-            cell,
-            corpus=self._once(cell.corpus, corpus.pin),
-            evaluation=evaluation,
-            teacher=self._once(cell.teacher, teachers.pin),
-            student=self._once(cell.student, teachers.pin_student),
-        )
-        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
-        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
-        return asked if source is None else override(asked, self._filled_in(source, asked))
-
-    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
-        """The fingerprints and steps a source has beside those it inherits."""
-        with _of_source():
-            found = dict(flatten(plain_of(self.pin(source)), "source."))
-        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
-        return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
-
-    def _flops_of_token(self, cell: Cell) -> float:
-        asked = cell.teacher, cell.source, cell.student, cell.distill.block, cell.distill.needs_teacher
-        return self._once(asked, lambda _: flops_of_token(cell))
-
-    def _once(self, section: Any, pin: Any) -> Any:
-        if section not in self._known:
-            self._known[section] = pin(section)
-        return self._known[section]
-
-
-@contextlib.contextmanager
-def _of_source(depth: int = 1) -> Iterator[None]:
-    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError("source: " * depth + str(error)) from None
-
-
-def _pin_second(text: Corpus) -> Corpus:
-    try:
-        return corpus.pin(text)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("corpus.", "evaluation.second.", 1)) from None
-
+from lit_prune.config import Cell, ConfigError, Distill
+from lit_prune.foretold import config_of_student, pruned_config, pruned_configs, teacher_config
+from lit_prune.pins import of_source
+from lit_prune.settings import source_of, sources_of
 
 NAMED = (
     "student.criterion", "student.block_criterion", "student.blocks", "student.widths", "distill.logit_loss",
@@ -110,7 +47,7 @@ def check(cell: Cell) -> None:
     """
     depth = len(sources_of(cell))
     for place, (asked, pruned) in enumerate(pruned_configs(cell)):
-        with _of_source(depth - place):
+        with of_source(depth - place):
             check_names(asked)
             check_sizes(asked)
             check_source(asked)
@@ -290,86 +227,3 @@ def second_of(cell: Cell) -> Cell:
     """The cell with its second text in the place of its corpus."""
     assert cell.evaluation.second is not None
     return dataclasses.replace(cell, corpus=cell.evaluation.second)
-
-
-def teacher_config(cell: Cell) -> Any:
-    """The Hugging Face config of the teacher, which need not exist yet."""
-    if cell.teacher.pretraining is not None:
-        from lit_prune.pretrain import config_of
-
-        return config_of(cell.teacher.pretraining)
-    if cell.teacher.model is None:
-        raise ConfigError("teacher: give either model or pretraining, and set the other to null")
-    return teachers.load_config(teachers.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
-
-
-def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
-    """The sources of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
-
-    That is the teacher's, or that of the student of its source, which need not exist yet.
-
-    Raises:
-        ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
-    """
-    config = None
-    chain = [cell, *sources_of(cell)][::-1]
-    for source, asked in zip([None, *chain], chain, strict=False):
-        config = teacher_config(asked) if source is None else _source_config(source, config)
-        yield asked, config
-
-
-def _source_config(cell: Cell, pruned: Any) -> Any:
-    """The config of a source's student."""
-    config = config_of_student(cell, pruned)
-    if cell.student.widths != "uniform" or config.is_heterogeneous:
-        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
-    return config
-
-
-def pruned_config(cell: Cell) -> Any:
-    """The Hugging Face config of the model that is pruned, which need not exist yet."""
-    *_, (_, config) = pruned_configs(cell)
-    return config
-
-
-def config_of_student(cell: Cell, pruned: Any = None) -> Any:
-    """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
-
-    Raises:
-        ConfigError: it cannot be cut from it.
-    """
-    from lit_prune.pruning import prune
-
-    student = cell.student
-    if student.model is None:
-        return prune.config_of(student, pruned or pruned_config(cell))
-    return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
-
-
-def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining; the teacher's forward pass, and its training alongside, are charged too.
-
-    That of a teacher that is corrected before is not, and gradients are charged for all weights, whatever of the
-    student is trained. `student` is the student's config, foretold where it is not given.
-    """
-    from lit_prune.models.cost import training_flops
-
-    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
-    alongside = 0.0 if cell.distill.teacher_optim is None else training_flops(teacher, cell.distill.block)
-    return alongside + training_flops(student or config_of_student(cell), cell.distill.block, teacher)
-
-
-def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
-    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
-
-    Raises:
-        ConfigError: neither has as many.
-    """
-    found = {}
-    for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
-        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
-        if blocks >= least:
-            return teacher, blocks
-        found[teacher.model or "one trained"] = blocks
-    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
-    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")

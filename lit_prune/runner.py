@@ -29,9 +29,10 @@ from lit_prune.distill.turns import Turn, in_turns
 from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
+from lit_prune.foretold import flops_of_token
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check, check_tokens, check_validation, flops_of_token, second_of
+from lit_prune.preflight import check, check_tokens, check_validation, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.settings import source_of, sources_of

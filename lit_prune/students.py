@@ -17,11 +17,11 @@ from lit_prune.address import key
 from lit_prune.config import EVIDENCE, Cell
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.evaluate.validation import sizes_of
+from lit_prune.foretold import pruned_configs, teacher_config
 from lit_prune.importance.calibrate import measure
 from lit_prune.importance.criteria import Evidence
 from lit_prune.importance.removals import removal_losses
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import pruned_configs, teacher_config
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import config_of, evidence_names, make_plan
 

@@ -88,7 +88,7 @@ def tiny_llama() -> Any:
 def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer: Any) -> Any:
     """A cell of a second: `tiny_llama` on 900 documents of `texts`, 4 steps of 2 sequences of 32 tokens."""
     from lit_prune.config import Cell
-    from lit_prune.preflight import Pins
+    from lit_prune.pins import Pins
     from lit_prune.settings import override
 
     tiny_llama.save_pretrained(tmp_path / "tiny")

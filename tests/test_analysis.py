@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from analysis.figures import draw, main
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.grid import axis, entries
-from lit_prune.preflight import Pins
+from lit_prune.pins import Pins
 from lit_prune.settings import load_profile
 from lit_prune.store import Store
 

@@ -16,8 +16,10 @@ from transformers import LlamaForCausalLM
 from lit_prune.address import STAGES, identity, key
 from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
 from lit_prune.execution import Execution
+from lit_prune.foretold import flops_of_token, pruned_config
 from lit_prune.grid import Claim, Entry, Table, axis, entries
-from lit_prune.preflight import Pins, check, flops_of_token, pruned_config
+from lit_prune.pins import Pins
+from lit_prune.preflight import check
 from lit_prune.progress import Bar
 from lit_prune.report import tidy
 from lit_prune.runner import Runner, planned_steps

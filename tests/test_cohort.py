@@ -15,7 +15,7 @@ from lit_prune.config import Cell, Optim
 from lit_prune.distill.teaching import Teaching
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
-from lit_prune.preflight import Pins
+from lit_prune.pins import Pins
 from lit_prune.progress import Bar
 from lit_prune.runner import Runner
 from lit_prune.settings import override

@@ -17,7 +17,7 @@ from lit_prune.data.retraining import RetrainingData
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models.teacher import load_model, locate
-from lit_prune.preflight import Pins
+from lit_prune.pins import Pins
 from lit_prune.progress import Bar
 from lit_prune.runner import Runner
 from lit_prune.settings import override

@@ -18,7 +18,7 @@ def label(point: Changes) -> str:
 
 def with_deep_teacher(table: Table, profile: Profile, store: Path) -> Table:
     """The table with a teacher deep enough to lose half of its blocks."""
-    from lit_prune.preflight import deep_teacher
+    from lit_prune.foretold import deep_teacher
 
     teacher, _ = deep_teacher(profile, least=12)
     return dataclasses.replace(table, base={**table.base, "teacher": teacher})

@@ -56,7 +56,7 @@ def states(row: str, blocks: int) -> Changes:
 
 def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the paper's blocks named as those of a deep teacher at the profile, and a list of these names."""
-    from lit_prune.preflight import deep_teacher
+    from lit_prune.foretold import deep_teacher
 
     teacher, blocks = deep_teacher(profile, least=12)
     rows = {row: states(row, blocks) for row in PAPER}

@@ -16,7 +16,7 @@ FIRST = 250 / 400
 
 def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the blocks and steps that each of its prunings has at a profile."""
-    from lit_prune.preflight import teacher_config
+    from lit_prune.foretold import teacher_config
 
     student, steps = profile.cell.student, profile.cell.distill.steps
     if student.parameters is not None or student.hidden is None:

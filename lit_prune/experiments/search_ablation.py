@@ -15,7 +15,7 @@ def label(point: Changes) -> str:
 
 def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
     """The table over the shapes of the profile's search space that lie in its bounds."""
-    from lit_prune.preflight import teacher_config
+    from lit_prune.foretold import teacher_config
     from lit_prune.pruning.search import search
 
     if profile.search is None:

@@ -1,0 +1,75 @@
+"""A cell as it was asked for -> the cell as it is addressed: what it reads known by content, its length in steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError, Corpus
+from lit_prune.data import corpus
+from lit_prune.distill.budget import with_steps
+from lit_prune.foretold import flops_of_token
+from lit_prune.models import teacher as teachers
+from lit_prune.settings import flatten, override, plain_of, source_of
+
+
+class Pins:
+    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def pin(self, cell: Cell) -> Cell:
+        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
+
+        Raises:
+            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
+        """
+        evaluation = cell.evaluation
+        if evaluation.second is not None:
+            evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
+        pinned = dataclasses.replace(
+            cell,
+            corpus=self._once(cell.corpus, corpus.pin),
+            evaluation=evaluation,
+            teacher=self._once(cell.teacher, teachers.pin),
+            student=self._once(cell.student, teachers.pin_student),
+        )
+        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
+        return asked if source is None else override(asked, self._filled_in(source, asked))
+
+    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
+        """The fingerprints and steps a source has beside those it inherits."""
+        with of_source():
+            found = dict(flatten(plain_of(self.pin(source)), "source."))
+        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
+        return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
+
+    def _flops_of_token(self, cell: Cell) -> float:
+        distill = cell.distill
+        asked = cell.teacher, cell.source, cell.student, distill.block, distill.needs_teacher, distill.teacher_optim
+        return self._once(asked, lambda _: flops_of_token(cell))
+
+    def _once(self, section: Any, pin: Any) -> Any:
+        if section not in self._known:
+            self._known[section] = pin(section)
+        return self._known[section]
+
+
+@contextlib.contextmanager
+def of_source(depth: int = 1) -> Iterator[None]:
+    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("source: " * depth + str(error)) from None
+
+
+def _pin_second(text: Corpus) -> Corpus:
+    try:
+        return corpus.pin(text)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("corpus.", "evaluation.second.", 1)) from None
