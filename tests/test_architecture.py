@@ -16,7 +16,7 @@ import lit_prune.experiments
 from lit_prune.address import key
 from lit_prune.grid import entries
 from lit_prune.models.teacher import SHIPPED
-from lit_prune.settings import load_profile, profiles_folder
+from lit_prune.settings import load_profile, override, profiles_folder
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.stem for path in profiles_folder().glob("*.yaml"))
@@ -99,16 +99,19 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
         found = entries(table.at(profile, tmp_path), profile)
         recorded = pd.read_csv(record)
         assert list(recorded["row"]) == [entry.row for entry in found], record
-        seconds = recorded.get("second_text", [None] * len(recorded))
-        origins = zip(found, recorded["corpus"], recorded["teacher"], seconds, strict=True)
+        none = pd.Series([None] * len(recorded))
+        others = (recorded.get(name, none) for name in ("second_text", "source_corpus"))
+        origins = zip(found, recorded["corpus"], recorded["teacher"], *others, strict=True)
         assert [key(pinned(entry.cell, *origin)) for entry, *origin in origins] == list(recorded["key"]), record
         assert (recorded["state"] == "done").all()
         assert (record.parents[1] / "NOTES.md").is_file()
 
 
-def pinned(cell, corpus, teacher, second):
+def pinned(cell, corpus, teacher, second, source_corpus):
     """The cell with the fingerprints of its record."""
-    if second:
+    if isinstance(source_corpus, str):
+        cell = override(cell, {"source.corpus.fingerprint": source_corpus})
+    if isinstance(second, str):
         text = replace(cell.evaluation.second, fingerprint=second)
         cell = replace(cell, evaluation=replace(cell.evaluation, second=text))
     if cell.teacher.pretraining is None:

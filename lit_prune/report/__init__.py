@@ -101,8 +101,8 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     """One line a cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, failed, unfinished or missing), error, the swept fields,
-    the metrics (NaN unless done), corpus, second_text where there is one, and teacher (fingerprints; of a teacher
-    trained here, its text's), commit, wall_seconds.
+    the metrics (NaN unless done), corpus, second_text and the source's corpus where there is another one, and teacher
+    (fingerprints; of a teacher trained here, its text's), commit, wall_seconds.
 
     Raises:
         ConfigError: two cells share a row and a seed.
@@ -118,6 +118,7 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
 
 def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
     node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second
+    source = source_of(entry.cell)
     result, error, env = node.result, node.error, node.env
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
@@ -127,6 +128,7 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
         **{path: _value(entry, path) for path in swept},
         **{metric: (result or {}).get(metric) for metric in table.metrics},
         "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
+        **({"source_corpus": source.corpus.fingerprint} if source and source.corpus != entry.cell.corpus else {}),
         "teacher": _origin(entry.cell.teacher),
         "commit": env.get("commit"), "wall_seconds": env.get("seconds"),
     }  # fmt: skip
