@@ -108,6 +108,7 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
         ConfigError: two cells share a row and a seed.
     """
     swept = dict.fromkeys(path for e in entries if not e.reference for path in e.changes if path not in table.seeded)
+    swept.pop("source", None)  # told by what it has different
     # Of objects, so that an absent error, commit or size stays None and is not turned into NaN.
     frame = pd.DataFrame([_line(table, entry, swept, store) for entry in entries], dtype=object)
     for twin in frame[frame.duplicated(["row", "seed"])].itertuples():
