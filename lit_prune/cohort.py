@@ -11,7 +11,7 @@ import torch
 
 from lit_prune.config import Cell
 from lit_prune.execution import Execution
-from lit_prune.foretold import teacher_config
+from lit_prune.foretold import config_of_student, teacher_config
 from lit_prune.grid import Entry
 from lit_prune.models.shape import num_parameters
 
@@ -50,9 +50,9 @@ def _shared(cell: Cell, execution: Execution) -> Any:
 def _parts(group: list[Entry], execution: Execution) -> list[Cohort]:
     if len(group) == 1:
         return [Cohort(group)]
-    # A student is no larger than its teacher, and need not exist yet.
-    student = _BYTES * num_parameters(teacher_config(group[0].cell))
-    size = max(1, int(_SHARE * _free_memory(execution)) // student)
+    # What is cut from a teacher is no larger than it, and need not exist yet.
+    configs = (config_of_student(e.cell) if e.cell.student.model else teacher_config(e.cell) for e in group)
+    size = max(1, int(_SHARE * _free_memory(execution)) // (_BYTES * max(map(num_parameters, configs))))
     return [Cohort(group[i : i + size], cut=size < len(group)) for i in range(0, len(group), size)]
 
 

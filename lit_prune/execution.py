@@ -13,8 +13,8 @@ from typing import Any, Literal
 class Execution:
     """How runs are carried out."""
 
-    accelerator: str = "auto"
-    """Lightning's accelerator: auto, cpu, gpu."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where models run; auto takes a GPU where there is one."""
     accumulate: int | None = None
     """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB."""
     workers: int = 0

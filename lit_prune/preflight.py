@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Distill
+from lit_prune.config import Cell, ConfigError, Distill, Optim
+from lit_prune.execution import Execution
 from lit_prune.foretold import config_of_student, pruned_config, pruned_configs, teacher_config
 from lit_prune.pins import of_source
 from lit_prune.settings import source_of, sources_of
+
+DEFAULT = Distill()
 
 NAMED = (
     "student.criterion", "student.block_criterion", "student.blocks", "student.widths", "distill.logit_loss",
@@ -120,6 +124,10 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
             "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
         )
     check_weights(distill)
+    if distill.projection == "per_pair" and not pairs:
+        raise ConfigError("distill.projection: per_pair is for embedding, mlp_input, block_output, and none is given")
+    if distill.relation_heads != DEFAULT.relation_heads and not relations:
+        raise ConfigError("distill.relation_heads: is for attention, and none is given")
     if distill.teacher_optim is not None and not distill.needs_teacher:
         raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
     if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
@@ -178,6 +186,8 @@ def check_sizes(cell: Cell) -> None:
         ("evaluation.block", evaluation.block, 2),
         ("evaluation.checks", evaluation.checks, 0),
         ("student.rounds", cell.student.rounds, 1),
+        ("seed", cell.seed, 0),
+        ("importance.seed", importance.seed, 0),
         *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
     ):
         if value < least:
@@ -188,6 +198,69 @@ def check_sizes(cell: Cell) -> None:
         )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
+    for name in ("w_clm", "w_logits", "alpha"):
+        weight = getattr(distill, name)
+        if not isinstance(weight, str) and weight < 0:
+            raise ConfigError(f"distill.{name}: {weight} asked for, at least 0 is needed")
+    _check_optimizers(cell)
+
+
+def _check_optimizers(cell: Cell) -> None:
+    check_optim("distill.optim", cell.distill.optim)
+    if cell.distill.teacher_optim is not None:
+        check_optim("distill.teacher_optim", cell.distill.teacher_optim)
+    for name, recipe in (("correction", cell.teacher.correction), ("pretraining", cell.teacher.pretraining)):
+        if recipe is not None:
+            check_optim(f"teacher.{name}.optim", recipe.optim)
+
+
+def check_optim(place: str, optim: Optim) -> None:
+    """See that an optimizer can be one; `place` is its section.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for name, fine, allowed in (
+        ("lr", optim.lr > 0, "above 0"),
+        ("min_lr", optim.min_lr >= 0, "at least 0"),
+        ("warmup", optim.warmup >= 0, "at least 0"),
+        ("beta1", 0 <= optim.beta1 < 1, "at least 0 and below 1"),
+        ("beta2", 0 <= optim.beta2 < 1, "at least 0 and below 1"),
+        ("weight_decay", optim.weight_decay >= 0, "at least 0"),
+        ("clip", optim.clip > 0, "above 0"),
+    ):
+        if not fine:
+            raise ConfigError(f"{place}.{name}: {getattr(optim, name)} asked for, it is {allowed}")
+
+
+def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
+    """See that the flags of a run are such as can be, for all its cells.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    import torch
+
+    for flag, value, least in (
+        ("--accumulate", execution.accumulate, 1),
+        ("--workers", execution.workers, 0),
+        ("--log-every", execution.log_every, 1),
+        ("--checkpoint-seconds", execution.checkpoint_seconds, 0),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag}: {value} asked for, at least {least} is needed")
+    if execution.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("--accelerator gpu: there is none here; auto takes what there is")
+    for cell in cells:
+        recipes = {
+            "distill": cell.distill if cell.distill.steps else None,
+            "teacher.correction": cell.teacher.correction, "teacher.pretraining": cell.teacher.pretraining,
+        }  # fmt: skip
+        for place, recipe in recipes.items():
+            if recipe is not None and recipe.batch % (execution.accumulate or 1):
+                raise ConfigError(
+                    f"--accumulate: {place}.batch, {recipe.batch}, cannot be cut into {execution.accumulate} parts"
+                )
 
 
 def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:

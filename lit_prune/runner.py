@@ -32,7 +32,7 @@ from lit_prune.execution import Execution
 from lit_prune.foretold import flops_of_token
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
-from lit_prune.preflight import check, check_tokens, check_validation, second_of
+from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.settings import source_of, sources_of
@@ -65,6 +65,7 @@ class Runner:
             ConfigError: one cannot.
         """
         cells, checked = list(cells), set()
+        check_execution(self.execution, [c for asked in cells for c in (asked, *sources_of(asked))])
         for cell in cells:
             check(cell)
         for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
@@ -219,25 +220,25 @@ class Runner:
         with self.store.claim(cell, "cell") as node:
             if node.result is not None:
                 return node.result
-            started = time.perf_counter()
+            started, turn = time.perf_counter(), Turn()
             model = teachers.load_model(student) if student else self.students.new(cell)
             teacher = self.teachings.of(cell) if cell.distill.steps else None
-            checked = self._retrain(entry, model, teacher, tokens, node, together)
+            checked = self._retrain(entry, model, teacher, tokens, node, turn, together)
             result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
             if cell.distill.teacher_optim is not None and teacher is not None:
                 result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher.model, tokens)
             self.mirror.conclude(entry, result)
-            return node.finish(result, seconds=round(time.perf_counter() - started, 1))
+            return node.finish(result, seconds=round(time.perf_counter() - started - turn.away, 1))
 
     def _retrain(
-        self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, together: int
+        self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, turn: Turn, together: int
     ) -> Rows:
         """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
         cell, checks = entry.cell, None
         if not cell.distill.steps:
             model.to(self.device)
             return [self._validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
-        callbacks: list[L.Callback] = [Turn()] if together > 1 else []
+        callbacks: list[L.Callback] = [turn] if together > 1 else []
         others = f" and {together - 1} more" if together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
@@ -263,7 +264,7 @@ class Runner:
         return validate
 
     def _evaluate(self, cell: Cell, model: Any, tokens: Path, checked: Rows) -> dict[str, Any]:
-        if checked:  # the last check read the very sequences
+        if checked and cell.distill.lora is None:  # the last check read the very sequences; before adapters were merged
             loss = _finite(checked[-1]["lm_loss"])
             num_tokens = num_scored(validation_data(cell.evaluation, tokens).predict_dataloader())
         else:

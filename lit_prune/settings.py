@@ -160,9 +160,14 @@ def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: they do.
     """
-    given = [path for path in changes if path.removeprefix("distill.") in BUDGETS and changes[path] is not None]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)}: give one of steps, tokens and flops, which decides how long")
+    given: dict[str, list[str]] = {}
+    for path in changes:
+        cell, _, name = path.rpartition("distill.")
+        if name in BUDGETS and changes[path] is not None:
+            given.setdefault(cell, []).append(path)
+    for paths in given.values():
+        if len(paths) > 1:
+            raise ConfigError(f"{' and '.join(paths)}: give one of steps, tokens and flops, which decides how long")
 
 
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
@@ -286,6 +291,7 @@ def profiles_folder() -> Path:
 
 
 _OF_PROFILE = ("seeds", "draws", "second_text", "search", "deep_teacher")
+"""Fields of a profile beside its cell."""
 
 
 def load_profile(name: str) -> Profile:
@@ -300,9 +306,7 @@ def load_profile(name: str) -> Profile:
     plain = _read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    own = {
-        name: plain.pop(name) for name in ("seeds", "draws", "second_text", "search", "deep_teacher") if name in plain
-    }
+    own = {name: plain.pop(name) for name in _OF_PROFILE if name in plain}
     changes = dict(flatten(plain))
     refuse_two_budgets(changes)
     cell = override(Cell(), changes)

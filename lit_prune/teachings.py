@@ -9,7 +9,7 @@ from lit_prune.address import canonical
 from lit_prune.cohort import Cohort
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.distill.cache import Cache, CachedTeaching, bytes_of, read_cache, write_cache
+from lit_prune.distill.cache import Cache, CachedTeaching, bytes_of, clear, read_cache, write_cache
 from lit_prune.distill.teaching import Teaching
 from lit_prune.distill.train import micro_batches
 from lit_prune.models.teacher import load_model
@@ -67,6 +67,7 @@ class Teachings:
         distill, teacher = cell.distill, self.runner.load(self.runner.teacher(cell))
         sequences = distill.steps * distill.batch
         needed = bytes_of(teacher, sequences, distill)
+        clear(node.folder)
         free = shutil.disk_usage(node.folder).free
         if needed > free:
             raise ConfigError(f"--teacher-cache: {needed >> 20} MiB are needed, the store has {free >> 20} MiB left")

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -90,11 +90,11 @@ class Mirror:
         run.log({"result": wandb.Table(columns=columns, data=[[entry.row, entry.seed, *result.values()]])})
         run.finish()
 
-    @_forgiving
     def close(self) -> None:
-        """End the runs that were left open by a failure."""
+        """End the runs that were left open by a failure, each whatever becomes of the others."""
         while self._open_runs:
-            self._open_runs.popitem()[1].finish(exit_code=1)
+            with suppress(Exception):
+                self._open_runs.popitem()[1].finish(exit_code=1)
 
     @_forgiving
     def _open(self, entry: Entry) -> ForgivingWandbLogger:

@@ -60,8 +60,9 @@ def test_cached_states_train_the_same_student_bit_for_bit(cell, tmp_path, change
     )
 
 
-def test_the_likeliest_tokens_from_disk_are_those_the_teacher_says(cell, tmp_path):
-    cell = override(cell, {"distill.top_k": 7, "distill.temperature": 2.0})
+@pytest.mark.parametrize("loss", ["kld", "mse_logits"])
+def test_the_likeliest_tokens_from_disk_are_those_the_teacher_says(cell, tmp_path, loss):
+    cell = override(cell, {"distill.top_k": 7, "distill.temperature": 2.0, "distill.logit_loss": loss})
     run(tmp_path / "asked", cell)
     run(tmp_path / "cached", cell, teacher_cache=True)
     histories = [pd.read_csv(next((tmp_path / store).glob("cell/*/metrics.csv"))) for store in ("asked", "cached")]

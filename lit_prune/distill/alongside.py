@@ -44,7 +44,9 @@ class AlongsideDistiller(Distiller):
     def _teacher_clm(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         successors = labels[:, 1:]
         scored = successors != IGNORED
+        self.corrected.train()  # but what it shows the student is without dropout
         last = last_states(self.corrected, input_ids)[:, :-1][scored]
+        self.corrected.eval()
         return head_losses(last, head_of(self.corrected), successors=successors[scored], w_clm=1.0).loss
 
     def configure_optimizers(self) -> Any:

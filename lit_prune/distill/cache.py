@@ -1,13 +1,14 @@
 """What a teacher shows of a whole run's data, computed once, kept on disk and read by any number of runs.
 
-The states its head reads, which lose nothing; or the log-probabilities of its likeliest tokens, where only those are
-compared.
+The states its head reads, which lose nothing; or the logits of its likeliest tokens, where only those are compared, and
+the probability that the others have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def parts_of(width: int, top_k: int | None, states: torch.dtype) -> tuple[Part, 
     if top_k is None:
         return (Part("states", width, states),)
     return (
-        Part("log_probabilities", top_k, torch.float32),
+        Part("logits", top_k, torch.float32),
         Part("ids", top_k, torch.int32),
         Part("missing_mass", 1, torch.float32),
     )
@@ -67,8 +68,8 @@ class Cache:
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
             for part in self.parts:
-                with (self.folder / part.name).open("wb") as file:
-                    file.truncate(self._bytes(part))
+                with (self.folder / part.name).open("wb") as file:  # all of it now: later a full disk would kill us
+                    os.posix_fallocate(file.fileno(), 0, self._bytes(part))
         return {part.name: self._map(part, write) for part in self.parts}
 
     def _bytes(self, part: Part) -> int:
@@ -104,14 +105,14 @@ class CachedTeaching:
         rows = {name: part.to(input_ids.device) for name, part in rows.items()}
         if "states" in rows:
             return Observation(rows["states"], {}, self.head)
-        return Likeliest(rows["log_probabilities"], rows["ids"])
+        return Likeliest(rows["logits"], rows["ids"])
 
 
 @dataclass(frozen=True)
 class Likeliest:
     """The tokens a teacher holds likeliest, at every position of one micro-batch."""
 
-    log_probabilities: Tensor
+    logits: Tensor
     """[batch, seq, k]."""
     ids: Tensor
     """int32 [batch, seq, k]."""
@@ -125,7 +126,7 @@ class Likeliest:
         """
         if top_k != self.ids.shape[-1]:
             raise ValueError(f"the cache holds the {self.ids.shape[-1]} likeliest tokens, not {top_k}")
-        return TopKTarget(self.log_probabilities[:, :-1][scored], self.ids[:, :-1][scored].long())
+        return TopKTarget(self.logits[:, :-1][scored], self.ids[:, :-1][scored].long())
 
 
 @torch.no_grad()
@@ -157,6 +158,12 @@ def write_cache(
     return {"sequences": sequences, "block": block, "parts": [_plain(part) for part in cache.parts], **missing}
 
 
+def clear(folder: Path) -> None:
+    """Remove what is left of a cache that was cut short."""
+    for name in ("states", "logits", "ids", "missing_mass"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def bytes_of(teacher: Any, sequences: int, distill: Distill) -> int:
     """Bytes that a cache of `sequences` sequences takes at the most."""
     parts = parts_of(teacher.config.hidden_size, distill.top_k, torch.float32)
@@ -183,6 +190,7 @@ def _contents(shown: Observation, top_k: int | None) -> dict[str, Tensor]:
 
 def _likeliest(head: Head, states: Tensor, top_k: int) -> dict[str, Tensor]:
     """Of one sequence's states [seq, width]."""
-    log_probabilities, ids = head.logits(states).float().log_softmax(-1).topk(top_k)
-    kept = log_probabilities.double().exp().sum(-1, keepdim=True)
-    return {"log_probabilities": log_probabilities, "ids": ids, "missing_mass": (1 - kept).clamp_min(0)}
+    logits = head.logits(states).float()
+    largest, ids = logits.topk(top_k)
+    kept = (largest.double() - logits.double().logsumexp(-1, keepdim=True)).exp().sum(-1, keepdim=True)
+    return {"logits": largest, "ids": ids, "missing_mass": (1 - kept).clamp_min(0)}

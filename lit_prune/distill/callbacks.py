@@ -38,6 +38,10 @@ class History(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter() - self._seconds
 
+    def pause(self, seconds: float) -> None:
+        """Leave out time in which the run did not go on."""
+        self._since += seconds
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:

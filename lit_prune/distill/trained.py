@@ -90,7 +90,11 @@ def _check_lora(lora: Lora, config: Any) -> None:
         raise ConfigError(f"distill.lora.rank: {lora.rank} asked for, at least 1 is needed")
     if not 0 <= lora.dropout < 1:
         raise ConfigError(f"distill.lora.dropout: {lora.dropout} asked for, it is at least 0 and below 1")
+    if lora.alpha <= 0:
+        raise ConfigError(f"distill.lora.alpha: {lora.alpha} asked for, it is above 0")
     if lora.targets is not None:
+        if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+            raise ConfigError("distill.lora.targets: name one linear layer at least, each once, or null for all")
         targets_of(_without_weights(config), lora)
 
 

@@ -7,6 +7,7 @@ them leaves the others as they are. One runs at a time (greenlets), so that noth
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,20 +16,31 @@ import greenlet
 import lightning as L
 import torch
 
+from lit_prune.distill.callbacks import History
+
 Result = TypeVar("Result")
 
 
 class Turn(L.Callback):
     """Let the other runs of `in_turns` go on before each micro-batch; alone it does nothing."""
 
+    def __init__(self) -> None:
+        self.away = 0.0
+        """Seconds in which the others had their turn."""
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         others = greenlet.getcurrent().parent
         if others is not None:
-            mine = random_state()
+            mine, left = random_state(), time.perf_counter()
             others.switch()
             set_random_state(mine)
+            away = time.perf_counter() - left
+            self.away += away
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, History):
+                    callback.pause(away)
 
 
 def in_turns(runs: Iterable[Callable[[], Result]]) -> list[Result]:

@@ -28,7 +28,8 @@ def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     late = {f"teacher.correction.{name}": value for name, value in sizes.items()}
     late["teacher.correction.optim"] = dataclasses.replace(cell.distill.optim, lr=cell.distill.optim.lr / 5)
     early: Changes = {
-        "source.teacher.correction": None, "source.corpus": cell.corpus, "source.student": cell.student
+        "source.teacher.correction": None, "source.corpus": cell.corpus, "source.student": cell.student,
+        "source.evaluation.checks": 0,
     }  # fmt: skip
     whole: Changes = {f"student.{name}": None for name in SIZES}
     rows = ({**early, **whole, "source.distill.steps": steps} for steps in (0, round(FIRST * cell.distill.steps)))

@@ -54,19 +54,15 @@ class HeadTarget:
 
 @dataclass(frozen=True)
 class TopKTarget:
-    """A teacher of which only the likeliest entries are known.
+    """A teacher of which only the largest logits are known, as a `HeadTarget` of the same k would give them."""
 
-    Losses of distributions see them renormalised, as those of a `HeadTarget` of the same k; losses of logits see
-    them as they are.
-    """
-
-    log_probabilities: Tensor
+    largest: Tensor
     """[tokens, k]."""
     ids: Tensor
     """int64 [tokens, k]."""
 
     def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
-        return self.log_probabilities[rows].float(), self.ids[rows]
+        return self.largest[rows].float(), self.ids[rows]
 
 
 @dataclass(frozen=True)

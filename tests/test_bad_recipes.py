@@ -1,0 +1,68 @@
+"""Recipes and flags that cannot be carried out, each refused in one line before anything is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_prune.config import Cell, ConfigError
+from lit_prune.execution import Execution
+from lit_prune.pins import Pins
+from lit_prune.preflight import check, check_execution
+from lit_prune.settings import override, refuse_two_budgets
+
+RECIPES = {
+    "distill.optim.lr": (0.0, "distill.optim.lr: 0.0 asked for, it is above 0"),
+    "distill.optim.min_lr": (-1.0, "distill.optim.min_lr: -1.0 asked for, it is at least 0"),
+    "distill.optim.warmup": (-3, "distill.optim.warmup: -3"),
+    "distill.optim.beta1": (1.5, "distill.optim.beta1: 1.5 asked for, it is at least 0 and below 1"),
+    "distill.optim.weight_decay": (-1.0, "distill.optim.weight_decay"),
+    "distill.optim.clip": (0.0, "distill.optim.clip: 0.0 asked for, it is above 0"),
+    "distill.teacher_optim.lr": (0.0, "distill.teacher_optim.lr: 0.0"),
+    "teacher.correction.optim.lr": (-1.0, "teacher.correction.optim.lr: -1.0"),
+    "distill.w_logits": (-1.0, "distill.w_logits: -1.0 asked for, at least 0"),
+    "distill.w_clm": (-0.5, "distill.w_clm: -0.5"),
+    "distill.projection": ("per_pair", "distill.projection: per_pair is for embedding"),
+    "distill.relation_heads": (4, "distill.relation_heads: is for attention"),
+    "seed": (-1, "seed: -1 asked for, at least 0 is needed"),
+    "source.seed": (-1, "source: seed: -1 asked for"),
+}
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_a_recipe_that_cannot_be_is_refused(path):
+    value, message = RECIPES[path]
+    with pytest.raises(ConfigError) as caught:
+        check(Pins().pin(override(Cell(), {path: value})))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"accumulate": 3}, "--accumulate: distill.batch, 8, cannot be cut into 3 parts"),
+        ({"accumulate": 0}, "--accumulate: 0 asked for, at least 1"),
+        ({"workers": -1}, "--workers: -1"),
+        ({"log_every": 0}, "--log-every: 0"),
+        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds: -1.0"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_refused(flags, message):
+    with pytest.raises(ConfigError) as caught:
+        check_execution(Execution(**flags), [Cell()])
+    assert str(caught.value).startswith(message)
+
+
+def test_one_budget_a_cell_and_its_source_its_own():
+    refuse_two_budgets({"distill.tokens": 1000, "source.distill.steps": 4})
+    with pytest.raises(ConfigError, match=r"source.distill.tokens and source.distill.steps: give one"):
+        refuse_two_budgets({"source.distill.tokens": 1000, "source.distill.steps": 4})
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_teacher_that_is_trained_too_is_paid_for_in_whatever_order_cells_are_pinned(order):
+    base = override(Cell(), {"distill.flops": 1e13, "distill.block": 64, "distill.batch": 2})
+    cells = [base, override(base, {"distill.teacher_optim.lr": 1e-4})]
+    pins = Pins()
+    steps = {place: pins.pin(cells[place]).distill.steps for place in order}
+    assert steps[0] > 1.5 * steps[1]
