@@ -320,3 +320,13 @@ def test_a_golden_curve(full_tokens, tmp_path, name):
     curve = rows(tmp_path)["loss"].tolist()
     assert curve == sorted(curve, reverse=True)
     assert curve == pytest.approx(GOLDEN_CURVES[name], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_train_the_same_student_to_rounding_and_are_left_as_they_were(tokens, tmp_path):
+    recipe = dataclasses.replace(RECIPE, alpha=0.0, embedding=False, mlp_input=(), block_output=(), steps=3)
+    plain = run(tokens, tmp_path / "plain", recipe=recipe)
+    compiled = run(tokens, tmp_path / "compiled", recipe=recipe, compile=True)
+    close(compiled, plain)
+    assert not any(module._compiled_call_impl for module in compiled.modules())

@@ -75,6 +75,11 @@ class Distiller(L.LightningModule):
             self.projection = nn.ModuleList(maps) if self.distill.projection == "per_pair" else maps[0]
         self.teaching.want(pair.teacher for pair in self._pairs + self._relations)
 
+    @property
+    def compares_states(self) -> bool:
+        """Whether hooks read states on the way."""
+        return bool(self._pairs or self._relations)
+
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
         if self.teaching is not None:
@@ -106,7 +111,7 @@ class Distiller(L.LightningModule):
         next_ids = successors[scored] if self.distill.w_clm else None
         balanced = self.distill.w_clm == "balanced"
         loss, terms = self._compare_logits(last, None if balanced else next_ids, target)
-        if shown is not None and (self._pairs or self._relations):
+        if shown is not None and self.compares_states:
             terms["hidden"] = self._compare_states(scored, our_states, shown.states)
             loss = loss + weigh_alpha(self.distill.alpha, terms["logits"], terms["hidden"]) * terms["hidden"]
         if balanced:

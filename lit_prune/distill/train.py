@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from lit_prune.distill.module import Distiller
 from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.trained import trained_part
 from lit_prune.execution import Execution
+from lit_prune.models.compiled import compiled_blocks
 
 Tell = Callable[[int, dict[str, float]], None]
 
@@ -64,7 +66,8 @@ def train(
         default_root_dir=folder,
     )
     unfinished = folder / "last.ckpt"
-    with trained_part(student, distill):
+    compiled = execution.compile and not module.compares_states
+    with trained_part(student, distill), compiled_blocks(student) if compiled else contextlib.nullcontext():
         trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
     student.eval()
 
