@@ -196,7 +196,8 @@ def test_preflight_refuses_in_one_line(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"alpha": "dynamic", "attention": ["last-2:last-2", "0:0"], "relation_heads": 32, "projection": "per_pair"},
+        {"alpha": "dynamic", "attention": ["last-2:last-2", "0:0"], "relation_heads": 32},
+        {"alpha": 0.5, "embedding": True, "projection": "per_pair"},
         {"top_k": 2048, "w_clm": "balanced"},
         {"top_k": 2, "logit_loss": "jsd", "mix": 0.9},
     ],

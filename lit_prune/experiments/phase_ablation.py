@@ -48,7 +48,7 @@ TABLE = Table(
         Claim(LATE, BOTH, "Table 20: MMLU 61.9, 54.7; HumanEval 30.5, 25.6; HellaSwag 80.1, 80.3; PIQA 76.7, 77.2"),
     ),
     references={
-        "late teacher": {"source": None, "distill.steps": 0, **{f"student.{name}": None for name in SIZES}},
+        "teacher": {"source": None, "distill.steps": 0, **{f"student.{name}": None for name in SIZES}},
         "early teacher": {
             "source": None, "teacher.correction": None, "distill.steps": 0,
             **{f"student.{name}": None for name in SIZES},
