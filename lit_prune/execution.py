@@ -26,11 +26,12 @@ class Execution:
     cohort: bool = True
     """Retrain cells that see the same data side by side, a step each in turn, with one pass of their teacher."""
     teacher_cache: bool = False
-    """Keep what the teacher shows on disk, for any number of runs over the same data: the states its head reads, which
-    lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask the teacher."""
+    """Keep what the teacher shows on disk, for any number of runs over the same data, of as many steps: the states its
+    head reads, which lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask
+    the teacher."""
     compile: bool = False
-    """Compile the student's blocks where no intermediate states are compared: some percent faster after a minute or so
-    of compilation for each shape. Results agree to rounding."""
+    """Compile the student's blocks where no intermediate states are compared, which takes a minute or so for each
+    shape: for long runs. Results agree to rounding."""
     cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
     """On a processor: auto probes for the fastest attention and matrix products, keeps freed memory, and takes idle
     cores only; plain is PyTorch as it is. Results agree to rounding; env.json says what was used."""
