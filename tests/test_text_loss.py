@@ -35,9 +35,9 @@ def written(tmp_path, texts, name="text.jsonl"):
 @pytest.fixture
 def byte_tokenizer():
     """A token a byte, and a begin token before every text."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Without the byte 255, which no UTF-8 text holds, 256 entries are enough.
+    letters = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"ÿ"})
     vocab = {letter: i + 1 for i, letter in enumerate(letters)} | {"<s>": 0}
-    del vocab[letters[-1]]  # so that 256 entries are enough; it stands for a byte that no UTF-8 text holds
     tokenizer = Tokenizer(models.BPE(vocab, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
@@ -80,16 +80,15 @@ def test_every_token_is_scored_once_with_the_context_that_is_promised(length, fi
 
 @pytest.mark.parametrize(("window", "stride"), CHOICES)
 def test_windows_are_passes_over_pieces(tiny_llama, tiny_tokenizer, texts, source, window, stride):
-    found = measure_text(tiny_llama, tiny_tokenizer, source, window=window, stride=stride, limit=3)
-    for text, nll in zip(texts, found.documents["nll"], strict=False):
-        ids, expected = tiny_tokenizer(text)["input_ids"], 0.0
-        for token in range(1, len(ids)):
-            # The first window that reaches as far as to predict it.
-            start = max(0, math.ceil((token - window) / stride)) * stride
-            with torch.no_grad():
-                logits = tiny_llama(input_ids=torch.tensor([ids[start:token]])).logits[0, -1].double()
-            expected -= logits.log_softmax(-1)[ids[token]].item()
-        assert nll == pytest.approx(expected, rel=1e-5)
+    found = measure_text(tiny_llama, tiny_tokenizer, source, window=window, stride=stride, limit=1)
+    ids, expected = tiny_tokenizer(texts[0])["input_ids"], 0.0
+    for token in range(1, len(ids)):
+        # The first window that reaches as far as to predict it.
+        start = max(0, math.ceil((token - window) / stride)) * stride
+        with torch.no_grad():
+            logits = tiny_llama(input_ids=torch.tensor([ids[start:token]])).logits[0, -1].double()
+        expected -= logits.log_softmax(-1)[ids[token]].item()
+    assert found.documents["nll"].tolist() == pytest.approx([expected], rel=1e-5)
 
 
 def test_more_context_is_worth_something_to_a_model_that_looks_back(tiny_tokenizer, source, shared):
