@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import distributed
-from transformers import PreTrainedTokenizerFast
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import perplexity
@@ -189,7 +189,7 @@ def test_a_limit_takes_the_first_documents_and_they_are_told_of(tiny_llama, tiny
     ("asked", "error"),
     [
         ({"window": 129}, "window: 129 tokens asked for, the model has 128 positions"),
-        ({"window": 0}, "window: 0 tokens asked for, the model has 128 positions"),
+        ({"window": 0}, "window: 0 tokens asked for, at least 1 is needed"),
         ({"stride": 129}, "stride: 129 tokens asked for, it lies between 1 and the window, 128"),
         ({"window": 8, "stride": 0}, "stride: 0 tokens asked for, it lies between 1 and the window, 8"),
         ({"limit": 0}, "limit: 0 documents asked for, at least 1 is needed"),
@@ -201,6 +201,12 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_llama, tiny_tokenizer,
         measure_text(tiny_llama, tiny_tokenizer, source, **asked)
     assert str(refused.value).endswith(error)
     assert "\n" not in str(refused.value)
+
+
+def test_a_family_whose_head_is_not_known_is_refused(tiny_tokenizer, source):
+    config = BloomConfig(vocab_size=256, hidden_size=8, n_layer=1, n_head=2)
+    with pytest.raises(ConfigError, match="bloom"):
+        measure_text(BloomForCausalLM(config), tiny_tokenizer, source)
 
 
 def test_a_text_with_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, tmp_path):
