@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from families import CASES, model_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import distributed
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
@@ -89,6 +90,17 @@ def test_windows_are_passes_over_pieces(tiny_llama, tiny_tokenizer, texts, sourc
             logits = tiny_llama(input_ids=torch.tensor([ids[start:token]])).logits[0, -1].double()
         expected -= logits.log_softmax(-1)[ids[token]].item()
     assert found.documents["nll"].tolist() == pytest.approx([expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_what_fills_a_batch_up_is_seen_by_no_family(family, tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(96)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    texts = [" ".join(str(7 * i % 96) for i in range(length, 3 * length)) for length in (3, 20, 11)]
+    model = model_of(family, torch.float64)
+    found = measure_text(model, tokenizer, written(tmp_path, texts)).documents
+    assert found["nll"].to_numpy() == pytest.approx(by_plain_passes(model, tokenizer, texts), rel=1e-6)
 
 
 def test_more_context_is_worth_something_to_a_model_that_looks_back(tiny_tokenizer, source, shared):
