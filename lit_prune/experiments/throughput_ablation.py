@@ -35,7 +35,7 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
     unit = max(2, profile.cell.distill.block // 16)
     requests = [_request(32, 4 * unit, unit), _request(32, unit, 2 * unit), _request(1, unit, 2 * unit)]
     points = Grid(tuple({**shape, **asked} for asked in requests for shape in (depth, width)))
-    points += Grid(({**teacher, **requests[0]},))
+    points += Grid(({**teacher, **requests[0], "source": None},))
     precision = "bf16-true" if profile.cell.distill.precision == "bf16-mixed" else "32-true"
     base = {**table.base, "evaluation.speed.precision": precision}
     return dataclasses.replace(table, grid=points * axis("distill.steps", 0), base=base)
