@@ -126,6 +126,10 @@ class Table:
         return claim.metric or self.metrics[0]
 
     def stated(self, claim: Claim) -> str:
+        """A claim in words: its relation, and its metric where it names one."""
+        return self.relation(claim) + (f" ({claim.metric})" if claim.metric else "")
+
+    def relation(self, claim: Claim) -> str:
         """The two rows of a claim and what it says of their metric."""
         if claim.within is not None:
             return f"{claim.better} = {claim.worse} within {claim.within:g}"

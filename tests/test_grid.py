@@ -75,7 +75,8 @@ def test_two_different_points_with_one_label_are_refused_at_construction():
 def test_a_claim_reads_as_the_order_it_states():
     claims = (Claim("kld", "mse", ""), Claim("mse", "kld", "", metric="speedup"), Claim("kld", "mse", "", within=0.1))
     judged = table(claims=claims, metrics=("lm_loss", "speedup"), higher=("speedup",))
-    assert list(map(judged.stated, claims)) == ["kld < mse", "mse > kld", "kld = mse within 0.1"]
+    assert list(map(judged.stated, claims)) == ["kld < mse", "mse > kld (speedup)", "kld = mse within 0.1"]
+    assert judged.relation(claims[1]) == "mse > kld"
 
 
 def test_a_claim_is_judged_by_the_metric_it_names_or_the_first():

@@ -39,7 +39,7 @@ def claim_of(report: Report, place: int) -> str:
     """A claim of the table, with its metric where that is not the first."""
     claim, metric = report.table.claims[place], report.verdicts["metric"][place]
     said = "" if metric == report.table.metrics[0] else f" ({title(metric)})"
-    return f"{report.table.stated(claim)}{said}"
+    return f"{report.table.relation(claim)}{said}"
 
 
 def main_table(report: Report) -> pd.DataFrame:

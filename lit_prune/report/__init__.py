@@ -190,7 +190,7 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
         for m, c in zip(metrics, table.claims, strict=True)
     ]
     verdicts = pd.DataFrame(pairs, columns=["difference", "low", "high", "p", "n"])
-    verdicts.insert(0, "claim", [table.stated(c) + f" ({c.metric})" * bool(c.metric) for c in table.claims])
+    verdicts.insert(0, "claim", [table.stated(claim) for claim in table.claims])
     verdicts.insert(1, "metric", metrics)
     verdicts.insert(2, "source", [claim.source for claim in table.claims])
     verdicts.insert(3, "verdict", "undecided")
