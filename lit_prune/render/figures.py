@@ -144,7 +144,8 @@ def final_values(report: Report) -> Figure:
     rows = summary[~summary["reference"] & (summary["n"] > 0)]
     lines = summary["mean"][[kind != "" for kind in words.kinds(report)]].dropna().sort_values(ascending=False)
     figure = Figure(figsize=(6.2, 0.8 + 0.34 * len(rows) + 0.17 * len(lines)), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"{words.title(metric)} (lower is better)", ylim=(len(rows) - 0.4, -0.6))
+    label = f"{words.title(metric)} ({words.better(report, metric)})"
+    axes = figure.add_subplot(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
     for place, (row, mean) in enumerate(rows["mean"].items()):
         seeds = report.tidy.loc[(report.tidy["row"] == row) & ~report.tidy["reference"], metric].dropna()
         axes.errorbar(mean, place, xerr=rows.loc[row, "interval"], color=LINE, linewidth=1.5)

@@ -30,11 +30,16 @@ def title(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
+def better(report: Report, metric: str) -> str:
+    """Which values of a metric are the better ones, for an axis."""
+    return "higher is better" if metric in report.table.higher else "lower is better"
+
+
 def claim_of(report: Report, place: int) -> str:
     """A claim of the table, with its metric where that is not the first."""
     claim, metric = report.table.claims[place], report.verdicts["metric"][place]
     said = "" if metric == report.table.metrics[0] else f" ({title(metric)})"
-    return f"{claim.relation}{said}"
+    return f"{report.table.relation(claim)}{said}"
 
 
 def main_table(report: Report) -> pd.DataFrame:
