@@ -24,6 +24,7 @@ from lit_prune.store import CHECKS
 Mode = Literal["auto", "online", "offline", "disabled"]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+_STEP = "trainer/global_step"
 _TAG = 64
 """Characters W&B takes in a tag; a run with a longer one is refused."""
 
@@ -47,10 +48,10 @@ def _forgiving(method: Method) -> Method:
 
 
 class ForgivingWandbLogger(WandbLogger):
-    """A WandbLogger whose failures end the mirroring and nothing else, and that tells each step once.
+    """A WandbLogger whose failures end the mirroring and nothing else, and that tells each step once and whole.
 
-    W&B's own step is the optimizer's, so that a run that is resumed goes on where it was; what is `known` of an earlier
-    part of it is not said again.
+    W&B's own step is the optimizer's, so that a run that is resumed goes on where it was: what is `known` of it from an
+    earlier part is not told again, and a step that was interrupted is told by the part that finishes it.
     """
 
     lost = False
@@ -58,12 +59,20 @@ class ForgivingWandbLogger(WandbLogger):
     def __init__(self, run: Any, tokens: int, known: int = -1) -> None:
         super().__init__(experiment=run)
         self.tokens, self.known = tokens, known
+        self._row: dict[str, Any] = {}
 
     @_forgiving
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if step is not None and step > self.known:
-            place = {"trainer/global_step": step, "tokens": step * self.tokens}
-            self.experiment.log({**metrics, **place}, step=step)
+        if step is None or step <= self.known:
+            return
+        if step != self._row.get(_STEP, step):
+            self._tell_row()
+        self._row |= {**metrics, _STEP: step, "tokens": step * self.tokens}
+
+    def _tell_row(self) -> None:
+        if self._row:
+            self.experiment.log(self._row, step=self._row[_STEP])
+        self._row = {}
 
     @_forgiving
     def log_hyperparams(self, params: Any) -> None:
@@ -75,6 +84,8 @@ class ForgivingWandbLogger(WandbLogger):
 
     @_forgiving
     def finalize(self, status: str) -> None:
+        if status == "success":
+            self._tell_row()
         super().finalize(status)
 
 
@@ -144,8 +155,8 @@ class Mirror:
             reinit="create_new",  # cells in turns each have a run of their own
         )  # fmt: skip
         self._open_runs[entry.key] = run
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        run.define_metric(_STEP)
+        run.define_metric("*", step_metric=_STEP, step_sync=True)
         return run
 
     def _known(self, address: str) -> int:

@@ -5,6 +5,7 @@ It shows what is sent and nothing of how the W&B app would draw it. A question i
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -13,6 +14,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENTITY = "somebody"
+
+_OWNED = {"id": "p", "name": "p", "entity": {"id": "e", "name": ENTITY}}
+_SEQUENCE = {"artifactSequence": {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}}
+_ALWAYS: dict[str, dict[str, Any]] = {
+    "Viewer": {
+        "viewer": {"id": "u", "name": ENTITY, "username": ENTITY, "email": "", "admin": False, "flags": "{}",
+                   "entity": ENTITY, "apiKeys": {"edges": []}, "teams": {"edges": []}, "organizations": []},
+        "serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []},
+    },
+    "GetDefaultEntity": {"viewer": {"id": "u", "entity": ENTITY}},
+    "ServerFeaturesQuery": {"serverInfo": {"features": []}},
+    "CreateArtifact": {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED"} | _SEQUENCE}},
+}  # fmt: skip
+"""Operation -> what is answered to it whatever was sent."""
 
 
 class Server:
@@ -23,7 +38,7 @@ class Server:
         self.runs: dict[str, dict[str, Any]] = {}
         """Run id -> what was said of it when it was made or changed."""
         self.lines: dict[str, dict[str, list[Any]]] = {}
-        """Run id -> file -> its lines, in the order they came: the history is wandb-history.jsonl."""
+        """Run id -> file -> its lines, in the order they came."""
         self.views: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.unknown: list[str] = []
@@ -45,34 +60,18 @@ class Server:
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data of a GraphQL answer."""
-        if "__type(" in query or "__schema" in query:
-            return {name: {"fields": [], "inputFields": [], "args": []} for name in re.findall(r"(\w+): *__type", query)}
-        named = re.search(r"\b(?:query|mutation)\s+(\w+)", query)
-        operation = named.group(1) if named else "unnamed"
+        operation = re.findall(r"\b(?:query|mutation)\s+(\w+)", query)[0]
         self.asked.append(operation)
-        answer = getattr(self, f"_{operation.lower()}", None)
-        if answer is None:
-            self.unknown.append(operation)
-            return {}
-        return answer(given)
-
-    def _viewer(self, given: dict[str, Any]) -> dict[str, Any]:
-        teams = {"edges": [{"node": {"name": ENTITY}}]}
-        user = {"id": "u", "name": ENTITY, "username": ENTITY, "email": "", "admin": False, "flags": "{}",
-                "entity": ENTITY, "apiKeys": {"edges": []}, "teams": teams, "organizations": []}  # fmt: skip
-        info = {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": [], "exposesExplicitRunIdFilter": True}
-        return {"viewer": user, "serverInfo": info}
-
-    def _getdefaultentity(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"viewer": {"id": "u", "entity": ENTITY}}
-
-    def _serverfeaturesquery(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"serverInfo": {"features": []}}
+        if operation in _ALWAYS:
+            return _ALWAYS[operation]
+        if hasattr(self, name := f"_{operation.lower()}"):
+            return getattr(self, name)(given)
+        self.unknown.append(operation)
+        return {}
 
     def _getprojects(self, given: dict[str, Any]) -> dict[str, Any]:
         edges = [{"cursor": name, "node": _project(name)} for name in self.projects]
-        page = {"endCursor": None, "hasNextPage": False}
-        return {"models": {"edges": edges, "totalCount": len(edges), "pageInfo": page}}
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
 
     def _createproject(self, given: dict[str, Any]) -> dict[str, Any]:
         self.projects.append(given["input"]["name"])
@@ -83,37 +82,28 @@ class Server:
         return {"project": _project(name) if name in self.projects else None}
 
     def _runresumestatus(self, given: dict[str, Any]) -> dict[str, Any]:
-        name = given.get("name") or given["runId"]
-        if name not in self.runs:
-            return {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": ENTITY}, "bucket": None}}
-        rows = self.lines.get(name, {}).get("wandb-history.jsonl", [])
-        bucket = {"id": name, "name": name, "historyLineCount": len(rows), "logLineCount": 0, "eventsLineCount": 0,
-                  "historyTail": json.dumps(rows[-1:]), "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}",
-                  "displayName": name, "tags": [], "wandbConfig": json.dumps({"t": 1})}  # fmt: skip
-        return {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": ENTITY}, "bucket": bucket}}
+        rows = self.lines.get(given["name"], {}).get("wandb-history.jsonl")
+        if rows is None:
+            return {"model": _OWNED | {"bucket": None}}
+        counts = {"historyLineCount": len(rows), "logLineCount": 0, "eventsLineCount": 0}
+        tails = {"historyTail": json.dumps(rows[-1:]), "eventsTail": "[]", "summaryMetrics": "{}", "tags": []}
+        return {"model": _OWNED | {"bucket": _run(given["name"]) | counts | tails | {"wandbConfig": '{"t": 1}'}}}
 
     def _upsertbucket(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"]
         self.runs.setdefault(name, {}).update({key: value for key, value in given.items() if value is not None})
-        project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": ENTITY}}
-        bucket = {"id": name, "name": name, "displayName": given.get("displayName"), "description": "", "sweepName": None,
-                  "config": given.get("config") or "{}", "project": project, "historyLineCount": 0}  # fmt: skip
+        bucket = _run(name) | {"project": _OWNED | {"name": given["project"]}, "description": "", "historyLineCount": 0}
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
     def _createrunfiles(self, given: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in given["files"]]
         return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
 
-    def _createartifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        sequence = {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}
-        return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}}
-
     def _upsertview(self, given: dict[str, Any]) -> dict[str, Any]:
-        found = given.get("id") or f"VmlldzoxM{len(self.views)}"  # a real id is base64 too
+        found = given.get("id") or base64.b64encode(f"View:{1000 + len(self.views)}".encode()).decode()
         self.views[found] = given
-        view = {"id": found, "type": given["type"], "name": given["name"], "displayName": given["displayName"],
-                "description": given.get("description") or "", "spec": given["spec"], "updatedAt": "2026-01-01T00:00:00",
-                "project": {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}}  # fmt: skip
+        same = {name: given[name] for name in ("type", "name", "displayName", "description", "spec")}
+        view = same | {"id": found, "updatedAt": "2026-01-01T00:00:00", "project": _project(given["projectName"])}
         return {"upsertView": {"view": view, "inserted": True}}
 
     _upsertview2 = _upsertview
@@ -131,6 +121,10 @@ class Server:
 def _project(name: str) -> dict[str, Any]:
     return {"__typename": "Project", "id": "p", "internalId": "cDE=", "name": name, "entityName": ENTITY,
             "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}  # fmt: skip
+
+
+def _run(name: str) -> dict[str, Any]:
+    return {"id": name, "name": name, "displayName": name, "config": "{}"}
 
 
 class _Handler(BaseHTTPRequestHandler):
