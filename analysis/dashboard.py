@@ -73,7 +73,16 @@ def _run(flags: Flags) -> int:
         require_key()
     store = Store(flags.store)
     table, found = _load(flags, store)
-    return _sync(flags, table, found, store) if flags.command == "sync" else _write(flags, table, found, store)
+    if flags.command == "write" and not flags.publish:
+        return _write(flags, table, found, store)
+    from analysis.wandb_server import failures
+
+    try:
+        return (_sync if flags.command == "sync" else _write)(flags, table, found, store)
+    except failures() as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"error: the W&B server: {reason}", file=sys.stderr)
+        return 1
 
 
 def _load(flags: Flags, store: Store) -> tuple[Table, list[Entry]]:
@@ -118,21 +127,17 @@ def _answer(flags: Flags, table: Table, found: list[Entry], store: Store) -> str
 
 
 def _publish(board: Board, answer: str, memory: Path) -> int:
-    from analysis.wandb_server import failures, publish
+    from analysis.wandb_server import publish
 
-    try:
-        for name, url in publish(board, answer, memory).items():
-            print(f"published: {name} {url}")
-    except failures() as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"error: the server did not take it ({reason})", file=sys.stderr)
-        return 1
+    for name, url in publish(board, answer, memory).items():
+        print(f"published: {name} {url}")
     return 0
 
 
 def _sync(flags: Flags, table: Table, found: list[Entry], store: Store) -> int:
-    from analysis.wandb_server import bring_up
+    from analysis.wandb_server import bring_up, reach
 
+    reach()
     addresses = {key for entry in found for key in _addresses(entry)}
     brought = bring_up(addresses, store, flags.project, flags.entity)
     print(f"{table.name}: {brought}")

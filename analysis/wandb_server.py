@@ -38,6 +38,17 @@ def require_key() -> None:
         raise ConfigError("there is no W&B key; set WANDB_API_KEY, or keep one by `wandb login`")
 
 
+def reach() -> None:
+    """See that the server answers and takes the key: `wandb sync` would go on trying.
+
+    Raises:
+        wandb.errors.Error: it does not.
+    """
+    import wandb
+
+    wandb.Api()
+
+
 def failures() -> tuple[type[Exception], ...]:
     """What a server that does not answer, or refuses, raises."""
     import wandb
@@ -57,19 +68,23 @@ class Brought:
     empty: list[Path]
     """Killed before anything of theirs was written."""
     refused: list[Path]
+    others: list[Path]
+    """Not asked for: of other tables, profiles and settings."""
 
     def __str__(self) -> str:
         parts = (
             (self.sent, "sent"), (self.before, "sent before"), (self.running, "still running"),
             (self.empty, "empty"), (self.refused, "not taken by the server"),
         )  # fmt: skip
-        return ", ".join(f"{len(runs)} {what}" for runs, what in parts if runs) or "no offline runs"
+        told = ", ".join(f"{len(runs)} {what}" for runs, what in parts if runs) or "no offline runs"
+        return told + f" ({len(self.others)} of other tables, profiles or settings stay)" * bool(self.others)
 
 
 def bring_up(addresses: Collection[str], store: Store, project: str, entity: str) -> Brought:
     """Send the offline runs of these cells with `wandb sync`, each once, the parts of a resumed one in their order."""
     folder = store.root / "wandb"
-    runs = [run for run in sorted(folder.glob("wandb/offline-run-*")) if _address(run) in addresses]
+    found = sorted(folder.glob("wandb/offline-run-*"))
+    runs = [run for run in found if _address(run) in addresses]
     before = [run for run in runs if _is_sent(run)]
     running = [run for run in runs if run not in before and _is_running(store, _address(run))]
     due = [run for run in runs if run not in before and run not in running]
@@ -82,6 +97,7 @@ def bring_up(addresses: Collection[str], store: Store, project: str, entity: str
     return Brought(
         sent=[run for run in due if run not in left], before=before, running=running, empty=empty,
         refused=[run for run in left if run not in empty],
+        others=[run for run in found if run not in runs and not _is_sent(run)],
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ it. Panels and run sets have names that depend on what they show alone, so that 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ class Board:
     entity: str
     """Owner of the project; empty while nobody has said who."""
 
-    @property
+    @functools.cached_property
     def axes(self) -> tuple[str, ...]:
         """Fields of the cell that tell the rows apart, none too many; `row` where they are no single values."""
         points = [_leaves(entry.cell) for entry in self.cells]
