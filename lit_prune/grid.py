@@ -145,6 +145,8 @@ class Entry:
     cell: Cell
     changes: Changes
     reference: bool = False
+    source: bool = False
+    """Retrained for the sake of a cell that is cut from it, and no row of the table."""
 
     @property
     def key(self) -> str:

@@ -250,7 +250,7 @@ class Runner:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
             checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens, teacher))
             callbacks.append(checks)
-        with self.mirror.logger(entry) as loggers:
+        with self.mirror.logger(entry, node.folder) as loggers:
             train(
                 model, teacher, cell.distill, tokens, node.folder, seed=cell.seed,
                 execution=self.execution, tell=self._teller(f"{_DOING.get()}{others}", entry.key), loggers=loggers,
@@ -378,6 +378,8 @@ def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
         awaited = list(awaited_sources(store, entry.cell))
         for place, source in enumerate(awaited):
             row = f"{entry.row}, source {place + 1} of {len(awaited)}"
-            found.setdefault(place, {}).setdefault(key(source), dataclasses.replace(entry, row=row, cell=source))
+            found.setdefault(place, {}).setdefault(
+                key(source), dataclasses.replace(entry, row=row, cell=source, source=True)
+            )
         found.setdefault(len(awaited), {})[entry.key] = entry
     return [list(found[place].values()) for place in sorted(found)]

@@ -132,6 +132,21 @@ def plain_of(node: Any) -> dict[str, Any]:
     return plain
 
 
+def described(node: Any) -> Any:
+    """Every field of a cell by name, that of its source within it, as data of which each leaf is a scalar.
+
+    A fingerprint stands for the places that hold the content.
+    """
+    if not dataclasses.is_dataclass(node):
+        return ", ".join(map(str, node)) if isinstance(node, tuple) else node
+    plain = {f.name: described(getattr(node, f.name)) for f in dataclasses.fields(node)}
+    if isinstance(node, Cell):
+        plain["source"] = described(source_of(node))
+    elif plain.get("fingerprint"):
+        plain = {name: value for name, value in plain.items() if name not in _PLACES}
+    return plain
+
+
 def _near(path: str, fields: list[str]) -> list[str]:
     """The fields of the section a path begins with, or all of them."""
     section = path.partition(".")[0] + "."

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import pandas as pd
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_prune.address import canonical
+from lit_prune.distill.budget import tokens_of_step
 from lit_prune.grid import Entry
+from lit_prune.settings import described
+from lit_prune.store import CHECKS
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+_STEP = "trainer/global_step"
+_TAG = 64
+"""Characters W&B takes in a tag; a run with a longer one is refused."""
 
 
 def _forgiving(method: Method) -> Method:
@@ -38,13 +48,31 @@ def _forgiving(method: Method) -> Method:
 
 
 class ForgivingWandbLogger(WandbLogger):
-    """A WandbLogger whose failures end the mirroring and nothing else."""
+    """A WandbLogger whose failures end the mirroring and nothing else, and that tells each step once and whole.
+
+    W&B's own step is the optimizer's, so that a run that is resumed goes on where it was: what is `known` of it from an
+    earlier part is not told again, and a step that was interrupted is told by the part that finishes it.
+    """
 
     lost = False
 
+    def __init__(self, run: Any, tokens: int, known: int = -1) -> None:
+        super().__init__(experiment=run)
+        self.tokens, self.known = tokens, known
+        self._row: dict[str, Any] = {}
+
     @_forgiving
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
+        if step is None or step <= self.known:
+            return
+        if step != self._row.get(_STEP, step):
+            self._tell_row()
+        self._row |= {**metrics, _STEP: step, "tokens": step * self.tokens}
+
+    def _tell_row(self) -> None:
+        if self._row:
+            self.experiment.log(self._row, step=self._row[_STEP])
+        self._row = {}
 
     @_forgiving
     def log_hyperparams(self, params: Any) -> None:
@@ -56,11 +84,14 @@ class ForgivingWandbLogger(WandbLogger):
 
     @_forgiving
     def finalize(self, status: str) -> None:
+        if status == "success":
+            self._tell_row()
         super().finalize(status)
 
 
 class Mirror:
-    """One W&B run a cell: id = address, group = table, the grid's axes in its config, terms on trainer/global_step."""
+    """One W&B run a cell: id = address, group = table, row, seed and every field of the cell in its config, terms on
+    trainer/global_step and on tokens."""
 
     def __init__(self, table: str, mode: Mode, folder: Path) -> None:
         self.table, self.folder = table, folder
@@ -69,9 +100,9 @@ class Mirror:
         self._open_runs: dict[str, Any] = {}
 
     @contextmanager
-    def logger(self, entry: Entry) -> Iterator[list[ForgivingWandbLogger]]:
-        """The loggers of a cell's training run: one, or none where W&B is off or lost."""
-        logger = self._open(entry)
+    def logger(self, entry: Entry, folder: Path) -> Iterator[list[ForgivingWandbLogger]]:
+        """The loggers of a cell's training run, which may go on in `folder`: one, or none where W&B is off or lost."""
+        logger = self._open(entry, folder)
         try:
             yield [logger] if logger else []
         finally:
@@ -79,12 +110,15 @@ class Mirror:
 
     @_forgiving
     def conclude(self, entry: Entry, result: dict[str, Any]) -> None:
-        """Close the cell's run with its result, as summary and as a table of one row."""
+        """Close the cell's run with its result, as summary and as a table of one row.
+
+        A cell that is not retrained has none until now.
+        """
         import wandb
 
-        run = self._open_runs.pop(entry.key, None)
-        if run is None:
-            return
+        if entry.key not in self._open_runs:
+            self._start(entry)
+        run = self._open_runs.pop(entry.key)
         run.summary.update(result)
         columns: list[str | int] = ["row", "seed", *result]
         run.log({"result": wandb.Table(columns=columns, data=[[entry.row, entry.seed, *result.values()]])})
@@ -97,22 +131,59 @@ class Mirror:
                 self._open_runs.popitem()[1].finish(exit_code=1)
 
     @_forgiving
-    def _open(self, entry: Entry) -> ForgivingWandbLogger:
+    def _open(self, entry: Entry, folder: Path) -> ForgivingWandbLogger:
+        known = self._known(entry.key)
+        run = self._start(entry)
+        known = max(known, run.step - 1 if run.resumed else -1)
+        logger = ForgivingWandbLogger(run, tokens_of_step(entry.cell.distill), known)
+        for step, metrics in _past(folder):
+            logger.log_metrics(metrics, step)
+            logger.known = max(logger.known, step - 1)
+        return logger
+
+    def _start(self, entry: Entry) -> Any:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
         # Otherwise tables are staged in the home folder, and do not travel with the runs.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
+        config = {"row": entry.row, "seed": entry.seed, "cell": described(entry.cell)}
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "lit-prune"), id=entry.key, name=f"{entry.row} seed {entry.seed}",
-            group=self.table, job_type="cell", tags=[self.table, entry.row], dir=str(self.folder), resume="allow",
-            mode=self.mode, config={"grid": dict(entry.changes), "cell": canonical(entry.cell)}, settings=_quiet(wandb),
+            group=self.table, job_type=_job_type(entry), tags=[self.table, entry.row[:_TAG]], dir=str(self.folder),
+            resume="allow", mode=self.mode, config=config, settings=_quiet(wandb),
             reinit="create_new",  # cells in turns each have a run of their own
         )  # fmt: skip
         self._open_runs[entry.key] = run
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return ForgivingWandbLogger(experiment=run)
+        run.define_metric(_STEP)
+        run.define_metric("*", step_metric=_STEP, step_sync=True)
+        return run
+
+    def _known(self, address: str) -> int:
+        """The last step that runs made offline hold of a cell, -1 where there are none: each resumption adds one."""
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
+        found = [-1]
+        for run in self.folder.glob(f"wandb/offline-run-*-{address}"):
+            told = subprocess.run([*inspect, str(run)], capture_output=True, text=True, timeout=60)
+            step = json.loads(told.stdout)["step"] if told.returncode == 0 else None
+            found.append(-1 if step is None else step)
+        return max(found)
+
+
+def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """What the files of an interrupted retraining say, by step: W&B may have lost it, or not have been asked."""
+    rows: dict[int, dict[str, float]] = {}
+    for name, prefix in (("metrics.csv", ""), (CHECKS, "validation/")):
+        if (folder / "last.ckpt").exists() and (folder / name).exists():
+            for row in pd.read_csv(folder / name).to_dict("records"):
+                told = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and not math.isnan(v)}
+                rows.setdefault(int(row["step"]), {}).update(told)
+    return sorted(rows.items())
+
+
+def _job_type(entry: Entry) -> str:
+    """What a run is for: a cell of the table, something measured once for scale, or what a cell is cut from."""
+    return "source" if entry.source else "reference" if entry.reference else "cell"
 
 
 def _mode(mode: Mode) -> Any:

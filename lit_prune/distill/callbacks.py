@@ -122,7 +122,10 @@ class Checks(L.Callback):
 
     def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         at_end = trainer.global_step in (0, trainer.max_steps)
-        self.rows.append({"step": trainer.global_step, **self.evaluate(pl_module.student, at_end)})
+        found = self.evaluate(pl_module.student, at_end)
+        self.rows.append({"step": trainer.global_step, **found})
+        for logger in trainer.loggers:
+            logger.log_metrics({f"validation/{name}": value for name, value in found.items()}, trainer.global_step)
         if trainer.is_global_zero:
             pd.DataFrame(self.rows).to_csv(self.path, index=False)
 

@@ -1,0 +1,149 @@
+"""Dashboards of a table in Weights & Biases: a workspace of its runs, and a report with the paper's table and ours.
+
+python -m analysis.dashboard loss_ablation              # both as JSON files, no key needed
+python -m analysis.dashboard loss_ablation sync         # bring up the runs that were made offline
+python -m analysis.dashboard loss_ablation --publish    # save both on the server, over those published before
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from analysis.answers import RECORDS, table_of
+from lit_prune.config import ConfigError
+from lit_prune.grid import Entry, Table, entries
+from lit_prune.pins import Pins
+from lit_prune.render.files import markdown
+from lit_prune.report import assemble
+from lit_prune.settings import load_profile, sources_of
+from lit_prune.store import DEFAULT_ROOT, Store
+
+if TYPE_CHECKING:
+    from analysis.wandb_specs import Board
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Dashboards of a table in Weights & Biases, as files, and on a server where there is a key."""
+
+    table: tyro.conf.Positional[str]
+    """Name of the table, e.g. loss_ablation."""
+    command: tyro.conf.Positional[Literal["write", "sync"]] = "write"
+    """write makes workspace.json and report.json; sync sends the runs of the table's cells that were made offline, each
+    once."""
+    profile: str = "quick"
+    """Scale the table was run at."""
+    store: str = DEFAULT_ROOT
+    """Folder where everything computed is kept."""
+    records: Path = RECORDS
+    """Folder of the records, which stand in for what the store does not hold."""
+    entity: str = os.environ.get("WANDB_ENTITY", "")
+    """User or team that owns the project; by default the one that the key belongs to."""
+    project: str = os.environ.get("WANDB_PROJECT", "lit-prune")
+    """Project of the runs."""
+    publish: bool = False
+    """Save workspace and report on the server too, over those published before."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 all is well, 1 the server did not take all, 2 a bad request."""
+    flags = tyro.cli(Flags, args=argv, prog="python -m analysis.dashboard")
+    try:
+        return _run(flags)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(flags: Flags) -> int:
+    if flags.command == "sync" and flags.publish:
+        raise ConfigError("--publish goes with write; sync sends runs")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise ConfigError("wandb_workspaces is not installed (pip install 'lit-prune[dashboards]')")
+    if flags.command == "sync" or flags.publish:
+        from analysis.wandb_server import require_key
+
+        require_key()
+    store = Store(flags.store)
+    table, found = _load(flags, store)
+    if flags.command == "write" and not flags.publish:
+        return _write(flags, table, found, store)
+    from analysis.wandb_server import failures
+
+    try:
+        return (_sync if flags.command == "sync" else _write)(flags, table, found, store)
+    except failures() as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"error: the W&B server: {reason}", file=sys.stderr)
+        return 1
+
+
+def _load(flags: Flags, store: Store) -> tuple[Table, list[Entry]]:
+    """The table at the profile and all of its cells, pinned."""
+    pins, asked = Pins(), load_profile(flags.profile)
+    table = table_of(flags.table).at(asked, store.root)
+    return table, [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in entries(table, asked)]
+
+
+def _write(flags: Flags, table: Table, found: list[Entry], store: Store) -> int:
+    from analysis import wandb_specs as specs
+
+    cells = tuple(entry for entry in found if not entry.reference)
+    board = specs.Board(table, Path(flags.profile).stem, cells, flags.project, flags.entity)
+    answer = _answer(flags, table, found, store)
+    folder = store.root / "reports" / table.name / board.profile / "dashboard"
+    texts = {
+        "workspace.json": specs.view_text(specs.workspace_of(board)),
+        "report.json": specs.page_text(specs.report_of(board, answer)),
+    }
+    store.check_writable(folder)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+        print(f"written: {folder / name}")
+    if flags.publish:
+        return _publish(board, answer, folder / "published.json")
+    print(f"next, with a W&B key: python -m analysis.dashboard {table.name} sync, then the same with --publish")
+    return 0
+
+
+def _answer(flags: Flags, table: Table, found: list[Entry], store: Store) -> str:
+    """The paper's table and ours with the verdicts, as Markdown, of the store, or as recorded."""
+    report = assemble(table, flags.profile, {}, found, store)
+    record = flags.records / table.name / Path(flags.profile).stem / "report.md"
+    if not report.summary["n"].any() and record.exists():
+        return record.read_text()
+    return markdown(report)
+
+
+def _publish(board: Board, answer: str, memory: Path) -> int:
+    from analysis.wandb_server import publish
+
+    for name, url in publish(board, answer, memory).items():
+        print(f"published: {name} {url}")
+    return 0
+
+
+def _sync(flags: Flags, table: Table, found: list[Entry], store: Store) -> int:
+    from analysis.wandb_server import bring_up, reach
+
+    reach()
+    addresses = {key for entry in found for key in _addresses(entry)}
+    brought = bring_up(addresses, store, flags.project, flags.entity)
+    print(f"{table.name}: {brought}")
+    return 1 if brought.refused else 0
+
+
+def _addresses(entry: Entry) -> list[str]:
+    """Those of a cell and of the sources it is cut from."""
+    return [entry.key, *(dataclasses.replace(entry, cell=source).key for source in sources_of(entry.cell))]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""The mirror of cells in W&B: a run that is resumed is one history, whatever was lost; every cell has its run."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from lit_prune.execution import Execution
+from lit_prune.grid import Entry
+from lit_prune.progress import Bar
+from lit_prune.runner import Runner, waves
+from lit_prune.settings import override
+from lit_prune.store import Store
+from lit_prune.tracking import Mirror
+
+
+class Stop(BaseException):
+    """The interruption, which no run may swallow."""
+
+
+class StoppingBar(Bar):
+    """Interrupts the run at a step of it."""
+
+    def __init__(self, at_step):
+        super().__init__(0, quiet=True)
+        self.at_step = at_step
+
+    def at(self, done, what):
+        super().at(done, what)
+        if done == self.at_step:
+            raise Stop
+
+
+def run(store, entries, mode="offline", stop_at=None):
+    """Compute the entries with their mirror, or until one of them has made that many steps."""
+    execution = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
+    bar = Bar(0, quiet=True) if stop_at is None else StoppingBar(stop_at)
+    mirror = Mirror("toy", mode, store / "wandb")
+    try:
+        assert Runner(Store(store), execution, bar, mirror).run(entries) == 0
+    except Stop:
+        pass
+    finally:
+        mirror.close()
+
+
+def inspect(run, *words):
+    """What `wandb leet inspect` reads back of an offline run."""
+    told = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", *words, "--json", str(run)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return told.stdout
+
+
+def history(store):
+    """The rows of each offline run, run after run in the order they were made."""
+    records = [json.loads(line) for part in parts(store) for line in inspect(part).splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def parts(store):
+    return sorted(store.glob("wandb/wandb/offline-run-*"))
+
+
+@pytest.fixture
+def entry(tiny_cell, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "store/wandb/data"))
+    return Entry("kld", 0, override(tiny_cell, {"evaluation.checks": 2}), {"seed": 0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["offline", "disabled"])
+def test_a_run_that_is_resumed_tells_each_step_once_and_whole(entry, tmp_path, before):
+    """Also what happened while W&B was off."""
+    store = tmp_path / "store"
+    run(store, [entry], before, stop_at=2)  # after the step's loss was logged, and before its check
+    run(store, [entry])
+    assert len(parts(store)) == (2 if before == "offline" else 1)
+    told = pd.DataFrame(history(store)).set_index("_step")
+    assert list(told.index) == [0, 1, 2, 3, 4]
+    assert list(told["trainer/global_step"]) == list(told.index)
+    assert list(told["tokens"]) == [step * 2 * 32 for step in told.index]
+    folder = Store(store).node(entry.cell, "cell").folder
+    for name, prefix in (("metrics.csv", ""), ("checks.csv", "validation/")):
+        kept = pd.read_csv(folder / name, index_col="step").drop(columns="tokens_per_second", errors="ignore")
+        pd.testing.assert_frame_equal(
+            told.loc[kept.index, [prefix + column for column in kept]].set_axis(kept.columns, axis=1), kept,
+            check_names=False, check_dtype=False,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry, tmp_path):
+    """Also one that is not retrained, whose row has a name longer than a tag may be."""
+    store = tmp_path / "store"
+    untrained = override(entry.cell, {"distill.steps": 0, "evaluation.checks": 0})
+    chained = override(entry.cell, {"source": {"student.hidden": 0.75}, "student.hidden": 0.5})
+    asked = [
+        Entry("a row with a name " * 5, 0, untrained, {}),
+        Entry("teacher", 0, override(untrained, {"seed": 1}), {}, reference=True),
+        Entry("chained", 0, chained, {}),
+    ]
+    run(store, asked)
+    cells = [e for wave in waves(Store(tmp_path / "elsewhere"), asked) for e in wave]
+    runs = {part.name.rpartition("-")[2]: part for part in parts(store)}
+    assert set(runs) == {cell.key for cell in cells}
+    records = {
+        key: next(r["run"] for r in map(json.loads, inspect(part).splitlines()) if r["type"] == "run")
+        for key, part in runs.items()
+    }
+    assert [records[e.key]["job_type"] for e in asked] == ["cell", "reference", "cell"]
+    (source,) = set(records) - {e.key for e in asked}
+    assert records[source]["job_type"] == "source"
+    assert {record["run_group"] for record in records.values()} == {"toy"}
+    summary = json.loads(inspect(runs[asked[2].key], "--summary"))
+    result = Store(store).node(chained, "cell").result
+    assert summary["summary"]["lm_loss"] == pytest.approx(result["lm_loss"], rel=1e-12)
+    config = summary["config"]
+    assert (config["row"], config["seed"]) == ("chained", 0)
+    assert config["cell"]["source"]["student"]["hidden"] == 0.75
+    assert config["cell"]["source"]["source"] is None
