@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,21 +68,22 @@ def table_of(name: str) -> Table:
     return importlib.import_module(f"lit_prune.experiments.{name}").TABLE
 
 
-def gather(store: Store, records: Path = RECORDS, profiles: Iterable[str] | None = None) -> list[Answer]:
+def gather(
+    store: Store, records: Path = RECORDS, profiles: Collection[str] | None = None,
+    tables: Collection[str] | None = None,
+) -> list[Answer]:  # fmt: skip
     """Every question that was asked of a store, as it stands now, and every record; by table, profile and settings.
 
-    Of one question that both have, that with more cells done is taken, the store's where they are equal. `profiles`
-    keeps those.
+    Of one question that both have, that with more cells done is taken, the store's where they are equal. `profiles` and
+    `tables` keep those.
 
     Raises:
         ConfigError: a record cannot be read.
     """
     records = expand(records)
-    found = [*_stored(store, records), *_recorded(records)]
-    wanted = None if profiles is None else set(profiles)
     questions: dict[object, list[Answer]] = {}
-    for answer in found:
-        if wanted is None or answer.report.profile in wanted:
+    for answer in [*_stored(store, records, tables), *_recorded(records, tables)]:
+        if profiles is None or answer.report.profile in profiles:
             questions.setdefault(answer.question, []).append(answer)
     chosen = [_fuller(answers) for answers in questions.values()]
     return sorted(chosen, key=lambda answer: answer.question)
@@ -135,9 +136,9 @@ def _fuller(answers: list[Answer]) -> Answer:
     return replace(best, notices=(*beside, *failed) if best.origin == "record" else ())
 
 
-def _stored(store: Store, records: Path) -> list[Answer]:
+def _stored(store: Store, records: Path, tables: Collection[str] | None) -> list[Answer]:
     found = []
-    for folder in _folders(store.root / "reports"):
+    for folder in _folders(store.root / "reports", tables):
         try:
             found.append(Answer(reread(_read(folder), store), "store", _notes(records, folder.parent.name)))
         except ConfigError as error:  # of a table or a field that is no more; the others can be read
@@ -145,12 +146,14 @@ def _stored(store: Store, records: Path) -> list[Answer]:
     return found
 
 
-def _recorded(records: Path) -> list[Answer]:
-    return [Answer(_read(folder), "record", _notes(records, folder.parent.name)) for folder in _folders(records)]
+def _recorded(records: Path, tables: Collection[str] | None) -> list[Answer]:
+    folders = _folders(records, tables)
+    return [Answer(_read(folder), "record", _notes(records, folder.parent.name)) for folder in folders]
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path.parent for path in root.glob(f"*/*/{record.RECORD}"))
+def _folders(root: Path, tables: Collection[str] | None) -> list[Path]:
+    folders = sorted(path.parent for path in root.glob(f"*/*/{record.RECORD}"))
+    return [folder for folder in folders if tables is None or folder.parent.name in tables]
 
 
 def _read(folder: Path) -> Report:

@@ -12,24 +12,22 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import tyro
 from matplotlib.figure import Figure
 
-from analysis.answers import table_of
+from analysis.answers import RECORDS, gather, table_of
 from lit_prune.config import ConfigError
-from lit_prune.grid import Table, entries
-from lit_prune.pins import Pins
 from lit_prune.render import figures, overview, svg
-from lit_prune.report import Report, assemble
-from lit_prune.settings import load_profile
+from lit_prune.report import Report
 from lit_prune.store import DEFAULT_ROOT, Store
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Draw what the store holds of a table."""
+    """Draw what the store holds of a table, or its record."""
 
     table: tyro.conf.Positional[str]
     """Name of the table, e.g. loss_ablation."""
@@ -37,25 +35,17 @@ class Flags:
     """Scale the table was run at."""
     out: Path = Path("figures")
     """Folder the figures go to."""
-    format: str = "pdf"
-    """pdf, png or svg."""
+    format: Literal["pdf", "png", "svg"] = "pdf"
+    """What kind of files."""
     store: str = DEFAULT_ROOT
     """Folder where everything computed is kept."""
+    records: Path = RECORDS
+    """Folder of the records of finished tables."""
 
 
-def draw(table: Table, profile: str, store: Store, out: Path, format: str) -> list[Path]:
-    """Write the figures of a table; returns their paths.
-
-    Raises:
-        ConfigError: nothing of the table is done at this profile.
-    """
-    pins = Pins()
-    asked = load_profile(profile)
-    table = table.at(asked, store.root)
-    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, asked)]
-    report = assemble(table, profile, {}, found, store)
-    if not report.summary["n"].any():
-        raise ConfigError(f"{table.name}: nothing is done at profile {profile} in {store.root}")
+def draw(report: Report, out: Path, format: str) -> list[Path]:
+    """Write the figures of a report; returns their paths."""
+    table, profile = report.table, Path(report.profile).stem
     out.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(svg.style(table.name)):
         drawn = [*overviews(report).items(), *learning_curves(report).items()]
@@ -92,11 +82,27 @@ def _file_names(titles: Iterable[str]) -> list[str]:
     return names
 
 
+def _report(flags: Flags) -> Report:
+    """The answer to the table at the profile as both are.
+
+    Raises:
+        ConfigError: nothing of it is done, nor is there a record.
+    """
+    name = table_of(flags.table).name
+    found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
+    report = next((answer.report for answer in found if answer.plain and answer.num_done), None)
+    if report is None:
+        raise ConfigError(
+            f"{name}: nothing is done at profile {flags.profile}, neither in {flags.store} nor in {flags.records}"
+        )
+    return report
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.figures")
     try:
-        for path in draw(table_of(flags.table), flags.profile, Store(flags.store), flags.out, flags.format):
+        for path in draw(_report(flags), flags.out, flags.format):
             print(path)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from analysis.figures import draw, main
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.grid import axis, entries
 from lit_prune.pins import Pins
+from lit_prune.render.files import write_files
+from lit_prune.report import assemble
 from lit_prune.settings import load_profile
 from lit_prune.store import Store
 
@@ -30,8 +33,27 @@ def store(tmp_path):
     return store
 
 
+def report_of(table, store):
+    pins = Pins()
+    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, load_profile("quick"))]
+    return assemble(table, "quick", {}, found, store)
+
+
+def test_the_command_draws_what_the_store_holds_and_else_the_record(store, tmp_path, capsys):
+    words = ["loss_ablation", "--store", str(store.root), "--out", str(tmp_path / "figures"), "--format", "png"]
+    assert main([*words, "--records", str(tmp_path / "none")]) == 2
+    write_files(report_of(TABLE, store), store.root / "reports/loss_ablation/quick")
+    capsys.readouterr()
+    assert main([*words, "--records", str(tmp_path / "none")]) == 0
+    of_store = capsys.readouterr().out.split()
+    assert main(["loss_ablation", "--store", str(tmp_path / "empty"), "--out", str(tmp_path / "record")]) == 0
+    of_record = capsys.readouterr().out.split()
+    for paths in (of_store, of_record):
+        assert {Path(path).stem for path in paths} >= {"loss_ablation-quick-final", "loss_ablation-quick-agreement"}
+
+
 def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
-    paths = draw(TABLE, "quick", store, tmp_path / "figures", "png")
+    paths = draw(report_of(TABLE, store), tmp_path / "figures", "png")
     assert [path.stem.removeprefix("loss_ablation-quick-") for path in paths[:2]] == ["final", "agreement"]
     assert len(paths) == 2 + 6
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
@@ -56,14 +78,15 @@ def test_checks_and_blocks_are_drawn_where_there_are_any_and_rows_of_one_name_ke
         spans = np.where(np.add.outer(np.arange(6), np.arange(1, 7)) <= 6, 0.5, np.nan)
         save_file({"influence": spans, "angular_last": spans}, node.folder / "distances.safetensors")
         node.finish({})
-    paths = draw(table, "quick", store, tmp_path / "figures", "svg")
+    paths = draw(report_of(table, store), tmp_path / "figures", "svg")
     names = [path.stem.removeprefix("toy-quick-") for path in paths]
     assert names == ["final", "checks", "ranks", "blocks", "spans", "t-4", "t-4-2"]
     assert all(path.stat().st_size for path in paths)
 
 
 def test_nothing_to_draw_is_one_line(tmp_path, capsys):
-    assert main(["loss_ablation", "--store", str(tmp_path), "--out", str(tmp_path / "figures")]) == 2
+    folders = ["--store", str(tmp_path), "--records", str(tmp_path), "--out", str(tmp_path / "figures")]
+    assert main(["loss_ablation", *folders]) == 2
     assert "nothing is done at profile quick" in capsys.readouterr().err
     assert main(["no_such_table", "--store", str(tmp_path)]) == 2
     assert "unknown table 'no_such_table'" in capsys.readouterr().err
