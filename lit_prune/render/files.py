@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_prune.config import ConfigError
-from lit_prune.render import figures, words
-from lit_prune.settings import plain_of
+from lit_prune.render import figures, page, words
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lit_prune.report import Report
 
-_PAGE = Path(__file__).parent / "report.html.j2"
+_PAGE = "report.html.j2"
 # Characters of a LaTeX table that fit the width of a page.
 _TEX_WIDTH = 100
 _MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", "·": "$\\cdot$", words.NONE: "---"}
@@ -31,12 +30,12 @@ def write_files(report: Report, folder: Path) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    csv, markdown = report.tidy.to_csv(index=False), _markdown(report)
-    digest = _digest(report, csv, markdown)
+    csv, text = report.tidy.to_csv(index=False), markdown(report)
+    digest = _digest(report, csv, text)
     paths = [folder / name for name in ("results.csv", "report.md", "report.tex", "report.html")]
     if not all(path.exists() for path in paths) or digest not in paths[-1].read_text()[:500]:
         # The page, which holds the digest, comes last: cut off before it, the next call writes all again.
-        _write(folder, dict(zip(paths, (csv, markdown, _latex(report), _html(report, digest)), strict=True)))
+        write_texts(folder, dict(zip(paths, (csv, text, latex(report), _html(report, digest)), strict=True)))
     return paths
 
 
@@ -46,10 +45,10 @@ def write_record(report: Report, folder: Path) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    texts = {folder / "results.csv": report.tidy.to_csv(index=False), folder / "report.md": _markdown(report)}
-    _write(folder, texts)
+    texts = {folder / "results.csv": report.tidy.to_csv(index=False), folder / "report.md": markdown(report)}
+    write_texts(folder, texts)
     index = folder.parents[1] / "README.md"
-    _write(index.parent, {index: _index(index.parent)})
+    write_texts(index.parent, {index: _index(index.parent)})
     return [*texts, index]
 
 
@@ -64,7 +63,7 @@ def _index(records: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(folder: Path, texts: Mapping[Path, str]) -> None:
+def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
     """Write each file whole or not at all."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,13 +77,14 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
 
 def _digest(report: Report, *texts: str) -> str:
     """What the files say, and the code that says it, as 16 hexadecimal digits."""
-    code = [path.read_text() for path in sorted(_PAGE.parent.iterdir()) if path.is_file()]
+    code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
     blocks = json.dumps(report.blocks, default=lambda node: node.tolist() if hasattr(node, "tolist") else vars(node))
     said = [repr(report.cell), report.histories.to_csv(), report.checks.to_csv(), blocks, *code, *texts]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
 
-def _markdown(report: Report) -> str:
+def markdown(report: Report) -> str:
+    """The report in Markdown: claims, table, what is not done, how to run it again."""
     table, absent = report.table, words.absent(report)
     failed = [f"{row}, seed {seed}: {error}" for row, seed, error in words.failed(report)]
     parts = [
@@ -118,7 +118,7 @@ def _pipes(frame: pd.DataFrame) -> str:
     return escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
-def _latex(report: Report) -> str:
+def latex(report: Report) -> str:
     """Booktabs tables: rows, in as many as a page needs to be wide enough, and claims."""
     name, question, source = report.table.name, report.table.question, report.table.source
     parts = enumerate(words.parts(words.main_table(report), _TEX_WIDTH), 1)
@@ -137,22 +137,5 @@ def _latex(report: Report) -> str:
 
 
 def _html(report: Report, digest: str) -> str:
-    import jinja2
-    import yaml
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template(_PAGE.name).render(
-        table=report.table, profile=report.profile, digest=digest, headline=words.headline(report),
-        main=words.main_table(report), kinds=words.kinds(report), claims=words.claims_table(report).to_dict("records"),
-        marks=words.VERDICTS, agreement=words.agreement(report), warnings=words.warnings(report),
-        absent=words.absent(report), failed=words.failed(report), command=words.command(report),
-        notes=words.notes(report), spread=[words.has_spread(column) for _, column in words.main_table(report).items()],
-        ranks=words.rank_table(report), flips=words.flips(report),
-        provenance=words.provenance(report),
-        **figures.inline(report),
-        # Through JSON, which turns tuples into the lists that YAML has.
-        recipe=yaml.safe_dump(json.loads(json.dumps(plain_of(report.cell))), sort_keys=False),
-    )  # fmt: skip
+    template = page.environment().get_template(_PAGE)
+    return template.render(told=page.told(report), digest=digest, captions=figures.CAPTIONS, **figures.inline(report))
