@@ -7,9 +7,7 @@ python -m analysis.figures loss_ablation --profile quick --out figures
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -18,13 +16,14 @@ from pathlib import Path
 import tyro
 from matplotlib.figure import Figure
 
+from analysis.answers import table_of
 from lit_prune.config import ConfigError
 from lit_prune.grid import Table, entries
 from lit_prune.pins import Pins
 from lit_prune.render import depth, figures
 from lit_prune.report import Report, assemble
 from lit_prune.settings import load_profile
-from lit_prune.store import Store
+from lit_prune.store import DEFAULT_ROOT, Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Flags:
     """Folder the figures go to."""
     format: str = "pdf"
     """pdf, png or svg."""
-    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    store: str = DEFAULT_ROOT
     """Folder where everything computed is kept."""
 
 
@@ -97,11 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.figures")
     try:
-        try:
-            table = importlib.import_module(f"lit_prune.experiments.{flags.table}").TABLE
-        except ModuleNotFoundError:
-            raise ConfigError(f"there is no table {flags.table!r}") from None
-        for path in draw(table, flags.profile, Store(flags.store), flags.out, flags.format):
+        for path in draw(table_of(flags.table), flags.profile, Store(flags.store), flags.out, flags.format):
             print(path)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

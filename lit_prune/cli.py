@@ -18,7 +18,7 @@ from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.grid import Entry, Table, entries, refuse_twins
 from lit_prune.settings import load_profile, override, parse_setting, sources_of
-from lit_prune.store import Store
+from lit_prune.store import DEFAULT_ROOT, Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -46,7 +46,7 @@ class Flags:
     """Check the request, list what would be computed, and stop."""
     record: bool = False
     """With report: write experiments/<table>/<profile>/, to be committed."""
-    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    store: str = DEFAULT_ROOT
     """Folder where everything computed is kept and found again."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mirror runs to Weights & Biases; auto is online where there is a key, else offline."""
@@ -155,10 +155,24 @@ class Session:
             runner.check(entry.cell for entry in missing)
             if self.flags.dry_run:
                 return self._dry_run(missing)
+            self._begin()
             try:
                 return runner.run(missing)
             finally:
                 mirror.close()
+
+    def _begin(self) -> None:
+        """Leave in the store what was asked, for the reading of a run that is cut off."""
+        from lit_prune.render.files import write_asked
+
+        report = self._assemble()
+        write_asked(report, self._report_folder(dict(report.settings)))
+
+    def _assemble(self) -> Any:
+        from lit_prune.report import assemble
+
+        settings = dict(map(parse_setting, self.flags.set))
+        return assemble(self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection())
 
     def _dry_run(self, missing: list[Entry]) -> int:
         from lit_prune.runner import awaited_sources
@@ -175,7 +189,7 @@ class Session:
 
     def _status(self) -> int:
         from lit_prune.render.terminal import print_status
-        from lit_prune.report import tidy
+        from lit_prune.report.cells import tidy
 
         print_status(tidy(self.table, self.entries, self.store), self.console)
         return 0
@@ -184,12 +198,10 @@ class Session:
         """Print the report and write its files."""
         from lit_prune.render.files import write_files
         from lit_prune.render.terminal import print_report
-        from lit_prune.report import assemble
 
-        settings = dict(map(parse_setting, self.flags.set))
-        report = assemble(self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection())
+        report = self._assemble()
         print_report(report, self.console)
-        for path in write_files(report, self._report_folder(settings)):
+        for path in write_files(report, self._report_folder(dict(report.settings))):
             self.console.print(f"written: {path}", highlight=False, soft_wrap=True)
         if self.flags.record:
             self._record(report)

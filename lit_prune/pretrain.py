@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
 from lit_prune.settings import build, override, parse_setting, plain_of
-from lit_prune.store import Busy, Store
+from lit_prune.store import DEFAULT_ROOT, Busy, Store
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -209,7 +208,7 @@ class Flags:
     check: Annotated[tuple[Path] | tuple[()] | None, tyro.conf.arg(metavar="[FOLDER]")] = None
     """Train nothing: print what the teacher in this folder, or else the shipped one, is worth beside a
     trigram model; the exit code is 1 where that is less than half a nat per token."""
-    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    store: str = DEFAULT_ROOT
     """Folder where everything computed is kept."""
     execution: Execution = Execution()
     """How the run is carried out; does not change its address."""

@@ -26,6 +26,7 @@ from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn, in_turns
+from lit_prune.evaluate.memory import peak_memory, reset_peak
 from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
@@ -54,6 +55,7 @@ class Runner:
     def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror) -> None:
         self.store, self.execution, self.bar, self.mirror = store, execution, bar, mirror
         self._steps: dict[str, int] = {}
+        self._measurable = False
         self._failed: dict[tuple[str, str], Exception] = {}
         self.load = functools.lru_cache(maxsize=1)(teachers.load_model)
         self.students, self.teachings = Students(self), Teachings(self)
@@ -91,6 +93,7 @@ class Runner:
             together = len(cohort.entries)
             if together > 1:
                 self._prepare(cohort.entries)
+            self._measurable = reset_peak()
             found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
             failed |= {entry.key for entry, has_failed in zip(cohort.entries, found, strict=True) if has_failed}
         return sum(entry.key in failed for entry in entries)
@@ -228,7 +231,9 @@ class Runner:
             if cell.distill.teacher_optim is not None and teacher is not None:
                 result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher.model, tokens)
             self.mirror.conclude(entry, result)
-            return node.finish(result, seconds=round(time.perf_counter() - started - turn.away, 1))
+            seconds = round(time.perf_counter() - started - turn.away, 1)
+            # Of cells in turns it is that of all together, up to the end of this one.
+            return node.finish(result, seconds=seconds, peak_memory=peak_memory() if self._measurable else None)
 
     def _retrain(
         self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, turn: Turn, together: int

@@ -32,6 +32,8 @@ _VERSIONS = (
 )  # fmt: skip
 CHECKS = "checks.csv"
 """Validation losses of a student on its way, in the folder of its cell: step, lm_loss, kd_loss."""
+DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
+"""Folder of a store that no flag names."""
 # Below this a run would be cut by a full disk, which helps nobody.
 _ROOM_NEEDED = 200 * 2**20
 

@@ -65,7 +65,7 @@ def test_nothing_to_draw_is_one_line(tmp_path, capsys):
     assert main(["loss_ablation", "--store", str(tmp_path), "--out", str(tmp_path / "figures")]) == 2
     assert "nothing is done at profile quick" in capsys.readouterr().err
     assert main(["no_such_table", "--store", str(tmp_path)]) == 2
-    assert "there is no table 'no_such_table'" in capsys.readouterr().err
+    assert "unknown table 'no_such_table'" in capsys.readouterr().err
 
 
 def test_it_imports_no_torch():

@@ -17,7 +17,7 @@ from lit_prune.grid import axis, entries
 from lit_prune.models.cost import training_flops
 from lit_prune.models.teacher import SHIPPED, load_model
 from lit_prune.pins import Pins
-from lit_prune.report import tidy
+from lit_prune.report.cells import tidy
 from lit_prune.settings import load_profile, override
 from lit_prune.store import Store
 

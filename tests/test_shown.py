@@ -148,15 +148,17 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     paths[1].unlink()
     report_files.write_files(answer(store), folder)
     assert drawn == ["drawn"] * 3
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
+    record = {"curves.csv", "checks.csv", "record.json", "report.md"}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | record
 
 
-def test_record_is_two_files_and_their_index(whole: report.Report, tmp_path: Path) -> None:
+def test_record_is_its_files_and_their_index(whole: report.Report, tmp_path: Path) -> None:
     folder = tmp_path / "loss_ablation" / "small"
     folder.mkdir(parents=True)
     (folder / "NOTES.md").write_text("by hand")
     written = report_files.write_record(whole, folder)
-    assert [path.name for path in written] == ["results.csv", "report.md", "README.md"]
+    names = {"results.csv", "curves.csv", "checks.csv", "record.json", "report.md", "README.md"}
+    assert {path.name for path in written} == names
     assert "loss_ablation/small/report.md" in (tmp_path / "README.md").read_text()
     assert (folder / "NOTES.md").read_text() == "by hand"
 
@@ -190,12 +192,13 @@ def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> 
         found.append(dataclasses.replace(entry, cell=dataclasses.replace(entry.cell, corpus=corpus, teacher=teacher)))
         folder = store.node(found[-1].cell, "cell").folder
         folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({name: line[name] for name in TABLE.metrics}))
-        (folder / "env.json").write_text(json.dumps({"commit": line["commit"], "seconds": line["wall_seconds"]}))
-    csv, markdown, _ = report_files.write_record(
-        report.assemble(TABLE, "quick", {}, found, store), tmp_path / "loss_ablation" / "quick"
-    )
-    assert csv.read_bytes() == (record / "results.csv").read_bytes()
+        (folder / "result.json").write_text(json.dumps({n: line[n] for n in (*TABLE.metrics, "train_flops")}))
+        env = {"commit": line["commit"], "seconds": line["wall_seconds"], "peak_memory": line["peak_memory"]}
+        (folder / "env.json").write_text(json.dumps(env))
+    written = tmp_path / "loss_ablation" / "quick"
+    report_files.write_record(report.assemble(TABLE, "quick", {}, found, store), written)
+    markdown = written / "report.md"
+    assert (written / "results.csv").read_bytes() == (record / "results.csv").read_bytes()
     # The rest of the page names versions and machine, which the table of cells does not hold.
     before, after = (path.read_text().partition("- versions:")[0] for path in (record / "report.md", markdown))
     assert after == before

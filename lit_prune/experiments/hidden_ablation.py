@@ -65,11 +65,12 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     mapping = ", ".join(f"{pair} is {here(pair, blocks)}" for pair in pairs)
     about = f"Rows name blocks as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {blocks}:{blocks // 2} here, {mapping}."
     return dataclasses.replace(
-        table, base={**table.base, "teacher": teacher}, grid=Grid(tuple(rows.values())),
+        table,
+        base={**table.base, "teacher": teacher},
+        grid=Grid(tuple(rows.values())),
         label=lambda point: next(row for row, changes in rows.items() if changes.items() == point.items()),
-        baseline="L_logits", paper={row: {"lm_loss": loss} for row, loss in PAPER.items()}, claims=CLAIMS,
         caveats=(about, *table.caveats),
-    )  # fmt: skip
+    )
 
 
 BEST = "L_o(29:13) + L_emb"
@@ -90,9 +91,9 @@ TABLE = Table(
     source="Minitron (arXiv 2407.14679v2), Tables 17 and 18",
     grid=Grid(()),
     label=str,
-    baseline="",
-    paper={},
-    claims=(),
+    baseline="L_logits",
+    paper={row: {"lm_loss": loss} for row, loss in PAPER.items()},
+    claims=CLAIMS,
     metrics=("lm_loss", "parameters"),
     references={"teacher": {"distill.steps": 0, "student.layers": None}},
     base={

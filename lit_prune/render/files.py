@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -25,31 +24,62 @@ _MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", "·": "$\\cdot$", words.
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
-    """Write results.csv, report.md, report.tex and report.html; nothing is written that is there already.
+    """Write the record of a report, and report.md, report.tex and report.html; nothing that is there already.
+
+    Returns the paths of what people read.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    csv, text = report.tidy.to_csv(index=False), markdown(report)
-    digest = _digest(report, csv, text)
+    texts = _record(report) | {"report.md": markdown(report)}
+    digest = _digest(report, *texts.values())
     paths = [folder / name for name in ("results.csv", "report.md", "report.tex", "report.html")]
-    if not all(path.exists() for path in paths) or digest not in paths[-1].read_text()[:500]:
+    shown, said = paths[-1], _in(folder, texts)
+    known = all(_holds(path, text) for path, text in said.items()) and all(path.exists() for path in paths)
+    if not known or not _holds(shown, digest, 500):
         # The page, which holds the digest, comes last: cut off before it, the next call writes all again.
-        write_texts(folder, dict(zip(paths, (csv, text, latex(report), _html(report, digest)), strict=True)))
+        write_texts(folder, said | {folder / "report.tex": latex(report), shown: _html(report, digest)})
     return paths
 
 
 def write_record(report: Report, folder: Path) -> list[Path]:
-    """Write what is committed of an answer, results.csv and report.md, and the index of all that are recorded.
+    """Write what is committed of an answer, its record and report.md, and the index of all that are recorded.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    texts = {folder / "results.csv": report.tidy.to_csv(index=False), folder / "report.md": markdown(report)}
+    texts = _in(folder, _record(report) | {"report.md": markdown(report)})
     write_texts(folder, texts)
     index = folder.parents[1] / "README.md"
     write_texts(index.parent, {index: _index(index.parent)})
     return [*texts, index]
+
+
+def write_asked(report: Report, folder: Path) -> None:
+    """Write the record alone, before anything is computed: what was asked is known should the run be cut off.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    write_texts(folder, _in(folder, _record(report)))
+
+
+def _record(report: Report) -> dict[str, str]:
+    from lit_prune.report.record import texts  # pandas comes with it
+
+    return texts(report)
+
+
+def _in(folder: Path, texts: Mapping[str, str]) -> dict[Path, str]:
+    return {folder / name: text for name, text in texts.items()}
+
+
+def _holds(path: Path, text: str, within: int | None = None) -> bool:
+    """Whether a file is this text, or has it within its first characters."""
+    if not path.exists():
+        return False
+    found = path.read_text()
+    return found == text if within is None else text in found[:within]
 
 
 def _index(records: Path) -> str:
@@ -78,8 +108,7 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
 def _digest(report: Report, *texts: str) -> str:
     """What the files say, and the code that says it, as 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
-    blocks = json.dumps(report.blocks, default=lambda node: node.tolist() if hasattr(node, "tolist") else vars(node))
-    said = [repr(report.cell), report.histories.to_csv(), report.checks.to_csv(), blocks, *code, *texts]
+    said = [report.histories.to_csv(), *code, *texts]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
 

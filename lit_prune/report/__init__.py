@@ -5,26 +5,27 @@ Reads results, trains nothing, draws nothing (render/ shows a report). No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lit_prune.config import Cell, ConfigError, Teacher
+from lit_prune.config import Cell
 from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
+from lit_prune.report.cells import found_of, tidy, typed
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
-from lit_prune.settings import plain_of, source_of
+from lit_prune.settings import override, plain_of
 from lit_prune.store import Node, Store
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
-    """A table's answer at a profile, and what it depends on."""
+class Asked:
+    """A table as it was asked for."""
 
     table: Table
     profile: str
@@ -34,6 +35,22 @@ class Report:
     """Further words of the command that asked, such as ("--seeds", "5")."""
     cell: Cell
     """The baseline's recipe, first seed."""
+
+    @property
+    def corpus(self) -> str | None:
+        """sha256 of the text, or revision on the hub; None while the corpus has not been read."""
+        return self.cell.corpus.fingerprint
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """`model`, or `pretraining` where it is trained here, and `fingerprint`."""
+        return plain_of(self.cell.teacher)
+
+
+@dataclass(frozen=True, eq=False)
+class Report(Asked):
+    """A table's answer at a profile, and what it depends on."""
+
     tidy: pd.DataFrame
     summary: pd.DataFrame
     verdicts: pd.DataFrame
@@ -47,16 +64,17 @@ class Report:
     """Where the two rows of a claim change their order during the retraining."""
     blocks: Blocks | None
     """What calibration said about the teacher's blocks, where the table drops some of them."""
-    corpus: str | None
-    """sha256 of the text, or revision on the hub; None while the corpus has not been read."""
-    teacher: Mapping[str, Any]
-    """`model`, or `pretraining` where it is trained here, and `fingerprint`."""
     commits: frozenset[str]
     """Commits the done cells were computed at; "+" marks a changed checkout."""
     versions: Mapping[str, str]
     """Package -> version; several, comma separated, where cells differ."""
     hardware: tuple[str, ...]
     """Machines the done cells were computed on."""
+
+    @property
+    def asked(self) -> Asked:
+        """The question alone."""
+        return Asked(*(getattr(self, field.name) for field in fields(Asked)))
 
     @property
     def num_seeds(self) -> int:
@@ -78,76 +96,46 @@ def assemble(
     Raises:
         ConfigError: two cells share a row and a seed.
     """
-    cells = tidy(table, entries, store)
     # Where --only leaves the baseline out, the first row stands for it.
-    row = next((e.row for e in entries if e.row == table.baseline), entries[0].row)
-    baseline = [e.cell for e in entries if e.row == row]
-    drops = any(drops_blocks(e.cell) for e in entries if not e.reference)
-    checks = read_checks(_trained(cells, store))
+    cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
+    return complete(Asked(table, profile_name, dict(settings), tuple(flags), cell), tidy(table, entries, store), store)
+
+
+def reread(report: Report, store: Store) -> Report:
+    """The same question as the store answers it now: cells may have been finished, or failed, since."""
+    metrics = [name for name in report.table.metrics if name in report.tidy]
+    found = [found_of(metrics, _node(store, address)) for address in report.tidy["key"]]
+    cells = typed(report.table, report.tidy.astype(object).assign(**pd.DataFrame(found, dtype=object)))
+    return complete(report.asked, cells, store)
+
+
+def complete(asked: Asked, cells: pd.DataFrame, store: Store) -> Report:
+    """The report of a question whose cells are known, with what the store holds about their retraining."""
+    trained = _trained(cells, store)
+    blocks = read_blocks(_baseline(asked, cells), store) if drops_blocks(asked.cell, cells) else None
     done = [_node(store, address).env for address in cells.loc[cells["state"] == "done", "key"]]
-    cell = baseline[0]
-    return Report(
-        table=table, profile=profile_name, settings=dict(settings), flags=tuple(flags), cell=cell, tidy=cells,
-        summary=summarise(table, cells), verdicts=judge(table, cells), agreement=rank_agreement(table, cells),
-        histories=histories(cells, store), checks=checks, ranks=ranks(checks), flips=flips(table, checks),
-        blocks=read_blocks(baseline, store) if drops else None,
-        corpus=cell.corpus.fingerprint, teacher=plain_of(cell.teacher),
+    return judged(
+        asked, cells, histories=histories(trained), checks=read_checks(trained), blocks=blocks,
         commits=frozenset(env.get("commit") or "unknown" for env in done), versions=_versions(done),
         hardware=_hardware(done),
     )  # fmt: skip
 
 
-def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
-    """One line a cell, in the order of the entries.
-
-    Columns: row, seed, reference, key, state (done, failed, unfinished or missing), error, the swept fields,
-    the metrics (NaN unless done), corpus, second_text and the source's corpus where there is another one, and teacher
-    (fingerprints; of a teacher trained here, its text's), commit, wall_seconds.
-
-    Raises:
-        ConfigError: two cells share a row and a seed.
-    """
-    swept = dict.fromkeys(path for e in entries if not e.reference for path in e.changes if path not in table.seeded)
-    swept.pop("source", None)  # told by what it has different
-    # Of objects, so that an absent error, commit or size stays None and is not turned into NaN.
-    frame = pd.DataFrame([_line(table, entry, swept, store) for entry in entries], dtype=object)
-    for twin in frame[frame.duplicated(["row", "seed"])].itertuples():
-        raise ConfigError(f"{table.name}: its label gives two cells the row {twin.row!r}, seed {twin.seed}")
-    kinds = {"seed": int, "reference": bool} | dict.fromkeys((*table.metrics, "wall_seconds"), float)
-    return frame.astype(kinds)
+def judged(asked: Asked, tidy: pd.DataFrame, *, checks: pd.DataFrame, **known: Any) -> Report:
+    """A report from its cells and what else is known, with all statistics."""
+    table = asked.table
+    return Report(
+        **vars(asked), tidy=tidy, checks=checks, summary=summarise(table, tidy), verdicts=judge(table, tidy),
+        agreement=rank_agreement(table, tidy), ranks=ranks(checks), flips=flips(table, checks), **known,
+    )  # fmt: skip
 
 
-def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
-    node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second
-    source = source_of(entry.cell)
-    result, error, env = node.result, node.error, node.env
-    unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
-    return {
-        "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
-        "state": "done" if result is not None else "failed" if error is not None else unfinished,
-        "error": None if error is None else " ".join(error.split()),
-        **{path: _value(entry, path) for path in swept},
-        **{metric: (result or {}).get(metric) for metric in table.metrics},
-        "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
-        **({"source_corpus": source.corpus.fingerprint} if source and source.corpus != entry.cell.corpus else {}),
-        "teacher": _origin(entry.cell.teacher),
-        "commit": env.get("commit"), "wall_seconds": env.get("seconds"),
-    }  # fmt: skip
-
-
-def _origin(teacher: Teacher) -> str | None:
-    return teacher.pretraining.corpus.fingerprint if teacher.pretraining else teacher.fingerprint
-
-
-def _value(entry: Entry, path: str) -> Any:
-    """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
-    node: Any = entry.cell
-    inside = path
-    while inside.startswith("source.") and isinstance(node, Cell):
-        node, inside = source_of(node), inside.removeprefix("source.")
-    for name in inside.split("."):
-        node = getattr(node, name, None)
-    return entry.changes.get(path) if node is None else node
+def _baseline(asked: Asked, cells: pd.DataFrame) -> list[Cell]:
+    """The cells of the row that stands for the baseline, one a seed."""
+    rows = cells.loc[~cells["reference"]]
+    row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
+    seeds = rows.loc[rows["row"] == row, "seed"]
+    return [override(asked.cell, dict.fromkeys(asked.table.seeded, int(seed))) for seed in seeds]
 
 
 def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
@@ -211,9 +199,9 @@ def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
     return agree(both[:, 0], both[:, 1])
 
 
-def histories(tidy: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """metrics.csv of every done cell that was trained, with its row and seed; references are left out."""
-    paths = {asked: node.folder / "metrics.csv" for asked, node in _trained(tidy, store).items()}
+def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
+    """metrics.csv of finished cells that were trained, by row and seed."""
+    paths = {asked: node.folder / "metrics.csv" for asked, node in done.items()}
     frames = [pd.read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     if not frames:
         return pd.DataFrame(columns=["row", "seed", "step"])

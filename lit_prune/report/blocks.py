@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lit_prune.config import Cell
@@ -44,9 +45,13 @@ def read_blocks(cells: Iterable[Cell], store: Store) -> Blocks | None:
     )
 
 
-def drops_blocks(cell: Cell) -> bool:
-    """Whether the student of a cell is asked to have fewer blocks than its teacher."""
-    return cell.student.layers is not None or bool(cell.student.drop)
+def drops_blocks(baseline: Cell, cells: pd.DataFrame) -> bool:
+    """Whether a student of the table, the baseline's or of a row that differs in that, has fewer blocks than its
+    teacher."""
+    student, rows = baseline.student, cells[~cells["reference"]]
+    swept = [value for name in ("student.layers", "student.drop") if name in rows for value in rows[name].dropna()]
+    # A list of no blocks, as it is in memory and as a record has it.
+    return student.layers is not None or bool(student.drop) or any(value not in ((), "()") for value in swept)
 
 
 def _draws(cells: list[Cell], store: Store, stage: str) -> list[dict[str, Any]]:

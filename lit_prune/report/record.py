@@ -1,0 +1,106 @@
+"""A report as a folder that can be read back without the store it came from. No torch.
+
+results.csv has the cells, curves.csv their training losses, checks.csv the validation losses on the way, and
+record.json the rest and what was asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lit_prune.config import Cell, ConfigError
+from lit_prune.grid import Table
+from lit_prune.report import Asked, Report, judged
+from lit_prune.report.blocks import Blocks
+from lit_prune.report.cells import typed
+from lit_prune.settings import build, plain_of
+
+RECORD = "record.json"
+_POINTS = 50
+"""Lines of curves.csv for each cell; a longer history is averaged over windows."""
+_NOT_CURVES = ("row", "seed", "step", "lr", "tokens_per_second")
+_KINDS: dict[Any, type] = dict.fromkeys(
+    ("row", "key", "error", "corpus", "second_text", "source_corpus", "teacher", "commit"), str
+)
+"""Columns that are text, also where all of it could be read as numbers."""
+
+
+def texts(report: Report) -> dict[str, str]:
+    """The files of a record, by name."""
+    return {
+        "results.csv": report.tidy.to_csv(index=False),
+        "curves.csv": _csv(_thinned(report.histories)),
+        "checks.csv": _csv(report.checks),
+        RECORD: json.dumps(_plain(report), indent=1) + "\n",
+    }
+
+
+def read(folder: Path, table: Table) -> Report:
+    """The report of a record, of the table it names.
+
+    Raises:
+        ConfigError: the record is not whole, or is of fields that no longer exist.
+    """
+    try:
+        plain = json.loads((folder / RECORD).read_text())
+        frames = {name: pd.read_csv(folder / f"{name}.csv", dtype=_KINDS) for name in ("results", "curves", "checks")}
+        asked = _asked(plain, table)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder} is no whole record ({error})") from None
+    cells = frames["results"].astype(object)
+    cells = cells.where(cells.notna(), None)
+    return judged(
+        asked, typed(asked.table, cells), checks=frames["checks"], histories=frames["curves"],
+        blocks=_blocks(plain["blocks"]), commits=frozenset(plain["commits"]), versions=plain["versions"],
+        hardware=tuple(plain["hardware"]),
+    )  # fmt: skip
+
+
+def _asked(plain: dict[str, Any], table: Table) -> Asked:
+    if table.for_profile is not None:
+        table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
+    cell = build(Cell, plain["cell"])
+    return Asked(table, plain["profile"], plain["settings"], tuple(plain["flags"]), cell)
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    blocks = report.blocks
+    return {
+        "profile": report.profile, "settings": dict(report.settings), "flags": report.flags,
+        "baseline": report.table.baseline, "caveats": report.table.caveats,
+        "commits": sorted(report.commits), "versions": dict(report.versions), "hardware": report.hardware,
+        "cell": plain_of(report.cell),
+        "blocks": None if blocks is None else {name: _listed(scores) for name, scores in vars(blocks).items()},
+    }  # fmt: skip
+
+
+def _listed(scores: Any) -> Any:
+    """An array as lists, its holes as null, which is what JSON has."""
+    return None if scores is None else [[None if math.isnan(x) else round(x, 6) for x in line] for line in scores]
+
+
+def _blocks(plain: dict[str, Any] | None) -> Blocks | None:
+    if plain is None:
+        return None
+    return Blocks(**{name: None if scores is None else np.array(scores, float) for name, scores in plain.items()})
+
+
+def _thinned(histories: pd.DataFrame) -> pd.DataFrame:
+    """The losses of each cell at no more than so many steps."""
+    kept = histories[["row", "seed", "step", *histories.columns.drop(list(_NOT_CURVES), errors="ignore")]]
+    if kept.empty:
+        return kept
+    runs = kept.groupby(["row", "seed"], sort=False)
+    windows = runs.cumcount() // np.ceil(runs["step"].transform("size") / _POINTS)
+    return kept.groupby(["row", "seed", windows], sort=False).mean().droplevel(2).reset_index()
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.6g")
