@@ -29,11 +29,11 @@ def _of_profile(tokens: list[Token], others: Collection[str]) -> list[Token]:
     """Without the title, and without the sections that another profile's name is the heading of."""
     kept: list[Token] = []
     skipping = title = False
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for place, token in enumerate(tokens):
         if token.type == "heading_open":
             title = token.tag == "h1"
             if token.tag in ("h1", "h2"):
-                skipping = following is not None and following.content in others
+                skipping = tokens[place + 1].content in others
         if not skipping and not title:
             kept.append(token)
         title = title and token.type != "heading_close"

@@ -40,7 +40,7 @@ def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Ta
     return template.render(
         standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=_MARKS,
         titles=PAPERS, sections_of=sections, not_run=not_run, index=_index(answers, ledger),
-        captions=figures.CAPTIONS,
+        captions=figures.CAPTIONS, dash=numbers.NONE,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
     for answer in answers:
         report, settings = answer.report, asked_beside(answer.report)
         asked = (report.table.name, report.profile, settings)
-        of_it = (ledger[["table", "profile", "settings"]] == asked).all(axis="columns")
+        of_it = (ledger["table"] == asked[0]) & (ledger["profile"] == asked[1]) & (ledger["settings"] == asked[2])
         counts = ledger.loc[of_it, "verdict"].value_counts().reindex(VERDICTS, fill_value=0)
         found.append(
             {
@@ -127,7 +127,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
                 "name": name, "title": _TITLES.get(name, name), "caption": figures.CAPTIONS.get(name, ""),
                 "svg": svg.inline(figure, f"t{place}-{name}", f"{report.table.name}: {_TITLES.get(name, name)}"),
             }
-            for name, figure in overviews(report).items()
+            for name, figure in (overviews(report) if report.summary["n"].any() else {}).items()
         ]  # fmt: skip
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
