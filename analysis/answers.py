@@ -37,15 +37,14 @@ class Answer:
     """What was found beside it and is not shown."""
 
     @property
-    def question(self) -> tuple[str, str, str, tuple[str, ...]]:
+    def question(self) -> tuple[str, str, str]:
         """Table, profile, and what was set away from them."""
-        report = self.report
-        return report.table.name, report.profile, repr(sorted(report.settings.items())), report.flags
+        return self.report.table.name, self.report.profile, asked_beside(self.report)
 
     @property
     def plain(self) -> bool:
         """Whether it is a table at a profile as both are, nothing set away."""
-        return not self.report.settings and not self.report.flags
+        return not asked_beside(self.report)
 
     @property
     def num_done(self) -> int:

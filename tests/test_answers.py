@@ -1,0 +1,116 @@
+"""What a store and the records hold together, as a notebook reads it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from finished import MSE, answer, asked, broken, filled
+
+from analysis.answers import RECORDS, frame, gather, ledger, table_of, tables
+from lit_prune.config import ConfigError
+from lit_prune.experiments.loss_ablation import TABLE
+from lit_prune.render import files
+from lit_prune.report import assemble
+from lit_prune.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store in which one question was answered and another one, with a setting of its own, was asked."""
+    store = filled(tmp_path / "store")
+    files.write_files(answer(store), store.root / "reports/loss_ablation/tiny")
+    other = assemble(TABLE, "tiny", {"distill.steps": 40}, asked(), store)
+    files.write_asked(other, store.root / "reports/loss_ablation/tiny-1")
+    return store
+
+
+@pytest.fixture
+def records(store: Store, tmp_path: Path) -> Path:
+    """The record of the first question, with notes."""
+    folder = tmp_path / "records" / "loss_ablation" / "tiny"
+    files.write_record(answer(store), folder)
+    (folder.parent / "NOTES.md").write_text("# What was seen\n")
+    return tmp_path / "records"
+
+
+def test_of_one_question_the_answer_with_more_cells_is_taken_and_the_store_where_they_are_equal(
+    store: Store, records: Path
+) -> None:
+    plain, other = gather(store, records)
+    assert (plain.origin, plain.plain, other.origin, other.plain) == ("store", True, "store", False)
+    assert plain.notes == "# What was seen\n"
+    assert plain.notices == ()
+    (broken(store, MSE, 1) / "error.json").write_text('{"error": "Diverged: no"}')
+    plain, other = gather(store, records)
+    assert (plain.origin, plain.num_done, other.num_done) == ("record", 20, 19)
+    assert plain.notices == (
+        "the store has 19 of its 20 cells",
+        f"failed in the store: {MSE}, seed 1: Diverged: no",
+    )
+
+
+def test_profiles_choose(store: Store, records: Path) -> None:
+    assert len(gather(store, records, ["tiny"])) == 2
+    assert gather(store, records, ["quick"]) == []
+
+
+def test_frame_has_every_cell_and_ledger_every_claim(store: Store, records: Path) -> None:
+    cells = frame(store.root, records)
+    assert len(cells) == 2 * 20
+    assert set(cells["settings"]) == {"", "--set distill.steps=40"}
+    assert cells.loc[cells["row"] == MSE, "lm_loss"].to_list() == [3.10, 3.21, 3.33] * 2
+    claims = ledger(gather(store, records))
+    assert len(claims) == 2 * len(TABLE.claims)
+    assert set(claims.columns) >= {
+        "table",
+        "profile",
+        "claim",
+        "source",
+        "verdict",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "n",
+    }
+
+
+def test_nothing_at_all_is_an_empty_frame(tmp_path: Path) -> None:
+    assert frame(tmp_path / "store", tmp_path / "records").empty
+    assert ledger([]).empty
+
+
+def test_a_table_that_is_no_more_is_left_out_and_said(store: Store, records: Path) -> None:
+    shutil.copytree(store.root / "reports/loss_ablation", store.root / "reports/gone_ablation")
+    with pytest.warns(UserWarning, match="unknown table 'gone_ablation'"):
+        assert len(gather(store, records)) == 2
+
+
+def test_every_record_of_the_repository_is_read_and_is_whole(tmp_path: Path) -> None:
+    records = gather(Store(tmp_path), RECORDS)
+    assert {found.report.table.name for found in records} == set(tables())
+    for found in records:
+        assert (found.report.tidy["state"] == "done").all(), found.question
+        assert not found.report.histories.empty or (found.report.tidy["tokens"] == 0).all(), found.question
+        assert found.notes
+        assert found.report.corpus
+
+
+def test_a_table_has_a_name() -> None:
+    assert table_of("loss_ablation") is TABLE
+    with pytest.raises(ConfigError, match=r"unknown table 'los_ablation'; perhaps you meant 'loss_ablation'"):
+        table_of("los_ablation")
+
+
+def test_two_lines_in_a_notebook_need_no_torch() -> None:
+    code = (
+        "import sys\nfrom analysis.answers import frame\ncells = frame()\n"
+        "assert len(cells) and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=RECORDS.parent)
+    assert isinstance(frame(), pd.DataFrame)

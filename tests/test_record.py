@@ -1,0 +1,132 @@
+"""A record is the report again, without the store; and it is known before the first cell is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from finished import COSINE, MSE, answer, asked, broken, filled, finish, partly
+
+from lit_prune.cli import main
+from lit_prune.config import Cell, ConfigError
+from lit_prune.experiments.loss_ablation import TABLE
+from lit_prune.render import files, words
+from lit_prune.render.words import setting
+from lit_prune.report import Report, assemble, record, reread
+from lit_prune.report.blocks import Blocks
+from lit_prune.runner import Runner
+from lit_prune.store import Store
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return filled(tmp_path_factory.mktemp("complete"))
+
+
+def written(found: Report, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in record.texts(found).items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_what_is_read_is_what_was_written(complete: Store, tmp_path: Path) -> None:
+    settings = {"distill.steps": 40, "distill.mlp_input": ["last:last"]}
+    found = assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
+    again = record.read(written(found, tmp_path), TABLE)
+    assert (again.cell, again.settings, again.flags) == (found.cell, settings, ("--seeds", "3"))
+    assert again.agreement == found.agreement
+    for name in ("summary", "verdicts", "ranks", "flips"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name))
+    pd.testing.assert_frame_equal(
+        again.histories, found.histories.drop(columns=["lr", "tokens_per_second"]), check_dtype=False
+    )
+    assert words.command(again) == words.command(found)
+    assert words.provenance(again) == words.provenance(found)
+
+
+def test_the_files_of_a_record_are_the_same_when_it_is_read_and_written_again(complete: Store, tmp_path: Path) -> None:
+    once = written(partly(complete, tmp_path / "store"), tmp_path / "once")
+    twice = written(record.read(once, TABLE), tmp_path / "twice")
+    for path in once.iterdir():
+        assert path.read_text() == (twice / path.name).read_text(), path.name
+
+
+def test_a_long_history_is_averaged_over_windows(complete: Store, tmp_path: Path) -> None:
+    steps = np.arange(1, 121)
+    long = pd.DataFrame({"row": MSE, "seed": 0, "step": steps, "loss": steps * 2.0, "lr": 1.0})
+    found = dataclasses.replace(answer(complete), histories=long)
+    curve = record.read(written(found, tmp_path), TABLE).histories
+    assert len(curve) == 40
+    assert curve.iloc[0].to_dict() == {"row": MSE, "seed": 0, "step": 2.0, "loss": 4.0}
+    assert curve["loss"].mean() == pytest.approx(long["loss"].mean())
+
+
+def test_blocks_keep_their_holes(complete: Store, tmp_path: Path) -> None:
+    spans = np.array([[0.25, 0.5], [0.125, np.nan]])
+    found = dataclasses.replace(answer(complete), blocks=Blocks(influence=spans[:1], damage=None, spans=spans))
+    blocks = record.read(written(found, tmp_path), TABLE).blocks
+    assert blocks is not None
+    assert blocks.damage is None
+    np.testing.assert_array_equal(blocks.spans, spans)
+
+
+def test_reread_sees_what_became_of_the_cells(complete: Store, tmp_path: Path) -> None:
+    before = partly(complete, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    again = record.read(written(before, tmp_path / "record"), TABLE)
+    assert sorted(again.tidy["state"].unique()) == ["done", "failed", "missing", "unfinished"]
+    finish(store, next(e for e in asked() if (e.row, e.seed) == (MSE, 1)), 3.21)
+    broken(store, COSINE, 0)
+    found = reread(again, store)
+    states = found.tidy.set_index(["row", "seed"])["state"]
+    assert (states[MSE, 1], states[COSINE, 0]) == ("done", "missing")
+    assert found.summary.loc[MSE, "mean"] == pytest.approx((3.10 + 3.21 + 3.33) / 3)
+    pd.testing.assert_frame_equal(found.tidy, answer(store).tidy)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "field"])
+def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path, damage: str) -> None:
+    folder = written(answer(complete), tmp_path)
+    path = folder / record.RECORD
+    if damage == "cut":
+        path.write_text(path.read_text()[:100])
+    elif damage == "gone":
+        (folder / "curves.csv").unlink()
+    else:
+        plain = json.loads(path.read_text())
+        plain["cell"]["distill"]["no_such_field"] = 1
+        path.write_text(json.dumps(plain))
+    with pytest.raises(ConfigError) as raised:
+        record.read(folder, TABLE)
+    assert "\n" not in str(raised.value)
+
+
+def test_report_files_are_a_record(complete: Store, tmp_path: Path) -> None:
+    files.write_files(answer(complete), tmp_path)
+    pd.testing.assert_frame_equal(record.read(tmp_path, TABLE).verdicts, answer(complete).verdicts)
+
+
+def test_a_run_that_is_cut_off_has_left_what_was_asked(
+    tmp_path: Path, tiny_cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(self: Runner, entries: object) -> int:
+        raise ConfigError("cut off")
+
+    monkeypatch.setattr(Runner, "run", cut_off)
+    settings = {
+        "corpus.source": tiny_cell.corpus.source, "corpus.heldout": 0.2, "teacher.model": tiny_cell.teacher.model,
+        "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
+        "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
+    }  # fmt: skip
+    words = [word for path, value in settings.items() for word in ("--set", f"{path}={setting(value)}")]
+    flags = ("--seeds", "1")
+    assert main(TABLE, [*words, *flags, "--store", str(tmp_path / "store"), "--wandb", "disabled"]) == 2
+    (folder,) = (tmp_path / "store/reports/loss_ablation").iterdir()
+    found = record.read(folder, TABLE)
+    assert set(found.tidy["state"]) == {"missing"}
+    assert (dict(found.settings), found.flags) == (settings, flags)
