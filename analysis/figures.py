@@ -1,5 +1,5 @@
-"""Figures of a table for a talk or a paper: final values, validation loss during the retraining, what the teacher's
-blocks are worth, and the learning curve of each row.
+"""Figures of a table for a talk or a paper: final values, losses and ranks during the retraining, a swept number, the
+paper beside ours, cost against loss, what the teacher's blocks are worth, and the learning curve of each row.
 
 python -m analysis.figures loss_ablation --profile quick --out figures
 """
@@ -20,7 +20,7 @@ from analysis.answers import table_of
 from lit_prune.config import ConfigError
 from lit_prune.grid import Table, entries
 from lit_prune.pins import Pins
-from lit_prune.render import depth, figures
+from lit_prune.render import figures, overview
 from lit_prune.report import Report, assemble
 from lit_prune.settings import load_profile
 from lit_prune.store import DEFAULT_ROOT, Store
@@ -64,15 +64,13 @@ def draw(table: Table, profile: str, store: Store, out: Path, format: str) -> li
 
 
 def overviews(report: Report) -> dict[str, Figure]:
-    """The figures of the table as a whole, those that there is something to draw of."""
-    drawn = {"final": figures.final_values(report)}
-    if not report.checks.empty:
-        drawn["checks"] = figures.check_curves(report.checks)
-    if report.blocks is not None:
-        drawn["blocks"] = depth.block_scores(report.blocks)
-        if report.blocks.spans is not None:
-            drawn["spans"] = depth.span_distances(report.blocks.spans)
-    return drawn
+    """The figures of the table as a whole, by name, those that there is something to draw of."""
+    return {picture.name: picture.draw() for picture in overview.pictures(report)}
+
+
+def captions(report: Report) -> dict[str, str]:
+    """A sentence for each of the overviews: what is drawn, and what a line, a band, a dot stand for."""
+    return {picture.name: picture.caption for picture in overview.pictures(report)}
 
 
 def learning_curves(report: Report) -> dict[str, Figure]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_prune.render.svg import DIM, LINE
+from lit_prune.render.svg import DIM, INK, LINE, stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +78,29 @@ def span_distances(spans: Array) -> Figure:
     scale = figure.colorbar(squares, ax=axes, label="angular distance d(l, n)\nof the last token (arccos / π)")
     scale.outline.set_visible(False)
     return figure
+
+
+def last_blocks(spans: Array) -> Figure:
+    """d(l, n), [blocks, blocks], over the last block of the span, a line for 1, 2, a quarter and half of all blocks."""
+    from matplotlib.figure import Figure
+
+    count = len(spans)
+    figure = Figure(figsize=(5.6, 3.0), layout="constrained")
+    label = "angular distance d(l, n)\nof the last token (arccos / π)"
+    axes = figure.add_subplot(xlabel="last block of the span (0 is the first)", ylabel=label)
+    for place, n in enumerate(lengths(count)):
+        colour, dash = stroke(place)
+        # Of n blocks, the first can be any but the last n - 1.
+        distances, name = spans[: count - n + 1, n - 1], "1 block" if n == 1 else f"{n} blocks"
+        axes.plot(np.arange(n - 1, count), distances, dash, color=colour, marker="o", markersize=4, label=name)
+    axes.set_xticks(_ticks(count))
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def lengths(count: int) -> list[int]:
+    """Blocks of the spans that are compared in a teacher of so many (In Practice, Figure 8: 1, 2, 8, 16 of 32)."""
+    return sorted({1, 2, count // 4, count // 2} - {0})
 
 
 def _ticks(count: int) -> np.ndarray:

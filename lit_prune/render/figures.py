@@ -35,9 +35,6 @@ CAPTIONS = {
 }
 """What is to be known of a figure to read it."""
 _NOT_TERMS = ("row", "seed", "step", "loss", "lr", "tokens_per_second")
-# Of lines that share a panel; colours that stand on a light and on a dark page, and do without telling red from green.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b")
-_DASHES = ("-", "--", ":", "-.")
 _POINTS = 150
 
 
@@ -115,27 +112,29 @@ def panel(curve: pd.DataFrame, shared: tuple[float, float] | None) -> Figure:
     return figure
 
 
-def check_curves(checks: pd.DataFrame) -> Figure:
-    """Validation LM loss of every row over the steps: mean over the seeds and a band from least to greatest.
+def check_curves(
+    checks: pd.DataFrame, term: str = "lm_loss", label: str = "validation LM loss (nats per token)"
+) -> Figure:
+    """One term of every row over the steps: mean over the seeds and a band from least to greatest.
 
     Named in the order of the end. The scale is that of the checks after the first, where the rows come near each other.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    curves = {str(row): curve_of(found, "lm_loss") for row, found in checks.groupby("row", sort=False)}
+    curves = {str(row): curve_of(found, term) for row, found in checks.groupby("row", sort=False)}
     curves = dict(sorted(curves.items(), key=lambda curve: -curve[1]["mean"].iloc[-1]))
     size = (max(6.2, 4.2 + 0.08 * max(map(len, curves))), max(3.0, 0.6 + 0.19 * len(curves)))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="validation LM loss (nats per token)")
+    axes = figure.add_subplot(xlabel="step", ylabel=label)
     for place, (row, curve) in enumerate(curves.items()):
-        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
+        colour, dash = svg.stroke(place)
         axes.fill_between(curve["step"], curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve["step"], curve["mean"], dash, color=colour, linewidth=1.4, label=row)
-    later = checks.loc[checks["step"] > checks["step"].min(), "lm_loss"]
+    later = checks.loc[checks["step"] > checks["step"].min(), term]
     if len(later) and np.ptp(later) > 0:
         axes.set_ylim(later.min() - 0.05 * np.ptp(later), later.max() + 0.25 * np.ptp(later))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
     return figure
 

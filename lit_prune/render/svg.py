@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 # Colours matplotlib is given; in the page they become those of its light or dark theme.
 INK, LINE, DIM = "#010203", "#040506", "#070809"
+# Of lines that share a panel; colours that stand on a light and on a dark page, and do without telling red from green.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b")
+_DASHES = ("-", "--", ":", "-.")
 _THEME = {INK: "currentColor", LINE: "var(--accent)", DIM: "var(--dim)"}
 
 
@@ -23,6 +26,11 @@ def style(salt: str) -> dict[str, Any]:
         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": DIM, "axes.labelcolor": INK,
         "xtick.color": DIM, "ytick.color": DIM, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     }  # fmt: skip
+
+
+def stroke(place: int) -> tuple[str, str]:
+    """Colour and dash of the line at this place of a panel."""
+    return _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
 
 
 def inline(figure: Figure, name: str, label: str) -> Markup:

@@ -1,0 +1,117 @@
+"""Figure of what a row costs and what it is worth, with the rows that no other beats in both. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lit_prune.render import labels, words
+from lit_prune.render.labels import WIDTH, Point
+from lit_prune.render.numbers import amount, number
+from lit_prune.render.svg import DIM, LINE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lit_prune.report import Report
+
+_COSTS = ("parameters", "train_flops", "peak_memory", "peak_memory_share")
+_GAINS = ("speedup", "tokens_per_second")
+_COUNTS = ("parameters", "train_flops")
+_TITLES = {"train_flops": "FLOPs of the retraining"}
+# Rows whose costs differ by less than this share were made to cost the same.
+_SAME = 0.02
+# Rows up to which all are named, and not only those of the front.
+_NAMED = 10
+_FRONT = "#d55e00"
+
+
+def is_gain(metric: str) -> bool:
+    """Whether more of a metric is better."""
+    return metric.endswith(_GAINS)
+
+
+def fronts(report: Report) -> dict[str, pd.DataFrame]:
+    """Of each metric that is a cost or a speed, and that rows differ in: columns cost, value (of the first metric),
+    front (no row is as good in both and better in one), by row."""
+    value, *others = report.table.metrics
+    rows = report.summary[~report.summary["reference"]]
+    found = {}
+    for name in others:
+        if name in _COSTS or is_gain(name):
+            pairs = pd.DataFrame({"cost": rows[name], "value": rows["mean"]}).dropna()
+            if len(pairs) > 1 and np.ptp(pairs["cost"]) >= _SAME * pairs["cost"].abs().max():
+                found[name] = pairs.assign(front=_unbeaten(pairs, is_gain(name), is_gain(value)))
+    return found
+
+
+def _unbeaten(pairs: pd.DataFrame, gain: bool, worth_more: bool) -> np.ndarray:
+    """Which lines of cost and value no other is as good as in both and better in one."""
+    goods = pairs[["cost", "value"]].to_numpy() * [-1 if gain else 1, -1 if worth_more else 1]
+    as_good = (goods[:, None] <= goods).all(-1)
+    better = (goods[:, None] < goods).any(-1)
+    return ~(as_good & better).any(0)
+
+
+def trade_offs(report: Report) -> Figure:
+    """The first metric over each cost or speed, the front as a staircase, and the references that are near."""
+    from matplotlib.figure import Figure
+
+    found = fronts(report)
+    named = {name: _named(pairs) for name, pairs in found.items()}
+    heights = [max(2.3, labels.room_for([*rows, *report.table.references])) for rows in named.values()]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.7 * len(heights)), layout="constrained")
+    panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, height, (name, pairs) in zip(panels, heights, found.items(), strict=True):
+        _panel(axes, report, name, pairs, named[name], height)
+    return figure
+
+
+def _named(pairs: pd.DataFrame) -> list[str]:
+    return list(pairs.index if len(pairs) <= _NAMED else pairs.index[pairs["front"]])
+
+
+def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: list[str], height: float) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    near = pairs[labels.on_scale(pairs["value"])]
+    front = near[near["front"]].sort_values("cost")
+    spread = report.summary["interval"][near.index]
+    axes.errorbar(near["cost"], near["value"], yerr=spread, fmt="none", ecolor=DIM, elinewidth=0.8, alpha=0.6)
+    axes.plot(near["cost"], near["value"], "o", color=LINE, markersize=5, alpha=0.75, markeredgewidth=0)
+    # As good as a row of the front is what can be had for its cost and more, or at its speed and less.
+    stairs = "steps-pre" if is_gain(name) else "steps-post"
+    axes.plot(front["cost"], front["value"], color=_FRONT, drawstyle=stairs, linewidth=1.3)
+    axes.plot(front["cost"], front["value"], "o", color=_FRONT, markersize=6)
+    points = [Point(near["cost"][row], near["value"][row], row) for row in named if row in near.index]
+    beside, far = _references(report, name, near)
+    for point in beside:
+        axes.plot(point.x, point.y, "*", color=DIM, markersize=9, markeredgewidth=0)
+    axes.margins(0.06)
+    axes.set(xlabel=_TITLES.get(name, words.title(name)), ylabel=words.title(report.table.metrics[0]))
+    if name in _COUNTS:
+        axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    labels.limits(axes, [*near["value"], *(point.y for point in beside)])
+    labels.beside(axes, [*points, *beside], height)
+    gone = pairs.drop(near.index).itertuples()
+    labels.beyond(axes, [*(f"{row.Index} ({_told(name, row.cost, row.value)})" for row in gone), *far])
+
+
+def _told(name: str, cost: float, value: float) -> str:
+    return f"{amount(cost) if name in _COUNTS else number(cost, 2)}, {number(value)}"
+
+
+def _references(report: Report, name: str, near: pd.DataFrame) -> tuple[list[Point], list[str]]:
+    """The references that a scale of the rows has room for, and the others in words."""
+    summary = report.summary[report.summary["reference"]]
+    scale = pd.DataFrame({"cost": summary[name], "value": summary["mean"]}).dropna()
+    scale = scale[scale["cost"] > 0]  # what was not retrained has no place on a scale of the cost of that
+    low, high = near[["cost", "value"]].min(), near[["cost", "value"]].max()
+    span = high - low
+    close = ((scale > low - span) & (scale < high + span)).all(axis=1)
+    points = [Point(row.cost, row.value, str(row.Index)) for row in scale[close].itertuples()]
+    return points, [f"{row.Index} ({_told(name, row.cost, row.value)})" for row in scale[~close].itertuples()]
