@@ -11,7 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from analysis.answers import Answer, asked_beside
-from analysis.figures import overviews
+from analysis.figures import captions, overviews
 from analysis.notes import as_html
 from analysis.standing import PAPERS, VERDICTS, standing
 from lit_prune.grid import Table
@@ -22,10 +22,6 @@ from lit_prune.report import Report
 _COSTS = {
     "tokens": ("tokens", numbers.amount), "train_flops": ("train FLOPs", numbers.number),
     "wall_seconds": ("wall time", numbers.duration), "peak_memory": ("peak memory", numbers.memory),
-}  # fmt: skip
-_TITLES = {
-    "final": "Each row at the end", "checks": "During the retraining", "blocks": "What each block is worth",
-    "spans": "How little a span of blocks changes",
 }  # fmt: skip
 _MARKS = words.VERDICTS | {"not run": ("–", "dim")}
 
@@ -40,7 +36,7 @@ def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Ta
     return template.render(
         standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=_MARKS,
         titles=PAPERS, sections_of=sections, not_run=not_run, index=_index(answers, ledger),
-        captions=figures.CAPTIONS, dash=numbers.NONE,
+        panels=figures.PANELS, dash=numbers.NONE,
     )  # fmt: skip
 
 
@@ -122,13 +118,11 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
     told["main"].insert(2, "95 % t", words.intervals(report))
     told["spread"].insert(2, True)
     with mpl.rc_context(svg.style(report.table.name)):
+        known = captions(report)
         drawn = [
-            {
-                "name": name, "title": _TITLES.get(name, name), "caption": figures.CAPTIONS.get(name, ""),
-                "svg": svg.inline(figure, f"t{place}-{name}", f"{report.table.name}: {_TITLES.get(name, name)}"),
-            }
-            for name, figure in (overviews(report) if report.summary["n"].any() else {}).items()
-        ]  # fmt: skip
+            {"name": name, "caption": known[name], "svg": svg.inline(figure, f"t{place}-{name}", known[name])}
+            for name, figure in overviews(report).items()
+        ]
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
         "told": told, "anchor": anchor_of(report), "settings": asked_beside(report), "origin": answer.origin,

@@ -24,16 +24,8 @@ _TERMS = {
     "hidden": "intermediate loss (hidden)",
     "grad_norm": "gradient norm before clipping (grad_norm)",
 }
-CAPTIONS = {
-    "final": "Dots: seeds. Tick: their mean. Bar: 95 % t interval of the mean.",
-    "checks": "Line: mean over seeds. Band: from the least to the greatest. A line that begins above the panel has its "
-    "loss before the retraining there.",
-    "blocks": "Bar: mean over the calibration draws. Dots: the draws, where there are several.",
-    "spans": "Angular distance between the inputs of block l and of block l + n; a frame marks the least of each n, "
-    "the span that goes first.",
-    "panels": "Line: mean over seeds. Band: from the least to the greatest. Values are means over windows of steps.",
-}
-"""What is to be known of a figure to read it."""
+PANELS = "Line: mean over seeds. Band: from the least to the greatest. Values are means over windows of steps."
+"""What is to be known of the panels of training losses to read them."""
 _NOT_TERMS = ("row", "seed", "step", "loss", "lr", "tokens_per_second")
 _POINTS = 150
 

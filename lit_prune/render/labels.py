@@ -71,7 +71,14 @@ def beside(axes: Axes, points: Sequence[Point], height: float) -> None:
         abs(place - (point.y - low) / (high - low)) for point, place in zip(ranked, places, strict=True)
     )
     for point, place in zip(ranked, places, strict=True):
-        lead = {"arrowstyle": "-", "color": point.colour, "linewidth": 0.7, "alpha": 0.7, "relpos": (0, 0.5), "shrinkA": 1}
+        lead = {
+            "arrowstyle": "-",
+            "color": point.colour,
+            "linewidth": 0.7,
+            "alpha": 0.7,
+            "relpos": (0, 0.5),
+            "shrinkA": 1,
+        }
         axes.annotate(
             fold(point.name), (point.x, point.y), (1 + room / WIDTH, place), "data", "axes fraction",
             arrowprops=lead | {"shrinkB": 3}, fontsize=8, color=point.ink, ha="left", va="center",
