@@ -20,7 +20,7 @@ from lit_prune.render import figures, numbers, page, svg, words
 from lit_prune.report import Report
 
 _COSTS = {
-    "tokens": ("tokens", numbers.amount), "train_flops": ("train FLOPs", numbers.number),
+    "tokens": ("tokens", numbers.amount), "train_flops": ("train FLOPs", numbers.flops),
     "wall_seconds": ("wall time", numbers.duration), "peak_memory": ("peak memory", numbers.memory),
 }  # fmt: skip
 _MARKS = words.VERDICTS | {"not run": ("–", "dim")}

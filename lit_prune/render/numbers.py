@@ -31,6 +31,11 @@ def amount(value: float) -> str:
     return f"{value / size:.2f}{unit}" if unit else f"{value:.0f}"
 
 
+def flops(count: float) -> str:
+    """Floating-point operations to read; a dash where the count is not known."""
+    return NONE if math.isnan(count) else f"{count:.2e}" if count else "0"
+
+
 def duration(seconds: float) -> str:
     """A time to read, in s, min or h; a dash where there is none."""
     if math.isnan(seconds):
