@@ -55,15 +55,22 @@ def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "profile": profile, "all": (counts := found.sum()).to_dict(), "claims": counts.sum(),
-            "share": round(100 * counts["holds"] / counts.sum()),
+            "measured": (measured := counts.drop("not run").sum()),
+            "share": _percent(counts["holds"], counts.sum()), "share_of_measured": _percent(counts["holds"], measured),
             "papers": {paper: line.to_dict() for (_, paper), line in found.iterrows()},
         }
         for profile, found in standing(ledger).groupby(level=0, sort=False)
     ]  # fmt: skip
 
 
+def _percent(part: int, whole: int) -> int:
+    return round(100 * part / max(whole, 1))
+
+
 def _by_paper(answers: Iterable[Answer], ledger: pd.DataFrame, not_run: Iterable[Table]) -> list[dict[str, Any]]:
     """The ledger as it is read: paper, table, and a line for each claim and profile."""
+    # Profiles in the order in which they are counted above, not by name.
+    ledger = ledger.assign(scale=pd.factorize(ledger["profile"])[0])
     tables = {table.name: table for table in [*(answer.report.table for answer in answers), *not_run]}
     return [
         {
@@ -80,8 +87,8 @@ def _by_paper(answers: Iterable[Answer], ledger: pd.DataFrame, not_run: Iterable
 def _lines(table: Table, claims: pd.DataFrame) -> list[dict[str, Any]]:
     """A line for each claim of a table and profile, in the order of the table, as text."""
     said = {str(claim): words.relation(table, claim) for claim in table.claims}
-    order = {claim: place for place, claim in enumerate(said)}
-    ordered = claims.sort_values("claim", key=lambda column: column.map(order), kind="stable")
+    ordered = claims.assign(place=claims["claim"].map({claim: place for place, claim in enumerate(said)}))
+    ordered = ordered.sort_values(["place", "scale"], kind="stable")
     return [
         {
             "claim": said[line["claim"]], "source": line["source"], "profile": line["profile"],
@@ -115,7 +122,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
     """What the page says and draws of one table at one profile; the ids of its figures begin with `place`."""
     report = answer.report
     told = page.told(report)
-    told["main"].insert(2, "95 % t", words.intervals(report))
+    told["main"].insert(2, "95\u00a0%\u00a0t", words.intervals(report))
     told["spread"].insert(2, True)
     with mpl.rc_context(svg.style(report.table.name)):
         known = captions(report)
