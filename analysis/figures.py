@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib as mpl
 import tyro
 from matplotlib.figure import Figure
 
@@ -20,7 +21,7 @@ from analysis.answers import table_of
 from lit_prune.config import ConfigError
 from lit_prune.grid import Table, entries
 from lit_prune.pins import Pins
-from lit_prune.render import figures, overview
+from lit_prune.render import figures, overview, svg
 from lit_prune.report import Report, assemble
 from lit_prune.settings import load_profile
 from lit_prune.store import DEFAULT_ROOT, Store
@@ -56,10 +57,11 @@ def draw(table: Table, profile: str, store: Store, out: Path, format: str) -> li
     if not report.summary["n"].any():
         raise ConfigError(f"{table.name}: nothing is done at profile {profile} in {store.root}")
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [*overviews(report).items(), *learning_curves(report).items()]
-    paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
-    for path, (_, figure) in zip(paths, drawn, strict=True):
-        figure.savefig(path)
+    with mpl.rc_context(svg.style(table.name)):
+        drawn = [*overviews(report).items(), *learning_curves(report).items()]
+        paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
+        for path, (_, figure) in zip(paths, drawn, strict=True):
+            figure.savefig(path)
     return paths
 
 

@@ -32,7 +32,8 @@ def store(tmp_path):
 
 def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
     paths = draw(TABLE, "quick", store, tmp_path / "figures", "png")
-    assert len(paths) == 1 + 6
+    assert [path.stem.removeprefix("loss_ablation-quick-") for path in paths[:2]] == ["final", "agreement"]
+    assert len(paths) == 2 + 6
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
@@ -57,7 +58,7 @@ def test_checks_and_blocks_are_drawn_where_there_are_any_and_rows_of_one_name_ke
         node.finish({})
     paths = draw(table, "quick", store, tmp_path / "figures", "svg")
     names = [path.stem.removeprefix("toy-quick-") for path in paths]
-    assert names == ["final", "checks", "blocks", "spans", "t-4", "t-4-2"]
+    assert names == ["final", "checks", "ranks", "blocks", "spans", "t-4", "t-4-2"]
     assert all(path.stat().st_size for path in paths)
 
 

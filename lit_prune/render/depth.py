@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lit_prune.render.labels import WIDTH
 from lit_prune.render.svg import DIM, INK, LINE, stroke
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def last_blocks(spans: Array) -> Figure:
     from matplotlib.figure import Figure
 
     count = len(spans)
-    figure = Figure(figsize=(5.6, 3.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     label = "angular distance d(l, n)\nof the last token (arccos / π)"
     axes = figure.add_subplot(xlabel="last block of the span (0 is the first)", ylabel=label)
     for place, n in enumerate(lengths(count)):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_prune.render import depth, svg, words
-from lit_prune.render.svg import DIM, INK, LINE
+from lit_prune.render import depth, labels, svg, words
+from lit_prune.render.svg import DIM, LINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,25 +109,27 @@ def check_curves(
 ) -> Figure:
     """One term of every row over the steps: mean over the seeds and a band from least to greatest.
 
-    Named in the order of the end. The scale is that of the checks after the first, where the rows come near each other.
+    Named at the end. The scale is that of the checks after the first, where the rows come near each other.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     curves = {str(row): curve_of(found, term) for row, found in checks.groupby("row", sort=False)}
     curves = dict(sorted(curves.items(), key=lambda curve: -curve[1]["mean"].iloc[-1]))
-    size = (max(6.2, 4.2 + 0.08 * max(map(len, curves))), max(3.0, 0.6 + 0.19 * len(curves)))
-    figure = Figure(figsize=size, layout="constrained")
+    height = max(2.4, labels.room_for(list(curves)))
+    figure = Figure(figsize=(labels.WIDTH, height + 0.6), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel=label)
+    points = []
     for place, (row, curve) in enumerate(curves.items()):
         colour, dash = svg.stroke(place)
         axes.fill_between(curve["step"], curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve["step"], curve["mean"], dash, color=colour, linewidth=1.4, label=row)
+        points.append(labels.Point(curve["step"].iloc[-1], curve["mean"].iloc[-1], row, colour))
     later = checks.loc[checks["step"] > checks["step"].min(), term]
     if len(later) and np.ptp(later) > 0:
         axes.set_ylim(later.min() - 0.05 * np.ptp(later), later.max() + 0.25 * np.ptp(later))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    labels.beside(axes, points, height)
     return figure
 
 

@@ -15,9 +15,9 @@ from lit_prune.render.svg import DIM, INK
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 5.6
-"""Inches across a figure: its letters are large enough on a phone and not too large on a wide page."""
-_FOLD = 26
+WIDTH = 4.6
+"""Inches across a figure, which a phone shows whole and with letters that can be read."""
+_FOLD = 24
 # Inches from one line of a name to the next, and from the axes to the names; more where names are moved far.
 _LINE, _ROOM, _SLOPE = 0.145, 0.14, 0.8
 # A value is off the scale that is this often as far above the middle one as that is above the least.
@@ -105,5 +105,5 @@ def on_scale(values: Sequence[float]) -> NDArray[np.bool_]:
 def beyond(axes: Axes, told: Sequence[str]) -> None:
     """Say above the axes what lies beyond their scale."""
     if told:
-        text = textwrap.fill("Beyond the scale: " + "; ".join(told), 84)
+        text = textwrap.fill("Beyond the scale: " + "; ".join(told), 70)
         axes.set_title(text, loc="left", fontsize=8, color=DIM)

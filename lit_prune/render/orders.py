@@ -66,13 +66,17 @@ def rank_lines(report: Report) -> Figure:
     points = []
     for row, line in found.items():
         colour, dash = stroke(vivid.index(row)) if row in vivid else (DIM, "-")
-        width = 1.8 if row in vivid else 0.8
-        axes.plot(line.index, line, dash, color=colour, linewidth=width, marker="o", markersize=2.5 * width)
+        width, alpha = (1.8, 1.0) if row in vivid else (0.8, 0.6)
+        axes.plot(
+            line.index, line, dash, color=colour, alpha=alpha, linewidth=width, marker="o", markersize=2.5 * width
+        )
         points.append(Point(line.index[-1], line.iloc[-1], str(row), colour, INK if row in vivid else DIM))
     for step, rank in crossings(report, found):
         axes.plot(step, rank, "o", markersize=13, markerfacecolor="none", markeredgecolor=_MARK, markeredgewidth=1.6)
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.set_xticks(found.index) if len(found) <= 8 else axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xticks(found.index) if len(found) <= 8 else axes.xaxis.set_major_locator(
+        MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
+    )
     labels.beside(axes, points, height)
     return figure
 

@@ -14,22 +14,37 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 _OBJECTIVE = tuple(f"distill.{name}" for name in ("logit_loss", "temperature", "tau_squared", "top_k"))
-_CORRECTION = "In Practice, Figures 4 and 5"
+_WINOGRANDE = "In Practice, Figure 9 (there the accuracy on Winogrande)"
 PRINTED = {
     ("aggregation_ablation", "checks"): "Minitron, Figure 5",
-    ("aggregation_ablation", "training"): "Minitron, Figure 5, where the loss is that of validation",
+    ("aggregation_ablation", "training"): "Minitron, Figure 5 (there the validation loss)",
     ("axes_ablation", "checks"): "Minitron, Figure 6, and In Practice, Figure 7",
-    ("correction_ablation", "checks"): _CORRECTION,
-    ("depth_ablation", "last_blocks"): "In Practice, Figure 8, which draws the LM loss without the span",
-    ("depth_ablation", "checks"): "In Practice, Figure 9, which draws the accuracy on Winogrande",
-    ("depth_ablation", "training"): "In Practice, Figure 9, which draws the accuracy on Winogrande",
+    ("correction_ablation", "checks"): "In Practice, Figures 4 and 5",
+    ("depth_ablation", "last_blocks"): "In Practice, Figure 8 (there the LM loss without the span)",
+    ("depth_ablation", "checks"): _WINOGRANDE,
+    ("depth_ablation", "training"): _WINOGRANDE,
     ("oneshot_ablation", "checks"): "Minitron, Figures 7 and 8",
-    ("oneshot_ablation", "training"): "Minitron, Figures 7 and 8, which draw accuracy and LM loss over all prunings",
+    ("oneshot_ablation", "training"): "Minitron, Figures 7 and 8 (there accuracy and LM loss over all prunings)",
     ("search_ablation", "checks"): "Minitron, Figure 9",
+    ("search_ablation", "ranks"): "Minitron, Figure 9, as ranks",
     ("strategy_ablation", "checks"): "In Practice, Figure 6",
-    ("strategy_ablation", "sweep"): "In Practice, Figure 6, which draws the loss on the way",
+    ("strategy_ablation", "sweep"): "In Practice, Figure 6 (there the loss on the way)",
 }
 """(table, figure) -> the figure of the papers that it is nearest to, and where it is another."""
+
+TITLES = {
+    "final": "Each row at the end",
+    "checks": "During the retraining",
+    "ranks": "Order of the rows during the retraining",
+    "training": "Imitation of the teacher during the retraining",
+    "sweep": "What is swept",
+    "agreement": "The paper and here",
+    "pareto": "What a row costs and what it is worth",
+    "blocks": "What each block is worth",
+    "spans": "How little a span of blocks changes",
+    "last_blocks": "Spans by their last block",
+}
+"""Heading of each figure."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ def pictures(report: Report) -> list[Picture]:
     found = [*_values(report), *_on_the_way(report), *_of_rows(report), *_of_blocks(report)]
     printed = [PRINTED.get((report.table.name, picture.name)) for picture in found]
     return [
-        replace(picture, caption=f"As {own}: {picture.caption}" if own else _sentence(picture.caption))
+        replace(picture, caption=f"{own}: {picture.caption}" if own else _sentence(picture.caption))
         for picture, own in zip(found, printed, strict=True)
     ]
 
@@ -93,12 +108,11 @@ def _of_rows(report: Report) -> Iterator[Picture]:
     metric = words.title(report.table.metrics[0])
     found = sweep.sweep_of(report)
     if found is not None:
-        level = "; a horizontal line is a row without such a number, or one for scale" if found.levels else ""
         yield Picture(
             "sweep",
             lambda: sweep.curves(report, found),
             f"{metric} over {found.title}; a dot is the mean over seeds with its 95 % t interval, lines join rows that "
-            f"differ in nothing else{level}.",
+            "differ in nothing else; a horizontal line is a row without such a number, a dotted one for scale.",
         )
     if not orders.beside_paper(report).empty:
         yield Picture(
@@ -108,7 +122,7 @@ def _of_rows(report: Report) -> Iterator[Picture]:
             f"{words.agreement(report)}.",
         )
     if fronts := pareto.fronts(report):
-        costs = " and over ".join(words.title(name) for name in fronts)
+        costs = " and over ".join(map(pareto.title, fronts))
         yield Picture(
             "pareto",
             lambda: pareto.trade_offs(report),

@@ -34,6 +34,11 @@ def is_gain(metric: str) -> bool:
     return metric.endswith(_GAINS)
 
 
+def title(metric: str) -> str:
+    """A cost or a speed in words."""
+    return _TITLES.get(metric, words.title(metric))
+
+
 def fronts(report: Report) -> dict[str, pd.DataFrame]:
     """Of each metric that is a cost or a speed, and that rows differ in: columns cost, value (of the first metric),
     front (no row is as good in both and better in one), by row."""
@@ -91,7 +96,7 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
     for point in beside:
         axes.plot(point.x, point.y, "*", color=DIM, markersize=9, markeredgewidth=0)
     axes.margins(0.06)
-    axes.set(xlabel=_TITLES.get(name, words.title(name)), ylabel=words.title(report.table.metrics[0]))
+    axes.set(xlabel=title(name), ylabel=words.title(report.table.metrics[0]))
     if name in _COUNTS:
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -16,6 +16,8 @@ INK, LINE, DIM = "#010203", "#040506", "#070809"
 # Of lines that share a panel; colours that stand on a light and on a dark page, and do without telling red from green.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b")
 _DASHES = ("-", "--", ":", "-.")
+# Pixels a point may grow to; it does not shrink below one, so that what is wider than a page is to be scrolled.
+_LARGEST = 1.65
 _THEME = {INK: "currentColor", LINE: "var(--accent)", DIM: "var(--dim)"}
 
 
@@ -46,7 +48,9 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     for placeholder, colour in _THEME.items():
         body = body.replace(placeholder, colour)
-    return Markup(f'<svg role="img" aria-label="{html.escape(label)}" {box}>{body}')
+    points = figure.get_figwidth() * 72
+    size = f'style="min-width: {points:.0f}px; max-width: {_LARGEST * points:.0f}px"'
+    return Markup(f'<svg role="img" aria-label="{html.escape(label)}" {box} {size}>{body}')
 
 
 def _slim(body: str) -> str:

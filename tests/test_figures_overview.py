@@ -1,0 +1,116 @@
+"""Which figures a report has, and what is said of each; names that stand beside points."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn import answered, toy
+from matplotlib.figure import Figure
+
+from analysis.figures import captions, overviews
+from lit_prune.render import depth, labels, overview, svg
+from lit_prune.report import Report, record
+from lit_prune.report.blocks import Blocks
+
+KEPT = {f"{k} blocks": {"student.layers": k} for k in (5, 4, 3)}
+METRICS = ("lm_loss", "parameters")
+FOUND = {row: [{"lm_loss": 3.0 + k / 10, "parameters": 2e6 - k * 1e5}] for k, row in enumerate(KEPT)}
+COURSES = {row: {0: 4.0 + k / 10, 10: 3.0 + k / 10} for k, row in enumerate(KEPT)}
+PAPER = {row: {"lm_loss": 2.0 + k / 100} for k, row in enumerate(KEPT)}
+SPANS = np.array([[0.4, 0.5, 0.6, 0.7], [0.1, 0.2, 0.3, np.nan], [0.2, 0.3, np.nan, np.nan], [0.3, *[np.nan] * 3]])
+
+
+def whole(folder: Path, name: str = "toy", **given: Any) -> Report:
+    table = toy(KEPT, metrics=METRICS, name=name, paper=PAPER)
+    found = answered(folder, table, FOUND, **given)
+    return dataclasses.replace(found, blocks=Blocks(influence=SPANS[:1], damage=None, spans=SPANS))
+
+
+def test_every_figure_of_a_report_that_has_everything_in_order_with_its_caption(tmp_path: Path) -> None:
+    report = whole(tmp_path, courses=COURSES, logits=COURSES)
+    names = ["final", "checks", "ranks", "sweep", "agreement", "pareto", "blocks", "spans"]
+    assert list(overviews(report)) == list(captions(report)) == names
+    assert set(names) <= set(overview.TITLES)
+    for caption in captions(report).values():
+        assert re.fullmatch(r"[A-Z][^\n]*\.", caption)
+    assert "Kendall's tau +1.00 over 3 rows" in captions(report)["agreement"]
+
+
+def test_a_record_has_the_same_figures(tmp_path: Path) -> None:
+    report = whole(tmp_path / "store", courses=COURSES, logits=COURSES)
+    for name, text in record.texts(report).items():
+        (tmp_path / name).write_text(text)
+    assert captions(record.read(tmp_path, report.table)) == captions(report)
+
+
+def test_training_is_drawn_in_the_place_of_checks_that_were_not_made(tmp_path: Path) -> None:
+    assert list(captions(whole(tmp_path, logits=COURSES)))[:2] == ["final", "training"]
+
+
+def test_logit_losses_of_another_kind_are_not_compared(tmp_path: Path) -> None:
+    points = {"kld": {"distill.logit_loss": "kld"}, "mse": {"distill.logit_loss": "mse"}}
+    found = {row: [{"lm_loss": 3.0}] for row in points}
+    logits = {row: {10: 1.0, 20: 0.5} for row in points}
+    assert list(captions(answered(tmp_path / "two", toy(points), found, logits=logits))) == ["final"]
+    alone = {"kld": points["kld"], "scratch": {"distill.w_logits": 0.0}}
+    report = answered(tmp_path / "one", toy(alone), {"kld": found["kld"]}, logits={"kld": logits["kld"]})
+    assert list(captions(report)) == ["final"]
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    assert overviews(answered(tmp_path, toy(KEPT), {row: [] for row in KEPT})) == {}
+
+
+def test_the_papers_own_figure_is_named(tmp_path: Path) -> None:
+    assert captions(whole(tmp_path / "a", "search_ablation", courses=COURSES))["checks"].startswith(
+        "Minitron, Figure 9"
+    )
+    of_depth = captions(whole(tmp_path / "b", "depth_ablation", logits=COURSES))
+    assert list(of_depth)[-1] == "last_blocks"
+    assert of_depth["last_blocks"].startswith("In Practice, Figure 8 (")
+    assert of_depth["training"].startswith("In Practice, Figure 9 (")
+
+
+def test_spans_by_their_last_block() -> None:
+    (axes,) = depth.last_blocks(SPANS).axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    # Of four blocks: one, which is a quarter, and two, which are half.
+    assert drawn == {"1 block": ([0, 1, 2, 3], [0.4, 0.1, 0.2, 0.3]), "2 blocks": ([1, 2, 3], [0.5, 0.2, 0.3])}
+
+
+@pytest.mark.parametrize(("count", "compared"), [(32, [1, 2, 8, 16]), (6, [1, 2, 3]), (3, [1, 2])])
+def test_the_lengths_are_the_papers_shares(count: int, compared: list[int]) -> None:
+    assert depth.lengths(count) == compared
+
+
+@pytest.mark.parametrize(
+    ("places", "sizes", "moved"),
+    [
+        ([0.2, 0.5, 0.9], [0.1, 0.1, 0.1], [0.2, 0.5, 0.9]),
+        ([0.5, 0.5], [0.2, 0.2], [0.4, 0.6]),
+        ([0.5, 0.5, 0.5], [0.1, 0.3, 0.1], [0.3, 0.5, 0.7]),
+        ([0.0, 0.0, 0.9], [0.2, 0.2, 0.2], [0.1, 0.3, 0.9]),
+        ([1.0, 1.0], [0.2, 0.2], [0.7, 0.9]),
+        ([0.4], [0.2], [0.4]),
+    ],
+)
+def test_names_are_moved_apart_and_stay_inside(places: list[float], sizes: list[float], moved: list[float]) -> None:
+    assert labels.apart(places, sizes) == pytest.approx(moved)
+
+
+def test_what_is_far_above_the_rest_is_off_the_scale() -> None:
+    assert labels.on_scale([3.21, 3.23, 3.27, 3.6, 6.35]).tolist() == [True, True, True, True, False]
+    assert labels.on_scale([3.0, 4.0, 8.0]).tolist() == [True] * 3
+    assert labels.on_scale([3.0, 3.0, 3.0]).tolist() == [True] * 3
+    assert labels.on_scale([3.0, 9.0]).tolist() == [True, True]
+
+
+def test_a_page_is_told_how_large_a_figure_may_be() -> None:
+    figure = Figure(figsize=(4.0, 2.0))
+    figure.add_subplot()
+    assert 'style="min-width: 288px; max-width: 475px"' in svg.inline(figure, "small", "a small one")

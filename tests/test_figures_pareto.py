@@ -1,0 +1,84 @@
+"""Cost against loss: the front by hand, and where there is nothing to weigh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from drawn import answered, toy
+
+from lit_prune.render import pareto
+from lit_prune.report import Report
+
+METRICS = ("lm_loss", "parameters", "decode_speedup")
+# Row -> loss, parameters, speed over the teacher's.
+ROWS = {
+    "small": (3.6, 1.0e6, 2.0), "middle": (3.3, 1.5e6, 1.6), "worse": (3.4, 1.6e6, 1.7), "equal": (3.3, 1.5e6, 1.5),
+    "large": (3.0, 2.0e6, 1.2), "wasteful": (3.0, 2.1e6, 1.2),
+}  # fmt: skip
+TEACHER = {"teacher": [{"lm_loss": 2.7, "parameters": 2.5e6, "decode_speedup": 1.0}]}
+
+
+def report(folder: Path, rows: dict[str, tuple[float, ...]], metrics: tuple[str, ...] = METRICS) -> Report:
+    points = {row: {"distill.alpha": float(place)} for place, row in enumerate(rows)}
+    found = {row: [dict(zip(metrics, values, strict=True))] for row, values in rows.items()}
+    return answered(folder, toy(points, metrics=metrics), found | TEACHER)
+
+
+def front(pairs: pd.DataFrame) -> set[str]:
+    return set(pairs.index[pairs["front"]])
+
+
+def test_the_front_by_hand(tmp_path: Path) -> None:
+    found = pareto.fronts(report(tmp_path, ROWS))
+    assert list(found) == ["parameters", "decode_speedup"]
+    # Of two that are equal neither beats the other; wasteful has the loss of large and costs more.
+    assert front(found["parameters"]) == {"small", "middle", "equal", "large"}
+    # More speed is better: worse is faster than middle; equal is slower at the same loss.
+    assert front(found["decode_speedup"]) == {"small", "middle", "worse", "large", "wasteful"}
+
+
+def test_a_first_metric_of_which_more_is_better(tmp_path: Path) -> None:
+    rows = {"a": (2.0, 1.5), "b": (1.5, 1.0), "c": (1.4, 1.2)}
+    found = pareto.fronts(report(tmp_path, rows, ("prefill_speedup", "peak_memory_share")))
+    assert front(found["peak_memory_share"]) == {"a", "b"}
+
+
+def test_nothing_to_weigh(tmp_path: Path) -> None:
+    alike = {"a": (3.0, 1.00e6, 1.0), "b": (3.1, 1.01e6, 1.0)}
+    assert pareto.fronts(report(tmp_path / "alike", alike)) == {}
+    assert pareto.fronts(report(tmp_path / "alone", {"a": (3.0, 1e6, 1.0)})) == {}
+    others = report(tmp_path / "others", {"a": (3.0, 4.0), "b": (3.2, 9.0)}, ("lm_loss", "lm_loss_before"))
+    assert pareto.fronts(others) == {}
+
+
+def test_what_is_drawn_of_each_cost(tmp_path: Path) -> None:
+    figure = pareto.trade_offs(report(tmp_path, ROWS))
+    of_size, of_speed = figure.axes
+    stairs = next(line for line in of_size.lines if line.get_drawstyle() == "steps-post")
+    assert list(stairs.get_xdata()) == [1.0e6, 1.5e6, 1.5e6, 2.0e6]
+    assert list(stairs.get_ydata()) == [3.6, 3.3, 3.3, 3.0]
+    assert {text.get_text() for text in of_size.texts} == {*ROWS, "teacher"}
+    assert (of_size.get_xlabel(), of_speed.get_xlabel()) == ("parameters", "decode speedup")
+    assert any(line.get_drawstyle() == "steps-pre" for line in of_speed.lines)
+
+
+def test_of_many_rows_those_of_the_front_are_named(tmp_path: Path) -> None:
+    many = {f"row {k}": (3.0 + k / 10, 1e6 + k * 1e5, 1.0) for k in range(12)}
+    (axes,) = pareto.trade_offs(report(tmp_path, many)).axes
+    assert {text.get_text() for text in axes.texts} <= {"row 0", "teacher"}
+
+
+def test_what_is_far_from_the_rows_is_told(tmp_path: Path) -> None:
+    rows = {"a": (3.0, 1.00e6, 1.0), "b": (3.1, 1.05e6, 1.0), "random": (9.0, 1.02e6, 1.0)}
+    (axes,) = pareto.trade_offs(report(tmp_path, rows)).axes
+    assert axes.get_title(loc="left").replace("\n", " ") == (
+        "Beyond the scale: random (1.02 M, 9.0000); teacher (2.50 M, 2.7000)"
+    )
+    assert axes.get_ylim()[1] < 4
+
+
+@pytest.mark.parametrize(("metric", "gain"), [("decode_speedup", True), ("peak_memory_share", False)])
+def test_which_way_is_better(metric: str, gain: bool) -> None:
+    assert pareto.is_gain(metric) is gain
