@@ -6,23 +6,13 @@ python -m analysis.report
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import tyro
 
-from analysis.answers import RECORDS, Answer, frame_of, gather
-from analysis.page import anchor_of, render
-from analysis.standing import tables_not_run, whole_ledger
 from lit_prune.config import ConfigError
-from lit_prune.progress import Bar
-from lit_prune.render.files import latex, markdown, write_texts
-from lit_prune.store import Store
-
-_PLAIN = (str, bool, int, float)
+from lit_prune.store import DEFAULT_ROOT, Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,52 +21,20 @@ class Flags:
     ledger first, results.parquet and results.csv (a line a cell), ledger.csv (a line a claim), and tables/ with every
     table in Markdown and LaTeX."""
 
-    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    store: str = DEFAULT_ROOT
     """Folder where everything computed is kept."""
-    records: Path = RECORDS
-    """Folder of the recorded answers, which stand where the store has none."""
+    records: Path = Path(__file__).parents[1] / "experiments"
+    """Folder of the recorded answers; of one question, the store or the record tells that has more cells done."""
     out: Path | None = None
     """Folder of the report; reports/paper in the store otherwise."""
-
-
-def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
-    """Write the page and its exports; returns their paths, the page first.
-
-    Raises:
-        ConfigError: there is no answer, or the folder cannot be written.
-    """
-    if not answers:
-        raise ConfigError(f"nothing is done in {store.root}, nothing is recorded: run a table first")
-    not_run = tables_not_run(answers)
-    ledger, cells = whole_ledger(answers, not_run), frame_of(answers)
-    with Bar(len(answers)) as bar:
-        page = render(answers, ledger, not_run, bar)
-    tables = {
-        out / "tables" / f"{anchor_of(answer.report)}.{kind}": text(answer.report)
-        for answer in answers
-        for kind, text in (("md", markdown), ("tex", latex))
-    }
-    texts = {out / "ledger.csv": ledger.to_csv(index=False), out / "results.csv": cells.to_csv(index=False)}
-    write_texts(out / "tables", tables)
-    write_texts(out, texts)
-    write_parquet(cells, out / "results.parquet")
-    # Last: a page says that all beside it is as new as itself.
-    write_texts(out, {out / "report.html": page})
-    return [out / "report.html", out / "results.parquet", *texts, *tables]
-
-
-def write_parquet(cells: pd.DataFrame, path: Path) -> None:
-    """Write a frame as Parquet, whole or not at all; a column of several kinds of values becomes one of text."""
-    columns = {name: set(cells[name].dropna().map(type)) for name in cells if cells[name].dtype == object}
-    mixed = [name for name, kinds in columns.items() if not any(kinds <= {kind} for kind in _PLAIN)]
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed}).to_parquet(scratch, index=False)
-    scratch.replace(path)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.report")
+    from analysis.answers import gather
+    from analysis.exports import write
+
     store = Store(flags.store)
     try:
         answers = gather(store, flags.records)

@@ -15,9 +15,10 @@ import pytest
 from finished import KLD, KLD_CE, answer, asked, filled, partly
 
 from analysis.answers import Answer, tables
+from analysis.exports import write
 from analysis.notes import as_html
 from analysis.page import anchor, cost
-from analysis.report import main, write
+from analysis.report import main
 from analysis.standing import standing, whole_ledger
 from lit_prune.report import Report, assemble
 from lit_prune.store import Store
