@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_prune.config import ConfigError
-from lit_prune.render import figures, overview, page, words
+from lit_prune.render import figures, page, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,6 +166,8 @@ def latex(report: Report) -> str:
 
 
 def _html(report: Report, digest: str) -> str:
+    from lit_prune.render import overview  # pandas comes with it
+
     captions = {picture.name: picture.caption for picture in overview.pictures(report)} | {"panels": figures.PANELS}
     template = page.environment().get_template(_PAGE)
     return template.render(told=page.told(report), digest=digest, captions=captions, **figures.inline(report))
