@@ -86,7 +86,7 @@ def _by_paper(answers: Iterable[Answer], ledger: pd.DataFrame, not_run: Iterable
 
 def _lines(table: Table, claims: pd.DataFrame) -> list[dict[str, Any]]:
     """A line for each claim of a table and profile, in the order of the table, as text."""
-    said = {str(claim): words.relation(table, claim) for claim in table.claims}
+    said = {table.stated(claim): words.relation(table, claim) for claim in table.claims}
     ordered = claims.assign(place=claims["claim"].map({claim: place for place, claim in enumerate(said)}))
     ordered = ordered.sort_values(["place", "scale"], kind="stable")
     return [

@@ -40,7 +40,13 @@ def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.Data
     known = {answer.report.table.name: answer.report.table for answer in answers}
     known |= {table.name: table for table in not_run}
     lines = [
-        {"table": table.name, "claim": str(claim), "metric": table.metric_of(claim), "source": claim.source, "n": 0}
+        {
+            "table": table.name,
+            "claim": table.stated(claim),
+            "metric": table.metric_of(claim),
+            "source": claim.source,
+            "n": 0,
+        }
         for table in not_run
         for claim in table.claims
     ]

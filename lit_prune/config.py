@@ -284,8 +284,24 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Requests that the student and its teacher serve in turns: prompts are read, and each is continued greedily."""
+
+    batch: int = 8
+    """Sequences served at once."""
+    prompt: int = 128
+    """Tokens of each prompt."""
+    new: int = 32
+    """Tokens that each prompt is continued by."""
+    repeats: int = 9
+    """Requests of each of the two that are timed, after one of warm-up."""
+    precision: Literal["32-true", "bf16-true"] = "32-true"
+    """Weights and arithmetic of both."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Language-model loss on the validation split."""
+    """Language-model loss on the validation split, and what else there is to measure of a student."""
 
     blocks: int = 64
     """Validation sequences, drawn once and the same for every cell."""
@@ -296,6 +312,8 @@ class Evaluation:
     evaluates it at the end only."""
     second: Corpus | None = later(None, noop=None)
     """Another text to measure the language-model loss on, on its own validation split."""
+    speed: Speed | None = later(None, noop=None)
+    """Measure on this machine how fast the student serves requests, and in how much memory, beside its teacher."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def seeds(count: int, paths: tuple[str, ...] = ("seed",)) -> Grid:
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering the paper states: row `better` has the lower metric than row `worse`; or that the two are alike."""
+    """An ordering the paper states: row `better` has the better metric than row `worse`; or that the two are alike."""
 
     better: str
     worse: str
@@ -57,21 +57,11 @@ class Claim:
     within: float | None = None
     """The paper finds the two alike: they differ by less than this, either way."""
 
-    @property
-    def relation(self) -> str:
-        """The two rows and what is said of them."""
-        if self.within is None:
-            return f"{self.better} < {self.worse}"
-        return f"{self.better} = {self.worse} within {self.within:g}"
-
-    def __str__(self) -> str:
-        return self.relation + (f" ({self.metric})" if self.metric else "")
-
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper as an experiment. Rows are compared by the first metric, lower is better, and so are claims
-    that name no other."""
+    """A table of a paper as an experiment. Rows are compared by the first metric, and so are claims that name no
+    other; lower is better unless `higher` names it."""
 
     name: str
     question: str
@@ -85,6 +75,8 @@ class Table:
     """Row -> metric -> the paper's value."""
     claims: tuple[Claim, ...]
     metrics: tuple[str, ...] = ("lm_loss", "perplexity")
+    higher: tuple[str, ...] = ()
+    """Metrics of which more is better."""
     references: Mapping[str, Changes] = field(default_factory=dict)
     """Rows measured once for scale, outside the comparison."""
     caveats: tuple[str, ...] = ()
@@ -120,7 +112,8 @@ class Table:
             raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
         if twice := rows & set(self.references):
             raise ValueError(f"{self.name}: {sorted(twice)} are rows and references")
-        if unmeasured := {claim.metric for claim in self.claims if claim.metric} - set(self.metrics):
+        named_metrics = {*self.higher, *(claim.metric for claim in self.claims if claim.metric)}
+        if unmeasured := named_metrics - set(self.metrics):
             raise ValueError(f"{self.name}: no metric is named {sorted(unmeasured)}")
         of_row: dict[str, Changes] = {}
         for point in self.grid:
@@ -131,6 +124,16 @@ class Table:
     def metric_of(self, claim: Claim) -> str:
         """The metric a claim is judged by."""
         return claim.metric or self.metrics[0]
+
+    def stated(self, claim: Claim) -> str:
+        """A claim in words: its relation, and its metric where it names one."""
+        return self.relation(claim) + (f" ({claim.metric})" if claim.metric else "")
+
+    def relation(self, claim: Claim) -> str:
+        """The two rows of a claim and what it says of their metric."""
+        if claim.within is not None:
+            return f"{claim.better} = {claim.worse} within {claim.within:g}"
+        return f"{claim.better} {'>' if self.metric_of(claim) in self.higher else '<'} {claim.worse}"
 
 
 @dataclass(frozen=True)

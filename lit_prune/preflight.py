@@ -99,6 +99,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         student_config = config_of_student(cell)
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
+    check_speed(cell, student_config, config)
     check_trained(cell.distill, student_config, num_blocks)
     check_objective(cell.distill, config, student_config, num_blocks)
 
@@ -169,6 +170,19 @@ def check_positions(cell: Cell, config: Any) -> None:
             raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
 
 
+def check_speed(cell: Cell, *configs: Any) -> None:
+    """See that models with these configs have a position for every token of the requests that are timed, if any are.
+
+    Raises:
+        ConfigError: one has not.
+    """
+    from lit_prune.evaluate.throughput import check_positions
+
+    if cell.evaluation.speed is not None:
+        for config in configs:
+            check_positions(cell.evaluation.speed, config)
+
+
 def check_sizes(cell: Cell) -> None:
     """See that every number of things is one there can be.
 
@@ -189,6 +203,7 @@ def check_sizes(cell: Cell) -> None:
         ("seed", cell.seed, 0),
         ("importance.seed", importance.seed, 0),
         *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
+        *((f"evaluation.speed.{name}", value, least) for name, value, least in _speed_sizes(cell)),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
@@ -266,6 +281,12 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
 def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
     recipe = cell.teacher.correction
     return [("steps", recipe.steps, 1), ("batch", recipe.batch, 1), ("block", recipe.block, 2)] if recipe else []
+
+
+def _speed_sizes(cell: Cell) -> list[tuple[str, int, int]]:
+    least = {"batch": 1, "prompt": 1, "new": 2, "repeats": 1}
+    speed = cell.evaluation.speed
+    return [(name, getattr(speed, name), number) for name, number in least.items()] if speed else []
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:

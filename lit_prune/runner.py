@@ -28,9 +28,10 @@ from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn, in_turns
 from lit_prune.evaluate.memory import peak_memory, reset_peak
 from lit_prune.evaluate.perplexity import language_model_loss, num_scored
+from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
-from lit_prune.foretold import flops_of_token
+from lit_prune.foretold import flops_of_token, teacher_config
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
@@ -283,7 +284,16 @@ class Runner:
         if cell.evaluation.second is not None:
             other = second_of(cell)
             result["second_lm_loss"], _ = self._lm_loss(other, model, self.tokens(other))
+        if cell.evaluation.speed is not None:
+            result |= self._speed(cell, model.config)
         return result
+
+    def _speed(self, cell: Cell, student: Any) -> dict[str, Any]:
+        """How fast a student with this config serves requests, and in how much memory, beside the cell's teacher."""
+        speed = cell.evaluation.speed
+        assert speed is not None
+        tell = self.counter("serving requests", f"of {speed.repeats} rounds")
+        return compare_requests(student, teacher_config(cell), speed, self.device, tell)
 
     def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
         batches = validation_data(cell.evaluation, tokens).predict_dataloader()

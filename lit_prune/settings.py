@@ -25,6 +25,7 @@ from lit_prune.config import (
     Pretraining,
     Profile,
     Space,
+    Speed,
     Student,
     Teacher,
     unknown,
@@ -59,6 +60,7 @@ _UNION_TAGS = {
     "Optim",
     "Lora",
     "Corpus",
+    "Speed",
     "Space",
 }
 
@@ -84,6 +86,7 @@ def _forbidding(kind: type) -> type:
         Student,
         Lora,
         Distill,
+        Speed,
         Evaluation,
         Cell,
         Space,
@@ -141,6 +144,7 @@ OPTIONAL = {
     "teacher_optim": Correction().optim,
     "lora": Lora(),
     "second": Corpus(),
+    "speed": Speed(),
     "search": Space(),
     "deep_teacher": Teacher(),
 }

@@ -63,7 +63,7 @@ def test_every_field_is_part_of_the_address(path):
     sections = {
         "teacher": ("pretraining", "correction"),
         "distill": ("teacher_optim", "lora"),
-        "evaluation": ("second",),
+        "evaluation": ("second", "speed"),
     }
     optional = {f"{section}.{name}": OPTIONAL[name] for section, names in sections.items() for name in names}
     base = override(Cell(), optional)
@@ -87,6 +87,7 @@ def other_than(path, value):
         "evaluation.second": {"source": "readmes"},
         "teacher.correction.precision": "bf16-mixed",
         "distill.precision": "bf16-mixed",
+        "evaluation.speed.precision": "bf16-true",
         "distill.last": 1,
         "distill.lora.targets": ["q_proj"],
         "distill.mlp_input": ["0:0"],

@@ -30,6 +30,7 @@ LIGHT = (
     "store",
     "report",
     "render.files",
+    "render.overview",
     "render.terminal",
     "cli",
     "execution",

@@ -110,6 +110,14 @@ def test_what_is_far_above_the_rest_is_off_the_scale() -> None:
     assert labels.on_scale([3.0, 9.0]).tolist() == [True, True]
 
 
+def test_a_row_that_ends_far_above_the_others_leaves_them_their_scale(tmp_path: Path) -> None:
+    courses = {"5 blocks": {0: 9.0, 10: 3.0}, "4 blocks": {0: 9.0, 10: 3.1}, "3 blocks": {0: 9.0, 10: 7.0}}
+    (axes,) = overviews(whole(tmp_path, courses=courses))["checks"].axes
+    assert {text.get_text() for text in axes.texts} == {"5 blocks", "4 blocks"}
+    assert axes.get_title(loc="left") == "Beyond the scale: 3 blocks (ends at 7.0000)"
+    assert axes.get_ylim()[1] < 4
+
+
 def test_a_page_is_told_how_large_a_figure_may_be() -> None:
     figure = Figure(figsize=(4.0, 2.0))
     figure.add_subplot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import re
@@ -13,8 +14,8 @@ from rich.console import Console
 
 from lit_prune.config import Cell, Corpus, Profile, Teacher
 from lit_prune.grid import Claim, Table, axis, entries
-from lit_prune.render import files, numbers, terminal, words
-from lit_prune.report import Report, assemble
+from lit_prune.render import figures, files, numbers, terminal, words
+from lit_prune.report import Report, assemble, judge
 from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
@@ -96,6 +97,17 @@ def test_claims_name_their_metric_and_say_where_seeds_change_nothing(found: Repo
     # Twice -0.05 and -0.06: the 95 % t interval of one degree of freedom is 12.706 times their standard error, 0.005.
     assert table.loc[2, "difference [95 %]"] == "-0.0550 [-0.1185, +0.0085]"
     assert any("no noise to be tested against" in note for note in words.notes(found))
+
+
+def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Path) -> None:
+    table = Table(**{**vars(TABLE), "higher": ("lm_loss",)})
+    turned = dataclasses.replace(found, table=table, verdicts=judge(table, found.tidy))
+    assert figures.final_values(found).axes[0].get_xlabel() == "LM loss (lower is better)"
+    assert figures.final_values(turned).axes[0].get_xlabel() == "LM loss (higher is better)"
+    assert words.claims_table(turned)["claim"].to_list()[:2] == ["kld > mse", "kld < mse (KD loss before)"]
+    assert "kld $>$ mse &" in next(
+        path.read_text() for path in files.write_files(turned, tmp_path) if "tex" in path.name
+    )
 
 
 def test_noise_everywhere_needs_no_note(found: Report, tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ def test_verdicts(complete: Store) -> None:
     assert (verdicts["n"] == 3).all()
 
 
+def test_where_more_is_better_a_claim_holds_above_zero(complete: Store) -> None:
+    claims = (Claim(KLD, MSE, ""), Claim(MSE, KLD, ""), Claim(MSE, KLD, "", within=1.0))
+    lower = answer(complete, claims=claims).verdicts
+    higher = answer(complete, claims=claims, higher=("lm_loss",)).verdicts
+    assert lower["verdict"].to_list() == ["holds", "fails", "holds"]
+    assert higher["verdict"].to_list() == ["fails", "holds", "holds"]
+    assert higher["claim"].to_list()[:2] == [f"{KLD} > {MSE}", f"{MSE} > {KLD}"]
+    same = ["difference", "low", "high", "p", "n"]
+    assert higher[same].equals(lower[same])
+    assert higher.loc[1, "difference"] > 0
+
+
 def test_a_claim_is_judged_by_its_own_metric(complete: Store) -> None:
     # Perplexity as if it were another measurement: lowest where the loss is highest, for COSINE always 1 less.
     claims = (

@@ -1,20 +1,24 @@
-"""Throughput of forward passes on this machine. Weights and text do not matter to it, shapes do.
+"""Throughput on this machine. Weights and text do not matter to it, shapes do.
 
-What is timed is a prefill: whole sequences, no gradients, logits of the last token only.
+What is timed is a prefill (whole sequences, no gradients, logits of the last token only), or a request: a prefill that
+keeps keys and values, and greedy decoding. Models take turns, so that what slows the machine slows all of them.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from lit_prune.config import ConfigError
+from lit_prune.config import ConfigError, Speed
+from lit_prune.evaluate.memory import bytes_of_cache, bytes_of_weights, peak_of
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,137 @@ def speedup(model: Any, teacher: Any, batch: int, block: int, repeats: int = 9) 
     return Speedup(*_measured([model, teacher], batch, block, repeats))
 
 
-def random_model(config: Any, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+@dataclass(frozen=True)
+class Served:
+    """What serving a request cost one model."""
+
+    prefill: Throughput
+    """Tokens of the prompts."""
+    decode: Throughput
+    """New tokens but the first, which the prefill gives."""
+    whole: Throughput
+    """New tokens over the time of the whole request."""
+    weights: int
+    """Bytes of its weights."""
+    cache: int
+    """Bytes of keys and values at the end of the request."""
+    peak: int
+    """Most bytes at once: weights, keys and values, and activations."""
+
+
+class Reply(NamedTuple):
+    """New tokens [batch, new], and the seconds that prefill and decoding took."""
+
+    tokens: Tensor
+    prefill: float
+    decode: float
+
+
+def compare_requests(
+    student: Any, teacher: Any, speed: Speed, device: torch.device, tell: Callable[[int], None] = lambda rounds: None
+) -> dict[str, Any]:
+    """Serve requests by models of these two configs, with random weights, in turns.
+
+    Returns `speedups`; `memory_share`, the student's peak over the teacher's; and under `serving` what it cost each.
+    `tell` is given the number of rounds done.
+
+    Raises:
+        ConfigError: the request is longer than a model has positions.
+    """
+    for config in (student, teacher):
+        check_positions(speed, config)
+    dtype = torch.bfloat16 if speed.precision == "bf16-true" else torch.float32
+    models = [random_model(config, device, dtype) for config in (student, teacher)]
+    ids = _ids(models[0], speed.batch, speed.prompt)
+    memory = [memory_of_request(model, ids, speed.new) for model in models]
+    ours, theirs = replies_in_turns(models, ids, speed, tell)
+    served = [
+        _served(replies, speed, bytes_of_weights(model), cache, peak)
+        for replies, model, (cache, peak) in zip((ours, theirs), models, memory, strict=True)
+    ]
+    return {
+        **speedups(ours, theirs),
+        "memory_share": served[0].peak / served[1].peak,
+        "serving": {name: dataclasses.asdict(one) for name, one in zip(("student", "teacher"), served, strict=True)},
+    }
+
+
+def replies_in_turns(
+    models: Sequence[Any], ids: Tensor, speed: Speed, tell: Callable[[int], None] = lambda rounds: None
+) -> list[list[Reply]]:
+    """The replies of each model to the same prompts, without the first, which is warm-up.
+
+    Every other round goes through the models backwards, so that none is always the one after another.
+    """
+    rounds = []
+    for number in range(speed.repeats + 1):
+        order = models if number % 2 else models[::-1]
+        replies = [serve(model, ids, speed.new) for model in order]
+        rounds.append(replies if number % 2 else replies[::-1])
+        tell(number)
+    return [list(replies) for replies in zip(*rounds[1:], strict=True)]
+
+
+def speedups(student: Sequence[Reply], teacher: Sequence[Reply]) -> dict[str, float]:
+    """Medians over the rounds of the teacher's seconds over the student's: whole request, prefill and decoding."""
+    pairs = list(zip(student, teacher, strict=True))
+    return {
+        "speedup": statistics.median((t.prefill + t.decode) / (s.prefill + s.decode) for s, t in pairs),
+        "prefill_speedup": statistics.median(t.prefill / s.prefill for s, t in pairs),
+        "decode_speedup": statistics.median(t.decode / s.decode for s, t in pairs),
+    }
+
+
+def check_positions(speed: Speed, config: Any) -> None:
+    """See that a model with this config has a position for every token of a request.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and speed.prompt + speed.new > positions:
+        raise ConfigError(
+            f"evaluation.speed: prompt and new are {speed.prompt} + {speed.new} tokens, the model has {positions} "
+            "positions"
+        )
+
+
+@torch.inference_mode()
+def serve(model: Any, ids: Tensor, num_new: int) -> Reply:
+    """Read prompts [batch, prompt] and continue each greedily by `num_new` tokens, keeping keys and values."""
+    start = _now(ids.device)
+    token, cache = _read(model, ids)
+    tokens, read = [token], _now(ids.device)
+    for _ in range(num_new - 1):
+        tokens.append(_next(model, tokens[-1], cache))
+    return Reply(torch.cat(tokens, 1), read - start, _now(ids.device) - read)
+
+
+@torch.inference_mode()
+def memory_of_request(model: Any, ids: Tensor, num_new: int) -> tuple[int, int]:
+    """Bytes of keys and values at the end of a request and the most bytes at once on the way, weights included.
+
+    That is where the prompts are read or at the last token, when there is most to keep.
+    """
+    reading = peak_of(lambda: _read(model, ids), ids.device)
+    token, cache = _read(model, ids)
+    for _ in range(num_new - 2):
+        token = _next(model, token, cache)
+    # On a copy: what is released during a call can only be counted where it was allocated in it.
+    last = peak_of(lambda: _next(model, token, copy.deepcopy(cache)), ids.device)
+    _next(model, token, cache)
+    return bytes_of_cache(cache), bytes_of_weights(model) + max(reading, last)
+
+
+def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """A model of a Hugging Face config with random weights, made where it shall run.
 
     The caller's random state stays as it is.
     """
     from transformers import AutoModelForCausalLM
+
+    if config.is_heterogeneous:
+        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
 
     with torch.random.fork_rng(), torch.device(device):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
@@ -85,16 +214,52 @@ def _pass_of(model: Any, batch: int, block: int) -> Callable[[], None]:
     positions = getattr(model.config, "max_position_embeddings", None) or block
     if block > positions:
         raise ConfigError(f"throughput: block: {block} tokens asked for, the model has {positions} positions")
-    device = next(model.parameters()).device
-    ids = (torch.arange(batch * block, device=device) % model.config.vocab_size).view(batch, block)
+    ids = _ids(model, batch, block)
 
     @torch.inference_mode()
     def run() -> None:
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        _wait(ids.device)
 
     return run
+
+
+def _ids(model: Any, batch: int, length: int) -> Tensor:
+    """Tokens [batch, length], where the model is."""
+    device = next(model.parameters()).device
+    return (torch.arange(batch * length, device=device) % model.config.vocab_size).view(batch, length)
+
+
+def _read(model: Any, ids: Tensor) -> tuple[Tensor, Any]:
+    """The likeliest next tokens [batch, 1] after prompts, and their keys and values."""
+    found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    return found.logits.argmax(-1), found.past_key_values
+
+
+def _next(model: Any, token: Tensor, cache: Any) -> Tensor:
+    """The likeliest tokens [batch, 1] after `token` [batch, 1], whose keys and values are added to the cache."""
+    return model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    _wait(device)
+    return time.perf_counter()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _served(replies: Sequence[Reply], speed: Speed, weights: int, cache: int, peak: int) -> Served:
+    read, new = speed.batch * speed.prompt, speed.batch * speed.new
+    return Served(
+        prefill=_summary([read / reply.prefill for reply in replies]),
+        decode=_summary([(new - speed.batch) / reply.decode for reply in replies]),
+        whole=_summary([new / (reply.prefill + reply.decode) for reply in replies]),
+        weights=weights, cache=cache, peak=peak,
+    )  # fmt: skip
 
 
 def _seconds(run: Callable[[], None]) -> float:

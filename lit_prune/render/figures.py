@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,13 +110,16 @@ def check_curves(
 ) -> Figure:
     """One term of every row over the steps: mean over the seeds and a band from least to greatest.
 
-    Named at the end. The scale is that of the checks after the first, where the rows come near each other.
+    Named at the end. The scale is that of the checks after the first, where the rows come near each other; a row that
+    ends far above the others is told above it.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     curves = {str(row): curve_of(found, term) for row, found in checks.groupby("row", sort=False)}
     curves = dict(sorted(curves.items(), key=lambda curve: -curve[1]["mean"].iloc[-1]))
+    ends = {row: labels.Point(curve["step"].iloc[-1], curve["mean"].iloc[-1], row) for row, curve in curves.items()}
+    near = dict(zip(ends, labels.on_scale([end.y for end in ends.values()]), strict=True))
     height = max(2.4, labels.room_for(list(curves)))
     figure = Figure(figsize=(labels.WIDTH, height + 0.6), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel=label)
@@ -124,12 +128,13 @@ def check_curves(
         colour, dash = svg.stroke(place)
         axes.fill_between(curve["step"], curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve["step"], curve["mean"], dash, color=colour, linewidth=1.4, label=row)
-        points.append(labels.Point(curve["step"].iloc[-1], curve["mean"].iloc[-1], row, colour))
-    later = checks.loc[checks["step"] > checks["step"].min(), term]
+        points.append(replace(ends[row], colour=colour))
+    later = checks.loc[(checks["step"] > checks["step"].min()) & checks["row"].astype(str).map(near), term]
     if len(later) and np.ptp(later) > 0:
         axes.set_ylim(later.min() - 0.05 * np.ptp(later), later.max() + 0.25 * np.ptp(later))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    labels.beside(axes, points, height)
+    labels.beside(axes, [point for point in points if near[point.name]], height)
+    labels.beyond(axes, [f"{row} (ends at {ends[row].y:.4f})" for row in ends if not near[row]])
     return figure
 
 
@@ -141,7 +146,8 @@ def final_values(report: Report) -> Figure:
     rows = summary[~summary["reference"] & (summary["n"] > 0)]
     lines = summary["mean"][[kind != "" for kind in words.kinds(report)]].dropna().sort_values(ascending=False)
     figure = Figure(figsize=(6.2, 0.8 + 0.34 * len(rows) + 0.17 * len(lines)), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"{words.title(metric)} (lower is better)", ylim=(len(rows) - 0.4, -0.6))
+    label = f"{words.title(metric)} ({words.better(report, metric)})"
+    axes = figure.add_subplot(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
     for place, (row, mean) in enumerate(rows["mean"].items()):
         seeds = report.tidy.loc[(report.tidy["row"] == row) & ~report.tidy["reference"], metric].dropna()
         axes.errorbar(mean, place, xerr=rows.loc[row, "interval"], color=LINE, linewidth=1.5)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PAGE = "report.html.j2"
 # Characters of a LaTeX table that fit the width of a page.
 _TEX_WIDTH = 100
-_MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", "·": "$\\cdot$", words.NONE: "---"}
+_MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", ">": "$>$", "·": "$\\cdot$", words.NONE: "---"}
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:

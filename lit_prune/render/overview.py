@@ -29,6 +29,7 @@ PRINTED = {
     ("search_ablation", "ranks"): "Minitron, Figure 9, as ranks",
     ("strategy_ablation", "checks"): "In Practice, Figure 6",
     ("strategy_ablation", "sweep"): "In Practice, Figure 6 (there the loss on the way)",
+    ("throughput_ablation", "final"): "In Practice, Figure 10",
 }
 """(table, figure) -> the figure of the papers that it is nearest to, and where it is another."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lit_prune.report import Report
 
-_COSTS = ("parameters", "train_flops", "peak_memory", "peak_memory_share")
+_COSTS = ("parameters", "train_flops", "memory_share")
 _GAINS = ("speedup", "tokens_per_second")
 _COUNTS = ("parameters", "train_flops")
 _TITLES = {"train_flops": "FLOPs of the retraining"}
@@ -41,21 +41,21 @@ def title(metric: str) -> str:
 
 def fronts(report: Report) -> dict[str, pd.DataFrame]:
     """Of each metric that is a cost or a speed, and that rows differ in: columns cost, value (of the first metric),
-    front (no row is as good in both and better in one), by row."""
+    front (no row is as good in both and better in one), by row; none where the first metric is a speed itself."""
     value, *others = report.table.metrics
     rows = report.summary[~report.summary["reference"]]
-    found = {}
-    for name in others:
+    found: dict[str, pd.DataFrame] = {}
+    for name in others if not is_gain(value) else ():
         if name in _COSTS or is_gain(name):
             pairs = pd.DataFrame({"cost": rows[name], "value": rows["mean"]}).dropna()
             if len(pairs) > 1 and np.ptp(pairs["cost"]) >= _SAME * pairs["cost"].abs().max():
-                found[name] = pairs.assign(front=_unbeaten(pairs, is_gain(name), is_gain(value)))
+                found[name] = pairs.assign(front=_unbeaten(pairs, is_gain(name)))
     return found
 
 
-def _unbeaten(pairs: pd.DataFrame, gain: bool, worth_more: bool) -> np.ndarray:
+def _unbeaten(pairs: pd.DataFrame, gain: bool) -> np.ndarray:
     """Which lines of cost and value no other is as good as in both and better in one."""
-    goods = pairs[["cost", "value"]].to_numpy() * [-1 if gain else 1, -1 if worth_more else 1]
+    goods = pairs[["cost", "value"]].to_numpy() * [-1 if gain else 1, 1]
     as_good = (goods[:, None] <= goods).all(-1)
     better = (goods[:, None] < goods).any(-1)
     return ~(as_good & better).any(0)

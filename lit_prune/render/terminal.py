@@ -115,7 +115,7 @@ def _rich_claims(report: Report, tight: bool) -> RichTable:
         shown.add_column(Text(name), justify="right" if name in "pn" else "left", no_wrap=name != "claim")
     for line in words.claims_table(report).to_dict("records"):
         mark, style = words.VERDICTS[line["verdict"]]
-        claim = line["claim"].replace(" < ", "\n< ") if tight else line["claim"]
+        claim = line["claim"].replace(" < ", "\n< ").replace(" > ", "\n> ") if tight else line["claim"]
         shown.add_row(
             Text(f"{mark} {line['verdict']}", style), Text.assemble(claim, (f"\n{line['source']}", "dim")),
             line["difference [95 %]"].replace(" [", "\n\\["), line["p"], line["n"],

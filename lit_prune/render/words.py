@@ -31,10 +31,15 @@ def title(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
+def better(report: Report, metric: str) -> str:
+    """Which values of a metric are the better ones, for an axis."""
+    return "higher is better" if metric in report.table.higher else "lower is better"
+
+
 def relation(table: Table, claim: Claim) -> str:
     """A claim of the table, with its metric where that is not the first."""
     metric = table.metric_of(claim)
-    return claim.relation + ("" if metric == table.metrics[0] else f" ({title(metric)})")
+    return table.relation(claim) + ("" if metric == table.metrics[0] else f" ({title(metric)})")
 
 
 def main_table(report: Report) -> pd.DataFrame:

@@ -165,9 +165,9 @@ def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
 def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
 
-    It holds where the difference is below 0 and fails where it is above, p < 0.05 after Holm's correction
-    over the claims; else it is undecided, always so with fewer than two seeds. The interval is not corrected. A claim
-    that two rows are alike holds where the difference is within its bounds and fails where it is beyond.
+    It holds where the difference is below 0, or above where more is better, and fails on the other side, p < 0.05
+    after Holm's correction over the claims; else it is undecided, always so with fewer than two seeds. The interval is
+    not corrected. A claim that two rows are alike holds where the difference is within its bounds and fails beyond.
     """
     metrics = [table.metric_of(claim) for claim in table.claims]
     values = {metric: _by_seed(tidy, metric) for metric in metrics}
@@ -178,15 +178,15 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
         for m, c in zip(metrics, table.claims, strict=True)
     ]
     verdicts = pd.DataFrame(pairs, columns=["difference", "low", "high", "p", "n"])
-    verdicts.insert(0, "claim", [str(claim) for claim in table.claims])
+    verdicts.insert(0, "claim", [table.stated(claim) for claim in table.claims])
     verdicts.insert(1, "metric", metrics)
     verdicts.insert(2, "source", [claim.source for claim in table.claims])
     verdicts.insert(3, "verdict", "undecided")
     verdicts["p"] = holm(verdicts["p"].astype(float))
     decided = verdicts["p"] < 0.05
     true = [
-        d < 0 if claim.within is None else abs(d) <= claim.within
-        for d, claim in zip(verdicts["difference"], table.claims, strict=True)
+        abs(d) <= claim.within if claim.within is not None else d > 0 if metric in table.higher else d < 0
+        for d, claim, metric in zip(verdicts["difference"], table.claims, metrics, strict=True)
     ]
     verdicts.loc[decided, "verdict"] = "fails"
     verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"

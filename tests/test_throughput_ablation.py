@@ -1,0 +1,59 @@
+"""The rows of throughput_ablation: what is pruned, and which requests a profile makes."""
+
+from dataclasses import replace
+
+import pytest
+
+from lit_prune.experiments.throughput_ablation import TABLE, label
+from lit_prune.foretold import config_of_student, teacher_config
+from lit_prune.grid import entries
+from lit_prune.models.shape import num_parameters, shape_of
+from lit_prune.preflight import check
+from lit_prune.settings import load_profile, override
+
+
+@pytest.fixture(scope="module")
+def first_of_rows(tmp_path_factory):
+    profile = load_profile("quick")
+    found = entries(TABLE.at(profile, tmp_path_factory.mktemp("store")), profile)
+    return {entry.row: entry.cell for entry in reversed(found)}
+
+
+def test_students_have_as_many_parameters_and_the_teacher_is_whole(first_of_rows):
+    whole = teacher_config(first_of_rows["teacher"])
+    for row, cell in first_of_rows.items():
+        student = config_of_student(cell)
+        if row == "teacher":
+            assert shape_of(student) == shape_of(whole)
+        elif row.startswith("depth"):
+            assert shape_of(student) == replace(shape_of(whole), layers=3)
+        else:
+            assert shape_of(student).layers == shape_of(whole).layers
+            assert shape_of(student).heads == shape_of(whole).heads
+            assert num_parameters(student) == pytest.approx(1_967_424, rel=0.03)
+
+
+def test_every_request_can_be_served_and_nothing_is_measured_to_choose_what_is_kept(first_of_rows):
+    from lit_prune.pruning.prune import evidence_names
+
+    assert len(first_of_rows) == 7
+    for cell in first_of_rows.values():
+        check(cell)
+        assert evidence_names(cell.student, teacher_config(cell)) == frozenset()
+        assert cell.evaluation.speed.repeats == 3
+
+
+def test_requests_grow_with_the_profile_and_take_its_precision(tmp_path):
+    profile = load_profile("quick")
+    longer = override(profile.cell, {"distill.block": 512, "distill.precision": "bf16-mixed"})
+    profile = replace(profile, cell=longer)
+    speeds = {e.row: e.cell.evaluation.speed for e in entries(TABLE.at(profile, tmp_path), profile)}
+    prompts, answers = speeds["depth, batch 32, long prompts"], speeds["width, batch 1, long answers"]
+    assert (prompts.batch, prompts.prompt, prompts.new, prompts.precision) == (32, 128, 32, "bf16-true")
+    assert (answers.batch, answers.prompt, answers.new) == (1, 32, 64)
+    assert speeds["teacher"] == prompts
+
+
+def test_a_row_of_both_axes_is_named_by_both():
+    request = {"evaluation.speed.batch": 4, "evaluation.speed.prompt": 8, "evaluation.speed.new": 8}
+    assert label({"student.layers": 2, "student.hidden": "auto", **request}) == "depth + width, batch 4, long answers"
