@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,14 +14,16 @@ from analysis.page import anchor_of, render
 from analysis.standing import tables_not_run, whole_ledger
 from lit_prune.config import ConfigError
 from lit_prune.progress import Bar
-from lit_prune.render.files import latex, markdown, write_texts
+from lit_prune.render.files import fingerprint, latex, markdown, write_texts
+from lit_prune.report import record
 from lit_prune.store import Store
 
+_CODE = (".py", ".j2", ".css")
 _PLAIN = (str, bool, int, float)
 
 
 def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
-    """Write the page and its exports; returns their paths, the page first.
+    """Write the page and its exports, unless they are there and say the same; returns their paths, the page first.
 
     Raises:
         ConfigError: there is no answer, or the folder cannot be written.
@@ -29,20 +32,33 @@ def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
         raise ConfigError(f"nothing is done in {store.root}, nothing is recorded: run a table first")
     not_run = tables_not_run(answers)
     ledger, cells = whole_ledger(answers, not_run), frame_of(answers)
-    with Bar(len(answers)) as bar:
-        page = render(answers, ledger, not_run, bar)
-    tables = {
+    texts = {out / "ledger.csv": ledger.to_csv(index=False), out / "results.csv": cells.to_csv(index=False)}
+    texts |= {
         out / "tables" / f"{anchor_of(answer.report)}.{kind}": text(answer.report)
         for answer in answers
         for kind, text in (("md", markdown), ("tex", latex))
     }
-    texts = {out / "ledger.csv": ledger.to_csv(index=False), out / "results.csv": cells.to_csv(index=False)}
-    write_texts(out / "tables", tables)
-    write_texts(out, texts)
-    write_parquet(cells, out / "results.parquet")
-    # Last: a page says that all beside it is as new as itself.
-    write_texts(out, {out / "report.html": page})
-    return [out / "report.html", out / "results.parquet", *texts, *tables]
+    paths, digest = [out / "report.html", out / "results.parquet", *texts], _digest(answers, texts.values())
+    if all(path.exists() for path in paths) and digest in paths[0].read_text()[:500]:
+        return paths
+    with Bar(len(answers)) as bar:
+        page = render(answers, ledger, not_run, digest, bar)
+    for folder in (out / "tables", out):
+        write_texts(folder, {path: text for path, text in texts.items() if path.parent == folder})
+    write_parquet(cells, paths[1])
+    # Last, as it holds the digest: cut off before it, the next call writes all again.
+    write_texts(out, {paths[0]: page})
+    return paths
+
+
+def _digest(answers: Iterable[Answer], texts: Iterable[str]) -> str:
+    """What the files say, and the code that says it, as 16 hexadecimal digits."""
+    code = [path.read_text() for path in sorted(Path(__file__).parent.iterdir()) if path.suffix in _CODE]
+    said = [
+        fingerprint(answer.report, *record.texts(answer.report).values(), answer.origin, answer.notes, *answer.notices)
+        for answer in answers
+    ]
+    return hashlib.sha256("\0".join([*code, *said, *texts]).encode()).hexdigest()[:16]
 
 
 def write_parquet(cells: pd.DataFrame, path: Path) -> None:

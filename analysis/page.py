@@ -26,8 +26,8 @@ _COSTS = {
 _MARKS = words.VERDICTS | {"not run": ("–", "dim")}
 
 
-def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Table], bar: Bar) -> str:
-    """The page as one HTML document that fetches nothing; `bar` sees a step for each answer."""
+def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Table], digest: str, bar: Bar) -> str:
+    """The page as one HTML document that fetches nothing, with `digest` in its head; `bar` sees a step an answer."""
     sections = []
     for place, answer in enumerate(answers):
         bar.at(place, f"drawing {answer.report.table.name} at {answer.report.profile}")
@@ -36,7 +36,7 @@ def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Ta
     return template.render(
         standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=_MARKS,
         titles=PAPERS, sections_of=sections, not_run=not_run, index=_index(answers, ledger),
-        panels=figures.PANELS, dash=numbers.NONE,
+        panels=figures.PANELS, digest=digest, dash=numbers.NONE,
     )  # fmt: skip
 
 

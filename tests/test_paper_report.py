@@ -189,6 +189,16 @@ def test_exports_are_the_same_cells_and_each_table(folder: Path, answers: list[A
     assert "\\toprule" in (folder / "tables/loss_ablation-tiny.tex").read_text()
 
 
+def test_nothing_is_drawn_again_unless_something_changed(answers: list[Answer], folder: Path) -> None:
+    before = (folder / "report.html").stat().st_mtime_ns
+    paths = write(answers, Store(folder / "store"), folder)
+    assert paths[0].stat().st_mtime_ns == before
+    assert all(path.exists() for path in paths)
+    other = [dataclasses.replace(answers[0], notes=NOTES + "more"), *answers[1:]]
+    write(other, Store(folder / "store"), folder)
+    assert "more</p>" in paths[0].read_text()
+
+
 def test_nothing_to_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "records").mkdir()
     assert main(["--store", str(tmp_path / "none"), "--records", str(tmp_path / "records")]) == 2

@@ -32,7 +32,7 @@ def write_files(report: Report, folder: Path) -> list[Path]:
         ConfigError: the folder cannot be written.
     """
     texts = _record(report) | {"report.md": markdown(report)}
-    digest = _digest(report, *texts.values())
+    digest = fingerprint(report, *texts.values())
     paths = [folder / name for name in ("results.csv", "report.md", "report.tex", "report.html")]
     shown, said = paths[-1], _in(folder, texts)
     known = all(_holds(path, text) for path, text in said.items()) and all(path.exists() for path in paths)
@@ -105,7 +105,7 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
         raise ConfigError(f"the report cannot be written to {folder} ({error.strerror})") from None
 
 
-def _digest(report: Report, *texts: str) -> str:
+def fingerprint(report: Report, *texts: str) -> str:
     """What the files say, and the code that says it, as 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
     said = [report.histories.to_csv(), *code, *texts]
