@@ -1,11 +1,14 @@
-# Set-up, demo, tests and checks. Everything happens in .venv; nothing else on the machine is touched.
+# Set-up, demo, report, tests and checks. Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fast clean
+.PHONY: demo report test check fast clean
 
 demo: .venv/installed
 	$(BIN)/python -m lit_prune.experiments.loss_ablation
+
+report: .venv/installed
+	$(BIN)/python -m analysis.report
 
 test: .venv/installed check
 	$(BIN)/python -m pytest

@@ -25,13 +25,15 @@ _TERMS = {
     "hidden": "intermediate loss (hidden)",
     "grad_norm": "gradient norm before clipping (grad_norm)",
 }
+PANELS = "Line: mean over seeds. Band: from the least to the greatest. Values are means over windows of steps."
+"""What is to be known of the panels of training losses to read them."""
 _NOT_TERMS = ("row", "seed", "step", "loss", "lr", "tokens_per_second")
 _POINTS = 150
 
 
 def inline(report: Report) -> dict[str, Any]:
-    """Inline SVG: `final`, `checks`, `blocks` (title -> figure), and `terms`, each with title, whether panels share a
-    scale, row -> panel. What there is nothing to draw of is empty."""
+    """Inline SVG: `final`, `checks`, `blocks` (title -> name, figure), and `terms`, each with title, whether
+    panels share a scale, row -> panel. What there is nothing to draw of is empty."""
     import matplotlib as mpl
 
     logged = [name for name in report.histories if name not in _NOT_TERMS]
@@ -41,7 +43,7 @@ def inline(report: Report) -> dict[str, Any]:
             "checks": "" if report.checks.empty else _checks(report),
             "blocks": _blocks(report),
             "terms": [
-                {"title": _TERMS.get(name, name), "shared": name == "clm", "panels": _panels(report, name)}
+                {"title": _TERMS.get(name, name), "shared": name == "clm", "panels": panels(report, name)}
                 for name in sorted(logged, key=[*_TERMS, *logged].index)
             ],
         }
@@ -55,24 +57,24 @@ def _checks(report: Report) -> str:
     return svg.inline(check_curves(report.checks), "checks", "validation LM loss of each row during the retraining")
 
 
-def _blocks(report: Report) -> dict[str, str]:
-    """Title -> SVG of what is known of the teacher's blocks."""
+def _blocks(report: Report) -> dict[str, tuple[str, str]]:
+    """Title -> name and SVG of what is known of the teacher's blocks."""
     if report.blocks is None:
         return {}
-    found = {"What each block is worth": ("scores", depth.block_scores(report.blocks))}
+    found = {"What each block is worth": ("blocks", depth.block_scores(report.blocks))}
     if report.blocks.spans is not None:
         found["How little a span of blocks changes"] = ("spans", depth.span_distances(report.blocks.spans))
-    return {title: svg.inline(figure, name, title) for title, (name, figure) in found.items()}
+    return {title: (name, svg.inline(figure, name, title)) for title, (name, figure) in found.items()}
 
 
-def _panels(report: Report, term: str) -> dict[str, str]:
-    """Row -> SVG of one logged term over the steps, of the rows that have it."""
+def panels(report: Report, term: str, page: str = "") -> dict[str, str]:
+    """Row -> SVG of one logged term over the steps, of the rows that have it; `page` begins the ids in them."""
     logged = report.histories.dropna(subset=[term])
     curves = {str(row): curve_of(history, term) for row, history in logged.groupby("row", sort=False)}
     # Cross-entropy on the labels is one quantity in all rows; a logit loss is another in each.
     shared = (logged[term].min(), logged[term].max()) if term == "clm" else None
     return {
-        row: svg.inline(panel(curve, shared), f"{term}-{place}", f"{term} of {row}")
+        row: svg.inline(panel(curve, shared), f"{page}{term}-{place}", f"{term} of {row}")
         for place, (row, curve) in enumerate(curves.items())
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_prune.config import ConfigError
-from lit_prune.render import figures, words
-from lit_prune.settings import plain_of
+from lit_prune.render import figures, page, words
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lit_prune.report import Report
 
-_PAGE = Path(__file__).parent / "report.html.j2"
+_PAGE = "report.html.j2"
 # Characters of a LaTeX table that fit the width of a page.
 _TEX_WIDTH = 100
 _MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", ">": "$>$", "·": "$\\cdot$", words.NONE: "---"}
@@ -34,13 +32,13 @@ def write_files(report: Report, folder: Path) -> list[Path]:
         ConfigError: the folder cannot be written.
     """
     texts = _record(report) | {"report.md": markdown(report)}
-    digest = _digest(report, *texts.values())
+    digest = fingerprint(report, *texts.values())
     paths = [folder / name for name in ("results.csv", "report.md", "report.tex", "report.html")]
-    page, said = paths[-1], _in(folder, texts)
+    shown, said = paths[-1], _in(folder, texts)
     known = all(_holds(path, text) for path, text in said.items()) and all(path.exists() for path in paths)
-    if not known or not _holds(page, digest, 500):
+    if not known or not _holds(shown, digest, 500):
         # The page, which holds the digest, comes last: cut off before it, the next call writes all again.
-        _write(folder, said | {folder / "report.tex": latex(report), page: _html(report, digest)})
+        write_texts(folder, said | {folder / "report.tex": latex(report), shown: _html(report, digest)})
     return paths
 
 
@@ -51,9 +49,9 @@ def write_record(report: Report, folder: Path) -> list[Path]:
         ConfigError: the folder cannot be written.
     """
     texts = _in(folder, _record(report) | {"report.md": markdown(report)})
-    _write(folder, texts)
+    write_texts(folder, texts)
     index = folder.parents[1] / "README.md"
-    _write(index.parent, {index: _index(index.parent)})
+    write_texts(index.parent, {index: _index(index.parent)})
     return [*texts, index]
 
 
@@ -63,7 +61,7 @@ def write_asked(report: Report, folder: Path) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    _write(folder, _in(folder, _record(report)))
+    write_texts(folder, _in(folder, _record(report)))
 
 
 def _record(report: Report) -> dict[str, str]:
@@ -95,7 +93,7 @@ def _index(records: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(folder: Path, texts: Mapping[Path, str]) -> None:
+def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
     """Write each file whole or not at all."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,15 +105,15 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
         raise ConfigError(f"the report cannot be written to {folder} ({error.strerror})") from None
 
 
-def _digest(report: Report, *texts: str) -> str:
+def fingerprint(report: Report, *texts: str) -> str:
     """What the files say, and the code that says it, as 16 hexadecimal digits."""
-    code = [path.read_text() for path in sorted(_PAGE.parent.iterdir()) if path.is_file()]
+    code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
     said = [report.histories.to_csv(), *code, *texts]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown."""
+    """The report in Markdown: claims, table, what is not done, how to run it again."""
     table, absent = report.table, words.absent(report)
     failed = [f"{row}, seed {seed}: {error}" for row, seed, error in words.failed(report)]
     parts = [
@@ -168,22 +166,8 @@ def latex(report: Report) -> str:
 
 
 def _html(report: Report, digest: str) -> str:
-    import jinja2
-    import yaml
+    from lit_prune.render import overview  # pandas comes with it
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template(_PAGE.name).render(
-        table=report.table, profile=report.profile, digest=digest, headline=words.headline(report),
-        main=words.main_table(report), kinds=words.kinds(report), claims=words.claims_table(report).to_dict("records"),
-        marks=words.VERDICTS, agreement=words.agreement(report), warnings=words.warnings(report),
-        absent=words.absent(report), failed=words.failed(report), command=words.command(report),
-        notes=words.notes(report), spread=[words.has_spread(column) for _, column in words.main_table(report).items()],
-        ranks=words.rank_table(report), flips=words.flips(report),
-        provenance=words.provenance(report),
-        **figures.inline(report),
-        # Through JSON, which turns tuples into the lists that YAML has.
-        recipe=yaml.safe_dump(json.loads(json.dumps(plain_of(report.cell))), sort_keys=False),
-    )  # fmt: skip
+    captions = {picture.name: picture.caption for picture in overview.pictures(report)} | {"panels": figures.PANELS}
+    template = page.environment().get_template(_PAGE)
+    return template.render(told=page.told(report), digest=digest, captions=captions, **figures.inline(report))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NONE = "—"
+_TIMES = ((3600, "h"), (60, "min"))
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -28,6 +29,24 @@ def amount(value: float) -> str:
         return NONE
     size, unit = next(((size, f" {unit}") for size, unit in _UNITS if abs(value) >= size), (1, ""))
     return f"{value / size:.2f}{unit}" if unit else f"{value:.0f}"
+
+
+def flops(count: float) -> str:
+    """Floating-point operations to read; a dash where the count is not known."""
+    return NONE if math.isnan(count) else f"{count:.2e}" if count else "0"
+
+
+def duration(seconds: float) -> str:
+    """A time to read, in s, min or h; a dash where there is none."""
+    if math.isnan(seconds):
+        return NONE
+    size, unit = next(((size, unit) for size, unit in _TIMES if seconds >= size), (1, "s"))
+    return f"{seconds / size:.1f} {unit}"
+
+
+def memory(num_bytes: float) -> str:
+    """An amount of memory to read; a dash where there is none."""
+    return NONE if math.isnan(num_bytes) else f"{num_bytes / 2**20:,.0f} MiB"
 
 
 def p_value(value: float) -> str:

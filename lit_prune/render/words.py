@@ -13,6 +13,7 @@ from lit_prune.settings import parse_setting
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lit_prune.grid import Claim, Table
     from lit_prune.report import Report
 
 VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow")}
@@ -35,11 +36,10 @@ def better(report: Report, metric: str) -> str:
     return "higher is better" if metric in report.table.higher else "lower is better"
 
 
-def claim_of(report: Report, place: int) -> str:
+def relation(table: Table, claim: Claim) -> str:
     """A claim of the table, with its metric where that is not the first."""
-    claim, metric = report.table.claims[place], report.verdicts["metric"][place]
-    said = "" if metric == report.table.metrics[0] else f" ({title(metric)})"
-    return f"{report.table.relation(claim)}{said}"
+    metric = table.metric_of(claim)
+    return table.relation(claim) + ("" if metric == table.metrics[0] else f" ({title(metric)})")
 
 
 def main_table(report: Report) -> pd.DataFrame:
@@ -82,6 +82,11 @@ def _paper(report: Report, metric: str) -> dict[str, list[str]]:
     values = report.summary[f"paper {metric}"]
     column = list(map(amount, values)) if metric in _COUNTS else as_printed(values)
     return {f"paper {title(metric)}": column} if values.notna().any() else {}
+
+
+def intervals(report: Report) -> list[str]:
+    """Half widths of the 95 % t intervals of the first metric's means; a dash where seeds make no difference."""
+    return [f"± {number(half)}" if half > 0 else NONE for half in report.summary["interval"]]
 
 
 def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
@@ -130,7 +135,7 @@ def counts(report: Report) -> list[str]:
 def claims_table(report: Report) -> pd.DataFrame:
     """The verdicts as text: claim, verdict, difference with its interval, p, n, source."""
     frame = report.verdicts[["claim", "verdict"]].copy()
-    frame["claim"] = [claim_of(report, place) for place in frame.index]
+    frame["claim"] = [relation(report.table, claim) for claim in report.table.claims]
     frame["difference [95 %]"] = [interval(v) for v in report.verdicts.to_dict("records")]
     frame["p"] = report.verdicts["p"].map(p_value)
     frame["n"] = report.verdicts["n"].astype(str)

@@ -1,0 +1,51 @@
+"""The paper-reproduction report: one page with every claim and every table, and the tables as files.
+
+python -m analysis.report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from lit_prune.config import ConfigError
+from lit_prune.store import DEFAULT_ROOT, Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Write the paper-reproduction report of everything in the store and in experiments/: report.html with the claims
+    ledger first, results.parquet and results.csv (a line a cell), ledger.csv (a line a claim), and tables/ with every
+    table in Markdown and LaTeX."""
+
+    store: str = DEFAULT_ROOT
+    """Folder where everything computed is kept."""
+    records: Path = Path(__file__).parents[1] / "experiments"
+    """Folder of the recorded answers; of one question, the store or the record tells that has more cells done."""
+    out: Path | None = None
+    """Folder of the report; reports/paper in the store otherwise."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    flags = tyro.cli(Flags, args=argv, prog="python -m analysis.report")
+    from analysis.answers import gather
+    from analysis.exports import write
+
+    store = Store(flags.store)
+    try:
+        answers = gather(store, flags.records)
+        page, *others = write(answers, store, flags.out or store.root / "reports" / "paper")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page)
+    print(f"and {len(others)} files beside it: results, ledger and tables")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
