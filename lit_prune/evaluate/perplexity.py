@@ -1,15 +1,31 @@
-"""Language-model loss: summed negative log-likelihood over the tokens that have a successor, in float64."""
+"""Language-model loss: summed negative log-likelihood in float64, of packed blocks or of a text's documents.
+
+Packed blocks are what cells are compared by; a text by document is for what is told of one checkpoint: bits per byte,
+which does not depend on the tokenizer, and the losses that checkpoints are compared by over the same documents.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
 
+from lit_prune.config import ConfigError, Corpus
+from lit_prune.data import corpus
 from lit_prune.data.tokens import IGNORED
+from lit_prune.evaluate.documents import Document, Window, batches, read, windows
+from lit_prune.losses.chunked import tokens_at_once
+from lit_prune.models.head import Head, head_of, last_states
 
 _LOGITS_AT_ONCE = 2**26
 
@@ -70,3 +86,200 @@ def language_model_loss(
 def num_scored(batches: Iterable[dict[str, Tensor]]) -> int:
     """Tokens that have a successor to predict."""
     return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+
+
+COLUMNS = ("document", "nll", "tokens", "bytes", "words", "unread")
+"""Of a table of documents: place in the source, nats, and what the fields of `Document` count."""
+
+
+class DocumentLosses(Metric):
+    """Losses of documents, each known by its number, gathered from all ranks; its parts are added up."""
+
+    full_state_update = False
+    rows: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Counts as float64 are exact up to 2**53, and one state is gathered in one go.
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, parts: pd.DataFrame) -> None:
+        """Add documents, or parts of them, with COLUMNS."""
+        assert isinstance(self.rows, list)
+        self.rows.append(torch.tensor(parts[list(COLUMNS)].to_numpy(float), device=self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`lm_loss` in nats per token, `perplexity`, `bits_per_byte` and `word_perplexity`, float64."""
+        _, nll, tokens, num_bytes, words, _ = self._all().sum(0)
+        loss = nll / tokens
+        return {
+            "lm_loss": loss,
+            "perplexity": loss.exp(),
+            "bits_per_byte": nll / num_bytes / math.log(2),
+            "word_perplexity": (nll / words).exp(),
+        }
+
+    def table(self) -> pd.DataFrame:
+        """The documents of all ranks with COLUMNS, a row each, in the order of their numbers."""
+        with self.sync_context():
+            rows = self._all().cpu().numpy()
+        found = pd.DataFrame(rows, columns=COLUMNS).groupby("document", as_index=False).sum()
+        return found.astype({name: int for name in COLUMNS if name != "nll"})
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As `Metric.sync`; a rank without a document sends an empty table, not an empty float32 vector."""
+        if isinstance(self.rows, list) and not self.rows:
+            self.rows.append(self._none())
+        super().sync(*args, **kwargs)
+
+    def _all(self) -> Tensor:
+        """[rows, COLUMNS]; gathered, the state is one tensor already."""
+        return self.rows if isinstance(self.rows, Tensor) else torch.cat([self._none(), *self.rows])
+
+    def _none(self) -> Tensor:
+        return torch.empty(0, len(COLUMNS), dtype=torch.float64, device=self.device)
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """What a model makes of a text."""
+
+    lm_loss: float
+    """Nats per scored token."""
+    perplexity: float
+    """exp of it: comparable between models of one tokenizer only."""
+    bits_per_byte: float
+    """Over the UTF-8 bytes of the scored text, whatever its tokens."""
+    word_perplexity: float
+    """exp of nats per word of the scored text, words parted by white space."""
+    num_tokens: int
+    num_bytes: int
+    num_words: int
+    num_unread: int
+    """Bytes of visible characters that the tokenizer loses: cheap for the model, so that bits per byte are too few."""
+    num_documents: int
+    documents: pd.DataFrame
+    """COLUMNS; those of a document without a scored token are 0."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All but the table."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "documents"}
+
+
+@torch.inference_mode()
+def measure_text(
+    model: Any,
+    tokenizer: Any,
+    source: str,
+    *,
+    column: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    tell: Callable[[int], None] | None = None,
+    batch_tokens: int = 8192,
+) -> TextLoss:
+    """Loss of a causal language model on the first `limit` documents of a text, a file, folder or hub data set.
+
+    Each document is read in windows of `window` tokens, by default as many as the model has positions, which start
+    `stride` tokens apart, by default `window`; each token is scored once, from at least `window - stride + 1` tokens or
+    all before it. The first of a document is scored if the tokenizer puts a begin token before it. Where processes
+    are joined by torch.distributed each scores its share, and all get the whole. `tell` hears of the documents read.
+
+    Raises:
+        ConfigError: no such text or column, nothing to score in it, or a window or stride that the model has not.
+    """
+    window, stride = _checked(model, window, stride, limit)
+    text = corpus.pin(Corpus(source=source, column=column or "text"))
+    numbered = enumerate(itertools.islice((text for _, text in corpus.documents(text)), limit))
+    metric, was_training = DocumentLosses().to(next(model.parameters()).device), model.training
+    model.eval()
+    for documents in read(tokenizer, _share(numbered)):
+        parts = [part for document in documents for part in windows(document, window, stride)]
+        metric.update(_rows(documents, _nll(model, batches(parts, batch_tokens))))
+        if tell is not None:
+            tell(documents[-1].place + 1)
+    model.train(was_training)
+    return _summary(metric, source)
+
+
+def _checked(model: Any, window: int | None, stride: int | None, limit: int | None) -> tuple[int, int]:
+    """The window and the stride to use."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if window is None and positions is None:
+        raise ConfigError("window: the model has no number of positions to take for it, give one")
+    window = positions if window is None else window
+    assert window is not None
+    if positions is not None and not 1 <= window <= positions:
+        raise ConfigError(f"window: {window} tokens asked for, the model has {positions} positions")
+    if stride is not None and not 1 <= stride <= window:
+        raise ConfigError(f"stride: {stride} tokens asked for, it lies between 1 and the window, {window}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: {limit} documents asked for, at least 1 is needed")
+    return window, stride or window
+
+
+def _share(documents: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Every n-th of n processes that are joined, from its rank on."""
+    if not distributed.is_initialized():
+        return documents
+    return itertools.islice(documents, distributed.get_rank(), None, distributed.get_world_size())
+
+
+def _nll(model: Any, batches: Iterable[list[Window]]) -> Counter[int]:
+    """Nats by place of the document."""
+    nll: Counter[int] = Counter()
+    for batch in batches:
+        for window, nats in zip(batch, _losses(model, batch).tolist(), strict=True):
+            nll[window.document.place] += nats
+    return nll
+
+
+def _losses(model: Any, batch: Sequence[Window]) -> Tensor:
+    """Nats of the scored tokens of each window, float64 [batch]."""
+    device = next(model.parameters()).device
+    ids = [torch.tensor(window.document.ids[window.start : window.stop + 1]) for window in batch]
+    labels = [row[1:].clone() for row in ids]
+    for row, window in zip(labels, batch, strict=True):
+        row[: window.scored - window.start - 1] = IGNORED
+    # What fills a row up stands behind its tokens, which do not look ahead.
+    inputs = pad_sequence([row[:-1] for row in ids], batch_first=True).to(device)
+    successors = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(device)
+    scored = successors != IGNORED
+    losses = torch.zeros(successors.shape, dtype=torch.float64, device=device)
+    losses[scored] = _token_losses(last_states(model, inputs)[scored], successors[scored], head_of(model))
+    return losses.sum(1)
+
+
+def _token_losses(states: Tensor, successors: Tensor, head: Head) -> Tensor:
+    """Nats float64 [n] of successors int64 [n] from last states [n, width], the logits of a few at a time."""
+    size = tokens_at_once(len(head.weight), states.is_cuda)
+    return torch.cat(
+        [
+            F.cross_entropy(head.logits(ours).float(), next_ids, reduction="none").double()
+            for ours, next_ids in zip(states.split(size), successors.split(size), strict=True)
+        ]
+    )
+
+
+def _rows(documents: Sequence[Document], nll: Mapping[int, float]) -> pd.DataFrame:
+    """COLUMNS of documents."""
+    rows = [(d.place, nll.get(d.place, 0.0), d.num_scored, d.num_bytes, d.num_words, d.num_unread) for d in documents]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _summary(metric: DocumentLosses, source: str) -> TextLoss:
+    table = metric.table()
+    sums = table.sum()
+    if not sums["tokens"]:
+        raise ConfigError(f"text: {source} holds no document of two tokens, so there is nothing to score")
+    return TextLoss(
+        **{name: value.item() for name, value in metric.compute().items()},
+        num_tokens=int(sums["tokens"]),
+        num_bytes=int(sums["bytes"]),
+        num_words=int(sums["words"]),
+        num_unread=int(sums["unread"]),
+        num_documents=len(table),
+        documents=table,
+    )

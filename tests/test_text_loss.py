@@ -1,0 +1,266 @@
+"""The loss of a text by document: by hand, window by window, byte by byte, and over two processes."""
+
+import json
+import math
+import multiprocessing
+from operator import itemgetter
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import distributed
+from transformers import PreTrainedTokenizerFast
+
+from lit_prune.config import ConfigError
+from lit_prune.evaluate import perplexity
+from lit_prune.evaluate.documents import Document, batches, read, windows
+from lit_prune.evaluate.perplexity import COLUMNS, DocumentLosses, measure_text
+
+CHOICES = [(1, 1), (4, 1), (5, 2), (7, 7), (16, 3), (128, 128)]
+
+
+@pytest.fixture
+def source(tmp_path, texts):
+    return written(tmp_path, texts[:12])
+
+
+def written(tmp_path, texts, name="text.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.fixture
+def byte_tokenizer():
+    """A token a byte, and a begin token before every text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: i + 1 for i, letter in enumerate(letters)} | {"<s>": 0}
+    del vocab[letters[-1]]  # so that 256 entries are enough; it stands for a byte that no UTF-8 text holds
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def by_plain_passes(model, tokenizer, texts):
+    """Nats of every document but its first token, a forward pass each."""
+    found = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits
+        found.append(F.cross_entropy(logits[0, :-1].double(), ids[0, 1:], reduction="sum").item())
+    return found
+
+
+def test_a_window_as_long_as_the_documents_is_a_plain_pass(tiny_llama, tiny_tokenizer, texts, source):
+    found = measure_text(tiny_llama, tiny_tokenizer, source)
+    expected = by_plain_passes(tiny_llama, tiny_tokenizer, texts[:12])
+    assert found.documents["nll"].to_numpy() == pytest.approx(expected, rel=1e-5)
+    tokens = [len(tiny_tokenizer(text)["input_ids"]) - 1 for text in texts[:12]]
+    assert found.documents["tokens"].tolist() == tokens
+    assert found.lm_loss == pytest.approx(sum(expected) / sum(tokens), rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(found.lm_loss))
+    assert (found.num_tokens, found.num_documents) == (sum(tokens), 12)
+
+
+@pytest.mark.parametrize(("window", "stride"), CHOICES)
+@pytest.mark.parametrize(("length", "first"), [(1, 1), (2, 1), (3, 3), (9, 1), (40, 1), (40, 9), (129, 2)])
+def test_every_token_is_scored_once_with_the_context_that_is_promised(length, first, window, stride):
+    document = Document(0, range(length), first, 0, 0, 0)
+    scored = [
+        (t, t - part.start) for part in windows(document, window, stride) for t in range(part.scored, part.stop + 1)
+    ]
+    assert [token for token, _ in scored] == list(range(first, length))
+    assert all(context >= min(token, window - stride + 1) for token, context in scored)
+    assert all(context <= window for _, context in scored)
+
+
+@pytest.mark.parametrize(("window", "stride"), CHOICES)
+def test_windows_are_passes_over_pieces(tiny_llama, tiny_tokenizer, texts, source, window, stride):
+    found = measure_text(tiny_llama, tiny_tokenizer, source, window=window, stride=stride, limit=3)
+    for text, nll in zip(texts, found.documents["nll"], strict=False):
+        ids, expected = tiny_tokenizer(text)["input_ids"], 0.0
+        for token in range(1, len(ids)):
+            # The first window that reaches as far as to predict it.
+            start = max(0, math.ceil((token - window) / stride)) * stride
+            with torch.no_grad():
+                logits = tiny_llama(input_ids=torch.tensor([ids[start:token]])).logits[0, -1].double()
+            expected -= logits.log_softmax(-1)[ids[token]].item()
+        assert nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_more_context_is_worth_something_to_a_model_that_looks_back(tiny_tokenizer, source, shared):
+    from lit_prune.models.teacher import load_model, load_tokenizer
+
+    folder = str(shared / "models/stories260K-hf")
+    stories = str(shared / "data/tinystories/tinystories_1000.json")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    long, short, sliding = (
+        measure_text(model, tokenizer, stories, window=window, stride=stride, limit=5).lm_loss
+        for window, stride in ((512, 512), (32, 32), (32, 8))
+    )
+    assert long < sliding < short
+
+
+def test_a_model_that_knows_nothing_takes_as_many_bits_as_a_token_can_tell_apart(tiny_llama, tiny_tokenizer, source):
+    torch.nn.init.zeros_(tiny_llama.lm_head.weight)
+    for choice in CHOICES:
+        found = measure_text(tiny_llama, tiny_tokenizer, source, window=choice[0], stride=choice[1])
+        assert found.perplexity == pytest.approx(256)
+        assert found.bits_per_byte == pytest.approx(8 * found.num_tokens / found.num_bytes)
+        assert found.word_perplexity == pytest.approx(256 ** (found.num_tokens / found.num_words))
+
+
+def test_a_text_behind_a_begin_token_is_scored_whole(tiny_llama, byte_tokenizer, tmp_path):
+    texts = ["a", "Grüße, 漢字!", "  two words\n"]
+    torch.nn.init.zeros_(tiny_llama.lm_head.weight)
+    found = measure_text(tiny_llama, byte_tokenizer, written(tmp_path, texts))
+    sizes = [len(text.encode()) for text in texts]
+    assert found.documents["bytes"].tolist() == sizes
+    assert found.documents["tokens"].tolist() == sizes
+    assert found.bits_per_byte == pytest.approx(8)
+    assert found.documents["words"].tolist() == [1, 2, 2]
+    assert found.num_unread == 0
+
+
+def test_without_a_begin_token_the_bytes_are_those_of_the_scored_text(byte_tokenizer):
+    byte_tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    (documents,) = read(byte_tokenizer, enumerate(["word and word", "漢字", "x", "é"]))
+    # A character that the first token holds a part of is not scored at all: all that is counted is told by a token.
+    assert [(d.first, d.num_bytes, d.num_scored, d.num_words) for d in documents] == [
+        (1, 12, 12, 3), (3, 3, 3, 1), (1, 0, 0, 0), (2, 0, 0, 0),
+    ]  # fmt: skip
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_not_scored(byte_tokenizer):
+    marks = [("<s>", 0), ("</s>", 1)]
+    byte_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=marks)
+    ((document,),) = read(byte_tokenizer, [(7, "four")])
+    assert (document.place, document.ids[0], len(document.ids), document.num_scored) == (7, 0, 5, 4)
+
+
+def test_what_a_tokenizer_loses_is_counted(tiny_llama, tiny_tokenizer, tmp_path):
+    found = measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, ["all read", "übel, 漢 there", "ü"]))
+    assert found.documents["unread"].tolist() == [0, 5, 2]
+    assert found.documents["tokens"].tolist()[2] == found.documents["bytes"].tolist()[2] == 0
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 50, 300])
+def test_the_size_of_a_batch_and_what_else_is_in_it_change_nothing(tiny_llama, tiny_tokenizer, source, batch_tokens):
+    model = tiny_llama.double()
+    whole = measure_text(model, tiny_tokenizer, source, window=24, stride=10)
+    parts = measure_text(model, tiny_tokenizer, source, window=24, stride=10, batch_tokens=batch_tokens)
+    pd.testing.assert_frame_equal(whole.documents, parts.documents, rtol=1e-6)
+    assert parts.lm_loss == pytest.approx(whole.lm_loss, rel=1e-6)
+
+
+def test_a_batch_is_filled_and_not_overfilled():
+    parts = [part for n in (30, 5, 9, 9, 2) for part in windows(Document(0, range(n), 1, 0, 0, 0), 16, 16)]
+    found = list(batches(parts, 20))
+    assert sorted(map(id, parts)) == sorted(id(part) for batch in found for part in batch)
+    assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= 20 for batch in found)
+    assert len(found) < len(parts)
+
+
+def test_the_order_of_the_documents_changes_nothing(tiny_llama, tiny_tokenizer, texts, tmp_path):
+    there = measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, texts[:9]))
+    back = measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, texts[8::-1], "back.jsonl"))
+    assert back.documents["nll"].to_numpy()[::-1] == pytest.approx(there.documents["nll"].to_numpy(), rel=1e-6)
+    assert back.bits_per_byte == pytest.approx(there.bits_per_byte, rel=1e-6)
+
+
+def test_few_logits_at_a_time_give_the_same(tiny_llama, tiny_tokenizer, source, monkeypatch):
+    whole = measure_text(tiny_llama, tiny_tokenizer, source)
+    monkeypatch.setattr(perplexity, "tokens_at_once", lambda vocab, on_gpu: 7)
+    assert measure_text(tiny_llama, tiny_tokenizer, source).lm_loss == pytest.approx(whole.lm_loss, rel=1e-6)
+
+
+def test_a_limit_takes_the_first_documents_and_they_are_told_of(tiny_llama, tiny_tokenizer, texts, tmp_path):
+    told = []
+    found = measure_text(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), limit=150, tell=told.append)
+    assert found.documents["document"].tolist() == list(range(150))
+    assert told == [128, 150]
+    assert tiny_llama.training
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"window": 129}, "window: 129 tokens asked for, the model has 128 positions"),
+        ({"window": 0}, "window: 0 tokens asked for, the model has 128 positions"),
+        ({"stride": 129}, "stride: 129 tokens asked for, it lies between 1 and the window, 128"),
+        ({"window": 8, "stride": 0}, "stride: 0 tokens asked for, it lies between 1 and the window, 8"),
+        ({"limit": 0}, "limit: 0 documents asked for, at least 1 is needed"),
+        ({"column": "story"}, "has no text column 'story'; there are: text"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(tiny_llama, tiny_tokenizer, source, asked, error):
+    with pytest.raises(ConfigError) as refused:
+        measure_text(tiny_llama, tiny_tokenizer, source, **asked)
+    assert str(refused.value).endswith(error)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_text_with_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="holds no document of two tokens"):
+        measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, ["a"]))
+
+
+# --- the metric -----------------------------------------------------------------------------------------------------
+
+
+def parts(*rows):
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_parts_of_a_document_are_added_up_and_the_rates_are_those_of_the_sums():
+    metric = DocumentLosses()
+    metric.update(parts((3, 2.0, 1, 2, 1, 0), (1, 1.0, 1, 4, 1, 0)))
+    metric.update(parts((3, 4.0, 2, 0, 0, 1)))
+    expected = parts((1, 1.0, 1, 4, 1, 0), (3, 6.0, 3, 2, 1, 1))
+    pd.testing.assert_frame_equal(metric.table(), expected)
+    found = {name: value.item() for name, value in metric.compute().items()}
+    assert found == pytest.approx(
+        {
+            "lm_loss": 7 / 4,
+            "perplexity": math.exp(7 / 4),
+            "bits_per_byte": 7 / 6 / math.log(2),
+            "word_perplexity": math.exp(7 / 2),
+        }
+    )
+    metric.reset()
+    assert metric.table().empty
+
+
+def score_as_rank(rank, rendezvous, measure, answers):
+    """What a forked process answers as one of two."""
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    found = measure()
+    answers.put((rank, found.numbers, found.documents))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_two_processes_share_the_documents_and_both_know_the_whole(tiny_llama, tiny_tokenizer, source, tmp_path, limit):
+    """With one document the second has none."""
+
+    def measure():
+        return measure_text(tiny_llama, tiny_tokenizer, source, limit=limit, window=20, stride=10)
+
+    alone, fork = measure(), multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    asked = (tmp_path / "rendezvous", measure, answers)
+    both = [fork.Process(target=score_as_rank, args=(rank, *asked), daemon=True) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    found = sorted((answers.get(timeout=120) for _ in both), key=itemgetter(0))
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    for _, numbers, documents in found:
+        assert numbers == pytest.approx(alone.numbers, rel=1e-6)
+        pd.testing.assert_frame_equal(documents, alone.documents, rtol=1e-6)
