@@ -151,6 +151,7 @@ def harness_folder() -> Path:
 
 
 def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:
+    """The benchmark of a name."""
     if name in KNOWN:
         found = KNOWN[name]
     elif local is not None and name in subtasks_of("blimp", local):
@@ -182,9 +183,9 @@ def _of_harness(name: str) -> Benchmark:
 
 def _question(benchmark: Benchmark, shots: int | None, limit: int | None, local: Path | None) -> Question:
     number = benchmark.shots if shots is None else shots
-    if local is not None:
-        text = digest_of_files("blimp" if benchmark.folder == "blimp" else benchmark.task, local)
-        return Question(benchmark, number, limit, local, text)
+    files = "blimp" if benchmark.folder == "blimp" else benchmark.task
+    if local is not None and files in LOCAL:
+        return Question(benchmark, number, limit, local, digest_of_files(files, local))
     return Question(benchmark, number, limit, None, hub_revision(benchmark))
 
 
@@ -209,9 +210,8 @@ def _revision(data: str, benchmark: Benchmark) -> str:
         return Path(cached).parent.name if isinstance(cached, str) else str(HfApi().dataset_info(data, timeout=10).sha)
     except Exception as error:  # which ones there are depends on the hub client's HTTP library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
-        files = f"; its files in a folder are taken with --local ({LOCAL[benchmark.task].names})" * (
-            benchmark.task in LOCAL
-        )
+        known = LOCAL.get(benchmark.task)
+        files = f"; --local takes a folder with {known.names}" if known else ""
         raise ConfigError(
             f"--tasks: the data of {benchmark.task}, {data}, cannot be reached ({reason}){files}"
         ) from None

@@ -6,6 +6,7 @@ Needs lm-eval (`pip install 'lit-prune[eval]'`). Where the answers are kept is n
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def load(question: Question) -> Any:
     Raises:
         ConfigError: documents that cannot be had.
     """
-    manager = _manager(question.benchmark)
+    manager = _manager(question.benchmark.folder)
     try:
         loaded = manager.load([_definition(question)])
     except ConfigError:
@@ -119,9 +120,13 @@ class Watched(HFLM):
         """Share of the prompts that were cut."""
         return self.num_cut / max(1, self.num_prompts)
 
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        self._expect(len(requests), sum(len(before) + len(asked) > self.max_length + 1 for _, before, asked in requests))
-        kwargs["disable_tqdm"] = True
+        self._expect(
+            len(requests), sum(len(before) + len(asked) > self.max_length + 1 for _, before, asked in requests)
+        )
         return super()._loglikelihood_tokens([self._fitting(request) for request in requests], *args, **kwargs)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
@@ -159,7 +164,7 @@ class Watched(HFLM):
 
 def data_of(benchmark: Benchmark) -> list[str]:
     """The data sets on the hub that a task of lm-eval is made of."""
-    return sorted(set(_data_sets(benchmark.task, _manager(benchmark).task_index)))
+    return sorted(set(_data_sets(benchmark.task, _manager(benchmark.folder).task_index)))
 
 
 def _data_sets(name: str, index: Any) -> Iterator[str]:
@@ -172,12 +177,13 @@ def _data_sets(name: str, index: Any) -> Iterator[str]:
         yield from _data_sets(member if isinstance(member, str) else member.get("task", member.get("group")), index)
 
 
-def _manager(benchmark: Benchmark) -> Any:
+@functools.cache
+def _manager(folder: str | None) -> Any:
     """What finds definitions; all of lm-eval's take it a quarter of a minute, so only where we do not know where."""
-    if benchmark.folder is None:
+    if folder is None:
         return TaskManager()
-    folder = harness_folder() / benchmark.folder if benchmark.folder else OURS
-    return TaskManager(include_path=str(folder), include_defaults=False)
+    folder = str(harness_folder() / folder) if folder else str(OURS)
+    return TaskManager(include_path=folder, include_defaults=False)
 
 
 def _definition(question: Question) -> Any:
