@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from lm_eval.api.group import Group
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -78,7 +79,6 @@ def load(question: Question) -> Any:
             task.set_config(key="num_fewshot", value=question.shots)
         elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=SEED)
     return loaded
 
 
@@ -90,14 +90,12 @@ def measure(
 
     `loaded` is what `load` has made of the question.
     """
-    loaded = loaded or load(question)
-    was_training = model.training
-    import torch
-    from transformers import set_seed
-
-    set_seed(SEED)
+    loaded, was_training = loaded or load(question), model.training
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEED)  # here, or the next model would be shown other examples
     try:
         with torch.random.fork_rng():
+            torch.manual_seed(SEED)
             watched = Watched(model, copy.deepcopy(tokenizer), batch_size, tell)
             found = evaluate(
                 lm=watched, task_dict=loaded, limit=question.limit, confirm_run_unsafe_code=question.benchmark.unsafe
