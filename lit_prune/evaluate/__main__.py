@@ -160,6 +160,7 @@ def _quiet() -> None:
     """Let the libraries speak only of errors: progress is shown here."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("lm_eval", "transformers", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -51,14 +51,24 @@ def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "m
     shown = scores[[_is_shown(task, metric) for task, metric in zip(scores["task"], scores["metric"], strict=True)]]
     asked = shown.drop_duplicates(["question", "metric"])
     has_paper = table is not None and any(task in table["scores"] for task in asked["task"])
-    models = list(dict.fromkeys(scores["model"]))
+    models = list(nodes)
     lines = [_size_line(scores, models, size, table if has_paper else None) for size in SIZES]
     for line in asked.to_dict("records"):
         same = shown[(shown["question"] == line["question"]) & (shown["metric"] == line["metric"])]
         by_model = {row["model"]: row for row in same.to_dict("records")}
         lines.append(_score_line(line, by_model, models, table if has_paper else None))
     source = table["source"] if table is not None and has_paper else ""
-    return BenchmarkTable(scores, pd.DataFrame(lines).fillna("").astype(str), source)
+    layout = pd.DataFrame(lines).reindex(columns=_columns(models, table if has_paper else None))
+    return BenchmarkTable(scores, layout.fillna("").astype(str), source)
+
+
+def _columns(models: Sequence[str], table: Mapping[str, Any] | None) -> list[str]:
+    compared = [column for name in models[1:] for column in (name, _minus(name, models[0]))]
+    return ["benchmark", "n", *models[:1], *compared, *([] if table is None else _paper_columns(table))]
+
+
+def _minus(name: str, first: str) -> str:
+    return f"{name} − {first}"
 
 
 def _is_shown(task: str, metric: str) -> bool:
@@ -70,7 +80,7 @@ def _is_shown(task: str, metric: str) -> bool:
 def _size_line(
     scores: pd.DataFrame, models: Sequence[str], size: str, table: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    first = scores.drop_duplicates("model").set_index("model")[size]
+    first = scores.drop_duplicates("model").set_index("model")[size].reindex(models)
     line = {"benchmark": _SIZES[size], "n": ""} | {name: amount(first[name]) for name in models}
     return line | ({} if table is None else dict(zip(_paper_columns(table), map(str, table[size]), strict=True)))
 
@@ -84,7 +94,7 @@ def _score_line(
     for name in models:
         texts[name] = _score(by_model.get(name), metric)
         if name != models[0]:
-            texts[f"{name} − {models[0]}"] = _difference(by_model.get(name), metric)
+            texts[_minus(name, models[0])] = _difference(by_model.get(name), metric)
     if table is not None:
         theirs = table["scores"].get(task, [None] * len(table["models"]))
         texts |= {
@@ -95,7 +105,7 @@ def _score_line(
 
 
 def _paper_columns(table: Mapping[str, Any]) -> list[str]:
-    return [f"paper: {name}" for name in table["models"]]
+    return [f"{name} (paper)" for name in table["models"]]
 
 
 def _score(line: Mapping[str, Any] | None, metric: str) -> str:
@@ -145,7 +155,9 @@ def print_table(table: BenchmarkTable, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    frame = table.layout.rename(columns={name: name.replace(" − ", "\n− ") for name in table.layout})
+    frame = table.layout.rename(
+        columns={name: name.replace(" − ", "\n− ").replace(" (paper)", "\n(paper)") for name in table.layout}
+    )
     for part in words.parts(frame, console.width, gap=2):
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
         for name in part:
