@@ -31,6 +31,8 @@ LIGHT = (
     "report",
     "render.files",
     "render.terminal",
+    "render.benchmarks",
+    "evaluate.answers",
     "cli",
     "execution",
 )

@@ -125,7 +125,7 @@ def test_it_is_printed_and_written_whatever_the_width(tmp_path, nodes):
         assert "62.5 ± 10.0" in screen.getvalue()
         assert "80.7" in screen.getvalue()
         assert max(map(len, screen.getvalue().splitlines())) <= width
-    assert "50% of the prompts" in screen.getvalue()
+    assert "lost their beginning (arc_challenge 50%)" in screen.getvalue()
     csv, markdown, tex = write_table(table, tmp_path / "out")
     assert pd.read_csv(csv)["difference"].notna().any()
     assert "| HellaSwag (10) acc_norm " in markdown.read_text()

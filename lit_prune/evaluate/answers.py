@@ -164,6 +164,7 @@ class Examiner:
             "shots": None,
             "limit": text.limit,
             "cut": 0.0,
+            "unread": found.num_unread / found.num_bytes,
             "metrics": {
                 name: {"value": value, "stderr": None, "n": found.num_documents} for name, value in shown.items()
             },

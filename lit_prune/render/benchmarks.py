@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,15 +138,31 @@ def notes(table: BenchmarkTable) -> list[str]:
             "A difference is that over the same documents, with the 95 % interval and p of a paired bootstrap: it is "
             "about these weights, not about other seeds."
         )
-    cut = table.scores[table.scores["cut"].fillna(0) > 0].drop_duplicates(["model", "title"])
-    for line in cut.to_dict("records"):
-        said.append(f"{line['model']}: {line['cut']:.0%} of the prompts of {line['title']} were cut to what it reads.")
+    said += [f"{model}: prompts longer than it reads lost their beginning ({titles})." for model, titles in _cut(table)]
+    unread = table.scores[table.scores["unread"].astype(float) > 0].drop_duplicates(["model", "title"])
+    for line in unread.to_dict("records"):
+        said.append(
+            f"{line['model']}: its tokenizer loses {line['unread']:.1%} of {line['title']}, and it has too few bits per "
+            "byte for that."
+        )
+    if (table.scores["metric"] == "perplexity").any():
+        said.append("Perplexity is by token: it compares models of one tokenizer. Bits per byte compare all.")
     limited = table.scores[table.scores["limit"].notna()]
     if not limited.empty:
         said.append("Where there was a --limit, only the first documents of each task count.")
     if table.source:
         said.append(f"The papers' columns are those of {table.source}.")
     return said
+
+
+def _cut(table: BenchmarkTable) -> Iterator[tuple[str, str]]:
+    """Models with the tasks of which they were shown only the ends of prompts, and what share of them."""
+    cut = table.scores[table.scores["cut"].astype(float) > 0].drop_duplicates(["model", "title"])
+    for model, lines in cut.groupby("model", sort=False):
+        yield (
+            str(model),
+            ", ".join(f"{title} {share:.0%}" for title, share in zip(lines["title"], lines["cut"], strict=True)),
+        )
 
 
 def print_table(table: BenchmarkTable, console: Console) -> None:

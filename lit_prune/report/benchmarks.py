@@ -24,7 +24,7 @@ SIZES = ("parameters", "parameters_without_embeddings")
 
 _COLUMNS = (
     "key", "question", "model", "fingerprint", "task", "subtask", "title", "metric", "shots", "limit", "n", "value",
-    "stderr", "cut", *SIZES,
+    "stderr", "cut", "unread", *SIZES,
 )  # fmt: skip
 _COMPARED = ("difference", "low", "high", "p")
 # Above this many documents fewer resamples tell as much in the time there is.
@@ -35,7 +35,8 @@ def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
     """All answers of a store, a line for each metric, of whole tasks or of their parts as well.
 
     Columns: key, question (the same for all models), model, fingerprint, task, subtask, title, metric, shots, limit, n,
-    value, stderr, cut (share of the prompts that did not fit), parameters, parameters_without_embeddings.
+    value, stderr, cut (share of the prompts that did not fit), unread (share of a text's bytes that
+    the tokenizer loses), parameters, parameters_without_embeddings.
     """
     nodes = (Node(path.parent) for path in sorted(store.root.glob(f"{KIND}/*/result.json")))
     return pd.DataFrame(itertools.chain.from_iterable(_lines(node, subtasks) for node in nodes), columns=_COLUMNS)
@@ -76,7 +77,7 @@ def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
     if result is None:
         return
     asked = {name: part for name, part in about.items() if name not in ("model", "tokenizer")}
-    known = {name: result.get(name) for name in ("model", "task", "title", "shots", "limit", "cut", *SIZES)}
+    known = {name: result.get(name) for name in ("model", "task", "title", "shots", "limit", "cut", "unread", *SIZES)}
     line = {"key": node.key, "question": digest(asked), "fingerprint": about["model"], **known}
     parts = {"": result["metrics"], **(result.get("subtasks", {}) if subtasks else {})}
     for subtask, metrics in parts.items():
