@@ -86,6 +86,11 @@ def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
         (("--tasks", "gsm8k"), "the data of gsm8k, openai/gsm8k, cannot be reached"),
         (("--tasks", "piqa", "--beside", "table 9"), "there are: in_practice, minitron_4b"),
         (("--text", "nowhere/text.txt"), "--text: 'nowhere/text.txt' is not"),
+        (
+            ("--text", "python", "--window", "8", "--stride", "9"),
+            "--stride: 9 asked for, it is at least 1 and at most the",
+        ),
+        (("--text", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
         (("--tasks", ","), "nothing is asked: give --tasks"),
         (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: 0 asked for"),
     ],

@@ -72,6 +72,8 @@ class Examiner:
         """
         self.store.check_writable()
         cpu.prepare()
+        for one in asked:
+            _check_window(one)
         counts = [self._num_documents(one.question) for one in asked]
         failed = 0
         with Bar(sum(counts)) as self._bar:
@@ -182,6 +184,16 @@ class Examiner:
             model = teachers.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
             self._model = subject, dtype, model, _tokenizer(subject, folder, model)
         return self._model[2:]
+
+
+def _check_window(asked: Asked) -> None:
+    """See that a model has as many positions as a text is to be read in."""
+    window = asked.question.window if isinstance(asked.question, Text) else None
+    if window is not None:
+        config = teachers.load_config(folder_of(asked.subject))
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and window > positions:
+            raise ConfigError(f"--window: {window} asked for, {asked.subject.label} has {positions} positions")
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:

@@ -25,9 +25,15 @@ from lit_prune.data import corpus
 from lit_prune.data.tokens import IGNORED
 from lit_prune.evaluate.documents import Document, Window, batches, read, windows
 from lit_prune.losses.chunked import tokens_at_once
+from lit_prune.models.anatomy import anatomy_of
 from lit_prune.models.head import Head, head_of, last_states
 
 _LOGITS_AT_ONCE = 2**26
+
+
+def _nats(logits: Tensor, successors: Tensor) -> Tensor:
+    """Negative log-likelihood float64 [n] of successors int64 [n], 0 where they are ignored; logits [n, vocab]."""
+    return F.cross_entropy(logits.float(), successors, ignore_index=IGNORED, reduction="none").double()
 
 
 class LanguageModelLoss(Metric):
@@ -52,8 +58,7 @@ class LanguageModelLoss(Metric):
         flat = logits[:, :-1].flatten(0, 1)
         size = max(1, _LOGITS_AT_ONCE // flat.shape[-1])
         for ours, next_ids in zip(flat.split(size), successors.split(size), strict=True):
-            losses = F.cross_entropy(ours.float(), next_ids, ignore_index=IGNORED, reduction="none")
-            self.nll += losses.double().sum()
+            self.nll += _nats(ours, next_ids).sum()
         self.num_tokens += (successors != IGNORED).sum()
 
     def compute(self) -> Tensor:
@@ -188,7 +193,8 @@ def measure_text(
     are joined by torch.distributed each scores its share, and all get the whole. `tell` hears of the documents read.
 
     Raises:
-        ConfigError: no such text or column, nothing to score in it, or a window or stride that the model has not.
+        ConfigError: no such text or column, nothing to score in it, a window or stride that the model cannot have, or
+            a family that is not supported.
     """
     window, stride = _checked(model, window, stride, limit)
     text = corpus.pin(Corpus(source=source, column=column or "text"))
@@ -206,12 +212,12 @@ def measure_text(
 
 def _checked(model: Any, window: int | None, stride: int | None, limit: int | None) -> tuple[int, int]:
     """The window and the stride to use."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if window is None and positions is None:
-        raise ConfigError("window: the model has no number of positions to take for it, give one")
+    anatomy_of(model.config)
+    positions = model.config.max_position_embeddings
     window = positions if window is None else window
-    assert window is not None
-    if positions is not None and not 1 <= window <= positions:
+    if window < 1:
+        raise ConfigError(f"window: {window} tokens asked for, at least 1 is needed")
+    if window > positions:
         raise ConfigError(f"window: {window} tokens asked for, the model has {positions} positions")
     if stride is not None and not 1 <= stride <= window:
         raise ConfigError(f"stride: {stride} tokens asked for, it lies between 1 and the window, {window}")
@@ -257,7 +263,7 @@ def _token_losses(states: Tensor, successors: Tensor, head: Head) -> Tensor:
     size = tokens_at_once(len(head.weight), states.is_cuda)
     return torch.cat(
         [
-            F.cross_entropy(head.logits(ours).float(), next_ids, reduction="none").double()
+            _nats(head.logits(ours), next_ids)
             for ours, next_ids in zip(states.split(size), successors.split(size), strict=True)
         ]
     )

@@ -50,8 +50,12 @@ def text(
     """A text as it stands now.
 
     Raises:
-        ConfigError: there is no such text.
+        ConfigError: there is no such text, or it cannot be read so.
     """
+    for name, number, most in (("window", window, None), ("stride", stride, window), ("limit", limit, None)):
+        if number is not None and (number < 1 or (most is not None and number > most)):
+            upper = "" if most is None else f" and at most the window, {most}"
+            raise ConfigError(f"--{name}: {number} asked for, it is at least 1{upper}")
     asked = Corpus(source=source, column=column or "text")
     try:
         fingerprint = corpus.fingerprint(asked)

@@ -142,8 +142,8 @@ def notes(table: BenchmarkTable) -> list[str]:
     unread = table.scores[table.scores["unread"].astype(float) > 0].drop_duplicates(["model", "title"])
     for line in unread.to_dict("records"):
         said.append(
-            f"{line['model']}: its tokenizer loses {line['unread']:.1%} of {line['title']}, and it has too few bits per "
-            "byte for that."
+            f"{line['model']}: its tokenizer loses {line['unread']:.1%} of {line['title']}, and bits per byte are too "
+            "few for that."
         )
     if (table.scores["metric"] == "perplexity").any():
         said.append("Perplexity is by token: it compares models of one tokenizer. Bits per byte compare all.")
