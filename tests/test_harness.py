@@ -7,7 +7,7 @@ import task_files
 import torch
 
 from lit_prune.evaluate.benchmarks import PAPER, questions
-from lit_prune.evaluate.harness import Score, load, measure
+from lit_prune.evaluate.harness import Score, ask, load, measure
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,14 @@ def test_rouge_of_the_summary_itself_is_one():
     # Three of four words on either side, in order: precision and recall are 3/4.
     assert rouge({"summary": "Rain falls in town."}, ["Rain falls in Rome"])["rougeL"] == pytest.approx(0.75)
     assert rouge({"summary": "Rain falls in town."}, ["no"])["rougeL"] == 0
+
+
+def test_a_notebook_needs_one_call(tiny_llama, tiny_tokenizer, folder):
+    answer = ask(tiny_llama, tiny_tokenizer, "arc_easy", local=str(folder), shots=1, limit=2)
+    assert (answer.shots, answer.metrics["acc"].n) == (1, 2)
+    assert answer.documents.equals(
+        measure(tiny_llama, tiny_tokenizer, put("arc_easy", folder, shots=1, limit=2)).documents
+    )
 
 
 def test_progress_ends_with_all(tiny_llama, tiny_tokenizer, folder):

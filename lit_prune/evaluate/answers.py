@@ -6,8 +6,9 @@ Torch and lm-eval are imported only when something is measured.
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,10 +56,8 @@ class Asked:
 class Examiner:
     """Measures what is missing, model by model."""
 
-    def __init__(
-        self, store: Store, *, accelerator: str = "auto", batch_size: int = 16, tell: Callable[[str], None] = print
-    ) -> None:
-        self.store, self.accelerator, self.batch_size, self.tell = store, accelerator, batch_size, tell
+    def __init__(self, store: Store, *, accelerator: str = "auto", batch_size: int = 16) -> None:
+        self.store, self.accelerator, self.batch_size = store, accelerator, batch_size
         self._loaded: dict[Question, Any] = {}
         self._model: tuple[Subject, Dtype, Any, Any] | None = None
         self._bar = Bar(0, quiet=True)
@@ -90,7 +89,7 @@ class Examiner:
         from lit_prune.evaluate import harness
 
         if question not in self._loaded:
-            self.tell(f"reading {question.benchmark.task}")
+            print(f"reading {question.benchmark.task}", file=sys.stderr)
             self._loaded[question] = harness.load(question)
         sizes = (len(task.task_docs) for task in self._loaded[question]["tasks"].values())
         return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
