@@ -18,6 +18,7 @@ from lm_eval.api.group import Group
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import env
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import local
@@ -25,6 +26,8 @@ from lit_prune.evaluate.benchmarks import KNOWN, SEED, Benchmark, Question, harn
 
 OURS = Path(__file__).parent / "tasks"
 _ALONE = "asked"
+# lm-eval compiles a template anew for each field of each document, which takes longer than a small model does.
+env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
 
 Tell = Callable[[float], None]
 """Is told the share of the work that is done."""
@@ -210,11 +213,11 @@ def _fields(task: str) -> dict[str, Any]:
     return local.LOCAL[task].fields if task in local.LOCAL else {}
 
 
-@dataclass(frozen=True)
 class _Documents:
-    """Documents by split, as a function that lm-eval calls for them."""
+    """Documents by split, as a function that lm-eval calls for them, and copies with everything else it is given."""
 
-    splits: local.Splits
+    def __init__(self, splits: local.Splits) -> None:
+        self.splits = splits
 
     def __call__(self, **metadata: Any) -> Any:
         from datasets import Dataset, DatasetDict
