@@ -32,6 +32,8 @@ LIGHT = (
     "render.files",
     "render.overview",
     "render.terminal",
+    "render.benchmarks",
+    "evaluate.answers",
     "cli",
     "execution",
 )

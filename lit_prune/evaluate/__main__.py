@@ -1,0 +1,174 @@
+"""Benchmarks and texts for any model, found again by their address, in the layout of the papers' tables.
+
+python -m lit_prune.evaluate --model python-3.1M --tasks piqa,blimp --local ../shared/data/tasks
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from lit_prune import cpu
+from lit_prune.config import ConfigError
+from lit_prune.cpu.threads import share_the_machine
+from lit_prune.execution import Execution, stop_on_signals
+from lit_prune.store import Store
+
+if TYPE_CHECKING:
+    from lit_prune.evaluate.benchmarks import Question
+    from lit_prune.evaluate.subject import Subject
+    from lit_prune.evaluate.texts import Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What models get in benchmarks, and on texts.
+
+    --tasks paper: those of the papers with their shots (Winogrande 5, ARC-Challenge 25, MMLU 5, HellaSwag 10, GSM8K 5,
+    TruthfulQA 0, XL-Sum English 0 on every fifth article; with --unsafe-code also MBPP and HumanEval). Any other name
+    is one of lm-eval, put with the shots it has by itself. With --local, piqa, blimp (or one of its parts), arc_easy,
+    arc_challenge, hellaswag and xlsum_english are read from files as their authors publish them, and need no network.
+    """
+
+    model: tuple[str, ...]
+    """Models: a shipped teacher, a folder, a hub model, or the first digits of an address in the store (cell/3f2a): a
+    teacher, a correction, a student, a cell. label=MODEL gives it a name of yours. The others are compared with the
+    first."""
+    tasks: str = ""
+    """Benchmarks, parted by commas: paper, or names of lm-eval such as piqa,blimp,arc_easy."""
+    text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A text (file, folder, hub data set, python, readmes) for perplexity and bits per byte; several times."""
+    local: Path | None = None
+    """Folder with the tasks' files: BLiMP.zip, piqa/, arc/, hellaswag_val_full.txt.bz2, xlsum/."""
+    limit: int | None = None
+    """Only the first so many documents of every task (of BLiMP: of each part) and text: to see that it runs."""
+    shots: int | None = None
+    """Examples before each document, instead of the papers' number; where a task fixes none, it stays none."""
+    column: str | None = None
+    """Column of a data set of --text that holds the text; "text" by default."""
+    window: int | None = None
+    """Tokens that --text is read in at once; as many as the model has positions by default."""
+    stride: int | None = None
+    """Tokens from one window to the next; the window by default: each token is scored once."""
+    tokenizer: str | None = None
+    """Folder or hub model whose tokenizer is taken; needed where the teacher of an address is nowhere to be found."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the models; part of an answer's address."""
+    unsafe_code: bool = False
+    """Run the programs that models write, on this machine and as you: MBPP and HumanEval do."""
+    batch_size: int = 16
+    """Prompts at once."""
+    beside: str = "minitron_8b"
+    """Columns of the papers beside ours, where they have the benchmark: minitron_8b, minitron_4b, pruned_8b, pruned_4b
+    (Minitron, Tables 2, 3, 4), in_practice (In Practice, Table 1), or none."""
+    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    """Folder where every answer is kept and found again."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where models run; auto takes a GPU where there is one."""
+    cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
+    """On a processor: auto takes what is fastest, plain is PyTorch as it is. Results agree to rounding."""
+    threads: int | None = None
+    """Threads on a processor; None: one for each idle core."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 all is well, 1 an answer failed, 2 a bad request."""
+    flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.evaluate")
+    stop_on_signals()
+    share_the_machine()
+    try:
+        cpu.choose(Execution(accelerator=flags.accelerator, cpu=flags.cpu, threads=flags.threads))
+        return _run(flags, Console())
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(flags: Flags, console: Console) -> int:
+    """Measure what is missing, print the table, and write it."""
+    from lit_prune.evaluate.answers import Asked, Examiner
+    from lit_prune.evaluate.benchmarks import questions
+    from lit_prune.evaluate.subject import subject
+    from lit_prune.evaluate.texts import text
+
+    store, beside = Store(flags.store), None if flags.beside == "none" else flags.beside
+    _check(flags)
+    names = [name.strip() for name in flags.tasks.split(",") if name.strip()]
+    ours = [text(source, flags.column, flags.window, flags.stride, flags.limit) for source in flags.text]
+    how: dict[str, Any] = {
+        "shots": flags.shots,
+        "limit": flags.limit,
+        "local": flags.local,
+        "unsafe": flags.unsafe_code,
+    }
+    put: list[Question | Text] = [*(questions(names, **how) if names else []), *ours]
+    subjects = [subject(name, store, flags.tokenizer) for name in flags.model]
+    # Only now: what reads tables takes a while to import, and has nothing to say where the request is wrong.
+    from lit_prune.render.benchmarks import benchmark_table, print_table, write_table
+    from lit_prune.report.benchmarks import published
+
+    if beside is not None:
+        published(beside)
+    asked = [Asked(one, question, flags.dtype) for one in _told_apart(subjects) for question in put]
+    failed = 0
+    if missing := [one for one in asked if one.node(store).result is None]:
+        _quiet()
+        if flags.unsafe_code:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what runs the programs asks for it
+        failed = Examiner(store, accelerator=flags.accelerator, batch_size=flags.batch_size).run(missing)
+    nodes = {one.subject.label: [each.node(store) for each in asked if each.subject == one.subject] for one in asked}
+    table = benchmark_table(nodes, beside)
+    print_table(table, console)
+    for path in write_table(table, store.root / "reports" / "benchmarks"):
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    return min(failed, 1)
+
+
+def _check(flags: Flags) -> None:
+    """See that something is asked, in numbers that can be.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not flags.tasks.strip(", ") and not flags.text:
+        raise ConfigError("nothing is asked: give --tasks (paper, or names of lm-eval such as piqa,blimp) or --text")
+    for name, value in (("batch-size", flags.batch_size), ("limit", flags.limit)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value} asked for, at least 1 is needed")
+
+
+def _told_apart(subjects: list[Subject]) -> list[Subject]:
+    """Models of which no two have one label: those that would are called by the place they lie in.
+
+    Raises:
+        ConfigError: there are two of one label in one place.
+    """
+    times = Counter(one.label for one in subjects)
+    named = [one if times[one.label] == 1 else dataclasses.replace(one, label=one.model) for one in subjects]
+    if len({one.label for one in named}) < len(named):
+        raise ConfigError(f"--model: two are called {named[0].label}; give one a name of its own: label=MODEL")
+    return named
+
+
+def _quiet() -> None:
+    """Let the libraries speak only of errors: progress is shown here."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("lm_eval", "transformers", "datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

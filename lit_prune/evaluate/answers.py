@@ -1,0 +1,222 @@
+"""Questions put to models: each answer has an address in the store, and is measured once.
+
+Torch and lm-eval are imported only when something is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_prune import cpu
+from lit_prune.address import digest
+from lit_prune.config import ConfigError
+from lit_prune.evaluate.benchmarks import Question
+from lit_prune.evaluate.subject import Subject, folder_of
+from lit_prune.evaluate.texts import Text
+from lit_prune.models import teacher as teachers
+from lit_prune.progress import Bar
+from lit_prune.store import Busy, Node, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lit_prune.evaluate.harness import Score
+
+KIND = "benchmark"
+"""Of the store's nodes that are answers."""
+DOCUMENTS = "documents.parquet"
+"""Every document's own values, beside result.json: task, document, metric, value."""
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question put to a model in a precision."""
+
+    subject: Subject
+    question: Question | Text
+    dtype: Dtype = "float32"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the address is made of."""
+        return self.question.about | self.subject.about | {"dtype": self.dtype}
+
+    def node(self, store: Store) -> Node:
+        """Where the answer is, or will be."""
+        return Node(store.root / KIND / digest(self.about))
+
+
+class Examiner:
+    """Measures what is missing, model by model."""
+
+    def __init__(self, store: Store, *, accelerator: str = "auto", batch_size: int = 16) -> None:
+        self.store, self.accelerator, self.batch_size = store, accelerator, batch_size
+        self._loaded: dict[Question, Any] = {}
+        self._model: tuple[Subject, Dtype, Any, Any] | None = None
+        self._bar = Bar(0, quiet=True)
+
+    def run(self, asked: Sequence[Asked]) -> int:
+        """Measure; an answer that fails is remembered, and the others go on. Returns how many failed.
+
+        Raises:
+            ConfigError: a task, a text or a model that cannot be read, which is seen before anything is measured where
+                it can be.
+        """
+        self.store.check_writable()
+        cpu.prepare()
+        for one in asked:
+            _check_window(one)
+        counts = [self._num_documents(one.question) for one in asked]
+        failed = 0
+        with Bar(sum(counts)) as self._bar:
+            for one, count in zip(asked, counts, strict=True):
+                before = self._bar.done
+                failed += not self._answer(one, count)
+                self._bar.at(before + count, _doing(one))
+        return failed
+
+    def _num_documents(self, question: Question | Text) -> int:
+        """Documents of a task, which are read here; those of a text are not known before."""
+        if isinstance(question, Text):
+            return 0
+        from lit_prune.evaluate import harness
+
+        if question not in self._loaded:
+            print(f"reading {question.benchmark.task}", file=sys.stderr)
+            self._loaded[question] = harness.load(question)
+        sizes = (len(task.task_docs) for task in self._loaded[question]["tasks"].values())
+        return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
+
+    def _answer(self, asked: Asked, count: int) -> bool:
+        """Whether there is an answer now."""
+        try:
+            with self.store.hold(KIND, asked.about) as node:
+                if node.result is None:
+                    self._bar.say(_doing(asked))
+                    started = time.perf_counter()
+                    result, documents = self._measure(asked, count)
+                    documents.to_parquet(node.folder / DOCUMENTS, index=False)
+                    node.finish(result, seconds=round(time.perf_counter() - started, 1))
+        except Busy as busy:
+            self._bar.say(str(busy))
+            return False
+        except ConfigError:
+            raise
+        except Exception as error:
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._bar.say(f"{_doing(asked)} failed: {message}")
+            asked.node(self.store).fail(message)
+            return False
+        return True
+
+    def _measure(self, asked: Asked, count: int) -> tuple[dict[str, Any], pd.DataFrame]:
+        from lit_prune.evaluate.validation import sizes_of
+
+        model, tokenizer = self._load(asked.subject, asked.dtype)
+        about = {"model": asked.subject.label, "place": asked.subject.model} | sizes_of(model)
+        if isinstance(asked.question, Text):
+            found, documents = self._read(asked, model, tokenizer)
+        else:
+            found, documents = self._examine(asked, model, tokenizer, count)
+        return about | found, documents
+
+    def _examine(self, asked: Asked, model: Any, tokenizer: Any, count: int) -> tuple[dict[str, Any], pd.DataFrame]:
+        from lit_prune.evaluate import harness
+
+        assert isinstance(asked.question, Question)
+        before = self._bar.done
+        answer = harness.measure(
+            model, tokenizer, asked.question, batch_size=self.batch_size, loaded=self._loaded[asked.question],
+            tell=lambda share: self._bar.at(before + int(share * count), _doing(asked)),
+        )  # fmt: skip
+        benchmark = asked.question.benchmark
+        return {
+            "task": benchmark.task,
+            "title": benchmark.title,
+            "shots": answer.shots,
+            "limit": asked.question.limit,
+            "version": answer.version,
+            "cut": answer.cut,
+            "metrics": _plain(answer.metrics),
+            "subtasks": {task: _plain(scores) for task, scores in answer.subtasks.items()},
+        }, answer.documents
+
+    def _read(self, asked: Asked, model: Any, tokenizer: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+        from lit_prune.evaluate.perplexity import measure_text
+
+        text = asked.question
+        assert isinstance(text, Text)
+        found = measure_text(
+            model, tokenizer, text.source, column=text.column, window=text.window, stride=text.stride, limit=text.limit,
+            tell=lambda count: self._bar.at(self._bar.done, f"{_doing(asked)}, {count:,} documents"),
+        )  # fmt: skip
+        shown = {name: getattr(found, name) for name in ("perplexity", "bits_per_byte")}
+        documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=text.title)
+        return {
+            "task": f"text {text.fingerprint[:12]}",
+            "title": text.title,
+            "shots": None,
+            "limit": text.limit,
+            "cut": 0.0,
+            "unread": found.num_unread / found.num_bytes,
+            "metrics": {
+                name: {"value": value, "stderr": None, "n": found.num_documents} for name, value in shown.items()
+            },
+            "numbers": found.numbers,
+        }, documents[["task", "document", "metric", "value"]]
+
+    def _load(self, subject: Subject, dtype: Dtype) -> tuple[Any, Any]:
+        """Model and tokenizer, the last ones kept: questions come model by model."""
+        import torch
+
+        if self._model is None or self._model[:2] != (subject, dtype):
+            self._model = None  # before the next one is there: two may be more than fit
+            folder = folder_of(subject)
+            gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+            model = teachers.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
+            self._model = subject, dtype, model, _tokenizer(subject, folder, model)
+        return self._model[2:]
+
+
+def _check_window(asked: Asked) -> None:
+    """See that a model has as many positions as a text is to be read in."""
+    window = asked.question.window if isinstance(asked.question, Text) else None
+    if window is not None:
+        config = teachers.load_config(folder_of(asked.subject))
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and window > positions:
+            raise ConfigError(f"--window: {window} asked for, {asked.subject.label} has {positions} positions")
+
+
+def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Scores as JSON has them, which knows no NaN."""
+    return {
+        name: {"value": score.value, "stderr": None if math.isnan(score.stderr) else score.stderr, "n": score.n}
+        for name, score in scores.items()
+    }
+
+
+def _tokenizer(subject: Subject, folder: str, model: Any) -> Any:
+    if subject.tokenizer == subject.model:
+        return teachers.load_tokenizer(folder)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(subject.tokenizer)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ConfigError(
+            f"--tokenizer: {subject.tokenizer} has {len(tokenizer)} entries, {subject.label} {model.config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _doing(asked: Asked) -> str:
+    question = asked.question
+    title = question.title if isinstance(question, Text) else question.benchmark.title
+    return f"{asked.subject.label} on {title}"

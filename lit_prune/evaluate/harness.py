@@ -1,0 +1,282 @@
+"""Any task of lm-eval on a model in memory: a score with its standard error, and every document's own.
+
+Needs lm-eval (`pip install 'lit-prune[eval]'`). Where the answers are kept is not here.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lm_eval.api.group import Group
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import env
+
+from lit_prune.config import ConfigError
+from lit_prune.evaluate import local
+from lit_prune.evaluate.benchmarks import KNOWN, SEED, Benchmark, Question, harness_folder
+
+OURS = Path(__file__).parent / "tasks"
+_ALONE = "asked"
+# lm-eval compiles a template anew for each field of each document, which takes longer than a small model does.
+env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
+
+Tell = Callable[[float], None]
+"""Is told the share of the work that is done."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric over `n` documents; the standard error is NaN where lm-eval knows none."""
+
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model got in a task."""
+
+    metrics: dict[str, Score]
+    """By the name of the metric, with that of lm-eval's filter where it has one."""
+    subtasks: dict[str, dict[str, Score]]
+    """The same of each part, where there are parts."""
+    documents: pd.DataFrame
+    """Every document's own value: task, document (its place in the task), metric, value."""
+    shots: int
+    """Examples before each document: of a task that fixes them as many as it says, whatever was asked."""
+    version: str
+    """Of the task's definition."""
+    cut: float
+    """Share of the prompts that did not fit the model's positions and lost their beginning."""
+
+
+def load(question: Question) -> Any:
+    """The tasks that a question consists of, as lm-eval has them, with their documents.
+
+    Raises:
+        ConfigError: documents that cannot be had.
+    """
+    manager = _manager(question.benchmark.folder)
+    try:
+        loaded = manager.load([_definition(question)])
+    except ConfigError:
+        raise
+    except Exception as error:  # of lm-eval's definitions, and of whatever library reads their data
+        raise ConfigError(f"--tasks: {question.benchmark.task} cannot be loaded ({_first_line(error)})") from error
+    if _ALONE in loaded["groups"]:
+        whole = question.benchmark.task
+        loaded["groups"] = {} if whole in loaded["tasks"] else {whole: _average(whole, loaded["tasks"])}
+    for task in loaded["tasks"].values():
+        fixed = task.get_config("num_fewshot")
+        if question.shots is not None and fixed != 0:
+            task.set_config(key="num_fewshot", value=question.shots)
+        elif fixed is None:
+            task.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def measure(
+    model: Any, tokenizer: Any, question: Question, *, batch_size: int = 16, loaded: Any = None,
+    tell: Tell = lambda share: None,
+) -> Answer:  # fmt: skip
+    """What a causal language model, where it is and in its precision, gets in a task; it is left in its mode.
+
+    `loaded` is what `load` has made of the question.
+    """
+    loaded, was_training = loaded or load(question), model.training
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEED)  # here, or the next model would be shown other examples
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            watched = Watched(model, copy.deepcopy(tokenizer), batch_size, tell)
+            found = evaluate(
+                lm=watched, task_dict=loaded, limit=question.limit, confirm_run_unsafe_code=question.benchmark.unsafe
+            )
+    finally:
+        model.train(was_training)
+    return _answer(found, loaded, question.benchmark.task, watched)
+
+
+class Watched(HFLM):
+    """lm-eval's model, which tells how far it is and counts what it has to cut."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, tell: Tell) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self._tell, self._seen, self._all = tell, 0, 1
+        self.num_prompts = self.num_cut = 0
+
+    @property
+    def cut(self) -> float:
+        """Share of the prompts that were cut."""
+        return self.num_cut / max(1, self.num_prompts)
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        self._expect(
+            len(requests), sum(len(before) + len(asked) > self.max_length + 1 for _, before, asked in requests)
+        )
+        return super()._loglikelihood_tokens([self._fitting(request) for request in requests], *args, **kwargs)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        room = [self.max_length - request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests]
+        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        self._expect(len(requests), sum(length > most for length, most in zip(lengths, room, strict=True)))
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = super()._model_call(inps, *args, **kwargs)
+        self._saw(len(inps))
+        return logits
+
+    def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+        written = super()._model_generate(context, *args, **kwargs)
+        self._saw(len(context))
+        return written
+
+    def _fitting(self, request: Any) -> Any:
+        """A request whose continuation alone is more than the model takes, cut like the others: from the left."""
+        pair, before, asked = request
+        if len(asked) <= self.max_length:
+            return request
+        return pair, asked[-self.max_length - 1 : -self.max_length] or before[-1:], asked[-self.max_length :]
+
+    def _expect(self, num_requests: int, num_cut: int) -> None:
+        self._all, self._seen = num_requests, 0
+        self.num_prompts += num_requests
+        self.num_cut += num_cut
+
+    def _saw(self, count: int) -> None:
+        self._seen += count
+        self._tell(min(1.0, self._seen / self._all))
+
+
+def data_of(benchmark: Benchmark) -> list[str]:
+    """The data sets on the hub that a task of lm-eval is made of."""
+    return sorted(set(_data_sets(benchmark.task, _manager(benchmark.folder).task_index)))
+
+
+def _data_sets(name: str, index: Any) -> Iterator[str]:
+    entry = index.get(name)
+    config = (entry.cfg if entry else None) or {}
+    if isinstance(config.get("dataset_path"), str) and "data_files" not in (config.get("dataset_kwargs") or {}):
+        yield config["dataset_path"]
+    members = config.get("task", []) if "group" in config else sorted(entry.tags) if entry and not config else []
+    for member in members if isinstance(members, list) else []:
+        yield from _data_sets(member if isinstance(member, str) else member.get("task", member.get("group")), index)
+
+
+@functools.cache
+def _manager(folder: str | None) -> Any:
+    """What finds definitions; all of lm-eval's take it a quarter of a minute, so only where we do not know where."""
+    if folder is None:
+        return TaskManager()
+    folder = str(harness_folder() / folder) if folder else str(OURS)
+    return TaskManager(include_path=folder, include_defaults=False)
+
+
+def _definition(question: Question) -> Any:
+    """What lm-eval builds a task from: its name, or a group of tasks with the fields that differ, which it merges."""
+    benchmark = question.benchmark
+    if question.local is None:
+        asked = [{"task": benchmark.task, **copy.deepcopy(benchmark.options)}]
+        return {"group": _ALONE, "task": asked} if benchmark.options else benchmark.task
+    members = [
+        {"task": name, "custom_dataset": _Documents(splits), **_fields(benchmark.task), **benchmark.options}
+        for name, splits in local.read(benchmark.task, question.local).items()
+    ]
+    return {"group": _ALONE, "task": members}
+
+
+def _average(name: str, tasks: dict[str, Any]) -> Any:
+    """The mean accuracy over tasks, each with the same weight."""
+    mean = {"metric": "acc", "aggregation": "mean", "weight_by_size": False}
+    group = Group.from_config({"group": name, "aggregate_metric_list": [mean]})
+    for task in tasks.values():
+        group.add(task)
+    return group
+
+
+def _fields(task: str) -> dict[str, Any]:
+    return local.LOCAL[task].fields if task in local.LOCAL else {}
+
+
+class _Documents:
+    """Documents by split, as a function that lm-eval calls for them, and copies with everything else it is given."""
+
+    def __init__(self, splits: local.Splits) -> None:
+        self.splits = splits
+
+    def __call__(self, **metadata: Any) -> Any:
+        from datasets import Dataset, DatasetDict
+
+        return DatasetDict({name: Dataset.from_list(documents) for name, documents in self.splits.items()})
+
+    def __deepcopy__(self, memo: Any) -> _Documents:
+        return self
+
+
+def _answer(found: Any, loaded: Any, name: str, watched: Watched) -> Answer:
+    parts = {task: _scores(found["results"][task], found["n-samples"][task]["effective"]) for task in loaded["tasks"]}
+    several = len(parts) > 1 or name not in parts
+    whole = _of_whole(name, found, parts) if several else parts[name]
+    return Answer(
+        metrics=whole,
+        subtasks=parts if several else {},
+        documents=pd.DataFrame(_documents(found["samples"]), columns=["task", "document", "metric", "value"]),
+        shots=max(found["n-shot"][task] for task in loaded["tasks"]),
+        version=str(found["versions"].get(name, next(iter(found["versions"].values())))),
+        cut=watched.cut,
+    )
+
+
+def _of_whole(name: str, found: Any, parts: dict[str, dict[str, Score]]) -> dict[str, Score]:
+    """The scores of a group, as lm-eval weighs its parts, where it does."""
+    count = sum(next(iter(scores.values())).n for scores in parts.values() if scores)
+    return _scores(found.get("groups", {}).get(name, {}), count)
+
+
+def _scores(line: dict[str, Any], count: int) -> dict[str, Score]:
+    """The metrics in lm-eval's line of a task: "acc,none" beside "acc_stderr,none"."""
+    scores = {}
+    for key, value in line.items():
+        metric, comma, filtered = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            stderr = line.get(f"{metric}_stderr,{filtered}")
+            known = float(stderr) if isinstance(stderr, int | float) else float("nan")
+            scores[_metric(metric, filtered)] = Score(float(value), known, count)
+    return scores
+
+
+def _documents(samples: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, int, str, float]]:
+    for task, documents in samples.items():
+        for document in documents:
+            for metric in document["metrics"]:
+                value = document[metric]
+                if isinstance(value, int | float):
+                    yield task, document["doc_id"], _metric(metric, document["filter"]), float(value)
+
+
+def _metric(metric: str, filtered: str) -> str:
+    return metric if filtered == "none" else f"{metric},{filtered}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def ask(model: Any, tokenizer: Any, task: str, **how: Any) -> Answer:
+    """A model's answer to a task by its name, for a notebook; `how` are fields of `Question`."""
+    return measure(model, tokenizer, replace(Question(KNOWN.get(task, Benchmark(task, task))), **how))

@@ -1,0 +1,180 @@
+"""Tasks from files on this machine: the form in which their authors publish them -> what lm-eval reads from the hub.
+
+Nothing is written: documents are read when a task is asked. The prompts are lm-eval's own. No torch and no lm-eval.
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import json
+import re
+import string
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import ConfigError, expand
+
+Documents = list[dict[str, Any]]
+Splits = dict[str, Documents]
+
+_LINES_OF_HELLASWAG = 6
+
+
+@dataclass(frozen=True)
+class Local:
+    """A task that can be read from a folder."""
+
+    files: tuple[str, ...]
+    """The files, relative to the folder."""
+    read: Callable[..., Splits]
+    """Given those files: the documents of each split, as the data set on the hub has them."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Fields of lm-eval's definition that are set otherwise, where the files lack a split."""
+
+    @property
+    def names(self) -> str:
+        """The files, for messages."""
+        return ", ".join(self.files)
+
+
+def read(task: str, folder: Path) -> dict[str, Splits]:
+    """The documents of a task by subtask, which is one of the same name where there are none, and by split.
+
+    Raises:
+        ConfigError: a file is missing, or is not what it should be.
+    """
+    name = "blimp" if task.startswith("blimp_") else task
+    paths = files_of(name, folder)
+    try:
+        if name == "blimp":
+            wanted = [task] if task != "blimp" else subtasks_of(task, folder)
+            return {subtask: _pairs(paths[0], subtask) for subtask in wanted}
+        return {task: LOCAL[name].read(*paths)}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"--local: {name} cannot be read from {folder} ({_said(error)})") from error
+
+
+def files_of(task: str, folder: Path) -> list[Path]:
+    """The files of a task in a folder.
+
+    Raises:
+        ConfigError: the task is not read from files, or one of them is missing.
+    """
+    if task not in LOCAL:
+        raise ConfigError(f"--local: {task} is not read from files; there are: {', '.join(LOCAL)}")
+    paths = [expand(folder) / name for name in LOCAL[task].files]
+    missing = [name for path, name in zip(paths, LOCAL[task].files, strict=True) if not path.is_file()]
+    if missing:
+        raise ConfigError(f"--local: {folder} has no {', '.join(missing)}, which {task} is read from")
+    return paths
+
+
+def digest_of_files(task: str, folder: Path) -> str:
+    """sha256 of the files of a task.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    digest = hashlib.sha256()
+    for path in files_of(task, folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def subtasks_of(task: str, folder: Path) -> list[str]:
+    """The subtasks of BLiMP that the archive in the folder holds, none where there is no archive or for other tasks."""
+    path = expand(folder) / LOCAL["blimp"].files[0]
+    if task != "blimp" or not path.is_file():
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(f"blimp_{Path(name).stem}" for name in archive.namelist() if _is_subtask(name))
+    except zipfile.BadZipFile as error:
+        raise ConfigError(f"--local: {path} is no zip archive ({error})") from None
+
+
+def _is_subtask(name: str) -> bool:
+    return name.endswith(".jsonl") and "__MACOSX" not in name
+
+
+def _pairs(path: Path, subtask: str) -> Splits:
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (n for n in archive.namelist() if _is_subtask(n) and f"blimp_{Path(n).stem}" == subtask)
+        lines = archive.read(name).decode().splitlines()
+    return {"train": [{key: pair[key] for key in ("sentence_good", "sentence_bad")} for pair in map(json.loads, lines)]}
+
+
+def _piqa(documents: Path, labels: Path) -> Splits:
+    right = labels.read_text().split()
+    return {
+        "validation": [
+            {key: line[key] for key in ("goal", "sol1", "sol2")} | {"label": int(label)}
+            for line, label in zip(_lines(documents), right, strict=True)
+        ]
+    }
+
+
+def _arc(train: Path, dev: Path) -> Splits:
+    return {"train": list(map(_arc_document, _lines(train))), "validation": list(map(_arc_document, _lines(dev)))}
+
+
+def _arc_document(line: dict[str, Any]) -> dict[str, Any]:
+    """A key is a letter also where the choices are numbered; on the hub it is then the number."""
+    choices = {name: [choice[name] for choice in line["question"]["choices"]] for name in ("text", "label")}
+    labels, answer = choices["label"], line["answerKey"]
+    right = answer if answer in labels else labels[string.ascii_uppercase.index(answer)]
+    return {"id": line["id"], "question": line["question"]["stem"], "choices": choices, "answerKey": right}
+
+
+def _hellaswag(path: Path) -> Splits:
+    lines = bz2.decompress(path.read_bytes()).decode().splitlines()
+    if len(lines) % _LINES_OF_HELLASWAG:
+        raise ValueError(f"{len(lines)} lines, not a multiple of {_LINES_OF_HELLASWAG}")
+    groups = zip(*(iter(lines),) * _LINES_OF_HELLASWAG, strict=True)
+    return {"validation": [_hellaswag_document(*group) for group in groups]}
+
+
+def _hellaswag_document(context: str, label: str, *endings: str) -> dict[str, Any]:
+    """One of ActivityNet ends in the first words of its last sentence, in small letters, which the hub keeps apart."""
+    activity, _, told = context.partition(": ")
+    begun = re.search(r"(?:(?<=[.!?]) |^)(?P<words>[^.!?]*[^.!?\" ])\s*$", told)
+    whole, begins = (told[: begun.start()], begun["words"]) if begun else (told, "")
+    return {"activity_label": activity, "ctx_a": whole, "ctx_b": begins, "endings": list(endings), "label": label}
+
+
+def _xlsum(path: Path) -> Splits:
+    return {"test": [{key: line[key] for key in ("id", "title", "text", "summary")} for line in _lines(path)]}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines if line.strip())
+
+
+def _said(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _arc_files(name: str) -> Iterable[str]:
+    return (f"arc/{name}/{split}.jsonl" for split in ("train", "dev"))
+
+
+# Without a training split examples come from the documents themselves, and never the one that is asked.
+_OF_ITSELF = {"training_split": "validation"}
+# The labels of the test split are in neither release.
+_ON_DEV = {"test_split": None}
+
+LOCAL = {
+    "piqa": Local(("piqa/valid.jsonl", "piqa/valid-labels.lst"), _piqa, _OF_ITSELF),
+    "blimp": Local(("BLiMP.zip",), _pairs),
+    "arc_easy": Local(tuple(_arc_files("arc_easy")), _arc, _ON_DEV),
+    "arc_challenge": Local(tuple(_arc_files("arc_challenge")), _arc, _ON_DEV),
+    "hellaswag": Local(("hellaswag_val_full.txt.bz2",), _hellaswag, _OF_ITSELF),
+    "xlsum_english": Local(("xlsum/english_test.jsonl",), _xlsum),
+}
+"""The tasks that are read from files, as lm-eval names them."""

@@ -1,0 +1,167 @@
+"""Which model is meant: a shipped teacher, a folder, an address of the store, or a model of the hub. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_prune.address import digest
+from lit_prune.config import ConfigError, expand
+from lit_prune.models import teacher as teachers
+from lit_prune.store import Node, Store
+
+STAGES = ("teacher", "correction", "student", "cell")
+"""Stages whose nodes are models."""
+
+_ADDRESS = re.compile(rf"(?:(?P<stage>{'|'.join(STAGES)})/)?(?P<key>[0-9a-f]{{3,12}})")
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
+_MEANT = "a shipped teacher, a folder, a model of the hub, or an address of the store"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is asked."""
+
+    label: str
+    """What a table calls it."""
+    model: str
+    """A folder, or the name of a hub model."""
+    revision: str | None
+    """Commit of a hub model."""
+    tokenizer: str
+    """Where its tokenizer lies: the same place, or the teacher it was cut from."""
+    about: dict[str, str]
+    """What an address knows it by: fingerprints of model and, where it is another's, tokenizer."""
+
+
+def subject(asked: str, store: Store, tokenizer: str | None = None) -> Subject:
+    """The model that is meant by `asked`, which may have a label of its own before it: "wide=cell/3f2a".
+
+    Raises:
+        ConfigError: there is none, it is not done, or nobody knows its tokenizer.
+    """
+    named, equals, place = asked.partition("=")
+    label, place = (named, place) if equals else ("", asked)
+    if not place.strip():
+        raise ConfigError(f"--model: nothing is named by {asked!r}; it is {_MEANT}")
+    local = next((p for p in (teachers.SHIPPED / place, expand(place)) if p.is_dir()), None)
+    address = _ADDRESS.fullmatch(place)
+    if local is None and address:
+        node = _node(address, store)
+        label = label or f"{node.folder.parent.name} {node.key[:6]}"
+        return _in_folder(label, _model_of(node, store), tokenizer or _tokenizer_of(node, store))
+    if local is None:
+        fingerprint = _known(teachers.fingerprint, place)
+        about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
+        return Subject(label or place, place, fingerprint, tokenizer or place, about)
+    return _in_folder(label or local.resolve().name, local, tokenizer)
+
+
+def folder_of(subject: Subject) -> str:
+    """The folder of the model, fetched from the hub where it is missing.
+
+    Raises:
+        ConfigError: the hub cannot be reached.
+    """
+    return _known(teachers.locate, subject.model, subject.revision)
+
+
+def _in_folder(label: str, folder: Path, tokenizer: str | None) -> Subject:
+    fingerprint = _known(teachers.fingerprint, str(folder))
+    if tokenizer is None and not _has_tokenizer(folder):
+        raise ConfigError(f"--model: {folder} has no tokenizer; name the folder of one with --tokenizer")
+    about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
+    return Subject(label, str(folder), None, tokenizer or str(folder), about)
+
+
+def _node(address: re.Match[str], store: Store) -> Node:
+    """The one node of a stage with models whose address begins so."""
+    stages = [address["stage"]] if address["stage"] else STAGES
+    found = [p for stage in stages for p in sorted(store.root.glob(f"{stage}/{address['key']}*")) if p.is_dir()]
+    if len(found) != 1:
+        names = ", ".join(f"{p.parent.name}/{p.name}" for p in found[:5])
+        raise ConfigError(
+            f"--model: {address[0]!r} is "
+            + (f"the address of several: {names}" if found else f"no folder here and no address in {store.root}")
+        )
+    node = Node(found[0])
+    if node.result is None:
+        raise ConfigError(f"--model: {node.folder.parent.name} {node.key} is not done ({node.error or 'stopped'})")
+    return node
+
+
+def _model_of(node: Node, store: Store) -> Path:
+    """The folder of a node's weights; a cell that was not retrained has those of its student."""
+    if (node.folder / "model").is_dir():
+        return node.folder / "model"
+    about = {name: part for name, part in node.config.items() if name not in ("distill", "evaluation", "seed")}
+    schema = {stage: number for stage, number in about.get("schema", {}).items() if stage != "cell"}
+    student = store.root / "student" / digest(about | {"stage": "student", "schema": schema}) / "model"
+    if not student.is_dir():
+        raise ConfigError(f"--model: {node.folder.parent.name} {node.key} holds no weights")
+    return student
+
+
+def _tokenizer_of(node: Node, store: Store) -> str | None:
+    """Where the tokenizer of a node lies: with its weights, or else with its teacher; None: nobody knows."""
+    if _has_tokenizer(node.folder / "model"):
+        return None
+    teacher = node.config["teacher"]
+    for folder in _folders_of(teacher, store):
+        if _has_tokenizer(folder):
+            return str(folder)
+    raise ConfigError(
+        f"--model: the teacher of {node.folder.parent.name} {node.key}, whose tokenizer it has, is neither shipped nor "
+        "in the store or the hub's cache; name the folder of its tokenizer with --tokenizer"
+    )
+
+
+def _folders_of(teacher: dict[str, Any], store: Store) -> Iterator[Path]:
+    """Where a teacher, known by its fingerprint or its recipe, or a correction of it may lie."""
+    fingerprint = teacher.get("fingerprint")
+    if fingerprint:
+        shipped = (path for path in sorted(teachers.SHIPPED.iterdir()) if path.is_dir())
+        yield from (path for path in shipped if teachers.fingerprint(str(path)) == fingerprint)
+    for config in sorted(store.root.glob("*/*/config.json")):
+        if config.parent.parent.name in ("teacher", "correction"):
+            theirs = Node(config.parent).config.get("teacher", {})
+            if all(theirs.get(name) == teacher.get(name) for name in ("fingerprint", "pretraining")):
+                yield config.parent / "model"
+    if fingerprint:
+        yield from _in_hub_cache(fingerprint)
+
+
+def _in_hub_cache(revision: str) -> Iterator[Path]:
+    from huggingface_hub import constants
+
+    yield from Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/{revision}")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER[:3])
+
+
+def _tokenizer_about(tokenizer: str) -> dict[str, str]:
+    """The sha256 of the files of a tokenizer, or the revision of one on the hub."""
+    folder = next((p for p in (teachers.SHIPPED / tokenizer, expand(tokenizer)) if p.is_dir()), None)
+    if folder is None:
+        return {"tokenizer": _known(teachers.fingerprint, tokenizer)}
+    if not _has_tokenizer(folder):
+        raise ConfigError(f"--tokenizer: {tokenizer} has none of {', '.join(_TOKENIZER[:3])}")
+    files: Iterable[Path] = (folder / name for name in _TOKENIZER)
+    parts = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files if path.is_file()]
+    return {"tokenizer": hashlib.sha256(repr(parts).encode()).hexdigest()}
+
+
+def _known(ask: Any, *what: Any) -> Any:
+    """The answer of what speaks of models as teachers."""
+    try:
+        return ask(*what)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("teacher.model:", "--model:", 1)) from None

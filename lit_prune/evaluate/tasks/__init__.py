@@ -1,0 +1,1 @@
+"""Definitions of tasks that lm-eval has not."""

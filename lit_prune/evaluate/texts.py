@@ -1,0 +1,64 @@
+"""A text as a question: what is a model's loss on it, by document? No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_prune.config import ConfigError, Corpus
+from lit_prune.data import corpus
+
+SCHEMA = 1
+"""Meaning of an answer; raised by hand when the same question is measured in another way."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and how it is read."""
+
+    source: str
+    """A file, a folder, a data set of the hub, or a built-in corpus."""
+    column: str | None
+    """Where the text stands in a data set."""
+    window: int | None
+    """Tokens read at once; None: as many as the model has positions."""
+    stride: int | None
+    """Tokens from one window to the next; None: as many as a window has."""
+    limit: int | None
+    """The first so many documents; None: all."""
+    fingerprint: str
+    """sha256 of the text, or its revision on the hub."""
+
+    @property
+    def title(self) -> str:
+        """The text's name in a table."""
+        return self.source.rstrip("/").rpartition("/")[2]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the address of the answer is made of, without the model's part."""
+        return {
+            "stage": "text", "schema": SCHEMA, "text": self.fingerprint, "column": self.column, "window": self.window,
+            "stride": self.stride, "limit": self.limit,
+        }  # fmt: skip
+
+
+def text(
+    source: str, column: str | None = None, window: int | None = None, stride: int | None = None,
+    limit: int | None = None,
+) -> Text:  # fmt: skip
+    """A text as it stands now.
+
+    Raises:
+        ConfigError: there is no such text, or it cannot be read so.
+    """
+    for name, number, most in (("window", window, None), ("stride", stride, window), ("limit", limit, None)):
+        if number is not None and (number < 1 or (most is not None and number > most)):
+            upper = "" if most is None else f" and at most the window, {most}"
+            raise ConfigError(f"--{name}: {number} asked for, it is at least 1{upper}")
+    asked = Corpus(source=source, column=column or "text")
+    try:
+        fingerprint = corpus.fingerprint(asked)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("corpus.source:", "--text:", 1)) from None
+    return Text(source, column, window, stride, limit, fingerprint)

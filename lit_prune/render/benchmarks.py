@@ -1,0 +1,220 @@
+"""The table of benchmarks: in the layout of the papers' Tables 2 to 4, in a terminal and as files. No torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lit_prune.config import ConfigError
+from lit_prune.evaluate.benchmarks import KNOWN
+from lit_prune.render import words
+from lit_prune.render.numbers import NONE, amount, number, p_value
+from lit_prune.report.benchmarks import SIZES, compare_models, published
+from lit_prune.store import Node
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MATH = {"±": "$\\pm$", "−": "$-$", NONE: "---"}
+_SIZES = {"parameters": "parameters", "parameters_without_embeddings": "without embeddings"}
+# Metrics between 0 and 1, which the papers print in per cent.
+_SHARES = ("acc", "exact_match", "pass", "rouge", "f1", "em")
+
+
+@dataclass(frozen=True)
+class BenchmarkTable:
+    """Scores of models, one line each, and the table of them."""
+
+    scores: pd.DataFrame
+    """As of `compare_models`."""
+    layout: pd.DataFrame
+    """Texts: a line a benchmark, below the sizes; a column a model, its difference, and the papers' models beside."""
+    source: str
+    """Where the papers' columns come from; empty where there are none."""
+
+
+def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "minitron_8b") -> BenchmarkTable:
+    """The answers of models by their labels in the layout of Minitron's Tables 2 to 4, compared with the first one.
+
+    `beside` names the table of the papers, of `published`, whose columns stand beside where it has the benchmarks.
+
+    Raises:
+        ConfigError: the papers have no such table.
+    """
+    scores, table = compare_models(nodes), None if beside is None else published(beside)
+    shown = scores[[_is_shown(task, metric) for task, metric in zip(scores["task"], scores["metric"], strict=True)]]
+    asked = shown.drop_duplicates(["question", "metric"])
+    has_paper = table is not None and any(task in table["scores"] for task in asked["task"])
+    models = list(nodes)
+    lines = [_size_line(scores, models, size, table if has_paper else None) for size in SIZES]
+    for line in asked.to_dict("records"):
+        same = shown[(shown["question"] == line["question"]) & (shown["metric"] == line["metric"])]
+        by_model = {row["model"]: row for row in same.to_dict("records")}
+        lines.append(_score_line(line, by_model, models, table if has_paper else None))
+    source = table["source"] if table is not None and has_paper else ""
+    layout = pd.DataFrame(lines).reindex(columns=_columns(models, table if has_paper else None))
+    return BenchmarkTable(scores, layout.fillna("").astype(str), source)
+
+
+def _columns(models: Sequence[str], table: Mapping[str, Any] | None) -> list[str]:
+    compared = [column for name in models[1:] for column in (name, _minus(name, models[0]))]
+    return ["benchmark", "n", *models[:1], *compared, *([] if table is None else _paper_columns(table))]
+
+
+def _minus(name: str, first: str) -> str:
+    return f"{name} − {first}"
+
+
+def _is_shown(task: str, metric: str) -> bool:
+    """Of the papers' benchmarks, the metric they report."""
+    known = KNOWN.get(task)
+    return known is None or known.metric is None or known.metric == metric
+
+
+def _size_line(
+    scores: pd.DataFrame, models: Sequence[str], size: str, table: Mapping[str, Any] | None
+) -> dict[str, str]:
+    first = scores.drop_duplicates("model").set_index("model")[size].reindex(models)
+    line = {"benchmark": _SIZES[size], "n": ""} | {name: amount(first[name]) for name in models}
+    return line | ({} if table is None else dict(zip(_paper_columns(table), map(str, table[size]), strict=True)))
+
+
+def _score_line(
+    line: Mapping[str, Any], by_model: Mapping[str, Any], models: Sequence[str], table: Mapping[str, Any] | None
+) -> dict[str, str]:
+    metric, task = line["metric"], line["task"]
+    shots = "" if pd.isna(line["shots"]) else f" ({int(line['shots'])})"
+    texts = {"benchmark": f"{line['title']}{shots} {metric.partition(',')[0]}", "n": f"{int(line['n'])}"}
+    for name in models:
+        texts[name] = _score(by_model.get(name), metric)
+        if name != models[0]:
+            texts[_minus(name, models[0])] = _difference(by_model.get(name), metric)
+    if table is not None:
+        theirs = table["scores"].get(task, [None] * len(table["models"]))
+        texts |= {
+            name: NONE if value is None else str(value)
+            for name, value in zip(_paper_columns(table), theirs, strict=True)
+        }
+    return texts
+
+
+def _paper_columns(table: Mapping[str, Any]) -> list[str]:
+    return [f"{name} (paper)" for name in table["models"]]
+
+
+def _score(line: Mapping[str, Any] | None, metric: str) -> str:
+    if line is None:
+        return NONE
+    scale, digits = _scale(metric)
+    stderr = "" if math.isnan(line["stderr"]) else f" ± {number(scale * line['stderr'], digits)}"
+    return number(scale * line["value"], digits) + stderr
+
+
+def _difference(line: Mapping[str, Any] | None, metric: str) -> str:
+    if line is None or math.isnan(line["difference"]):
+        return NONE
+    scale, digits = _scale(metric)
+    middle, low, high = (scale * line[name] for name in ("difference", "low", "high"))
+    if math.isnan(low):
+        return number(middle, digits, "+")
+    return f"{number(middle, digits, '+')} [{number(low, digits)}, {number(high, digits)}], p {p_value(line['p'])}"
+
+
+def _scale(metric: str) -> tuple[int, int]:
+    return (100, 1) if metric.startswith(_SHARES) else (1, 3)
+
+
+def notes(table: BenchmarkTable) -> list[str]:
+    """What the numbers are, in sentences."""
+    said = ["Scores in per cent ± standard error over the documents; perplexity and bits per byte as they are."]
+    if table.scores["difference"].notna().any():
+        said.append(
+            "A difference is that over the same documents, with the 95 % interval and p of a paired bootstrap: it is "
+            "about these weights, not about other seeds."
+        )
+    said += [f"{model}: prompts longer than it reads lost their beginning ({titles})." for model, titles in _cut(table)]
+    unread = table.scores[table.scores["unread"].astype(float) > 0].drop_duplicates(["model", "title"])
+    for line in unread.to_dict("records"):
+        said.append(
+            f"{line['model']}: its tokenizer loses {line['unread']:.1%} of {line['title']}, and bits per byte are too "
+            "few for that."
+        )
+    if (table.scores["metric"] == "perplexity").any():
+        said.append("Perplexity is by token: it compares models of one tokenizer. Bits per byte compare all.")
+    limited = table.scores[table.scores["limit"].notna()]
+    if not limited.empty:
+        said.append("Where there was a --limit, only the first documents of each task count.")
+    if table.source:
+        said.append(f"The papers' columns are those of {table.source}.")
+    return said
+
+
+def _cut(table: BenchmarkTable) -> Iterator[tuple[str, str]]:
+    """Models with the tasks of which they were shown only the ends of prompts, and what share of them."""
+    cut = table.scores[table.scores["cut"].astype(float) > 0].drop_duplicates(["model", "title"])
+    for model, lines in cut.groupby("model", sort=False):
+        yield (
+            str(model),
+            ", ".join(f"{title} {share:.0%}" for title, share in zip(lines["title"], lines["cut"], strict=True)),
+        )
+
+
+def print_table(table: BenchmarkTable, console: Console) -> None:
+    """The table, in several where the console is narrower, and what its numbers are."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    frame = table.layout.rename(
+        columns={name: name.replace(" − ", "\n− ").replace(" (paper)", "\n(paper)") for name in table.layout}
+    )
+    for part in words.parts(frame, console.width, gap=2):
+        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in part:
+            left = name == "benchmark" or words.has_spread(part[name])
+            shown.add_column(Text(name), justify="left" if left else "right", no_wrap=name != "benchmark")
+        for line in part.to_numpy().tolist():
+            shown.add_row(*map(Text, line))
+        console.print(shown)
+        console.print()
+    for note in notes(table):
+        console.print(Text(f"· {note}", "dim"))
+
+
+def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
+    """Write benchmarks.csv (a line a score), benchmarks.md and benchmarks.tex (the table).
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    said = "\n".join(f"- {note}" for note in notes(table))
+    texts = {
+        "benchmarks.csv": table.scores.to_csv(index=False),
+        "benchmarks.md": f"{table.layout.to_markdown(index=False, disable_numparse=True)}\n\n{said}\n",
+        "benchmarks.tex": _latex(table),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            scratch = folder / f".{name}.{os.getpid()}"
+            scratch.write_text(text)
+            scratch.replace(folder / name)
+    except OSError as error:
+        raise ConfigError(f"the table cannot be written to {folder} ({error.strerror})") from None
+    return [folder / name for name in texts]
+
+
+def _latex(table: BenchmarkTable) -> str:
+    """A booktabs table."""
+    style = table.layout.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    tex = style.to_latex(
+        column_format="".join("l" if name == "benchmark" else "r" for name in table.layout), hrules=True,
+        label="tab:benchmarks", position_float="centering",
+    )  # fmt: skip
+    return "% \\usepackage{booktabs}\n" + "".join(_MATH.get(character, character) for character in tex)

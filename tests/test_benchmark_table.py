@@ -1,0 +1,133 @@
+"""Answers of a store as a table: scores, differences over the same documents, and the papers' own beside."""
+
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from lit_prune.address import digest
+from lit_prune.config import ConfigError
+from lit_prune.evaluate.answers import DOCUMENTS, KIND
+from lit_prune.render.benchmarks import benchmark_table, print_table, write_table
+from lit_prune.report.benchmarks import compare_models, published, read
+from lit_prune.report.paired import paired_bootstrap
+from lit_prune.store import Node, Store
+
+FIRST, SECOND = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def answer(store, model, values, *, task="hellaswag", metric="acc_norm", shots=10, limit=None, cut=0.0, **metrics):
+    """A finished answer of a model with these values of its documents."""
+    about = {"task": task, "shots": shots, "limit": limit, "model": model}
+    node = Node(store.root / KIND / digest(about))
+    node.folder.mkdir(parents=True)
+    node.folder.joinpath("config.json").write_text(pd.Series(about).to_json())
+    columns = {metric: values, **metrics}
+    frames = [pd.DataFrame({"document": range(len(v)), "metric": m, "value": v}) for m, v in columns.items()]
+    pd.concat(frames).assign(task=task)[["task", "document", "metric", "value"]].to_parquet(node.folder / DOCUMENTS)
+    score = {"value": sum(values) / len(values), "stderr": 0.1, "n": len(values)}
+    node.finish({
+        "model": model, "task": task, "title": {"hellaswag": "HellaSwag"}.get(task, task), "shots": shots,
+        "limit": limit, "cut": cut, "parameters": 2_000_000, "parameters_without_embeddings": 1_500_000,
+        "metrics": {metric: score, "other": {"value": 0.5, "stderr": None, "n": len(values)}},
+        "subtasks": {"part": {metric: score}},
+    })  # fmt: skip
+    return node
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    store = Store(tmp_path)
+    return {"teacher": [answer(store, "a", FIRST)], "student": [answer(store, "b", SECOND)]}
+
+
+def test_a_difference_is_that_of_the_paired_bootstrap_over_the_documents(nodes):
+    scores = compare_models(nodes).set_index(["model", "metric"])
+    expected = paired_bootstrap(SECOND, FIRST)
+    line = scores.loc[("student", "acc_norm")]
+    assert line["difference"] == expected.difference == pytest.approx(-3 / 8)
+    assert (line["low"], line["high"], line["p"]) == (expected.low, expected.high, expected.p)
+    assert scores.loc["teacher", ["difference", "low", "high", "p"]].isna().all(axis=None)
+
+
+def test_answers_to_different_questions_are_not_compared(tmp_path):
+    store = Store(tmp_path)
+    nodes = {"teacher": [answer(store, "a", FIRST)], "student": [answer(store, "b", SECOND, shots=0)]}
+    assert compare_models(nodes)["difference"].isna().all()
+
+
+def test_documents_are_paired_by_their_place_not_by_their_order(tmp_path):
+    store = Store(tmp_path)
+    first, second = answer(store, "a", FIRST), answer(store, "b", SECOND)
+    shuffled = pd.read_parquet(second.folder / DOCUMENTS).sample(frac=1, random_state=0)
+    shuffled.to_parquet(second.folder / DOCUMENTS)
+    line = compare_models({"x": [first], "y": [second]}).query("model == 'y' and metric == 'acc_norm'").iloc[0]
+    assert line["high"] == paired_bootstrap(SECOND, FIRST).high
+
+
+def test_the_layout_is_the_papers(nodes):
+    table = benchmark_table(nodes)
+    lines = table.layout.set_index("benchmark")
+    assert list(lines.index) == ["parameters", "without embeddings", "HellaSwag (10) acc_norm"]
+    assert lines.loc["parameters", "teacher"] == "2.00 M"
+    assert lines.loc["without embeddings", "MINITRON 8B (paper)"] == "6.2B"
+    score = lines.loc["HellaSwag (10) acc_norm"]
+    assert score["teacher"] == "62.5 ± 10.0"
+    assert score["student − teacher"].startswith("-37.5 [")
+    assert score["MINITRON 8B (paper)"] == "80.7"
+    assert table.source == "Minitron, Table 2"
+
+
+def test_the_papers_columns_stay_away_where_they_have_nothing_to_say(tmp_path):
+    nodes = {"a": [answer(Store(tmp_path), "a", FIRST, task="piqa")]}
+    table = benchmark_table(nodes)
+    assert table.source == ""
+    assert not any("paper" in name for name in table.layout)
+    # Of what is not the papers', all metrics are shown.
+    assert list(table.layout["benchmark"][2:]) == ["piqa (10) acc_norm", "piqa (10) other"]
+
+
+def test_a_model_without_an_answer_has_a_dash(nodes):
+    table = benchmark_table({**nodes, "third": []})
+    assert list(table.layout["third"]) == ["—", "—", "—"]
+    nodes["third"] = [Node(nodes["student"][0].folder.with_name("missing"))]
+    assert benchmark_table(nodes).layout.equals(table.layout)
+
+
+def test_what_the_papers_print_is_whole():
+    for name in ("minitron_8b", "minitron_4b", "in_practice", "pruned_8b", "pruned_4b"):
+        table = published(name)
+        sizes = [table[size] for size in ("parameters", "parameters_without_embeddings")]
+        assert {len(line) for line in (*table["scores"].values(), *sizes)} == {len(table["models"])}
+    minitron = published("minitron_8b")
+    assert dict(zip(minitron["models"], minitron["scores"]["mmlu"], strict=True))["MINITRON 8B"] == 63.8
+    with pytest.raises(ConfigError, match="in_practice"):
+        published("table 9")
+
+
+def test_all_answers_of_a_store_are_read(tmp_path, nodes):
+    found = read(Store(tmp_path))
+    assert sorted(found["model"].unique()) == ["a", "b"]
+    assert set(found["subtask"]) == {""}
+    assert found["question"].nunique() == 1
+    parts = read(Store(tmp_path), subtasks=True)
+    assert set(parts["subtask"]) == {"", "part"}
+    assert read(Store(tmp_path / "nowhere")).empty
+
+
+def test_it_is_printed_and_written_whatever_the_width(tmp_path, nodes):
+    nodes["student"].append(answer(Store(tmp_path), "b", SECOND, task="arc_challenge", shots=25, cut=0.5))
+    table = benchmark_table(nodes)
+    for width in (60, 200):
+        screen = io.StringIO()
+        print_table(table, Console(file=screen, width=width))
+        assert "62.5 ± 10.0" in screen.getvalue()
+        assert "80.7" in screen.getvalue()
+        assert max(map(len, screen.getvalue().splitlines())) <= width
+    assert "lost their beginning (arc_challenge 50%)" in screen.getvalue()
+    csv, markdown, tex = write_table(table, tmp_path / "out")
+    assert pd.read_csv(csv)["difference"].notna().any()
+    assert "| HellaSwag (10) acc_norm " in markdown.read_text()
+    assert "62.5 $\\pm$ 10.0" in tex.read_text()
+    assert "acc\\_norm" in tex.read_text()

@@ -1,0 +1,139 @@
+"""`python -m lit_prune.evaluate`: asked twice it answers from the store, and a bad request is one line."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import task_files
+
+from lit_prune.evaluate.__main__ import main
+
+
+@pytest.fixture
+def here(tmp_path, tiny_llama, tiny_tokenizer):
+    """A folder with made-up task files, a text, and two models."""
+    task_files.write(tmp_path / "tasks")
+    (tmp_path / "text.txt").write_text("a duck in the pond.\n" * 20)
+    for name, scale in (("first", 1.0), ("second", 0.5)):
+        tiny_llama.lm_head.weight.data.mul_(scale)
+        tiny_llama.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def command(here, *words):
+    models = [str(here / name) for name in ("first", "second")]
+    return ["--model", *models, "--store", str(here / "store"), "--local", str(here / "tasks"), *words]
+
+
+def test_models_are_asked_once_and_found_again_without_torch(here, capsys):
+    words = command(here, "--tasks", "piqa,blimp", "--text", str(here / "text.txt"))
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "PIQA (0) acc_norm" in said
+    assert "BLiMP (0) acc" in said
+    assert "text.txt bits_per_byte" in said
+    written = list((here / "store/benchmark").glob("*/result.json"))
+    assert len(written) == 6
+    times = {path: path.stat().st_mtime_ns for path in written}
+    script = (
+        "import sys; from lit_prune.evaluate.__main__ import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'lm_eval', 'transformers')))"
+    )
+    again = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "PIQA (0) acc_norm" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in written} == times
+    assert {path.name for path in (here / "store/reports/benchmarks").iterdir()} == {
+        "benchmarks.csv", "benchmarks.md", "benchmarks.tex",
+    }  # fmt: skip
+
+
+def test_a_text_is_compared_in_bits_per_byte(here):
+    assert main(command(here, "--text", str(here / "text.txt"), "--window", "16", "--stride", "8")) == 0
+    scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv").set_index(["model", "metric"])
+    assert {metric for _, metric in scores.index} == {"perplexity", "bits_per_byte"}
+    first, second = (scores.loc[(name, "bits_per_byte")] for name in ("first", "second"))
+    assert second["difference"] == pytest.approx(second["value"] - first["value"])
+    (found,) = {pd.read_json(path, typ="series")["window"] for path in (here / "store/benchmark").glob("*/config.json")}
+    assert found == 16
+
+
+def test_another_limit_shots_or_precision_is_another_question(here):
+    for words in ((), ("--limit", "2"), ("--shots", "1"), ("--dtype", "bfloat16")):
+        assert main(command(here, "--tasks", "piqa", *words)) == 0
+    assert len(list((here / "store/benchmark").iterdir())) == 8
+
+
+def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
+    # No summary of 128 tokens fits behind a prompt in 128 positions.
+    assert main(command(here, "--tasks", "xlsum_english,piqa")) == 1
+    said = capsys.readouterr()
+    assert "first on XL-Sum English 20 % failed: " in said.err
+    assert "PIQA (0) acc" in said.out
+    errors = list((here / "store/benchmark").glob("*/error.json"))
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tasks", "pica"), "lm-eval has no task 'pica'; near: "),
+        (("--tasks", "piqa", "--limit", "0"), "--limit: 0 asked for, at least 1 is needed"),
+        (("--tasks", "piqa", "--shots", "-1"), "--shots: -1 asked for, at least 0 is needed"),
+        (("--tasks", "humaneval"), "humaneval runs programs that the model writes; say --unsafe-code"),
+        (("--tasks", "gsm8k"), "the data of gsm8k, openai/gsm8k, cannot be reached"),
+        (("--tasks", "piqa", "--beside", "table 9"), "there are: in_practice, minitron_4b"),
+        (("--text", "nowhere/text.txt"), "--text: 'nowhere/text.txt' is not"),
+        (
+            ("--text", "python", "--window", "8", "--stride", "9"),
+            "--stride: 9 asked for, it is at least 1 and at most the",
+        ),
+        (("--text", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
+        (("--tasks", ","), "nothing is asked: give --tasks"),
+        (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: 0 asked for"),
+    ],
+)
+def test_a_bad_request_is_one_line_before_anything_is_computed(words, said, here, capsys):
+    assert main(command(here, *words)) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not (here / "store/benchmark").exists()
+
+
+@pytest.mark.parametrize(("models", "said"), [(["nobody"], "'nobody' is not a shipped"), (["abc"], "no address in")])
+def test_a_model_that_there_is_not_is_told_of(models, said, here, capsys):
+    assert main(["--model", *models, "--tasks", "piqa", "--local", str(here / "tasks"), "--store", str(here)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_two_models_of_one_name_are_told_apart_by_their_place(here, capsys):
+    (here / "other").mkdir()
+    (here / "first").rename(here / "other/second")
+    words = ["--model", str(here / "other/second"), str(here / "second"), "--tasks", "piqa", "--limit", "1"]
+    assert main([*words, "--local", str(here / "tasks"), "--store", str(here / "store")]) == 0
+    scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv")
+    assert set(scores["model"]) == {str(here / "other/second"), str(here / "second")}
+
+
+def test_without_lm_eval_it_is_said_how_to_get_it(here):
+    script = (
+        "import sys; sys.modules['lm_eval'] = None; from lit_prune.evaluate.__main__ import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, *command(here, "--tasks", "piqa")], capture_output=True, text=True, timeout=120
+    )
+    assert said.returncode == 2
+    assert said.stderr == "error: benchmarks need lm-eval: pip install 'lit-prune[eval]'\n"
+
+
+def test_help_imports_neither_torch_nor_lm_eval():
+    script = (
+        "import sys\nfrom lit_prune.evaluate.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lm_eval', 'transformers', 'pandas', 'scipy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, timeout=60).returncode == 0

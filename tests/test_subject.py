@@ -1,0 +1,117 @@
+"""Which model is meant, what its address is made of, and where its tokenizer comes from."""
+
+import json
+import shutil
+
+import pytest
+
+from lit_prune.config import ConfigError
+from lit_prune.evaluate.subject import folder_of, subject
+from lit_prune.grid import Entry
+from lit_prune.models.teacher import fingerprint
+from lit_prune.settings import override
+from lit_prune.store import Store
+
+
+@pytest.fixture
+def tiny(tmp_path, tiny_llama, tiny_tokenizer):
+    """The folder of a model with its tokenizer."""
+    tiny_llama.save_pretrained(tmp_path / "models/tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "models/tiny")
+    return tmp_path / "models/tiny"
+
+
+def node(store, stage, key, config, model=None):
+    """A node that is done, with a copy of a model, without its tokenizer."""
+    folder = store.root / stage / key
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text("{}")
+    if model is not None:
+        shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    return folder
+
+
+def test_a_folder_is_known_by_its_content_wherever_it_lies(tiny, tmp_path):
+    store, copy = Store(tmp_path / "store"), shutil.copytree(tiny, tmp_path / "elsewhere")
+    found, moved = subject(str(tiny), store), subject(f"mine={copy}", store)
+    assert (found.label, moved.label) == ("tiny", "mine")
+    assert found.about == moved.about == {"model": fingerprint(str(tiny))}
+    assert folder_of(found) == found.tokenizer == str(tiny)
+
+
+def test_a_shipped_teacher_is_known_by_its_name(tmp_path):
+    found = subject("python-3.1M", Store(tmp_path))
+    assert found.label == "python-3.1M"
+    assert found.about == {"model": fingerprint("python-3.1M")}
+
+
+def test_a_node_has_the_tokenizer_of_its_teacher(tiny, tmp_path):
+    store = Store(tmp_path / "store")
+    shipped = {"fingerprint": fingerprint("python-3.1M"), "pretraining": None}
+    cell = node(store, "cell", "abc1234", {"teacher": shipped}, tiny)
+    found = subject("abc", store)
+    assert found.label == "cell abc123"
+    assert folder_of(found) == str(cell / "model")
+    assert found.tokenizer.endswith("python-3.1M")
+    assert set(found.about) == {"model", "tokenizer"}
+
+
+def test_a_teacher_that_was_trained_is_found_in_the_store_by_its_recipe(tiny, tmp_path):
+    store = Store(tmp_path / "store")
+    recipe = {"fingerprint": None, "pretraining": {"layers": 3}}
+    node(store, "student", "abc1234", {"teacher": recipe}, tiny)
+    other = node(store, "teacher", "aaa", {"teacher": {**recipe, "pretraining": {"layers": 4}}}, tiny)
+    teacher = node(store, "teacher", "bbb", {"teacher": recipe})
+    for folder in (other, teacher):
+        shutil.copytree(tiny, folder / "model", dirs_exist_ok=True)
+    assert subject("student/abc", store).tokenizer == str(teacher / "model")
+
+
+def test_without_its_teacher_a_node_needs_a_tokenizer_that_is_named(tiny, tmp_path):
+    store = Store(tmp_path / "store")
+    node(store, "cell", "abc1234", {"teacher": {"fingerprint": "0" * 64, "pretraining": None}}, tiny)
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        subject("abc1234", store)
+    named = subject("abc1234", store, str(tiny))
+    assert named.tokenizer == str(tiny)
+    assert subject("abc1234", store, str(shutil.copytree(tiny, tmp_path / "moved"))).about == named.about
+
+
+def test_a_cell_that_was_only_pruned_has_the_weights_of_its_student(tiny_runner, tiny_cell):
+    cell = override(tiny_cell, {"distill.steps": 0})
+    tiny_runner.run([Entry("pruned", 0, cell, {})])
+    asked, student = (tiny_runner.store.node(cell, stage) for stage in ("cell", "student"))
+    assert not (asked.folder / "model").exists()
+    found = subject(f"cell/{asked.key}", tiny_runner.store, cell.teacher.model)
+    assert folder_of(found) == str(student.folder / "model")
+
+
+def test_an_address_is_told_to_be_ambiguous_unknown_or_not_done(tiny, tmp_path):
+    store = Store(tmp_path / "store")
+    teacher = {"teacher": {"fingerprint": fingerprint("python-3.1M"), "pretraining": None}}
+    node(store, "cell", "abc1", teacher, tiny)
+    student = node(store, "student", "abc2", teacher, tiny)
+    with pytest.raises(ConfigError, match="several: student/abc2, cell/abc1"):
+        subject("abc", store)
+    assert subject("cell/abc", store).label == "cell abc1"
+    with pytest.raises(ConfigError, match="no address in"):
+        subject("fff", store)
+    (student / "result.json").unlink()
+    with pytest.raises(ConfigError, match="student abc2 is not done"):
+        subject("student/abc2", store)
+
+
+def test_what_is_no_model_is_told_of(tmp_path, tiny):
+    store = Store(tmp_path / "store")
+    (tmp_path / "empty").mkdir()
+    (tiny / "tokenizer.json").unlink()
+    (tiny / "tokenizer_config.json").unlink()
+    for asked, said in (
+        (str(tmp_path / "empty"), "has no config.json"),
+        (str(tiny), "has no tokenizer"),
+        ("nobody/nothing", "--model: 'nobody/nothing' is not a shipped teacher"),
+        ("mine=", "nothing is named"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            subject(asked, store)
