@@ -15,7 +15,7 @@ from analysis.standing import tables_not_run, whole_ledger
 from lit_prune.config import ConfigError
 from lit_prune.progress import Bar
 from lit_prune.render.files import fingerprint, latex, markdown, write_texts
-from lit_prune.report import record
+from lit_prune.report import benchmarks, record
 from lit_prune.store import Store
 
 _CODE = (".py", ".j2", ".css")
@@ -33,6 +33,9 @@ def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
     not_run = tables_not_run(answers)
     ledger, cells = whole_ledger(answers, not_run), frame_of(answers)
     texts = {out / "ledger.csv": ledger.to_csv(index=False), out / "results.csv": cells.to_csv(index=False)}
+    scores = benchmarks.read(store)
+    if not scores.empty:
+        texts[out / "benchmarks.csv"] = scores.to_csv(index=False)
     texts |= {
         out / "tables" / f"{anchor_of(answer.report)}.{kind}": text(answer.report)
         for answer in answers
@@ -42,7 +45,7 @@ def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
     if all(path.exists() for path in paths) and digest in paths[0].read_text()[:500]:
         return paths
     with Bar(len(answers)) as bar:
-        page = render(answers, ledger, not_run, digest, bar)
+        page = render(answers, ledger, not_run, scores, digest, bar)
     for folder in (out / "tables", out):
         write_texts(folder, {path: text for path, text in texts.items() if path.parent == folder})
     write_parquet(cells, paths[1])

@@ -17,6 +17,7 @@ from analysis.standing import PAPERS, VERDICTS, standing
 from lit_prune.grid import Table
 from lit_prune.progress import Bar
 from lit_prune.render import figures, numbers, page, svg, words
+from lit_prune.render.benchmarks import all_scores
 from lit_prune.report import Report
 
 _COSTS = {
@@ -26,8 +27,14 @@ _COSTS = {
 _MARKS = words.VERDICTS | {"not run": ("–", "dim")}
 
 
-def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Table], digest: str, bar: Bar) -> str:
-    """The page as one HTML document that fetches nothing, with `digest` in its head; `bar` sees a step an answer."""
+def render(
+    answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Table], scores: pd.DataFrame, digest: str,
+    bar: Bar,
+) -> str:  # fmt: skip
+    """The page as one HTML document that fetches nothing, with `digest` in its head; `bar` sees a step an answer.
+
+    `scores` are what models got in benchmarks, as of `report.benchmarks.read`.
+    """
     sections = []
     for place, answer in enumerate(answers):
         bar.at(place, f"drawing {answer.report.table.name} at {answer.report.profile}")
@@ -37,6 +44,7 @@ def render(answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Ta
         standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=_MARKS,
         titles=PAPERS, sections_of=sections, not_run=not_run, index=_index(answers, ledger),
         panels=figures.PANELS, digest=digest, dash=numbers.NONE,
+        benchmarks=None if scores.empty else all_scores(scores),
     )  # fmt: skip
 
 

@@ -257,6 +257,7 @@ class Runner:
                 callbacks=callbacks,
             )  # fmt: skip
         model.save_pretrained(node.folder / "model")
+        self.tokenizer(cell).save_pretrained(node.folder / "model")
         return checks.rows if checks else []
 
     def _validate(self, cell: Cell, tokens: Path, teacher: Teacher | None) -> Callable[[Any, bool], dict[str, float]]:

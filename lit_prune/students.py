@@ -56,7 +56,9 @@ class Students:
             with self.runner.claim(cell, "student") as node:
                 if node.result is None:
                     self.runner.tell("pruning")
-                    node.finish(self._prune(cell, whole, evidence, node.folder))
+                    found = self._prune(cell, whole, evidence, node.folder)
+                    self.runner.tokenizer(cell).save_pretrained(node.folder / "model")
+                    node.finish(found)
         return str(done.folder / "model")
 
     def new(self, cell: Cell) -> Any:

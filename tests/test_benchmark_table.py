@@ -2,14 +2,19 @@
 
 import io
 
+import finished
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from analysis.answers import Answer
+from analysis.page import render
+from analysis.standing import whole_ledger
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.answers import DOCUMENTS, KIND
-from lit_prune.render.benchmarks import benchmark_table, print_table, write_table
+from lit_prune.progress import Bar
+from lit_prune.render.benchmarks import all_scores, benchmark_table, print_table, write_table
 from lit_prune.report.benchmarks import compare_models, published, read
 from lit_prune.report.paired import paired_bootstrap
 from lit_prune.store import Node, Store
@@ -131,3 +136,25 @@ def test_it_is_printed_and_written_whatever_the_width(tmp_path, nodes):
     assert "| HellaSwag (10) acc_norm " in markdown.read_text()
     assert "62.5 $\\pm$ 10.0" in tex.read_text()
     assert "acc\\_norm" in tex.read_text()
+
+
+def test_all_scores_of_a_store_are_a_line_a_question_and_a_column_a_model(nodes, tmp_path):
+    answer(Store(tmp_path), "a", FIRST, task="piqa", shots=0)
+    table = all_scores(read(Store(tmp_path))).set_index("benchmark")
+    assert list(table) == ["n", "a", "b"]
+    assert table.loc["HellaSwag (10) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "25.0 ± 10.0"]
+    assert table.loc["piqa (0) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "–"]
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights(nodes, tmp_path):
+    scores = read(Store(tmp_path)).assign(model="mine")
+    assert list(all_scores(scores))[2:] == ["mine a", "mine b"]
+
+
+def test_the_page_of_all_tables_has_them(nodes, tmp_path):
+    answers = [Answer(finished.answer(finished.filled(tmp_path / "cells")), "store", "")]
+    ledger = whole_ledger(answers, [])
+    page = render(answers, ledger, [], read(Store(tmp_path)), "0", Bar(0, quiet=True))
+    assert "HellaSwag (10) acc_norm" in page
+    assert "62.5 ± 10.0" in page
+    assert 'id="benchmarks"' not in render(answers, ledger, [], read(Store(tmp_path / "none")), "0", Bar(0, quiet=True))

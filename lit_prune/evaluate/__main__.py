@@ -20,7 +20,7 @@ from lit_prune import cpu
 from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
-from lit_prune.store import Store
+from lit_prune.store import DEFAULT_ROOT, Store
 
 if TYPE_CHECKING:
     from lit_prune.evaluate.benchmarks import Question
@@ -69,7 +69,7 @@ class Flags:
     beside: str = "minitron_8b"
     """Columns of the papers beside ours, where they have the benchmark: minitron_8b, minitron_4b, pruned_8b, pruned_4b
     (Minitron, Tables 2, 3, 4), in_practice (In Practice, Table 1), or none."""
-    store: str = os.environ.get("LIT_PRUNE_STORE", "store")
+    store: str = DEFAULT_ROOT
     """Folder where every answer is kept and found again."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where models run; auto takes a GPU where there is one."""

@@ -67,7 +67,7 @@ TABLE = Table(
     # What is kept makes no difference here, so that nothing need be measured to choose it, nor is the loss of use.
     base={
         "student.heads": None, "student.criterion": "magnitude", "student.blocks": "tail_but_last",
-        "evaluation.blocks": 1, "evaluation.speed.repeats": 3,
+        "evaluation.blocks": 1, "evaluation.speed.repeats": 6,
     },
     for_profile=at_equal_parameters,
     caveats=(

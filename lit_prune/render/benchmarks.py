@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lit_prune.config import ConfigError
 from lit_prune.evaluate.benchmarks import KNOWN
 from lit_prune.render import words
+from lit_prune.render.files import write_texts
 from lit_prune.render.numbers import NONE, amount, number, p_value
 from lit_prune.report.benchmarks import SIZES, compare_models, published
 from lit_prune.store import Node
@@ -89,8 +88,7 @@ def _score_line(
     line: Mapping[str, Any], by_model: Mapping[str, Any], models: Sequence[str], table: Mapping[str, Any] | None
 ) -> dict[str, str]:
     metric, task = line["metric"], line["task"]
-    shots = "" if pd.isna(line["shots"]) else f" ({int(line['shots'])})"
-    texts = {"benchmark": f"{line['title']}{shots} {metric.partition(',')[0]}", "n": f"{int(line['n'])}"}
+    texts = {"benchmark": _named(line), "n": f"{int(line['n'])}"}
     for name in models:
         texts[name] = _score(by_model.get(name), metric)
         if name != models[0]:
@@ -128,6 +126,28 @@ def _difference(line: Mapping[str, Any] | None, metric: str) -> str:
 
 def _scale(metric: str) -> tuple[int, int]:
     return (100, 1) if metric.startswith(_SHARES) else (1, 3)
+
+
+def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Every score of a store, as of `read`, as text: a line a question and metric, a column a model."""
+    shown = scores.assign(
+        benchmark=[_named(line) for line in scores.to_dict("records")],
+        score=[_score(line, line["metric"]) for line in scores.to_dict("records")],
+        model=_told_apart(scores),
+    )
+    table = shown.pivot_table(index=["benchmark", "n"], columns="model", values="score", aggfunc="last", sort=False)
+    return table.fillna(NONE).reset_index().rename_axis(columns=None).astype(str)
+
+
+def _named(line: Mapping[str, Any]) -> str:
+    shots = "" if pd.isna(line["shots"]) else f" ({int(line['shots'])})"
+    return f"{line['title']}{shots} {line['metric'].partition(',')[0]}"
+
+
+def _told_apart(scores: pd.DataFrame) -> pd.Series:
+    """Names of models, with the fingerprint where different ones share a name."""
+    shared = scores.groupby("model")["fingerprint"].transform("nunique") > 1
+    return scores["model"].where(~shared, scores["model"] + " " + scores["fingerprint"].str[:6])
 
 
 def notes(table: BenchmarkTable) -> list[str]:
@@ -199,15 +219,9 @@ def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
         "benchmarks.md": f"{table.layout.to_markdown(index=False, disable_numparse=True)}\n\n{said}\n",
         "benchmarks.tex": _latex(table),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            scratch = folder / f".{name}.{os.getpid()}"
-            scratch.write_text(text)
-            scratch.replace(folder / name)
-    except OSError as error:
-        raise ConfigError(f"the table cannot be written to {folder} ({error.strerror})") from None
-    return [folder / name for name in texts]
+    paths = {folder / name: text for name, text in texts.items()}
+    write_texts(folder, paths)
+    return list(paths)
 
 
 def _latex(table: BenchmarkTable) -> str:
