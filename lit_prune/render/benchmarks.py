@@ -136,7 +136,7 @@ def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
         model=_told_apart(scores),
     )
     table = shown.pivot_table(index=["benchmark", "n"], columns="model", values="score", aggfunc="last", sort=False)
-    return table.fillna(NONE).reset_index().rename_axis(columns=None).astype(str)
+    return table.reindex(columns=sorted(table)).fillna(NONE).reset_index().rename_axis(columns=None).astype(str)
 
 
 def _named(line: Mapping[str, Any]) -> str:
