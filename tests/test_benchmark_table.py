@@ -143,7 +143,7 @@ def test_all_scores_of_a_store_are_a_line_a_question_and_a_column_a_model(nodes,
     table = all_scores(read(Store(tmp_path))).set_index("benchmark")
     assert list(table) == ["n", "a", "b"]
     assert table.loc["HellaSwag (10) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "25.0 ± 10.0"]
-    assert table.loc["piqa (0) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "–"]
+    assert table.loc["piqa (0) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "—"]
 
 
 def test_models_of_one_name_are_told_apart_by_their_weights(nodes, tmp_path):
