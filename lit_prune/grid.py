@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,12 @@ class Table:
             ConfigError: the profile lacks what it depends on.
         """
         return self if self.for_profile is None else self.for_profile(self, profile, store)
+
+    def measuring(self, cell: Cell) -> Table:
+        """The table with what its cells measure beside its own metrics: how fast their students are, where asked."""
+        if cell.evaluation.speed is None or "speedup" in self.metrics:
+            return self
+        return replace(self, metrics=(*self.metrics, "speedup", "memory_share"), higher=(*self.higher, "speedup"))
 
     def __post_init__(self) -> None:
         if self.for_profile is not None and not self.grid.points:

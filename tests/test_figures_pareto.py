@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from drawn import answered, toy
 
 from lit_prune.render import pareto
@@ -23,7 +22,8 @@ TEACHER = {"teacher": [{"lm_loss": 2.7, "parameters": 2.5e6, "decode_speedup": 1
 def report(folder: Path, rows: dict[str, tuple[float, ...]], metrics: tuple[str, ...] = METRICS) -> Report:
     points = {row: {"distill.alpha": float(place)} for place, row in enumerate(rows)}
     found = {row: [dict(zip(metrics, values, strict=True))] for row, values in rows.items()}
-    return answered(folder, toy(points, metrics=metrics), found | TEACHER)
+    higher = tuple(name for name in metrics if name.endswith("speedup"))
+    return answered(folder, toy(points, metrics=metrics, higher=higher), found | TEACHER)
 
 
 def front(pairs: pd.DataFrame) -> set[str]:
@@ -75,6 +75,15 @@ def test_what_is_far_from_the_rows_is_told(tmp_path: Path) -> None:
     assert axes.get_ylim()[1] < 4
 
 
-@pytest.mark.parametrize(("metric", "gain"), [("decode_speedup", True), ("memory_share", False)])
-def test_which_way_is_better(metric: str, gain: bool) -> None:
-    assert pareto.is_gain(metric) is gain
+def test_a_speed_that_was_asked_for_beside_the_table_is_weighed(tmp_path: Path) -> None:
+    table = toy({"a": {"distill.alpha": 0.0}, "b": {"distill.alpha": 1.0}}, base={"evaluation.speed.batch": 2})
+    cells = {
+        "a": [{"lm_loss": 3.0, "speedup": 1.2, "memory_share": 0.9}],
+        "b": [{"lm_loss": 3.1, "speedup": 1.5, "memory_share": 0.8}],
+        "teacher": [{"lm_loss": 2.0, "speedup": 1.0, "memory_share": 1.0}],
+    }
+    found = answered(tmp_path, table, cells)
+    assert found.table.metrics == ("lm_loss", "speedup", "memory_share")
+    assert {name: front(pairs) for name, pairs in pareto.fronts(found).items()} == {
+        "speedup": {"a", "b"}, "memory_share": {"a", "b"}
+    }  # fmt: skip

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 _COSTS = ("parameters", "train_flops", "memory_share")
-_GAINS = ("speedup", "tokens_per_second")
 _COUNTS = ("parameters", "train_flops")
 _TITLES = {"train_flops": "FLOPs of the retraining"}
 # Rows whose costs differ by less than this share were made to cost the same.
@@ -27,11 +26,6 @@ _SAME = 0.02
 # Rows up to which all are named, and not only those of the front.
 _NAMED = 10
 _FRONT = "#d55e00"
-
-
-def is_gain(metric: str) -> bool:
-    """Whether more of a metric is better."""
-    return metric.endswith(_GAINS)
 
 
 def title(metric: str) -> str:
@@ -42,14 +36,14 @@ def title(metric: str) -> str:
 def fronts(report: Report) -> dict[str, pd.DataFrame]:
     """Of each metric that is a cost or a speed, and that rows differ in: columns cost, value (of the first metric),
     front (no row is as good in both and better in one), by row; none where the first metric is a speed itself."""
-    value, *others = report.table.metrics
+    (value, *others), higher = report.table.metrics, report.table.higher
     rows = report.summary[~report.summary["reference"]]
     found: dict[str, pd.DataFrame] = {}
-    for name in others if not is_gain(value) else ():
-        if name in _COSTS or is_gain(name):
+    for name in others if value not in higher else ():
+        if name in _COSTS or name in higher:
             pairs = pd.DataFrame({"cost": rows[name], "value": rows["mean"]}).dropna()
             if len(pairs) > 1 and np.ptp(pairs["cost"]) >= _SAME * pairs["cost"].abs().max():
-                found[name] = pairs.assign(front=_unbeaten(pairs, is_gain(name)))
+                found[name] = pairs.assign(front=_unbeaten(pairs, name in higher))
     return found
 
 
@@ -88,7 +82,7 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
     axes.errorbar(near["cost"], near["value"], yerr=spread, fmt="none", ecolor=DIM, elinewidth=0.8, alpha=0.6)
     axes.plot(near["cost"], near["value"], "o", color=LINE, markersize=5, alpha=0.75, markeredgewidth=0)
     # As good as a row of the front is what can be had for its cost and more, or at its speed and less.
-    stairs = "steps-pre" if is_gain(name) else "steps-post"
+    stairs = "steps-pre" if name in report.table.higher else "steps-post"
     axes.plot(front["cost"], front["value"], color=_FRONT, drawstyle=stairs, linewidth=1.3)
     axes.plot(front["cost"], front["value"], "o", color=_FRONT, markersize=6)
     points = [Point(near["cost"][row], near["value"][row], row) for row in named if row in near.index]

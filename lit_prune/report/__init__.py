@@ -98,6 +98,7 @@ def assemble(
     """
     # Where --only leaves the baseline out, the first row stands for it.
     cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
+    table = table.measuring(cell)
     return complete(Asked(table, profile_name, dict(settings), tuple(flags), cell), tidy(table, entries, store), store)
 
 

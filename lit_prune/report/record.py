@@ -67,7 +67,7 @@ def _asked(plain: dict[str, Any], table: Table) -> Asked:
     if table.for_profile is not None:
         table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
     cell = build(Cell, plain["cell"])
-    return Asked(table, plain["profile"], plain["settings"], tuple(plain["flags"]), cell)
+    return Asked(table.measuring(cell), plain["profile"], plain["settings"], tuple(plain["flags"]), cell)
 
 
 def _plain(report: Report) -> dict[str, Any]:
