@@ -6,6 +6,8 @@ import pytest
 import task_files
 import torch
 
+from lit_prune.config import ConfigError
+from lit_prune.evaluate import harness
 from lit_prune.evaluate.benchmarks import PAPER, questions
 from lit_prune.evaluate.harness import Score, ask, load, measure
 
@@ -126,6 +128,15 @@ def test_a_notebook_needs_one_call(tiny_llama, tiny_tokenizer, folder):
     assert answer.documents.equals(
         measure(tiny_llama, tiny_tokenizer, put("arc_easy", folder, shots=1, limit=2)).documents
     )
+
+
+def test_a_notebook_gets_the_papers_shots_and_runs_no_programs_unasked(monkeypatch):
+    monkeypatch.setattr(harness, "measure", lambda model, tokenizer, question: question)
+    assert ask(None, None, "hellaswag").shots == 10
+    assert ask(None, None, "hellaswag", shots=2).shots == 2
+    with pytest.raises(ConfigError, match="unsafe=True"):
+        ask(None, None, "humaneval")
+    assert ask(None, None, "humaneval", unsafe=True).benchmark.unsafe
 
 
 def test_progress_ends_with_all(tiny_llama, tiny_tokenizer, folder):

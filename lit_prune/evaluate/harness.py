@@ -277,6 +277,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def ask(model: Any, tokenizer: Any, task: str, **how: Any) -> Answer:
-    """A model's answer to a task by its name, for a notebook; `how` are fields of `Question`."""
-    return measure(model, tokenizer, replace(Question(KNOWN.get(task, Benchmark(task, task))), **how))
+def ask(model: Any, tokenizer: Any, task: str, *, unsafe: bool = False, **how: Any) -> Answer:
+    """A model's answer to a task by its name, for a notebook; `how` are fields of `Question`.
+
+    Raises:
+        ConfigError: documents that cannot be had, or a task that runs what the model writes without `unsafe`.
+    """
+    benchmark = KNOWN.get(task, Benchmark(task, task))
+    if benchmark.unsafe and not unsafe:
+        raise ConfigError(f"{task} runs programs that the model writes; say unsafe=True if you want that")
+    return measure(model, tokenizer, replace(Question(benchmark, benchmark.shots), **how))
