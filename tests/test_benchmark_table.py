@@ -22,16 +22,19 @@ from lit_prune.store import Node, Store
 FIRST, SECOND = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 
 
-def answer(store, model, values, *, task="hellaswag", metric="acc_norm", shots=10, limit=None, cut=0.0, **metrics):
+def answer(
+    store, model, values, *, task="hellaswag", metric="acc_norm", shots=10, limit=None, cut=0.0, value=None, how=None,
+    **metrics,
+):  # fmt: skip
     """A finished answer of a model with these values of its documents."""
-    about = {"task": task, "shots": shots, "limit": limit, "model": model}
+    about = {"task": task, "shots": shots, "limit": limit, "model": model, **(how or {})}
     node = Node(store.root / KIND / digest(about))
     node.folder.mkdir(parents=True)
     node.folder.joinpath("config.json").write_text(pd.Series(about).to_json())
     columns = {metric: values, **metrics}
     frames = [pd.DataFrame({"document": range(len(v)), "metric": m, "value": v}) for m, v in columns.items()]
     pd.concat(frames).assign(task=task)[["task", "document", "metric", "value"]].to_parquet(node.folder / DOCUMENTS)
-    score = {"value": sum(values) / len(values), "stderr": 0.1, "n": len(values)}
+    score = {"value": sum(values) / len(values) if value is None else value, "stderr": 0.1, "n": len(values)}
     node.finish({
         "model": model, "task": task, "title": {"hellaswag": "HellaSwag"}.get(task, task), "shots": shots,
         "limit": limit, "cut": cut, "parameters": 2_000_000, "parameters_without_embeddings": 1_500_000,
@@ -54,6 +57,13 @@ def test_a_difference_is_that_of_the_paired_bootstrap_over_the_documents(nodes):
     assert line["difference"] == expected.difference == pytest.approx(-3 / 8)
     assert (line["low"], line["high"], line["p"]) == (expected.low, expected.high, expected.p)
     assert scores.loc["teacher", ["difference", "low", "high", "p"]].isna().all(axis=None)
+
+
+def test_what_is_no_mean_of_its_documents_is_not_compared_by_them(tmp_path):
+    store, how = Store(tmp_path), {"task": "lambada_openai", "metric": "perplexity"}
+    nodes = {"a": [answer(store, "a", [-2.0, -1.0], value=4.5, **how)]}
+    nodes["b"] = [answer(store, "b", [-3.0, -1.0], value=7.4, **how)]
+    assert compare_models(nodes)["difference"].isna().all()
 
 
 def test_answers_to_different_questions_are_not_compared(tmp_path):
@@ -144,6 +154,19 @@ def test_all_scores_of_a_store_are_a_line_a_question_and_a_column_a_model(nodes,
     assert list(table) == ["n", "a", "b"]
     assert table.loc["HellaSwag (10) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "25.0 ± 10.0"]
     assert table.loc["piqa (0) acc_norm"].tolist() == ["8", "62.5 ± 10.0", "—"]
+
+
+def test_answers_that_were_asked_otherwise_are_lines_of_their_own(tmp_path):
+    store, ways = Store(tmp_path), ({"dtype": "float32"}, {"dtype": "bfloat16"}, {"window": 8, "stride": 4})
+    for how, share in zip(ways, (0.0, 1.0, 0.5), strict=True):
+        answer(store, "a", [share] * 8, how=how)
+    table = all_scores(read(store))
+    table = table[table["benchmark"].str.contains("acc_norm")].set_index("benchmark")["a"].to_dict()
+    assert table == {
+        "HellaSwag (10) acc_norm": "0.0 ± 10.0",
+        "HellaSwag (10) acc_norm, bfloat16": "100.0 ± 10.0",
+        "HellaSwag (10) acc_norm, window 8, stride 4": "50.0 ± 10.0",
+    }
 
 
 def test_models_of_one_name_are_told_apart_by_their_weights(nodes, tmp_path):

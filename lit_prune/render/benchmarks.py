@@ -135,13 +135,17 @@ def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
         score=[_score(line, line["metric"]) for line in scores.to_dict("records")],
         model=_told_apart(scores),
     )
-    table = shown.pivot_table(index=["benchmark", "n"], columns="model", values="score", aggfunc="last", sort=False)
-    return table.reindex(columns=sorted(table)).fillna(NONE).reset_index().rename_axis(columns=None).astype(str)
+    index = ["question", "benchmark", "n"]
+    table = shown.pivot_table(index=index, columns="model", values="score", aggfunc="last", sort=False)
+    table = table.reindex(columns=sorted(table)).fillna(NONE).reset_index().rename_axis(columns=None)
+    return table.drop(columns="question").astype(str)
 
 
 def _named(line: Mapping[str, Any]) -> str:
     shots = "" if pd.isna(line["shots"]) else f" ({int(line['shots'])})"
-    return f"{line['title']}{shots} {line['metric'].partition(',')[0]}"
+    sizes = [f"{name} {int(line[name])}" for name in ("window", "stride") if not pd.isna(line[name])]
+    how = "".join(f", {part}" for part in [*sizes, *([line["dtype"]] if line["dtype"] == "bfloat16" else [])])
+    return f"{line['title']}{shots} {line['metric'].partition(',')[0]}{how}"
 
 
 def _told_apart(scores: pd.DataFrame) -> pd.Series:

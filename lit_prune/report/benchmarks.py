@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from lit_prune.store import Node, Store
 SIZES = ("parameters", "parameters_without_embeddings")
 
 _COLUMNS = (
-    "key", "question", "model", "fingerprint", "task", "subtask", "title", "metric", "shots", "limit", "n", "value",
-    "stderr", "cut", "unread", *SIZES,
+    "key", "question", "model", "fingerprint", "task", "subtask", "title", "metric", "shots", "limit", "window",
+    "stride", "dtype", "n", "value", "stderr", "cut", "unread", *SIZES,
 )  # fmt: skip
 _COMPARED = ("difference", "low", "high", "p")
+# A score that is not the mean of its documents' values (a perplexity, F1 of a whole task) is not compared by them.
+_ALIKE = 1e-6
 # Above this many documents fewer resamples tell as much in the time there is.
 _MANY = 20_000
 
@@ -34,9 +37,9 @@ _MANY = 20_000
 def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
     """All answers of a store, a line for each metric, of whole tasks or of their parts as well.
 
-    Columns: key, question (the same for all models), model, fingerprint, task, subtask, title, metric, shots, limit, n,
-    value, stderr, cut (share of the prompts that did not fit), unread (share of a text's bytes that
-    the tokenizer loses), parameters, parameters_without_embeddings.
+    Columns: key, question (the same for all models), model, fingerprint, task, subtask, title, metric, shots, limit,
+    window, stride (of a text), dtype, n, value, stderr, cut (share of the prompts that did not fit), unread (share of a
+    text's bytes that the tokenizer loses), parameters, parameters_without_embeddings.
     """
     nodes = (Node(path.parent) for path in sorted(store.root.glob(f"{KIND}/*/result.json")))
     return pd.DataFrame(itertools.chain.from_iterable(_lines(node, subtasks) for node in nodes), columns=_COLUMNS)
@@ -78,6 +81,7 @@ def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
         return
     asked = {name: part for name, part in about.items() if name not in ("model", "tokenizer")}
     known = {name: result.get(name) for name in ("model", "task", "title", "shots", "limit", "cut", "unread", *SIZES)}
+    known |= {name: about.get(name) for name in ("window", "stride", "dtype")}
     line = {"key": node.key, "question": digest(asked), "fingerprint": about["model"], **known}
     parts = {"": result["metrics"], **(result.get("subtasks", {}) if subtasks else {})}
     for subtask, metrics in parts.items():
@@ -95,7 +99,8 @@ def _differences(scores: pd.DataFrame, nodes: Mapping[str, Node]) -> Iterator[di
             yield {}
         else:
             found = _paired(nodes[line["key"]], nodes[first["key"]], line["metric"])
-            yield {} if found is None else {name: getattr(found, name) for name in _COMPARED}
+            same = found is not None and math.isclose(found.difference, line["value"] - first["value"], abs_tol=_ALIKE)
+            yield {name: getattr(found, name) for name in _COMPARED} if same else {}
 
 
 def _same_question(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -107,9 +112,9 @@ def _paired(node: Node, first: Node, metric: str) -> Paired | None:
     ours, theirs = _documents(node.folder), _documents(first.folder)
     names, statistic = (["nll", "bytes"], bits_per_byte) if metric == "bits_per_byte" else ([metric], np.mean)
     frames = [frame[frame["metric"] == name]["value"] for name in names for frame in (ours, theirs)]
-    if any(frame.empty for frame in frames):
-        return None
     values = pd.concat(frames, axis=1, join="inner").to_numpy()
+    if not len(values):
+        return None
     return paired_bootstrap(
         values[:, ::2], values[:, 1::2], statistic=statistic, num_resamples=999 if len(values) > _MANY else 9999
     )
