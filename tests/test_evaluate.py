@@ -91,6 +91,8 @@ def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
             "--stride: 9 asked for, it is at least 1 and at most the",
         ),
         (("--text", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
+        (("--text", "readmes", "--stride", "129"), "--stride: 129 asked for, first has 128 positions"),
+        (("--text", ""), "--text: none named"),
         (("--tasks", ","), "nothing is asked: give --tasks"),
         (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: 0 asked for"),
     ],
@@ -104,7 +106,43 @@ def test_a_bad_request_is_one_line_before_anything_is_computed(words, said, here
     assert not (here / "store/benchmark").exists()
 
 
-@pytest.mark.parametrize(("models", "said"), [(["nobody"], "'nobody' is not a shipped"), (["abc"], "no address in")])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("blank.txt", " \n", "blank.txt holds nothing but white space"),
+        ("other.jsonl", '{"body": "a duck"}', "--column: "),
+        ("broken.jsonl", "no json", "broken.jsonl cannot be read"),
+    ],
+)
+def test_a_text_without_text_is_told_of_before_a_model_is_loaded(name, content, said, here, capsys):
+    (here / name).write_text(content)
+    for model in here.glob("*/model.safetensors"):
+        model.write_text("never read")
+    assert main(command(here, "--text", str(here / name))) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_text_under_another_name_is_the_same_question(here):
+    text = here / "text.txt"
+    assert main(["--model", str(here / "first"), "--text", str(text), "--store", str(here / "store")]) == 0
+    assert main(command(here, "--text", str(text.rename(here / "renamed.txt")))) == 0
+    assert len(list((here / "store/benchmark").iterdir())) == 2
+    scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv").set_index(["model", "metric"])
+    assert scores.loc[("second", "bits_per_byte"), "difference"] != 0
+    assert scores["difference"].notna().sum() == 1
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_told_of_once(here, capsys):
+    (here / "broken").mkdir()
+    (here / "broken/tokenizer.json").write_text("no json")
+    assert main(command(here, "--tasks", "piqa,blimp", "--tokenizer", str(here / "broken"))) == 2
+    assert f"error: --tokenizer: {here / 'broken'} cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [([], "--model: none given"), (["nobody"], "'nobody' is not a shipped"), (["abc"], "no address in")],
+)
 def test_a_model_that_there_is_not_is_told_of(models, said, here, capsys):
     assert main(["--model", *models, "--tasks", "piqa", "--local", str(here / "tasks"), "--store", str(here)]) == 2
     assert said in capsys.readouterr().err

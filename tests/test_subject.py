@@ -8,7 +8,7 @@ import pytest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.subject import folder_of, subject
 from lit_prune.grid import Entry
-from lit_prune.models.teacher import fingerprint
+from lit_prune.models.teacher import SHIPPED, fingerprint, load_tokenizer
 from lit_prune.settings import override
 from lit_prune.store import Store
 
@@ -44,6 +44,17 @@ def test_a_shipped_teacher_is_known_by_its_name(tmp_path):
     found = subject("python-3.1M", Store(tmp_path))
     assert found.label == "python-3.1M"
     assert found.about == {"model": fingerprint("python-3.1M")}
+
+
+def test_a_folder_with_an_equals_sign_in_its_name_is_no_label(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "lr=0.1")
+    assert subject(str(folder), Store(tmp_path)).model == str(folder)
+    assert subject(f"mine={folder}", Store(tmp_path)).label == "mine"
+
+
+def test_a_shipped_teacher_lends_its_tokenizer_by_its_name(tiny, tmp_path):
+    found = subject(str(tiny), Store(tmp_path), "python-3.1M")
+    assert found.tokenizer == str(SHIPPED / "python-3.1M")
 
 
 def test_a_node_has_the_tokenizer_of_its_teacher(tiny, tmp_path):
@@ -83,8 +94,19 @@ def test_a_cell_that_was_only_pruned_has_the_weights_of_its_student(tiny_runner,
     tiny_runner.run([Entry("pruned", 0, cell, {})])
     asked, student = (tiny_runner.store.node(cell, stage) for stage in ("cell", "student"))
     assert not (asked.folder / "model").exists()
-    found = subject(f"cell/{asked.key}", tiny_runner.store, cell.teacher.model)
-    assert folder_of(found) == str(student.folder / "model")
+    found = subject(f"cell/{asked.key}", tiny_runner.store)
+    assert folder_of(found) == found.tokenizer == str(student.folder / "model")
+
+
+def test_what_is_cut_and_what_is_retrained_have_the_teachers_tokenizer(tiny_runner, tiny_cell):
+    tiny_runner.run([Entry("retrained", 0, tiny_cell, {})])
+    teacher = load_tokenizer(str(tiny_cell.teacher.model))
+    for stage in ("student", "cell"):
+        node = tiny_runner.store.node(tiny_cell, stage)
+        found = subject(f"{stage}/{node.key}", tiny_runner.store)
+        assert found.tokenizer == found.model == str(node.folder / "model")
+        assert found.about == subject(found.model, tiny_runner.store).about
+        assert load_tokenizer(found.model).get_vocab() == teacher.get_vocab()
 
 
 def test_an_address_is_told_to_be_ambiguous_unknown_or_not_done(tiny, tmp_path):
@@ -107,9 +129,12 @@ def test_what_is_no_model_is_told_of(tmp_path, tiny):
     (tmp_path / "empty").mkdir()
     (tiny / "tokenizer.json").unlink()
     (tiny / "tokenizer_config.json").unlink()
+    (tiny.parent / "config.json").write_text("{}")
+    tiny.rename(tiny.with_name("model"))
     for asked, said in (
         (str(tmp_path / "empty"), "has no config.json"),
-        (str(tiny), "has no tokenizer"),
+        (str(tiny.with_name("model")), "has no tokenizer"),
+        (str(tiny.parent), "its weights are in"),
         ("nobody/nothing", "--model: 'nobody/nothing' is not a shipped teacher"),
         ("mine=", "nothing is named"),
     ):

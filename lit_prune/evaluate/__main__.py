@@ -141,6 +141,8 @@ def _check(flags: Flags) -> None:
     Raises:
         ConfigError: it is not.
     """
+    if not flags.model:
+        raise ConfigError("--model: none given; a shipped teacher, a folder, a hub model, or an address of the store")
     if not flags.tasks.strip(", ") and not flags.text:
         raise ConfigError("nothing is asked: give --tasks (paper, or names of lm-eval such as piqa,blimp) or --text")
     for name, value in (("batch-size", flags.batch_size), ("limit", flags.limit)):

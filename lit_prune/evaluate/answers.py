@@ -16,7 +16,7 @@ from lit_prune import cpu
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.benchmarks import Question
-from lit_prune.evaluate.subject import Subject, folder_of
+from lit_prune.evaluate.subject import Subject, folder_of, known
 from lit_prune.evaluate.texts import Text
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
@@ -85,6 +85,7 @@ class Examiner:
     def _num_documents(self, question: Question | Text) -> int:
         """Documents of a task, which are read here; those of a text are not known before."""
         if isinstance(question, Text):
+            question.check()
             return 0
         from lit_prune.evaluate import harness
 
@@ -158,9 +159,10 @@ class Examiner:
             tell=lambda count: self._bar.at(self._bar.done, f"{_doing(asked)}, {count:,} documents"),
         )  # fmt: skip
         shown = {name: getattr(found, name) for name in ("perplexity", "bits_per_byte")}
-        documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=text.title)
+        task = f"text {text.fingerprint[:12]}"  # not its name, which may be another for the next model
+        documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=task)
         return {
-            "task": f"text {text.fingerprint[:12]}",
+            "task": task,
             "title": text.title,
             "shots": None,
             "limit": text.limit,
@@ -180,19 +182,22 @@ class Examiner:
             self._model = None  # before the next one is there: two may be more than fit
             folder = folder_of(subject)
             gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-            model = teachers.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
+            model = known(teachers.load_model, folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
             self._model = subject, dtype, model, _tokenizer(subject, folder, model)
         return self._model[2:]
 
 
 def _check_window(asked: Asked) -> None:
-    """See that a model has as many positions as a text is to be read in."""
-    window = asked.question.window if isinstance(asked.question, Text) else None
-    if window is not None:
-        config = teachers.load_config(folder_of(asked.subject))
+    """See that a model has as many positions as a text is to be read in, and as are between two windows."""
+    if not isinstance(asked.question, Text):
+        return
+    sizes = {"window": asked.question.window, "stride": asked.question.stride}
+    if any(sizes.values()):
+        config = known(teachers.load_config, folder_of(asked.subject))
         positions = getattr(config, "max_position_embeddings", None)
-        if positions is not None and window > positions:
-            raise ConfigError(f"--window: {window} asked for, {asked.subject.label} has {positions} positions")
+        for name, size in sizes.items():
+            if size is not None and positions is not None and size > positions:
+                raise ConfigError(f"--{name}: {size} asked for, {asked.subject.label} has {positions} positions")
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -205,10 +210,14 @@ def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 def _tokenizer(subject: Subject, folder: str, model: Any) -> Any:
     if subject.tokenizer == subject.model:
-        return teachers.load_tokenizer(folder)
+        return known(teachers.load_tokenizer, folder)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(subject.tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(subject.tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--tokenizer: {subject.tokenizer} cannot be loaded ({reason})") from error
     if len(tokenizer) > model.config.vocab_size:
         raise ConfigError(
             f"--tokenizer: {subject.tokenizer} has {len(tokenizer)} entries, {subject.label} {model.config.vocab_size}"

@@ -47,17 +47,18 @@ def subject(asked: str, store: Store, tokenizer: str | None = None) -> Subject:
         ConfigError: there is none, it is not done, or nobody knows its tokenizer.
     """
     named, equals, place = asked.partition("=")
-    label, place = (named, place) if equals else ("", asked)
+    label, place = (named, place) if equals and not expand(asked).is_dir() else ("", asked)
     if not place.strip():
         raise ConfigError(f"--model: nothing is named by {asked!r}; it is {_MEANT}")
-    local = next((p for p in (teachers.SHIPPED / place, expand(place)) if p.is_dir()), None)
+    local, tokenizer = _folder(place), tokenizer and str(_folder(tokenizer) or tokenizer)
     address = _ADDRESS.fullmatch(place)
     if local is None and address:
         node = _node(address, store)
         label = label or f"{node.folder.parent.name} {node.key[:6]}"
-        return _in_folder(label, _model_of(node, store), tokenizer or _tokenizer_of(node, store))
+        folder = _model_of(node, store)
+        return _in_folder(label, folder, tokenizer or _tokenizer_of(node, folder, store))
     if local is None:
-        fingerprint = _known(teachers.fingerprint, place)
+        fingerprint = known(teachers.fingerprint, place)
         about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
         return Subject(label or place, place, fingerprint, tokenizer or place, about)
     return _in_folder(label or local.resolve().name, local, tokenizer)
@@ -69,11 +70,18 @@ def folder_of(subject: Subject) -> str:
     Raises:
         ConfigError: the hub cannot be reached.
     """
-    return _known(teachers.locate, subject.model, subject.revision)
+    return known(teachers.locate, subject.model, subject.revision)
+
+
+def _folder(place: str) -> Path | None:
+    """The folder of what is shipped, or lies on this machine; None: it does neither."""
+    return next((p for p in (teachers.SHIPPED / place, expand(place)) if p.is_dir()), None)
 
 
 def _in_folder(label: str, folder: Path, tokenizer: str | None) -> Subject:
-    fingerprint = _known(teachers.fingerprint, str(folder))
+    if (folder / "model" / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"--model: {folder} is an address of a store; its weights are in {folder / 'model'}")
+    fingerprint = known(teachers.fingerprint, str(folder))
     if tokenizer is None and not _has_tokenizer(folder):
         raise ConfigError(f"--model: {folder} has no tokenizer; name the folder of one with --tokenizer")
     about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
@@ -108,9 +116,9 @@ def _model_of(node: Node, store: Store) -> Path:
     return student
 
 
-def _tokenizer_of(node: Node, store: Store) -> str | None:
-    """Where the tokenizer of a node lies: with its weights, or else with its teacher; None: nobody knows."""
-    if _has_tokenizer(node.folder / "model"):
+def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:
+    """Where the tokenizer of a node lies: with its weights, which is None, or else with its teacher."""
+    if _has_tokenizer(model):
         return None
     teacher = node.config["teacher"]
     for folder in _folders_of(teacher, store):
@@ -149,9 +157,9 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _tokenizer_about(tokenizer: str) -> dict[str, str]:
     """The sha256 of the files of a tokenizer, or the revision of one on the hub."""
-    folder = next((p for p in (teachers.SHIPPED / tokenizer, expand(tokenizer)) if p.is_dir()), None)
+    folder = _folder(tokenizer)
     if folder is None:
-        return {"tokenizer": _known(teachers.fingerprint, tokenizer)}
+        return {"tokenizer": known(teachers.fingerprint, tokenizer)}
     if not _has_tokenizer(folder):
         raise ConfigError(f"--tokenizer: {tokenizer} has none of {', '.join(_TOKENIZER[:3])}")
     files: Iterable[Path] = (folder / name for name in _TOKENIZER)
@@ -159,7 +167,7 @@ def _tokenizer_about(tokenizer: str) -> dict[str, str]:
     return {"tokenizer": hashlib.sha256(repr(parts).encode()).hexdigest()}
 
 
-def _known(ask: Any, *what: Any) -> Any:
+def known(ask: Any, *what: Any) -> Any:
     """The answer of what speaks of models as teachers."""
     try:
         return ask(*what)

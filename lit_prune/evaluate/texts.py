@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,16 @@ class Text:
             "stride": self.stride, "limit": self.limit,
         }  # fmt: skip
 
+    def check(self) -> None:
+        """See that there is a document to read.
+
+        Raises:
+            ConfigError: there is none, or no such column.
+        """
+        asked = Corpus(source=self.source, column=self.column or "text", fingerprint=self.fingerprint)
+        if _known(lambda: next(corpus.documents(asked), None)) is None:
+            raise ConfigError(f"--text: {self.source} holds nothing but white space")
+
 
 def text(
     source: str, column: str | None = None, window: int | None = None, stride: int | None = None,
@@ -56,9 +67,16 @@ def text(
         if number is not None and (number < 1 or (most is not None and number > most)):
             upper = "" if most is None else f" and at most the window, {most}"
             raise ConfigError(f"--{name}: {number} asked for, it is at least 1{upper}")
+    if not source.strip():
+        raise ConfigError("--text: none named; it is a file, a folder, a data set of the hub, or a built-in text")
     asked = Corpus(source=source, column=column or "text")
+    return Text(source, column, window, stride, limit, _known(lambda: corpus.fingerprint(asked)))
+
+
+def _known(ask: Callable[[], Any]) -> Any:
+    """The answer of what speaks of texts as corpora."""
     try:
-        fingerprint = corpus.fingerprint(asked)
+        return ask()
     except ConfigError as error:
-        raise ConfigError(str(error).replace("corpus.source:", "--text:", 1)) from None
-    return Text(source, column, window, stride, limit, fingerprint)
+        message = str(error).replace("corpus.source:", "--text:", 1).replace("corpus.column:", "--column:", 1)
+        raise ConfigError(message) from None
