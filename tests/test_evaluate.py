@@ -76,6 +76,14 @@ def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
     assert len(errors) == 2
 
 
+def test_where_every_answer_fails_there_is_no_table(here, capsys):
+    assert main(command(here, "--tasks", "xlsum_english")) == 1
+    said = capsys.readouterr()
+    assert said.err.count("on XL-Sum English 20 % failed: ") == 2
+    assert not said.out
+    assert not (here / "store/reports").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -130,6 +130,12 @@ def test_a_notebook_needs_one_call(tiny_llama, tiny_tokenizer, folder):
     )
 
 
+def test_more_examples_than_there_are_cannot_be_shown(folder):
+    (question,) = questions(["piqa"], local=folder, shots=1000)
+    with pytest.raises(ConfigError, match=r"--shots: 1000 asked for, piqa has \d+ examples"):
+        load(question)
+
+
 def test_a_notebook_gets_the_papers_shots_and_runs_no_programs_unasked(monkeypatch):
     monkeypatch.setattr(harness, "measure", lambda model, tokenizer, question: question)
     assert ask(None, None, "hellaswag").shots == 10

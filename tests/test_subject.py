@@ -55,6 +55,8 @@ def test_a_folder_with_an_equals_sign_in_its_name_is_no_label(tiny, tmp_path):
 def test_a_shipped_teacher_lends_its_tokenizer_by_its_name(tiny, tmp_path):
     found = subject(str(tiny), Store(tmp_path), "python-3.1M")
     assert found.tokenizer == str(SHIPPED / "python-3.1M")
+    with pytest.raises(ConfigError, match="--tokenizer: 'nobody/nothing' is not"):
+        subject(str(tiny), Store(tmp_path), "nobody/nothing")
 
 
 def test_a_node_has_the_tokenizer_of_its_teacher(tiny, tmp_path):

@@ -127,6 +127,8 @@ def _run(flags: Flags, console: Console) -> int:
         if flags.unsafe_code:
             os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what runs the programs asks for it
         failed = Examiner(store, accelerator=flags.accelerator, batch_size=flags.batch_size).run(missing)
+    if not any(one.node(store).result for one in asked):
+        return 1  # there is no table of nothing; what failed has been said
     nodes = {one.subject.label: [each.node(store) for each in asked if each.subject == one.subject] for one in asked}
     table = benchmark_table(nodes, beside)
     print_table(table, console)

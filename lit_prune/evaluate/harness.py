@@ -76,13 +76,22 @@ def load(question: Question) -> Any:
     if _ALONE in loaded["groups"]:
         whole = question.benchmark.task
         loaded["groups"] = {} if whole in loaded["tasks"] else {whole: _average(whole, loaded["tasks"])}
-    for task in loaded["tasks"].values():
+    for name, task in loaded["tasks"].items():
         fixed = task.get_config("num_fewshot")
         if question.shots is not None and fixed != 0:
             task.set_config(key="num_fewshot", value=question.shots)
+            _check_shots(name, task, question)
         elif fixed is None:
             task.set_config(key="num_fewshot", value=0)
     return loaded
+
+
+def _check_shots(name: str, task: Any, question: Question) -> None:
+    """See that there are as many examples as are asked for; those of the papers there are."""
+    if question.shots and question.shots != question.benchmark.shots:
+        there_are = len(task.fewshot_docs())
+        if question.shots > there_are:
+            raise ConfigError(f"--shots: {question.shots} asked for, {name} has {there_are} examples")
 
 
 def measure(

@@ -159,7 +159,7 @@ def _tokenizer_about(tokenizer: str) -> dict[str, str]:
     """The sha256 of the files of a tokenizer, or the revision of one on the hub."""
     folder = _folder(tokenizer)
     if folder is None:
-        return {"tokenizer": known(teachers.fingerprint, tokenizer)}
+        return {"tokenizer": known(teachers.fingerprint, tokenizer, flag="--tokenizer")}
     if not _has_tokenizer(folder):
         raise ConfigError(f"--tokenizer: {tokenizer} has none of {', '.join(_TOKENIZER[:3])}")
     files: Iterable[Path] = (folder / name for name in _TOKENIZER)
@@ -167,9 +167,9 @@ def _tokenizer_about(tokenizer: str) -> dict[str, str]:
     return {"tokenizer": hashlib.sha256(repr(parts).encode()).hexdigest()}
 
 
-def known(ask: Any, *what: Any) -> Any:
-    """The answer of what speaks of models as teachers."""
+def known(ask: Any, *what: Any, flag: str = "--model") -> Any:
+    """The answer of what speaks of models as teachers; what it complains of was given by `flag`."""
     try:
         return ask(*what)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("teacher.model:", "--model:", 1)) from None
+        raise ConfigError(str(error).replace("teacher.model:", f"{flag}:", 1)) from None

@@ -47,7 +47,8 @@ def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "m
         ConfigError: the papers have no such table.
     """
     scores, table = compare_models(nodes), None if beside is None else published(beside)
-    shown = scores[[_is_shown(task, metric) for task, metric in zip(scores["task"], scores["metric"], strict=True)]]
+    known = [_is_shown(task, metric) for task, metric in zip(scores["task"], scores["metric"], strict=True)]
+    shown = scores[pd.Series(known, index=scores.index, dtype=bool)]
     asked = shown.drop_duplicates(["question", "metric"])
     has_paper = table is not None and any(task in table["scores"] for task in asked["task"])
     models = list(nodes)
