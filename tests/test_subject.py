@@ -64,7 +64,7 @@ def test_a_node_has_the_tokenizer_of_its_teacher(tiny, tmp_path):
     shipped = {"fingerprint": fingerprint("python-3.1M"), "pretraining": None}
     cell = node(store, "cell", "abc1234", {"teacher": shipped}, tiny)
     found = subject("abc", store)
-    assert found.label == "cell abc123"
+    assert found.label == "cell abc123" == subject(str(cell / "model"), store, str(tiny)).label
     assert folder_of(found) == str(cell / "model")
     assert found.tokenizer.endswith("python-3.1M")
     assert set(found.about) == {"model", "tokenizer"}

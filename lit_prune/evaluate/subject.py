@@ -54,14 +54,15 @@ def subject(asked: str, store: Store, tokenizer: str | None = None) -> Subject:
     address = _ADDRESS.fullmatch(place)
     if local is None and address:
         node = _node(address, store)
-        label = label or f"{node.folder.parent.name} {node.key[:6]}"
-        folder = _model_of(node, store)
+        label, folder = label or _short(node.folder), _model_of(node, store)
         return _in_folder(label, folder, tokenizer or _tokenizer_of(node, folder, store))
     if local is None:
         fingerprint = known(teachers.fingerprint, place)
         about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
         return Subject(label or place, place, fingerprint, tokenizer or place, about)
-    return _in_folder(label or local.resolve().name, local, tokenizer)
+    of_node = local.name == "model" and local.resolve().parent.parent.name in STAGES
+    name = _short(local.resolve().parent) if of_node else local.resolve().name
+    return _in_folder(label or name, local, tokenizer)
 
 
 def folder_of(subject: Subject) -> str:
@@ -76,6 +77,11 @@ def folder_of(subject: Subject) -> str:
 def _folder(place: str) -> Path | None:
     """The folder of what is shipped, or lies on this machine; None: it does neither."""
     return next((p for p in (teachers.SHIPPED / place, expand(place)) if p.is_dir()), None)
+
+
+def _short(node: Path) -> str:
+    """What a table calls the model of a node's folder."""
+    return f"{node.parent.name} {node.name[:6]}"
 
 
 def _in_folder(label: str, folder: Path, tokenizer: str | None) -> Subject:
