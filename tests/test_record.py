@@ -89,7 +89,7 @@ def test_reread_sees_what_became_of_the_cells(complete: Store, tmp_path: Path) -
     pd.testing.assert_frame_equal(found.tidy, answer(store).tidy)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "field"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "field", "list", "blocks", "curves", "results"])
 def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path, damage: str) -> None:
     folder = written(answer(complete), tmp_path)
     path = folder / record.RECORD
@@ -97,6 +97,12 @@ def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path,
         path.write_text(path.read_text()[:100])
     elif damage == "gone":
         (folder / "curves.csv").unlink()
+    elif damage == "list":
+        path.write_text("[]")
+    elif damage == "blocks":
+        path.write_text(json.dumps({k: part for k, part in json.loads(path.read_text()).items() if k != "blocks"}))
+    elif damage in ("curves", "results"):
+        (folder / f"{damage}.csv").write_text("a,b\n1,2\n")
     else:
         plain = json.loads(path.read_text())
         plain["cell"]["distill"]["no_such_field"] = 1
@@ -104,6 +110,7 @@ def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path,
     with pytest.raises(ConfigError) as raised:
         record.read(folder, TABLE)
     assert "\n" not in str(raised.value)
+    assert str(folder) in str(raised.value)
 
 
 def test_report_files_are_a_record(complete: Store, tmp_path: Path) -> None:

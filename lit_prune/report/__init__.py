@@ -16,7 +16,7 @@ from scipy import stats
 from lit_prune.config import Cell
 from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
-from lit_prune.report.cells import found_of, tidy, typed
+from lit_prune.report.cells import found_of, read_csv, tidy, typed
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
 from lit_prune.settings import override, plain_of
@@ -202,7 +202,7 @@ def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
 def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
     """metrics.csv of finished cells that were trained, by row and seed."""
     paths = {asked: node.folder / "metrics.csv" for asked, node in done.items()}
-    frames = [pd.read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
+    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     if not frames:
         return pd.DataFrame(columns=["row", "seed", "step"])
     whole = pd.concat(frames, ignore_index=True)
