@@ -149,7 +149,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
 def cost(report: Report) -> pd.DataFrame | None:
     """What the rows cost, as text: mean over the seeds that are done, and the sum of all cells; None if not recorded.
 
-    Of memory, the most that any of them took.
+    Of memory, the most that any of them took. There is neither where it is not known of all.
     """
     done = report.tidy[report.tidy["state"] == "done"]
     known = {name: shown for name, shown in _COSTS.items() if name in done and done[name].notna().any()}
@@ -158,6 +158,7 @@ def cost(report: Report) -> pd.DataFrame | None:
     found = done[list(known)].astype(float)
     means = found.groupby(done["row"], sort=False).mean()
     totals = found.agg({name: "max" if name == "peak_memory" else "sum" for name in known})
+    totals = totals.where(found.notna().all())
     lines = {name: [*map(shown, means[name]), shown(totals[name])] for name, (_, shown) in known.items()}
     frame = pd.DataFrame({title: lines[name] for name, (title, _) in known.items()})
     frame.insert(0, "row", [*map(str, means.index), f"all {len(done)} cells"])
