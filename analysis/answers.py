@@ -162,4 +162,4 @@ def _read(folder: Path) -> Report:
 
 def _notes(records: Path, table: str) -> str:
     path = records / table / "NOTES.md"
-    return path.read_text() if path.exists() else ""
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -44,14 +44,21 @@ class Flags:
 
 
 def draw(report: Report, out: Path, format: str) -> list[Path]:
-    """Write the figures of a report; returns their paths."""
+    """Write the figures of a report; returns their paths.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     table, profile = report.table, Path(report.profile).stem
-    out.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(svg.style(table.name)):
         drawn = [*overviews(report).items(), *learning_curves(report).items()]
         paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
-        for path, (_, figure) in zip(paths, drawn, strict=True):
-            figure.savefig(path)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for path, (_, figure) in zip(paths, drawn, strict=True):
+                figure.savefig(path)
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
     return paths
 
 
