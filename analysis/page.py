@@ -24,7 +24,6 @@ _COSTS = {
     "tokens": ("tokens", numbers.amount), "train_flops": ("train FLOPs", numbers.flops),
     "wall_seconds": ("wall time", numbers.duration), "peak_memory": ("peak memory", numbers.memory),
 }  # fmt: skip
-_MARKS = words.VERDICTS | {"not run": ("–", "dim")}
 
 
 def render(
@@ -41,7 +40,7 @@ def render(
         sections.append(_section(answer, place))
     template = page.environment(Path(__file__).parent).get_template("report.html.j2")
     return template.render(
-        standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=_MARKS,
+        standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=words.VERDICTS,
         titles=PAPERS, sections_of=sections, not_run=not_run, index=_index(answers, ledger),
         panels=figures.PANELS, digest=digest, dash=numbers.NONE,
         benchmarks=None if scores.empty else all_scores(scores),

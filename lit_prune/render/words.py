@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lit_prune.grid import Claim, Table
     from lit_prune.report import Report
 
-VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow")}
+VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow"), "not run": (NONE, "dim")}
 LEFT = ("row", "claim", "verdict", "source")
 _TITLES = {
     "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",

@@ -166,8 +166,9 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
 
     It holds where the difference is below 0, or above where more is better, and fails on the other side, p < 0.05
-    after Holm's correction over the claims; else it is undecided, always so with fewer than two seeds. The interval is
-    not corrected. A claim that two rows are alike holds where the difference is within its bounds and fails beyond.
+    after Holm's correction over the claims; else it is undecided, always so with one seed, and not run where no seed
+    was measured for both rows. The interval is not corrected. A claim that two rows are alike holds where the
+    difference is within its bounds and fails beyond.
     """
     metrics = [table.metric_of(claim) for claim in table.claims]
     values = {metric: _by_seed(tidy, metric) for metric in metrics}
@@ -190,6 +191,7 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     ]
     verdicts.loc[decided, "verdict"] = "fails"
     verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"
+    verdicts.loc[verdicts["n"] == 0, "verdict"] = "not run"
     return verdicts
 
 
