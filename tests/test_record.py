@@ -137,3 +137,18 @@ def test_a_run_that_is_cut_off_has_left_what_was_asked(
     found = record.read(folder, TABLE)
     assert set(found.tidy["state"]) == {"missing"}
     assert (dict(found.settings), found.flags) == (settings, flags)
+
+
+def test_profiles_of_one_name_have_each_their_report_and_no_record(
+    tmp_path: Path, tiny_cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = f"corpus: {{source: {tiny_cell.corpus.source}}}\nteacher: {{model: {tiny_cell.teacher.model}}}\n"
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        profile = tmp_path / place / "quick.yaml"
+        profile.write_text(f"seeds: 1\n{corpus}")
+        words = ["report", "--profile", str(profile), "--store", str(tmp_path / "store")]
+        assert main(TABLE, words) == 0
+        assert main(TABLE, [*words, "--record"]) == 2
+        assert "is a file; a record is of a profile in configs/" in capsys.readouterr().err
+    assert len(list((tmp_path / "store/reports/loss_ablation").glob("quick-*/report.html"))) == 2
