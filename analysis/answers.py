@@ -39,12 +39,12 @@ class Answer:
     @property
     def question(self) -> tuple[str, str, str]:
         """Table, profile, and what was set away from them."""
-        return self.report.table.name, self.report.profile, asked_beside(self.report)
+        return self.report.table.name, self.report.profile, words.asked_beside(self.report)
 
     @property
     def plain(self) -> bool:
         """Whether it is a table at a profile as both are, nothing set away."""
-        return not asked_beside(self.report)
+        return not words.asked_beside(self.report)
 
     @property
     def num_done(self) -> int:
@@ -114,14 +114,9 @@ def _joined(answers: Iterable[Answer], part: Callable[[Report], pd.DataFrame]) -
     parts = []
     for report in (answer.report for answer in answers):
         lines = part(report)
-        asked = {"table": report.table.name, "profile": report.profile, "settings": asked_beside(report)}
+        asked = {"table": report.table.name, "profile": report.profile, "settings": words.asked_beside(report)}
         parts.append(pd.concat([pd.DataFrame(asked, index=lines.index), lines], axis="columns"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["table", "profile", "settings"])
-
-
-def asked_beside(report: Report) -> str:
-    """What was set away from the profile, as words of a command; empty where nothing was."""
-    return " ".join([*(f"--set {path}={value}" for path, value in sorted(report.settings.items())), *report.flags])
 
 
 def _fuller(answers: list[Answer]) -> Answer:

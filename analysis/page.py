@@ -10,10 +10,11 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from analysis.answers import Answer, asked_beside
+from analysis.answers import Answer
 from analysis.figures import captions, overviews
 from analysis.notes import as_html
 from analysis.standing import PAPERS, VERDICTS, standing
+from lit_prune.address import digest
 from lit_prune.grid import Table
 from lit_prune.progress import Bar
 from lit_prune.render import figures, numbers, page, svg, words
@@ -48,13 +49,18 @@ def render(
 
 
 def anchor(table: str, profile: str, settings: str = "") -> str:
-    """Name of a table at a profile, in the page and among files; of a table alone where the profile is empty."""
-    return re.sub(r"[^a-zA-Z0-9_]+", "-", f"{table} {profile} {settings}").strip("-")
+    """Name of a table at a profile, in the page and among files; of a table alone where the profile is empty.
+
+    Where it does not say all of the settings, as they may be long or differ in a sign, it ends with a digest of them.
+    """
+    asked = f"{table} {profile} {settings}".strip()
+    name = re.sub(r"[^a-zA-Z0-9_]+", "-", asked).strip("-")
+    return name if name.replace("-", " ") == asked else f"{name[:80]}-{digest([asked])[:6]}"
 
 
 def anchor_of(report: Report) -> str:
     """As `anchor`, of a report."""
-    return anchor(report.table.name, report.profile, asked_beside(report))
+    return anchor(report.table.name, report.profile, words.asked_beside(report))
 
 
 def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
@@ -112,7 +118,7 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
     """For each answer: name, profile, question, link, and how many claims have which verdict."""
     found = []
     for answer in answers:
-        report, settings = answer.report, asked_beside(answer.report)
+        report, settings = answer.report, words.asked_beside(answer.report)
         asked = (report.table.name, report.profile, settings)
         of_it = (ledger["table"] == asked[0]) & (ledger["profile"] == asked[1]) & (ledger["settings"] == asked[2])
         counts = ledger.loc[of_it, "verdict"].value_counts().reindex(VERDICTS, fill_value=0)
@@ -139,7 +145,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
         ]
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
-        "told": told, "anchor": anchor_of(report), "settings": asked_beside(report), "origin": answer.origin,
+        "told": told, "anchor": anchor_of(report), "settings": words.asked_beside(report), "origin": answer.origin,
         "notices": answer.notices, "figures": drawn, "losses": losses, "cost": cost(report),
         "notes": as_html(answer.notes, report.profile),
     }  # fmt: skip

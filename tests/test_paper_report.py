@@ -170,6 +170,14 @@ def test_cost_is_the_mean_of_a_row_and_the_sum_of_all(answers: list[Answer]) -> 
     assert cost(dataclasses.replace(report, tidy=unknown.assign(wall_seconds=float("nan")))) is None
 
 
+def test_no_two_questions_have_one_name() -> None:
+    assert anchor("loss_ablation", "quick") == "loss_ablation-quick"
+    assert anchor("loss_ablation", "") == "loss_ablation"
+    near = {anchor("loss_ablation", "quick", f"--set student.drop={blocks}") for blocks in ("[1]", "[-1]", "1")}
+    assert len(near) == 3
+    assert len(anchor("loss_ablation", "quick", "--also distill.temperature=2 " * 20)) < 100
+
+
 def test_notes_are_those_of_the_profile_and_of_all() -> None:
     shown = as_html(NOTES, "tiny")
     assert "<h4>tiny</h4>" in shown

@@ -242,8 +242,12 @@ def warnings(report: Report) -> list[str]:
 def command(report: Report) -> str:
     """The command that asks the same question again."""
     words = ["python", "-m", f"lit_prune.experiments.{report.table.name}", "--profile", report.profile]
-    for path, value in report.settings.items():
-        words += ["--set", f"{path}={setting(value)}"]
+    return " ".join([shlex.join(words), asked_beside(report)]).strip()
+
+
+def asked_beside(report: Report) -> str:
+    """What was set away from the profile, as words of a command; empty where nothing was."""
+    words = [word for path, value in sorted(report.settings.items()) for word in ("--set", f"{path}={setting(value)}")]
     return shlex.join([*words, *report.flags])
 
 
