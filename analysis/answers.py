@@ -5,10 +5,12 @@ from analysis.answers import frame; cells = frame()      # in a notebook, from t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
+import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +52,14 @@ class Answer:
     def num_done(self) -> int:
         """Cells that are done."""
         return int((self.report.tidy["state"] == "done").sum())
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the code that raised them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        yield
 
 
 def tables() -> list[str]:

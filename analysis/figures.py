@@ -18,7 +18,7 @@ import matplotlib as mpl
 import tyro
 from matplotlib.figure import Figure
 
-from analysis.answers import RECORDS, gather, table_of
+from analysis.answers import RECORDS, gather, plain_warnings, table_of
 from lit_prune.config import ConfigError
 from lit_prune.render import figures, overview, svg
 from lit_prune.report import Report
@@ -96,7 +96,8 @@ def _report(flags: Flags) -> Report:
         ConfigError: nothing of it is done, nor is there a record.
     """
     name = table_of(flags.table).name
-    found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
+    with plain_warnings():
+        found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
     report = next((answer.report for answer in found if answer.plain and answer.num_done), None)
     if report is None:
         raise ConfigError(
