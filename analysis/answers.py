@@ -5,10 +5,12 @@ from analysis.answers import frame; cells = frame()      # in a notebook, from t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
+import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,17 +41,25 @@ class Answer:
     @property
     def question(self) -> tuple[str, str, str]:
         """Table, profile, and what was set away from them."""
-        return self.report.table.name, self.report.profile, asked_beside(self.report)
+        return self.report.table.name, self.report.profile, words.asked_beside(self.report)
 
     @property
     def plain(self) -> bool:
         """Whether it is a table at a profile as both are, nothing set away."""
-        return not asked_beside(self.report)
+        return not words.asked_beside(self.report)
 
     @property
     def num_done(self) -> int:
         """Cells that are done."""
         return int((self.report.tidy["state"] == "done").sum())
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the code that raised them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        yield
 
 
 def tables() -> list[str]:
@@ -114,14 +124,9 @@ def _joined(answers: Iterable[Answer], part: Callable[[Report], pd.DataFrame]) -
     parts = []
     for report in (answer.report for answer in answers):
         lines = part(report)
-        asked = {"table": report.table.name, "profile": report.profile, "settings": asked_beside(report)}
+        asked = {"table": report.table.name, "profile": report.profile, "settings": words.asked_beside(report)}
         parts.append(pd.concat([pd.DataFrame(asked, index=lines.index), lines], axis="columns"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["table", "profile", "settings"])
-
-
-def asked_beside(report: Report) -> str:
-    """What was set away from the profile, as words of a command; empty where nothing was."""
-    return " ".join([*(f"--set {path}={value}" for path, value in sorted(report.settings.items())), *report.flags])
 
 
 def _fuller(answers: list[Answer]) -> Answer:
@@ -162,4 +167,4 @@ def _read(folder: Path) -> Report:
 
 def _notes(records: Path, table: str) -> str:
     path = records / table / "NOTES.md"
-    return path.read_text() if path.exists() else ""
+    return path.read_text(errors="replace") if path.exists() else ""

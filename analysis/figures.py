@@ -18,7 +18,7 @@ import matplotlib as mpl
 import tyro
 from matplotlib.figure import Figure
 
-from analysis.answers import RECORDS, gather, table_of
+from analysis.answers import RECORDS, gather, plain_warnings, table_of
 from lit_prune.config import ConfigError
 from lit_prune.render import figures, overview, svg
 from lit_prune.report import Report
@@ -44,14 +44,21 @@ class Flags:
 
 
 def draw(report: Report, out: Path, format: str) -> list[Path]:
-    """Write the figures of a report; returns their paths."""
+    """Write the figures of a report; returns their paths.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     table, profile = report.table, Path(report.profile).stem
-    out.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(svg.style(table.name)):
         drawn = [*overviews(report).items(), *learning_curves(report).items()]
         paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
-        for path, (_, figure) in zip(paths, drawn, strict=True):
-            figure.savefig(path)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for path, (_, figure) in zip(paths, drawn, strict=True):
+                figure.savefig(path)
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
     return paths
 
 
@@ -89,7 +96,8 @@ def _report(flags: Flags) -> Report:
         ConfigError: nothing of it is done, nor is there a record.
     """
     name = table_of(flags.table).name
-    found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
+    with plain_warnings():
+        found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
     report = next((answer.report for answer in found if answer.plain and answer.num_done), None)
     if report is None:
         raise ConfigError(

@@ -10,10 +10,11 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from analysis.answers import Answer, asked_beside
+from analysis.answers import Answer
 from analysis.figures import captions, overviews
 from analysis.notes import as_html
 from analysis.standing import PAPERS, VERDICTS, standing
+from lit_prune.address import digest
 from lit_prune.grid import Table
 from lit_prune.progress import Bar
 from lit_prune.render import figures, numbers, page, svg, words
@@ -24,7 +25,6 @@ _COSTS = {
     "tokens": ("tokens", numbers.amount), "train_flops": ("train FLOPs", numbers.flops),
     "wall_seconds": ("wall time", numbers.duration), "peak_memory": ("peak memory", numbers.memory),
 }  # fmt: skip
-_MARKS = words.VERDICTS | {"not run": ("–", "dim")}
 
 
 def render(
@@ -41,7 +41,7 @@ def render(
         sections.append(_section(answer, place))
     template = page.environment(Path(__file__).parent).get_template("report.html.j2")
     return template.render(
-        standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=_MARKS,
+        standing=_standing(ledger), papers=_by_paper(answers, ledger, not_run), verdicts=VERDICTS, marks=words.VERDICTS,
         titles=PAPERS, sections_of=sections, not_run=not_run, index=_index(answers, ledger),
         panels=figures.PANELS, digest=digest, dash=numbers.NONE,
         benchmarks=None if scores.empty else all_scores(scores),
@@ -49,13 +49,18 @@ def render(
 
 
 def anchor(table: str, profile: str, settings: str = "") -> str:
-    """Name of a table at a profile, in the page and among files; of a table alone where the profile is empty."""
-    return re.sub(r"[^a-zA-Z0-9_]+", "-", f"{table} {profile} {settings}").strip("-")
+    """Name of a table at a profile, in the page and among files; of a table alone where the profile is empty.
+
+    Where it does not say all of the settings, as they may be long or differ in a sign, it ends with a digest of them.
+    """
+    asked = f"{table} {profile} {settings}".strip()
+    name = re.sub(r"[^a-zA-Z0-9_]+", "-", asked).strip("-")
+    return name if name.replace("-", " ") == asked else f"{name[:80]}-{digest([asked])[:6]}"
 
 
 def anchor_of(report: Report) -> str:
     """As `anchor`, of a report."""
-    return anchor(report.table.name, report.profile, asked_beside(report))
+    return anchor(report.table.name, report.profile, words.asked_beside(report))
 
 
 def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
@@ -113,7 +118,7 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
     """For each answer: name, profile, question, link, and how many claims have which verdict."""
     found = []
     for answer in answers:
-        report, settings = answer.report, asked_beside(answer.report)
+        report, settings = answer.report, words.asked_beside(answer.report)
         asked = (report.table.name, report.profile, settings)
         of_it = (ledger["table"] == asked[0]) & (ledger["profile"] == asked[1]) & (ledger["settings"] == asked[2])
         counts = ledger.loc[of_it, "verdict"].value_counts().reindex(VERDICTS, fill_value=0)
@@ -140,7 +145,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
         ]
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
-        "told": told, "anchor": anchor_of(report), "settings": asked_beside(report), "origin": answer.origin,
+        "told": told, "anchor": anchor_of(report), "settings": words.asked_beside(report), "origin": answer.origin,
         "notices": answer.notices, "figures": drawn, "losses": losses, "cost": cost(report),
         "notes": as_html(answer.notes, report.profile),
     }  # fmt: skip
@@ -149,7 +154,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
 def cost(report: Report) -> pd.DataFrame | None:
     """What the rows cost, as text: mean over the seeds that are done, and the sum of all cells; None if not recorded.
 
-    Of memory, the most that any of them took.
+    Of memory, the most that any of them took. There is neither where it is not known of all.
     """
     done = report.tidy[report.tidy["state"] == "done"]
     known = {name: shown for name, shown in _COSTS.items() if name in done and done[name].notna().any()}
@@ -158,6 +163,7 @@ def cost(report: Report) -> pd.DataFrame | None:
     found = done[list(known)].astype(float)
     means = found.groupby(done["row"], sort=False).mean()
     totals = found.agg({name: "max" if name == "peak_memory" else "sum" for name in known})
+    totals = totals.where(found.notna().all())
     lines = {name: [*map(shown, means[name]), shown(totals[name])] for name, (_, shown) in known.items()}
     frame = pd.DataFrame({title: lines[name] for name, (title, _) in known.items()})
     frame.insert(0, "row", [*map(str, means.index), f"all {len(done)} cells"])

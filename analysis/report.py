@@ -32,12 +32,13 @@ class Flags:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.report")
-    from analysis.answers import gather
+    from analysis.answers import gather, plain_warnings
     from analysis.exports import write
 
     store = Store(flags.store)
     try:
-        answers = gather(store, flags.records)
+        with plain_warnings():
+            answers = gather(store, flags.records)
         page, *others = write(answers, store, flags.out or store.root / "reports" / "paper")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

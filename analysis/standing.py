@@ -51,8 +51,7 @@ def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.Data
         for claim in table.claims
     ]
     found = pd.concat([part for part in (ledger(answers), pd.DataFrame(lines)) if len(part)], ignore_index=True)
-    found = found.reindex(columns=_COLUMNS).fillna({"profile": "", "settings": ""})
-    found["verdict"] = found["verdict"].where(found["n"] > 0, "not run")
+    found = found.reindex(columns=_COLUMNS).fillna({"profile": "", "settings": "", "verdict": "not run"})
     found["paper"] = [paper_of(known[line.table], line.source) for line in found.itertuples()]
     return found.assign(standardized=standardize(found))
 

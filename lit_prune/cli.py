@@ -17,7 +17,7 @@ from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.grid import Entry, Table, entries, refuse_twins
-from lit_prune.settings import load_profile, override, parse_setting, sources_of
+from lit_prune.settings import is_file, load_profile, override, parse_setting, sources_of
 from lit_prune.store import DEFAULT_ROOT, Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -89,6 +89,8 @@ class Session:
             return self._diff()
         if self.flags.keys:
             raise ConfigError(f"{self.flags.command} takes no address; there are: run, status, report, diff KEY KEY")
+        if self.flags.record:
+            self._refuse_record()
         self.entries = self._entries()
         failed = self._compute() if self.flags.command == "run" else 0
         if self.flags.dry_run:
@@ -218,19 +220,25 @@ class Session:
         """Every question has its own: other settings or other rows are another question."""
         asked = [*sorted(f"{path}={value}" for path, value in settings.items()), *self._selection()]
         scale = Path(self.flags.profile).stem
+        if is_file(self.flags.profile):  # another may have its name
+            asked.insert(0, str(Path(self.flags.profile).resolve()))
         return self.store.root / "reports" / self.table.name / (f"{scale}-{digest(asked)}" if asked else scale)
+
+    def _refuse_record(self) -> None:
+        """See that the answer may be recorded, before it is computed."""
+        if self.flags.set or self._selection():
+            raise ConfigError("--record: a record is of a profile as it is, without --set, --also, --only and --seeds")
+        if is_file(self.flags.profile):
+            raise ConfigError(f"--record: {self.flags.profile} is a file; a record is of a profile in configs/")
+        if not Path("experiments").is_dir():
+            raise ConfigError("--record: there is no folder experiments/ here; records belong into a checkout")
 
     def _record(self, report: Any) -> None:
         from lit_prune.render.files import write_record
 
         if missing := self._missing(self.entries):
             raise ConfigError(f"--record: {len(missing)} cells are not done; a record is of a whole table")
-        if self.flags.set or self._selection():
-            raise ConfigError("--record: a record is of a profile as it is, without --set, --also, --only and --seeds")
-        folder = Path("experiments") / self.table.name / self.flags.profile
-        if not Path("experiments").is_dir():
-            raise ConfigError("--record: there is no folder experiments/ here; records belong into a checkout")
-        for path in write_record(report, folder):
+        for path in write_record(report, Path("experiments") / self.table.name / self.flags.profile):
             self.console.print(f"recorded: {path}", highlight=False)
 
     def _diff(self) -> int:

@@ -313,13 +313,18 @@ _OF_PROFILE = ("seeds", "draws", "second_text", "search", "deep_teacher")
 """Fields of a profile beside its cell."""
 
 
+def is_file(profile: str) -> bool:
+    """Whether a profile is asked for as a file, and not by name."""
+    return profile.endswith((".yaml", ".yml"))
+
+
 def load_profile(name: str) -> Profile:
     """A profile by name or path of a YAML file.
 
     Raises:
         ConfigError: no such profile, or a field or value it may not have.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else profiles_folder() / f"{name}.yaml"
+    path = Path(name) if is_file(name) else profiles_folder() / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(unknown("profile", name, (p.stem for p in profiles_folder().glob("*.yaml"))))
     plain = _read_yaml(path.read_text(), str(path))

@@ -204,10 +204,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """What a file of a node says; None where there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); without the folder {path.parent} it is computed again"
+        ) from None
 
 
 def _version(package: str) -> str | None:

@@ -52,6 +52,12 @@ def test_the_command_draws_what_the_store_holds_and_else_the_record(store, tmp_p
         assert {Path(path).stem for path in paths} >= {"loss_ablation-quick-final", "loss_ablation-quick-agreement"}
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["loss_ablation", "--store", str(tmp_path / "empty"), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out: {tmp_path / 'file'} cannot be written (")
+
+
 def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
     paths = draw(report_of(TABLE, store), tmp_path / "figures", "png")
     assert [path.stem.removeprefix("loss_ablation-quick-") for path in paths[:2]] == ["final", "agreement"]

@@ -12,6 +12,7 @@ import pytest
 from finished import MSE, answer, asked, broken, filled
 
 from analysis.answers import RECORDS, frame, gather, ledger, table_of, tables
+from analysis.figures import main as draw
 from lit_prune.config import ConfigError
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.render import files
@@ -89,6 +90,16 @@ def test_a_table_that_is_no_more_is_left_out_and_said(store: Store, records: Pat
     shutil.copytree(store.root / "reports/loss_ablation", store.root / "reports/gone_ablation")
     with pytest.warns(UserWarning, match="unknown table 'gone_ablation'"):
         assert len(gather(store, records)) == 2
+
+
+def test_what_is_left_out_is_one_line_of_the_command(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store.root / "reports/loss_ablation/tiny/record.json").write_text("{")
+    words = ["loss_ablation", "--profile", "tiny", "--out", str(tmp_path / "figures")]
+    assert draw([*words, "--store", str(store.root), "--records", str(tmp_path / "none")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["warning", "error"]
 
 
 def test_every_record_of_the_repository_is_read_and_is_whole(tmp_path: Path) -> None:

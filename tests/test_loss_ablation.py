@@ -182,7 +182,8 @@ BAD = {
     "diff of one": (["diff", "abc"], "diff takes two addresses"),
     "diff of nothing": (["diff", "abc", "abd"], "is the address of no node"),
     "unwritable store": (["--store", "{file}"], "--store: {file} cannot be written"),
-    "record of a part": (["report", "--record"], "--record: "),
+    "record of a part": (["report", "--record"], "--record: a record is of a profile as it is"),
+    "run to record a part": (["--record"], "--record: a record is of a profile as it is"),
 }  # fmt: skip
 
 

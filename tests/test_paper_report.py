@@ -162,8 +162,20 @@ def test_cost_is_the_mean_of_a_row_and_the_sum_of_all(answers: list[Answer]) -> 
     assert lines.loc[KLD].to_list() == ["1.5 min", "2 MiB"]
     # Six rows of 30, 90 and 150 s, and two references of 30 s.
     assert lines.loc["all 20 cells"].to_list() == ["28.0 min", "3 MiB"]
+    known_of_some = report.tidy.assign(train_flops=report.tidy["lm_loss"].where(report.tidy["row"] != KLD))
+    of_some = cost(dataclasses.replace(report, tidy=known_of_some))
+    assert of_some is not None
+    assert of_some.set_index("row").loc[[KLD, "all 20 cells"], "train FLOPs"].to_list() == ["—", "—"]
     unknown = report.tidy.drop(columns=["tokens", "train_flops", "peak_memory"], errors="ignore")
     assert cost(dataclasses.replace(report, tidy=unknown.assign(wall_seconds=float("nan")))) is None
+
+
+def test_no_two_questions_have_one_name() -> None:
+    assert anchor("loss_ablation", "quick") == "loss_ablation-quick"
+    assert anchor("loss_ablation", "") == "loss_ablation"
+    near = {anchor("loss_ablation", "quick", f"--set student.drop={blocks}") for blocks in ("[1]", "[-1]", "1")}
+    assert len(near) == 3
+    assert len(anchor("loss_ablation", "quick", "--also distill.temperature=2 " * 20)) < 100
 
 
 def test_notes_are_those_of_the_profile_and_of_all() -> None:

@@ -89,7 +89,7 @@ def test_reread_sees_what_became_of_the_cells(complete: Store, tmp_path: Path) -
     pd.testing.assert_frame_equal(found.tidy, answer(store).tidy)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "field"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "field", "list", "blocks", "curves", "results"])
 def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path, damage: str) -> None:
     folder = written(answer(complete), tmp_path)
     path = folder / record.RECORD
@@ -97,6 +97,12 @@ def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path,
         path.write_text(path.read_text()[:100])
     elif damage == "gone":
         (folder / "curves.csv").unlink()
+    elif damage == "list":
+        path.write_text("[]")
+    elif damage == "blocks":
+        path.write_text(json.dumps({k: part for k, part in json.loads(path.read_text()).items() if k != "blocks"}))
+    elif damage in ("curves", "results"):
+        (folder / f"{damage}.csv").write_text("a,b\n1,2\n")
     else:
         plain = json.loads(path.read_text())
         plain["cell"]["distill"]["no_such_field"] = 1
@@ -104,6 +110,7 @@ def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path,
     with pytest.raises(ConfigError) as raised:
         record.read(folder, TABLE)
     assert "\n" not in str(raised.value)
+    assert str(folder) in str(raised.value)
 
 
 def test_report_files_are_a_record(complete: Store, tmp_path: Path) -> None:
@@ -130,3 +137,18 @@ def test_a_run_that_is_cut_off_has_left_what_was_asked(
     found = record.read(folder, TABLE)
     assert set(found.tidy["state"]) == {"missing"}
     assert (dict(found.settings), found.flags) == (settings, flags)
+
+
+def test_profiles_of_one_name_have_each_their_report_and_no_record(
+    tmp_path: Path, tiny_cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = f"corpus: {{source: {tiny_cell.corpus.source}}}\nteacher: {{model: {tiny_cell.teacher.model}}}\n"
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        profile = tmp_path / place / "quick.yaml"
+        profile.write_text(f"seeds: 1\n{corpus}")
+        words = ["report", "--profile", str(profile), "--store", str(tmp_path / "store")]
+        assert main(TABLE, words) == 0
+        assert main(TABLE, [*words, "--record"]) == 2
+        assert "is a file; a record is of a profile in configs/" in capsys.readouterr().err
+    assert len(list((tmp_path / "store/reports/loss_ablation").glob("quick-*/report.html"))) == 2

@@ -15,7 +15,7 @@ from rich.console import Console
 from lit_prune.config import Cell, Corpus, Profile, Teacher
 from lit_prune.grid import Claim, Table, axis, entries
 from lit_prune.render import figures, files, numbers, terminal, words
-from lit_prune.report import Report, assemble, judge
+from lit_prune.report import Report, assemble, judge, paired
 from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
@@ -164,3 +164,16 @@ def test_columns_are_divided_by_their_width_and_the_paper_stays_with_ours() -> N
 )
 def test_counts_are_read_with_their_unit(count: float, said: str) -> None:
     assert numbers.amount(count) == said
+
+
+def test_flops_are_no_losses(found: Report) -> None:
+    taken = found.summary.assign(train_flops=6.03e11, **{"sd train_flops": 0.0, "paper train_flops": math.nan})
+    taken.loc["whole", "train_flops"] = 0.0
+    table = dataclasses.replace(TABLE, metrics=(*METRICS, "train_flops"))
+    said = words.main_table(dataclasses.replace(found, table=table, summary=taken)).set_index("row")["train FLOPs"]
+    assert [said["kld"], said["whole"].strip()] == ["6.03e+11", "0"]
+
+
+def test_rows_of_one_value_have_no_order(found: Report) -> None:
+    same = dataclasses.replace(found, agreement=paired.agree([3.1, 3.2, 3.3], [4.2, 4.2, 4.2]))
+    assert words.agreement(same) == "none to compare, as all 3 rows have the same value in the paper, or here"

@@ -171,6 +171,13 @@ def test_correction_can_take_a_verdict_back(complete: Store) -> None:
     assert (alone.loc[0, "verdict"], among.loc[0, "verdict"]) == ("holds", "undecided")
 
 
+def test_a_claim_without_its_rows_was_not_run(complete: Store) -> None:
+    tidy = answer(complete).tidy
+    verdicts = report.judge(TABLE, tidy[tidy["row"] != KLD]).set_index("claim")["verdict"]
+    about = [KLD in (claim.better, claim.worse) for claim in TABLE.claims]
+    assert [verdict == "not run" for verdict in verdicts] == about
+
+
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     found = answer(filled(tmp_path, num_seeds=1), 1)
     assert (found.verdicts["verdict"] == "undecided").all()

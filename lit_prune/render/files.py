@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _PAGE = "report.html.j2"
 # Characters of a LaTeX table that fit the width of a page.
 _TEX_WIDTH = 100
+# A claim and where it stands may be sentences.
+_COLUMNS = dict.fromkeys(words.LEFT, "l") | {
+    "claim": "p{.28\\linewidth}", "verdict": "l", "source": "p{.2\\linewidth}",
+}  # fmt: skip
 _MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", ">": "$>$", "·": "$\\cdot$", words.NONE: "---"}
 
 
@@ -159,7 +163,7 @@ def latex(report: Report) -> str:
     for label, caption, frame in tables:
         style = frame.style.hide(axis="index").format(escape="latex")
         tex += style.format_index(escape="latex", axis="columns").to_latex(
-            column_format="".join("l" if name in words.LEFT else "r" for name in frame), hrules=True, label=label,
+            column_format="".join(_COLUMNS.get(name, "r") for name in frame), hrules=True, label=label,
             caption=re.sub(r"([&%$#_{}])", r"\\\1", caption), position_float="centering",
         )  # fmt: skip
     return "".join(_MATH.get(character, character) for character in tex)

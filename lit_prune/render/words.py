@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.render.numbers import NONE, amount, as_printed, number, p_value, with_spread
+from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
 from lit_prune.settings import parse_setting
 
 if TYPE_CHECKING:
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from lit_prune.grid import Claim, Table
     from lit_prune.report import Report
 
-VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow")}
+VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow"), "not run": (NONE, "dim")}
 LEFT = ("row", "claim", "verdict", "source")
 _TITLES = {
     "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",
-    "kd_loss_before": "KD loss before", "second_lm_loss": "LM loss, 2nd text",
+    "kd_loss_before": "KD loss before", "second_lm_loss": "LM loss, 2nd text", "train_flops": "train FLOPs",
 }  # fmt: skip
-_COUNTS = ("parameters",)
+_SHOWN = {"parameters": amount, "train_flops": flops}
+"""How counts are shown, which are no losses."""
 # A row's label is folded before a table is split, but not to less.
 _LABEL = 24
 
@@ -73,14 +75,14 @@ def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
     """A column of means with their spread, which is left out where every seed gave the same number."""
     if metric == "perplexity":  # it is that of the loss once more
         return [number(mean, 2) for mean in means]
-    shown = amount if metric in _COUNTS else number
+    shown = _SHOWN.get(metric, number)
     return with_spread(map(shown, means), (shown(sd) if sd > 0 else "" for sd in sds))
 
 
 def _paper(report: Report, metric: str) -> dict[str, list[str]]:
     """The column of the paper's values of one metric; none where it has none."""
     values = report.summary[f"paper {metric}"]
-    column = list(map(amount, values)) if metric in _COUNTS else as_printed(values)
+    column = list(map(_SHOWN[metric], values)) if metric in _SHOWN else as_printed(values)
     return {f"paper {title(metric)}": column} if values.notna().any() else {}
 
 
@@ -152,7 +154,7 @@ def interval(verdict: Mapping[str, float]) -> str:
 
 def notes(report: Report) -> list[str]:
     """What a reader must know before comparing the columns, and where seeds change nothing."""
-    found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in _COUNTS]
+    found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in _SHOWN]
     spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
     if (spreads == 0).any(axis=None):
         found.append("A mean of several seeds without ± is the number each of them gave: seeds change nothing there.")
@@ -206,6 +208,8 @@ def agreement(report: Report) -> str:
     found = report.agreement
     if found.n < 2:
         return "fewer than two rows of the paper are measured"
+    if math.isnan(found.tau):
+        return f"none to compare, as all {found.n} rows have the same value in the paper, or here"
     tau, p, least = number(found.tau, 2, "+"), p_value(found.p), p_value(found.smallest_p)
     return f"Kendall's tau {tau} over {found.n} rows, p {p} (with {found.n} rows never below {least})"
 
@@ -238,8 +242,12 @@ def warnings(report: Report) -> list[str]:
 def command(report: Report) -> str:
     """The command that asks the same question again."""
     words = ["python", "-m", f"lit_prune.experiments.{report.table.name}", "--profile", report.profile]
-    for path, value in report.settings.items():
-        words += ["--set", f"{path}={setting(value)}"]
+    return " ".join([shlex.join(words), asked_beside(report)]).strip()
+
+
+def asked_beside(report: Report) -> str:
+    """What was set away from the profile, as words of a command; empty where nothing was."""
+    words = [word for path, value in sorted(report.settings.items()) for word in ("--set", f"{path}={setting(value)}")]
     return shlex.join([*words, *report.flags])
 
 

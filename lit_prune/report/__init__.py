@@ -16,7 +16,7 @@ from scipy import stats
 from lit_prune.config import Cell
 from lit_prune.grid import Entry, Table
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
-from lit_prune.report.cells import found_of, tidy, typed
+from lit_prune.report.cells import found_of, read_csv, tidy, typed
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
 from lit_prune.settings import override, plain_of
@@ -167,8 +167,9 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
 
     It holds where the difference is below 0, or above where more is better, and fails on the other side, p < 0.05
-    after Holm's correction over the claims; else it is undecided, always so with fewer than two seeds. The interval is
-    not corrected. A claim that two rows are alike holds where the difference is within its bounds and fails beyond.
+    after Holm's correction over the claims; else it is undecided, always so with one seed, and not run where no seed
+    was measured for both rows. The interval is not corrected. A claim that two rows are alike holds where the
+    difference is within its bounds and fails beyond.
     """
     metrics = [table.metric_of(claim) for claim in table.claims]
     values = {metric: _by_seed(tidy, metric) for metric in metrics}
@@ -191,6 +192,7 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     ]
     verdicts.loc[decided, "verdict"] = "fails"
     verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"
+    verdicts.loc[verdicts["n"] == 0, "verdict"] = "not run"
     return verdicts
 
 
@@ -203,7 +205,7 @@ def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
 def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
     """metrics.csv of finished cells that were trained, by row and seed."""
     paths = {asked: node.folder / "metrics.csv" for asked, node in done.items()}
-    frames = [pd.read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
+    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     if not frames:
         return pd.DataFrame(columns=["row", "seed", "step"])
     whole = pd.concat(frames, ignore_index=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -44,6 +45,20 @@ def typed(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
     """The same lines, numbers as numbers."""
     numbers = cells.columns.intersection([*table.metrics, *COSTS])
     return cells.astype({"seed": int, "reference": bool} | dict.fromkeys(numbers, float))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """What a cell logged.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); without the folder {path.parent} it is computed again"
+        ) from None
 
 
 def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lit_prune.grid import Claim, Table
+from lit_prune.report.cells import read_csv
 from lit_prune.report.paired import agree
 from lit_prune.store import CHECKS, Node
 
@@ -20,7 +21,7 @@ def read_checks(done: dict[tuple[str, int], Node]) -> pd.DataFrame:
     Losses are nats per token; that against the teacher is NaN where it was not measured.
     """
     paths = {asked: node.folder / CHECKS for asked, node in done.items()}
-    frames = [pd.read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
+    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     return pd.concat(frames, ignore_index=True)[_COLUMNS] if frames else pd.DataFrame(columns=_COLUMNS)
 
 

@@ -49,11 +49,17 @@ def read(folder: Path, table: Table) -> Report:
         ConfigError: the record is not whole, or is of fields that no longer exist.
     """
     try:
-        plain = json.loads((folder / RECORD).read_text())
-        frames = {name: pd.read_csv(folder / f"{name}.csv", dtype=_KINDS) for name in ("results", "curves", "checks")}
-        asked = _asked(plain, table)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder} is no whole record ({error})") from None
+        return _read(folder, table)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder} is no whole record ({' '.join(str(error).split())})") from None
+
+
+def _read(folder: Path, table: Table) -> Report:
+    plain = json.loads((folder / RECORD).read_text())
+    frames = {name: pd.read_csv(folder / f"{name}.csv", dtype=_KINDS) for name in ("results", "curves", "checks")}
+    asked = _asked(plain, table)
+    if without := {"row", "seed", "step"} - set(frames["curves"]):
+        raise ValueError(f"curves.csv has no column {', '.join(sorted(without))}")
     cells = frames["results"].astype(object)
     cells = cells.where(cells.notna(), None)
     return judged(
