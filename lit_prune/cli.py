@@ -101,7 +101,7 @@ class Session:
 
         quiet()
         mode = "disabled" if self.flags.dry_run else self.flags.wandb
-        mirror = Mirror(self.table.name, mode, self.store.root / "wandb")
+        mirror = Mirror(self.table.name, mode, self.store.mirror)
         with Bar(planned_steps(self.store, self.entries)) as bar:
             runner = Runner(self.store, self.flags.execution, bar, mirror)
             bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
