@@ -3,6 +3,8 @@
 python -m analysis.dashboard loss_ablation              # both as JSON files, no key needed
 python -m analysis.dashboard loss_ablation sync         # bring up the runs that were made offline
 python -m analysis.dashboard loss_ablation --publish    # save both on the server, over those published before
+
+Given --profile, --set, --also, --only and --seeds of the table's own command, it is about the cells those ask for.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,12 +20,12 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from analysis.answers import RECORDS, table_of
+from lit_prune.asking import Question, asked_entries
 from lit_prune.config import ConfigError
-from lit_prune.grid import Entry, Table, entries
-from lit_prune.pins import Pins
-from lit_prune.render.files import markdown
+from lit_prune.grid import Entry, Table
+from lit_prune.render.files import markdown, write_texts
 from lit_prune.report import assemble
-from lit_prune.settings import load_profile, sources_of
+from lit_prune.settings import sources_of
 from lit_prune.store import DEFAULT_ROOT, Store
 
 if TYPE_CHECKING:
@@ -30,16 +33,13 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
+class Flags(Question):
     """Dashboards of a table in Weights & Biases, as files, and on a server where there is a key."""
 
-    table: tyro.conf.Positional[str]
+    table: tyro.conf.Positional[str] = tyro.MISSING
     """Name of the table, e.g. loss_ablation."""
     command: tyro.conf.Positional[Literal["write", "sync"]] = "write"
-    """write makes workspace.json and report.json; sync sends the runs of the table's cells that were made offline, each
-    once."""
-    profile: str = "quick"
-    """Scale the table was run at."""
+    """write makes workspace.json and report.json; sync sends, once, each run of the cells that was made offline."""
     store: str = DEFAULT_ROOT
     """Folder where everything computed is kept."""
     records: Path = RECORDS
@@ -72,7 +72,7 @@ def _run(flags: Flags) -> int:
 
         require_key()
     store = Store(flags.store)
-    table, found = _load(flags, store)
+    table, found = asked_entries(table_of(flags.table), flags, store)
     if flags.command == "write" and not flags.publish:
         return _write(flags, table, found, store)
     from analysis.wandb_server import failures
@@ -85,39 +85,39 @@ def _run(flags: Flags) -> int:
         return 1
 
 
-def _load(flags: Flags, store: Store) -> tuple[Table, list[Entry]]:
-    """The table at the profile and all of its cells, pinned."""
-    pins, asked = Pins(), load_profile(flags.profile)
-    table = table_of(flags.table).at(asked, store.root)
-    return table, [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in entries(table, asked)]
-
-
 def _write(flags: Flags, table: Table, found: list[Entry], store: Store) -> int:
     from analysis import wandb_specs as specs
 
     cells = tuple(entry for entry in found if not entry.reference)
-    board = specs.Board(table, Path(flags.profile).stem, cells, flags.project, flags.entity)
+    board = specs.Board(table, Path(flags.profile).stem, cells, flags.project, flags.entity, flags.changes)
     answer = _answer(flags, table, found, store)
-    folder = store.root / "reports" / table.name / board.profile / "dashboard"
+    folder = flags.folder(table, store) / "dashboard"
     texts = {
-        "workspace.json": specs.view_text(specs.workspace_of(board)),
-        "report.json": specs.page_text(specs.report_of(board, answer)),
+        folder / "workspace.json": specs.view_text(specs.workspace_of(board)),
+        folder / "report.json": specs.page_text(specs.report_of(board, answer)),
     }
     store.check_writable(folder)
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-        print(f"written: {folder / name}")
+    write_texts(folder, texts)
+    for path in texts:
+        print(f"written: {path}")
     if flags.publish:
         return _publish(board, answer, folder / "published.json")
-    print(f"next, with a W&B key: python -m analysis.dashboard {table.name} sync, then the same with --publish")
+    again = shlex.join(["python", "-m", "analysis.dashboard", table.name, "sync", *_words(flags)])
+    print(f"next, with a W&B key: {again}; then the same with --publish in place of sync")
     return 0
+
+
+def _words(flags: Flags) -> list[str]:
+    """What was asked for, as words of the command that asks the same again."""
+    names = [name for name in ("profile", "store", "project", "entity") if getattr(flags, name) != getattr(Flags, name)]
+    return [*(word for name in names for word in (f"--{name}", getattr(flags, name))), *flags.changes]
 
 
 def _answer(flags: Flags, table: Table, found: list[Entry], store: Store) -> str:
     """The paper's table and ours with the verdicts, as Markdown, of the store, or as recorded."""
-    report = assemble(table, flags.profile, {}, found, store)
-    record = flags.records / table.name / Path(flags.profile).stem / "report.md"
-    if not report.summary["n"].any() and record.exists():
+    report = assemble(table, flags.profile, flags.settings, found, store, flags=flags.selection)
+    record = flags.records / table.name / flags.profile / "report.md"
+    if not flags.changes and not report.summary["n"].any() and record.exists():
         return record.read_text()
     return markdown(report)
 

@@ -27,14 +27,18 @@ def require_key() -> None:
     """See that there is a key.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or one that cannot be.
     """
     # Whoever asks for a server does not mean to stay offline; wandb reads this when it is first asked for anything.
     os.environ.pop("WANDB_MODE", None)
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except Exception as error:  # a wrong key and a wrong address of the server are of no common kind
+        raise ConfigError(f"W&B cannot be used: {' '.join(str(error).split())}") from None
+    if not has_key:
         raise ConfigError("there is no W&B key; set WANDB_API_KEY, or keep one by `wandb login`")
 
 
@@ -82,7 +86,7 @@ class Brought:
 
 def bring_up(addresses: Collection[str], store: Store, project: str, entity: str) -> Brought:
     """Send the offline runs of these cells with `wandb sync`, each once, the parts of a resumed one in their order."""
-    folder = store.root / "wandb"
+    folder = store.mirror
     found = sorted(folder.glob("wandb/offline-run-*"))
     runs = [run for run in found if _address(run) in addresses]
     before = [run for run in runs if _is_sent(run)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from lit_prune.settings import described
 
 BY_STEP, BY_TOKENS = "trainer/global_step", "tokens"
 _MEANS: dict[str, Any] = {"groupby": wr.Config("row"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+_TITLE = 128
+"""Characters W&B takes in a title."""
 _SCALAR = (str, int, float, bool, type(None))
 
 
@@ -38,6 +41,8 @@ class Board:
     project: str
     entity: str
     """Owner of the project; empty while nobody has said who."""
+    changes: tuple[str, ...] = ()
+    """Words of the command that ask for other settings or rows than the table's at the profile."""
 
     @functools.cached_property
     def axes(self) -> tuple[str, ...]:
@@ -193,7 +198,10 @@ def _filters(board: Board) -> list[expr.FilterExpr]:
 
 
 def _title(board: Board) -> str:
-    return f"{board.table.name}, {board.profile}"
+    asked = " ".join([f"{board.table.name}, {board.profile}", *board.changes])
+    # Of a title W&B takes no symbols, among which is =.
+    plain = "".join(" " if unicodedata.category(character)[0] in "SC" else character for character in asked)
+    return plain if len(plain) <= _TITLE else plain[: _TITLE - 3] + "..."
 
 
 def _config(path: str) -> str:
@@ -244,4 +252,4 @@ def _placed(panels: list[Any]) -> list[Any]:
 
 
 def _name(board: Board, *parts: str) -> str:
-    return digest([board.table.name, board.profile, *parts])
+    return digest([board.table.name, board.profile, *board.changes, *parts])

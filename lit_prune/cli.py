@@ -6,25 +6,23 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
 from lit_prune import cpu
-from lit_prune.address import digest
+from lit_prune.asking import Question, asked_entries
 from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
-from lit_prune.grid import Entry, Table, entries, refuse_twins
-from lit_prune.settings import is_file, load_profile, override, parse_setting, sources_of
+from lit_prune.grid import Entry, Table
+from lit_prune.settings import is_file
 from lit_prune.store import DEFAULT_ROOT, Store
-
-Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
+class Flags(Question):
     """Flags of every table."""
 
     command: tyro.conf.Positional[Literal["run", "status", "report", "diff"]] = "run"
@@ -32,16 +30,6 @@ class Flags:
     report; diff compares two addresses."""
     keys: tyro.conf.Positional[tuple[str, ...]] = ()
     """The two addresses to diff; their first digits are enough."""
-    profile: str = "quick"
-    """Scale: quick (2 cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a file."""
-    set: Settings = ()
-    """field=value of the base cell, e.g. teacher.model=./my-llama or distill.steps=50; may be given several times."""
-    also: Settings = ()
-    """field=value: one more row, the baseline with that one change, e.g. logit_loss=mse_logits."""
-    only: Settings = ()
-    """field=value: only the rows that have it, e.g. logit_loss=kld."""
-    seeds: int | None = None
-    """Seeds of every row; the profile says how many otherwise."""
     dry_run: bool = False
     """Check the request, list what would be computed, and stop."""
     record: bool = False
@@ -91,47 +79,13 @@ class Session:
             raise ConfigError(f"{self.flags.command} takes no address; there are: run, status, report, diff KEY KEY")
         if self.flags.record:
             self._refuse_record()
-        self.entries = self._entries()
+        self.table, self.entries = asked_entries(self.table, self.flags, self.store)
         failed = self._compute() if self.flags.command == "run" else 0
         if self.flags.dry_run:
             return 0
         if self.flags.command == "status":
             return self._status()
         return self._report() or min(failed, 1)
-
-    def _entries(self) -> list[Entry]:
-        """The cells asked for, pinned by the content of what they read."""
-        from lit_prune.pins import Pins
-
-        flags = self.flags
-        if flags.seeds is not None and flags.seeds < 1:
-            raise ConfigError(f"--seeds: {flags.seeds} asked for, at least 1 is needed")
-        settings = dict(map(parse_setting, flags.set))
-        profile = load_profile(flags.profile)
-        asked = dataclasses.replace(profile, cell=override(profile.cell, settings))
-        self.table = self.table.at(asked, self.store.root)
-        found = entries(
-            self.table,
-            profile,
-            num_seeds=flags.seeds,
-            settings=settings,
-            also=map(parse_setting, flags.also),
-            only=map(parse_setting, flags.only),
-        )
-        self._check_names(found)
-        pins = Pins()
-        pinned = [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
-        refuse_twins(pinned)  # budgets may come to the same steps
-        return pinned
-
-    def _check_names(self, found: list[Entry]) -> None:
-        """See that the names a person typed exist, also where nothing is computed."""
-        from lit_prune.preflight import NAMED, check_names
-
-        typed = [parse_setting(text)[0] for text in (*self.flags.set, *self.flags.also)]
-        if any(path.endswith(name) for path in NAMED for name in typed):
-            for cell in (c for entry in found for c in (entry.cell, *sources_of(entry.cell))):
-                check_names(cell)
 
     def _missing(self, found: list[Entry]) -> list[Entry]:
         return [entry for entry in found if self.store.node(entry.cell, "cell").result is None]
@@ -150,7 +104,7 @@ class Session:
 
         quiet()
         mode = "disabled" if self.flags.dry_run else self.flags.wandb
-        mirror = Mirror(self.table.name, mode, self.store.root / "wandb")
+        mirror = Mirror(self.table.name, mode, self.store.mirror)
         with Bar(planned_steps(self.store, self.entries)) as bar:
             runner = Runner(self.store, self.flags.execution, bar, mirror)
             bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
@@ -167,14 +121,13 @@ class Session:
         """Leave in the store what was asked, for the reading of a run that is cut off."""
         from lit_prune.render.files import write_asked
 
-        report = self._assemble()
-        write_asked(report, self._report_folder(dict(report.settings)))
+        write_asked(self._assemble(), self.flags.folder(self.table, self.store))
 
     def _assemble(self) -> Any:
         from lit_prune.report import assemble
 
-        settings = dict(map(parse_setting, self.flags.set))
-        return assemble(self.table, self.flags.profile, settings, self.entries, self.store, flags=self._selection())
+        asked = self.flags
+        return assemble(self.table, asked.profile, asked.settings, self.entries, self.store, flags=asked.selection)
 
     def _dry_run(self, missing: list[Entry]) -> int:
         from lit_prune.runner import awaited_sources
@@ -203,30 +156,15 @@ class Session:
 
         report = self._assemble()
         print_report(report, self.console)
-        for path in write_files(report, self._report_folder(dict(report.settings))):
+        for path in write_files(report, self.flags.folder(self.table, self.store)):
             self.console.print(f"written: {path}", highlight=False, soft_wrap=True)
         if self.flags.record:
             self._record(report)
         return 0
 
-    def _selection(self) -> list[str]:
-        """The words of the command that choose rows and seeds."""
-        words = [] if self.flags.seeds is None else ["--seeds", str(self.flags.seeds)]
-        for name, texts in (("--also", self.flags.also), ("--only", self.flags.only)):
-            words += [word for text in texts for word in (name, text)]
-        return words
-
-    def _report_folder(self, settings: dict[str, Any]) -> Path:
-        """Every question has its own: other settings or other rows are another question."""
-        asked = [*sorted(f"{path}={value}" for path, value in settings.items()), *self._selection()]
-        scale = Path(self.flags.profile).stem
-        if is_file(self.flags.profile):  # another may have its name
-            asked.insert(0, str(Path(self.flags.profile).resolve()))
-        return self.store.root / "reports" / self.table.name / (f"{scale}-{digest(asked)}" if asked else scale)
-
     def _refuse_record(self) -> None:
         """See that the answer may be recorded, before it is computed."""
-        if self.flags.set or self._selection():
+        if self.flags.changes:
             raise ConfigError("--record: a record is of a profile as it is, without --set, --also, --only and --seeds")
         if is_file(self.flags.profile):
             raise ConfigError(f"--record: {self.flags.profile} is a file; a record is of a profile in configs/")

@@ -231,8 +231,8 @@ class Runner:
             result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
             if cell.distill.teacher_optim is not None and teacher is not None:
                 result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher.model, tokens)
-            self.mirror.conclude(entry, result)
             seconds = round(time.perf_counter() - started - turn.away, 1)
+            self.mirror.conclude(entry, result)
             # Of cells in turns it is that of all together, up to the end of this one.
             return node.finish(result, seconds=seconds, peak_memory=peak_memory() if self._measurable else None)
 

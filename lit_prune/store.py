@@ -95,6 +95,11 @@ class Store:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = expand(root)
 
+    @property
+    def mirror(self) -> Path:
+        """Folder in which W&B keeps its runs: where the environment wants them, else beside the cells."""
+        return expand(os.environ.get("WANDB_DIR") or self.root / "wandb")
+
     def node(self, cell: Cell, stage: str) -> Node:
         """The node of a stage of a cell, which may not exist yet."""
         return Node(self.root / stage / key(cell, stage))

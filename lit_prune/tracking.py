@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +22,8 @@ from lit_prune.settings import described
 from lit_prune.store import CHECKS
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+_PATIENCE = 60
+"""Seconds that a run waits at its end for W&B's server, once."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 _STEP = "trainer/global_step"
@@ -40,8 +42,7 @@ def _forgiving(method: Method) -> Method:
             return method(self, *args, **kwargs)
         except Exception as error:
             self.lost = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"W&B is lost, the run goes on without it ({reason})", file=sys.stderr)
+            print(f"W&B is lost, the run goes on without it ({_reason(error)})", file=sys.stderr)
             return None
 
     return wrapped  # type: ignore[return-value]
@@ -125,10 +126,17 @@ class Mirror:
         run.finish()
 
     def close(self) -> None:
-        """End the runs that were left open by a failure, each whatever becomes of the others."""
+        """End the runs that were left open by a failure, each whatever becomes of the others.
+
+        A server that has once let the time pass is not waited for again.
+        """
         while self._open_runs:
-            with suppress(Exception):
+            try:
                 self._open_runs.popitem()[1].finish(exit_code=1)
+            except TimeoutError:
+                break
+            except Exception:
+                continue
 
     @_forgiving
     def _open(self, entry: Entry, folder: Path) -> ForgivingWandbLogger:
@@ -160,14 +168,17 @@ class Mirror:
         return run
 
     def _known(self, address: str) -> int:
-        """The last step that runs made offline hold of a cell, -1 where there are none: each resumption adds one."""
+        """The last step that runs made offline hold of a cell, -1 where there are none.
+
+        Each resumption adds a run, of which the newest that holds a step holds the last one.
+        """
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
-        found = [-1]
-        for run in self.folder.glob(f"wandb/offline-run-*-{address}"):
+        for run in sorted(self.folder.glob(f"wandb/offline-run-*-{address}"), reverse=True):
             told = subprocess.run([*inspect, str(run)], capture_output=True, text=True, timeout=60)
             step = json.loads(told.stdout)["step"] if told.returncode == 0 else None
-            found.append(-1 if step is None else step)
-        return max(found)
+            if step is not None:
+                return step
+        return -1
 
 
 def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
@@ -194,11 +205,22 @@ def _mode(mode: Mode) -> Any:
         return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    try:
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    except Exception as error:
+        print(f"W&B cannot be used online, runs are mirrored offline ({_reason(error)})", file=sys.stderr)
+        return "offline"
 
 
 def _quiet(wandb: Any) -> Any:
     """Settings of a cell's run; the private ones (x_) are kept here alone."""
+    # Unless told how long, the end of a run waits for a server that is gone as long as it takes.
     return wandb.Settings(
-        console="off", silent=True, init_timeout=20, x_disable_stats=True, x_disable_machine_info=True
-    )
+        console="off", silent=True, init_timeout=20, finish_timeout=_PATIENCE, finish_timeout_raises=True,
+        x_disable_stats=True, x_disable_machine_info=True,
+    )  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,6 +34,7 @@ LIGHT = (
     "render.terminal",
     "render.benchmarks",
     "evaluate.answers",
+    "asking",
     "cli",
     "execution",
 )

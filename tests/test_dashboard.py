@@ -16,6 +16,7 @@ from test_tracking import history, parts, run
 from analysis import wandb_specs as specs
 from analysis.dashboard import main
 from analysis.wandb_server import bring_up
+from lit_prune import cli
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.grid import Entry, entries
 from lit_prune.pins import Pins
@@ -140,8 +141,36 @@ def test_what_is_recorded_stands_in_for_an_empty_store(tmp_path):
     assert recorded in [getattr(block, "text", "") for block in report.blocks]
 
 
+def test_what_is_set_and_chosen_is_the_question_of_the_tables_own_command(tmp_path, capsys):
+    asked = ["--set", "distill.steps=50", "--also", "logit_loss=jsd", "--seeds", "2", "--store", str(tmp_path)]
+    assert cli.main(TABLE, ["report", *asked]) == 0
+    capsys.readouterr()
+    assert main(["loss_ablation", *asked]) == 0
+    *_, following = capsys.readouterr().out.splitlines()
+    assert "sync --store" in following
+    assert "--set distill.steps=50 --seeds 2 --also logit_loss=jsd;" in following
+    (folder,) = (tmp_path / "reports/loss_ablation").iterdir()
+    workspace = json.loads((folder / "dashboard/workspace.json").read_text())
+    cells = pd.read_csv(folder / "results.csv")
+    filters = json.dumps(workspace["spec"]["section"]["runSets"][0]["filters"])
+    assert all(key in filters for key in cells.loc[~cells["reference"], "key"])
+    assert workspace["displayName"].startswith("loss_ablation, quick --set distill.steps 50 --seeds 2")
+    report = specs.page_of((folder / "dashboard/report.json").read_text())
+    assert (folder / "report.md").read_text() in [getattr(block, "text", "") for block in report.blocks]
+
+
+def test_a_title_is_what_the_server_takes(tmp_path):
+    board = dataclasses.replace(board_of("loss_ablation", tmp_path), changes=("--set", "teacher.model=" + "é☃" * 99))
+    titles = specs.workspace_of(board).name, specs.report_of(board, "").title
+    assert titles[0] == titles[1]
+    assert len(titles[0]) == 128
+
+
 def test_bad_requests_are_one_line(tmp_path, capsys):
-    for words, said in ((["no_such_table"], "unknown table"), (["loss_ablation", "sync", "--publish"], "--publish")):
+    for words, said in (
+        (["no_such_table"], "unknown table"), (["loss_ablation", "sync", "--publish"], "--publish"),
+        (["loss_ablation", "--set", "distill.step=5"], "distill.step"), (["loss_ablation", "--seeds", "0"], "--seeds"),
+    ):  # fmt: skip
         assert main([*words, "--store", str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")

@@ -1,12 +1,16 @@
 """The mirror of cells in W&B: a run that is resumed is one history, whatever was lost; every cell has its run."""
 
 import json
+import os
 import subprocess
 import sys
 
+import loopback_wandb
 import pandas as pd
 import pytest
+import wandb
 
+from lit_prune import tracking
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.progress import Bar
@@ -122,3 +126,72 @@ def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry,
     assert (config["row"], config["seed"]) == ("chained", 0)
     assert config["cell"]["source"]["student"]["hidden"] == 0.75
     assert config["cell"]["source"]["source"] is None
+
+
+class EndingBar(Bar):
+    """Ends a server at the second step of a run."""
+
+    def __init__(self, server):
+        super().__init__(0, quiet=True)
+        self.server = server
+
+    def at(self, done, what):
+        super().at(done, what)
+        if done == 2:
+            self.server.__exit__()
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_costs_the_run_a_set_time_and_nothing_else(entry, tmp_path, monkeypatch, capfd):
+    server = loopback_wandb.Server("lit-prune").__enter__()
+    named = {"BASE_URL": server.url, "API_KEY": "local-" + "0" * 40, "ERROR_REPORTING": "false"}
+    for name, value in named.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setattr(tracking, "_PATIENCE", 1)
+    wandb.teardown()  # it has read the environment once, for another test
+    store = Store(tmp_path / "store")
+    mirror = Mirror("toy", "online", store.mirror)
+    execution = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
+    assert Runner(store, execution, EndingBar(server), mirror).run([entry]) == 0
+    mirror.close()
+    assert "W&B is lost, the run goes on without it" in capfd.readouterr().err
+    assert store.node(entry.cell, "cell").result is not None
+    assert entry.key in server.runs
+    wandb.teardown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), [("API_KEY", "abc"), ("BASE_URL", "nowhere")])
+def test_a_key_or_a_server_that_cannot_be_is_one_line_and_the_runs_are_made_offline(tmp_path, name, value):
+    script = "from lit_prune.tracking import Mirror; print(Mirror('toy', 'auto', None).mode)"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    said = subprocess.run(
+        [sys.executable, "-c", script], env=kept | {f"WANDB_{name}": value, "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert said.stdout == "offline\n"
+    assert said.stderr.startswith("W&B cannot be used online")
+    assert said.stderr.count("\n") == 1
+
+
+def test_runs_go_where_the_environment_wants_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    assert Store(tmp_path).mirror == tmp_path / "wandb"
+    monkeypatch.setenv("WANDB_DIR", "~/runs")
+    assert Store(tmp_path).mirror.is_absolute()
+    assert Store(tmp_path).mirror.name == "runs"
+
+
+@pytest.mark.slow
+def test_results_are_the_same_with_and_without_a_mirror(entry, tmp_path):
+    folders = []
+    for mode in ("offline", "disabled"):
+        run(tmp_path / mode, [entry], mode)
+        folders.append(Store(tmp_path / mode).node(entry.cell, "cell").folder)
+    first, second = folders
+    assert first.name == second.name
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+    for name in ("result.json", "checks.csv"):
+        assert (first / name).read_text() == (second / name).read_text()
+    ours, theirs = (pd.read_csv(folder / "metrics.csv").drop(columns="tokens_per_second") for folder in folders)
+    pd.testing.assert_frame_equal(ours, theirs)

@@ -70,7 +70,7 @@ class History(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=trainer.global_step)
         if trainer.is_global_zero:
-            pd.DataFrame(self.rows).to_csv(self.path, index=False)
+            _write(self.rows, self.path)
         if not torch.isfinite(torch.tensor(row["loss"])):
             raise Diverged(f"the loss is {row['loss']} at step {trainer.global_step}")
 
@@ -127,7 +127,7 @@ class Checks(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in found.items()}, trainer.global_step)
         if trainer.is_global_zero:
-            pd.DataFrame(self.rows).to_csv(self.path, index=False)
+            _write(self.rows, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -168,6 +168,13 @@ class Checkpoint(L.Callback):
         if trainer.is_global_zero:
             scratch.replace(self.path)
         self._saved_at = time.monotonic()
+
+
+def _write(rows: list[dict[str, float]], path: Path) -> None:
+    """Write a CSV file, whole or not at all: a run that was killed is told of by what it has left."""
+    scratch = path.with_name(f".{path.name}")
+    pd.DataFrame(rows).to_csv(scratch, index=False)
+    scratch.replace(path)
 
 
 def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

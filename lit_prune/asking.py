@@ -1,0 +1,97 @@
+"""What is asked of a table: the words of a command that choose its cells, and the cells they come to. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lit_prune.address import digest
+from lit_prune.config import ConfigError
+from lit_prune.grid import Entry, Table, entries, refuse_twins
+from lit_prune.settings import is_file, load_profile, override, parse_setting, sources_of
+from lit_prune.store import Store
+
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Flags of every command about one table."""
+
+    profile: str = "quick"
+    """Scale: quick (2 cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a file."""
+    set: Settings = ()
+    """field=value of the base cell, e.g. teacher.model=./my-llama or distill.steps=50; may be given several times."""
+    also: Settings = ()
+    """field=value: one more row, the baseline with that one change, e.g. logit_loss=mse_logits."""
+    only: Settings = ()
+    """field=value: only the rows that have it, e.g. logit_loss=kld."""
+    seeds: int | None = None
+    """Seeds of every row; the profile says how many otherwise."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is set away from the profile."""
+        return dict(map(parse_setting, self.set))
+
+    @property
+    def selection(self) -> list[str]:
+        """The words that choose rows and seeds."""
+        words = [] if self.seeds is None else ["--seeds", str(self.seeds)]
+        for name, texts in (("--also", self.also), ("--only", self.only)):
+            words += [word for text in texts for word in (name, text)]
+        return words
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """All that is asked away from a table at a profile as both are, as words of a command."""
+        return (*(word for text in self.set for word in ("--set", text)), *self.selection)
+
+    def folder(self, table: Table, store: Store) -> Path:
+        """Where the answer is written. Every question has its own: other settings or other rows are another one."""
+        asked = [*sorted(f"{path}={value}" for path, value in self.settings.items()), *self.selection]
+        scale = Path(self.profile).stem
+        if is_file(self.profile):  # another may have its name
+            asked.insert(0, str(Path(self.profile).resolve()))
+        return store.root / "reports" / table.name / (f"{scale}-{digest(asked)}" if asked else scale)
+
+
+def asked_entries(table: Table, question: Question, store: Store) -> tuple[Table, list[Entry]]:
+    """The table at the profile, and the cells asked for, pinned by the content of what they read.
+
+    Raises:
+        ConfigError: the question cannot be asked of the table, or what it names is not there.
+    """
+    from lit_prune.pins import Pins
+
+    if question.seeds is not None and question.seeds < 1:
+        raise ConfigError(f"--seeds: {question.seeds} asked for, at least 1 is needed")
+    settings, profile = question.settings, load_profile(question.profile)
+    table = table.at(dataclasses.replace(profile, cell=override(profile.cell, settings)), store.root)
+    found = entries(
+        table,
+        profile,
+        num_seeds=question.seeds,
+        settings=settings,
+        also=map(parse_setting, question.also),
+        only=map(parse_setting, question.only),
+    )
+    _check_names((*question.set, *question.also), found)
+    pins = Pins()
+    pinned = [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+    refuse_twins(pinned)  # budgets may come to the same steps
+    return table, pinned
+
+
+def _check_names(texts: Iterable[str], found: list[Entry]) -> None:
+    """See that the names a person typed exist, also where nothing is computed."""
+    from lit_prune.preflight import NAMED, check_names
+
+    typed = [parse_setting(text)[0] for text in texts]
+    if any(path.endswith(name) for path in NAMED for name in typed):
+        for cell in (c for entry in found for c in (entry.cell, *sources_of(entry.cell))):
+            check_names(cell)
