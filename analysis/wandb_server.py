@@ -94,8 +94,9 @@ def bring_up(addresses: Collection[str], store: Store, project: str, entity: str
     due = [run for run in runs if run not in before and run not in running]
     if due:
         where = ["--project", project, *(["--entity", entity] if entity else [])]
-        data = {"WANDB_DATA_DIR": str((folder / "data").resolve())}
-        subprocess.run([*_WANDB, "sync", *where, *map(str, due)], env=data | os.environ, check=False)
+        # Otherwise its logs make a folder wandb/ where the command runs.
+        places = {"WANDB_DATA_DIR": str((folder / "data").resolve()), "WANDB_DIR": str(folder.resolve())}
+        subprocess.run([*_WANDB, "sync", *where, *map(str, due)], env=places | os.environ, check=False)
     left = [run for run in due if not _is_sent(run)]
     empty = [run for run in left if _is_empty(run)]
     return Brought(
