@@ -40,7 +40,7 @@ def test_every_request_can_be_served_and_nothing_is_measured_to_choose_what_is_k
     for cell in first_of_rows.values():
         check(cell)
         assert evidence_names(cell.student, teacher_config(cell)) == frozenset()
-        assert cell.evaluation.speed.repeats == 3
+        assert cell.evaluation.speed.repeats % 2 == 0  # each of the two comes first as often as the other
 
 
 def test_requests_grow_with_the_profile_and_take_its_precision(tmp_path):
