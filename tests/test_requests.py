@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import families
 import pytest
 import torch
+from clock import Clock
 from torch import nn
 
 from lit_prune.config import Cell, ConfigError, Speed
@@ -31,17 +32,6 @@ from lit_prune.settings import override
 
 CPU = torch.device("cpu")
 SPEED = Speed(batch=2, prompt=10, new=4, repeats=3)
-
-
-class Clock:
-    """A clock that stands still but for what models take, and the names of those that ran."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.log: list[str] = []
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 class Timed(nn.Module):

@@ -4,22 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from clock import Clock
 from torch import nn
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import throughput as measuring
 from lit_prune.evaluate.throughput import Speedup, Throughput, random_model, speedup, throughput
-
-
-class Clock:
-    """A clock that stands still but for what a model's passes take, and the names of those that ran."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.log: list[str] = []
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 class Timed(nn.Module):

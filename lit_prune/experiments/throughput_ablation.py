@@ -7,7 +7,7 @@ from lit_prune.cli import main
 from lit_prune.config import Profile
 from lit_prune.grid import Changes, Claim, Grid, Table, axis
 
-PROMPTS, ANSWERS, ALONE = "batch 32, long prompts", "batch 32, long answers", "batch 1, long answers"
+PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
 
 def label(point: Changes) -> str:

@@ -33,20 +33,6 @@ PRINTED = {
 }
 """(table, figure) -> the figure of the papers that it is nearest to, and where it is another."""
 
-TITLES = {
-    "final": "Each row at the end",
-    "checks": "During the retraining",
-    "ranks": "Order of the rows during the retraining",
-    "training": "Imitation of the teacher during the retraining",
-    "sweep": "What is swept",
-    "agreement": "The paper and here",
-    "pareto": "What a row costs and what it is worth",
-    "blocks": "What each block is worth",
-    "spans": "How little a span of blocks changes",
-    "last_blocks": "Spans by their last block",
-}
-"""Heading of each figure."""
-
 
 @dataclass(frozen=True)
 class Picture:
