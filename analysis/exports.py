@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pandas as pd
 from analysis.answers import Answer, frame_of
 from analysis.page import anchor_of, render
 from analysis.standing import tables_not_run, whole_ledger
+from lit_prune.atomic import atomic_path
 from lit_prune.config import ConfigError
 from lit_prune.progress import Bar
 from lit_prune.render.files import fingerprint, latex, markdown, write_texts
@@ -68,6 +68,6 @@ def write_parquet(cells: pd.DataFrame, path: Path) -> None:
     """Write a frame as Parquet, whole or not at all; a column of several kinds of values becomes one of text."""
     columns = {name: set(cells[name].dropna().map(type)) for name in cells if cells[name].dtype == object}
     mixed = [name for name, kinds in columns.items() if not any(kinds <= {kind} for kind in _PLAIN)]
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed}).to_parquet(scratch, index=False)
-    scratch.replace(path)
+    plain = cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed})
+    with atomic_path(path) as scratch:
+        plain.to_parquet(scratch, index=False)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis import wandb_specs as specs
+from lit_prune.atomic import write_json
 from lit_prune.config import ConfigError
-from lit_prune.store import Store, write_json
+from lit_prune.store import Store
 
 _WANDB = [sys.executable, "-m", "wandb"]
 

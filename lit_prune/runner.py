@@ -185,7 +185,7 @@ class Runner:
         if not source.distill.steps:
             return self.students.student(source)
         node = self.store.node(source, "cell")
-        if node.result is None:
+        if node.verified is None:
             with self.store.claim(source, "cell", wait=True):  # until another process that is at it lets go
                 pass
         if node.result is None:
@@ -202,7 +202,7 @@ class Runner:
     def tokens(self, cell: Cell) -> Path:
         """The folder of the corpus in the teacher's tokens."""
         node = self.store.node(cell, "tokens")
-        if node.result is None:
+        if node.verified is None:
             self.tell("tokenising")
             tokenizer = self.tokenizer(cell)
             with self.claim(cell, "tokens") as node:
@@ -363,11 +363,11 @@ def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
 def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
     """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
     source = source_of(cell)
-    if source is None or store.node(cell, "student").result is not None:
+    if source is None or store.node(cell, "student").verified is not None:
         return
     if not source.distill.steps:
         yield from awaited_sources(store, source)
-    elif store.node(source, "cell").result is None:
+    elif store.node(source, "cell").verified is None:
         yield from awaited_sources(store, source)
         yield source
 

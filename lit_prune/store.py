@@ -1,7 +1,8 @@
 """What was found: one folder an address, written once, found again, given to one process at a time.
 
 `store/<stage>/<key>/result.json` exists if and only if the node is done; it is written last, by an atomic rename, and
-never again. No torch.
+never again. It records the size and sha256 of every file of the node. A node whose files differ from that record is
+damaged: it is not done, moved to `store/damaged/<stage>/` when it is claimed, and computed again. No torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
+import itertools
 import os
 import platform
 import shutil
@@ -20,10 +21,11 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lit_prune import cpu
+from lit_prune import cpu, integrity
 from lit_prune.address import digest, identity, key
+from lit_prune.atomic import remove_scratch, write_json
 from lit_prune.config import Cell, ConfigError, expand
 
 _VERSIONS = (
@@ -55,24 +57,43 @@ class Node:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the node found; None while it is not done."""
-        return _read(self.folder / "result.json")
+        """What the node found; None while it is not done, or where `damage` sees that it is damaged."""
+        return self._result(deep=False)
+
+    @property
+    def verified(self) -> dict[str, Any] | None:
+        """The result of a node whose files are about to be read: large files are hashed too, once per process."""
+        return self._result(deep=True)
+
+    def _result(self, deep: bool) -> dict[str, Any] | None:
+        if self.damage(deep=deep) is not None:
+            return None
+        content = integrity.read_json(self.folder / "result.json")
+        return None if content is None else integrity.unsealed(content)
+
+    def damage(self, *, deep: bool = False) -> str | None:
+        """Return which file of a finished node is damaged and how, or None; large files are hashed only if `deep`."""
+        if not (self.folder / "result.json").exists():
+            return None
+        return integrity.damage(self.folder, deep=deep)
 
     @property
     def error(self) -> str | None:
         """Why the node failed when it was last tried, in one line."""
-        failed = _read(self.folder / "error.json")
-        return failed["error"] if failed and self.result is None else None
+        if not (self.folder / "error.json").exists() or self.result is not None:
+            return None
+        failed = integrity.read_json(self.folder / "error.json") or {}
+        return failed.get("error", "error.json cannot be read")
 
     @property
     def env(self) -> dict[str, Any]:
         """Where, when and how the node was done."""
-        return _read(self.folder / "env.json") or {}
+        return integrity.read_json(self.folder / "env.json") or {}
 
     @property
     def config(self) -> dict[str, Any]:
         """What the address is made of."""
-        return _read(self.folder / "config.json") or {}
+        return integrity.read_json(self.folder / "config.json") or {}
 
     def fail(self, message: str) -> None:
         """Remember why the node failed; it is tried again by the next run."""
@@ -81,10 +102,11 @@ class Node:
 
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
         """Mark the node as done; unfinished state goes."""
-        write_json(self.folder / "env.json", self.env | {"finished": _now()} | env)
-        write_json(self.folder / "result.json", result)
+        remove_scratch(self.folder)
+        write_json(self.folder / "env.json", self.env | {"store_format": integrity.FORMAT, "finished": _now()} | env)
+        write_json(self.folder / "result.json", integrity.sealed(self.folder, result))
         # Only now: killed between the two, an unfinished node would begin again from nothing.
-        for leftover in ("last.ckpt", "error.json"):
+        for leftover in integrity.LEFTOVERS:
             (self.folder / leftover).unlink(missing_ok=True)
         return dict(result)
 
@@ -124,16 +146,39 @@ class Store:
             ConfigError: the store cannot be written.
         """
         node = Node(self.root / kind / digest(about))
-        self.check_writable(node.folder)
-        with (node.folder / ".lock").open("w") as lock:
+        while True:
+            self.check_writable(node.folder)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"{kind} {node.key} is being computed by another process") from None
-            if node.result is None:
-                write_json(node.folder / "config.json", about)
-                write_json(node.folder / "env.json", environment())
-            yield node
+                lock = (node.folder / ".lock").open("w")
+            except FileNotFoundError:  # another process has just moved the folder away
+                continue
+            with lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Busy(f"{kind} {node.key} is being computed by another process") from None
+                if not _is_still(lock, node.folder / ".lock"):
+                    continue
+                problem = node.damage(deep=True)
+                if problem is not None:
+                    self._set_aside(node, problem)
+                    continue
+                if node.result is None:
+                    remove_scratch(node.folder)
+                    write_json(node.folder / "config.json", about)
+                    write_json(node.folder / "env.json", environment())
+                yield node
+                return
+
+    def _set_aside(self, node: Node, problem: str) -> None:
+        """Move a damaged node, held by this process, out of the way and say so."""
+        kind = node.folder.parent.name
+        folder = self.root / "damaged" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        targets = (folder / f"{node.key}-{number}" for number in itertools.count(1))
+        target = next(path for path in targets if not path.exists())
+        shutil.move(node.folder, target)
+        print(f"damaged: {node.folder} ({problem}); moved to {target}, computed again", file=sys.stderr)
 
     def check_writable(self, folder: Path | None = None) -> None:
         """See that the store, or one folder of it, can be written and has room.
@@ -201,27 +246,12 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    scratch.replace(path)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """What a file of a node says; None where there is none.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+def _is_still(lock: IO[str], path: Path) -> bool:
+    """Whether an open lock file is the one at `path`, whose folder may have been moved away by its last holder."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}); without the folder {path.parent} it is computed again"
-        ) from None
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _version(package: str) -> str | None:

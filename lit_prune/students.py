@@ -50,7 +50,7 @@ class Students:
         if cell.student.model is not None:
             return teachers.locate(cell.student.model, cell.student.fingerprint)
         done = self.store.node(cell, "student")
-        if done.result is None:
+        if done.verified is None:
             whole = self.runner.load(self.runner.pruned(cell))
             evidence = self.evidence(cell, whole, evidence_names(cell.student, whole.config))
             with self.runner.claim(cell, "student") as node:

@@ -58,9 +58,6 @@ class Teachings:
             "top_k": distill.top_k, "micro_batches": micro_batches(distill, vocab_size, self.runner.execution),
         }  # fmt: skip
         with self.store.hold("teaching", about, wait=True) as node:
-            if node.result is not None and not read_cache(node.folder, node.result).whole():
-                self.runner.bar.say(f"the cache of the teacher in {node.folder} is damaged and made again")
-                (node.folder / "result.json").unlink()
             return read_cache(node.folder, node.result or self._make(cell, node, about["micro_batches"]))
 
     def _make(self, cell: Cell, node: Node, micro_batches: int) -> dict[str, Any]:

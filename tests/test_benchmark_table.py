@@ -76,7 +76,9 @@ def test_documents_are_paired_by_their_place_not_by_their_order(tmp_path):
     store = Store(tmp_path)
     first, second = answer(store, "a", FIRST), answer(store, "b", SECOND)
     shuffled = pd.read_parquet(second.folder / DOCUMENTS).sample(frac=1, random_state=0)
+    result = second.result
     shuffled.to_parquet(second.folder / DOCUMENTS)
+    second.finish(result)
     line = compare_models({"x": [first], "y": [second]}).query("model == 'y' and metric == 'acc_norm'").iloc[0]
     assert line["high"] == paired_bootstrap(SECOND, FIRST).high
 

@@ -15,7 +15,7 @@ from lit_prune.grid import Table, axis, entries
 from lit_prune.render import depth, files
 from lit_prune.report import Report, assemble
 from lit_prune.report.blocks import read_blocks
-from lit_prune.store import Store
+from lit_prune.store import Node, Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 TABLE = Table(
@@ -72,6 +72,7 @@ def test_one_draw_that_several_cells_share_counts_once(store: Store) -> None:
 def test_whole_may_be_a_scalar_or_of_one_entry(store: Store) -> None:
     (folder, *_) = (store.root / "removals").iterdir()
     save_file({"loss": np.array([4.5, 2.5, 2.0]), "whole": np.array([1.5])}, folder / "removals.safetensors")
+    Node(folder).finish({})
     assert answer(store).blocks.damage.shape == (2, 3)
 
 

@@ -10,9 +10,10 @@ import pytest
 from process import python, whole_files
 
 from lit_prune.address import key
+from lit_prune.atomic import write_json
 from lit_prune.config import Cell, Corpus, Teacher
 from lit_prune.settings import override
-from lit_prune.store import Busy, Store, write_json
+from lit_prune.store import Busy, Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 
@@ -29,7 +30,7 @@ with Store(sys.argv[1]).claim(cell, sys.argv[2]):
 CUT = """
 import resource, signal, sys
 from pathlib import Path
-from lit_prune.store import write_json
+from lit_prune.atomic import write_json
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 write_json(Path(sys.argv[1]), {"text": "x" * 1000})
@@ -133,7 +134,7 @@ def test_a_write_cut_by_a_full_disk_leaves_the_old_file_or_none(tmp_path, there_
 def test_readers_never_see_half_a_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"text": ""})
-    code = "import sys; from pathlib import Path; from lit_prune.store import write_json\n"
+    code = "import sys; from pathlib import Path; from lit_prune.atomic import write_json\n"
     code += "while True: [write_json(Path(sys.argv[1]), {'text': c * 300_000}) for c in 'ab']"
     writer = python(code, path)
     seen = set()

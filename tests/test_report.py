@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import shutil
 from pathlib import Path
@@ -217,9 +216,8 @@ def test_report_says_what_it_depends_on(complete: Store) -> None:
 
 def test_mixed_commits_are_flagged(store: Store) -> None:
     before = shown(answer(store), 100)
-    entry = asked()[0]
-    env = store.node(entry.cell, "cell").folder / "env.json"
-    env.write_text(json.dumps(json.loads(env.read_text()) | {"commit": "def"}))
+    node = store.node(asked()[0].cell, "cell")
+    node.finish(node.result, commit="def")
     found = answer(store)
     assert found.mixed
     assert "2 versions of the code: abc, def" in shown(found, 100)

@@ -142,8 +142,7 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     assert report_files.write_files(answer(store), folder) == paths
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert drawn == ["drawn"]
-    finish_again = store.node(asked()[0].cell, "cell").folder / "result.json"
-    finish_again.write_text(json.dumps({"lm_loss": 3.0, "perplexity": 20.0}))
+    store.node(asked()[0].cell, "cell").finish({"lm_loss": 3.0, "perplexity": 20.0})
     report_files.write_files(answer(store), folder)
     paths[1].unlink()
     report_files.write_files(answer(store), folder)

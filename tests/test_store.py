@@ -33,14 +33,6 @@ def test_looking_at_a_node_creates_nothing(store):
     assert not store.root.exists()
 
 
-@pytest.mark.parametrize(("name", "part"), [("result", "result"), ("env", "env"), ("error", "error")])
-def test_a_damaged_file_is_one_line_that_names_it(store, name, part):
-    with store.claim(CELL, "cell") as node:
-        (node.folder / f"{name}.json").write_text("{")
-        with pytest.raises(ConfigError, match=f"^[^\n]*{name}.json is damaged[^\n]*$"):
-            getattr(node, part)
-
-
 def test_a_result_exists_if_and_only_if_the_node_is_finished(store):
     with store.claim(CELL, "cell") as node:
         assert node.result is None

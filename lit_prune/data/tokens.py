@@ -36,6 +36,8 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         about = json.loads((folder / "tokens.json").read_text())
         self.block, self.filler, self.num_tokens = block, about["eos"], about["num_tokens"][split]
         empty = np.empty(0, about["dtype"])
+        if (size := (folder / f"{split}.bin").stat().st_size) != self.num_tokens * np.dtype(about["dtype"]).itemsize:
+            raise ValueError(f"{folder / f'{split}.bin'} holds {size} bytes, not those of {self.num_tokens} tokens")
         self._ids = np.memmap(folder / f"{split}.bin", dtype=about["dtype"], mode="r") if self.num_tokens else empty
 
     def __len__(self) -> int:

@@ -58,11 +58,6 @@ class Cache:
         """Bytes of all files."""
         return sum(self._bytes(part) for part in self.parts)
 
-    def whole(self) -> bool:
-        """Whether every file is there in its full length."""
-        paths = {part: self.folder / part.name for part in self.parts}
-        return all(path.is_file() and path.stat().st_size == self._bytes(part) for part, path in paths.items())
-
     def open(self, write: bool = False) -> dict[str, Tensor]:
         """The files, mapped into memory: [sequences, block, width] each."""
         if write:

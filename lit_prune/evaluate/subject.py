@@ -105,6 +105,8 @@ def _node(address: re.Match[str], store: Store) -> Node:
             + (f"the address of several: {names}" if found else f"no folder here and no address in {store.root}")
         )
     node = Node(found[0])
+    if problem := node.damage(deep=True):
+        raise ConfigError(f"--model: {node.folder} is damaged ({problem}); run its table again to compute it again")
     if node.result is None:
         raise ConfigError(f"--model: {node.folder.parent.name} {node.key} is not done ({node.error or 'stopped'})")
     return node
@@ -117,7 +119,7 @@ def _model_of(node: Node, store: Store) -> Path:
     about = {name: part for name, part in node.config.items() if name not in ("distill", "evaluation", "seed")}
     schema = {stage: number for stage, number in about.get("schema", {}).items() if stage != "cell"}
     student = store.root / "student" / digest(about | {"stage": "student", "schema": schema}) / "model"
-    if not student.is_dir():
+    if Node(student.parent).verified is None:
         raise ConfigError(f"--model: {node.folder.parent.name} {node.key} holds no weights")
     return student
 

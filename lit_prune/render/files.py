@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_prune.atomic import write_text
 from lit_prune.config import ConfigError
 from lit_prune.render import figures, page, words
 
@@ -102,9 +102,7 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            scratch = path.with_name(f".{path.name}.{os.getpid()}")
-            scratch.write_text(text)
-            scratch.replace(path)
+            write_text(path, text)
     except OSError as error:
         raise ConfigError(f"the report cannot be written to {folder} ({error.strerror})") from None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lit_prune.store import Node
 
 _STYLES = {"": "", "baseline": "bold", "reference": "dim"}
-_STATES = {"done": "", "failed": "red", "unfinished": "yellow", "missing": "dim"}
+_STATES = {"done": "", "damaged": "red", "failed": "red", "unfinished": "yellow", "missing": "dim"}
 _AS_IS: dict[str, Any] = {"markup": False, "highlight": False}
 # Columns of a terminal below which the tables leave out what only makes them airy.
 _ROOMY = 96

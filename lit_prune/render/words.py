@@ -217,7 +217,7 @@ def agreement(report: Report) -> str:
 def absent(report: Report) -> str:
     """How many cells are not done, by state; empty when all are."""
     counts = report.tidy["state"].value_counts()
-    absent = {state: counts[state] for state in ("failed", "unfinished", "missing") if state in counts}
+    absent = {state: counts[state] for state in ("damaged", "failed", "unfinished", "missing") if state in counts}
     listed = ", ".join(f"{count} {state}" for state, count in absent.items())
     return f"{sum(absent.values())} of {len(report.tidy)} cells are not done: {listed}" if absent else ""
 

@@ -59,4 +59,4 @@ def _draws(cells: list[Cell], store: Store, stage: str) -> list[dict[str, Any]]:
     from safetensors.numpy import load_file
 
     nodes = {node.key: node for node in (store.node(cell, stage) for cell in cells)}
-    return [load_file(node.folder / f"{stage}.safetensors") for node in nodes.values() if node.result is not None]
+    return [load_file(node.folder / f"{stage}.safetensors") for node in nodes.values() if node.verified is not None]

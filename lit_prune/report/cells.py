@@ -21,7 +21,7 @@ COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
 def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     """One line a cell, in the order of the entries.
 
-    Columns: row, seed, reference, key, state (done, failed, unfinished or missing), error, the swept fields,
+    Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
     the metrics (NaN unless done), corpus, second_text and the source's corpus where there is another one, and teacher
     (fingerprints; of a teacher trained here, its text's), tokens of the retraining, train_flops, wall_seconds,
     peak_memory (bytes, of the process while it was at the cell) and commit.
@@ -77,11 +77,11 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
 
 def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
     """What the store holds of a cell."""
-    result, error, env = node.result, node.error, node.env
+    result, error, env, damage = node.result, node.error, node.env, node.damage()
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
-        "state": "done" if result is not None else "failed" if error is not None else unfinished,
-        "error": None if error is None else " ".join(error.split()),
+        "state": "done" if result is not None else "damaged" if damage else "failed" if error else unfinished,
+        "error": damage or (None if error is None else " ".join(error.split())),
         **{metric: (result or {}).get(metric) for metric in metrics},
         "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
         "peak_memory": env.get("peak_memory"), "commit": env.get("commit"),

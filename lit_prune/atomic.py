@@ -1,0 +1,55 @@
+"""Atomic file writes: a file appears whole and synced to disk, or not at all. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `target`, which is synced and renamed to `target` on success and removed on failure.
+
+    The scratch file lies in the folder of `target`: a rename is atomic only within one file system.
+    """
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield scratch
+        sync(scratch)
+        scratch.replace(target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk, so that a power failure does not lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(text)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove the scratch files that killed processes left in a folder and its subfolders; lock files stay."""
+    for path in folder.rglob(".*"):
+        if path.name != ".lock" and path.is_file():
+            path.unlink(missing_ok=True)
