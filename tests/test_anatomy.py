@@ -158,7 +158,7 @@ def test_other_models_are_refused_with_what_is_supported_and_how_to_add_one():
     message = str(raised.value)
     assert message.startswith("teacher.model: family 'bert' is not supported")
     assert ", ".join(SUPPORTED) in message
-    assert "added by a line in lit_prune/models/anatomy.py" in message
+    assert "added by a line in lit_prune/models/families.py" in message
     assert "\n" not in message
     with pytest.raises(ConfigError, match="an encoder-decoder"):
         anatomy_of(T5Config())

@@ -60,19 +60,27 @@ def head_of(model: Any) -> Head:
 
 
 def _finish_of(config: Any) -> Finish | None:
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        return partial(_soften, cap=cap)
-    scaling = getattr(config, "logits_scaling", 1.0)
-    return None if scaling == 1.0 else partial(_scale_down, scaling=scaling)
+    step = anatomy_of(config).after_head
+    if step is None:
+        return None
+    name, kind = step
+    value = getattr(config, name)
+    return None if value is None or (value == 1 and kind != "cap") else partial(_STEPS[kind], value=value)
 
 
-def _soften(logits: Tensor, cap: float) -> Tensor:
-    return torch.tanh(logits / cap) * cap
+def _soften(logits: Tensor, value: float) -> Tensor:
+    return torch.tanh(logits / value) * value
 
 
-def _scale_down(logits: Tensor, scaling: float) -> Tensor:
-    return logits / scaling
+def _scale_down(logits: Tensor, value: float) -> Tensor:
+    return logits / value
+
+
+def _scale_up(logits: Tensor, value: float) -> Tensor:
+    return logits * value
+
+
+_STEPS = {"cap": _soften, "divide": _scale_down, "multiply": _scale_up}
 
 
 def last_states(model: Any, input_ids: Tensor) -> Tensor:

@@ -118,14 +118,22 @@ def load_tokenizer(location: str) -> Any:
 
 
 def load_model(location: str) -> Any:
-    """The causal language model in a folder, in float32, in evaluation mode."""
+    """The causal language model in a folder, in float32, in evaluation mode.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is not built as its family is described.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from lit_prune.models.consistency import check_pieces
 
     if load_config(location).is_heterogeneous:
         import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
 
-    return _loaded(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
+    model = _loaded(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
+    check_pieces(model)
+    return model
 
 
 def _loaded(load: Callable[[], Any], location: str) -> Any:

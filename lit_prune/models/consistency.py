@@ -1,0 +1,238 @@
+"""Compare a loaded model with the description of its family, on a few tokens.
+
+A description that misses a step of a family gives wrong losses and wrong students without an error: a head without its
+scale alone moved a perplexity from 2e3 to 5e32. So every model is checked when it is loaded: its head, the modules that
+importance and distillation read, and the axes that surgery cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lit_prune.config import ConfigError
+from lit_prune.models.anatomy import Anatomy, Axis, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.head import head_of, last_states
+from lit_prune.models.shape import Shape, shape_of
+
+TOLERANCE = 1e-3
+"""Largest difference, over the largest entry: far above the rounding of float32, far below a missing step."""
+
+_AXES = {"hidden channels": ("hidden",), "neurons": ("neuron",), "heads": ("head", "kv_group")}
+
+
+def check_pieces(model: Any) -> None:
+    """Check that a model in float32 computes what the description of its family says.
+
+    Takes two forward passes over 16 tokens, and three over the first and the last block. Models without a description
+    are left to `anatomy_of`, which refuses them where a part is needed.
+
+    Raises:
+        ConfigError: a part of the model is not as described.
+    """
+    try:
+        anatomy = anatomy_of(model.config)
+    except ConfigError:
+        return
+    try:
+        with torch.no_grad():
+            comparisons = _comparisons(model, anatomy)
+            wrong = next((what for what, ours, theirs in comparisons if not _same(ours, theirs)), None)
+    except (AttributeError, KeyError) as error:
+        wrong = f"module {error}"
+    if wrong is not None:
+        raise ConfigError(
+            f"teacher.model: {model.config.model_type} must be as lit_prune/models/families.py describes it, but its "
+            f"{wrong} differs"
+        )
+
+
+class _Call(NamedTuple):
+    """What entered and left a module."""
+
+    inputs: tuple[Any, ...]
+    keywords: dict[str, Any]
+    result: Any
+
+    @property
+    def input(self) -> Tensor:
+        assert isinstance(self.inputs[0], Tensor)
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        output = self.result[0] if isinstance(self.result, tuple) else self.result
+        assert isinstance(output, Tensor)
+        return output
+
+
+def _comparisons(model: Any, anatomy: Anatomy) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Parts of the model with the value that the description gives and the value that the model gives."""
+    blocks = blocks_of(model)
+    checked = sorted({0, len(blocks) - 1})
+    parts = [p for p in _parts(anatomy) if p]
+    modules = {anatomy.final_norm: model.get_submodule(anatomy.final_norm)}
+    modules |= {str(i): block for i, block in enumerate(blocks)}
+    modules |= {f"{i}.{part}": blocks[i].get_submodule(part) for i in checked for part in parts}
+    ids = _few_tokens(model.config).to(model.device)
+    logits, calls = _traced(model, ids, modules)
+
+    final, states = calls[anatomy.final_norm], last_states(model, ids)
+    yield "head", head_of(model).logits(states), logits
+    yield "final norm", final.output, states
+    yield "final norm", _normed(modules[anatomy.final_norm], anatomy, final.input), final.output
+    entering = [calls[str(i)].input for i in range(len(blocks))] + [final.input]
+    for i in range(len(blocks)):
+        yield f"residual stream after layer {i}", calls[str(i)].output, entering[i + 1]
+    for i in checked:
+        shape = shape_of(model.config.per_layer_config[i] if model.config.is_heterogeneous else model.config)
+        inside = {part: calls[f"{i}.{part}"] for part in parts}
+        for what, ours, theirs in _inside(anatomy, shape, head_dim_of(model.config), blocks[i], inside, entering[i]):
+            yield f"{what} in layer {i}", ours, theirs
+        for name, size, units in _sizes(anatomy, shape, blocks[i], f"{anatomy.blocks}.{i}"):
+            yield f"parameter {name} in layer {i}", _number(size % units), _number(0)
+        for what, axes in _AXES.items():
+            ours, theirs = _reordered(anatomy, shape, blocks[i], f"{anatomy.blocks}.{i}", calls[str(i)], axes)
+            yield f"output of layer {i} with its {what} in another order", ours, theirs
+
+
+def _parts(anatomy: Anatomy) -> tuple[str | None, ...]:
+    """The modules of a block that the description names."""
+    return (
+        anatomy.input_norm, *anatomy.attention_input, anatomy.attention_output, anatomy.mlp_norm, anatomy.mlp,
+        *anatomy.mlp_input, anatomy.activation, anatomy.mlp_output,
+    )  # fmt: skip
+
+
+def _few_tokens(config: Any) -> Tensor:
+    """Token ids, int64 [2, 8], none of them padding, of which transformers warns."""
+    positions = getattr(config, "max_position_embeddings", None) or 8
+    ids = torch.arange(2 * min(8, positions)).view(2, -1) * 7919 % config.vocab_size
+    pad = getattr(config, "pad_token_id", None)
+    return ids if pad is None else torch.where(ids == pad, (ids + 1) % config.vocab_size, ids)
+
+
+def _traced(model: Any, ids: Tensor, modules: dict[str, nn.Module]) -> tuple[Tensor, dict[str, _Call]]:
+    """The logits [batch, seq, vocab], and what passes the modules on the way."""
+    calls: dict[str, _Call] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, keywords, output: calls.update({name: _Call(inputs, keywords, output)})
+
+    handles = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, calls
+
+
+def _inside(
+    anatomy: Anatomy, shape: Shape, head_dim: int, block: nn.Module, calls: dict[str, _Call], stream: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Comparisons of the parts of one block, which `stream` enters."""
+    for norm in (anatomy.input_norm, anatomy.mlp_norm):
+        if norm is not None:
+            yield f"norm {norm}", _normed(block.get_submodule(norm), anatomy, calls[norm].input), calls[norm].output
+
+    read = stream if anatomy.input_norm is None else calls[anatomy.input_norm].output
+    for linear in anatomy.attention_input:
+        yield f"input of {linear}", read, calls[linear].input
+    made = sum(calls[linear].output.shape[-1] for linear in anatomy.attention_input)
+    yield "width of queries, keys and values", _number((shape.heads + 2 * shape.kv_groups) * head_dim), _number(made)
+    if anatomy.query is not None:
+        yield "width of the queries", _number(shape.heads * head_dim), _width(calls[anatomy.query].output)
+    yield "width of the heads", _number(shape.heads * head_dim), _width(calls[anatomy.attention_output].input)
+
+    read = calls[anatomy.mlp_input[0]].input
+    for name in (anatomy.mlp_norm, anatomy.mlp):
+        if name is not None:
+            theirs = calls[name].output if name == anatomy.mlp_norm else calls[name].input
+            yield (
+                f"input of the MLP at {name}",
+                theirs.flatten(0, -2),
+                read.flatten(0, -2),
+            )  # OPT's MLP reads no sequences
+    for linear in anatomy.mlp_input:
+        yield f"input of {linear}", read, calls[linear].input
+    neurons = torch.cat([calls[linear].output for linear in anatomy.mlp_input], -1)
+    yield "number of neurons", _number(shape.neurons * (1 + anatomy.gated)), _width(neurons)
+    if anatomy.activation is not None:
+        active = calls[anatomy.activation].output
+        yield f"input of {anatomy.activation}", neurons[..., : shape.neurons], calls[anatomy.activation].input
+        product = active * neurons[..., shape.neurons :] if anatomy.gated else active
+        yield f"input of {anatomy.mlp_output}", product, calls[anatomy.mlp_output].input
+
+
+def _sizes(anatomy: Anatomy, shape: Shape, block: nn.Module, path: str) -> Iterator[tuple[str, int, int]]:
+    """Each dimension of a parameter that can be cut: its size, and the number of units it divides into."""
+    for name, parameter in block.named_parameters():
+        for axis, size in zip(anatomy.axes_of(f"{path}.{name}"), parameter.shape, strict=False):
+            if parts_of(axis):
+                yield name, size, sum(map(shape.units, parts_of(axis)))
+
+
+def _normed(norm: nn.Module, anatomy: Anatomy, x: Tensor) -> Tensor:
+    """What the described norm makes of x."""
+    layer, weight, bias = anatomy.norm == "layer", getattr(norm, "weight", None), getattr(norm, "bias", None)
+    x = x - x.mean(-1, keepdim=True) if layer else x
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))
+    x = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    x = x if weight is None else x * (weight + anatomy.norm_offset)
+    return x if bias is None else x + bias
+
+
+def _reordered(
+    anatomy: Anatomy, shape: Shape, block: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
+    """What a block adds to the stream with the units of some axes in reverse order, and in their own.
+
+    Both are the same, in the order of the stream, where every parameter has the axes that are described: then each unit
+    can go with all that belongs to it.
+    """
+    turned = {}
+    for name, parameter in block.named_parameters():
+        weight: Tensor = parameter
+        for dim, axis in enumerate(anatomy.axes_of(f"{path}.{name}")):
+            weight = _turned(weight, dim, axis, shape, axes)
+        turned[name] = weight
+    stream = call.input.flip(-1) if "hidden" in axes else call.input
+    found = functional_call(block, turned, (stream, *call.inputs[1:]), call.keywords)
+    added = (found[0] if isinstance(found, tuple) else found) - stream
+    return added.flip(-1) if "hidden" in axes else added, call.output - call.input
+
+
+def _turned(parameter: Tensor, dim: int, axis: Axis, shape: Shape, axes: tuple[str, ...]) -> Tensor:
+    """A parameter with the units of some axes in reverse order along a dimension."""
+    parts = parts_of(axis)
+    if not set(parts) & set(axes):
+        return parameter
+    entries = parameter.shape[dim] // sum(map(shape.units, parts))
+    pieces = parameter.split([entries * shape.units(part) for part in parts], dim)
+    turned = [
+        piece.unflatten(dim, (-1, entries)).flip(dim).flatten(dim, dim + 1) if part in axes else piece
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+    return torch.cat(turned, dim)
+
+
+def _number(value: int) -> Tensor:
+    return torch.tensor(float(value))
+
+
+def _width(x: Tensor) -> Tensor:
+    return _number(x.shape[-1])
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two values agree but for rounding; what is not finite is left to those who compute with it."""
+    if ours.shape != theirs.shape:
+        return False
+    if not theirs.isfinite().all():
+        return True
+    return bool((ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max())
