@@ -23,6 +23,7 @@ from analysis.answers import RECORDS, table_of
 from lit_prune.asking import Question, asked_entries
 from lit_prune.config import ConfigError
 from lit_prune.grid import Entry, Table
+from lit_prune.render.escape import printable
 from lit_prune.render.files import markdown, write_texts
 from lit_prune.report import assemble
 from lit_prune.settings import sources_of
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(flags)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -81,7 +82,7 @@ def _run(flags: Flags) -> int:
         return (_sync if flags.command == "sync" else _write)(flags, table, found, store)
     except failures() as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"error: the W&B server: {reason}", file=sys.stderr)
+        print(f"error: the W&B server: {printable(reason)}", file=sys.stderr)
         return 1
 
 
@@ -99,7 +100,7 @@ def _write(flags: Flags, table: Table, found: list[Entry], store: Store) -> int:
     store.check_writable(folder)
     write_texts(folder, texts)
     for path in texts:
-        print(f"written: {path}")
+        print(printable(f"written: {path}"))
     if flags.publish:
         return _publish(board, answer, folder / "published.json")
     again = shlex.join(["python", "-m", "analysis.dashboard", table.name, "sync", *_words(flags)])

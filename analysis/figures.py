@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from analysis.answers import RECORDS, gather, plain_warnings, table_of
 from lit_prune.config import ConfigError
 from lit_prune.render import figures, overview, svg
+from lit_prune.render.escape import printable
 from lit_prune.report import Report
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -111,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.figures")
     try:
         for path in draw(_report(flags), flags.out, flags.format):
-            print(path)
+            print(printable(str(path)))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from lit_prune.config import ConfigError
+from lit_prune.render.escape import printable
 from lit_prune.store import DEFAULT_ROOT, Store
 
 
@@ -41,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
             answers = gather(store, flags.records)
         page, *others = write(answers, store, flags.out or store.root / "reports" / "paper")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
-    print(page)
+    print(printable(str(page)))
     print(f"and {len(others)} files beside it: results, ledger and tables")
     return 0
 

@@ -82,4 +82,4 @@ def standing(found: pd.DataFrame) -> pd.DataFrame:
     counts = plain.groupby(["profile", "paper", "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(index=index, columns=VERDICTS, fill_value=0)
     measured = counts[list(VERDICTS[:3])].sum(axis="columns")
-    return counts.assign(**{"not run": index.get_level_values("paper").map(claims) - measured})
+    return counts.assign(**{"not run": claims.loc[index.get_level_values("paper")].to_numpy() - measured})

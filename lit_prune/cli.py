@@ -17,6 +17,7 @@ from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.grid import Entry, Table
+from lit_prune.render.escape import printable, terminal_text
 from lit_prune.settings import is_file
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -57,7 +58,7 @@ def main(table: Table, argv: list[str] | None = None) -> int:
         cpu.choose(flags.execution)
         return Session(table, flags, console).run()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,11 +135,8 @@ class Session:
 
         for entry in missing:
             sources = sum(cell.distill.steps for cell in awaited_sources(self.store, entry.cell))
-            self.console.print(
-                f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps"
-                + (f" after {sources} of its sources" if sources else ""),
-                highlight=False,
-            )
+            line = f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps"
+            self.console.print(terminal_text(line + (f" after {sources} of its sources" if sources else "")))
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
         return 0
 
@@ -157,7 +155,7 @@ class Session:
         report = self._assemble()
         print_report(report, self.console)
         for path in write_files(report, self.flags.folder(self.table, self.store)):
-            self.console.print(f"written: {path}", highlight=False, soft_wrap=True)
+            self.console.print(terminal_text(f"written: {path}"), soft_wrap=True)
         if self.flags.record:
             self._record(report)
         return 0
@@ -177,7 +175,7 @@ class Session:
         if missing := self._missing(self.entries):
             raise ConfigError(f"--record: {len(missing)} cells are not done; a record is of a whole table")
         for path in write_record(report, Path("experiments") / self.table.name / self.flags.profile):
-            self.console.print(f"recorded: {path}", highlight=False)
+            self.console.print(terminal_text(f"recorded: {path}"), soft_wrap=True)
 
     def _diff(self) -> int:
         from lit_prune.render.terminal import print_diff

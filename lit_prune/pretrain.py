@@ -33,6 +33,7 @@ from lit_prune.evaluate.trigram import KneserNeyTrigram
 from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
+from lit_prune.render.escape import printable
 from lit_prune.settings import build, override, parse_setting, plain_of
 from lit_prune.store import DEFAULT_ROOT, Busy, Store
 
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
                 )  # fmt: skip
                 node.finish(result)
     except (ConfigError, Busy) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     print(json.dumps(node.result, indent=1))
     if flags.export:

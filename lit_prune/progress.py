@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lit_prune.render.escape import printable
+
 _SECONDS_BETWEEN_LINES = 20.0
 
 
@@ -27,7 +29,7 @@ class Bar:
         self._console = Console(stderr=True, quiet=quiet)
         self._live = sys.stderr.isatty() and not quiet
         self._rich = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
             console=self._console, disable=not self._live, speed_estimate_period=120,
         )  # fmt: skip
@@ -46,13 +48,14 @@ class Bar:
 
     def say(self, what: str) -> None:
         """What is happening now."""
+        what = printable(what)
         self._rich.update(self._task, description=what)
         if not self._live:
             self._line(what)
 
     def at(self, done: int, what: str) -> None:
         """That `done` steps of all are behind us, and what is happening."""
-        self.done = done
+        self.done, what = done, printable(what)
         if self._first is None or self._first[1] == done:
             self._first = (time.monotonic(), done)
         self._rich.update(self._task, completed=done, description=what)

@@ -45,7 +45,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
     try:
         return _adapter(kind).validate_json(json.dumps(plain), strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(kind, error.errors())) from None
+        raise ConfigError(_explain(kind, error.errors(), plain)) from None
 
 
 _UNION_TAGS = {
@@ -96,14 +96,22 @@ def _forbidding(kind: type) -> type:
     return kind
 
 
-def _explain(kind: type, errors: list[Any]) -> str:
+def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
     """One line about the first wrong field; a union fails once for each of its members, all of them allowed."""
+    for path, value in flatten(plain):
+        if not is_unicode(value):
+            return f"{path}: must be valid UTF-8, got {value!r}"
     paths = [".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) for error in errors]
     if errors[0]["type"] == "unexpected_keyword_argument":
         return unknown("field", paths[0], fields_of(kind))
     here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
     allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in here))
     return f"{paths[0]}: should be {allowed}, not {errors[0]['input']!r}"
+
+
+def is_unicode(value: Any) -> bool:
+    """Return whether a value is no string with bytes that are not UTF-8, as a file's name may have them."""
+    return not isinstance(value, str) or value.encode(errors="ignore").decode() == value
 
 
 def fields_of(kind: Any, prefix: str = "") -> list[str]:

@@ -20,6 +20,8 @@ from lit_prune import cpu
 from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.execution import Execution, stop_on_signals
+from lit_prune.render.escape import printable, terminal_text
+from lit_prune.settings import is_unicode
 from lit_prune.store import DEFAULT_ROOT, Store
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         cpu.choose(Execution(accelerator=flags.accelerator, cpu=flags.cpu, threads=flags.threads))
         return _run(flags, Console())
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,12 +117,11 @@ def _run(flags: Flags, console: Console) -> int:
     put: list[Question | Text] = [*(questions(names, **how) if names else []), *ours]
     subjects = [subject(name, store, flags.tokenizer) for name in flags.model]
     # Only now: what reads tables takes a while to import, and has nothing to say where the request is wrong.
-    from lit_prune.render.benchmarks import benchmark_table, print_table, write_table
-    from lit_prune.report.benchmarks import published
+    from lit_prune.render.benchmarks import benchmark_table, check_labels, print_table, write_table
 
-    if beside is not None:
-        published(beside)
-    asked = [Asked(one, question, flags.dtype) for one in _told_apart(subjects) for question in put]
+    subjects = _told_apart(subjects)
+    check_labels([one.label for one in subjects], beside)
+    asked = [Asked(one, question, flags.dtype) for one in subjects for question in put]
     failed = 0
     if missing := [one for one in asked if one.node(store).result is None]:
         _quiet()
@@ -133,7 +134,7 @@ def _run(flags: Flags, console: Console) -> int:
     table = benchmark_table(nodes, beside)
     print_table(table, console)
     for path in write_table(table, store.root / "reports" / "benchmarks"):
-        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        console.print(terminal_text(f"written: {path}"), soft_wrap=True)
     return min(failed, 1)
 
 
@@ -147,6 +148,10 @@ def _check(flags: Flags) -> None:
         raise ConfigError("--model: none given; a shipped teacher, a folder, a hub model, or an address of the store")
     if not flags.tasks.strip(", ") and not flags.text:
         raise ConfigError("nothing is asked: give --tasks (paper, or names of lm-eval such as piqa,blimp) or --text")
+    for name, texts in (("model", flags.model), ("text", flags.text)):
+        for text in texts:
+            if not is_unicode(text):
+                raise ConfigError(f"--{name}: must be valid UTF-8, got {text!r}")
     for name, value in (("batch-size", flags.batch_size), ("limit", flags.limit)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name}: {value} asked for, at least 1 is needed")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lit_prune.config import ConfigError
 from lit_prune.evaluate.benchmarks import KNOWN
 from lit_prune.render import words
-from lit_prune.render.files import write_texts
+from lit_prune.render.escape import printable, terminal_text
+from lit_prune.render.files import latex_table, markdown_list, markdown_table, write_texts
 from lit_prune.render.numbers import NONE, amount, number, p_value
 from lit_prune.report.benchmarks import SIZES, compare_models, published
 from lit_prune.store import Node
@@ -20,7 +22,6 @@ from lit_prune.store import Node
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MATH = {"±": "$\\pm$", "−": "$-$", NONE: "---"}
 _SIZES = {"parameters": "parameters", "parameters_without_embeddings": "without embeddings"}
 # Metrics between 0 and 1, which the papers print in per cent.
 _SHARES = ("acc", "exact_match", "pass", "rouge", "f1", "em")
@@ -60,6 +61,18 @@ def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "m
     source = table["source"] if table is not None and has_paper else ""
     layout = pd.DataFrame(lines).reindex(columns=_columns(models, table if has_paper else None))
     return BenchmarkTable(scores, layout.fillna("").astype(str), source)
+
+
+def check_labels(models: Sequence[str], beside: str | None) -> None:
+    """Check that models of these labels can stand in one table.
+
+    Raises:
+        ConfigError: two columns would have the same name, or the papers have no such table.
+    """
+    table = None if beside is None else published(beside)
+    columns = list(map(printable, _columns(models, table)))
+    if twice := [name for place, name in enumerate(columns) if name in columns[:place]]:
+        raise ConfigError(f"--model: {twice[0]!r} is the name of another column of the table; rename it: label=MODEL")
 
 
 def _columns(models: Sequence[str], table: Mapping[str, Any] | None) -> list[str]:
@@ -138,8 +151,10 @@ def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
     )
     index = ["question", "benchmark", "n"]
     table = shown.pivot_table(index=index, columns="model", values="score", aggfunc="last", sort=False)
-    table = table.reindex(columns=sorted(table)).fillna(NONE).reset_index().rename_axis(columns=None)
-    return table.drop(columns="question").astype(str)
+    table = table.reindex(columns=sorted(table)).fillna(NONE).rename_axis(columns=None)
+    # Side by side, since a model may have the name of another column.
+    about = table.index.to_frame(index=False).drop(columns="question")
+    return pd.concat([about, table.reset_index(drop=True)], axis="columns").astype(str)
 
 
 def _named(line: Mapping[str, Any]) -> str:
@@ -194,22 +209,26 @@ def print_table(table: BenchmarkTable, console: Console) -> None:
     """The table, in several where the console is narrower, and what its numbers are."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
-    frame = table.layout.rename(
-        columns={name: name.replace(" − ", "\n− ").replace(" (paper)", "\n(paper)") for name in table.layout}
-    )
+    frame = table.layout.map(printable).rename(columns=_folded)
     for part in words.parts(frame, console.width, gap=2):
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
         for name in part:
             left = name == "benchmark" or words.has_spread(part[name])
-            shown.add_column(Text(name), justify="left" if left else "right", no_wrap=name != "benchmark")
+            shown.add_column(
+                terminal_text(name, keep="\n"), justify="left" if left else "right", no_wrap=name != "benchmark"
+            )
         for line in part.to_numpy().tolist():
-            shown.add_row(*map(Text, line))
+            shown.add_row(*map(terminal_text, line))
         console.print(shown)
         console.print()
     for note in notes(table):
-        console.print(Text(f"· {note}", "dim"))
+        console.print(terminal_text(f"· {note}", "dim"))
+
+
+def _folded(column: str) -> str:
+    """A column's name over two lines."""
+    return printable(column).replace(" − ", "\n− ").replace(" (paper)", "\n(paper)")
 
 
 def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
@@ -218,10 +237,9 @@ def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    said = "\n".join(f"- {note}" for note in notes(table))
     texts = {
         "benchmarks.csv": table.scores.to_csv(index=False),
-        "benchmarks.md": f"{table.layout.to_markdown(index=False, disable_numparse=True)}\n\n{said}\n",
+        "benchmarks.md": f"{markdown_table(table.layout, table.layout)}\n\n{markdown_list(notes(table))}\n",
         "benchmarks.tex": _latex(table),
     }
     paths = {folder / name: text for name, text in texts.items()}
@@ -231,9 +249,5 @@ def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
 
 def _latex(table: BenchmarkTable) -> str:
     """A booktabs table."""
-    style = table.layout.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    tex = style.to_latex(
-        column_format="".join("l" if name == "benchmark" else "r" for name in table.layout), hrules=True,
-        label="tab:benchmarks", position_float="centering",
-    )  # fmt: skip
-    return "% \\usepackage{booktabs}\n" + "".join(_MATH.get(character, character) for character in tex)
+    columns = ("l" if name == "benchmark" else "r" for name in table.layout)
+    return "% \\usepackage{booktabs}\n" + latex_table(table.layout, columns, "tab:benchmarks")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from lit_prune.atomic import write_text
 from lit_prune.config import ConfigError
 from lit_prune.render import figures, page, words
+from lit_prune.render.escape import latex_text, markdown_code, markdown_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,6 @@ _TEX_WIDTH = 100
 _COLUMNS = dict.fromkeys(words.LEFT, "l") | {
     "claim": "p{.28\\linewidth}", "verdict": "l", "source": "p{.2\\linewidth}",
 }  # fmt: skip
-_MATH = {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", ">": "$>$", "·": "$\\cdot$", words.NONE: "---"}
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
@@ -93,7 +93,9 @@ def _index(records: Path) -> str:
     for report in sorted(records.glob("*/*/report.md")):
         table, profile = report.parts[-3:-1]
         link = report.relative_to(records).as_posix()
-        lines.append(f"| {table} | {profile} | [{link}]({link}) | [NOTES]({table}/NOTES.md) |")
+        names = f"{markdown_text(table)} | {markdown_text(profile)}"
+        notes = quote(f"{table}/NOTES.md")
+        lines.append(f"| {names} | [{markdown_text(link)}]({quote(link)}) | [NOTES]({notes}) |")
     return "\n".join(lines) + "\n"
 
 
@@ -119,13 +121,15 @@ def markdown(report: Report) -> str:
     table, absent = report.table, words.absent(report)
     failed = [f"{row}, seed {seed}: {error}" for row, seed, error in words.failed(report)]
     parts = [
-        f"# {table.name}", table.question, f"*{table.source}*", words.headline(report),
-        "## Claims of the paper", _pipes(words.claims_table(report)), f"Order of the rows: {words.agreement(report)}.",
-        "## Table", _pipes(words.main_table(report)), _bullets([*words.notes(report), *words.warnings(report)]),
+        f"# {markdown_text(table.name)}", markdown_text(table.question), f"*{markdown_text(table.source)}*",
+        markdown_text(words.headline(report)), "## Claims of the paper", markdown_table(words.claims_table(report)),
+        markdown_text(f"Order of the rows: {words.agreement(report)}."),
+        "## Table", markdown_table(words.main_table(report)),
+        markdown_list([*words.notes(report), *words.warnings(report)]),
         *_checks(report),
-        *(["## Cells that are not done", absent, _bullets(failed)] if absent else []),
-        "## How to run it again", f"```\n{words.command(report)}\n```",
-        _bullets([f"{name}: {value}" for name, value in words.provenance(report).items()]),
+        *(["## Cells that are not done", markdown_text(absent), markdown_list(failed)] if absent else []),
+        "## How to run it again", markdown_code(words.command(report)),
+        markdown_list([f"{name}: {value}" for name, value in words.provenance(report).items()]),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -135,17 +139,19 @@ def _checks(report: Report) -> list[str]:
     if report.checks.empty:
         return []
     against = "Order of the rows by LM loss at each check, against that at the end:"
-    ranks = [] if report.ranks.empty else [against, _pipes(words.rank_table(report))]
-    return ["## During the retraining", *ranks, _bullets(words.flips(report))]
+    ranks = [] if report.ranks.empty else [against, markdown_table(words.rank_table(report))]
+    return ["## During the retraining", *ranks, markdown_list(words.flips(report))]
 
 
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def markdown_list(lines: Iterable[str]) -> str:
+    """Return lines of text as a Markdown list."""
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
-def _pipes(frame: pd.DataFrame) -> str:
-    escaped = frame.map(lambda cell: cell.replace("|", "\\|"))
-    sides = ["left" if name in words.LEFT else "right" for name in frame]
+def markdown_table(frame: pd.DataFrame, left: Collection[str] = words.LEFT) -> str:
+    """Return a frame of text as a pipe table; the columns named in `left` are aligned left, all others right."""
+    sides = ["left" if name in left else "right" for name in frame]
+    escaped = frame.map(markdown_text).rename(columns=markdown_text)
     return escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
@@ -159,12 +165,16 @@ def latex(report: Report) -> str:
     ]
     tex = "% \\usepackage{booktabs}\n"
     for label, caption, frame in tables:
-        style = frame.style.hide(axis="index").format(escape="latex")
-        tex += style.format_index(escape="latex", axis="columns").to_latex(
-            column_format="".join(_COLUMNS.get(name, "r") for name in frame), hrules=True, label=label,
-            caption=re.sub(r"([&%$#_{}])", r"\\\1", caption), position_float="centering",
-        )  # fmt: skip
-    return "".join(_MATH.get(character, character) for character in tex)
+        tex += latex_table(frame, [_COLUMNS.get(name, "r") for name in frame], label, latex_text(caption))
+    return tex
+
+
+def latex_table(frame: pd.DataFrame, columns: Iterable[str], label: str, caption: str | None = None) -> str:
+    """Return a frame of text as a floating booktabs table; `columns` are LaTeX column types, `caption` is LaTeX."""
+    style = frame.map(latex_text).rename(columns=latex_text).style.hide(axis="index")
+    return style.to_latex(
+        column_format="".join(columns), hrules=True, label=label, caption=caption, position_float="centering"
+    )
 
 
 def _html(report: Report, digest: str) -> str:

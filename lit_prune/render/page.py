@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.render import words
+from lit_prune.render.escape import html_text
 from lit_prune.settings import plain_of
 
 if TYPE_CHECKING:
@@ -18,12 +19,15 @@ FOLDER = Path(__file__).parent
 
 
 def environment(*folders: Path) -> Environment:
-    """The templates of `folders` and of this one; a name they are not given is an error."""
+    """The templates of `folders` and of this one; a name they are not given is an error.
+
+    Every string they are given is escaped, but markup that is marked as such.
+    """
     import jinja2
 
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, FOLDER]), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined, finalize=html_text,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,24 +46,37 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     # HTML knows the namespaces, the page is as wide as its reader's, and nobody reads the metadata.
     box = re.findall(r'viewBox="[^"]*"', head)[0]
     body = _slim(re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL))
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    for placeholder, colour in _THEME.items():
-        body = body.replace(placeholder, colour)
+    body = _in_tags(body, lambda tag: _themed(re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag)))
     points = figure.get_figwidth() * 72
     size = f'style="min-width: {points:.0f}px; max-width: {_LARGEST * points:.0f}px"'
     return Markup(f'<svg role="img" aria-label="{html.escape(label)}" {box} {size}>{body}')
+
+
+def _in_tags(body: str, change: Callable[[str], str]) -> str:
+    """The same SVG with each tag changed; the text between them, which names rows, stays as it is."""
+    return re.sub(r"<[^>]*>", lambda tag: change(tag[0]), body)
+
+
+def _themed(tag: str) -> str:
+    for placeholder, colour in _THEME.items():
+        tag = tag.replace(placeholder, colour)
+    return tag
 
 
 def _slim(body: str) -> str:
     """The same picture in less than half the characters, in the font of the page it stands in."""
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
-    body = re.sub(r" font-family: [^;\"]*;?|font-family: [^;\"]*; ?", "", body)
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    body = re.sub(r' transform="rotate\(-?0 [^"]*"', "", body)
-    # A hundredth of a point is more than a screen shows. Text keeps its digits: it is not within a tag.
-    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), body)
+
+    def slim(tag: str) -> str:
+        tag = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag)
+        tag = re.sub(r" font-family: [^;\"]*;?|font-family: [^;\"]*; ?", "", tag)
+        tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)
+        tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
+        # A hundredth of a point is more than a screen shows.
+        return re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag)
+
+    body = _in_tags(body, slim)
     return re.sub(r"\s*\n\s*", lambda found: _break(body, *found.span()), body)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.render import words
+from lit_prune.render.escape import printable, terminal_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _STYLES = {"": "", "baseline": "bold", "reference": "dim"}
 _STATES = {"done": "", "damaged": "red", "failed": "red", "unfinished": "yellow", "missing": "dim"}
-_AS_IS: dict[str, Any] = {"markup": False, "highlight": False}
 # Columns of a terminal below which the tables leave out what only makes them airy.
 _ROOMY = 96
 
@@ -27,18 +27,22 @@ def print_report(report: Report, console: Console) -> None:
     from rich.text import Text
 
     table, tight = report.table, console.width < _ROOMY
-    console.print(Text(f"\n{table.question}", "bold"))
-    console.print(Text(table.source, "dim"))
-    console.print(Text(f"{words.headline(report)}\n"))
+    console.print()
+    console.print(terminal_text(table.question, "bold"))
+    console.print(terminal_text(table.source, "dim"))
+    console.print(terminal_text(words.headline(report)))
+    console.print()
     for shown in _rich_main(report, console.width, tight):
         console.print(shown)
     if words.absent(report):
-        console.print(Text(f"\n{words.absent(report)}", "bold yellow"))
+        console.print()
+        console.print(terminal_text(words.absent(report), "bold yellow"))
     for row, seed, error in words.failed(report):
         console.print(_hanging("✗", f"{row}, seed {seed}: {error}", "red"))
-    console.print(Text(f"\nClaims of the paper, at profile {report.profile}", "bold"))
+    console.print()
+    console.print(terminal_text(f"Claims of the paper, at profile {report.profile}", "bold"))
     console.print(_rich_claims(report, tight))
-    console.print(Text.assemble(("\nOrder of the rows: ", "bold"), words.agreement(report), "\n"))
+    console.print(Text.assemble(("\nOrder of the rows: ", "bold"), printable(words.agreement(report)), "\n"))
     _print_checks(report, console)
     for note in words.notes(report):
         console.print(_hanging("·", note, "dim"))
@@ -55,7 +59,7 @@ def _print_checks(report: Report, console: Console) -> None:
         for name in frame:
             shown.add_column(name, justify="right")
         for line in frame.to_numpy().tolist():
-            shown.add_row(*line)
+            shown.add_row(*map(terminal_text, line))
         console.print(Text("Order of the rows by LM loss at each check, against that at the end", "bold"))
         console.print(shown)
         console.print()
@@ -74,17 +78,16 @@ def _rich_table(tight: bool = False) -> RichTable:
 
 def _hanging(mark: str, text: str, style: str) -> RichTable:
     from rich.table import Table
-    from rich.text import Text
 
     grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_row(Text(mark, style), Text(text, style))
+    grid.add_row(terminal_text(mark, style), terminal_text(text, style))
     return grid
 
 
 def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | str]:
     """The main table, in several with an empty line between them where it is wider than the console."""
     frame = words.main_table(report)
-    broken = frame.rename(columns={name: name.replace(" ", "\n") for name in frame.columns[2:]})
+    broken = frame.map(printable).rename(columns={name: name.replace(" ", "\n") for name in frame.columns[2:]})
     for place, part in enumerate(words.parts(broken, width, 1 if tight else 2)):
         if place:
             yield ""
@@ -92,14 +95,13 @@ def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | 
 
 
 def _rich_part(frame: pd.DataFrame, kinds: list[str], tight: bool) -> RichTable:
-    from rich.text import Text
-
     shown = _rich_table(tight)
     for place, name in enumerate(frame):
         left = place < 2 or words.has_spread(frame[name])
-        shown.add_column(name, justify="left" if left else "right", no_wrap=place > 0, overflow="fold")
+        header = terminal_text(name, keep="\n")
+        shown.add_column(header, justify="left" if left else "right", no_wrap=place > 0, overflow="fold")
     for place, (line, kind) in enumerate(zip(frame.to_dict("records"), kinds, strict=True)):
-        cells = {name: Text(cell, _STYLES[kind]) for name, cell in line.items()}
+        cells = {name: terminal_text(cell, _STYLES[kind]) for name, cell in line.items()}
         if not line.get("n", "0").isdigit():
             cells["n"].stylize("yellow")
         last = kind != "reference" and kinds[place + 1 : place + 2] == ["reference"]
@@ -113,46 +115,43 @@ def _rich_claims(report: Report, tight: bool) -> RichTable:
     shown = _rich_table(tight)
     for name in ("verdict", "claim", "difference [95 %]", "p", "n"):
         shown.add_column(Text(name), justify="right" if name in "pn" else "left", no_wrap=name != "claim")
-    for line in words.claims_table(report).to_dict("records"):
+    for line in words.claims_table(report).map(printable).to_dict("records"):
         mark, style = words.VERDICTS[line["verdict"]]
         claim = line["claim"].replace(" < ", "\n< ").replace(" > ", "\n> ") if tight else line["claim"]
         shown.add_row(
             Text(f"{mark} {line['verdict']}", style), Text.assemble(claim, (f"\n{line['source']}", "dim")),
-            line["difference [95 %]"].replace(" [", "\n\\["), line["p"], line["n"],
+            Text(line["difference [95 %]"].replace(" [", "\n[")), line["p"], line["n"],
         )  # fmt: skip
     return shown
 
 
 def print_status(tidy: pd.DataFrame, console: Console) -> None:
     """Every cell with its address and state, and how many there are of each state."""
-    from rich.text import Text
-
     shown = _rich_table()
     for name in ("key", "row", "seed", "state"):
         shown.add_column(name, overflow="fold")
     for line in tidy.to_dict("records"):
         state = line["state"] + (f": {line['error']}" if line["error"] else "")
         cells = (line["key"], line["row"], str(line["seed"]), state)
-        shown.add_row(*(Text(cell, _STATES[line["state"]]) for cell in cells))
+        shown.add_row(*(terminal_text(cell, _STATES[line["state"]]) for cell in cells))
     counts = ", ".join(f"{count} {state}" for state, count in tidy["state"].value_counts().items())
     console.print(shown)
-    console.print(f"\n{len(tidy)} cells: {counts}", **_AS_IS)
+    console.print()
+    console.print(terminal_text(f"{len(tidy)} cells: {counts}"))
 
 
 def print_diff(first: Node, second: Node, console: Console) -> None:
     """The fields in which two nodes differ, what both found, and where code, versions or machine differ."""
-    from rich.text import Text
-
     nodes = (first, second)
     sides = [_flat({"": node.config, "result": node.result or {}, "env": _code(node)}) for node in nodes]
     shown = _rich_table()
     for name in ("", *(f"{node.folder.parent.name}/{node.key}" for node in nodes)):
-        shown.add_column(name, overflow="fold")
+        shown.add_column(terminal_text(name), overflow="fold")
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         values = [side.get(name, words.NONE) for side in sides]
         if values[0] != values[1] or name.startswith("result."):
-            shown.add_row(*(Text(str(value)) for value in (name, *values)))
-    console.print(shown if shown.row_count else "the two nodes do not differ", **_AS_IS)
+            shown.add_row(*(terminal_text(str(value)) for value in (name, *values)))
+    console.print(shown if shown.row_count else terminal_text("the two nodes do not differ"))
 
 
 def _code(node: Node) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_prune.config import ConfigError
 from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
 from lit_prune.settings import parse_setting
 
@@ -253,8 +254,14 @@ def asked_beside(report: Report) -> str:
 
 def setting(value: Any) -> str:
     """A value in the form --set reads back."""
-    readable = isinstance(value, str) and parse_setting(f"field={value}")[1] == value
-    return value if readable else json.dumps(value)
+    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return parse_setting(f"field={text}")[1] == text
+    except ConfigError:  # a control character, for one
+        return False
 
 
 def provenance(report: Report) -> dict[str, str]:
