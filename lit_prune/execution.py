@@ -16,7 +16,9 @@ class Execution:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where models run; auto takes a GPU where there is one."""
     accumulate: int | None = None
-    """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB."""
+    """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB. The step is the same to
+    rounding. With more than one, alpha "dynamic" and w_clm "balanced" each cost a second backward pass of the student
+    and one more gradient in memory."""
     workers: int = 0
     """Processes that load data."""
     checkpoint_seconds: float = 30.0

@@ -66,8 +66,6 @@ RECIPE = Distill(
     alpha="dynamic", w_clm=0.5, block=BLOCK, batch=BATCH, steps=STEPS, optim=Optim(lr=3e-3, warmup=2),
     **ALL_STATES,
 )  # fmt: skip
-FIXED_ALPHA = dataclasses.replace(RECIPE, alpha=0.3)
-"""A dynamic alpha is another for each micro-batch."""
 
 QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=5)
 
@@ -183,12 +181,11 @@ def test_a_checkpoint_is_never_of_half_a_step(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
-def test_a_run_may_go_on_in_other_micro_batches(full_tokens, tmp_path, before, after):
-    uninterrupted = run(full_tokens, tmp_path / "whole", recipe=FIXED_ALPHA)
-    run(full_tokens, tmp_path / "broken", recipe=FIXED_ALPHA, stop_at=6, accumulate=before)
-    resumed = run(full_tokens, tmp_path / "broken", recipe=FIXED_ALPHA, accumulate=after)
-    close(resumed, uninterrupted)
-    pd.testing.assert_frame_equal(rows(tmp_path / "broken"), rows(tmp_path / "whole"), rtol=1e-4)
+def test_a_run_may_go_on_in_other_micro_batches(whole, tmp_path, before, after):
+    run(whole.tokens, tmp_path, stop_at=6, accumulate=before)
+    resumed = run(whole.tokens, tmp_path, accumulate=after)
+    close(resumed, whole(0.0, 1).student)
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(whole(0.0, 1).folder), rtol=1e-4)
 
 
 def close(a: nn.Module, b: nn.Module) -> None:
@@ -221,11 +218,10 @@ def test_a_trained_student_is_saved_without_the_projection(tokens, tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_micro_batches_make_the_same_step(full_tokens, tmp_path, accumulate):
-    together = run(full_tokens, tmp_path / "together", recipe=FIXED_ALPHA)
-    cut = run(full_tokens, tmp_path / "cut", recipe=FIXED_ALPHA, accumulate=accumulate)
-    close(cut, together)
-    pd.testing.assert_frame_equal(rows(tmp_path / "cut"), rows(tmp_path / "together"), rtol=1e-4)
+def test_micro_batches_make_the_same_step(whole, accumulate):
+    together, cut = whole(0.0, 1), whole(0.0, accumulate)
+    close(cut.student, together.student)
+    pd.testing.assert_frame_equal(rows(cut.folder), rows(together.folder), rtol=1e-4)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

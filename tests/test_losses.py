@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_prune.config import ConfigError
+from lit_prune.config import ConfigError, Distill
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_losses
-from lit_prune.losses.weighting import weigh_alpha
+from lit_prune.losses.weighting import ratios
 
 LOGIT = [pytest.param(logit_losses[name], id=f"logit-{name}") for name in logit_losses]
 HIDDEN = [pytest.param(hidden_losses[name], id=f"hidden-{name}") for name in hidden_losses]
@@ -257,15 +257,19 @@ def test_a_name_is_registered_once():
 
 def test_dynamic_alpha_is_the_ratio_and_has_no_gradient():
     logits, hidden = torch.tensor(3.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
-    alpha = weigh_alpha("dynamic", logits, hidden)
+    alpha = ratios(Distill(alpha="dynamic"), logits, {"logits": logits, "hidden": hidden})["hidden"]
     assert alpha.item() == pytest.approx(0.6)
     assert not alpha.requires_grad
 
 
 def test_dynamic_alpha_is_finite_where_the_states_agree():
-    assert weigh_alpha("dynamic", torch.tensor(3.0), torch.tensor(0.0)).isfinite()
-    assert weigh_alpha("dynamic", torch.tensor(0.0), torch.tensor(0.0)).item() == 0.0
+    for logits in (3.0, 0.0):
+        terms = {"logits": torch.tensor(logits), "hidden": torch.tensor(0.0)}
+        alpha = ratios(Distill(alpha="dynamic"), terms["logits"], terms)["hidden"]
+        assert alpha.isfinite()
+        assert (alpha.item() == 0) == (logits == 0)
 
 
-def test_a_number_for_alpha_is_itself():
-    assert weigh_alpha(0.25, torch.tensor(3.0), torch.tensor(5.0)) == 0.25
+def test_a_number_is_no_ratio():
+    terms = {name: torch.tensor(3.0) for name in ("logits", "hidden", "clm")}
+    assert ratios(Distill(alpha=0.25, w_clm=0.5), terms["logits"], terms) == {}

@@ -26,7 +26,7 @@ from lit_prune.distill.module import Distiller
 from lit_prune.evaluate.validation import validation_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_loss_of, logit_losses
-from lit_prune.losses.weighting import check_weights, weigh_clm
+from lit_prune.losses.weighting import check_weights, ratios
 from lit_prune.preflight import check_models, check_names
 from lit_prune.settings import override
 
@@ -96,12 +96,17 @@ def test_balanced_cross_entropy_weighs_as_much_as_all_other_terms_and_its_weight
 
 
 def test_the_balanced_weight_is_the_ratio_and_finite_where_the_text_is_known_by_heart():
-    distillation = torch.tensor(3.0, requires_grad=True)
-    weight = weigh_clm("balanced", distillation, torch.tensor(6.0))
+    distillation, balanced = torch.tensor(3.0, requires_grad=True), Distill(w_clm="balanced")
+    weight = ratios(balanced, distillation, {"clm": torch.tensor(6.0)})["clm"]
     assert weight.item() == 0.5
     assert not weight.requires_grad
-    assert weigh_clm("balanced", distillation, torch.tensor(0.0)).isfinite()
-    assert weigh_clm(0.25, distillation, torch.tensor(6.0)) == 0.25
+    assert ratios(balanced, distillation, {"clm": torch.tensor(0.0)})["clm"].isfinite()
+
+
+def test_the_balanced_weight_counts_the_intermediate_loss_at_its_dynamic_weight():
+    terms = {"logits": torch.tensor(3.0), "hidden": torch.tensor(5.0), "clm": torch.tensor(12.0)}
+    weights = ratios(Distill(alpha="dynamic", w_clm="balanced"), terms["logits"], terms)
+    assert {name: weight.item() for name, weight in weights.items()} == pytest.approx({"hidden": 0.6, "clm": 0.5})
 
 
 # Projections

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lit_prune.config import ConfigError
-from lit_prune.data.tokens import TokenBlocks
+from lit_prune.data.tokens import IGNORED, TokenBlocks
 
 
 class SeededOrder(Sampler[int]):
@@ -39,8 +40,65 @@ class SeededOrder(Sampler[int]):
             yield int(order[position % self.num_blocks])
 
 
+class Part(NamedTuple):
+    """One micro-batch."""
+
+    sequences: tuple[int, ...]
+    """Its blocks."""
+    step: tuple[int, ...]
+    """The blocks of its optimizer step, on all ranks."""
+
+
+class StepSampler(Sampler[Part]):
+    """The micro-batches of one rank, `size` sequences each, of steps of `batch` sequences.
+
+    `mine` and `everyone` are the stream of this rank and of all ranks, from the same start. The length is that of the
+    whole run, as of `SeededOrder`.
+    """
+
+    def __init__(self, mine: SeededOrder, everyone: SeededOrder, batch: int, size: int) -> None:
+        self.mine, self.everyone, self.batch, self.size = mine, everyone, batch, size
+
+    def __len__(self) -> int:
+        return len(self.mine) // self.size
+
+    def __iter__(self) -> Iterator[Part]:
+        mine, everyone = iter(self.mine), iter(self.everyone)
+        while step := tuple(itertools.islice(everyone, self.batch)):
+            for _ in range(0, self.batch // self.mine.world, self.size):
+                yield Part(tuple(itertools.islice(mine, self.size)), step)
+
+
+class StepParts(Dataset[dict[str, Any]]):
+    """Micro-batches {`input_ids`, `labels`: int64 [sequences, block], `mean_scored`: float}.
+
+    `mean_scored` is the number of scored tokens of the optimizer step divided by its micro-batches on all ranks. A loss
+    that is summed over a micro-batch and divided by it averages over micro-batches and ranks to the mean over the
+    step's tokens, however unevenly these are spread.
+    """
+
+    def __init__(self, blocks: TokenBlocks) -> None:
+        self.blocks = blocks
+        self._newest: tuple[tuple[int, ...], int] = ((), 0)
+
+    def __getitem__(self, part: Part) -> dict[str, Any]:
+        batch = default_collate([self.blocks[i] for i in part.sequences])
+        scored = _num_scored(batch["labels"]) if part.sequences == part.step else self._scored(part.step)
+        return {**batch, "mean_scored": scored * len(part.sequences) / len(part.step)}
+
+    def _scored(self, step: tuple[int, ...]) -> int:
+        """Scored tokens of a step, counted at its first micro-batch."""
+        if self._newest[0] != step:
+            self._newest = step, sum(_num_scored(self.blocks[i]["labels"]) for i in step)
+        return self._newest[1]
+
+
+def _num_scored(labels: torch.Tensor) -> int:
+    return int((labels[..., 1:] != IGNORED).sum())
+
+
 class RetrainingData(L.LightningDataModule):
-    """Batches {`input_ids`, `labels`: int64 [micro_batch, block]} of the train split, for a given number of steps.
+    """The micro-batches of `StepParts` from the train split, for a given number of steps.
 
     `batch` sequences make one optimizer step, over all ranks and accumulated micro-batches. The state in a checkpoint
     is the number of sequences consumed, taken from the trainer's step and not from the loader, which runs ahead.
@@ -76,10 +134,11 @@ class RetrainingData(L.LightningDataModule):
             raise ConfigError(
                 f"distill.batch: {self.batch} is no multiple of {world} devices x {self.accumulate} micro-batches"
             )
-        order = SeededOrder(len(self.blocks), self.batch * self.steps, self.seed, self.start, rank, world)
+        stream = len(self.blocks), self.batch * self.steps, self.seed, self.start
+        sampler = StepSampler(SeededOrder(*stream, rank, world), SeededOrder(*stream), self.batch, micro_batch)
         # Without a generator of its own the loader would draw from, and so shift, the global random state.
         return DataLoader(
-            self.blocks, batch_size=micro_batch, sampler=order, num_workers=self.num_workers,
+            StepParts(self.blocks), batch_size=None, sampler=sampler, num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed), pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 

@@ -25,29 +25,32 @@ class AlongsideDistiller(Distiller):
         ConfigError: nothing is learned from the teacher.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill) -> None:
-        super().__init__(student, teacher, distill)
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1
+    ) -> None:
+        super().__init__(student, teacher, distill, micro_batches)
         assert distill.teacher_optim is not None
         self._teacher_optim = distill.teacher_optim
         if self.teaching is None or not distill.needs_teacher:
             raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
         self.corrected = self.teaching.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The student's objective and the teacher's cross-entropy, added: their graphs have no parameter in common."""
         # The teacher first: autocast may keep, and go on with, casts of its weights from a pass without gradient.
-        clm = self._teacher_clm(batch["input_ids"], batch["labels"])
+        clm = self._teacher_clm(batch["input_ids"], batch["labels"], batch.get("mean_scored"))
         loss = super().training_step(batch, batch_idx)
-        self.terms["teacher_clm"] = clm.detach()
+        self._note("teacher_clm", clm)
         return loss + clm
 
-    def _teacher_clm(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def _teacher_clm(self, input_ids: Tensor, labels: Tensor, count: float | None) -> Tensor:
         successors = labels[:, 1:]
         scored = successors != IGNORED
         self.corrected.train()  # but what it shows the student is without dropout
         last = last_states(self.corrected, input_ids)[:, :-1][scored]
         self.corrected.eval()
-        return head_losses(last, head_of(self.corrected), successors=successors[scored], w_clm=1.0).loss
+        head = head_of(self.corrected)
+        return head_losses(last, head, successors=successors[scored], w_clm=1.0, count=count).loss
 
     def configure_optimizers(self) -> Any:
         parts = [(self._ours(), self.distill.optim), (list(self.corrected.parameters()), self._teacher_optim)]

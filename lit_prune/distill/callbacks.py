@@ -31,7 +31,7 @@ class History(L.Callback):
         self.path, self.every = path, every
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, torch.Tensor] = {}
-        self._batches = self._tokens = 0
+        self._steps = self._tokens = 0
         self._seconds = self._lr = 0.0
         self._since = time.perf_counter()
 
@@ -51,22 +51,22 @@ class History(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._tokens += batch["input_ids"].numel() * trainer.world_size
+        if not _ends_step(trainer, batch_idx):
+            return
         for name, value in pl_module.terms.items():  # type: ignore[union-attr, operator]
             self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._batches += 1
-        self._tokens += batch["input_ids"].numel() * trainer.world_size
-        last = trainer.global_step == trainer.max_steps
-        if _ends_step(trainer, batch_idx) and (trainer.global_step % self.every == 0 or last):
+        self._steps += 1
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._close_window(trainer)
 
     def _close_window(self, trainer: L.Trainer) -> None:
         seconds = time.perf_counter() - self._since
         row: dict[str, float] = {"step": trainer.global_step}
-        row |= {name: (value / self._batches).item() for name, value in self._sums.items()}
-        row["grad_norm"] *= trainer.accumulate_grad_batches  # there is one a step, not one a micro-batch
+        row |= {name: (value / self._steps).item() for name, value in self._sums.items()}
         row |= {"lr": self._lr, "tokens_per_second": self._tokens / seconds}
         self.rows.append(row)
-        self._sums, self._batches, self._tokens, self._since = {}, 0, 0, time.perf_counter()
+        self._sums, self._steps, self._tokens, self._since = {}, 0, 0, time.perf_counter()
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=trainer.global_step)
         if trainer.is_global_zero:
@@ -76,13 +76,13 @@ class History(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "rows": self.rows, "sums": self._sums, "batches": self._batches, "tokens": self._tokens,
+            "rows": self.rows, "sums": self._sums, "batches": self._steps, "tokens": self._tokens,
             "seconds": time.perf_counter() - self._since,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self._sums = state_dict["rows"], state_dict["sums"]
-        self._batches, self._tokens = state_dict["batches"], state_dict["tokens"]
+        self._steps, self._tokens = state_dict["batches"], state_dict["tokens"]
         self._seconds = state_dict["seconds"]
 
 

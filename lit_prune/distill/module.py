@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
+from lit_prune.distill.accumulation import Accumulation, Compared
 from lit_prune.distill.states import Pair, StateReader, States, check_relation_heads, pairs_of, relations_of
 from lit_prune.distill.teaching import Teacher, Teaching
 from lit_prune.distill.turns import random_state, set_random_state
@@ -21,27 +22,32 @@ from lit_prune.losses.chunked import Target, head_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_loss_of
 from lit_prune.losses.relation import relation_loss
-from lit_prune.losses.weighting import check_weights, weigh_alpha, weigh_clm
+from lit_prune.losses.weighting import check_weights
 from lit_prune.models.head import head_of, last_states
 
 
 class Distiller(L.LightningModule):
     """Minimise w_clm * L_CLM + w_logits * L_logits + alpha * L_is over a student (Minitron, section 3).
 
-    The teacher is a model, or one that several runs share. Every mean is over the tokens that have a successor to
-    predict, the same for all terms. `terms` holds the scalars of the last step.
+    The teacher is a model, or one that several runs share. Every mean is over the tokens of an optimizer step that have
+    a successor to predict, the same for all terms; a step comes in `micro_batches`. `terms` holds the scalars of the
+    newest step.
 
     Raises:
         ConfigError: teacher and student do not share a vocabulary; a layer map that does not fit them; a term that
             needs a teacher where there is none.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1
+    ) -> None:
         super().__init__()
         self.student, self.distill = student, distill
         # No submodule: checkpoints, optimizer and summary must not see the teacher.
         self.teaching = Teaching(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
+        self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
+        self._measured: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
         self._logit_loss = logit_loss_of(distill.logit_loss, distill.mix)
         self._hidden_loss = hidden_losses[distill.hidden_loss]
@@ -89,16 +95,45 @@ class Distiller(L.LightningModule):
         if self._random_state is not None:
             set_random_state(self._random_state)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The objective on one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
-        self.terms = self.objective(batch["input_ids"], batch["labels"], batch_idx)
-        return self.terms["loss"]
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
+
+        `mean_scored` is that of `StepParts`; a batch without it is a step of its own. With several micro-batches the
+        terms weighted by a ratio are left out here: see `accumulation.py`.
+        """
+        found = self._compare(batch["input_ids"], batch["labels"], batch_idx, batch.get("mean_scored"))
+        if self._accumulation is None:
+            self.terms = found.weighed(self.distill)
+            return self.terms["loss"]
+        self.terms, self._measured = self._accumulation.add(found, batch_idx), found.measured
+        return found.fixed
+
+    def _note(self, name: str, value: Tensor) -> None:
+        """Add a term that is no part of `loss`, after those of the same micro-batch."""
+        noted = value.detach() if self._accumulation is None else self._accumulation.note(name, value)
+        self.terms[name] = noted
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Propagate the loss, and apart from it the terms that are weighted by a ratio over the step."""
+        if self._accumulation is not None:
+            self._accumulation.differentiate(self._measured, self.parameters())
+            self._measured = {}
+        super().backward(loss, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Weigh what was kept apart, now that the step is whole."""
+        if self._accumulation is not None:
+            self._accumulation.conclude(self.parameters())
 
     def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
-        """The terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`.
+        """Return the terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`.
 
-        Runs that share a teacher say at which `position` of their data the batch stands.
+        The batch is a step of its own. Runs that share a teacher say at which `position` of their data it stands.
         """
+        return self._compare(input_ids, labels, position, None).weighed(self.distill)
+
+    def _compare(self, input_ids: Tensor, labels: Tensor, position: int | None, count: float | None) -> Compared:
+        """Evaluate all terms, each the sum over the scored tokens divided by `count`, by default their number."""
         successors = labels[:, 1:]
         scored = successors != IGNORED
         with self._read_student as our_states:
@@ -108,20 +143,24 @@ class Distiller(L.LightningModule):
             assert self.teaching is not None
             shown = self.teaching.observe(input_ids, position)
         target = None if shown is None else shown.target(scored, self.distill.top_k)
+        count = (int(scored.sum()) if count is None else count) or 1
         next_ids = successors[scored] if self.distill.w_clm else None
         balanced = self.distill.w_clm == "balanced"
-        loss, terms = self._compare_logits(last, None if balanced else next_ids, target)
+        measured: dict[str, Tensor] = {}
+        fixed, terms = self._compare_logits(last, None if balanced else next_ids, target, count)
         if shown is not None and self.compares_states:
-            terms["hidden"] = self._compare_states(scored, our_states, shown.states)
-            loss = loss + weigh_alpha(self.distill.alpha, terms["logits"], terms["hidden"]) * terms["hidden"]
+            terms["hidden"] = self._compare_states(scored, our_states, shown.states, count)
+            if isinstance(self.distill.alpha, str):
+                measured["hidden"] = terms["hidden"]
+            else:
+                fixed = fixed + self.distill.alpha * terms["hidden"]
         if balanced:
-            clm, found = self._compare_logits(last, next_ids, None)
-            loss = loss + weigh_clm("balanced", loss, found["clm"]) * clm
+            measured["clm"], found = self._compare_logits(last, next_ids, None, count)
             terms |= found
-        return {**terms, "loss": loss}
+        return Compared(fixed, measured, terms)
 
     def _compare_logits(
-        self, last: Tensor, successors: Tensor | None, target: Target | None
+        self, last: Tensor, successors: Tensor | None, target: Target | None, count: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """w_clm * L_CLM + w_logits * L_logits of what is given, and each by itself, without its gradient."""
         w_clm = 1.0 if isinstance(self.distill.w_clm, str) else self.distill.w_clm
@@ -129,20 +168,22 @@ class Distiller(L.LightningModule):
         found = head_losses(
             last, head_of(self.student), successors=successors, w_clm=w_clm, target=target,
             logit_loss=self._logit_loss, w_logits=self.distill.w_logits * scale, temperature=self.distill.temperature,
+            count=count,
         )  # fmt: skip
         terms = {} if found.clm is None else {"clm": found.clm}
         return found.loss, terms if found.logits is None else terms | {"logits": scale * found.logits}
 
-    def _compare_states(self, scored: Tensor, our_states: States, their_states: States) -> Tensor:
-        """L_is: the sum over the pairs of the mean loss over scored tokens."""
+    def _compare_states(self, scored: Tensor, our_states: States, their_states: States, count: float) -> Tensor:
+        """L_is: the sum over the pairs of the loss of the scored tokens, divided by `count`."""
         losses = []
         for place, pair in enumerate(self._pairs):
             ours = self._projected(our_states[pair.student][:, :-1][scored], place)
             theirs = their_states[pair.teacher][:, :-1][scored]
-            losses.append(_mean(self._hidden_loss(ours.float(), theirs.float())))
+            losses.append(self._hidden_loss(ours.float(), theirs.float()).sum() / count)
         for pair in self._relations:
             vectors = our_states[pair.student].float(), their_states[pair.teacher].float()
-            losses.append(_mean(relation_loss(*vectors, self.distill.relation_heads)[:, :-1][scored]))
+            relations = relation_loss(*vectors, self.distill.relation_heads)[:, :-1][scored]
+            losses.append(relations.sum() / count)
         return torch.stack(losses).sum()
 
     def _projected(self, states: Tensor, place: int) -> Tensor:
@@ -190,8 +231,3 @@ def check_same_vocabulary(student: Any, teacher: Any, place: str = "student.mode
             f"{place}: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
             "logits can only be compared over the same one"
         )
-
-
-def _mean(losses: Tensor) -> Tensor:
-    """Mean over tokens; 0 where none is scored, which a micro-batch of one nearly empty block can be."""
-    return losses.mean() if losses.numel() else losses.sum()

@@ -43,8 +43,8 @@ def train(
     """
     L.seed_everything(seed, verbose=False)
     kind = Distiller if distill.teacher_optim is None else AlongsideDistiller
-    module = kind(student.train(), teacher, distill)
     accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
+    module = kind(student.train(), teacher, distill, accumulate)
     data = RetrainingData(
         tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
         accumulate=accumulate, num_workers=execution.workers,

@@ -67,7 +67,7 @@ class TopKTarget:
 
 @dataclass(frozen=True)
 class HeadLosses:
-    """What one evaluation gives: means over its tokens, 0 where there is none."""
+    """What one evaluation gives: the sum over its tokens divided by `count`, 0 where there is no token."""
 
     loss: Tensor
     """w_clm * clm + w_logits * logits, float32 []; has the gradient."""
@@ -87,10 +87,12 @@ def head_losses(
     logit_loss: LogitLoss | None = None,
     w_logits: Weight = 0.0,
     temperature: float = 1.0,
+    count: float | None = None,
     chunk: int | None = None,
 ) -> HeadLosses:
-    """Language-model loss and logit loss of last states [tokens, width], both means over these tokens.
+    """Language-model loss and logit loss of last states [tokens, width], both summed and divided by `count`.
 
+    `count` defaults to the number of these tokens; a micro-batch passes that of its step instead.
     Successors are int64 [tokens]. Given top-k ids, the student's logits at them are compared (Minitron, section 3).
     A term of weight 0.0 is evaluated without a gradient. `chunk` is the tokens at once, by default as many as fit.
     The gradient can be propagated once.
@@ -104,7 +106,7 @@ def head_losses(
     inputs = (states, head.weight, head.bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     with torch.no_grad():
-        evaluation = _Evaluation(states, head, wanted, list(terms.values()))
+        evaluation = _Evaluation(states, head, wanted, list(terms.values()), count)
         loss, means = evaluation.run(chunk or tokens_at_once(len(head.weight), states.is_cuda))
     if any(wanted):
         loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)
@@ -185,8 +187,9 @@ def _counts(weight: Weight) -> bool:
 class _Evaluation:
     """One walk over the tokens."""
 
-    def __init__(self, states: Tensor, head: Head, wanted: list[bool], terms: list[_Term]) -> None:
+    def __init__(self, states: Tensor, head: Head, wanted: list[bool], terms: list[_Term], count: float | None) -> None:
         self.states, self.head, self.cast, self.terms = states, head, head.cast(), terms
+        self.count = (len(states) if count is None else count) or 1
         self.of_states = torch.zeros_like(states) if wanted[0] else None
         self.of_weight = torch.zeros_like(head.weight, dtype=torch.float32) if wanted[1] else None
         self.of_bias = None
@@ -195,8 +198,7 @@ class _Evaluation:
         self.wanted = any(wanted)
 
     def run(self, chunk: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the mean of each term, float32 []."""
-        count = max(len(self.states), 1)
+        """The loss and the value of each term, float32 []."""
         sums = [torch.zeros((), dtype=torch.float64, device=self.states.device) for _ in self.terms]
         for start in range(0, len(self.states), chunk):
             rows = slice(start, start + chunk)
@@ -205,8 +207,8 @@ class _Evaluation:
         loss = torch.zeros((), dtype=torch.float64, device=self.states.device)
         for term, total in zip(self.terms, sums, strict=True):
             if _counts(term.weight):
-                loss = loss + term.weight * total / count
-        return loss.float(), [(total / count).float() for total in sums]
+                loss = loss + term.weight * total / self.count
+        return loss.float(), [(total / self.count).float() for total in sums]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Those of states, weight and bias, in their dtypes; None where not wanted."""
@@ -228,7 +230,7 @@ class _Evaluation:
 
     def _scale(self, term: _Term) -> Weight | None:
         """What a token's loss counts in the gradient; None where there is none to take."""
-        return term.weight / len(self.states) if self.wanted and _counts(term.weight) else None
+        return term.weight / self.count if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
         """The gradient with regard to what the linear map gave, in its dtype."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from lit_prune.config import ConfigError, Distill
@@ -10,25 +12,26 @@ _LEAST = 1e-12
 """A term that others are measured by counts as no less."""
 
 
-def weigh_alpha(alpha: float | str, logits: Tensor, hidden: Tensor) -> float | Tensor:
-    """The weight of L_is: a number, or for "dynamic" the detached ratio L_logits / L_is (Minitron, section 3).
+def ratios(distill: Distill, fixed: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that are ratios, by the name of their term, in the order in which they build on each other.
 
-    Detached, because otherwise the gradient of L_is would cancel.
-    """
-    if isinstance(alpha, str):
-        return (logits / hidden.clamp_min(_LEAST)).detach()
-    return alpha
-
-
-def weigh_clm(w_clm: float | str, distillation: Tensor, clm: Tensor) -> float | Tensor:
-    """The weight of L_CLM: a number, or for "balanced" the detached ratio of all distillation terms to L_CLM.
-
+    alpha="dynamic" is L_logits / L_is (Minitron, section 3), w_clm="balanced" all distillation terms over L_CLM.
     Model-Optimizer balances the other way round: it scales the distillation terms to L_CLM, so that its loss is that
-    of language modelling; here it stays that of distillation.
+    of language modelling; here it stays that of distillation. `fixed` is the sum of the terms whose weights are
+    numbers, `terms` each term by itself; all are scalars.
     """
-    if isinstance(w_clm, str):
-        return (distillation / clm.clamp_min(_LEAST)).detach()
-    return w_clm
+    found: dict[str, Tensor] = {}
+    if isinstance(distill.alpha, str) and "hidden" in terms:
+        found["hidden"] = _ratio(terms["logits"], terms["hidden"])
+        fixed = fixed + found["hidden"] * terms["hidden"]
+    if isinstance(distill.w_clm, str):
+        found["clm"] = _ratio(fixed, terms["clm"])
+    return found
+
+
+def _ratio(wanted: Tensor, term: Tensor) -> Tensor:
+    """The weight that makes `term` as large as `wanted`; detached, or the gradient of the term would cancel."""
+    return (wanted / term.clamp_min(_LEAST)).detach()
 
 
 def check_weights(distill: Distill) -> None:
