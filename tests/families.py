@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from lit_prune.models.anatomy import FAMILIES
 from lit_prune.models.shape import Shape, shape_of
@@ -21,9 +21,7 @@ SIZES = COMMON | {
     "hidden_size": 36, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "head_dim": HEAD_DIM, "max_position_embeddings": 64,
 }  # fmt: skip
-TIED_SIZES = SIZES | {"hidden_size": 24}
-del TIED_SIZES["num_key_value_heads"], TIED_SIZES["head_dim"]
-GPT2_SIZES = COMMON | {"n_embd": 24, "n_inner": 20, "n_layer": 3, "n_head": 6, "n_positions": 64}
+OPTIONAL = ("num_key_value_heads", "head_dim")
 GEMMA2 = {"sliding_window": 5, "query_pre_attn_scalar": 3}
 MHA = {"num_key_value_heads": 6}
 
@@ -49,10 +47,15 @@ KINDS = ("neurons", "heads", "kv_groups", "hidden", "layers", "all", "uneven")
 
 
 def config_of(name: str) -> Any:
+    """The config of a case, with `SIZES` by the names that its family has for them."""
     family, extra = CASES[name]
-    sizes = GPT2_SIZES if family == "gpt2" else TIED_SIZES if FAMILIES[family].tied_width else SIZES
-    sizes = {FAMILIES[family].neurons if key == "intermediate_size" else key: n for key, n in sizes.items()}
-    return AutoConfig.for_model(family, **sizes | extra)
+    anatomy, kind = FAMILIES[family], CONFIG_MAPPING[family]
+    sizes = {anatomy.neurons if key == "intermediate_size" else key: n for key, n in SIZES.items()}
+    if anatomy.tied_width:
+        sizes["hidden_size"] = sizes["num_attention_heads"] * HEAD_DIM
+        sizes = {key: n for key, n in sizes.items() if key not in OPTIONAL or hasattr(kind, key)}
+    names = kind.attribute_map
+    return AutoConfig.for_model(family, **{names.get(key, key): n for key, n in sizes.items()} | extra)
 
 
 @functools.cache

@@ -25,18 +25,6 @@ from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import BlockPlan, PrunePlan
 
-SUPPORTED = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "nemotron", "phi", "phi3", "olmo2",
-    "smollm3", "granite", "gpt_neox", "gpt2", "opt",
-)  # fmt: skip
-# The linears that read the stream, where they have other names than Llama's.
-QUERY = {"phi3": "self_attn.qkv_proj", "gpt_neox": "attention.query_key_value", "gpt2": "attn.c_attn"}
-UP = {
-    "nemotron": "mlp.up_proj", "phi": "mlp.fc1", "phi3": "mlp.gate_up_proj", "gpt_neox": "mlp.dense_h_to_4h",
-    "gpt2": "mlp.c_fc", "opt": "fc1",
-}  # fmt: skip
-GATED = [name for name, (family, _) in CASES.items() if family not in UP or family == "phi3"]
-
 
 def seen(model, modules):
     """What enters and leaves modules of the second block in a forward pass: name -> (input, output)."""
@@ -52,10 +40,6 @@ def seen(model, modules):
     return found
 
 
-def test_the_families_are_those_promised():
-    assert tuple(FAMILIES) == SUPPORTED
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_has_an_axis_for_each_dimension_that_divides_into_its_units(name):
     model = model_of(name)
@@ -65,13 +49,20 @@ def test_every_parameter_has_an_axis_for_each_dimension_that_divides_into_its_un
     for parameter, weight in model.named_parameters():
         axes = anatomy.axes_of(parameter)
         assert len(axes) == weight.dim(), parameter
-        assert set(map(parts_of, axes)) != {()} or weight.shape in ((HEAD_DIM,), (96,)), parameter
+        # What is never cut: norms of single heads, biases of the head, scalars.
+        assert set(map(parts_of, axes)) != {()} or weight.shape in ((HEAD_DIM,), (96,), (1,)), parameter
         for axis, size in zip(axes, weight.shape, strict=True):
             widths = {"hidden": 1, "neuron": 1, "head": HEAD_DIM, "kv_group": HEAD_DIM}
-            if parts_of(axis) and "query_key_value" not in parameter:
+            if parts_of(axis) and not holds_vectors_side_by_side(anatomy, parameter):
                 assert size == sum(widths[part] * shape.units(part) for part in parts_of(axis)), parameter
             found |= set(parts_of(axis))
     assert {"hidden", "neuron", "head"} <= found
+
+
+def holds_vectors_side_by_side(anatomy, parameter):
+    """Whether each head's queries, keys and values are together in a parameter."""
+    fused = len(anatomy.attention_input) == 1 and f".{anatomy.attention_input[0]}." in parameter
+    return fused and not any(isinstance(axis, tuple) for axis in anatomy.axes_of(parameter))
 
 
 def test_in_gpt_neox_queries_keys_and_values_of_a_head_lie_together():
@@ -83,16 +74,15 @@ def test_in_gpt_neox_queries_keys_and_values_of_a_head_lie_together():
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_norms_are_what_attention_and_mlp_read_and_the_final_one_what_the_head_reads(name):
-    model, family = model_of(name), CASES[name][0]
+    model = model_of(name)
     anatomy = anatomy_of(model.config)
-    query, up = QUERY.get(family, "self_attn.q_proj"), UP.get(family, "mlp.gate_proj")
     norms = {n for n in (anatomy.input_norm, anatomy.mlp_norm) if n}
-    reads = seen(model, [query, up, *norms])
-    for norm, reader in ((anatomy.input_norm, query), (anatomy.mlp_norm, up)):
+    reads = seen(model, [*anatomy.attention_input, *anatomy.mlp_input, *norms, ""])
+    for norm, readers in ((anatomy.input_norm, anatomy.attention_input), (anatomy.mlp_norm, anatomy.mlp_input)):
         if norm:
-            assert torch.equal(reads[reader][0], reads[norm][1])
-        else:
-            assert family == "olmo2"
+            assert all(torch.equal(reads[reader][0], reads[norm][1].view_as(reads[reader][0])) for reader in readers)
+    if anatomy.input_norm is None:
+        assert all(torch.equal(reads[reader][0], reads[""][0]) for reader in anatomy.attention_input)
     left = {}
     handle = model.get_submodule(anatomy.final_norm).register_forward_hook(lambda m, i, out: left.update(state=out))
     table = model.get_output_embeddings()
@@ -105,36 +95,34 @@ def test_the_norms_are_what_attention_and_mlp_read_and_the_final_one_what_the_he
 
 @pytest.mark.parametrize("name", CASES)
 def test_heads_and_neurons_are_read_where_they_are_said_to_be(name):
-    model, family = model_of(name), CASES[name][0]
+    model = model_of(name)
     anatomy = anatomy_of(model.config)
-    up = UP.get(family, "mlp.gate_proj")
-    reads = seen(model, [anatomy.attention_output, anatomy.activation, anatomy.mlp_output, up])
+    others = [part for part in (anatomy.query, anatomy.mlp) if part]
+    reads = seen(model, [anatomy.attention_output, anatomy.activation, anatomy.mlp_output, *anatomy.mlp_input, *others])
     assert reads[anatomy.attention_output][0].shape == (2, 17, 6 * HEAD_DIM)
     before, after = reads[anatomy.activation]
-    assert torch.equal(before, reads[up][1][..., :20])
+    made = torch.cat([reads[linear][1] for linear in anatomy.mlp_input], -1)
+    assert made.shape[-1] == (40 if anatomy.gated else 20)
+    assert torch.equal(before, made[..., :20])
     neurons = reads[anatomy.mlp_output][0]
-    assert neurons.shape[-1] == 20
-    assert torch.equal(after, neurons) == (name not in GATED)
+    assert torch.equal(neurons, after * made[..., 20:] if anatomy.gated else after)
     if anatomy.mlp:
-        assert torch.equal(seen(model, [anatomy.mlp])[anatomy.mlp][0], reads[up][0])
-    else:
-        assert family == "opt"
+        assert torch.equal(reads[anatomy.mlp][0], reads[anatomy.mlp_input[0]][0])
     if anatomy.query:
-        assert seen(model, [anatomy.query])[anatomy.query][1].shape == (2, 17, 6 * HEAD_DIM)
-    else:
-        assert family in QUERY
+        assert reads[anatomy.query][1].shape == (2, 17, 6 * HEAD_DIM)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_states_are_read_after_the_norm_that_follows_or_as_they_are(name):
-    model, family = model_of(name), CASES[name][0]
+    model = model_of(name)
+    anatomy = anatomy_of(model.config)
     distill = Distill(embedding=True, block_output=("0:0", "last:last"), mlp_input=("1:1",))
     wanted = [pair.teacher for pair in pairs_of(distill, 3, 3)]
     with StateReader(model, wanted) as states:
         logits(model)
     width = model.config.hidden_size
     assert {state: tuple(value.shape) for state, value in states.items()} == dict.fromkeys(wanted, (2, 17, width))
-    query, up = QUERY.get(family, "self_attn.q_proj"), UP.get(family, "mlp.gate_proj")
+    query, up = anatomy.attention_input[0], anatomy.mlp_input[0]
     reads = seen(model, [query, up])
     assert torch.equal(states["output", 1], reads[query][0])
     assert torch.equal(states["mlp", 1].flatten(0, 1), reads[up][0].reshape(-1, width))
@@ -157,7 +145,7 @@ def test_other_models_are_refused_with_what_is_supported_and_how_to_add_one():
         anatomy_of(BertConfig())
     message = str(raised.value)
     assert message.startswith("teacher.model: family 'bert' is not supported")
-    assert ", ".join(SUPPORTED) in message
+    assert ", ".join(FAMILIES) in message
     assert "added by a line in lit_prune/models/families.py" in message
     assert "\n" not in message
     with pytest.raises(ConfigError, match="an encoder-decoder"):

@@ -10,6 +10,7 @@ from families import CASES, config_of, logits, model_of, token_ids
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from lit_prune.config import ConfigError
+from lit_prune.models.anatomy import anatomy_of
 from lit_prune.models.head import head_of, last_states
 
 
@@ -32,27 +33,30 @@ def test_so_they_do_where_the_head_is_the_embedding_and_where_it_is_not(name):
             assert torch.equal(head.logits(last_states(model, token_ids())), logits(model))
 
 
-@pytest.mark.parametrize(
-    ("name", "setting", "value"),
-    [
-        ("gemma2", "final_logit_softcapping", 0.5),
-        ("gemma2", "final_logit_softcapping", None),
-        ("gemma3_text", "final_logit_softcapping", 0.5),
-        ("granite", "logits_scaling", 8.0),
-    ],
-)
-def test_what_follows_the_linear_map_is_there(name, setting, value):
-    model = built(name, **{setting: value})
-    head = head_of(model)
-    assert (head.finish is None) == (value is None)
+STEPS = {
+    "cap": lambda logits: 0.5 * torch.tanh(logits / 0.5),
+    "divide": lambda logits: logits / 0.5,
+    "multiply": lambda logits: logits * 0.5,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if anatomy_of(config_of(name)).after_head])
+def test_what_follows_the_linear_map_is_there(name):
+    setting, kind = anatomy_of(config_of(name)).after_head
+    model = built(name, **{setting: 0.5})
+    head, nothing = head_of(model), None if kind == "cap" else 1.0
     with torch.no_grad():
         states = last_states(model, token_ids())
         assert torch.equal(head.logits(states), logits(model))
-        assert torch.equal(head.linear(states), logits(model)) == (value is None)
+        torch.testing.assert_close(head.logits(states), STEPS[kind](head.linear(states)), rtol=1e-6, atol=0)
+        assert not torch.allclose(head.linear(states), logits(model), atol=1e-2)
+    assert head_of(built(name, **{setting: nothing})).finish is None
 
 
-def test_a_head_may_have_a_bias():
-    assert {name for name in CASES if head_of(model_of(name)).bias is not None} == {"phi", "phi, MHA"}
+def test_a_head_has_a_bias_where_one_is_described():
+    biased = {name for name in CASES if head_of(model_of(name)).bias is not None}
+    assert biased == {name for name in CASES if "lm_head.bias" in anatomy_of(config_of(name)).axes}
+    assert "phi" in biased
 
 
 @pytest.mark.parametrize("name", ["gemma2", "phi", "granite"])

@@ -1,7 +1,6 @@
 """Cutting a model: nothing kept is changed, masking and slicing are one function, and stock loading is exact."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from families import (
     token_ids,
 )
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from lit_prune.config import ConfigError
@@ -29,14 +27,14 @@ from lit_prune.pruning.pad import pad_to_uniform
 from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
 
 ROUNDS_TO_FLOAT32 = 1e-5
-"""Tolerance where norms compute in float32 whatever the model is in: all RMS norms of transformers do."""
+"""Tolerance where norms compute in float32 whatever the model is in, as all of transformers' own do."""
 EXACT = 1e-11
 """Tolerance in float64 where nothing does."""
 
 
 def tolerance(name):
-    rms = any("RMSNorm" in type(module).__name__ for module in model_of(name).modules())
-    return ROUNDS_TO_FLOAT32 if rms else EXACT
+    norms = [module for module in model_of(name).modules() if "Norm" in type(module).__name__]
+    return EXACT if all(isinstance(norm, nn.LayerNorm) for norm in norms) else ROUNDS_TO_FLOAT32
 
 
 def by_hand(model, plan):
@@ -52,7 +50,7 @@ def by_hand(model, plan):
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(without_channels)
-    norm_by_hand(model.get_submodule(anatomy.final_norm), plan.hidden)
+    norm_by_hand(model.get_submodule(anatomy.final_norm), plan.hidden, anatomy)
     kept = {block.index: block for block in plan.blocks}
     for index, block in enumerate(blocks_of(model)):
         if index not in kept:
@@ -66,11 +64,10 @@ def by_hand(model, plan):
             module.register_forward_pre_hook(lambda module, inputs, units=list(units): (only(inputs[0], units),))
             module.register_forward_hook(without_channels)
         for name, module in block.named_modules():
-            if name in ("self_attn.q_norm", "self_attn.k_norm"):
-                if model.config.model_type == "olmo2":
-                    norm_by_hand(module, heads if "q_norm" in name else keys)
-            elif "norm" in name or name.startswith("ln_"):
-                norm_by_hand(module, plan.hidden)
+            if name in anatomy.wide_norms:
+                norm_by_hand(module, heads if anatomy.wide_norms[name] == anatomy.query else keys, anatomy)
+            elif "Norm" in type(module).__name__ and normalized(module) == whole.hidden:
+                norm_by_hand(module, plan.hidden, anatomy)
     return model
 
 
@@ -78,25 +75,28 @@ def only(x, units):
     return torch.zeros_like(x).index_copy(-1, torch.tensor(units), x[..., units])
 
 
-def norm_by_hand(norm, kept):
+def normalized(norm):
+    """Channels that a norm normalises together."""
+    return norm.normalized_shape[-1] if isinstance(norm, nn.LayerNorm) else norm.weight.shape[-1]
+
+
+def norm_by_hand(norm, kept, anatomy):
     """Let a norm normalise the kept channels only, written out."""
-    kept = list(kept)
-    offset = 1.0 if re.match("Gemma|NemotronLayerNorm1P", type(norm).__name__) else 0.0
+    kept, bias = list(kept), getattr(norm, "bias", None)
 
-    def layer_norm(x):
-        weight = None if norm.weight is None else norm.weight[kept] + offset
-        bias = None if norm.bias is None else norm.bias[kept]
-        return x.new_zeros(x.shape).index_copy(
-            -1, torch.tensor(kept), F.layer_norm(x[..., kept], (len(kept),), weight, bias, norm.eps)
-        )
-
-    def rms_norm(x):
-        x = x.double()
+    def forward(x):
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-        normed = x[..., kept] / (x[..., kept].square().mean(-1, keepdim=True) + eps).sqrt()
-        return x.new_zeros(x.shape).index_copy(-1, torch.tensor(kept), normed * (norm.weight[kept] + offset))
+        normed = x.double()[..., kept]
+        if anatomy.norm == "layer":
+            normed = normed - normed.mean(-1, keepdim=True)
+        normed = normed / (normed.square().mean(-1, keepdim=True) + eps).sqrt()
+        if norm.weight is not None:
+            normed = normed * (norm.weight[kept] + anatomy.norm_offset)
+        if bias is not None:
+            normed = normed + bias[kept]
+        return x.new_zeros(x.shape).index_copy(-1, torch.tensor(kept), normed)
 
-    norm.forward = layer_norm if isinstance(norm, nn.LayerNorm) else rms_norm
+    norm.forward = forward
 
 
 def test_every_family_is_tested():
