@@ -100,7 +100,8 @@ class Session:
         os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
         from lit_prune.distill.train import quiet
         from lit_prune.progress import Bar
-        from lit_prune.runner import Runner, planned_steps
+        from lit_prune.runner import Runner
+        from lit_prune.schedule import planned_steps
         from lit_prune.tracking import Mirror
 
         quiet()
@@ -131,7 +132,7 @@ class Session:
         return assemble(self.table, asked.profile, asked.settings, self.entries, self.store, flags=asked.selection)
 
     def _dry_run(self, missing: list[Entry]) -> int:
-        from lit_prune.runner import awaited_sources
+        from lit_prune.schedule import awaited_sources
 
         for entry in missing:
             sources = sum(cell.distill.steps for cell in awaited_sources(self.store, entry.cell))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,16 @@ class Cohort:
     """Whether other cohorts, for which there was no room, need the same of the teacher."""
 
 
-def cohorts(entries: Iterable[Entry], execution: Execution) -> list[Cohort]:
-    """The entries in the order of each cohort's first; one that shares nothing is a cohort of its own."""
+def cohorts(entries: Iterable[Entry], execution: Execution) -> Iterator[Cohort]:
+    """Yield the entries in the order of each cohort's first; one that shares nothing is a cohort of its own.
+
+    Free memory is measured when a cohort is taken from the iterator, so take it when the one before is computed.
+    """
     groups: dict[Any, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(_shared(entry.cell, execution) or entry.key, []).append(entry)
-    return [cohort for group in groups.values() for cohort in _parts(group, execution)]
+    for group in groups.values():
+        yield from _parts(group, execution)
 
 
 def _shared(cell: Cell, execution: Execution) -> Any:
@@ -47,13 +51,16 @@ def _shared(cell: Cell, execution: Execution) -> Any:
     return cell.teacher, cell.corpus, cell.seed, distill.block, distill.batch, distill.precision
 
 
-def _parts(group: list[Entry], execution: Execution) -> list[Cohort]:
-    if len(group) == 1:
-        return [Cohort(group)]
+def _parts(group: list[Entry], execution: Execution) -> Iterator[Cohort]:
     # What is cut from a teacher is no larger than it, and need not exist yet.
     configs = (config_of_student(e.cell) if e.cell.student.model else teacher_config(e.cell) for e in group)
-    size = max(1, int(_SHARE * _free_memory(execution)) // (_BYTES * max(map(num_parameters, configs))))
-    return [Cohort(group[i : i + size], cut=size < len(group)) for i in range(0, len(group), size)]
+    needed = _BYTES * max(map(num_parameters, configs)) if len(group) > 1 else 1
+    cut = False
+    while group:
+        size = max(1, int(_SHARE * _free_memory(execution)) // needed)
+        cut = cut or size < len(group)
+        yield Cohort(group[:size], cut)
+        group = group[size:]
 
 
 def _free_memory(execution: Execution) -> int:

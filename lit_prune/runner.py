@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 
 from lit_prune import cpu
 from lit_prune.address import key
-from lit_prune.cohort import cohorts
+from lit_prune.cohort import Cohort, cohorts
 from lit_prune.config import Cell, ConfigError
 from lit_prune.correction import correct
 from lit_prune.data.tokens import write_tokens
@@ -37,6 +37,7 @@ from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
 from lit_prune.pretrain import prepare, pretrain
 from lit_prune.progress import Bar
+from lit_prune.schedule import waves
 from lit_prune.settings import source_of, sources_of
 from lit_prune.store import CHECKS, Busy, Node, Store
 from lit_prune.students import Students
@@ -45,6 +46,9 @@ from lit_prune.tracking import Mirror
 
 _DOING = contextvars.ContextVar("doing", default="")
 """The cell in work, for messages; each of the runs in turns has its own."""
+
+Outcome = Literal["done", "failed", "busy"]
+"""How an attempt at a cell ended; busy: another process holds it."""
 
 Rows = list[dict[str, float]]
 """Checks of a student on its way, the last at its end."""
@@ -88,46 +92,71 @@ class Runner:
         entries = list(entries)
         cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
-        failed: set[str] = set()
-        for cohort in (c for wave in waves(self.store, entries) for c in cohorts(wave, self.execution)):
-            self.teachings.begin(cohort)
-            together = len(cohort.entries)
-            if together > 1:
-                self._prepare(cohort.entries)
-            self._measurable = reset_peak()
-            found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
-            failed |= {entry.key for entry, has_failed in zip(cohort.entries, found, strict=True) if has_failed}
-        return sum(entry.key in failed for entry in entries)
+        outcomes: dict[str, Outcome] = {}
+        for wave in waves(self.store, entries):
+            for cohort in cohorts(wave, self.execution):
+                self._compute(cohort, outcomes)
+            # The next wave is cut from these.
+            self._wait((entry for entry in wave if entry.source), outcomes)
+        # Only now, when this process holds no cell: two processes never wait for each other.
+        self._wait(entries, outcomes)
+        return sum(outcomes[entry.key] == "failed" for entry in entries)
+
+    def _compute(self, cohort: Cohort, outcomes: dict[str, Outcome]) -> None:
+        """Compute the cells of a cohort in turns and note how each ended."""
+        self.teachings.begin(cohort)
+        together = len(cohort.entries)
+        if together > 1:
+            self._prepare(cohort.entries)
+        self._measurable = reset_peak()
+        found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
+        outcomes.update(zip((entry.key for entry in cohort.entries), found, strict=True))
+
+    def _wait(self, entries: Iterable[Entry], outcomes: dict[str, Outcome]) -> None:
+        """Wait for the cells that other processes hold, and compute those that they leave unfinished."""
+        for entry in entries:
+            while outcomes[entry.key] == "busy":
+                self.bar.say(f"{entry.row}, seed {entry.seed}: waiting for the process that computes it")
+                with self.store.claim(entry.cell, "cell", wait=True) as node:
+                    done = node.result is not None
+                if done:
+                    outcomes[entry.key] = "done"
+                else:
+                    self._compute(Cohort([entry]), outcomes)
 
     def _prepare(self, cohort: list[Entry]) -> None:
         """Compute what comes before the runs of a cohort: among them, one might wait for what another one holds."""
         for entry in cohort:
             _DOING.set(f"{entry.row}, seed {entry.seed}")
-            with contextlib.suppress(Exception):  # it is met again, and told of, where its cell is attempted
+            try:
                 self.tokens(entry.cell)
                 self.teacher(entry.cell)
                 if entry.cell.student.weights != "random":
                     self.students.student(entry.cell)
+            except Exception as error:  # raised and reported again where the cell is attempted
+                _release_frames(error)
 
-    def _attempt(self, entry: Entry, together: int) -> bool:
-        """Compute a cell, one of `together` in turns; whether it failed."""
+    def _attempt(self, entry: Entry, together: int) -> Outcome:
+        """Compute a cell, one of `together` in turns."""
         doing = f"{entry.row}, seed {entry.seed}"
         _DOING.set(doing)
-        failed = False
+        outcome: Outcome = "done"
         try:
             self.cell(entry, together)
         except Busy as busy:
+            outcome = "busy"
             self.bar.say(str(busy))
         except ConfigError:
             raise  # the request itself is wrong, which the next row would say again
         except Exception as error:
-            failed = True
+            outcome = "failed"
             message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
             self.bar.say(f"{doing} failed: {message}")
             with contextlib.suppress(OSError):  # a full disk has no room for the reason either
                 self.store.node(entry.cell, "cell").fail(message)
+            _release_frames(error)
         self._reach(entry.key, entry.cell.distill.steps, doing)
-        return failed
+        return outcome
 
     def _reach(self, address: str, step: int, what: str) -> None:
         """Tell the bar how far one of the runs has come."""
@@ -323,6 +352,13 @@ class Runner:
         return tell
 
 
+def _release_frames(error: BaseException | None) -> None:
+    """Drop the local variables, which may be models, of the frames that an error and its causes passed through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the validation loss is {loss}")
@@ -345,42 +381,3 @@ def spent(cell: Cell, student: Any) -> dict[str, Any]:
     """What the retraining of a student with this config took: `tokens`, and `train_flops` with the teacher's share."""
     tokens = cell.distill.steps * tokens_of_step(cell.distill)
     return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
-
-
-def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
-    cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
-    missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
-    upstream = {
-        key(cell, stage): recipe.steps
-        for cell in missing
-        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction))
-        if recipe and store.node(cell, stage).result is None
-    }
-    return sum(cell.distill.steps for cell in missing) + sum(upstream.values())
-
-
-def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
-    """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
-    source = source_of(cell)
-    if source is None or store.node(cell, "student").verified is not None:
-        return
-    if not source.distill.steps:
-        yield from awaited_sources(store, source)
-    elif store.node(source, "cell").verified is None:
-        yield from awaited_sources(store, source)
-        yield source
-
-
-def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
-    """The entries and the sources they wait for, each once: what a wave waits for is in those before it."""
-    found: dict[int, dict[str, Entry]] = {}
-    for entry in entries:
-        awaited = list(awaited_sources(store, entry.cell))
-        for place, source in enumerate(awaited):
-            row = f"{entry.row}, source {place + 1} of {len(awaited)}"
-            found.setdefault(place, {}).setdefault(
-                key(source), dataclasses.replace(entry, row=row, cell=source, source=True)
-            )
-        found.setdefault(len(awaited), {})[entry.key] = entry
-    return [list(found[place].values()) for place in sorted(found)]

@@ -22,7 +22,8 @@ from lit_prune.pins import Pins
 from lit_prune.preflight import check
 from lit_prune.progress import Bar
 from lit_prune.report.cells import tidy
-from lit_prune.runner import Runner, planned_steps
+from lit_prune.runner import Runner
+from lit_prune.schedule import planned_steps
 from lit_prune.settings import load_profile, override, plain_of, source_of, sources_of
 from lit_prune.store import Store
 from lit_prune.tracking import Mirror

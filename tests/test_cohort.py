@@ -144,3 +144,12 @@ def test_memory_decides_how_many_go_together_and_then_the_teacher_is_cached(entr
     assert runner_of(tmp_path).run(entries) == 1
     same(entries, tmp_path, alone)
     assert len(list(tmp_path.glob("teaching/*/states"))) == 2  # of six steps, and of three
+
+
+def test_the_memory_free_when_a_cohort_begins_decides_its_size(entries, monkeypatch):
+    free = iter([4, 2, 100])
+    monkeypatch.setattr("lit_prune.cohort._free_memory", lambda execution: next(free) * 16 * 3_200_000)
+    group = [entry for entry in entries if entry.seed == 0]
+    found = list(cohorts(group, Execution(accelerator="cpu")))
+    assert [len(cohort.entries) for cohort in found] == [2, 1, 3]
+    assert all(cohort.cut for cohort in found)

@@ -18,7 +18,8 @@ from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check_models, check_sizes
-from lit_prune.runner import Runner, planned_steps
+from lit_prune.runner import Runner
+from lit_prune.schedule import planned_steps
 from lit_prune.settings import fields_of, override
 
 RECIPE = Correction(steps=6, block=32, batch=4, optim=Optim(lr=3e-3, min_lr=1e-3, warmup=1))

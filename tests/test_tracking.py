@@ -14,7 +14,8 @@ from lit_prune import tracking
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.progress import Bar
-from lit_prune.runner import Runner, waves
+from lit_prune.runner import Runner
+from lit_prune.schedule import waves
 from lit_prune.settings import override
 from lit_prune.store import Store
 from lit_prune.tracking import Mirror

@@ -67,8 +67,12 @@ def train(
     )
     unfinished = folder / "last.ckpt"
     compiled = execution.compile and not module.compares_states
-    with trained_part(student, distill), compiled_blocks(student) if compiled else contextlib.nullcontext():
-        trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
+    try:
+        with trained_part(student, distill), compiled_blocks(student) if compiled else contextlib.nullcontext():
+            trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
+    finally:
+        # Trainer, loops, strategy and module refer to each other: models and optimizer states would stay in memory.
+        vars(trainer).clear()
     student.eval()
 
 
