@@ -12,7 +12,7 @@ import tyro
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.grid import Entry, Table, entries, refuse_twins
-from lit_prune.settings import is_file, load_profile, override, parse_setting, sources_of
+from lit_prune.settings import is_file, load_profile, parse_setting, sources_of
 from lit_prune.store import Store
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -71,7 +71,7 @@ def asked_entries(table: Table, question: Question, store: Store) -> tuple[Table
     if question.seeds is not None and question.seeds < 1:
         raise ConfigError(f"--seeds: {question.seeds} asked for, at least 1 is needed")
     settings, profile = question.settings, load_profile(question.profile)
-    table = table.at(dataclasses.replace(profile, cell=override(profile.cell, settings)), store.root)
+    table = table.at(profile, store.root, settings)
     found = entries(
         table,
         profile,

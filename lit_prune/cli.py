@@ -103,6 +103,7 @@ class Session:
         from lit_prune.runner import Runner
         from lit_prune.schedule import planned_steps
         from lit_prune.tracking import Mirror
+        from lit_prune.treatment import check_rows
 
         quiet()
         mode = "disabled" if self.flags.dry_run else self.flags.wandb
@@ -110,6 +111,7 @@ class Session:
         with Bar(planned_steps(self.store, self.entries)) as bar:
             runner = Runner(self.store, self.flags.execution, bar, mirror)
             bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
+            check_rows(self.table, Path(self.flags.profile).stem, self.entries)
             runner.check(entry.cell for entry in missing)
             if self.flags.dry_run:
                 return self._dry_run(missing)

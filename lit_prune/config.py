@@ -385,6 +385,9 @@ class Profile:
     """Seeds of every row that is not, where a seed is a draw of calibration sequences: they cost little."""
     second_text: Corpus = Corpus(source="readmes", heldout=0.45)
     """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
+    new_text: Changes = (("corpus.source", "readmes"), ("corpus.heldout", 0.2))
+    """Fields of the cell for a text the teacher was not trained on: the second training phase and the distillation text
+    of the tables about a fine-tuned teacher."""
     search: Space | None = None
     """Shapes that a search compares; None: there is nothing to search."""
     deep_teacher: Teacher | None = None

@@ -15,6 +15,18 @@ Changes = dict[str, Any]
 """Dotted field -> value: what one point of a grid changes in the base cell."""
 
 
+WHOLE: Changes = {
+    "student.layers": None, "student.hidden": None, "student.neurons": None, "student.heads": None,
+    "student.kv_groups": None, "student.parameters": None, "student.drop": (), "student.rounds": 1,
+    "student.widths": "uniform", "student.head_residual": "off", "student.weights": "teacher", "student.plan": None,
+    "student.model": None,
+}  # fmt: skip
+"""Changes that keep the whole model, whatever a profile or --set prunes of it."""
+
+UNPRUNED: Changes = {"source": None, "distill.steps": 0, **WHOLE}
+"""Changes that make a reference row the teacher as it is."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """Points, in the order they are run: `*` combines every point with every other, `+` chains."""
@@ -90,14 +102,23 @@ class Table:
     """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
     follows: tuple[str, ...] = ()
     """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
+    different_texts: tuple[tuple[str, str], ...] = ()
+    """Pairs of corpora, such as ("corpus", "source.corpus"), that must differ in the rows that have both."""
 
-    def at(self, profile: Profile, store: Path) -> Table:
-        """The table at a profile; `store` keeps what must be measured to know its rows.
+    def at(self, profile: Profile, store: Path, settings: Mapping[str, Any] | None = None) -> Table:
+        """Return the table at a profile, whose `for_profile` sees the base cell of its rows.
+
+        Args:
+            store: folder of measurements that decide about rows.
+            settings: fields set on the base cell, as in `entries`.
 
         Raises:
-            ConfigError: the profile lacks what it depends on.
+            ConfigError: if the profile lacks something the table needs.
         """
-        return self if self.for_profile is None else self.for_profile(self, profile, store)
+        if self.for_profile is None:
+            return self
+        cell = override(override(profile.cell, self.base), settings or {})
+        return self.for_profile(self, replace(profile, cell=cell), store)
 
     def measuring(self, cell: Cell) -> Table:
         """The table with what its cells measure beside its own metrics: how fast their students are, where asked."""

@@ -317,7 +317,7 @@ def profiles_folder() -> Path:
     return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
 
 
-_OF_PROFILE = ("seeds", "draws", "second_text", "search", "deep_teacher")
+_OF_PROFILE = ("seeds", "draws", "second_text", "new_text", "search", "deep_teacher")
 """Fields of a profile beside its cell."""
 
 
@@ -342,6 +342,12 @@ def load_profile(name: str) -> Profile:
     changes = dict(flatten(plain))
     refuse_two_budgets(changes)
     cell = override(Cell(), changes)
+    if "new_text" in own:
+        if not isinstance(own["new_text"], dict):
+            raise ConfigError(f"new_text: must be sections of a cell, got {own['new_text']!r}")
+        new_text = dict(flatten(own["new_text"]))
+        override(cell, new_text)  # raises for an unknown field
+        own["new_text"] = list(new_text.items())
     profile = override(Profile(cell), dict(flatten(own)))
     for name in ("seeds", "draws"):
         if getattr(profile, name) < 1:

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from config_teachers import offline
 
 import lit_prune.experiments
 from lit_prune.address import key
 from lit_prune.grid import entries
-from lit_prune.models.teacher import SHIPPED
 from lit_prune.settings import load_profile, override, profiles_folder
+from lit_prune.treatment import check_rows
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.stem for path in profiles_folder().glob("*.yaml"))
 TABLES = sorted(module.name for module in pkgutil.iter_modules(lit_prune.experiments.__path__))
+CHANGED = ("depth_ablation",)
+"""Tables whose rows or cells have changed since their record was made."""
 ABOVE = ("experiments", "render", "report")
 LIGHT = (
     "config",
@@ -55,7 +58,7 @@ def test_there_are_tables_and_profiles():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_imports_what_a_question_is_made_of_and_nothing_else(name):
-    assert set(imports(ROOT / "lit_prune/experiments" / f"{name}.py")) <= {"cli", "grid", "config", "data.unseen"}
+    assert set(imports(ROOT / "lit_prune/experiments" / f"{name}.py")) <= {"cli", "grid", "config"}
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -74,25 +77,17 @@ def test_nothing_below_imports_the_command_line_or_the_runner():
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
-    asked = load_profile(profile)
-    if asked.search and asked.cell.teacher.model and not (SHIPPED / asked.cell.teacher.model).is_dir():
-        asked = on_the_shipped_teacher(asked)
-    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, tmp_path)
+    asked, settings = offline(profile, tmp_path / "teacher")
+    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, tmp_path, settings)
     assert table.name == name
-    found = entries(table, asked)
+    found = entries(table, asked, settings=settings)
     rows = {table.label(point) for point in table.grid}
     retrained = sum(point.get("distill.steps") != 0 for point in table.grid)
     drawn = len(table.grid.points) - retrained
     assert len(found) == retrained * asked.seeds + drawn * asked.draws + len(table.references)
     assert {entry.row for entry in found} == rows | set(table.references)
     assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
-
-
-def on_the_shipped_teacher(profile):
-    """A profile whose teacher comes from the hub, with one that has a config here, and shares of that."""
-    quick = load_profile("quick")
-    cell = replace(profile.cell, teacher=quick.cell.teacher)
-    return replace(profile, cell=cell, search=quick.search, deep_teacher=quick.deep_teacher)
+    check_rows(table, profile, found)
 
 
 def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_question(tmp_path):
@@ -102,13 +97,25 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
         profile = load_profile(record.parent.name)
         found = entries(table.at(profile, tmp_path), profile)
         recorded = pd.read_csv(record)
-        assert list(recorded["row"]) == [entry.row for entry in found], record
-        none = pd.Series([None] * len(recorded))
-        others = (recorded.get(name, none) for name in ("second_text", "source_corpus"))
-        origins = zip(found, recorded["corpus"], recorded["teacher"], *others, strict=True)
-        assert [key(pinned(entry.cell, *origin)) for entry, *origin in origins] == list(recorded["key"]), record
         assert (recorded["state"] == "done").all()
         assert (record.parents[1] / "NOTES.md").is_file()
+        if table.name in CHANGED:
+            assert addresses(recorded, found) != list(recorded["key"]), (
+                f"{record} is up to date: remove it from CHANGED"
+            )
+            continue
+        assert list(recorded["row"]) == [entry.row for entry in found], record
+        assert addresses(recorded, found) == list(recorded["key"]), record
+
+
+def addresses(recorded, found):
+    """The keys of a table's cells, with the fingerprints of its record; nothing where their number differs."""
+    if len(recorded) != len(found):
+        return []
+    none = pd.Series([None] * len(recorded))
+    others = (recorded.get(name, none) for name in ("second_text", "source_corpus"))
+    origins = zip(found, recorded["corpus"], recorded["teacher"], *others, strict=True)
+    return [key(pinned(entry.cell, *origin)) for entry, *origin in origins]
 
 
 def pinned(cell, corpus, teacher, second, source_corpus):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import Profile
-from lit_prune.grid import Changes, Claim, Table, axis
+from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
 
 SYMBOLS = {"l2": "L2", "mean": "mean", "var": "var"}
 BEST = "(L2, mean)"
@@ -49,15 +49,7 @@ TABLE = Table(
         Claim(f"{BEST}, retrained", "(L2, L2), retrained", "Figure 5, after 400 steps"),
     ),
     metrics=("lm_loss", "second_lm_loss"),
-    references={
-        "teacher": {
-            "distill.steps": 0,
-            "source": None,
-            "student.hidden": None,
-            "student.neurons": None,
-            "student.heads": None,
-        },
-    },
+    references={"teacher": UNPRUNED},
     seeded=("seed", "importance.seed"),
     for_profile=with_second_text,
     caveats=(

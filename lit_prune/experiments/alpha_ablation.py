@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import Profile
-from lit_prune.grid import Changes, Claim, Grid, Table, axis
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table, axis
 
 DYNAMIC, CONSTANTS = "alpha dynamic", (0.1, 1.0, 10.0)
 
@@ -36,7 +36,7 @@ TABLE = Table(
     paper={},
     claims=tuple(Claim(DYNAMIC, f"alpha {alpha:g}", "section 3") for alpha in CONSTANTS),
     metrics=("lm_loss", "parameters"),
-    references={"teacher": {"distill.steps": 0, "student.layers": None}},
+    references={"teacher": UNPRUNED},
     base={
         "student.layers": 0.5, "student.hidden": None, "student.neurons": None, "student.heads": None,
         "student.block_criterion": "perplexity",

@@ -1,7 +1,7 @@
 """Which axes to prune for a number of parameters? Minitron, Tables 1 and 10."""
 
 from lit_prune.cli import main
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
 
 ROWS: dict[str, Changes] = {
     "depth + width": {
@@ -47,16 +47,7 @@ TABLE = Table(
         Claim("width", "depth", "Table 1, before retraining", metric="kd_loss_before"),
     ),
     metrics=("lm_loss", "kd_loss_before", "kd_loss", "parameters"),
-    references={
-        "teacher": {
-            "distill.steps": 0,
-            "source": None,
-            "student.hidden": None,
-            "student.neurons": None,
-            "student.heads": None,
-            "student.parameters": None,
-        },
-    },
+    references={"teacher": UNPRUNED},
     base={"student.parameters": 0.62, "student.block_criterion": "perplexity", "evaluation.checks": 5},
     seeded=("seed", "importance.seed"),
     caveats=(

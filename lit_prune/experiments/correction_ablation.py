@@ -5,20 +5,12 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import Profile
-from lit_prune.data.unseen import WHICH, unseen_text
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
 
 ROWS: dict[str, Changes] = {
     "before": {"distill.teacher_optim": None},
     "none": {"teacher.correction": None, "distill.teacher_optim": None},
     "alongside": {"teacher.correction": None},
-}
-UNPRUNED: Changes = {
-    "distill.steps": 0,
-    "student.layers": None,
-    "student.hidden": None,
-    "student.neurons": None,
-    "student.heads": None,
 }
 
 
@@ -36,8 +28,13 @@ def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     sizes = {name: getattr(distill, name) for name in ("steps", "block", "batch", "precision")}
     correction = {f"teacher.correction.{name}": value for name, value in sizes.items()}
     rates = {"teacher.correction.optim": optim, "distill.teacher_optim": optim}
-    text = unseen_text(profile.cell.teacher.model)
-    return dataclasses.replace(table, base=table.base | text | correction | rates)
+    text = dict(profile.new_text)
+    about = (
+        f"The distillation text is {text['corpus.source']} unless --set names another. A teacher trained here has not "
+        "seen it; what a downloaded teacher has seen is not checked."
+    )
+    base = table.base | text | correction | rates
+    return dataclasses.replace(table, base=base, caveats=(about, *table.caveats))
 
 
 TABLE = Table(
@@ -59,8 +56,8 @@ TABLE = Table(
     },
     base={"evaluation.checks": 5},
     for_profile=at_scale,
+    different_texts=(("corpus", "teacher.pretraining.corpus"),),
     caveats=(
-        f"The teacher was not trained on this text: {WHICH}",
         "The correction is as long as the profile's distillation, at a fifth of its peak rate; in the paper it is "
         "about 100B tokens at a fifth of the peak of the teacher's own training, and its loss falls by over 6 %: "
         "compare the two teachers.",

@@ -1,7 +1,11 @@
 """Which blocks can a model spare? Minitron, Table 10; LLM Pruning and Distillation in Practice, Figure 8."""
 
+import dataclasses
+from pathlib import Path
+
 from lit_prune.cli import main
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.config import Profile
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
 
 METHODS: dict[str, Changes] = {
     "PPL": {"student.block_criterion": "perplexity", "student.blocks": "lowest"},
@@ -23,6 +27,16 @@ def label(point: Changes) -> str:
     return row if "distill.steps" in point else f"{row}, retrained"
 
 
+def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
+    """Return the table without contiguous PPL where a single layer goes: there it chooses the same one as PPL."""
+    from lit_prune.foretold import teacher_config
+
+    whole = teacher_config(profile.cell).num_hidden_layers
+    span = METHODS["PPL, contiguous"].items()
+    points = (p for p in table.grid if not (span <= p.items() and whole - round(p["student.layers"] * whole) == 1))
+    return dataclasses.replace(table, grid=Grid(tuple(points)))
+
+
 TABLE = Table(
     name="depth_ablation",
     question="Which blocks can a model spare: the least important one by one, a contiguous span, the last ones?",
@@ -39,9 +53,10 @@ TABLE = Table(
         Claim("1/2, PPL", "1/2, PPL, contiguous", "In Practice, Figure 8: the dashed line, LM loss only"),
     ),
     metrics=("lm_loss", "parameters"),
-    references={"teacher": {"distill.steps": 0, "source": None, "student.layers": None}},
+    references={"teacher": UNPRUNED},
     base={"student.hidden": None, "student.neurons": None, "student.heads": None},
     seeded=("seed", "importance.seed"),
+    for_profile=without_spans_of_one,
     caveats=(
         "A seed draws other calibration sequences, and the order of the data where there is retraining; where every "
         "draw chooses the same blocks, the loss without retraining is the same for every seed.",

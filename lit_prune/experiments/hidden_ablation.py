@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import Profile
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
 
 THEIRS = (32, 16)
 """Blocks of the paper's teacher and student."""
@@ -95,7 +95,7 @@ TABLE = Table(
     paper={row: {"lm_loss": loss} for row, loss in PAPER.items()},
     claims=CLAIMS,
     metrics=("lm_loss", "parameters"),
-    references={"teacher": {"distill.steps": 0, "student.layers": None}},
+    references={"teacher": UNPRUNED},
     base={
         "student.layers": 0.5, "student.hidden": None, "student.neurons": None, "student.heads": None,
         "student.block_criterion": "perplexity",

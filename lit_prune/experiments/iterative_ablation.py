@@ -1,7 +1,7 @@
 """Does it help to estimate importance again between rounds of pruning? Minitron, Table 14."""
 
 from lit_prune.cli import main
-from lit_prune.grid import Claim, Table, axis
+from lit_prune.grid import UNPRUNED, Claim, Table, axis
 
 TABLE = Table(
     name="iterative_ablation",
@@ -22,7 +22,7 @@ TABLE = Table(
         Claim("T = 1", "T = 4", "Table 14: the same to the digits it prints", within=0.01),
     ),
     metrics=("lm_loss", "lm_loss_before"),
-    references={"teacher": {"distill.steps": 0, "source": None, "student.hidden": None}},
+    references={"teacher": UNPRUNED},
     base={"student.neurons": None, "student.heads": None, "evaluation.checks": 4},
     seeded=("seed", "importance.seed"),
     caveats=("A seed draws other calibration sequences and another order of the data.",),

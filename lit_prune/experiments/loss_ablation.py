@@ -1,7 +1,7 @@
 """Which logit loss distils best, and does cross-entropy help? Minitron, Tables 15 and 16."""
 
 from lit_prune.cli import main
-from lit_prune.grid import Changes, Claim, Table, axis
+from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
 
 SYMBOLS = {"mse": "MSE", "reverse_kld": "RKLD", "cosine": "Cosine", "kld": "KLD"}
 
@@ -36,13 +36,7 @@ TABLE = Table(
     ),
     references={
         "pruned, not retrained": {"distill.steps": 0},
-        "teacher": {
-            "distill.steps": 0,
-            "source": None,
-            "student.hidden": None,
-            "student.neurons": None,
-            "student.heads": None,
-        },
+        "teacher": UNPRUNED,
     },
     caveats=(
         "The paper's perplexity is on WikiText-2; ours is exp(LM loss) on the validation split of the corpus below.",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import ConfigError, Profile
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
 
 DEPTH: Changes = {"student.hidden": None, "student.neurons": None, "student.heads": None}
 DEPTH_ONCE, DEPTH_IN_TURNS = "depth, at once", "depth, one by one"
@@ -23,6 +23,10 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
         raise ConfigError(f"{table.name}: give student.hidden a share or a count, and student.parameters none")
     whole = teacher_config(profile.cell).num_hidden_layers
     keep, first = whole // 2, round(FIRST * steps)
+    if whole - keep < 2:
+        raise ConfigError(f"teacher: must have at least 3 layers for {table.name}, got {whole}")
+    if not 0 < first < steps:
+        raise ConfigError(f"distill.steps: must be at least 2 for {table.name}, got {steps}")
     one_by_one = {f"{'source.' * turn}student.layers": keep + turn for turn in range(whole - keep)}
     rows: dict[str, Changes] = {
         DEPTH_ONCE: {"source": None, **DEPTH, "student.layers": keep, "distill.steps": (whole - keep) * steps},
@@ -56,16 +60,7 @@ TABLE = Table(
         Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers"),
     ),
     metrics=("lm_loss", "perplexity", "parameters"),
-    references={
-        "teacher": {
-            "distill.steps": 0,
-            "source": None,
-            "student.layers": None,
-            "student.hidden": None,
-            "student.neurons": None,
-            "student.heads": None,
-        },
-    },
+    references={"teacher": UNPRUNED},
     base={"student.block_criterion": "influence"},
     seeded=("seed", "importance.seed"),
     for_profile=with_turns,

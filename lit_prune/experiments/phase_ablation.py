@@ -4,12 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from lit_prune.cli import main
-from lit_prune.config import Profile
-from lit_prune.data.unseen import WHICH, unseen_text
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.config import ConfigError, Profile
+from lit_prune.grid import UNPRUNED, WHOLE, Changes, Claim, Grid, Table
 
 LATE, EARLY, BOTH = "late, phase 2", "early, phase 2", "early, phases 1 and 2"
-SIZES = ("layers", "hidden", "neurons", "heads", "kv_groups")
 FIRST = 19 / 94
 """Tokens of phase 1 for each of phase 2 (Table 20: 113B and 94B in all)."""
 
@@ -23,17 +21,29 @@ def label(point: Changes) -> str:
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     """The table with a second phase as long as the distillation, on another text than the first."""
-    cell, second = profile.cell, unseen_text(profile.cell.teacher.model)
+    cell, second, first = profile.cell, dict(profile.new_text), round(FIRST * profile.cell.distill.steps)
+    if not first:
+        raise ConfigError(f"distill.steps: must be at least 3 for {table.name}, got {cell.distill.steps}")
     sizes = {name: getattr(cell.distill, name) for name in ("steps", "block", "batch", "precision")}
     late = {f"teacher.correction.{name}": value for name, value in sizes.items()}
     late["teacher.correction.optim"] = dataclasses.replace(cell.distill.optim, lr=cell.distill.optim.lr / 5)
-    early: Changes = {
-        "source.teacher.correction": None, "source.corpus": cell.corpus, "source.student": cell.student,
-        "source.evaluation.checks": 0,
-    }  # fmt: skip
-    whole: Changes = {f"student.{name}": None for name in SIZES}
-    rows = ({**early, **whole, "source.distill.steps": steps} for steps in (0, round(FIRST * cell.distill.steps)))
-    return dataclasses.replace(table, base=table.base | second | late, grid=Grid(({"source": None}, *rows)))
+    # In the base, so that --set source.corpus.source=... names the text of the first phase.
+    early = {"source.corpus": cell.corpus, "source.evaluation.checks": 0}
+    rows = (
+        {"source.teacher.correction": None, "source.student": cell.student, **WHOLE, "source.distill.steps": steps}
+        for steps in (0, first)
+    )
+    about = (
+        f"The second phase of the teacher is fine-tuning on {second['corpus.source']} after {cell.corpus.source}, "
+        "unless --set names other texts, for as many steps as the distillation and at a fifth of its peak rate. What "
+        "a downloaded teacher has seen before is not checked."
+    )
+    return dataclasses.replace(
+        table,
+        base=table.base | second | late | early,
+        grid=Grid(({"source": None}, *rows)),
+        caveats=(about, *table.caveats),
+    )
 
 
 TABLE = Table(
@@ -48,17 +58,14 @@ TABLE = Table(
         Claim(LATE, BOTH, "Table 20: MMLU 61.9, 54.7; HumanEval 30.5, 25.6; HellaSwag 80.1, 80.3; PIQA 76.7, 77.2"),
     ),
     references={
-        "teacher": {"source": None, "distill.steps": 0, **{f"student.{name}": None for name in SIZES}},
-        "early teacher": {
-            "source": None, "teacher.correction": None, "distill.steps": 0,
-            **{f"student.{name}": None for name in SIZES},
-        },
+        "teacher": UNPRUNED,
+        "early teacher": {**UNPRUNED, "teacher.correction": None},
     },
     base={"evaluation.checks": 5},
     for_profile=at_scale,
+    follows=tuple(WHOLE),
+    different_texts=(("corpus", "source.corpus"),),
     caveats=(
-        f"The second phase of the teacher is fine-tuning on a text it was not trained on: {WHICH} It is as long as the "
-        "distillation, at a fifth of its peak rate.",
         f"{BOTH}: the early checkpoint is pruned and imitated on the text of phase 1, then the late one on that of "
         f"phase 2, for 19/94 as many steps more; {EARLY} leaves the first part out. The paper does not say which "
         "teacher is imitated on which text.",

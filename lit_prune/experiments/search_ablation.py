@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import ConfigError, Profile, name_of_shape
-from lit_prune.grid import Changes, Grid, Table
+from lit_prune.grid import UNPRUNED, Changes, Grid, Table
 
 
 def label(point: Changes) -> str:
@@ -24,6 +24,8 @@ def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
     found = search(
         teacher_config(profile.cell), profile.search, batch=distill.batch, block=distill.block, speeds=store / "speeds"
     )
+    if len(found) < 2:
+        raise ConfigError(f"search: must have at least 2 shapes within its bounds, got {found[0].label!r} alone")
     grid = Grid(tuple(candidate.changes for candidate in found))
     return dataclasses.replace(table, grid=grid, baseline=label(grid.points[0]))
 
@@ -38,16 +40,7 @@ TABLE = Table(
     paper={},
     claims=(),
     metrics=("lm_loss", "lm_loss_before", "parameters"),
-    references={
-        "teacher": {
-            "distill.steps": 0,
-            "source": None,
-            "student.layers": None,
-            "student.hidden": None,
-            "student.neurons": None,
-            "student.heads": None,
-        },
-    },
+    references={"teacher": UNPRUNED},
     base={"evaluation.checks": 5, "student.block_criterion": "perplexity", "student.kv_groups": None},
     for_profile=with_candidates,
     caveats=(

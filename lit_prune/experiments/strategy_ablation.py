@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli import main
 from lit_prune.config import Profile
-from lit_prune.grid import Changes, Claim, Grid, Table
+from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
 
 SCRATCH: Changes = {"source": None, "student.weights": "random"}
 RANDOM: Changes = {"source": None, "student.criterion": "random", "student.block_criterion": "random"}
@@ -58,15 +58,7 @@ TABLE = Table(
         Claim("pruned + KD", "randomly pruned + KD", "In Practice, Figure 6"),
         Claim("pruned + KD", "pruned + CE", "In Practice, Figure 6"),
     ),
-    references={
-        "teacher": {
-            "distill.steps": 0,
-            "source": None,
-            "student.hidden": None,
-            "student.neurons": None,
-            "student.heads": None,
-        },
-    },
+    references={"teacher": UNPRUNED},
     base={"student.hidden": 0.5, "student.neurons": 0.375, "student.heads": 0.5},
     seeded=("seed", "importance.seed"),
     for_profile=with_steps,

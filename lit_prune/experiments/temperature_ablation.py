@@ -1,7 +1,7 @@
 """At which temperature do logits distil best? Minitron, appendix A.3."""
 
 from lit_prune.cli import main
-from lit_prune.grid import Changes, Claim, Table, axis
+from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
 
 TEMPERATURES = (0.1, 0.5, 1.0, 3.0)
 
@@ -22,9 +22,7 @@ TABLE = Table(
     baseline="tau = 1",
     paper={},
     claims=tuple(Claim("tau = 1", f"tau = {tau:g}", "appendix A.3") for tau in TEMPERATURES if tau != 1),
-    references={
-        "teacher": {"distill.steps": 0, "student.hidden": None, "student.neurons": None, "student.heads": None},
-    },
+    references={"teacher": UNPRUNED},
     caveats=(
         "The paper prints no loss of any temperature, and does not say whether its loss is multiplied by tau squared; "
         "here it is not, but in the row that says so. AdamW does not see the factor, except where it decides whether "

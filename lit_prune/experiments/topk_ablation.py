@@ -1,7 +1,7 @@
 """Are the teacher's likeliest tokens enough to distil from? Minitron, appendix A.3."""
 
 from lit_prune.cli import main
-from lit_prune.grid import Changes, Claim, Table, axis
+from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
 
 ALL = "all tokens"
 
@@ -25,9 +25,7 @@ TABLE = Table(
         Claim(ALL, "top 100", "appendix A.3: K <= 100"),
         Claim(ALL, "top 1000", "appendix A.3: larger K", within=0.01),
     ),
-    references={
-        "teacher": {"distill.steps": 0, "student.hidden": None, "student.neurons": None, "student.heads": None},
-    },
+    references={"teacher": UNPRUNED},
     caveats=(
         "K is a number of tokens, as in the paper, whose vocabulary has 256,000. Of the 2,048 of the teacher that "
         "ships, 1000 are half, and the paper's 100 would be less than one by share: it has no row here, since of one "

@@ -25,6 +25,17 @@ def target(student: Student, config: Any) -> Shape:
         raise ConfigError("student.parameters: give it together with sizes that are auto, and only then")
     if not free:
         return _fixed(student, config)
+    asked = (student, config.to_json_string(use_diff=False))
+    if asked not in _FOUND:
+        _FOUND[asked] = _nearest(student, config, free)
+    return _FOUND[asked]
+
+
+_FOUND: dict[tuple[Student, str], Shape] = {}
+"""Shapes found for a number of parameters: a search takes half a second, and every check of a cell needs its shape."""
+
+
+def _nearest(student: Student, config: Any, free: list[str]) -> Shape:
     count = parameter_counter(config)
     wanted = _wanted_parameters(student.parameters, count(shape_of(config)))
 
@@ -90,6 +101,8 @@ def _fixed(student: Student, config: Any) -> Shape:
         heads = groups = _heads_of_width(student, whole, head_dim_of(config))
         hidden = heads * head_dim_of(config)
     else:
+        if anatomy.whole_heads and isinstance(student.heads, float) and not isinstance(student.hidden, float):
+            heads, groups = _heads_that_divide(student, whole, heads, groups)
         step = heads if anatomy.whole_heads else 1
         why = "a multiple of the query heads, as its config demands"
         hidden = _units("student.hidden", student.hidden, whole.hidden, step, why)
@@ -126,6 +139,21 @@ def _heads(student: Student, whole: Shape) -> tuple[int, int]:
         raise ConfigError(f"student.heads: {size} asked for, {groups} of the teacher's KV groups have {most}")
     why = "heads in equal number in each of the KV groups"
     return _units("student.heads", size, most, groups, why), groups
+
+
+def _heads_that_divide(student: Student, whole: Shape, heads: int, groups: int) -> tuple[int, int]:
+    """Return heads and KV groups for a share of the heads: the nearest heads that divide the hidden channels."""
+    hidden = whole.hidden if student.hidden is None else student.hidden
+    assert isinstance(hidden, int)
+    assert isinstance(student.heads, float)
+    if hidden % heads == 0:
+        return heads, groups
+    alone = whole.heads == whole.kv_groups  # each head has its own keys and values
+    step, most = (1, whole.heads) if alone else (groups, whole.heads // whole.kv_groups * groups)
+    allowed = [n for n in range(step, most + 1, step) if hidden % n == 0]
+    wanted = student.heads * whole.heads
+    nearest = min(allowed, key=lambda n: (abs(n - wanted), n), default=heads)
+    return nearest, nearest if alone else groups
 
 
 def _heads_of_width(student: Student, whole: Shape, head_dim: int) -> int:

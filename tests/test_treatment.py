@@ -1,0 +1,173 @@
+"""Tables whose rows compare nothing are refused, and rows that differ only in unused settings have one outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import pytest
+
+from lit_prune.cli import main
+from lit_prune.config import Cell, ConfigError, Lora, Space
+from lit_prune.grid import entries
+from lit_prune.pruning.target import target
+from lit_prune.settings import load_profile, override
+from lit_prune.treatment import check_rows, outcome
+
+SHALLOW = {"teacher.model": None, "teacher.pretraining.layers": 3}
+FULL = {"student.hidden": 192, "student.neurons": 512, "student.heads": 6}
+"""The sizes of the teacher that ships."""
+WHOLE = {"student.hidden": None, "student.neurons": None, "student.heads": None}
+
+
+def table_of(name: str) -> Any:
+    return importlib.import_module(f"lit_prune.experiments.{name}_ablation").TABLE
+
+
+def refused(name: str, tmp_path: Any, settings: dict[str, Any], also: Any = (), **profile: Any) -> str:
+    quick = dataclasses.replace(load_profile("quick"), **profile)
+
+    def ask() -> None:
+        table = table_of(name).at(quick, tmp_path, settings)
+        check_rows(table, "quick", entries(table, quick, settings=settings, also=also))
+
+    with pytest.raises(ConfigError) as caught:
+        ask()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "also", "rows"),
+    [
+        ("residual", {"student.heads": None}, {}, ["off"]),
+        ("loss", FULL, {}, ["L_CLM + L_logits(MSE)"]),
+        ("aggregation", FULL, {}, ["(L2, mean), retrained"]),
+        ("aggregation", {"student.criterion": "magnitude"}, {}, ["(L2, L2)", "(L2, mean)"]),
+        ("topk", {}, {"top_k": 2048}, ["all tokens", "top 2048"]),
+        ("temperature", {}, {"tau_squared": True}, ["tau = 1", "tau = 1, times tau^2"]),
+        ("depth", {**SHALLOW, "teacher.pretraining.layers": 4}, {}, ["5/6, PPL", "2/3, PPL"]),
+        ("axes", SHALLOW, {}, ["depth + width", "width"]),
+    ],
+)
+def test_a_table_that_compares_nothing_is_refused_by_name_rows_and_profile(name, settings, also, rows, tmp_path):
+    message = refused(name, tmp_path, settings, also)
+    assert message.startswith(f"{name}_ablation at quick: ")
+    assert all(repr(row) in message for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "field"),
+    [
+        ("correction", {"corpus.source": "python"}, "corpus.source"),
+        ("correction", {**SHALLOW, "teacher.pretraining.corpus.source": "readmes"}, "corpus.source"),
+        ("phase", {"corpus.source": "readmes"}, "corpus.source"),
+        ("phase", {"source.corpus.source": "readmes"}, "corpus.source"),
+        ("phase", {"distill.steps": 2}, "distill.steps"),
+        ("oneshot", {"distill.steps": 1}, "distill.steps"),
+        ("oneshot", {**SHALLOW, "teacher.pretraining.layers": 2}, "teacher"),
+    ],
+)
+def test_a_table_without_its_treatment_is_refused_by_the_field(name, settings, field, tmp_path):
+    message = refused(name, tmp_path, settings)
+    assert message.startswith(f"{field}: ")
+    assert f"{name}_ablation" in message
+
+
+def test_a_search_with_one_shape_is_refused(tmp_path):
+    only = Space(layers=(1.0,), neurons=(0.5,))
+    assert refused("search", tmp_path, {}, search=only).startswith("search: must have at least 2 shapes")
+
+
+def test_both_texts_of_the_phases_may_be_set(tmp_path):
+    quick, table = load_profile("quick"), table_of("phase")
+    settings = {"corpus.source": "second.txt", "source.corpus.source": "first.txt", "student.hidden": 0.5}
+    table = table.at(quick, tmp_path, settings)
+    found = {entry.row: entry.cell for entry in entries(table, quick, settings=settings, num_seeds=1)}
+    assert {cell.corpus.source for cell in found.values()} == {"second.txt"}
+    sources = {row: dict(cell.source or ()) for row, cell in found.items()}
+    assert sources["early, phase 2"]["corpus.source"] == "first.txt"
+    assert sources["early, phase 2"]["student.hidden"] == 0.5
+    assert not sources["late, phase 2"]
+
+
+@pytest.mark.parametrize("profile", ["quick", "laptop", "h200", "paper"])
+def test_the_new_text_of_a_profile_is_another_than_its_own(profile):
+    asked = load_profile(profile)
+    assert dict(asked.new_text)["corpus.source"] != asked.cell.corpus.source
+
+
+def test_a_field_of_the_new_text_that_does_not_exist_is_refused(tmp_path):
+    path = tmp_path / "profile.yaml"
+    path.write_text("new_text: {corpus: {sorce: x}}\n")
+    with pytest.raises(ConfigError, match=r"corpus\.source"):
+        load_profile(str(path))
+
+
+def test_the_command_refuses_before_any_compute(tmp_path, capsys):
+    words = ["--dry-run", "--set", "student.heads=null", "--store", str(tmp_path / "store"), "--wandb", "disabled"]
+    assert main(table_of("residual"), words) == 2
+    assert "residual_ablation" in capsys.readouterr().err
+    assert not (tmp_path / "store" / "tokens").exists()
+
+
+# Outcomes
+
+
+@pytest.mark.parametrize(
+    ("changes", "others", "same"),
+    [
+        ({"student.heads": 4}, {"student.heads": 0.667}, True),
+        ({"student.heads": 4}, {"student.heads": 2}, False),
+        ({"student.parameters": 0.62, "student.layers": "auto", **WHOLE}, {"student.layers": 3, **WHOLE}, True),
+        ({"student.blocks": "contiguous", "student.layers": 5}, {"student.layers": 5}, True),
+        ({"student.blocks": "contiguous", "student.layers": 4}, {"student.layers": 4}, False),
+        ({"student.blocks": "tail", "student.block_criterion": "random"}, {}, True),
+        ({"student.criterion": "random"}, {}, False),
+        ({"student.criterion": "taylor", "student.seq": "var"}, {"student.criterion": "taylor"}, True),
+        ({"student.seq": "var"}, {}, False),
+        ({"student.weights": "random", "student.seq": "var"}, {"student.weights": "random"}, True),
+        ({"student.head_residual": "paper", "student.heads": None}, {"student.heads": None}, True),
+        ({"student.head_residual": "paper"}, {}, False),
+        ({"distill.tau_squared": True}, {}, True),
+        ({"distill.tau_squared": True, "distill.temperature": 2.0}, {"distill.temperature": 2.0}, False),
+        ({"distill.top_k": 2048}, {}, True),
+        ({"distill.top_k": 2047}, {}, False),
+        ({"distill.steps": 0, "distill.batch": 7}, {"distill.steps": 0}, True),
+        ({"distill.batch": 7}, {}, False),
+        ({"distill.lora": Lora()}, {}, False),
+        ({"seed": 1}, {}, False),
+        (
+            {"distill.alpha": 1.0, "distill.block_output": ["last:last"]},
+            {"distill.alpha": 1.0, "distill.block_output": ["5:5"]},
+            True,
+        ),
+        (
+            {"distill.alpha": 1.0, "distill.block_output": ["4:4"]},
+            {"distill.alpha": 1.0, "distill.mlp_input": ["5:5"]},
+            False,
+        ),
+        ({"source.student.layers": 5, "source.student.blocks": "contiguous"}, {"source.student.layers": 5}, True),
+        ({"source.student.layers": 5}, {"source.student.layers": 4}, False),
+    ],
+)
+def test_settings_without_effect_leave_the_outcome(changes, others, same):
+    """The teacher that ships: 6 layers, 6 heads in 2 groups, 2048 tokens."""
+    assert (outcome(override(Cell(), changes)) == outcome(override(Cell(), others))) is same
+
+
+@pytest.mark.parametrize(
+    ("share", "hidden", "kv_heads", "heads"),
+    # Llama wants the heads to divide the hidden channels: of 8 heads in groups of 2, 2, 4 and 8 divide 256.
+    [(0.75, 256, 2, 4), (0.9, 256, 2, 8), (0.5, 256, 2, 4), (0.1, 256, 2, 2), (0.75, 240, 2, 6), (0.7, 256, 8, 4)],
+)
+def test_a_share_of_heads_becomes_the_nearest_number_the_family_allows(share, hidden, kv_heads, heads):
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=hidden, num_attention_heads=8, num_key_value_heads=kv_heads, head_dim=32, num_hidden_layers=2,
+        intermediate_size=64, vocab_size=64,
+    )  # fmt: skip
+    student = override(Cell(), {**WHOLE, "student.heads": share}).student
+    assert target(student, config).heads == heads
