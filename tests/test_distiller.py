@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pandas as pd
 import pytest
 import torch
@@ -263,15 +264,60 @@ def test_the_first_row_is_of_the_first_batch_and_its_gradient_before_clipping(to
 def test_a_loss_that_is_no_number_stops_the_run(tokens, tmp_path, precision):
     broken = student_of()
     broken.lm_head.weight.data[3, 3] = float("nan")
+    recipe = dataclasses.replace(RECIPE, precision=precision)
     with pytest.raises(Diverged, match="the loss is nan at step 5"):
-        run(tokens, tmp_path, student=broken, recipe=dataclasses.replace(RECIPE, precision=precision))
+        run(tokens, tmp_path, student=broken, recipe=recipe, checkpoint_seconds=1e9)
     assert rows(tmp_path)["loss"].isna().tolist() == [True]
 
 
 def test_a_run_that_diverges_on_the_way_stops_at_the_next_row(tokens, tmp_path):
     recipe = dataclasses.replace(RECIPE, optim=Optim(lr=1e30, min_lr=1e30, warmup=0))
     with pytest.raises(Diverged, match="at step 5"):
-        run(tokens, tmp_path, recipe=recipe)
+        run(tokens, tmp_path, recipe=recipe, checkpoint_seconds=1e9)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [("loss", "the loss"), ("weight", "a weight"), ("moment", "the optimizer's state")]
+)
+@pytest.mark.parametrize("step", [3, STEPS])
+def test_no_checkpoint_holds_a_number_that_is_not_finite(whole, tmp_path, place, message, step):
+    """The poison comes in before the checkpoint of the step; a healthy run in the same folder starts clean."""
+    saved = []
+
+    class Poison(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            if trainer.global_step > 1:
+                saved.append(torch.load(tmp_path / "last.ckpt")["global_step"])
+            if trainer.global_step == step:
+                parameter = next(module.parameters())
+                moment = trainer.optimizers[0].state[parameter]["exp_avg_sq"]
+                poisoned = {"loss": outputs["loss"], "weight": parameter.data, "moment": moment}[place]
+                poisoned[(0,) * poisoned.dim()] = float("inf")
+
+    how = dataclasses.replace(QUICK, log_every=100)
+    with pytest.raises(Diverged, match=f"{message} is not finite at step {step}"):
+        train(
+            student_of(), llama(), RECIPE, whole.tokens, tmp_path, seed=0, execution=how, tell=lambda *_: None,
+            callbacks=[Poison()],
+        )  # fmt: skip
+    assert saved == list(range(1, step))
+    assert not (tmp_path / "last.ckpt").exists()
+    if step < STEPS and place == "weight":
+        assert equal(run(whole.tokens, tmp_path), whole(0.0, 1).student)
+
+
+def test_weights_that_the_last_update_breaks_are_told_at_the_end(tokens, tmp_path):
+    class Poison(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            if trainer.global_step == STEPS:
+                next(module.parameters()).data[0, 0] = float("nan")
+
+    how = dataclasses.replace(QUICK, checkpoint_seconds=1e9)
+    with pytest.raises(Diverged, match=f"a weight is not finite at step {STEPS}"):
+        train(
+            student_of(), llama(), RECIPE, tokens, tmp_path, seed=0, execution=how, tell=lambda *_: None,
+            callbacks=[Poison()],
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, a weight or the state of the optimizer is no longer a finite number."""
 
 
 class History(L.Callback):
@@ -142,11 +142,14 @@ def check_steps(steps: int, checks: int) -> frozenset[int]:
 
 
 class Checkpoint(L.Callback):
-    """Overwrite last.ckpt every `seconds`, whole or not at all, and only between steps.
+    """Overwrite last.ckpt every `seconds`, whole or not at all, only between steps, and only with finite numbers.
 
     Lightning's ModelCheckpoint would also save between two micro-batches of a step, whose gradients are in no
     checkpoint; and it moves the file in from the system's temporary folder, which is a copy, and may be cut, where
     that is another file system.
+
+    Raises:
+        Diverged: before a checkpoint is written, or at the end of the run: a number in it is not finite.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -163,11 +166,31 @@ class Checkpoint(L.Callback):
         # One process decides for all: their clocks differ, and saving is a collective act.
         if not _ends_step(trainer, batch_idx) or not trainer.strategy.broadcast(due):
             return
+        self._check(trainer, pl_module, outputs["loss"])
         scratch = self.path.with_name(".last.ckpt")
         trainer.save_checkpoint(scratch)
         if trainer.is_global_zero:
             scratch.replace(self.path)
         self._saved_at = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check(trainer, pl_module)  # the last update comes after the last loss
+
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, *losses: torch.Tensor) -> None:
+        moments = [x for optimizer in trainer.optimizers for state in optimizer.state.values() for x in state.values()]
+        parts = {"the loss": losses, "a weight": [*pl_module.parameters()], "the optimizer's state": moments}
+        for what, tensors in parts.items():
+            # All processes or none: the others would wait for one that stops alone.
+            if not trainer.strategy.reduce_boolean_decision(_finite(tensors)):
+                raise Diverged(f"{what} is not finite at step {trainer.global_step}")
+
+
+def _finite(tensors: Collection[torch.Tensor]) -> bool:
+    """Return whether all numbers are finite."""
+    checked: dict[torch.device, list[torch.Tensor]] = {}  # the step counts of AdamW stay on the CPU
+    for tensor in tensors:
+        checked.setdefault(tensor.device, []).append(tensor.detach().isfinite().all())
+    return all(bool(torch.stack(found).all()) for found in checked.values())
 
 
 def _write(rows: list[dict[str, float]], path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.alongside import AlongsideDistiller
-from lit_prune.distill.callbacks import Checkpoint, History, Progress
+from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.trained import trained_part
@@ -39,7 +39,7 @@ def train(
     next unseen block, and ends bit for bit where an uninterrupted one does (CPU).
 
     Raises:
-        Diverged: the loss is no longer a number.
+        Diverged: the loss, a weight or the state of the optimizer is no longer finite; the checkpoint is removed.
     """
     L.seed_everything(seed, verbose=False)
     kind = Distiller if distill.teacher_optim is None else AlongsideDistiller
@@ -70,6 +70,9 @@ def train(
     try:
         with trained_part(student, distill), compiled_blocks(student) if compiled else contextlib.nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
+    except Diverged:
+        unfinished.unlink(missing_ok=True)  # the steps up to it may be what diverges: the next run starts anew
+        raise
     finally:
         # Trainer, loops, strategy and module refer to each other: models and optimizer states would stay in memory.
         vars(trainer).clear()
