@@ -14,7 +14,7 @@ from lit_prune.config import EVIDENCE
 
 RECORD = "integrity"
 """Key of the record in result.json."""
-LEFTOVERS = ("last.ckpt", "error.json", "traceback.txt")
+LEFTOVERS = ("last.ckpt", "windows.csv", "error.json", "traceback.txt")
 """Files of an unfinished node, removed once its result is written."""
 FORMAT = 2
 """`store_format` in env.json of a node whose result has a record; results of older stores have none."""

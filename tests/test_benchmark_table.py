@@ -14,7 +14,7 @@ from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.answers import DOCUMENTS, KIND
 from lit_prune.progress import Bar
-from lit_prune.render.benchmarks import all_scores, benchmark_table, print_table, write_table
+from lit_prune.render.benchmarks import all_scores, benchmark_table, notes, print_table, write_table
 from lit_prune.report.benchmarks import compare_models, published, read
 from lit_prune.report.paired import paired_bootstrap
 from lit_prune.store import Node, Store
@@ -92,8 +92,19 @@ def test_the_layout_is_the_papers(nodes):
     score = lines.loc["HellaSwag (10) acc_norm"]
     assert score["teacher"] == "62.5 ± 10.0"
     assert score["student − teacher"].startswith("-37.5 [")
-    assert score["MINITRON 8B (paper)"] == "80.7"
+    assert score["MINITRON 8B (paper)"] == "80.7 (10)"
     assert table.source == "Minitron, Table 2"
+    assert not any("not comparable" in note for note in notes(table))
+
+
+def test_the_papers_shots_are_told_beside_others(tmp_path):
+    table = benchmark_table({"a": [answer(Store(tmp_path), "a", FIRST, task="arc_challenge", shots=0)]})
+    lines = table.layout.set_index("benchmark")
+    # Minitron, Table 2 and section 4: ARC-Challenge with 25 shots.
+    assert lines.loc["arc_challenge (0) acc_norm", "MINITRON 8B (paper)"] == "52.6 (25)"
+    (note,) = (note for note in notes(table) if "not comparable" in note)
+    assert "with 0 examples" in note
+    assert "25" in note
 
 
 def test_the_papers_columns_stay_away_where_they_have_nothing_to_say(tmp_path):

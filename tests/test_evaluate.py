@@ -1,5 +1,6 @@
 """`python -m lit_prune.evaluate`: asked twice it answers from the store, and a bad request is one line."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import task_files
 
 from lit_prune.evaluate.__main__ import main
+from lit_prune.progress import Bar
 
 
 @pytest.fixture
@@ -60,6 +62,49 @@ def test_a_text_is_compared_in_bits_per_byte(here):
     assert found == 16
 
 
+def test_rolling_windows_are_another_question_with_the_numbers_of_lm_eval(here, capsys):
+    for words in ((), ("--windows", "rolling")):
+        assert main(command(here, "--text", str(here / "text.txt"), *words)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--windows rolling" not in said.rpartition("benchmark n")[2]
+    scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv")
+    assert set(scores["metric"]) == {"perplexity", "bits_per_byte", "word_perplexity"}
+    assert set(scores["windows"]) == {"rolling"}
+    assert set(scores["window"]) == {128}
+    assert len(list((here / "store/benchmark").iterdir())) == 4
+
+
+def test_a_text_that_was_stopped_goes_on_where_it_was(here, capsys, monkeypatch):
+    (here / "long.txt").write_text("a duck in the pond.\n" * 800)
+    words = ["--model", str(here / "first"), "--store", str(here / "store")]
+    words += ["--text", str(here / "long.txt"), "--window", "8"]
+    at = Bar.at
+
+    def stop(bar, done, what):
+        at(bar, done, what)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "at", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(words)
+    (log,) = (here / "store/benchmark").glob("*/windows.csv")
+    begun = len(log.read_text().splitlines())
+    assert begun > 0
+    assert main(words) == 0
+    assert not log.exists()
+    (result,) = (here / "store/benchmark").glob("*/result.json")
+    assert json.loads(result.read_text())["numbers"]["num_tokens"] > 8 * begun
+
+
+def test_a_window_below_the_positions_of_a_large_model_is_part_of_the_address(here):
+    config = here / "second/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 131_072}))
+    assert main(command(here, "--text", str(here / "text.txt"))) == 0
+    found = [json.loads(path.read_text())["window"] for path in (here / "store/benchmark").glob("*/config.json")]
+    assert sorted(found, key=str) == [2048, None]
+
+
 def test_another_limit_shots_or_precision_is_another_question(here):
     for words in ((), ("--limit", "2"), ("--shots", "1"), ("--dtype", "bfloat16")):
         assert main(command(here, "--tasks", "piqa", *words)) == 0
@@ -100,6 +145,7 @@ def test_where_every_answer_fails_there_is_no_table(here, capsys):
         ),
         (("--text", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
         (("--text", "readmes", "--stride", "129"), "--stride: 129 asked for, first has 128 positions"),
+        (("--text", "readmes", "--stride", "8", "--windows", "rolling"), "--stride: must be unset with --windows"),
         (("--text", ""), "--text: none named"),
         (("--tasks", ","), "nothing is asked: give --tasks"),
         (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: 0 asked for"),

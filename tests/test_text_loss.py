@@ -1,5 +1,6 @@
 """The loss of a text by document: by hand, window by window, byte by byte, and over two processes."""
 
+import copy
 import json
 import math
 import multiprocessing
@@ -16,8 +17,9 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import perplexity
-from lit_prune.evaluate.documents import Document, batches, read, windows
-from lit_prune.evaluate.perplexity import COLUMNS, DocumentLosses, measure_text
+from lit_prune.evaluate.documents import Document, batches, read, rolling_windows, windows
+from lit_prune.evaluate.perplexity import COLUMNS, DocumentLosses, count_windows, measure_text
+from lit_prune.evaluate.window_log import WindowLog
 
 CHOICES = [(1, 1), (4, 1), (5, 2), (7, 7), (16, 3), (128, 128)]
 
@@ -189,11 +191,14 @@ def test_few_logits_at_a_time_give_the_same(tiny_llama, tiny_tokenizer, source, 
     assert measure_text(tiny_llama, tiny_tokenizer, source).lm_loss == pytest.approx(whole.lm_loss, rel=1e-6)
 
 
-def test_a_limit_takes_the_first_documents_and_they_are_told_of(tiny_llama, tiny_tokenizer, texts, tmp_path):
+def test_a_limit_takes_the_first_documents_and_their_windows_are_told_of(tiny_llama, tiny_tokenizer, texts, tmp_path):
     told = []
-    found = measure_text(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), limit=150, tell=told.append)
+    how = {"window": 16, "limit": 150}
+    found = measure_text(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), **how, tell=told.append)
     assert found.documents["document"].tolist() == list(range(150))
-    assert told == [128, 150]
+    assert told == sorted(told)
+    assert told[-1] == count_windows(128, tiny_tokenizer, written(tmp_path, texts), **how)
+    assert told[-1] == sum(math.ceil(tokens / 16) for tokens in found.documents["tokens"])
     assert tiny_llama.training
 
 
@@ -204,6 +209,7 @@ def test_a_limit_takes_the_first_documents_and_they_are_told_of(tiny_llama, tiny
         ({"window": 0}, "window: 0 tokens asked for, at least 1 is needed"),
         ({"stride": 129}, "stride: 129 tokens asked for, it lies between 1 and the window, 128"),
         ({"window": 8, "stride": 0}, "stride: 0 tokens asked for, it lies between 1 and the window, 8"),
+        ({"stride": 8, "rolling": True}, "stride: must be unset where windows are rolling, got 8"),
         ({"limit": 0}, "limit: 0 documents asked for, at least 1 is needed"),
         ({"column": "story"}, "has no text column 'story'; there are: text"),
     ],
@@ -224,6 +230,103 @@ def test_a_family_whose_head_is_not_known_is_refused(tiny_tokenizer, source):
 def test_a_text_with_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="holds no document of two tokens"):
         measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, ["a"]))
+
+
+# --- lm-eval's windows ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 4, 7, 16, 128])
+@pytest.mark.parametrize("length", [1, 2, 4, 7, 8, 33, 128, 129, 300])
+def test_rolling_windows_are_those_of_lm_eval(length, window):
+    utils = pytest.importorskip("lm_eval.utils")
+    tokens = list(range(length))
+    pairs = map(utils.make_disjoint_window, utils.get_rolling_token_windows(tokens, -1, window, 1))
+    # Their model reads context and continuation but the last token, and predicts the continuation.
+    expected = [((before + asked)[:-1], asked) for before, asked in pairs]
+    document = Document(0, [-1, *tokens], 1, 0, 0, 0)
+    found = [
+        (document.ids[part.start : part.stop], document.ids[part.scored : part.stop + 1])
+        for part in rolling_windows(document, window)
+    ]
+    assert found == expected
+
+
+@pytest.mark.parametrize("named", ["tiny_tokenizer", "byte_tokenizer"])
+def test_rolling_losses_and_counts_are_those_of_lm_eval(named, tiny_llama, texts, tmp_path, request):
+    harness = pytest.importorskip("lm_eval.models.huggingface")
+    task = pytest.importorskip("lm_eval.api.task")
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
+    tokenizer = request.getfixturevalue(named)
+    documents = [*texts[:4], " ".join(texts[4:8]), " padded \n"]
+    requests = [instance("loglikelihood_rolling", {}, (text,), 0) for text in documents]
+    theirs = harness.HFLM(pretrained=tiny_llama, tokenizer=tokenizer, batch_size=1, max_length=24)
+    logs = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    found = measure_text(tiny_llama, tokenizer, written(tmp_path, documents), window=24, rolling=True)
+    assert found.documents["nll"].to_numpy() == pytest.approx([-log for log in logs], rel=1e-5)
+    words = [task.PerplexityTask.count_words(text) for text in documents]
+    num_bytes = [task.PerplexityTask.count_bytes(text) for text in documents]
+    assert found.documents["words"].tolist() == words
+    assert found.documents["bytes"].tolist() == num_bytes
+    expected = metrics.weighted_perplexity(list(zip(logs, words, strict=True)))
+    assert found.word_perplexity == pytest.approx(expected, rel=1e-5)
+    expected = metrics.bits_per_byte(list(zip(logs, num_bytes, strict=True)))
+    assert found.bits_per_byte == pytest.approx(expected, rel=1e-5)
+
+
+def test_rolling_windows_need_a_token_before_the_first(tiny_llama, tiny_tokenizer, source):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match=r"^windows: must be sliding"):
+        measure_text(tiny_llama, tokenizer, source, rolling=True)
+
+
+# --- long texts -----------------------------------------------------------------------------------------------------
+
+
+def test_the_default_window_is_capped(tiny_tokenizer, texts, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=131_072,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, source = LlamaForCausalLM(config), written(tmp_path, [" ".join(texts)])
+    found = measure_text(model, tiny_tokenizer, source)
+    assert (found.window, found.stride) == (2048, 2048)
+    assert found.num_tokens > 2 * 2048
+    asked = measure_text(model, tiny_tokenizer, source, window=2048)
+    assert asked.lm_loss == found.lm_loss
+
+
+def test_what_was_scored_before_a_stop_is_not_scored_again(tiny_llama, tiny_tokenizer, source, tmp_path, monkeypatch):
+    whole = measure_text(tiny_llama, tiny_tokenizer, source, window=16)
+    path, scored = tmp_path / "windows.csv", []
+
+    def stop(count):
+        if count > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_text(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), tell=stop, batch_tokens=64)
+    kept = path.read_text()
+    path.write_text(kept + "7,1")  # killed while it was writing
+    losses = perplexity._losses
+    monkeypatch.setattr(perplexity, "_losses", lambda model, batch: scored.extend(batch) or losses(model, batch))
+    told = []
+    again = measure_text(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), tell=told.append)
+    before = {tuple(map(int, line.split(",")[:2])) for line in kept.splitlines()}
+    assert len(before) > 10
+    assert not before & {part.place for part in scored}
+    assert told[-1] == len(before) + len(scored) == len(path.read_text().splitlines())
+    pd.testing.assert_frame_equal(again.documents, whole.documents, rtol=1e-6)
+
+
+def test_long_documents_are_tokenised_alone(tiny_tokenizer, texts):
+    long = " ".join(texts) * (2**20 // len(" ".join(texts)) + 1)
+    groups = list(read(tiny_tokenizer, enumerate([texts[0], long, texts[1], texts[2]])))
+    assert [[document.place for document in group] for group in groups] == [[0], [1], [2, 3]]
 
 
 # --- the metric -----------------------------------------------------------------------------------------------------

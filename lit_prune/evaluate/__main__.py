@@ -57,9 +57,12 @@ class Flags:
     column: str | None = None
     """Column of a data set of --text that holds the text; "text" by default."""
     window: int | None = None
-    """Tokens that --text is read in at once; as many as the model has positions by default."""
+    """Tokens that --text is read in at once; by default the model's positions, at most 2048."""
     stride: int | None = None
-    """Tokens from one window to the next; the window by default: each token is scored once."""
+    """Tokens from one window to the next; the window by default. Every token is scored once."""
+    windows: Literal["sliding", "rolling"] = "sliding"
+    """How --text is cut into windows. sliding: one each --stride tokens. rolling: those of lm-eval, with its counts of
+    bytes and words: use it to compare bits per byte and word perplexity with numbers of lm-eval."""
     tokenizer: str | None = None
     """Folder or hub model whose tokenizer is taken; needed where the teacher of an address is nowhere to be found."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -107,7 +110,7 @@ def _run(flags: Flags, console: Console) -> int:
     store, beside = Store(flags.store), None if flags.beside == "none" else flags.beside
     _check(flags)
     names = [name.strip() for name in flags.tasks.split(",") if name.strip()]
-    ours = [text(source, flags.column, flags.window, flags.stride, flags.limit) for source in flags.text]
+    ours = [text(source, flags.column, flags.window, flags.stride, flags.limit, flags.windows) for source in flags.text]
     how: dict[str, Any] = {
         "shots": flags.shots,
         "limit": flags.limit,

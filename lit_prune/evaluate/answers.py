@@ -5,11 +5,13 @@ Torch and lm-eval are imported only when something is measured.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_prune import cpu
@@ -17,9 +19,13 @@ from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.benchmarks import Question
 from lit_prune.evaluate.subject import Subject, folder_of, known
-from lit_prune.evaluate.texts import Text
+from lit_prune.evaluate.texts import DEFAULT_WINDOW, Text
+from lit_prune.evaluate.window_log import NAME as WINDOWS
+from lit_prune.evaluate.window_log import WindowLog
+from lit_prune.integrity import read_json
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
+from lit_prune.render.escape import printable
 from lit_prune.store import Busy, Node, Store
 
 if TYPE_CHECKING:
@@ -46,7 +52,21 @@ class Asked:
     @property
     def about(self) -> dict[str, Any]:
         """What the address is made of."""
-        return self.question.about | self.subject.about | {"dtype": self.dtype}
+        about = self.question.about | self.subject.about | {"dtype": self.dtype}
+        # A default window below the model's positions is named; addresses from before there was one then stand.
+        capped = isinstance(self.question, Text) and self.question.window is None and self.window < self.positions
+        return about | {"window": self.window} if capped else about
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model; as many as a window needs where it has no limit."""
+        return _positions(self.subject.model, self.subject.revision) or sys.maxsize
+
+    @property
+    def window(self) -> int:
+        """Tokens that a text is read in at once."""
+        assert isinstance(self.question, Text)
+        return self.question.window or min(DEFAULT_WINDOW, self.positions)
 
     def node(self, store: Store) -> Node:
         """Where the answer is, or will be."""
@@ -59,6 +79,7 @@ class Examiner:
     def __init__(self, store: Store, *, accelerator: str = "auto", batch_size: int = 16) -> None:
         self.store, self.accelerator, self.batch_size = store, accelerator, batch_size
         self._loaded: dict[Question, Any] = {}
+        self._windows: dict[tuple[Text, str, int], int] = {}
         self._model: tuple[Subject, Dtype, Any, Any] | None = None
         self._bar = Bar(0, quiet=True)
 
@@ -73,7 +94,7 @@ class Examiner:
         cpu.prepare()
         for one in asked:
             _check_window(one)
-        counts = [self._num_documents(one.question) for one in asked]
+        counts = [self._num_steps(one) for one in asked]
         failed = 0
         with Bar(sum(counts)) as self._bar:
             for one, count in zip(asked, counts, strict=True):
@@ -82,18 +103,33 @@ class Examiner:
                 self._bar.at(before + count, _doing(one))
         return failed
 
-    def _num_documents(self, question: Question | Text) -> int:
-        """Documents of a task, which are read here; those of a text are not known before."""
+    def _num_steps(self, asked: Asked) -> int:
+        """Documents of a task, which are read here, or windows of a text."""
+        question = asked.question
         if isinstance(question, Text):
-            question.check()
-            return 0
+            return self._num_windows(asked, question)
         from lit_prune.evaluate import harness
 
         if question not in self._loaded:
-            print(f"reading {question.benchmark.task}", file=sys.stderr)
+            print(printable(f"reading {question.benchmark.task}"), file=sys.stderr)
             self._loaded[question] = harness.load(question)
         sizes = (len(task.task_docs) for task in self._loaded[question]["tasks"].values())
         return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
+
+    def _num_windows(self, asked: Asked, text: Text) -> int:
+        """Windows of a text, counted once for each tokenizer and length."""
+        text.check()
+        key = text, asked.subject.tokenizer, asked.window
+        if key not in self._windows:
+            from lit_prune.evaluate.perplexity import count_windows
+
+            print(printable(f"reading {text.title}"), file=sys.stderr)
+            tokenizer = _tokenizer(asked.subject, folder_of(asked.subject))
+            self._windows[key] = count_windows(
+                asked.positions, tokenizer, text.source, column=text.column, window=asked.window,
+                stride=text.stride, limit=text.limit, rolling=text.windows == "rolling",
+            )  # fmt: skip
+        return self._windows[key]
 
     def _answer(self, asked: Asked, count: int) -> bool:
         """Whether there is an answer now."""
@@ -102,7 +138,7 @@ class Examiner:
                 if node.result is None:
                     self._bar.say(_doing(asked))
                     started = time.perf_counter()
-                    result, documents = self._measure(asked, count)
+                    result, documents = self._measure(asked, count, node.folder)
                     documents.to_parquet(node.folder / DOCUMENTS, index=False)
                     node.finish(result, seconds=round(time.perf_counter() - started, 1))
         except Busy as busy:
@@ -117,13 +153,13 @@ class Examiner:
             return False
         return True
 
-    def _measure(self, asked: Asked, count: int) -> tuple[dict[str, Any], pd.DataFrame]:
+    def _measure(self, asked: Asked, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         from lit_prune.evaluate.validation import sizes_of
 
         model, tokenizer = self._load(asked.subject, asked.dtype)
         about = {"model": asked.subject.label, "place": asked.subject.model} | sizes_of(model)
         if isinstance(asked.question, Text):
-            found, documents = self._read(asked, model, tokenizer)
+            found, documents = self._read(asked, model, tokenizer, folder)
         else:
             found, documents = self._examine(asked, model, tokenizer, count)
         return about | found, documents
@@ -149,16 +185,20 @@ class Examiner:
             "subtasks": {task: _plain(scores) for task, scores in answer.subtasks.items()},
         }, answer.documents
 
-    def _read(self, asked: Asked, model: Any, tokenizer: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+    def _read(self, asked: Asked, model: Any, tokenizer: Any, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Measure a text; the windows scored so far are kept in the folder of the answer."""
         from lit_prune.evaluate.perplexity import measure_text
 
-        text = asked.question
+        text, before = asked.question, self._bar.done
         assert isinstance(text, Text)
+        rolling = text.windows == "rolling"
         found = measure_text(
-            model, tokenizer, text.source, column=text.column, window=text.window, stride=text.stride, limit=text.limit,
-            tell=lambda count: self._bar.at(self._bar.done, f"{_doing(asked)}, {count:,} documents"),
+            model, tokenizer, text.source, column=text.column, window=asked.window, stride=text.stride,
+            limit=text.limit, rolling=rolling, log=WindowLog(folder / WINDOWS),
+            tell=lambda count: self._bar.at(before + count, _doing(asked)),
         )  # fmt: skip
-        shown = {name: getattr(found, name) for name in ("perplexity", "bits_per_byte")}
+        metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if rolling else []))
+        shown = {name: getattr(found, name) for name in metrics}
         task = f"text {text.fingerprint[:12]}"  # not its name, which may be another for the next model
         documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=task)
         return {
@@ -167,6 +207,9 @@ class Examiner:
             "shots": None,
             "limit": text.limit,
             "cut": 0.0,
+            "window": found.window,
+            "stride": found.stride,
+            "windows": text.windows,
             "unread": found.num_unread / found.num_bytes,
             "metrics": {
                 name: {"value": value, "stderr": None, "n": found.num_documents} for name, value in shown.items()
@@ -183,7 +226,7 @@ class Examiner:
             folder = folder_of(subject)
             gpu = self.accelerator != "cpu" and torch.cuda.is_available()
             model = known(teachers.load_model, folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
-            self._model = subject, dtype, model, _tokenizer(subject, folder, model)
+            self._model = subject, dtype, model, _tokenizer(subject, folder)
         return self._model[2:]
 
 
@@ -191,13 +234,21 @@ def _check_window(asked: Asked) -> None:
     """See that a model has as many positions as a text is to be read in, and as are between two windows."""
     if not isinstance(asked.question, Text):
         return
-    sizes = {"window": asked.question.window, "stride": asked.question.stride}
-    if any(sizes.values()):
-        config = known(teachers.load_config, folder_of(asked.subject))
-        positions = getattr(config, "max_position_embeddings", None)
-        for name, size in sizes.items():
-            if size is not None and positions is not None and size > positions:
-                raise ConfigError(f"--{name}: {size} asked for, {asked.subject.label} has {positions} positions")
+    window, stride = asked.question.window, asked.question.stride
+    for name, size in (("window", window), ("stride", stride)):
+        if size is not None and size > asked.positions:
+            raise ConfigError(f"--{name}: {size} asked for, {asked.subject.label} has {asked.positions} positions")
+    if stride is not None and stride > asked.window:
+        raise ConfigError(f"--stride: must be at most the window, {asked.window}, got {stride}")
+
+
+@functools.cache
+def _positions(model: str, revision: str | None) -> int | None:
+    """Positions of a model by its config.json, which is read without transformers; None: it has no limit."""
+    folder = known(functools.partial(teachers.locate, weights=False), model, revision)
+    config = read_json(Path(folder) / "config.json") or {}
+    config = {**config, **(config.get("text_config") or {})}
+    return config.get("max_position_embeddings") or config.get("n_positions")
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -208,7 +259,7 @@ def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(subject: Subject, folder: str, model: Any) -> Any:
+def _tokenizer(subject: Subject, folder: str) -> Any:
     if subject.tokenizer == subject.model:
         return known(teachers.load_tokenizer, folder)
     from transformers import AutoTokenizer
@@ -218,10 +269,9 @@ def _tokenizer(subject: Subject, folder: str, model: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"--tokenizer: {subject.tokenizer} cannot be loaded ({reason})") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise ConfigError(
-            f"--tokenizer: {subject.tokenizer} has {len(tokenizer)} entries, {subject.label} {model.config.vocab_size}"
-        )
+    size = known(teachers.load_config, folder).vocab_size
+    if len(tokenizer) > size:
+        raise ConfigError(f"--tokenizer: {subject.tokenizer} has {len(tokenizer)} entries, {subject.label} {size}")
     return tokenizer
 
 

@@ -5,12 +5,15 @@ What a tokenizer puts around a text is context and is not scored itself.
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lit_prune.config import ConfigError
+
+# Characters tokenised at once. A token and its offsets take about 100 bytes as Python objects.
+_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,26 @@ class Window:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Place of the document and first scored token, which no other window has."""
+        return self.document.place, self.scored
 
-def read(tokenizer: Any, texts: Iterable[tuple[int, str]], at_once: int = 128) -> Iterator[list[Document]]:
-    """Documents of (place, text), `at_once` at a time.
+
+def read(
+    tokenizer: Any, texts: Iterable[tuple[int, str]], at_once: int = 128, *, rolling: bool = False
+) -> Iterator[list[Document]]:
+    """Documents of (place, text), `at_once` at a time or fewer where they are long.
+
+    With `rolling` they are read as lm-eval reads them: behind its prefix token, whole, and counted by its rules.
 
     Raises:
-        ConfigError: a tokenizer that cannot say which characters a token stands for.
+        ConfigError: a tokenizer that cannot say which characters a token stands for, or has no prefix token.
     """
     if not tokenizer.is_fast:
         raise ConfigError("text: the model's tokenizer does not say which characters a token stands for")
-    stream = iter(texts)
-    while batch := list(itertools.islice(stream, at_once)):
+    prefix = _prefix_token(tokenizer) if rolling else None
+    for batch in _groups(texts, at_once):
         encoded = tokenizer(
             [text for _, text in batch], return_attention_mask=False, return_offsets_mapping=True,
             return_special_tokens_mask=True, verbose=False,
@@ -67,9 +79,25 @@ def read(tokenizer: Any, texts: Iterable[tuple[int, str]], at_once: int = 128) -
         decoded = tokenizer.batch_decode(encoded["input_ids"], skip_special_tokens=True)
         columns = (encoded[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
         yield [
-            _document(place, text, ids, offsets, special, _num_visible(text) - _num_visible(back))
+            _document(place, text, ids, offsets, special, _num_unread(text, back))
+            if prefix is None
+            else _rolling_document(tokenizer, prefix, place, text, ids, _num_unread(text, back))
             for (place, text), back, ids, offsets, special in zip(batch, decoded, *columns, strict=True)
         ]
+
+
+def _groups(texts: Iterable[tuple[int, str]], at_once: int) -> Iterator[list[tuple[int, str]]]:
+    """Texts tokenised together: few enough that their tokens and offsets take tens of megabytes, or one."""
+    group: list[tuple[int, str]] = []
+    characters = 0
+    for place, text in texts:
+        if group and (len(group) == at_once or characters + len(text) > _CHARACTERS):
+            yield group
+            group, characters = [], 0
+        group.append((place, text))
+        characters += len(text)
+    if group:
+        yield group
 
 
 def windows(document: Document, window: int, stride: int) -> Iterator[Window]:
@@ -85,6 +113,18 @@ def windows(document: Document, window: int, stride: int) -> Iterator[Window]:
             scored = stop + 1
         if stop == last:
             return
+
+
+def rolling_windows(document: Document, window: int) -> Iterator[Window]:
+    """Windows of lm-eval's `loglikelihood_rolling` (`get_rolling_token_windows` with `context_len=1`, made disjoint).
+
+    Each predicts the next `window` tokens from as many. The last one predicts what is left, and begins earlier to have
+    as much context.
+    """
+    last = len(document.ids) - 1
+    for scored in range(1, last + 1, window):
+        stop = min(scored + window - 1, last)
+        yield Window(document, max(stop - window, 0), stop, scored)
 
 
 def batches(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
@@ -108,7 +148,7 @@ def _document(
     first, character = (before, 0) if before else _after_first(offsets)
     # A text that the tokenizer makes nothing of has nothing to score.
     text = text[character:] if len(ids) > first else ""
-    return Document(place, ids, first, len(text.encode()), len(text.split()), max(num_unread, 0))
+    return Document(place, ids, first, len(text.encode()), len(text.split()), num_unread)
 
 
 def _after_first(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -120,6 +160,26 @@ def _after_first(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
         end = max(end, offsets[first][1])
         first += 1
     return first, end
+
+
+def _prefix_token(tokenizer: Any) -> int:
+    """The token that lm-eval puts before a document: the begin token, or else the end token."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ConfigError("windows: must be sliding for a tokenizer without a begin and an end token, got rolling")
+
+
+def _rolling_document(tokenizer: Any, prefix: int, place: int, text: str, ids: list[int], num_unread: int) -> Document:
+    """A document as lm-eval's HFLM tokenises it and its PerplexityTask counts it."""
+    if text.startswith(tokenizer.decode(prefix)):  # lm-eval adds no special tokens to a text that spells the prefix
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return Document(place, [prefix, *ids], 1, len(text.encode()), len(re.split(r"\s+", text)), num_unread)
+
+
+def _num_unread(text: str, decoded: str) -> int:
+    """UTF-8 bytes of visible characters that are lost in the tokens."""
+    return max(_num_visible(text) - _num_visible(decoded), 0)
 
 
 def _num_visible(text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,7 +23,9 @@ from torchmetrics import Metric
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data import corpus
 from lit_prune.data.tokens import IGNORED
-from lit_prune.evaluate.documents import Document, Window, batches, read, windows
+from lit_prune.evaluate.documents import Document, Window, batches, read, rolling_windows, windows
+from lit_prune.evaluate.texts import DEFAULT_WINDOW
+from lit_prune.evaluate.window_log import WindowLog
 from lit_prune.losses.chunked import tokens_at_once
 from lit_prune.models.anatomy import anatomy_of
 from lit_prune.models.head import Head, head_of, last_states
@@ -163,13 +165,18 @@ class TextLoss:
     num_unread: int
     """Bytes of visible characters that the tokenizer loses: cheap for the model, so that bits per byte are too few."""
     num_documents: int
+    window: int
+    """Tokens read at once."""
+    stride: int
+    """Tokens from one window to the next."""
     documents: pd.DataFrame
     """COLUMNS; those of a document without a scored token are 0."""
 
     @property
     def numbers(self) -> dict[str, float]:
-        """All but the table."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "documents"}
+        """All but the table and the windows."""
+        beside = ("window", "stride", "documents")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in beside}
 
 
 @torch.inference_mode()
@@ -182,39 +189,107 @@ def measure_text(
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    rolling: bool = False,
+    log: WindowLog | None = None,
     tell: Callable[[int], None] | None = None,
     batch_tokens: int = 8192,
 ) -> TextLoss:
     """Loss of a causal language model on the first `limit` documents of a text, a file, folder or hub data set.
 
-    Each document is read in windows of `window` tokens, by default as many as the model has positions, which start
-    `stride` tokens apart, by default `window`; each token is scored once, from at least `window - stride + 1` tokens or
-    all before it. The first of a document is scored if the tokenizer puts a begin token before it. Where processes
-    are joined by torch.distributed each scores its share, and all get the whole. `tell` hears of the documents read.
+    Each document is read in windows of `window` tokens, by default as many as the model has positions but not more than
+    2,048, which start `stride` tokens apart, by default `window`; each token is scored once, from at least
+    `window - stride + 1` tokens or all before it. The first of a document is scored if the tokenizer puts a begin token
+    before it. With `rolling` the windows and the counts of bytes and words are those of lm-eval. Where processes are
+    joined by torch.distributed each scores its share, and all get the whole.
+
+    Windows that `log` holds are not scored again, and it gets the others. `tell` is called with the number of windows
+    scored so far.
 
     Raises:
         ConfigError: no such text or column, nothing to score in it, a window or stride that the model cannot have, or
             a family that is not supported.
     """
-    window, stride = _checked(model, window, stride, limit)
-    text = corpus.pin(Corpus(source=source, column=column or "text"))
-    numbered = enumerate(itertools.islice((text for _, text in corpus.documents(text)), limit))
+    anatomy_of(model.config)
+    how = _checked(model.config.max_position_embeddings, window, stride, limit, rolling)
     metric, was_training = DocumentLosses().to(next(model.parameters()).device), model.training
     model.eval()
-    for documents in read(tokenizer, _share(numbered)):
-        parts = [part for document in documents for part in windows(document, window, stride)]
-        metric.update(_rows(documents, _nll(model, batches(parts, batch_tokens))))
-        if tell is not None:
-            tell(documents[-1].place + 1)
+    done = 0
+    for documents, parts in _read_windows(tokenizer, _documents(source, column, limit), how):
+        nll: defaultdict[int, float] = defaultdict(float)
+        scored = {} if log is None else log.nats
+        for part in parts:
+            if part.place in scored:
+                nll[part.document.place] += scored[part.place]
+                done += 1
+        for batch in batches((part for part in parts if part.place not in scored), batch_tokens):
+            nats = _losses(model, batch).tolist()
+            for part, its in zip(batch, nats, strict=True):
+                nll[part.document.place] += its
+            if log is not None:
+                log.add((part.place for part in batch), nats)
+            done += len(batch)
+            if tell is not None:
+                tell(done)
+        metric.update(_rows(documents, nll))
     model.train(was_training)
-    return _summary(metric, source)
+    return _summary(metric, source, how)
 
 
-def _checked(model: Any, window: int | None, stride: int | None, limit: int | None) -> tuple[int, int]:
-    """The window and the stride to use."""
-    anatomy_of(model.config)
-    positions = model.config.max_position_embeddings
-    window = positions if window is None else window
+def count_windows(
+    positions: int,
+    tokenizer: Any,
+    source: str,
+    *,
+    column: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    rolling: bool = False,
+) -> int:
+    """Number of windows that `measure_text` scores for a model of so many positions.
+
+    Raises:
+        ConfigError: as `measure_text`.
+    """
+    how = _checked(positions, window, stride, limit, rolling)
+    return sum(len(parts) for _, parts in _read_windows(tokenizer, _documents(source, column, limit), how))
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How documents are cut into windows."""
+
+    window: int
+    stride: int
+    rolling: bool
+
+
+def _documents(source: str, column: str | None, limit: int | None) -> Iterator[tuple[int, str]]:
+    """The first documents of a text by their places, of which this process has its share."""
+    text = corpus.pin(Corpus(source=source, column=column or "text"))
+    return _share(enumerate(itertools.islice((text for _, text in corpus.documents(text)), limit)))
+
+
+def _read_windows(
+    tokenizer: Any, texts: Iterable[tuple[int, str]], how: _Windows
+) -> Iterator[tuple[list[Document], list[Window]]]:
+    """Documents, a group at a time, and all their windows."""
+    for documents in read(tokenizer, texts, rolling=how.rolling):
+        yield (
+            documents,
+            [
+                part
+                for document in documents
+                for part in (
+                    rolling_windows(document, how.window) if how.rolling else windows(document, how.window, how.stride)
+                )
+            ],
+        )
+
+
+def _checked(positions: int, window: int | None, stride: int | None, limit: int | None, rolling: bool) -> _Windows:
+    """The windows to use."""
+    window = min(positions, DEFAULT_WINDOW) if window is None else window
     if window < 1:
         raise ConfigError(f"window: {window} tokens asked for, at least 1 is needed")
     if window > positions:
@@ -223,7 +298,9 @@ def _checked(model: Any, window: int | None, stride: int | None, limit: int | No
         raise ConfigError(f"stride: {stride} tokens asked for, it lies between 1 and the window, {window}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: {limit} documents asked for, at least 1 is needed")
-    return window, stride or window
+    if rolling and stride is not None:
+        raise ConfigError(f"stride: must be unset where windows are rolling, got {stride}")
+    return _Windows(window, stride or window, rolling)
 
 
 def _share(documents: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -231,15 +308,6 @@ def _share(documents: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     if not distributed.is_initialized():
         return documents
     return itertools.islice(documents, distributed.get_rank(), None, distributed.get_world_size())
-
-
-def _nll(model: Any, batches: Iterable[list[Window]]) -> Counter[int]:
-    """Nats by place of the document."""
-    nll: Counter[int] = Counter()
-    for batch in batches:
-        for window, nats in zip(batch, _losses(model, batch).tolist(), strict=True):
-            nll[window.document.place] += nats
-    return nll
 
 
 def _losses(model: Any, batch: Sequence[Window]) -> Tensor:
@@ -275,7 +343,7 @@ def _rows(documents: Sequence[Document], nll: Mapping[int, float]) -> pd.DataFra
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _summary(metric: DocumentLosses, source: str) -> TextLoss:
+def _summary(metric: DocumentLosses, source: str, how: _Windows) -> TextLoss:
     table = metric.table()
     sums = table.sum()
     if not sums["tokens"]:
@@ -287,5 +355,7 @@ def _summary(metric: DocumentLosses, source: str) -> TextLoss:
         num_words=int(sums["words"]),
         num_unread=int(sums["unread"]),
         num_documents=len(table),
+        window=how.window,
+        stride=how.stride,
         documents=table,
     )

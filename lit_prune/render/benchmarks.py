@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lit_prune.config import ConfigError
-from lit_prune.evaluate.benchmarks import KNOWN
+from lit_prune.evaluate.benchmarks import KNOWN, PAPER
 from lit_prune.render import words
 from lit_prune.render.escape import printable, terminal_text
 from lit_prune.render.files import latex_table, markdown_list, markdown_table, write_texts
@@ -110,7 +110,7 @@ def _score_line(
     if table is not None:
         theirs = table["scores"].get(task, [None] * len(table["models"]))
         texts |= {
-            name: NONE if value is None else str(value)
+            name: NONE if value is None else f"{value} ({KNOWN[task].shots})"
             for name, value in zip(_paper_columns(table), theirs, strict=True)
         }
     return texts
@@ -159,8 +159,12 @@ def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _named(line: Mapping[str, Any]) -> str:
     shots = "" if pd.isna(line["shots"]) else f" ({int(line['shots'])})"
-    sizes = [f"{name} {int(line[name])}" for name in ("window", "stride") if not pd.isna(line[name])]
-    how = "".join(f", {part}" for part in [*sizes, *([line["dtype"]] if line["dtype"] == "bfloat16" else [])])
+    sizes = {name: int(line[name]) for name in ("window", "stride") if not pd.isna(line[name])}
+    if sizes.get("stride") == sizes.get("window"):
+        sizes.pop("stride", None)
+    rolling = ["rolling"] if line["windows"] == "rolling" else []
+    lower = ["bfloat16"] if line["dtype"] == "bfloat16" else []
+    how = "".join(f", {part}" for part in [*rolling, *(f"{name} {size}" for name, size in sizes.items()), *lower])
     return f"{line['title']}{shots} {line['metric'].partition(',')[0]}{how}"
 
 
@@ -187,12 +191,45 @@ def notes(table: BenchmarkTable) -> list[str]:
         )
     if (table.scores["metric"] == "perplexity").any():
         said.append("Perplexity is by token: it compares models of one tokenizer. Bits per byte compare all.")
+    said += [*_windows(table), *_other_shots(table)]
     limited = table.scores[table.scores["limit"].notna()]
     if not limited.empty:
         said.append("Where there was a --limit, only the first documents of each task count.")
     if table.source:
-        said.append(f"The papers' columns are those of {table.source}.")
+        said.append(f"The papers' columns are those of {table.source}; in brackets, examples before each document.")
     return said
+
+
+def _windows(table: BenchmarkTable) -> Iterator[str]:
+    """How texts were read."""
+    texts = table.scores[table.scores["windows"].notna()].drop_duplicates(["title", "window", "stride", "windows"])
+    for line in texts.to_dict("records"):
+        window, stride = int(line["window"]), int(line["stride"])
+        if line["windows"] == "rolling":
+            yield (
+                f"{line['title']}: lm-eval's rolling windows of {window:,} tokens, which score every token from the "
+                "first, and lm-eval's counts of bytes and words."
+            )
+        else:
+            apart = "" if stride == window else f", {stride:,} apart"
+            yield (
+                f"{line['title']}: windows of {window:,} tokens{apart}, each token scored once. Where documents are "
+                "longer than a window, lm-eval gives the last one more context and finds fewer bits per byte: "
+                "--windows rolling measures as it does."
+            )
+
+
+def _other_shots(table: BenchmarkTable) -> Iterator[str]:
+    """Benchmarks that have another number of examples than in the papers, whose columns stand beside."""
+    if not table.source:
+        return
+    for line in table.scores.drop_duplicates(["task", "shots"]).to_dict("records"):
+        known = KNOWN.get(line["task"])
+        if known in PAPER and line["shots"] != known.shots:
+            yield (
+                f"{known.title}: measured with {int(line['shots'])} examples before each document, by the papers with "
+                f"{known.shots}. The numbers are not comparable; --shots {known.shots} measures as the papers did."
+            )
 
 
 def _cut(table: BenchmarkTable) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ SIZES = ("parameters", "parameters_without_embeddings")
 
 _COLUMNS = (
     "key", "question", "model", "fingerprint", "task", "subtask", "title", "metric", "shots", "limit", "window",
-    "stride", "dtype", "n", "value", "stderr", "cut", "unread", *SIZES,
+    "stride", "windows", "dtype", "n", "value", "stderr", "cut", "unread", *SIZES,
 )  # fmt: skip
 _COMPARED = ("difference", "low", "high", "p")
 # A score that is not the mean of its documents' values (a perplexity, F1 of a whole task) is not compared by them.
@@ -38,8 +38,8 @@ def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
     """All answers of a store, a line for each metric, of whole tasks or of their parts as well.
 
     Columns: key, question (the same for all models), model, fingerprint, task, subtask, title, metric, shots, limit,
-    window, stride (of a text), dtype, n, value, stderr, cut (share of the prompts that did not fit), unread (share of a
-    text's bytes that the tokenizer loses), parameters, parameters_without_embeddings.
+    window, stride, windows (of a text), dtype, n, value, stderr, cut (share of the prompts that did not fit), unread
+    (share of a text's bytes that the tokenizer loses), parameters, parameters_without_embeddings.
     """
     nodes = (Node(path.parent) for path in sorted(store.root.glob(f"{KIND}/*/result.json")))
     return pd.DataFrame(itertools.chain.from_iterable(_lines(node, subtasks) for node in nodes), columns=_COLUMNS)
@@ -81,7 +81,7 @@ def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
         return
     asked = {name: part for name, part in about.items() if name not in ("model", "tokenizer")}
     known = {name: result.get(name) for name in ("model", "task", "title", "shots", "limit", "cut", "unread", *SIZES)}
-    known |= {name: about.get(name) for name in ("window", "stride", "dtype")}
+    known |= {name: about.get(name) or result.get(name) for name in ("window", "stride", "windows", "dtype")}
     line = {"key": node.key, "question": digest(asked), "fingerprint": about["model"], **known}
     parts = {"": result["metrics"], **(result.get("subtasks", {}) if subtasks else {})}
     for subtask, metrics in parts.items():
