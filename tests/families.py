@@ -23,6 +23,7 @@ SIZES = COMMON | {
 }  # fmt: skip
 OPTIONAL = ("num_key_value_heads", "head_dim")
 GEMMA2 = {"sliding_window": 5, "query_pre_attn_scalar": 3}
+WINDOWS = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 MHA = {"num_key_value_heads": 6}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,6 +41,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
     ),
     "gpt_neox, one after the other": ("gpt_neox", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    "ernie4_5": ("ernie4_5", {"use_bias": True}),
+    "ministral": ("ministral", WINDOWS),
+    "olmo3": ("olmo3", WINDOWS),
+    "starcoder2": ("starcoder2", {"sliding_window": 5}),
+    "cohere, norms of each head": ("cohere", {"use_qk_norm": True, "attention_bias": True, "logit_scale": 2.0}),
+    "cohere2": ("cohere2", WINDOWS),
+    "arcee": ("arcee", {"attention_bias": True, "mlp_bias": True}),
+    "exaone4": ("exaone4", WINDOWS),
+    "seed_oss": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
     "opt, plain": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
 }
 

@@ -21,6 +21,7 @@ from transformers import (
 from lit_prune.config import ConfigError, Distill
 from lit_prune.distill.states import StateReader, pairs_of
 from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.consistency import check_pieces
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import BlockPlan, PrunePlan
@@ -52,7 +53,8 @@ def test_every_parameter_has_an_axis_for_each_dimension_that_divides_into_its_un
         # What is never cut: norms of single heads, biases of the head, scalars.
         assert set(map(parts_of, axes)) != {()} or weight.shape in ((HEAD_DIM,), (96,), (1,)), parameter
         for axis, size in zip(axes, weight.shape, strict=True):
-            widths = {"hidden": 1, "neuron": 1, "head": HEAD_DIM, "kv_group": HEAD_DIM}
+            width = 1 if axes[-1] is None else HEAD_DIM  # a norm of each head has a row for it
+            widths = {"hidden": 1, "neuron": 1, "head": width, "kv_group": width}
             if parts_of(axis) and not holds_vectors_side_by_side(anatomy, parameter):
                 assert size == sum(widths[part] * shape.units(part) for part in parts_of(axis)), parameter
             found |= set(parts_of(axis))
@@ -140,18 +142,42 @@ def test_a_mixture_of_experts_is_refused(config):
         anatomy_of(config)
 
 
-def test_other_models_are_refused_with_what_is_supported_and_how_to_add_one():
+ADVICE = "a line in lit_prune/models/families.py"
+
+
+def refused(config):
     with pytest.raises(ConfigError) as raised:
-        anatomy_of(BertConfig())
+        anatomy_of(config)
     message = str(raised.value)
-    assert message.startswith("teacher.model: family 'bert' is not supported")
-    assert ", ".join(FAMILIES) in message
-    assert "added by a line in lit_prune/models/families.py" in message
+    assert message.startswith("teacher.model: ")
     assert "\n" not in message
-    with pytest.raises(ConfigError, match="an encoder-decoder"):
-        anatomy_of(T5Config())
-    with pytest.raises(ConfigError, match=r"a multimodal model \(family 'gemma3'\)"):
-        anatomy_of(Gemma3Config())
+    assert ", ".join(FAMILIES) in message
+    return message
+
+
+def test_other_models_are_refused_with_what_is_supported():
+    assert "family 'bert' is not supported" in refused(BertConfig())
+    assert "an encoder-decoder" in refused(T5Config())
+    assert "a multimodal model (family 'gemma3')" in refused(Gemma3Config())
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "bamba", "falcon_h1", "recurrent_gemma"])
+def test_models_with_convolutions_are_named_so_and_get_no_advice(family):
+    message = refused(AutoConfig.for_model(family))
+    assert f"a model with convolutions (family '{family}')" in message
+    assert ADVICE not in message
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "bert", "rwkv", "falcon", "glm", "gpt_neo"])
+def test_a_dense_model_that_is_not_built_like_llama_gets_no_advice_and_no_wrong_kind(family):
+    message = refused(AutoConfig.for_model(family))
+    assert f"teacher.model: family '{family}' is not supported" in message
+    assert ADVICE not in message
+
+
+@pytest.mark.parametrize("family", ["cwm", "internlm3", "iquestcoder"])
+def test_a_model_that_is_built_like_llama_is_refused_with_how_to_add_it(family):
+    assert ADVICE in refused(AutoConfig.for_model(family))
 
 
 @pytest.mark.parametrize(
@@ -170,8 +196,9 @@ def test_a_variant_that_is_built_in_another_way_is_refused(config, message):
 
 
 def test_a_family_built_like_llama_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setitem(FAMILIES, "ernie4_5", FAMILIES["mistral"])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("ernie4_5", **SIZES)).eval()
+    monkeypatch.setitem(FAMILIES, "internlm3", FAMILIES["mistral"])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("internlm3", **SIZES)).eval()
+    check_pieces(model)
     whole = PrunePlan.everything(shape_of(model.config))
     blocks = tuple(BlockPlan(i, tuple(range(9)), (0, 1, 3, 4)) for i in (0, 2))
     student = surgery.apply(model, PrunePlan(whole.original, tuple(range(5, 29)), blocks))

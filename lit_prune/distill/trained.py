@@ -48,7 +48,8 @@ def targets_of(model: Any, lora: Lora) -> list[str]:
     Raises:
         ConfigError: a target that names none of them.
     """
-    names = [name.removesuffix(".weight") for name, p in blocks_of(model)[0].named_parameters() if p.ndim == 2]
+    parameters, anatomy = blocks_of(model)[0].named_parameters(), anatomy_of(model.config)
+    names = [name.removesuffix(".weight") for name, _ in parameters if anatomy.is_linear(name)]
     if lora.targets is None:
         return names
     chosen: dict[str, None] = {}

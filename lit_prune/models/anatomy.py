@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import nn
@@ -22,10 +21,9 @@ def anatomy_of(config: Any) -> Anatomy:
             description does not fit.
     """
     if config.model_type not in FAMILIES:
-        raise ConfigError(
-            f"teacher.model: {_kind(config)} is not supported; supported are dense decoders of the families "
-            f"{', '.join(FAMILIES)}, and one built like llama is added by a line in lit_prune/models/families.py"
-        )
+        from lit_prune.models.unsupported import refusal
+
+        raise refusal(config)
     anatomy = FAMILIES[config.model_type]
     needed = anatomy.only | dict.fromkeys(anatomy.hidden, config.hidden_size)
     for name, value in needed.items():
@@ -34,17 +32,6 @@ def anatomy_of(config: Any) -> Anatomy:
                 f"teacher.model: {config.model_type} with {name}={getattr(config, name)} is not supported, only {value}"
             )
     return anatomy
-
-
-def _kind(config: Any) -> str:
-    """What a config describes that has no anatomy, in words."""
-    family = f"family {config.model_type!r}"
-    text = config.get_text_config()
-    if config.is_encoder_decoder:
-        return f"an encoder-decoder ({family})"
-    if any(re.search(r"n(um)?_.*experts", name) for name in vars(text)):
-        return f"a mixture of experts ({family})"
-    return family if text is config else f"a multimodal model ({family})"
 
 
 def head_dim_of(config: Any) -> int:

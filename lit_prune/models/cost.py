@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_prune.models.anatomy import Axes, anatomy_of, head_dim_of
+from lit_prune.models.anatomy import anatomy_of, head_dim_of
 from lit_prune.models.shape import meta_model
 
 BACKWARD = 2
 """Backward over forward: each product has the gradients of both its factors to give."""
 
-_TABLE: Axes = (None, "hidden")
-"""Embeddings and learned positions, which are looked up, and the head, which multiplies."""
-
 
 def num_multiplied(config: Any) -> int:
     """Parameters that every token is multiplied by: all matrices but those looked up, and the head, tied or not."""
     anatomy = anatomy_of(config)
-    matrices = [(name, p) for name, p in meta_model(config).named_parameters() if p.ndim == 2]
-    inside = sum(p.numel() for name, p in matrices if anatomy.axes_of(name) != _TABLE)
+    inside = sum(p.numel() for name, p in meta_model(config).named_parameters() if anatomy.is_linear(name))
     return inside + config.vocab_size * config.hidden_size
 
 

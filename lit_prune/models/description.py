@@ -85,6 +85,14 @@ class Anatomy:
             raise ConfigError(f"teacher.model: parameter {name} is not described in lit_prune/models/families.py")
         return self.axes[max(suffixes, key=len)]
 
+    def is_linear(self, name: str) -> bool:
+        """Whether a parameter is the matrix of a linear layer of a block.
+
+        Embeddings, the head and norms of single heads have a dimension that is never cut.
+        """
+        axes = self.axes_of(name)
+        return len(axes) == 2 and all(axes)
+
     def block_of(self, name: str) -> tuple[int | None, str]:
         """The block that a parameter or module of the model lies in, if any, and its name there."""
         match = re.fullmatch(rf"{re.escape(self.blocks)}\.(\d+)\.(.+)", name)

@@ -68,12 +68,34 @@ _OPT: dict[str, Axes] = {
     "layer_norm.weight": ("hidden",), "layer_norm.bias": ("hidden",),
 }  # fmt: skip
 
+_STARCODER2: dict[str, Axes] = {
+    "c_fc.weight": ("neuron", "hidden"), "c_fc.bias": ("neuron",),
+    "c_proj.weight": ("hidden", "neuron"), "c_proj.bias": ("hidden",),
+}  # fmt: skip
+_XIELU: dict[str, Axes] = {
+    "act_fn.alpha_p": (None,), "act_fn.alpha_n": (None,), "act_fn.beta": (), "act_fn.eps": (),
+}  # fmt: skip
+_NORMS_OF_EACH_HEAD: dict[str, Axes] = {"q_norm.weight": ("head", None), "k_norm.weight": ("kv_group", None)}
+
 _GEMMA2 = Anatomy(
     _LLAMA | _BIASES,
     mlp_norm="pre_feedforward_layernorm",
     whole_heads=True,
     norm_offset=1.0,
     after_head=("final_logit_softcapping", "cap"),
+)
+
+_OLMO2 = Anatomy(
+    _LLAMA | _BIASES | _WIDE_NORMS,
+    input_norm=None,
+    mlp_norm=None,
+    wide_norms={"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"},
+)
+_COHERE = Anatomy(
+    _LLAMA | _BIASES | _NORMS_OF_EACH_HEAD,
+    mlp_norm="input_layernorm",
+    norm="layer",
+    after_head=("logit_scale", "multiply"),
 )
 
 FAMILIES = {
@@ -96,10 +118,7 @@ FAMILIES = {
         _LLAMA | _FUSED, attention_input=("self_attn.qkv_proj",), mlp_input=("mlp.gate_up_proj",),
         activation="mlp.activation_fn",
     ),
-    "olmo2": Anatomy(
-        _LLAMA | _BIASES | _WIDE_NORMS, input_norm=None, mlp_norm=None,
-        wide_norms={"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"},
-    ),
+    "olmo2": _OLMO2,
     "smollm3": Anatomy(_LLAMA | _BIASES),
     "granite": Anatomy(_LLAMA | _BIASES, after_head=("logits_scaling", "divide")),
     "gpt_neox": Anatomy(
@@ -121,4 +140,23 @@ FAMILIES = {
         hidden=("hidden_size", "word_embed_proj_dim"), neurons="ffn_dim", tied_width=True, norm="layer",
         only={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
     ),
+    "ernie4_5": Anatomy(_LLAMA | _BIASES),
+    "ministral": Anatomy(_LLAMA),
+    "olmo3": _OLMO2,
+    "starcoder2": Anatomy(
+        _LLAMA | _BIASES | _LAYER_NORM_BIASES | _STARCODER2, mlp_input=("mlp.c_fc",), activation="mlp.act",
+        mlp_output="mlp.c_proj", norm="layer",
+    ),
+    "cohere": _COHERE,
+    "cohere2": _COHERE,
+    "apertus": Anatomy(
+        _LLAMA | _BIASES | _HEAD_NORMS | _XIELU, input_norm="attention_layernorm", mlp_norm="feedforward_layernorm",
+        mlp_input=("mlp.up_proj",),
+    ),
+    "arcee": Anatomy(_LLAMA | _BIASES, mlp_input=("mlp.up_proj",), whole_heads=True),
+    "exaone4": Anatomy(_LLAMA | _HEAD_NORMS, input_norm=None, mlp_norm=None),
+    "glm4": Anatomy(
+        _LLAMA | _BIASES | _FUSED, mlp_input=("mlp.gate_up_proj",), activation="mlp.activation_fn",
+    ),
+    "seed_oss": Anatomy(_LLAMA | _BIASES),
 }  # fmt: skip

@@ -191,10 +191,10 @@ def _narrow_norms(model: Any, plan: PrunePlan) -> None:
             continue
         block = None if index is None else blocks[index]
         shape = norm.normalized_shape if isinstance(norm, nn.LayerNorm) else norm.weight.shape
-        kept = plan.entries(anatomy.axes_of(f"{name}.weight"), shape, block)
-        if kept:
+        kept = plan.entries(anatomy.axes_of(f"{name}.weight"), shape, block).get(len(shape) - 1)
+        if kept is not None:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _NormOfKept(norm, kept[0].to(model.device)))
+            setattr(model.get_submodule(parent), child, _NormOfKept(norm, kept.to(model.device)))
 
 
 class _NormOfKept(nn.Module):
