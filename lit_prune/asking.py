@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from lit_prune.address import digest
-from lit_prune.config import ConfigError
+from lit_prune.config import Cell, ConfigError
 from lit_prune.grid import Entry, Table, entries, refuse_twins
 from lit_prune.settings import is_file, load_profile, parse_setting, sources_of
 from lit_prune.store import Store
+
+if TYPE_CHECKING:
+    from lit_prune.pins import Pins
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -82,9 +85,19 @@ def asked_entries(table: Table, question: Question, store: Store) -> tuple[Table
     )
     _check_names((*question.set, *question.also), found)
     pins = Pins()
-    pinned = [dataclasses.replace(entry, cell=pins.pin(entry.cell)) for entry in found]
+    pinned = [dataclasses.replace(entry, cell=cell) for entry, cell in _pinned(pins, found)]
     refuse_twins(pinned)  # budgets may come to the same steps
     return table, pinned
+
+
+def _pinned(pins: Pins, found: list[Entry]) -> Iterator[tuple[Entry, Cell]]:
+    """Yield every entry with its pinned cell; an error that the first row does not raise names its row."""
+    for entry in found:
+        try:
+            cell = pins.pin(entry.cell)
+        except ConfigError as error:
+            raise error if entry.row == found[0].row else ConfigError(f"{error} (row {entry.row!r})") from None
+        yield entry, cell
 
 
 def _check_names(texts: Iterable[str], found: list[Entry]) -> None:

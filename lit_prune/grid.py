@@ -211,9 +211,9 @@ def entries(
         row = _label_of(table, point)
         rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
     found = [
-        Entry(row, number, override(base, point | seed), point | seed)
+        Entry(row, number, _cell_of(row, base, point | seed), point | seed)
         for row, point in rows
-        for number, seed in enumerate(seeds(num_seeds or seeds_of(override(base, point), profile), table.seeded))
+        for number, seed in enumerate(seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seeded))
     ]
     wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
     found = _only(found, wanted)
@@ -221,11 +221,19 @@ def entries(
         raise ConfigError(f"--only: no row of {table.name} has {', '.join(f'{k}={v}' for k, v in wanted)}")
     (first,) = seeds(1, table.seeded)
     found += [
-        Entry(row, 0, override(base, {**at_baseline, **first, **changes}), changes, reference=True)
+        Entry(row, 0, _cell_of(row, base, {**at_baseline, **first, **changes}), changes, reference=True)
         for row, changes in table.references.items()
     ]
     refuse_twins(found)
     return found
+
+
+def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
+    """The cell of a row; the base cell itself is valid, so an error is about what the row changes."""
+    try:
+        return override(base, changes)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (row {row!r})") from None
 
 
 def _label_of(table: Table, point: Changes) -> str:

@@ -44,7 +44,7 @@ def check_rows(table: Table, profile: str, found: Iterable[Entry]) -> None:
 
 
 def for_rows(rows: Sequence[Entry], compute: Callable[[Entry], Answer]) -> list[Answer]:
-    """Compute something for every row; an error that not all rows raise names its row.
+    """Compute something for every row; an error names its row unless all but references raise one.
 
     Raises:
         ConfigError: as `compute`.
@@ -54,7 +54,7 @@ def for_rows(rows: Sequence[Entry], compute: Callable[[Entry], Answer]) -> list[
         try:
             answers.append(compute(entry))
         except ConfigError as error:
-            if answers or any(_passes(other, compute) for other in rows[place + 1 :]):
+            if answers or any(_passes(other, compute) for other in rows[place + 1 :] if not other.reference):
                 raise ConfigError(f"{error} (row {entry.row!r})") from None
             raise
     return answers

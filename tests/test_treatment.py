@@ -10,7 +10,9 @@ import pytest
 
 from lit_prune.cli import main
 from lit_prune.config import Cell, ConfigError, Lora, Space
+from lit_prune.foretold import pruned_configs, teacher_config
 from lit_prune.grid import entries
+from lit_prune.models.shape import parameter_counter, shape_of
 from lit_prune.pruning.target import target
 from lit_prune.settings import load_profile, override
 from lit_prune.treatment import check_rows, outcome
@@ -171,3 +173,73 @@ def test_a_share_of_heads_becomes_the_nearest_number_the_family_allows(share, hi
     )  # fmt: skip
     student = override(Cell(), {**WHOLE, "student.heads": share}).student
     assert target(student, config).heads == heads
+
+
+# Sizes set for all rows
+
+
+AUTO = {"student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("aggregation", 0.5), ("loss", 0.5), ("temperature", 0.5), ("topk", 0.5), ("residual", 0.5), ("strategy", 0.4)],
+)
+def test_a_number_of_parameters_may_be_set_and_the_teacher_stays_whole(name, share, tmp_path):
+    quick, settings = load_profile("quick"), {"student.parameters": share, **AUTO}
+    table = table_of(name).at(quick, tmp_path, settings)
+    asked = entries(table, quick, settings=settings, num_seeds=1)
+    check_rows(table, "quick", asked)
+    found = {entry.row: entry.cell for entry in asked}
+    config = teacher_config(quick.cell)
+    count = parameter_counter(config)
+    whole = count(shape_of(config))
+    for row, cell in found.items():
+        *_, (_, pruned) = pruned_configs(cell)
+        parameters = count(target(cell.student, pruned))
+        expected = whole if row == "teacher" else share * whole
+        assert parameters == pytest.approx(expected, rel=0.02), row
+
+
+@pytest.mark.parametrize(
+    ("changes", "chained"),
+    [
+        ({}, {"student.hidden": 0.75, "student.neurons": 0.5625}),
+        # 0.6 of 192 channels is 116, in whole heads; 0.9 of the middle model's 126 would be 112.
+        ({"student.hidden": 0.6}, {"student.hidden": 116, "student.neurons": 192}),
+        ({"student.hidden": 96, "student.heads": 2}, {"student.hidden": 96, "student.heads": 2}),
+    ],
+)
+def test_the_chain_ends_at_the_shape_of_the_others(changes, chained, tmp_path):
+    quick, table = load_profile("quick"), table_of("strategy")
+    table = table.at(quick, tmp_path, changes)
+    found = {entry.row: entry for entry in entries(table, quick, settings=changes, num_seeds=1)}
+    assert {path: found["chained + KD"].changes[path] for path in chained} == chained
+    shapes = []
+    for row in ("pruned + KD", "chained + KD"):
+        *_, (cell, config) = pruned_configs(found[row].cell)
+        shapes.append(target(cell.student, config))
+    assert shapes[0] == shapes[1]
+
+
+def test_a_student_larger_than_the_middle_model_is_refused(tmp_path):
+    assert refused("strategy", tmp_path, {"student.hidden": 0.7}).startswith("student.hidden: must keep at most 126")
+
+
+def test_strategy_says_what_it_keeps(tmp_path):
+    """Half of 6 heads in 2 groups would be one and a half heads a group."""
+    table = table_of("strategy").at(load_profile("quick"), tmp_path)
+    assert "6 of 6 layers, 96 of 192 channels, 192 of 512 neurons, 4 of 6 heads" in table.caveats[0]
+
+
+def test_an_error_names_the_row_it_comes_from(tmp_path):
+    table = dataclasses.replace(table_of("loss"), references={"odd": {"distill.stpes": 0}})
+    with pytest.raises(ConfigError, match=r"'distill\.stpes'.*'odd'"):
+        entries(table, load_profile("quick"))
+    table = dataclasses.replace(table_of("loss"), references={"odd": {"student.parameters": 0.5}})
+    with pytest.raises(ConfigError, match=r"^student\.parameters: .*'odd'"):
+        check_rows(table, "quick", entries(table, load_profile("quick")))
+
+
+def test_an_error_of_all_rows_names_none(tmp_path):
+    assert "(row" not in refused("loss", tmp_path, {"student.parameters": 0.5})
