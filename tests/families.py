@@ -50,6 +50,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", {"attention_bias": True, "mlp_bias": True}),
     "exaone4": ("exaone4", WINDOWS),
     "seed_oss": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    "stablelm, MHA": ("stablelm", {"partial_rotary_factor": 0.5} | MHA),
     "opt, plain": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
 }
 
@@ -90,13 +92,18 @@ def plan_for(name: str, kind: str) -> PrunePlan:
     """
     whole, draw = shape_of(config_of(name)), random.Random(kind)
     tied = FAMILIES[CASES[name][0]].tied_width
+    shared = whole.heads != whole.kv_groups
     cuts_hidden = kind in ("hidden", "all") or (tied and kind in ("heads", "kv_groups"))
-    hidden = _some(draw, range(whole.hidden), 16 if tied else 24) if cuts_hidden else tuple(range(whole.hidden))
+    width = 24 if not tied else 12 if shared and kind == "kv_groups" else 16  # 12: the 3 heads of a KV group
+    hidden = _some(draw, range(whole.hidden), width) if cuts_hidden else tuple(range(whole.hidden))
     blocks = []
     for index in (0, 2) if kind in ("layers", "all") else range(whole.layers):
         neurons = {"neurons": 13, "all": 13, "uneven": 9 + 4 * index}.get(kind, whole.neurons)
-        if tied:
+        if tied and not shared:
             heads = _some(draw, range(whole.heads), len(hidden) // HEAD_DIM)
+        elif tied:
+            groups = 1 if kind == "kv_groups" else whole.kv_groups
+            heads = _of_groups(draw, whole, groups, len(hidden) // HEAD_DIM // groups)
         else:
             heads = _some_heads(draw, whole, kind, index)
         blocks.append(BlockPlan(index, _some(draw, range(whole.neurons), neurons), heads))
@@ -108,10 +115,16 @@ def _some_heads(draw: random.Random, whole: Shape, kind: str, index: int) -> tup
         count = {"heads": 4, "kv_groups": 3, "all": 4, "uneven": 2 * index + 2}.get(kind, whole.heads)
         return _some(draw, range(whole.heads), count)
     one_group = kind == "kv_groups" or (kind, index) == ("uneven", 1)
-    groups = _some(draw, range(whole.kv_groups), 1 if one_group else whole.kv_groups)
     size = whole.heads // whole.kv_groups
     count = {"heads": 2, "all": 2, "uneven": max(index, 1)}.get(kind, size)
-    return tuple(head for g in groups for head in _some(draw, range(g * size, g * size + size), count))
+    return _of_groups(draw, whole, 1 if one_group else whole.kv_groups, count)
+
+
+def _of_groups(draw: random.Random, whole: Shape, groups: int, count: int) -> tuple[int, ...]:
+    """`count` heads in each of some KV groups."""
+    size = whole.heads // whole.kv_groups
+    kept = _some(draw, range(whole.kv_groups), groups)
+    return tuple(head for g in kept for head in _some(draw, range(g * size, g * size + size), count))
 
 
 def _some(draw: random.Random, units: range, count: int) -> tuple[int, ...]:

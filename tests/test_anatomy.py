@@ -15,6 +15,7 @@ from transformers import (
     OPTConfig,
     PhiConfig,
     Qwen3MoeConfig,
+    StableLmConfig,
     T5Config,
 )
 
@@ -188,6 +189,8 @@ def test_a_model_that_is_built_like_llama_is_refused_with_how_to_add_it(family):
         (GPT2Config(scale_attn_by_inverse_layer_idx=True), "gpt2 with scale_attn_by_inverse_layer_idx=True"),
         (GPT2Config(add_cross_attention=True), "gpt2 with add_cross_attention=True"),
         (PhiConfig(qk_layernorm=True), "phi with qk_layernorm=True"),
+        (StableLmConfig(qk_layernorm=True), "stablelm with qk_layernorm=True"),
+        (StableLmConfig(use_parallel_residual=True), "stablelm with use_parallel_residual=True"),
     ],
 )
 def test_a_variant_that_is_built_in_another_way_is_refused(config, message):

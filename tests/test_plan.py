@@ -200,3 +200,12 @@ def test_fused_queries_cannot_be_merged(name):
     hidden = whole.hidden if name == "phi3" else whole.hidden[:16]
     with pytest.raises(ConfigError, match="merges of block 0: in this family queries have no projection of their own"):
         PrunePlan(whole.original, hidden, (block,)).check(config)
+
+
+def test_where_heads_are_as_wide_as_the_stream_all_layers_keep_equally_many_kv_groups():
+    """2 heads in one group and 2 in two are equally wide, but no uniform model holds both."""
+    config = config_of("helium")
+    heads = ((0, 1), (0, 3), (0, 3))
+    blocks = tuple(BlockPlan(i, tuple(range(20)), kept) for i, kept in enumerate(heads))
+    with pytest.raises(ConfigError, match="must keep equally many KV groups"):
+        PrunePlan(shape_of(config), tuple(range(8)), blocks).check(config)

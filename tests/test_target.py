@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from families import CASES, model_of, plan_for
-from shapes import GPT2, KEEP, LLAMA, MHA, NEOX, OPT, QWEN, WHOLE
+from shapes import GPT2, HELIUM, KEEP, LLAMA, MHA, NEOX, OPT, QWEN, WHOLE
 
 from lit_prune.config import ConfigError, Student
 from lit_prune.models.shape import Shape, num_parameters, parameter_counter
@@ -36,6 +36,12 @@ from lit_prune.pruning.target import target
         (OPT, {"hidden": 8, "heads": None}, Shape(3, 8, 14, 2, 2)),
         (OPT, {"hidden": 8, "heads": 2}, Shape(3, 8, 14, 2, 2)),
         (OPT, {"hidden": None, "heads": None}, Shape(3, 24, 14, 6, 6)),
+        # 6 heads of 4 channels in 2 KV groups: the width is a multiple of 8, or of 4 where one group stays.
+        (HELIUM, {}, Shape(3, 16, 14, 4, 2)),  # 18 of 24 channels
+        (HELIUM, {"hidden": None, "heads": None, "kv_groups": 1}, Shape(3, 12, 14, 3, 1)),
+        (HELIUM, {"hidden": 0.4, "kv_groups": 1}, Shape(3, 8, 14, 2, 1)),  # 9.6 of 24 channels
+        (HELIUM, {"hidden": 1.0, "kv_groups": 1}, Shape(3, 12, 14, 3, 1)),
+        (HELIUM, {"hidden": None, "heads": 2}, Shape(3, 8, 14, 2, 2)),
     ],
 )
 def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
@@ -66,6 +72,8 @@ def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
         (LLAMA, {"hidden": "auto", "parameters": 1.5}, "student.parameters: 1.5 is neither a share"),
         (LLAMA, {"hidden": "auto", "parameters": 9}, "student.parameters: 9 asked for; with hidden free there can be"),
         (NEOX, {"hidden": 18}, "student.hidden: 18 is not whole heads of 4 channels.*nearest allowed are 16 and 20"),
+        (HELIUM, {"hidden": 12}, "student.hidden: 12 is not whole heads for each of 2 KV groups.*are 8 and 16"),
+        (HELIUM, {"hidden": 16, "kv_groups": 1}, "student.hidden: must be <= 12, which 1 KV groups have, got 16"),
         (NEOX, {"hidden": 16, "heads": 3}, "student.heads: 3 of 4 channels are not the 16 hidden ones.*or give 4"),
     ],
 )

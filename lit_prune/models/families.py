@@ -159,4 +159,9 @@ FAMILIES = {
         _LLAMA | _BIASES | _FUSED, mlp_input=("mlp.gate_up_proj",), activation="mlp.activation_fn",
     ),
     "seed_oss": Anatomy(_LLAMA | _BIASES),
+    "stablelm": Anatomy(
+        _LLAMA | _BIASES | _LAYER_NORM_BIASES, tied_width=True, norm="layer",
+        only={"use_parallel_residual": False, "qk_layernorm": False},
+    ),
+    "helium": Anatomy(_LLAMA | _BIASES, tied_width=True),
 }  # fmt: skip

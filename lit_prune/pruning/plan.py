@@ -150,6 +150,8 @@ class PrunePlan:
                     f"plan: {len(block.heads)} heads of block {block.index} and {len(self.hidden)} hidden channels: in "
                     f"{config.model_type} the heads, {head_dim_of(config)} channels each, are as wide as the stream"
                 )
+        if anatomy.tied_width and self.kept.heads * head_dim_of(config) != len(self.hidden):
+            raise ConfigError(f"plan: all blocks of {config.model_type} must keep equally many KV groups")
         if anatomy.whole_heads and self.kept.hidden % self.kept.heads:
             raise ConfigError(
                 f"plan: {self.kept.hidden} hidden channels are not a multiple of the {self.kept.heads} query heads, as "

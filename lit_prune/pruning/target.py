@@ -98,7 +98,8 @@ def _fixed(student: Student, config: Any) -> Shape:
     layers = _layers(student, whole.layers)
     heads, groups = _heads(student, whole)
     if anatomy.tied_width:
-        heads = groups = _heads_of_width(student, whole, head_dim_of(config))
+        heads = _heads_of_width(student, whole, head_dim_of(config), groups)
+        groups = heads if whole.heads == whole.kv_groups else groups
         hidden = heads * head_dim_of(config)
     else:
         if anatomy.whole_heads and isinstance(student.heads, float) and not isinstance(student.hidden, float):
@@ -156,12 +157,24 @@ def _heads_that_divide(student: Student, whole: Shape, heads: int, groups: int) 
     return nearest, nearest if alone else groups
 
 
-def _heads_of_width(student: Student, whole: Shape, head_dim: int) -> int:
-    """Heads of a family whose heads together are as wide as the residual stream, which decides."""
-    why = f"whole heads of {head_dim} channels, as the family's attention is as wide as the residual stream"
+def _heads_of_width(student: Student, whole: Shape, head_dim: int, groups: int) -> int:
+    """Heads of a family whose heads together are as wide as the residual stream, which decides.
+
+    KV groups that are shared keep equally many heads each.
+    """
+    size = whole.heads // whole.kv_groups
+    step, most = (1, whole.heads) if size == 1 else (groups, size * groups)
+    heads_of = "heads" if size == 1 else f"heads for each of {groups} KV groups"
     if student.hidden is None and student.heads is not None:
-        return _units("student.heads", student.heads, whole.heads, 1, "")
-    heads = _units("student.hidden", student.hidden, whole.hidden, head_dim, why) // head_dim
+        return _heads(student, whole)[0]
+    why = f"whole {heads_of} of {head_dim} channels, as the family's attention is as wide as the residual stream"
+    width: Size = most * head_dim if student.hidden is None else student.hidden
+    if isinstance(width, float) and 0 < width <= 1:
+        unit = step * head_dim
+        width = max(1, min(most // step, round(width * whole.hidden / unit))) * unit
+    if isinstance(width, int) and most * head_dim < width <= whole.hidden:
+        raise ConfigError(f"student.hidden: must be <= {most * head_dim}, which {groups} KV groups have, got {width}")
+    heads = _units("student.hidden", width, whole.hidden, step * head_dim, why) // head_dim
     if isinstance(student.heads, int) and student.heads != heads:
         raise ConfigError(
             f"student.heads: {student.heads} of {head_dim} channels are not the {heads * head_dim} hidden ones this "
