@@ -36,14 +36,23 @@ def later(default: Any, noop: Any) -> Any:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text, split by document into train, validation and calibration."""
+    """Text, split by document into train, validation and calibration.
+
+    A document is a file of plain text (or what `separator` parts), an article of WikiText, a row of JSON, CSV, Parquet
+    or a hub data set, or a README. A source that is one single document is cut into three contiguous parts."""
 
     source: str = "python"
     """"python" (this machine's standard library and its documentation topics), "python+dependencies" (and the
     source of six packages lit_prune depends on), "readmes" (the descriptions of the packages it depends on), a file or
-    folder (.txt .txt.gz .json .jsonl .parquet), or the id of a data set on the Hugging Face hub, which is streamed."""
+    folder (.txt .md .tokens .json .jsonl .ndjson .csv, each also with .gz or .zst, and .parquet), or the id of a data
+    set on the Hugging Face hub, which is streamed."""
     column: str = "text"
-    """Column that holds the text, in JSON, Parquet and hub data."""
+    """Column that holds the text, in JSON, CSV, Parquet and hub data; dots lead into nested objects (meta.text)."""
+    separator: str | None = later(None, noop=None)
+    """Text between two documents of a text file, such as three newlines; None makes each file a document."""
+    group: str | None = later(None, noop=None)
+    """Column whose value is the same in rows that belong to the same split, such as a book's title; None splits rows
+    by their text."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     heldout: float = 0.1

@@ -126,7 +126,7 @@ def prepare(recipe: Pretraining, folder: Path) -> PreTrainedTokenizerFast:
         tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
         config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
         tokenizer.save_pretrained(target)
-        write_tokens(recipe.corpus, tokenizer, tokens)
+        write_tokens(recipe.corpus, tokenizer, tokens, vocab_size=recipe.vocab_size)
     return teachers.load_tokenizer(str(target))
 
 
@@ -167,7 +167,7 @@ def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[
     with tempfile.TemporaryDirectory() as scratch:
         tokens = Path(scratch)
         say(f"tokenising {today.source}")
-        fitted = write_tokens(today, tokenizer, tokens)["train"]
+        fitted = write_tokens(today, tokenizer, tokens, vocab_size=model.config.vocab_size)["train"]
         say(f"fitting a trigram model to {fitted:,} tokens")
         trigram = trigram_loss(tokens, len(tokenizer), recipe.block)
         say("scoring the teacher")

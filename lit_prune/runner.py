@@ -237,7 +237,8 @@ class Runner:
             with self.claim(cell, "tokens") as node:
                 if node.result is None:  # as it no longer is where another process was waited for
                     tell = self.counter("tokenising", "train tokens")
-                    node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell))
+                    rows = teacher_config(cell).vocab_size
+                    node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell, vocab_size=rows))
         return node.folder
 
     def cell(self, entry: Entry, together: int = 1) -> dict[str, Any]:

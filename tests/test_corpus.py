@@ -11,7 +11,7 @@ import pytest
 
 from lit_prune.address import canonical
 from lit_prune.config import ConfigError, Corpus
-from lit_prune.data import corpus as corpora
+from lit_prune.data import builtin
 from lit_prune.data.corpus import SPLITS, documents, fingerprint, pin, split_of
 
 DROPPED = {
@@ -46,14 +46,6 @@ def read(path: Path, **fields) -> list[str]:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
 def test_rows_are_documents(tmp_path: Path, texts: list[str], name: str) -> None:
     assert read(write(tmp_path / name, texts)) == texts
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.tokens"])
-def test_plain_text_is_cut_at_line_ends(tmp_path: Path, texts: list[str], name: str) -> None:
-    pieces = read(write(tmp_path / name, texts))
-    assert "".join(pieces) == "".join(texts)
-    assert len(pieces) > 5
-    assert all(piece.endswith("\n") for piece in pieces)
 
 
 def test_a_folder_is_all_its_files(tmp_path: Path, texts: list[str]) -> None:
@@ -152,9 +144,18 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("a.txt", nothing, "is not python or python"),
     "empty file": ("a.txt", lambda path: path.touch(), "is empty"),
     "empty rows": ("a.jsonl", lambda path: path.touch(), "is empty"),
-    "no text in folder": ("a", lambda path: write(path / "README.md", ["x"]), "holds none of .txt"),
-    "empty folder": ("a", lambda path: path.mkdir(), "holds none of .txt"),
-    "unknown kind": ("a.csv", lambda path: path.write_text("text\nx\n"), "is none of .txt"),
+    "no text in folder": ("a", lambda path: write(path / "model.bin", ["x"]), "holds no text"),
+    "empty folder": ("a", lambda path: path.mkdir(), "holds no text"),
+    "unknown kind": ("a.xml", lambda path: path.write_text("text\nx\n"), "holds no text"),
+    "packed parquet": ("a.parquet.gz", lambda path: path.write_bytes(gzip.compress(b"x")), "holds no text"),
+    "only hidden": ("a", lambda path: write(path / ".git" / "a.txt", ["x"]), "holds no text"),
+    "not packed rows": ("a.jsonl.zst", lambda path: path.write_text("{}"), "cannot be read"),
+    "rows cut short": ("a.json.gz", lambda p: p.write_bytes(gzip.compress(b'{"text": "x"}' * 99)[:-9]), "cannot be re"),
+    "broken table": ("a.csv", lambda path: path.write_text('text\n"x\n'), "cannot be read"),
+    "no such column in a table": ("a.csv", lambda path: path.write_text("body,b\nx,1\n"), "there are: body, b"),
+    "no nested column": ("a.jsonl", lambda path: path.write_text('{"meta": {"body": 1}}\n'), "there are: meta"),
+    "no rows but numbers": ("a.json", lambda path: path.write_text("[1, 2]"), "row 1 must be an object, got int"),
+    "a list": ("a.jsonl", lambda path: path.write_text('{"text": ["x", "y"]}\n'), "got list in row 1"),
     "latin-1": ("a.txt", lambda path: path.write_bytes("na\u00efve".encode("latin-1")), "not UTF-8 text"),
     "utf-16": ("a.txt", lambda path: path.write_text("text", encoding="utf-16"), "not UTF-8 text"),
     "half a letter": ("a.txt", lambda path: path.write_bytes("caf\u00e9".encode()[:-1]), "not UTF-8 text"),
@@ -164,7 +165,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "cut short": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), "cannot be read"),
     "no column": ("a.jsonl", lambda path: path.write_text('{"body": "x"}\n'), "there are: body"),
     "no such column in parquet": ("a.parquet", lambda path: write(path, ["x"]), "there are: text, other"),
-    "column of numbers": ("a.jsonl", lambda path: path.write_text('{"text": 2}\n'), "no text column"),
+    "column of numbers": ("a.jsonl", lambda path: path.write_text('{"text": 2}\n'), "got int in row 1"),
     "broken rows": ("a.jsonl", lambda path: path.write_text('{"text": "x"}\n{{{'), "cannot be read"),
     "broken parquet": ("a.parquet", lambda path: path.write_text("PAR1 and no more"), "cannot be read"),
 }
@@ -204,7 +205,7 @@ def test_a_hub_id_that_cannot_be_reached_is_one_line(source: str) -> None:
 @pytest.fixture(scope="module")
 def python() -> dict[str, str]:
     """The documents of the default corpus by name."""
-    return {document.name: document.text for document in corpora._python()}
+    return {document.name: document.text for document in builtin._python()}
 
 
 def test_the_standard_library_is_source_worth_reading(python: dict[str, str]) -> None:
@@ -230,7 +231,7 @@ def test_what_is_no_source_is_dropped(tmp_path: Path) -> None:
         write(tmp_path / name, ["x = 1\n"])
     write(tmp_path / "empty.py", [" \n"])
     (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\n# caf\xe9\n")
-    names = [document.name for document in corpora._sources(tmp_path, prefix="p/")]
+    names = [document.name for document in builtin._sources(tmp_path, prefix="p/")]
     assert names == ["p/module.py", "p/package/module.py", "p/package/sub/module.py"]
 
 
@@ -239,7 +240,7 @@ def test_the_standard_library_is_split_by_name_wherever_it_lies(
 ) -> None:
     shutil.copytree(Path(sysconfig.get_paths()["stdlib"], "json"), tmp_path / "json")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    elsewhere = {document.name: document.text for document in corpora._python()}
+    elsewhere = {document.name: document.text for document in builtin._python()}
     assert "json/decoder.py" in elsewhere
     assert elsewhere.items() <= python.items()
 

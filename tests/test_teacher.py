@@ -57,8 +57,6 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tiny_llama, tiny_t
     assert teachers.fingerprint(str(tmp_path / "b")) == before
     shutil.copy(FOLDER / "tokenizer.json", tmp_path / "b")
     assert teachers.fingerprint(str(tmp_path / "b")) != before
-    with pytest.raises(ConfigError, match="has 2048 entries, the model 256"):
-        teachers.load_tokenizer(str(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(("model", "pretraining"), [(None, None), ("a", recipe_of(FOLDER))])

@@ -211,7 +211,7 @@ def test_a_limit_takes_the_first_documents_and_their_windows_are_told_of(tiny_ll
         ({"window": 8, "stride": 0}, "stride: 0 tokens asked for, it lies between 1 and the window, 8"),
         ({"stride": 8, "rolling": True}, "stride: must be unset where windows are rolling, got 8"),
         ({"limit": 0}, "limit: 0 documents asked for, at least 1 is needed"),
-        ({"column": "story"}, "has no text column 'story'; there are: text"),
+        ({"column": "story"}, "has no column 'story'; there are: text"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(tiny_llama, tiny_tokenizer, source, asked, error):

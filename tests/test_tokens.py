@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_prune.config import ConfigError, Corpus
+from lit_prune.data import passages
 from lit_prune.data.corpus import SPLITS, documents
 from lit_prune.data.tokens import IGNORED, TokenBlocks, write_tokens
 
@@ -122,3 +123,80 @@ def test_a_tokenizer_without_end_is_refused(tmp_path: Path, corpus: Corpus, tiny
     endless = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
     with pytest.raises(ConfigError, match="neither an end-of-text nor a begin-of-text"):
         write_tokens(corpus, endless, tmp_path / "tokens")
+
+
+def test_passages_of_a_document_have_one_end(
+    tmp_path: Path, texts: list[str], tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One end a part of the only document, wherever its passages are cut."""
+    (tmp_path / "a.txt").write_text("".join(texts))
+    corpus = Corpus(source=str(tmp_path / "a.txt"))
+    whole = write_tokens(corpus, tiny_tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(passages, "LONGEST", 500)
+    assert write_tokens(corpus, tiny_tokenizer, tmp_path / "cut") == whole
+    for split in SPLITS:
+        cut = np.fromfile(tmp_path / "cut" / f"{split}.bin", np.uint16)
+        assert cut.tolist() == np.fromfile(tmp_path / "whole" / f"{split}.bin", np.uint16).tolist()
+        assert (cut == tiny_tokenizer.eos_token_id).sum() == 1
+        assert cut[-1] == tiny_tokenizer.eos_token_id
+
+
+def test_text_that_spells_a_control_token_stays_text(tmp_path: Path, tiny_tokenizer) -> None:
+    end = tiny_tokenizer.eos_token
+    rows = [f"{i} before {end} after {end}" for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    write_tokens(Corpus(source=str(tmp_path / "a.jsonl")), tiny_tokenizer, tmp_path / "tokens")
+    ids = np.concatenate([np.fromfile(tmp_path / "tokens" / f"{split}.bin", np.uint16) for split in SPLITS])
+    assert (ids == tiny_tokenizer.eos_token_id).sum() == len(rows)
+    found = tiny_tokenizer.decode(ids[ids != tiny_tokenizer.eos_token_id]).split(f"after {end}")
+    assert sorted(filter(None, found)) == sorted(f"{i} before {end} " for i in range(60))
+    assert tiny_tokenizer(end)["input_ids"] == [tiny_tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("model", ["stories260K-hf", "TinyStories-656K"])
+def test_real_tokenizers_write_what_they_encode(tmp_path: Path, shared: Path, model: str) -> None:
+    """Begin tokens and prefixes of words included: texts without control tokens have the ids they always had."""
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / model)
+    rows = [f"{i} Once upon a time,\n there was  a cat. caf\u00e9" for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    corpus = Corpus(source=str(tmp_path / "a.jsonl"))
+    write_tokens(corpus, tokenizer, tmp_path / "tokens")
+    for split in SPLITS:
+        wanted = [i for name, text in documents(corpus) if name == split for i in tokenizer(text)["input_ids"]]
+        assert np.fromfile(tmp_path / "tokens" / f"{split}.bin", np.uint16).tolist() == wanted
+
+
+def words(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+    """A tokenizer of words with these ids."""
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="w0")
+
+
+def test_the_largest_id_decides_the_width(tmp_path: Path) -> None:
+    """Three entries, of which one has an id that 16 bits do not hold."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "w1 w2 " * i}) + "\n" for i in range(1, 60)))
+    write_tokens(Corpus(source=str(tmp_path / "a.jsonl")), words({"w0": 0, "w1": 1, "w2": 70_000}), tmp_path / "tokens")
+    ids, _ = blocks_of(tmp_path / "tokens", "train", 3)
+    assert set(ids.flatten().tolist()) == {0, 1, 70_000}
+
+
+def test_ids_beyond_the_embedding_are_refused_where_they_occur(tmp_path: Path) -> None:
+    """And an entry that no text yields is not."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "w1 w2 " * i}) + "\n" for i in range(1, 60)))
+    corpus = Corpus(source=str(tmp_path / "a.jsonl"))
+    unused = {"w0": 0, "w1": 1, "w2": 2, "w3": 3}
+    write_tokens(corpus, words(unused), tmp_path / "accepted", vocab_size=3)
+    with pytest.raises(ConfigError, match=r"below the model's 3 embeddings, got 3 for 'w2'"):
+        write_tokens(corpus, words({"w0": 0, "w1": 1, "w2": 3}), tmp_path / "refused", vocab_size=3)
+    assert not (tmp_path / "refused" / "tokens.json").exists()
+
+
+def test_copies_and_rows_without_text_are_counted(tmp_path: Path, texts: list[str], tiny_tokenizer, caplog) -> None:
+    rows = [*texts, None, " \n", *texts[:50]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    write_tokens(Corpus(source=str(tmp_path / "a.jsonl")), tiny_tokenizer, tmp_path / "tokens")
+    about = json.loads((tmp_path / "tokens" / "tokens.json").read_text())
+    assert (about["num_documents"], about["num_duplicates"], about["num_skipped"]) == (350, 50, 2)
+    assert "skipped 2 rows" in caplog.text
+    assert "50 of 350 documents" in caplog.text

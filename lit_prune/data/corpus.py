@@ -5,80 +5,219 @@ Nothing here tokenises. No torch.
 
 from __future__ import annotations
 
-import codecs
+import array
+import collections
 import dataclasses
-import gzip
 import hashlib
-import importlib.metadata
-import importlib.util
-import io
-import os
-import sysconfig
-import zlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple, cast
 
-from lit_prune.config import ConfigError, Corpus, expand
+import numpy as np
+
+from lit_prune.config import ConfigError, Corpus
+from lit_prune.data.builtin import BUILT_IN, built_in
+from lit_prune.data.files import Digest, add_file, first_line, kind_of, local_files, opened_text, warn_of_ignored
+from lit_prune.data.passages import Piece, articles, contiguous, pieces, with_text
+from lit_prune.data.rows import Messages, Row, hub_rows, rows_of
 
 Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration")
 
-BUILT_IN = ("python", "python+dependencies", "readmes")
-# Not torch and transformers: ten times the standard library's size, mostly generated or near copies of each other.
-DEPENDENCIES = ("lightning", "datasets", "torchmetrics", "wandb", "pandas", "numpy")
-# English prose in Markdown, on every machine that runs lit_prune.
-DESCRIBED = (
-    *DEPENDENCIES, "torch", "transformers", "tokenizers", "safetensors", "scipy", "matplotlib", "jinja2", "tabulate",
-    "rich", "pyyaml", "pydantic", "tyro",
-)  # fmt: skip
-SUFFIXES = (".txt", ".txt.gz", ".tokens", ".json", ".jsonl", ".parquet")
-
-# Generated tables, data in Python syntax, copies of other packages and machine-specific files: no source to learn from.
-_DROPPED_FOLDERS = {
-    "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages", "__pycache__",
-    "test", "tests", "testing", "idle_test", "_vendor", "vendor", "_vendored", "include",
-}  # fmt: skip
-_DROPPED_PREFIXES = ("config-", "_sysconfigdata", "lib-dynload")
-
-# A plain text file is one stream: it is cut at line ends into documents of about this size, so that it can be split.
-_PIECE_CHARACTERS = 4096
+# How hub rows are read; in the fingerprint beside the revision. Raise it when they are read as other texts.
+_HUB_READING = "+2"
+_TEXT_KINDS = ("text", "wikitext")
 
 
-class Document(NamedTuple):
-    """A text and the name its split is drawn by."""
+class Passage(NamedTuple):
+    """A document, or a part of one that is longer than `passages.LONGEST` characters."""
 
-    name: str
-    text: str
+    split: Split
+    content: str | Messages
+    begins: bool
+    """Whether the document begins here."""
+    ends: bool
+    """Whether it ends here."""
 
 
 def split_of(name: str, heldout: float) -> Split:
     """The split of a document, by a hash of its name, so that it never depends on the order of reading."""
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return _split_at(_hashed(name), heldout)
+
+
+def _hashed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _split_at(hashed: int, heldout: float) -> Split:
+    share = hashed / 2**64
     if share < heldout:
         return "validation"
     return "calibration" if share < 2 * heldout else "train"
 
 
-def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
-    """Stream the documents of a corpus with their splits.
+class Reader:
+    """The passages of a corpus, in order, and what was met on the way.
 
-    The dependencies' source is only ever trained on: what is held out is the standard library's.
+    With a fingerprint, the text is verified while it is read: the digest of all bytes must be that fingerprint. A
+    source that is a single document of plain text is split within itself, unless `split_single` is off.
+
+    Iterating raises:
+        ConfigError: if the source cannot be read, or is no longer the text of the fingerprint.
     """
-    if corpus.source == "readmes":
-        for document in _readmes():
-            yield split_of(document.name, corpus.heldout), document.text
-        return
-    if corpus.source in BUILT_IN:
-        for document in _python():
-            yield split_of(document.name, corpus.heldout), document.text
-        if corpus.source != "python":
-            for document in _dependencies():
-                yield "train", document.text
-        return
-    for text in _texts(corpus):
-        if text.strip():
-            yield split_of(text, corpus.heldout), text
+
+    def __init__(self, corpus: Corpus, *, split_single: bool = True) -> None:
+        self.corpus, self.split_single = corpus, split_single
+        self.skipped = 0
+        # rows without text: null or blank
+        self._digest = hashlib.sha256()
+        self._documents = array.array("Q")
+
+    @property
+    def num_documents(self) -> int:
+        """Documents read so far."""
+        return len(self._documents)
+
+    @property
+    def num_duplicates(self) -> int:
+        """Documents read so far that are copies of an earlier one."""
+        return len(self._documents) - len(np.unique(self._documents))
+
+    def __iter__(self) -> Iterator[Passage]:
+        files = [] if self.corpus.source in BUILT_IN else local_files(self.corpus.source)
+        if self.corpus.source in BUILT_IN:
+            yield from self._built_in()
+        elif files:
+            yield from self._local(files)
+        else:
+            yield from self._hub()
+            return
+        if self.corpus.fingerprint not in (None, self._digest.hexdigest()):
+            raise ConfigError(
+                f"corpus.source: {self.corpus.source} must not change while it is used, got other text than at the "
+                "start; run the command again for the new text"
+            )
+
+    def finish(self, passages: Iterator[Passage]) -> None:
+        """Verify a text that was not read to its end by reading the rest; a hub data set is known by its revision.
+
+        Raises:
+            ConfigError: as iterating.
+        """
+        if self.corpus.source in BUILT_IN or local_files(self.corpus.source):
+            collections.deque(passages, maxlen=0)
+
+    def _split(self, name: str | None, content: str | Messages) -> Split:
+        text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+        hashed = _hashed(text)
+        self._documents.append(hashed)
+        return _split_at(hashed if name is None else _hashed(name), self.corpus.heldout)
+
+    def _built_in(self) -> Iterator[Passage]:
+        self._digest.update(_built_in_reading(self.corpus.source))
+        for document in built_in(self.corpus.source):
+            self._digest.update(document.text.encode() + b"\0")
+            split = self._split(document.name, document.text)
+            yield Passage("train" if document.name is None else split, document.text, True, True)
+
+    def _hub(self) -> Iterator[Passage]:
+        revision = _revision(self.corpus.fingerprint)
+        rows = hub_rows(self.corpus, revision)
+        if _is_wikitext(self.corpus.source):
+            lines = (line for text, _ in rows if isinstance(text, str) for line in text.splitlines(True) or [""])
+            yield from self._documents_of(with_text((True, article) for article in articles(lines)))
+        else:
+            yield from self._rows(rows)
+
+    def _local(self, files: list[Path]) -> Iterator[Passage]:
+        total = self._length_if_alone(files) if self.split_single else None
+        if total is not None:
+            (path,) = files
+            shares = {"validation": self.corpus.heldout, "calibration": self.corpus.heldout, "train": 1.0}
+            shares["train"] -= 2 * self.corpus.heldout
+            parts = contiguous(self._pieces(path, self._digest), shares, total)
+            self._documents.append(0)
+            yield from _with_ends(parts)
+            return
+        for path in files:
+            if kind_of(path) in _TEXT_KINDS:
+                yield from self._documents_of(self._pieces(path, self._digest))
+            else:
+                yield from self._rows(rows_of(path, self.corpus, self._digest))
+
+    def _rows(self, rows: Iterable[Row]) -> Iterator[Passage]:
+        for content, group in rows:
+            if content is None or (isinstance(content, str) and not content.strip()):
+                self.skipped += 1
+            else:
+                yield Passage(self._split(group, content), content, True, True)
+
+    def _documents_of(self, documents: Iterable[Piece]) -> Iterator[Passage]:
+        """Plain documents, which are split by their text, long ones by the beginning of it."""
+
+        def with_splits() -> Iterator[tuple[str, Piece]]:
+            split = ""
+            for begins, text in documents:
+                split = self._split(None, text) if begins else split
+                yield split, (begins, text)
+
+        yield from _with_ends(with_splits())
+
+    def _pieces(self, path: Path, digest: Digest) -> Iterator[Piece]:
+        with opened_text(path, digest) as stream:
+            if kind_of(path) == "wikitext" and self.corpus.separator is None:
+                yield from with_text((True, article) for article in articles(stream))
+            else:
+                yield from with_text(pieces(stream, self.corpus.separator))
+
+    def _length_if_alone(self, files: list[Path]) -> int | None:
+        """The characters of the source if it is a single document of plain text, which is split within itself."""
+        if len(files) > 1 or kind_of(files[0]) not in _TEXT_KINDS:
+            return None
+        number = length = 0
+        for begins, text in self._pieces(files[0], hashlib.sha256()):
+            number, length = number + begins, length + len(text)
+            if number > 1:
+                return None
+        return length if number else None
+
+
+def _with_ends(parts: Iterator[tuple[str, Piece]]) -> Iterator[Passage]:
+    """Passages that know whether their document ends with them, which the next one tells."""
+    last: tuple[str, Piece] | None = None
+    for part in parts:
+        if last is not None:
+            yield Passage(cast(Split, last[0]), last[1][1], last[1][0], part[1][0])
+        last = part
+    if last is not None:
+        yield Passage(cast(Split, last[0]), last[1][1], last[1][0], True)
+
+
+def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
+    """Stream the texts of a corpus with their splits; documents that are very long come in several.
+
+    Raises:
+        ConfigError: as `Reader`, or if the documents are conversations.
+    """
+    for passage in Reader(corpus):
+        yield passage.split, _plain(passage, corpus)
+
+
+def texts(corpus: Corpus) -> Iterator[str]:
+    """Stream the texts of a corpus without splits: a single document is read whole.
+
+    Raises:
+        ConfigError: as `documents`.
+    """
+    for passage in Reader(corpus, split_single=False):
+        yield _plain(passage, corpus)
+
+
+def _plain(passage: Passage, corpus: Corpus) -> str:
+    if not isinstance(passage.content, str):
+        raise ConfigError(f"corpus.column: {corpus.column!r} must be text here, got a list of messages")
+    return passage.content
 
 
 def fingerprint(corpus: Corpus) -> str:
@@ -91,12 +230,20 @@ def fingerprint(corpus: Corpus) -> str:
         raise ConfigError(f"corpus.max_tokens: {corpus.max_tokens} asked for, at least 1 is needed; null takes all")
     if not 0 < corpus.heldout < 0.5:
         raise ConfigError(f"corpus.heldout: {corpus.heldout} leaves a split empty; it lies between 0 and 0.5")
+    files = [] if corpus.source in BUILT_IN else local_files(corpus.source)
+    _check_fields(corpus, files)
+    digest = hashlib.sha256()
     if corpus.source in BUILT_IN:
-        return _digest(part for _, text in documents(corpus) for part in (text.encode(), b"\0"))
-    files = local_files(corpus.source)
-    if files:
-        return _digest(part for path in files for part in _checked_bytes(path))
-    return _hub_revision(corpus.source)
+        digest.update(_built_in_reading(corpus.source))
+        for document in built_in(corpus.source):
+            digest.update(document.text.encode() + b"\0")
+        return digest.hexdigest()
+    if not files:
+        return _hub_revision(corpus.source) + _HUB_READING
+    warn_of_ignored(corpus.source)
+    for path in files:
+        add_file(path, digest)
+    return digest.hexdigest()
 
 
 def pin(corpus: Corpus) -> Corpus:
@@ -104,143 +251,29 @@ def pin(corpus: Corpus) -> Corpus:
     return corpus if corpus.fingerprint else dataclasses.replace(corpus, fingerprint=fingerprint(corpus))
 
 
-def local_files(source: str) -> list[Path]:
-    """The files a local source consists of, sorted by name; empty where the source is not on this machine.
-
-    Raises:
-        ConfigError: something is there but holds no text lit_prune reads.
-    """
-    path = expand(source)
-    candidates = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [p for p in candidates if p.is_file() and p.name.endswith(SUFFIXES)]
-    if path.exists() and not files:
-        what = "holds none of" if path.is_dir() else "is none of"
-        raise ConfigError(f"corpus.source: {source} {what} {' '.join(SUFFIXES)}")
-    if files and not any(p.stat().st_size for p in files):
-        raise ConfigError(f"corpus.source: {source} is empty")
-    return files
+def _check_fields(corpus: Corpus, files: list[Path]) -> None:
+    """Refuse fields that have no effect on this source."""
+    plain = corpus.source in BUILT_IN or (files and all(kind_of(path) in _TEXT_KINDS for path in files))
+    if corpus.separator == "":
+        raise ConfigError("corpus.separator: must be at least one character, or null, got ''")
+    if corpus.separator is not None and not any(kind_of(path) in _TEXT_KINDS for path in files):
+        raise ConfigError(f"corpus.separator: must be null unless the source is text files, got {corpus.separator!r}")
+    if corpus.group is not None and plain:
+        raise ConfigError(f"corpus.group: must be null for plain text, which has no columns, got {corpus.group!r}")
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+def _built_in_reading(source: str) -> bytes:
+    """What the digest of a built-in corpus says of how it is read."""
+    return b"a document a package\0" if source == "readmes" else b""
 
 
-def _checked_bytes(path: Path) -> Iterator[bytes]:
-    """The unpacked bytes of a file, in pieces, having seen that text is UTF-8, and then how it is read and its size.
-
-    Without the last, the same bytes cut into other files, or read in another way, would be the same corpus.
-    """
-    decoder = None if path.suffix == ".parquet" else codecs.getincrementaldecoder("utf-8")()
-    size = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                size += len(piece)
-                if decoder:
-                    decoder.decode(piece)
-                yield piece
-        if decoder:
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"corpus.source: {path} cannot be read ({_first_line(error)})") from None
-    yield f"{_builder(path)} {size}".encode()
+def _is_wikitext(source: str) -> bool:
+    """Whether the rows of a hub data set are the lines of WikiText articles."""
+    return source.rpartition("/")[2].lower().startswith("wikitext")
 
 
-def _python() -> Iterator[Document]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    yield from _sources(root)
-    from pydoc_data.topics import topics
-
-    for name in sorted(topics):
-        yield Document(f"topic {name}", topics[name])
-
-
-def _dependencies() -> Iterator[Document]:
-    for package in DEPENDENCIES:
-        spec = importlib.util.find_spec(package)
-        for folder in spec.submodule_search_locations or () if spec else ():
-            yield from _sources(Path(folder), prefix=f"{package}/")
-
-
-def _readmes() -> Iterator[Document]:
-    """The descriptions of the packages lit_prune depends on, in pieces."""
-    for package in DESCRIBED:
-        about = importlib.metadata.metadata(package).json  # a description is a header, or what follows the headers
-        for i, piece in enumerate(_cut(io.StringIO(str(about.get("description", ""))))):
-            yield Document(f"{package} {i}", piece)
-
-
-def _sources(root: Path, prefix: str = "") -> Iterator[Document]:
-    """The Python files under a folder, in the order of their relative paths."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in _DROPPED_FOLDERS and not f.startswith(_DROPPED_PREFIXES))
-        for name in sorted(files):
-            if name.endswith(".py") and not name.startswith(_DROPPED_PREFIXES):
-                path = Path(folder, name)
-                try:
-                    text = path.read_text(encoding="utf-8")
-                except UnicodeDecodeError:
-                    continue
-                if text.strip():
-                    yield Document(prefix + path.relative_to(root).as_posix(), text)
-
-
-def _texts(corpus: Corpus) -> Iterator[str]:
-    """Stream the texts of a local or hub source."""
-    files = local_files(corpus.source)
-    for path in files:
-        builder = _builder(path)
-        yield from _pieces(path) if builder == "text" else _column(corpus, builder, data_files=str(path))
-    if not files:
-        yield from _column(corpus, corpus.source, name=corpus.subset, revision=corpus.fingerprint)
-
-
-def _builder(path: Path) -> str:
-    """How a file is read: as text by us, as json or parquet by the `datasets` builder of that name."""
-    return {".parquet": "parquet", ".json": "json", ".jsonl": "json"}.get(path.suffix, "text")
-
-
-def _pieces(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        yield from _cut(lines)
-
-
-def _cut(lines: TextIO) -> Iterator[str]:
-    """A stream of text in pieces that end where lines do."""
-    piece: list[str] = []
-    size = 0
-    # Bounded, because some texts are one line.
-    for line in iter(lambda: lines.readline(_PIECE_CHARACTERS), ""):
-        piece.append(line)
-        size += len(line)
-        if size >= _PIECE_CHARACTERS:
-            yield "".join(piece)
-            piece, size = [], 0
-    if piece:
-        yield "".join(piece)
-
-
-def _column(corpus: Corpus, builder: str, **how: str | None) -> Iterator[str]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(builder, split="train", streaming=True, **how)
-        for row in rows:
-            if not isinstance(row.get(corpus.column), str):
-                raise ConfigError(
-                    f"corpus.column: {corpus.source} has no text column {corpus.column!r}; there are: {', '.join(row)}"
-                )
-            yield row[corpus.column]
-    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"corpus.source: {corpus.source} cannot be read ({_first_line(error)})") from error
+def _revision(fingerprint: str | None) -> str | None:
+    return None if fingerprint is None else fingerprint.partition("+")[0]
 
 
 def _hub_revision(source: str) -> str:
@@ -254,11 +287,7 @@ def _hub_revision(source: str) -> str:
     try:
         revision = HfApi().dataset_info(source, timeout=10).sha
     except Exception as error:  # which ones there are depends on the hub client's HTTP library
-        raise ConfigError(f"{nowhere} ({_first_line(error)})") from None
+        raise ConfigError(f"{nowhere} ({first_line(error)})") from None
     if not revision:
         raise ConfigError(nowhere)
     return revision
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

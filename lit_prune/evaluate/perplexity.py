@@ -267,7 +267,7 @@ class _Windows:
 def _documents(source: str, column: str | None, limit: int | None) -> Iterator[tuple[int, str]]:
     """The first documents of a text by their places, of which this process has its share."""
     text = corpus.pin(Corpus(source=source, column=column or "text"))
-    return _share(enumerate(itertools.islice((text for _, text in corpus.documents(text)), limit)))
+    return _share(enumerate(itertools.islice(corpus.texts(text), limit)))
 
 
 def _read_windows(

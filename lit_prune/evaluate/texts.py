@@ -59,7 +59,7 @@ class Text:
             ConfigError: there is none, or no such column.
         """
         asked = Corpus(source=self.source, column=self.column or "text", fingerprint=self.fingerprint)
-        if _known(lambda: next(corpus.documents(asked), None)) is None:
+        if _known(lambda: next(corpus.texts(asked), None)) is None:
             raise ConfigError(f"--text: {self.source} holds nothing but white space")
 
 

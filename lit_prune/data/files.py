@@ -1,0 +1,182 @@
+"""Local files: which of them make a corpus, their bytes and their digest. No torch."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import io
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TextIO, cast
+
+from lit_prune.config import ConfigError, expand
+
+KINDS = {
+    ".txt": "text", ".md": "text", ".tokens": "wikitext", ".json": "json", ".jsonl": "json", ".ndjson": "json",
+    ".csv": "csv", ".parquet": "parquet",
+}  # fmt: skip
+"""How a file is read, by its suffix; `.gz` and `.zst` may follow all suffixes but `.parquet`."""
+
+SUFFIXES = (*KINDS, ".gz", ".zst")
+"""For messages."""
+
+# What the digest of a file says of how it is read. Raise it when a kind is read as other documents or other texts.
+_READING = {
+    "text": "text, a document a file", "wikitext": "text, a document an article", "json": "json 2", "csv": "csv",
+    "parquet": "parquet 2",
+}  # fmt: skip
+
+_CHUNK = 1 << 20
+_SHOWN = 3
+
+log = logging.getLogger(__name__)
+
+
+class Digest(Protocol):
+    """A hash in progress."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+def kind_of(path: Path) -> str | None:
+    """How a file is read; None for files that lit_prune does not read."""
+    if path.suffix in (".gz", ".zst"):
+        kind = KINDS.get(Path(path.stem).suffix)
+        return None if kind == "parquet" else kind
+    return KINDS.get(path.suffix)
+
+
+def local_files(source: str) -> list[Path]:
+    """Return the files of a local source, sorted by name; an empty list if the source is not on this machine.
+
+    Hidden files and folders (such as `.git`) and empty files are skipped. In a folder with other texts, Markdown
+    files describe these and are ignored.
+
+    Raises:
+        ConfigError: if the path exists and holds no text that lit_prune reads.
+    """
+    files, _ = _listed(expand(source))
+    if expand(source).exists() and not files:
+        raise ConfigError(f"corpus.source: {source} holds no text (allowed: {' '.join(SUFFIXES)})")
+    read = [path for path in files if path.stat().st_size]
+    if files and not read:
+        raise ConfigError(f"corpus.source: {source} is empty")
+    return read
+
+
+def warn_of_ignored(source: str) -> None:
+    """Log the files of a folder that are not read."""
+    root = expand(source)
+    _, ignored = _listed(root)
+    if ignored:
+        names = [str(path.relative_to(root)) for path in ignored[:_SHOWN]]
+        rest = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
+        log.warning("corpus.source: %s: ignored %s%s", source, ", ".join(names), rest)
+
+
+def _listed(root: Path) -> tuple[list[Path], list[Path]]:
+    """The files that are read and those that are not."""
+    if not root.is_dir():
+        return ([root], []) if root.is_file() and kind_of(root) else ([], [])
+    found = sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    files = [path for path in found if kind_of(path)]
+    if any(not _is_markdown(path) for path in files):
+        files = [path for path in files if not _is_markdown(path)]
+    return files, [path for path in found if path not in set(files)]
+
+
+def _is_markdown(path: Path) -> bool:
+    return ".md" in path.suffixes[-2:] and kind_of(path) == "text"
+
+
+class _Hashing(io.RawIOBase):
+    """A binary stream that adds all that is read to a digest."""
+
+    def __init__(self, raw: Any, digest: Digest) -> None:
+        self.raw, self.digest, self.size = raw, digest, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.raw.read(len(buffer))
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def opened(path: Path, digest: Digest) -> Iterator[BinaryIO]:
+    """Open a file for reading, unpacked, and add its bytes, its kind and its size to `digest`.
+
+    Bytes that the caller leaves unread are read at the end. Kind and size are part of the digest because the same
+    bytes in other files, or read in another way, are other documents.
+
+    Raises:
+        ConfigError: if the file cannot be read, or is no UTF-8 text.
+    """
+    try:
+        with path.open("rb") as file:
+            hashing = _Hashing(_unpacked(path, file), digest)
+            if kind_of(path) == "parquet":  # which is read from its end: hash the same open file afterwards
+                yield file
+                file.seek(0)
+            else:
+                yield cast(BinaryIO, io.BufferedReader(hashing, _CHUNK))
+            while hashing.read(_CHUNK):
+                pass
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"corpus.source: {path} cannot be read ({first_line(error)})") from None
+    digest.update(f"{_READING[cast(str, kind_of(path))]} {hashing.size}".encode())
+
+
+def _unpacked(path: Path, file: BinaryIO) -> Any:
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(file, "zstd")
+    return file
+
+
+@contextlib.contextmanager
+def opened_text(path: Path, digest: Digest, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file as `opened` does, without the byte order mark; `newline` as for `open`.
+
+    Raises:
+        ConfigError: as `opened`.
+    """
+    with opened(path, digest) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
+        yield text
+        text.detach()  # `opened` reads on
+
+
+def add_file(path: Path, digest: Digest) -> None:
+    """Add a file to a digest and check that text is UTF-8.
+
+    Raises:
+        ConfigError: as `opened`.
+    """
+    with opened(path, digest) as file:
+        if kind_of(path) != "parquet":
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            while piece := file.read(_CHUNK):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,106 @@
+"""Plain text as a stream of documents, each in passages of bounded size. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+LONGEST = 1 << 20
+"""Most characters of a passage: longer documents are read in several."""
+
+# WikiText: a title is a line between blank ones; sections have two or more equals signs.
+_TITLE = re.compile(r" = (?!= ).* (?<!= )= \n?")
+
+Piece = tuple[bool, str]
+"""Whether a document begins here, and its text up to the next piece."""
+
+
+def pieces(stream: TextIO, separator: str | None) -> Iterator[Piece]:
+    """The documents of a text file: all of it, or what lies between separators, which are left out."""
+    return _cut(stream) if separator is None else _parted(stream, separator)
+
+
+def _cut(stream: TextIO) -> Iterator[Piece]:
+    """One document, in pieces that end at line ends where there are any."""
+    begins, text = True, ""
+    while more := stream.read(LONGEST - len(text)):
+        text += more
+        if len(text) == LONGEST:
+            end = text.rfind("\n") + 1 or len(text)
+            yield begins, text[:end]
+            begins, text = False, text[end:]
+    if text:
+        yield begins, text
+
+
+def _parted(stream: TextIO, separator: str) -> Iterator[Piece]:
+    begins, text = True, ""
+    while more := stream.read(LONGEST):
+        *whole, text = (text + more).split(separator)
+        for document in whole:
+            yield begins, document
+            begins = True
+        if len(text) > 2 * LONGEST:  # the end may be the beginning of a separator
+            end = len(text) - len(separator)
+            yield begins, text[:end]
+            begins, text = False, text[end:]
+    yield begins, text
+
+
+def articles(lines: Iterable[str]) -> Iterator[str]:
+    """The articles of WikiText, whose lines come one after another."""
+    article: list[str] = []
+    padded = itertools.chain([""], lines, [""])
+    before, line = next(padded), next(padded)
+    for after in padded:
+        if _TITLE.fullmatch(line) and not before.strip() and not after.strip() and article:
+            yield "".join(article)
+            article = []
+        article.append(line)
+        before, line = line, after
+    if article:
+        yield "".join(article)
+
+
+def with_text(documents: Iterable[Piece]) -> Iterator[Piece]:
+    """The same pieces without blank ones at the beginning of a document."""
+    waiting = False
+    for begins, text in documents:
+        waiting = waiting or begins
+        if not waiting or text.strip():
+            yield waiting, text
+            waiting = False
+
+
+def contiguous(documents: Iterable[Piece], shares: dict[str, float], total: int) -> Iterator[tuple[str, Piece]]:
+    """Cut one document of `total` characters into contiguous parts with these names and shares, in this order.
+
+    A part ends at a line end or a space, if there is one within half of the smallest share, at most 4,096 characters.
+    """
+    reach = min(4096, int(total * min(shares.values()) / 2))
+    ends = [round(total * end) for end in itertools.accumulate(shares.values())]
+    ends[-1] = total
+    parts = list(zip(shares, ends, strict=True))
+    position, begins = 0, True
+    for _, text in documents:
+        while text:
+            name, end = parts[0]
+            room = end - position
+            if len(parts) == 1 or room >= len(text):
+                yield name, (begins, text)
+                position, begins, text = position + len(text), False, ""
+                continue
+            cut = _good_cut(text, max(room, 0), reach)
+            if cut:
+                yield name, (begins, text[:cut])
+            parts, position, begins, text = parts[1:], position + cut, True, text[cut:]
+
+
+def _good_cut(text: str, at: int, reach: int) -> int:
+    for end in ("\n", " "):
+        place = text.find(end, at, at + reach)
+        if place >= 0:
+            return place + 1
+    return at

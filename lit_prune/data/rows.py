@@ -1,0 +1,162 @@
+"""Files of rows (JSON, CSV, Parquet) and hub data sets: the value of one column, row by row. No torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from lit_prune.config import ConfigError, Corpus
+from lit_prune.data.files import Digest, first_line, kind_of, opened, opened_text
+
+Messages = list[dict[str, Any]]
+"""A conversation: messages with a `role` and a `content`."""
+
+Row = tuple[str | Messages | None, str | None]
+"""The text or the conversation of a row, None if the row has none; and its group, None without `corpus.group`."""
+
+# Rows without the column that are read before the column is said to be missing.
+_PATIENCE = 1000
+_CSV_FIELD_BYTES = 2**31 - 1
+
+
+def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Iterator[Row]:
+    """Stream the rows of a local file and add its bytes to `digest`.
+
+    Raises:
+        ConfigError: if the file cannot be read, or the column is missing or holds something else than text.
+    """
+    kind = kind_of(path)
+    try:
+        if kind == "parquet":
+            with opened(path, digest) as file:
+                yield from _picked(_parquet(file, corpus), corpus, str(path))
+        else:
+            with opened_text(path, digest, newline="") as text:
+                yield from _picked(_csv(text) if kind == "csv" else _json(text), corpus, str(path))
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError, csv.Error) as error:  # also JSON's and Arrow's errors
+        if isinstance(error, UnicodeDecodeError):
+            raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
+        raise ConfigError(f"corpus.source: {path} cannot be read ({first_line(error)})") from None
+
+
+def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
+    """Stream the rows of a hub data set.
+
+    Raises:
+        ConfigError: if the data set cannot be read, or the column is missing or holds something else than text.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            corpus.source, name=corpus.subset, revision=revision, split="train", streaming=True
+        )
+        yield from _picked(rows, corpus, corpus.source)
+    except ConfigError:
+        raise
+    # RuntimeError and TypeError: what the typed readers of `datasets` raise for rows that do not fit the first ones.
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"corpus.source: {corpus.source} cannot be read ({first_line(error)})") from error
+
+
+def _json(stream: TextIO) -> Iterator[Any]:
+    """The rows of JSON lines, of a JSON array, or of one JSON value."""
+    first = next((line for line in stream if line.strip()), "")
+    try:
+        row = json.loads(first) if first else []
+    except json.JSONDecodeError:  # a value over several lines
+        row = _whole(first + stream.read())
+    yield from row if isinstance(row, list) else [row]
+    for line in stream:
+        if line.strip():
+            yield json.loads(line)
+
+
+def _whole(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}") from None
+
+
+def _csv(stream: TextIO) -> Iterator[Mapping[str, Any]]:
+    csv.field_size_limit(_CSV_FIELD_BYTES)
+    return csv.DictReader(stream, strict=True)
+
+
+def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
+    """The rows of a Parquet file, of which only the columns that are used are read."""
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(file)
+    names = parquet.schema_arrow.names
+    columns = [column for column in (corpus.column, corpus.group) if column is not None]
+    for field, column in zip(("column", "group"), columns, strict=False):
+        if column not in names and column.partition(".")[0] not in names:
+            raise _no_column(field, column, corpus.source, names)
+    for batch in parquet.iter_batches(batch_size=1024, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
+    """The text and the group of each row; a row that is a string is its text."""
+    wanted = {"column": corpus.column} | ({"group": corpus.group} if corpus.group else {})
+    names: dict[str, None] = {}
+    missing = dict.fromkeys(wanted, True)
+    number = 0
+    for number, row in enumerate(rows, 1):
+        row = {"text": row} if isinstance(row, str) else row
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"corpus.source: {where}: row {number} must be an object, got {type(row).__name__}")
+        values = {field: _value(row, column) for field, column in wanted.items()}
+        for field, (found, _) in values.items():
+            missing[field] = missing[field] and not found
+        names |= dict.fromkeys(map(str, row))
+        if number == _PATIENCE and any(missing.values()):
+            break
+        group = values["group"][1] if "group" in values else None
+        yield _text(values["column"][1], corpus.column, where, number), None if group is None else str(group)
+    for field, column in wanted.items():
+        if number and missing[field]:
+            raise _no_column(field, column, where, names)
+
+
+def _no_column(field: str, column: str, where: str, names: Iterable[str]) -> ConfigError:
+    return ConfigError(f"corpus.{field}: {where} has no column {column!r}; there are: {', '.join(names)}")
+
+
+def _value(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
+    """Whether a row has a column, and its value; dots lead into nested objects."""
+    if column in row:
+        return True, row[column]
+    value: Any = row
+    for name in column.split("."):
+        if value is None:
+            return True, None
+        if not isinstance(value, Mapping) or name not in value:
+            return False, None
+        value = value[name]
+    return True, value
+
+
+def _text(value: Any, column: str, where: str, number: int) -> str | Messages | None:
+    """The value of the column if it is text, a conversation, or null."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer reads
+            value = value.encode(errors="replace").decode()
+        return value
+    if isinstance(value, list) and value and all(isinstance(m, Mapping) and "role" in m for m in value):
+        return [dict(message) for message in value]
+    raise ConfigError(
+        f"corpus.column: {column!r} must be text or a list of messages (role, content), got "
+        f"{type(value).__name__} in row {number} of {where}"
+    )

@@ -1,0 +1,172 @@
+"""Plain text is split by document, and one long document into contiguous parts."""
+
+import gzip
+import importlib.metadata
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from lit_prune.config import ConfigError, Corpus
+from lit_prune.data import corpus as corpora
+from lit_prune.data import passages
+from lit_prune.data.corpus import SPLITS, Reader, documents, fingerprint, pin, split_of
+
+
+def splits_of(corpus: Corpus) -> dict[str, str]:
+    """The text of each split, in the order of reading."""
+    found: dict[str, str] = defaultdict(str)
+    for split, text in documents(corpus):
+        found[split] += text
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.txt.gz", "a.tokens"])
+@pytest.mark.parametrize("heldout", [0.1, 0.3])
+def test_one_document_is_cut_into_three_contiguous_parts(
+    tmp_path: Path, texts: list[str], name: str, heldout: float
+) -> None:
+    whole = "".join(texts)
+    data = whole.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    found = splits_of(Corpus(source=str(tmp_path / name), heldout=heldout))
+    assert list(found) == ["validation", "calibration", "train"]
+    assert "".join(found.values()) == whole
+    assert all(text.endswith("\n") for text in found.values())
+    longest = max(map(len, texts))
+    for split in ("validation", "calibration"):
+        assert len(found[split]) == pytest.approx(heldout * len(whole), abs=longest)
+
+
+def test_a_document_that_is_not_split_is_whole(tmp_path: Path, texts: list[str]) -> None:
+    (tmp_path / "a.txt").write_text("".join(texts))
+    assert list(corpora.texts(Corpus(source=str(tmp_path / "a.txt")))) == ["".join(texts)]
+
+
+def test_a_text_of_one_line_is_cut_between_words(tmp_path: Path) -> None:
+    words = " ".join(f"word{i}" for i in range(2000))
+    (tmp_path / "a.txt").write_text(words)
+    found = splits_of(Corpus(source=str(tmp_path / "a.txt"), heldout=0.1))
+    assert [word for split in found.values() for word in split.split()] == words.split()
+    assert found.keys() == set(SPLITS)
+
+
+def test_parts_of_a_document_are_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first passage of a part begins it and only the last one ends it."""
+    monkeypatch.setattr(passages, "LONGEST", 100)
+    (tmp_path / "a.txt").write_text("a line of words\n" * 200)
+    flags = defaultdict(list)
+    for passage in Reader(Corpus(source=str(tmp_path / "a.txt"))):
+        assert len(passage.content) <= 100
+        flags[passage.split].append((passage.begins, passage.ends))
+    assert flags.keys() == set(SPLITS)
+    for found in flags.values():
+        assert len(found) > 2
+        assert found == [(True, False), *[(False, False)] * (len(found) - 2), (False, True)]
+
+
+@pytest.mark.parametrize("separator", ["\n\n\n", "--\n", "x"])
+def test_a_separator_parts_documents_as_split_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    """Wherever the separators lie relative to what is read at once."""
+    monkeypatch.setattr(passages, "LONGEST", 16)
+    draw = random.Random(separator)
+    for number in range(30):
+        whole = "".join(draw.choice(["\n", "-", "x", "ab ", separator]) for _ in range(draw.randint(1, 150)))
+        (tmp_path / "a.txt").write_text(whole)
+        with (tmp_path / "a.txt").open() as stream:
+            found: list[str] = []
+            for begins, text in passages.pieces(stream, separator):
+                if begins:
+                    found.append(text)
+                else:
+                    found[-1] += text
+        assert found == whole.split(separator), number
+
+
+def test_documents_between_separators_are_split_whole(tmp_path: Path, texts: list[str]) -> None:
+    texts = [text.strip() for text in texts]
+    (tmp_path / "a.txt").write_text("\n\n\n".join([*texts, " \n"]))
+    found = list(documents(Corpus(source=str(tmp_path / "a.txt"), separator="\n\n\n")))
+    assert found == [(split_of(text, 0.1), text) for text in texts]
+    assert {split for split, _ in found} == set(SPLITS)
+
+
+def test_files_of_a_folder_are_documents(tmp_path: Path, texts: list[str]) -> None:
+    for number, text in enumerate(texts[:60]):
+        (tmp_path / f"{number:02}.txt").write_text(text)
+    assert list(documents(Corpus(source=str(tmp_path)))) == [(split_of(text, 0.1), text) for text in texts[:60]]
+
+
+def test_an_article_of_wikitext_is_a_document(tmp_path: Path) -> None:
+    """A title stands between blank lines; a section has more equals signs, and so may a line of a table one."""
+    first = " \n = Robert = \n \n Robert is an actor . \n \n = = Career = = \n \n He acts . \n = Goals ; A = \n"
+    second = " \n = Du Fu = \n \n Du Fu was a poet . \n"
+    (tmp_path / "wiki.tokens").write_text(first + second)
+    found = [text for _, text in documents(Corpus(source=str(tmp_path / "wiki.tokens")))]
+    assert found == [first.removeprefix(" \n") + " \n", second.removeprefix(" \n")]
+
+
+def test_wikitext_has_its_published_number_of_articles(shared: Path) -> None:
+    for name, number in (("train", 600), ("valid", 60)):
+        path = shared / "data" / "wikitext-2" / f"wiki.{name}.tokens"
+        found = [text for _, text in documents(Corpus(source=str(path)))]
+        assert len(found) == number
+        assert "".join(found).strip() == path.read_text().strip()
+
+
+def test_a_readme_is_a_document() -> None:
+    found = {text: split for split, text in documents(Corpus(source="readmes", heldout=0.2))}
+    for package in ("torch", "lightning", "pandas"):
+        text = str(importlib.metadata.metadata(package).json["description"])
+        assert found[text] == split_of(package, 0.2)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
+def test_rows_of_a_group_share_a_split(tmp_path: Path, texts: list[str], name: str) -> None:
+    import pandas as pd
+
+    rows = pd.DataFrame({"text": texts, "book": [f"book {i % 40}" for i in range(len(texts))]})
+    path = tmp_path / name
+    if name == "a.csv":
+        rows.to_csv(path, index=False)
+    elif name == "a.parquet":
+        rows.to_parquet(path)
+    else:
+        rows.to_json(path, orient="records", lines=True)
+    found = list(documents(Corpus(source=str(path), group="book")))
+    assert found == [(split_of(book, 0.1), text) for text, book in zip(texts, rows["book"], strict=True)]
+
+
+BAD: dict[str, tuple[str, dict[str, str], str]] = {
+    "separator of nothing": ("a.txt", {"separator": ""}, "corpus.separator: must be at least one character"),
+    "separator of rows": ("a.jsonl", {"separator": "\n"}, "corpus.separator: must be null"),
+    "separator of a built-in text": ("python", {"separator": "\n"}, "corpus.separator: must be null"),
+    "group of plain text": ("a.txt", {"group": "book"}, "corpus.group: must be null"),
+    "group of a built-in text": ("readmes", {"group": "book"}, "corpus.group: must be null"),
+    "no such group": ("a.jsonl", {"group": "book"}, "corpus.group: .* has no column 'book'; there are: text"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_fields_without_effect_are_refused(tmp_path: Path, case: str) -> None:
+    name, fields, complaint = BAD[case]
+    (tmp_path / name).write_text('{"text": "x"}\n')
+    source = name if "." not in name else str(tmp_path / name)
+    with pytest.raises(ConfigError, match=complaint):
+        list(documents(pin(Corpus(source=source, **fields))))
+
+
+def test_text_split_by_document_has_other_fingerprints(tmp_path: Path) -> None:
+    """Results of the pieces of earlier versions are not found again."""
+    import hashlib
+
+    (tmp_path / "a.txt").write_text("text\n")
+    assert fingerprint(Corpus(source=str(tmp_path / "a.txt"))) != hashlib.sha256(b"text\ntext 5").hexdigest()
+    row = json.dumps({"text": "x"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(row)
+    before = hashlib.sha256(row.encode() + f"json {len(row)}".encode()).hexdigest()
+    assert fingerprint(Corpus(source=str(tmp_path / "a.jsonl"))) != before
