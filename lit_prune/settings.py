@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
 
 from lit_prune.config import (
     Cell,
@@ -30,6 +27,7 @@ from lit_prune.config import (
     Teacher,
     unknown,
 )
+from lit_prune.yaml_loader import read_yaml
 
 Node = TypeVar("Node")
 
@@ -284,30 +282,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set takes field=value, not {text!r}")
-    return path.strip(), _read_yaml(value, f"--set {path.strip()}")
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML without the surprises of its version 1.1, where 1e-3 is text and 29:13 is 1753 minutes."""
-
-
-_Yaml.yaml_implicit_resolvers = {}
-for _tag, _text, _first in (
-    ("null", r"~|null|", [*"~nN", ""]),
-    ("bool", r"true|false", [*"tTfF"]),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", [*"-+0123456789"]),
-    ("float", r"[-+]?(\d+e[-+]?\d+|(\d[0-9_]*\.\d*|\.\d+)(e[-+]?\d+)?)", [*"-+.0123456789"]),
-):
-    _pattern = re.compile(f"({_text})$", re.IGNORECASE | re.ASCII)
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Yaml)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{where}: cannot be read as YAML ({problem})") from None
+    return path.strip(), read_yaml(value, f"--set {path.strip()}")
 
 
 def profiles_folder() -> Path:
@@ -335,11 +310,11 @@ def load_profile(name: str) -> Profile:
     path = Path(name) if is_file(name) else profiles_folder() / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(unknown("profile", name, (p.stem for p in profiles_folder().glob("*.yaml"))))
-    plain = _read_yaml(path.read_text(), str(path))
+    plain = read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
     own = {name: plain.pop(name) for name in _OF_PROFILE if name in plain}
-    changes = dict(flatten(plain))
+    changes = _unique(flatten(plain), path)
     refuse_two_budgets(changes)
     cell = override(Cell(), changes)
     if "new_text" in own:
@@ -348,11 +323,21 @@ def load_profile(name: str) -> Profile:
         new_text = dict(flatten(own["new_text"]))
         override(cell, new_text)  # raises for an unknown field
         own["new_text"] = list(new_text.items())
-    profile = override(Profile(cell), dict(flatten(own)))
+    profile = override(Profile(cell), _unique(flatten(own), path))
     for name in ("seeds", "draws"):
         if getattr(profile, name) < 1:
             raise ConfigError(f"{path}: {name}: {getattr(profile, name)} asked for, at least 1 is needed")
     return profile
+
+
+def _unique(changes: Iterable[tuple[str, Any]], where: Path) -> dict[str, Any]:
+    """Changes by field, each of which a profile may set once, as a section or by its dotted path."""
+    found: dict[str, Any] = {}
+    for field, value in changes:
+        if field in found:
+            raise ConfigError(f"{where}: {field}: must be set once, got {found[field]!r} and {value!r}")
+        found[field] = value
+    return found
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,10 @@ def test_a_profile_is_the_default_cell_with_its_changes(tmp_path):
         ("- 1", "a mapping of sections"),
         ("1: {2: 3}", "unknown field '1.2'"),
         ("distill: {", "cannot be read as YAML"),
+        ("distill:\n  steps: 2\n  steps: 3\n", "keys must be unique, got 'steps' again in line 3"),
+        ("distill: {steps: 2}\nseeds: 2\ndistill: {lr: 1}\n", "keys must be unique, got 'distill' again in line 3"),
+        ("distill: {steps: 2, steps: 3}", "keys must be unique, got 'steps' again in line 1"),
+        ("distill: {steps: 2}\ndistill.steps: 3\n", "distill.steps: must be set once, got 2 and 3"),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_line(tmp_path, text, part):
