@@ -253,11 +253,3 @@ def test_dependencies_are_only_trained_on(python: dict[str, str]) -> None:
     assert {split for split, _ in more[len(alone) :]} == {"train"}
     assert {split for split, _ in alone} == set(SPLITS)
     assert [split for split, _ in alone] == [split_of(name, Corpus().heldout) for name in python]
-
-
-def test_real_data_is_read(shared: Path) -> None:
-    """Every file format as the world writes it, with its known number of documents."""
-    assert len(read(shared / "data" / "tinystories" / "tinystories_1000.json")) == 1000
-    shakespeare = shared / "data" / "tinyshakespeare" / "input.txt"
-    assert "".join(read(shakespeare)) == shakespeare.read_text()
-    assert fingerprint(Corpus(source=str(shared / "data" / "wikitext-2")))

@@ -66,15 +66,18 @@ def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
 
 def _json(stream: TextIO) -> Iterator[Any]:
     """The rows of JSON lines, of a JSON array, or of one JSON value."""
-    first = next((line for line in stream if line.strip()), "")
-    try:
-        row = json.loads(first) if first else []
-    except json.JSONDecodeError:  # a value over several lines
-        row = _whole(first + stream.read())
-    yield from row if isinstance(row, list) else [row]
-    for line in stream:
-        if line.strip():
-            yield json.loads(line)
+    begun = False
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if begun:
+                raise ValueError(f"line {number}: {error.msg}") from None
+            row = _whole(line + stream.read())  # a value over several lines
+        begun = True
+        yield from row if isinstance(row, list) else [row]
 
 
 def _whole(text: str) -> Any:
