@@ -55,6 +55,9 @@ class Corpus:
     by their text."""
     subset: str | None = None
     """Configuration name of a hub data set."""
+    loss_on: Literal["all", "assistant"] = later("all", noop="all")
+    """Tokens that are scored where the column holds conversations (messages with a role and a content): all, or the
+    assistant's turns alone. They are written with the tokenizer's chat template."""
     heldout: float = 0.1
     """Share of the documents kept for validation; the same share again is kept for calibration."""
     max_tokens: int | None = None

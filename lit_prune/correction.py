@@ -50,6 +50,6 @@ def correct(
 
 def _validation_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
     """Nats per token over 64 validation sequences, or all where there are fewer, and the tokens scored."""
-    whole = TokenBlocks(tokens, "validation", block).num_tokens // block
+    whole = TokenBlocks(tokens, "validation", block).num_whole
     data = CalibrationData(tokens, samples=min(_SEQUENCES, whole), block=block, seed=0, split="validation")
     return language_model_loss(model, data.predict_dataloader())

@@ -132,7 +132,7 @@ def prepare(recipe: Pretraining, folder: Path) -> PreTrainedTokenizerFast:
 
 def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
     """Nats per token over every whole block of the validation split, and the tokens scored."""
-    whole = TokenBlocks(tokens, "validation", block).num_tokens // block
+    whole = TokenBlocks(tokens, "validation", block).num_whole
     data = CalibrationData(tokens, samples=whole, block=block, seed=0, split="validation")
     return language_model_loss(model, data.predict_dataloader())
 

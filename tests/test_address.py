@@ -99,6 +99,9 @@ def other_than(path, value):
         "distill.tokens": 5,
         "distill.flops": 5.0,
         "corpus.max_tokens": 5,
+        "corpus.loss_on": "assistant",
+        "teacher.pretraining.corpus.loss_on": "assistant",
+        "evaluation.second.loss_on": "assistant",
         "teacher.pretraining.corpus.max_tokens": 5,
         "evaluation.second.max_tokens": 5,
     }

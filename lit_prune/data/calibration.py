@@ -28,7 +28,7 @@ class CalibrationData(L.LightningDataModule):
     ) -> None:  # fmt: skip
         super().__init__()
         blocks = TokenBlocks(folder, split, block)  # type: ignore[arg-type]
-        whole = blocks.num_tokens // block
+        whole = blocks.num_whole
         if samples > whole:
             raise ConfigError(f"{split}: {samples} sequences of {block} tokens asked for, the corpus has {whole}")
         self.chosen = np.random.default_rng(seed).permutation(whole)[:samples].tolist()

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lit_prune.config import ConfigError
-from lit_prune.data.tokens import IGNORED, TokenBlocks
+from lit_prune.data.tokens import TokenBlocks
 
 
 class SeededOrder(Sampler[int]):
@@ -83,18 +83,14 @@ class StepParts(Dataset[dict[str, Any]]):
 
     def __getitem__(self, part: Part) -> dict[str, Any]:
         batch = default_collate([self.blocks[i] for i in part.sequences])
-        scored = _num_scored(batch["labels"]) if part.sequences == part.step else self._scored(part.step)
+        scored = self._scored(part.step)
         return {**batch, "mean_scored": scored * len(part.sequences) / len(part.step)}
 
     def _scored(self, step: tuple[int, ...]) -> int:
         """Scored tokens of a step, counted at its first micro-batch."""
         if self._newest[0] != step:
-            self._newest = step, sum(_num_scored(self.blocks[i]["labels"]) for i in step)
+            self._newest = step, sum(map(self.blocks.num_scored, step))
         return self._newest[1]
-
-
-def _num_scored(labels: torch.Tensor) -> int:
-    return int((labels[..., 1:] != IGNORED).sum())
 
 
 class RetrainingData(L.LightningDataModule):

@@ -7,10 +7,10 @@ the other. The last block is filled up and its filling is never a label, so no t
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,45 +19,73 @@ import torch
 from torch.utils.data import Dataset
 
 from lit_prune.config import ConfigError, Corpus
-from lit_prune.data import passages as texts
-from lit_prune.data.corpus import SPLITS, Passage, Reader, Split
+from lit_prune.data.corpus import SPLITS, Reader, Split
+from lit_prune.data.encode import Encoder
 
 IGNORED = -100
 """Label of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
-
-_PASSAGES_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
 
 
 class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
-    """The blocks of one split.
+    """The blocks of one split, those without a scored token left out.
 
-    Item i holds `input_ids` and `labels`, both int64 [block]; labels are the ids themselves, IGNORED where filled up.
+    Item i holds `input_ids` and `labels`, both int64 [block]; labels are the ids themselves, IGNORED where filled up
+    and where the loss is not computed (`corpus.loss_on`).
     """
 
     def __init__(self, folder: Path, split: Split, block: int) -> None:
         about = json.loads((folder / "tokens.json").read_text())
         self.block, self.filler, self.num_tokens = block, about["eos"], about["num_tokens"][split]
-        empty = np.empty(0, about["dtype"])
-        if (size := (folder / f"{split}.bin").stat().st_size) != self.num_tokens * np.dtype(about["dtype"]).itemsize:
-            raise ValueError(f"{folder / f'{split}.bin'} holds {size} bytes, not those of {self.num_tokens} tokens")
-        self._ids = np.memmap(folder / f"{split}.bin", dtype=about["dtype"], mode="r") if self.num_tokens else empty
+        self._ids = self._mapped(folder / f"{split}.bin", np.dtype(about["dtype"]))
+        masked = about.get("masked", False)
+        self._scored = self._mapped(folder / f"{split}.scored.bin", np.dtype(np.uint8)) if masked else None
+        self.num_whole, rest = divmod(self.num_tokens, block)
+        # A last block of a single token has nothing to predict: the mean of its losses would be no number.
+        self._kept: range | np.ndarray = range(self.num_whole + (rest > 1))
+        if self._scored is not None:
+            kept = np.array([index for index in self._kept if self._num_scored(index)], np.int64)
+            self._kept, self.num_whole = kept, int((kept < self.num_whole).sum())
+
+    def _mapped(self, path: Path, dtype: np.dtype) -> np.ndarray:
+        if (size := path.stat().st_size) != self.num_tokens * dtype.itemsize:
+            raise ValueError(f"{path} holds {size} bytes, not those of {self.num_tokens} tokens")
+        return np.memmap(path, dtype, mode="r") if self.num_tokens else np.empty(0, dtype)
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.num_tokens, self.block)
-        # A last block of a single token has nothing to predict: the mean of its losses would be no number.
-        return whole + (rest > 1)
+        return len(self._kept)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"block {index} of {len(self)}")
-        ids = torch.from_numpy(self._ids[index * self.block : (index + 1) * self.block].astype(np.int64))
+        place = self._place(index)
+        ids = torch.from_numpy(self._ids[place].astype(np.int64))
+        labels = ids
+        if self._scored is not None:
+            labels = torch.where(torch.from_numpy(self._scored[place] > 0), ids, IGNORED)
         missing = self.block - len(ids)
         return {
             "input_ids": torch.nn.functional.pad(ids, (0, missing), value=self.filler),
-            "labels": torch.nn.functional.pad(ids, (0, missing), value=IGNORED),
+            "labels": torch.nn.functional.pad(labels, (0, missing), value=IGNORED),
         }
+
+    def num_scored(self, index: int) -> int:
+        """Number of tokens of a block that are predicted: its labels but for the first."""
+        self._place(index)
+        return self._num_scored(int(self._kept[index]))
+
+    def _place(self, index: int) -> slice:
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        return self._slice(int(self._kept[index]))
+
+    def _slice(self, block: int) -> slice:
+        return slice(block * self.block, min((block + 1) * self.block, self.num_tokens))
+
+    def _num_scored(self, block: int) -> int:
+        place = self._slice(block)
+        if self._scored is None:
+            return place.stop - place.start - 1
+        return int(self._scored[place.start + 1 : place.stop].sum())
 
 
 def write_tokens(
@@ -76,28 +104,31 @@ def write_tokens(
     Raises:
         ConfigError: if a split has no token, an id has no embedding, or the text is not that of the fingerprint.
     """
-    tokeniser = _Tokeniser.of(tokenizer)
+    encoder = Encoder.of(tokenizer, corpus)
     ids_of_words = tokenizer.get_vocab().values()
     dtype = np.dtype(np.uint16 if max(ids_of_words, default=0) < 2**16 else np.uint32)
     num_tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, BinaryIO] = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
-    reader = Reader(corpus)
+    reader, masked = Reader(corpus), corpus.loss_on != "all"
     passages = iter(reader)
-    try:
-        for split, ids in tokeniser.tokenised(passages):
-            room = (corpus.max_tokens or 2**62) - num_tokens[split]
-            written = np.asarray(ids[:room], np.int64)
+    with contextlib.ExitStack() as stack:
+
+        def opened(suffix: str) -> dict[str, BinaryIO]:
+            return {split: stack.enter_context((folder / f"{split}.{suffix}").open("wb")) for split in SPLITS}
+
+        files, masks = opened("bin"), opened("scored.bin") if masked else {}
+        for part in encoder.encoded(passages):
+            room = (corpus.max_tokens or 2**62) - num_tokens[part.split]
+            written = np.asarray(part.ids[:room], np.int64)
             _check_ids(written, vocab_size, tokenizer)
-            files[split].write(written.astype(dtype).tobytes())
-            num_tokens[split] += len(written)
+            files[part.split].write(written.astype(dtype).tobytes())
+            if masked:
+                masks[part.split].write(np.asarray(part.scored[:room], np.uint8).tobytes())
+            num_tokens[part.split] += len(written)
             progress(num_tokens["train"])
             if corpus.max_tokens and num_tokens["train"] >= corpus.max_tokens:
                 reader.finish(passages)
                 break
-    finally:
-        for file in files.values():
-            file.close()
     _log_what_was_met(reader)
     for name, count in num_tokens.items():
         if not count:
@@ -106,8 +137,8 @@ def write_tokens(
                 "documents are split by document (more documents, another corpus.heldout, or corpus.separator)"
             )
     about = {
-        "dtype": dtype.name, "eos": tokeniser.eos, "num_tokens": num_tokens, "num_documents": reader.num_documents,
-        "num_duplicates": reader.num_duplicates, "num_skipped": reader.skipped,
+        "dtype": dtype.name, "eos": encoder.eos, "masked": masked, "num_tokens": num_tokens,
+        "num_documents": reader.num_documents, "num_duplicates": reader.num_duplicates, "num_skipped": reader.skipped,
     }  # fmt: skip
     (folder / "tokens.json").write_text(json.dumps(about, indent=1))
     return num_tokens
@@ -130,56 +161,3 @@ def _log_what_was_met(reader: Reader) -> None:
             "corpus.source: %s: %d of %d documents are copies of an earlier one (in the same split)",
             source, reader.num_duplicates, reader.num_documents,
         )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tokeniser:
-    """A tokenizer and what it puts around a text."""
-
-    tokenizer: Any
-    eos: int
-    before: list[int]
-    """Ids before a document."""
-    after: list[int]
-    """Ids after a document: the end-of-text token if the tokenizer marks neither the beginning nor the end."""
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> _Tokeniser:
-        """Raises ConfigError if the tokenizer has neither an end-of-text nor a begin-of-text token."""
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-        if eos is None:
-            raise ConfigError("teacher.model: its tokenizer has neither an end-of-text nor a begin-of-text token")
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        around = tokenizer("a")["input_ids"]
-        end = len(around) - (around[-1:] == [eos])
-        start = next((i for i in range(len(around)) if bare and around[i : i + len(bare)] == bare), end)
-        before, after = around[:start], around[start + len(bare) :]
-        if after[-1:] != [eos] and before[:1] != [tokenizer.bos_token_id]:
-            after = [*after, eos]
-        return cls(tokenizer, eos, before, after)
-
-    def tokenised(self, passages: Iterator[Passage]) -> Iterator[tuple[Split, list[int]]]:
-        """The ids of each passage, with what stands around a document at its beginning and its end."""
-        for batch in _batches(passages):
-            # Each special token is added here: a text that spells one stays text.
-            encoded = self.tokenizer(
-                [passage.content for passage in batch], add_special_tokens=False, split_special_tokens=True,
-                return_attention_mask=False, verbose=False,
-            )["input_ids"]  # fmt: skip
-            for passage, ids in zip(batch, encoded, strict=True):
-                before, after = self.before if passage.begins else [], self.after if passage.ends else []
-                yield passage.split, [*before, *ids, *after]
-
-
-def _batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-    """Passages that are encoded at once, bounded in number and in characters."""
-    batch: list[Passage] = []
-    size = 0
-    for passage in passages:
-        batch.append(passage)
-        size += len(passage.content)
-        if len(batch) == _PASSAGES_AT_ONCE or size >= texts.LONGEST:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
