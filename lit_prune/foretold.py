@@ -62,7 +62,8 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     student = cell.student
     if student.model is None:
         return prune.config_of(student, pruned or pruned_config(cell))
-    return teachers.load_config(teachers.locate(student.model, student.fingerprint, weights=False))
+    place = teachers.locate(student.model, student.fingerprint, weights=False, field="student.model")
+    return teachers.load_config(place)
 
 
 def flops_of_token(cell: Cell, student: Any = None) -> float:

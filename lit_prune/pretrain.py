@@ -32,6 +32,7 @@ from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.evaluate.trigram import KneserNeyTrigram
 from lit_prune.execution import Execution, stop_on_signals
 from lit_prune.models import teacher as teachers
+from lit_prune.models.files import CARD
 from lit_prune.progress import Bar
 from lit_prune.render.escape import printable
 from lit_prune.settings import build, override, parse_setting, plain_of
@@ -139,7 +140,7 @@ def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
 
 def recipe_of(folder: Path) -> Pretraining:
     """The recipe on a teacher's card; the default recipe where it has no card."""
-    card = folder / teachers.CARD
+    card = folder / CARD
     if not card.is_file():
         return Pretraining()
     recipe = json.loads(card.read_text())["recipe"]
@@ -245,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)
         recipe_and_text = plain_of(cell.teacher.pretraining)
         card = {"address": node.key, "recipe": recipe_and_text, "result": node.result, "env": node.env}
-        (flags.export / teachers.CARD).write_text(json.dumps(card, indent=1) + "\n")
+        (flags.export / CARD).write_text(json.dumps(card, indent=1) + "\n")
     return 0
 
 

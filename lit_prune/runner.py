@@ -32,6 +32,7 @@ from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.execution import Execution
 from lit_prune.foretold import flops_of_token, teacher_config
+from lit_prune.given import check_weights
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
@@ -75,6 +76,7 @@ class Runner:
         check_execution(self.execution, [c for asked in cells for c in (asked, *sources_of(asked))])
         for cell in cells:
             check(cell)
+        check_weights(cells)
         for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
             if question not in checked:

@@ -48,7 +48,7 @@ class Students:
     def student(self, cell: Cell) -> str:
         """The folder of the student to be trained: cut from the teacher or a source's student, or a given model."""
         if cell.student.model is not None:
-            return teachers.locate(cell.student.model, cell.student.fingerprint)
+            return teachers.locate(cell.student.model, cell.student.fingerprint, field="student.model")
         done = self.store.node(cell, "student")
         if done.verified is None:
             whole = self.runner.load(self.runner.pruned(cell))

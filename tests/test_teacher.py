@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError, Corpus, Teacher
 from lit_prune.models import teacher as teachers
+from lit_prune.models.files import CARD
 from lit_prune.pretrain import WORTH, recipe_of, worth
 
 FOLDER = teachers.SHIPPED / str(Teacher().model)
@@ -16,7 +17,7 @@ FOLDER = teachers.SHIPPED / str(Teacher().model)
 
 @pytest.fixture(scope="module")
 def card():
-    return json.loads((FOLDER / teachers.CARD).read_text())
+    return json.loads((FOLDER / CARD).read_text())
 
 
 def test_the_shipped_teacher_is_small_and_a_llama_with_grouped_queries_and_a_head_of_its_own(card):
@@ -53,7 +54,7 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tiny_llama, tiny_t
         tiny_tokenizer.save_pretrained(tmp_path / place)
     before = teachers.fingerprint(str(tmp_path / "a"))
     assert teachers.fingerprint(str(tmp_path / "b")) == before
-    (tmp_path / "b" / teachers.CARD).write_text("{}")
+    (tmp_path / "b" / CARD).write_text("{}")
     assert teachers.fingerprint(str(tmp_path / "b")) == before
     shutil.copy(FOLDER / "tokenizer.json", tmp_path / "b")
     assert teachers.fingerprint(str(tmp_path / "b")) != before

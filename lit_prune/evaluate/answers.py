@@ -18,7 +18,7 @@ from lit_prune import cpu
 from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.benchmarks import Question
-from lit_prune.evaluate.subject import Subject, folder_of, known
+from lit_prune.evaluate.subject import FLAG, TOKENIZER_FLAG, Subject, folder_of, tokenizer_of
 from lit_prune.evaluate.texts import DEFAULT_WINDOW, Text
 from lit_prune.evaluate.window_log import NAME as WINDOWS
 from lit_prune.evaluate.window_log import WindowLog
@@ -60,7 +60,7 @@ class Asked:
     @property
     def positions(self) -> int:
         """Positions of the model; as many as a window needs where it has no limit."""
-        return _positions(self.subject.model, self.subject.revision) or sys.maxsize
+        return _positions(self.subject.model, self.subject.about["model"]) or sys.maxsize
 
     @property
     def window(self) -> int:
@@ -94,6 +94,11 @@ class Examiner:
         cpu.prepare()
         for one in asked:
             _check_window(one)
+        for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
+            text.check()
+        for subject in {one.subject.model: one.subject for one in asked}.values():
+            teachers.check_given(subject.model, subject.about["model"], FLAG)
+            _tokenizer(subject, folder_of(subject))
         counts = [self._num_steps(one) for one in asked]
         failed = 0
         with Bar(sum(counts)) as self._bar:
@@ -118,7 +123,6 @@ class Examiner:
 
     def _num_windows(self, asked: Asked, text: Text) -> int:
         """Windows of a text, counted once for each tokenizer and length."""
-        text.check()
         key = text, asked.subject.tokenizer, asked.window
         if key not in self._windows:
             from lit_prune.evaluate.perplexity import count_windows
@@ -225,7 +229,7 @@ class Examiner:
             self._model = None  # before the next one is there: two may be more than fit
             folder = folder_of(subject)
             gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-            model = known(teachers.load_model, folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
+            model = teachers.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
             self._model = subject, dtype, model, _tokenizer(subject, folder)
         return self._model[2:]
 
@@ -243,9 +247,9 @@ def _check_window(asked: Asked) -> None:
 
 
 @functools.cache
-def _positions(model: str, revision: str | None) -> int | None:
+def _positions(model: str, fingerprint: str) -> int | None:
     """Positions of a model by its config.json, which is read without transformers; None: it has no limit."""
-    folder = known(functools.partial(teachers.locate, weights=False), model, revision)
+    folder = teachers.locate(model, fingerprint, weights=False, field=FLAG)
     config = read_json(Path(folder) / "config.json") or {}
     config = {**config, **(config.get("text_config") or {})}
     return config.get("max_position_embeddings") or config.get("n_positions")
@@ -260,18 +264,9 @@ def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _tokenizer(subject: Subject, folder: str) -> Any:
-    if subject.tokenizer == subject.model:
-        return known(teachers.load_tokenizer, folder)
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(subject.tokenizer)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--tokenizer: {subject.tokenizer} cannot be loaded ({reason})") from error
-    size = known(teachers.load_config, folder).vocab_size
-    if len(tokenizer) > size:
-        raise ConfigError(f"--tokenizer: {subject.tokenizer} has {len(tokenizer)} entries, {subject.label} {size}")
+    tokenizer = tokenizer_of(subject, folder)
+    field = FLAG if subject.tokenizer == subject.model else TOKENIZER_FLAG
+    teachers.check_ids(tokenizer, teachers.load_config(folder).vocab_size, f"{field}: {subject.tokenizer}")
     return tokenizer
 
 

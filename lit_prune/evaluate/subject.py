@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from typing import Any
 from lit_prune.address import digest
 from lit_prune.config import ConfigError, expand
 from lit_prune.models import teacher as teachers
+from lit_prune.models.files import Place, files_read, is_weights
 from lit_prune.store import Node, Store
 
+FLAG, TOKENIZER_FLAG = "--model", "--tokenizer"
+"""What errors about a model and its tokenizer call them."""
 STAGES = ("teacher", "correction", "student", "cell")
 """Stages whose nodes are models."""
 
@@ -32,8 +35,6 @@ class Subject:
     """What a table calls it."""
     model: str
     """A folder, or the name of a hub model."""
-    revision: str | None
-    """Commit of a hub model."""
     tokenizer: str
     """Where its tokenizer lies: the same place, or the teacher it was cut from."""
     about: dict[str, str]
@@ -50,16 +51,15 @@ def subject(asked: str, store: Store, tokenizer: str | None = None) -> Subject:
     label, place = (named, place) if equals and not expand(asked).is_dir() else ("", asked)
     if not place.strip():
         raise ConfigError(f"--model: nothing is named by {asked!r}; it is {_MEANT}")
-    local, tokenizer = _folder(place), tokenizer and str(_folder(tokenizer) or tokenizer)
+    local, tokenizer = teachers.local_folder(place), tokenizer and str(teachers.local_folder(tokenizer) or tokenizer)
     address = _ADDRESS.fullmatch(place)
     if local is None and address:
         node = _node(address, store)
         label, folder = label or _short(node.folder), _model_of(node, store)
         return _in_folder(label, folder, tokenizer or _tokenizer_of(node, folder, store))
     if local is None:
-        fingerprint = known(teachers.fingerprint, place)
-        about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
-        return Subject(label or place, place, fingerprint, tokenizer or place, about)
+        about = {"model": teachers.fingerprint(place, FLAG)} | (_tokenizer_about(tokenizer) if tokenizer else {})
+        return Subject(label or place, place, tokenizer or place, about)
     of_node = local.name == "model" and local.resolve().parent.parent.name in STAGES
     name = _short(local.resolve().parent) if of_node else local.resolve().name
     return _in_folder(label or name, local, tokenizer)
@@ -71,12 +71,7 @@ def folder_of(subject: Subject) -> str:
     Raises:
         ConfigError: the hub cannot be reached.
     """
-    return known(teachers.locate, subject.model, subject.revision)
-
-
-def _folder(place: str) -> Path | None:
-    """The folder of what is shipped, or lies on this machine; None: it does neither."""
-    return next((p for p in (teachers.SHIPPED / place, expand(place)) if p.is_dir()), None)
+    return teachers.locate(subject.model, subject.about["model"], field=FLAG)
 
 
 def _short(node: Path) -> str:
@@ -87,11 +82,11 @@ def _short(node: Path) -> str:
 def _in_folder(label: str, folder: Path, tokenizer: str | None) -> Subject:
     if (folder / "model" / "config.json").is_file() and not any(folder.glob("*.safetensors")):
         raise ConfigError(f"--model: {folder} is an address of a store; its weights are in {folder / 'model'}")
-    fingerprint = known(teachers.fingerprint, str(folder))
+    fingerprint = teachers.fingerprint(str(folder), FLAG)
     if tokenizer is None and not _has_tokenizer(folder):
         raise ConfigError(f"--model: {folder} has no tokenizer; name the folder of one with --tokenizer")
     about = {"model": fingerprint} | (_tokenizer_about(tokenizer) if tokenizer else {})
-    return Subject(label, str(folder), None, tokenizer or str(folder), about)
+    return Subject(label, str(folder), tokenizer or str(folder), about)
 
 
 def _node(address: re.Match[str], store: Store) -> Node:
@@ -165,19 +160,34 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _tokenizer_about(tokenizer: str) -> dict[str, str]:
     """The sha256 of the files of a tokenizer, or the revision of one on the hub."""
-    folder = _folder(tokenizer)
+    folder = teachers.local_folder(tokenizer)
     if folder is None:
-        return {"tokenizer": known(teachers.fingerprint, tokenizer, flag="--tokenizer")}
+        return {"tokenizer": teachers.fingerprint(tokenizer, TOKENIZER_FLAG)}
     if not _has_tokenizer(folder):
-        raise ConfigError(f"--tokenizer: {tokenizer} has none of {', '.join(_TOKENIZER[:3])}")
-    files: Iterable[Path] = (folder / name for name in _TOKENIZER)
-    parts = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files if path.is_file()]
+        raise ConfigError(f"{TOKENIZER_FLAG}: {tokenizer} has none of {', '.join(_TOKENIZER[:3])}")
+    others = (path.relative_to(folder).as_posix() for path in files_read(folder) if _of_tokenizer(path))
+    names = [name for name in _TOKENIZER if (folder / name).is_file()] + [n for n in others if n not in _TOKENIZER]
+    parts = [(name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name in names]
     return {"tokenizer": hashlib.sha256(repr(parts).encode()).hexdigest()}
 
 
-def known(ask: Any, *what: Any, flag: str = "--model") -> Any:
-    """The answer of what speaks of models as teachers; what it complains of was given by `flag`."""
-    try:
-        return ask(*what)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("teacher.model:", f"{flag}:", 1)) from None
+def _of_tokenizer(path: Path) -> bool:
+    """Whether a file of a model's folder may be read for its tokenizer."""
+    return (path.suffix != ".json" and not is_weights(path.name)) or path.name in ("added_tokens.json", "vocab.json")
+
+
+def tokenizer_of(subject: Subject, folder: str) -> Any:
+    """The tokenizer of a model, which lies in `folder` or in a place of its own.
+
+    Raises:
+        ConfigError: it cannot be read, or has changed.
+    """
+    if subject.tokenizer == subject.model:
+        return teachers.load_tokenizer(folder)
+    if teachers.local_folder(subject.tokenizer) is None:
+        place = teachers.locate(subject.tokenizer, subject.about.get("tokenizer"), weights=False, field=TOKENIZER_FLAG)
+        return teachers.load_tokenizer(place)
+    tokenizer = teachers.load_tokenizer(Place(subject.tokenizer, field=TOKENIZER_FLAG))
+    if _tokenizer_about(subject.tokenizer) != {"tokenizer": subject.about["tokenizer"]}:
+        raise ConfigError(f"{TOKENIZER_FLAG}: {subject.tokenizer} has changed since the start; start the command again")
+    return tokenizer

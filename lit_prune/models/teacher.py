@@ -5,53 +5,63 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lit_prune.config import ConfigError, Student, Teacher, expand
+from lit_prune.models.files import (
+    Place,
+    check_folder,
+    fingerprint_of,
+    first_line,
+    is_weights,
+    named,
+    read_object,
+    verify,
+)
 
 SHIPPED = Path(__file__).parent.parent / "teachers"
-CARD = "card.json"
-"""How a teacher came about; lies beside the model and is no part of it."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+"""Files of which a folder with a tokenizer has at least one."""
 
 
-def locate(model: str, revision: str | None = None, *, weights: bool = True) -> str:
-    """The folder a model lies in: shipped, local, or a snapshot of the hub at `revision`, fetched where it is missing.
+def locate(model: str, fingerprint: str | None = None, *, weights: bool = True, field: str = "teacher.model") -> Place:
+    """The folder of a model: shipped, local, or a snapshot of the hub at its fingerprint, fetched where it is missing.
+
+    `field` is what errors about the model call it.
 
     Raises:
         ConfigError: the hub has no such model, or cannot be reached.
     """
-    folder = _local(model)
+    folder = local_folder(model)
     if folder is not None:
-        return str(folder)
+        return Place(str(folder), fingerprint, field)
     from huggingface_hub import snapshot_download
 
-    files = ["*.json", "*.model", "*.txt"] + (["*.safetensors"] if weights else [])
-    return _asked(model, lambda: snapshot_download(model, revision=revision, allow_patterns=files))
+    files = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.safetensors"] if weights else [])
+    found = _asked(model, lambda: snapshot_download(model, revision=fingerprint, allow_patterns=files), field)
+    return Place(found, fingerprint, field)
 
 
-def _local(model: str) -> Path | None:
-    return next((folder for folder in (SHIPPED / model, expand(model)) if folder.is_dir()), None)
+def local_folder(model: str) -> Path | None:
+    """The folder of a model on this machine, if there is one; only a bare name is that of a shipped model."""
+    bare = model not in ("", ".", "..") and Path(model).name == model
+    return next((folder for folder in ([SHIPPED / model] if bare else []) + [expand(model)] if folder.is_dir()), None)
 
 
-def fingerprint(model: str) -> str:
+def fingerprint(model: str, field: str = "teacher.model") -> str:
     """sha256 of a local model's files, or the revision of a hub model.
 
     Raises:
-        ConfigError: no such model, or one without config or tokenizer.
+        ConfigError: no such model, one without a config, or one whose files cannot be read.
     """
-    folder = _local(model)
+    folder = local_folder(model)
     if folder is None:
-        return _hub_revision(model)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"teacher.model: {model} has no config.json")
-    digest = hashlib.sha256()
-    files = (p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".bin"))
-    for path in sorted(p for p in files if p.name != CARD):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        return _hub_revision(model, field)
+    place = Place(str(folder), field=field)
+    check_folder(place)
+    return fingerprint_of(place)
 
 
 def pin(teacher: Teacher) -> Teacher:
@@ -88,61 +98,113 @@ def pin_student(student: Student) -> Student:
         return dataclasses.replace(student, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest())
     if student.model is None:
         return student
-    return dataclasses.replace(student, fingerprint=fingerprint(student.model))
+    return dataclasses.replace(student, fingerprint=fingerprint(student.model, "student.model"))
 
 
 def load_config(location: str) -> Any:
-    """The Hugging Face config of the model in a folder."""
+    """The Hugging Face config of the model in a folder.
+
+    Raises:
+        ConfigError: it cannot be read, needs code of its own, or is that of an adapter or of quantised weights.
+    """
     from transformers import AutoConfig
 
-    return _loaded(lambda: AutoConfig.from_pretrained(location), location)
+    check_folder(location)
+    try:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+    except Exception as error:  # of the parser and of whatever a family checks
+        raise ConfigError(f"{named(location)}: config.json cannot be used ({_reason(error)})") from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ConfigError(f"{named(location)}: its weights must not be quantised, got {method}; dequantise them first")
+    return config
 
 
 def load_tokenizer(location: str) -> Any:
     """The tokenizer of the model in a folder.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: there is none, or its files cannot be read or have changed.
     """
     from transformers import AutoTokenizer
 
     folder = Path(location)
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if folder.is_dir() and not any((folder / name).is_file() for name in names):
-        raise ConfigError(f"teacher.model: {location} has no tokenizer ({', '.join(names)})")
-    # It may have entries without an embedding (Gemma 3 has one): the ids that are written are checked instead.
-    return _loaded(lambda: AutoTokenizer.from_pretrained(location), location)
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise ConfigError(f"{named(location)} has no tokenizer ({', '.join(TOKENIZERS)})")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"):
+        if (folder / name).exists():
+            read_object(folder / name, location)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    except Exception as error:  # of the parsers of several libraries
+        there = [name for name in TOKENIZERS if (folder / name).exists()]
+        reason = _reason(error)
+        if "tokenizer.json" not in there and "tokenizer.model" in there and find_spec("sentencepiece") is None:
+            reason = "tokenizer.model may need the package sentencepiece: pip install sentencepiece"
+        raise ConfigError(
+            f"{named(location)}: the tokenizer in {', '.join(there)} cannot be used ({reason})"
+        ) from error
+    verify(location, lambda name: not is_weights(name))
+    return tokenizer  # its entries may have no embedding (Gemma 3 has one): the ids that are written are checked
+
+
+def check_ids(tokenizer: Any, size: int, what: str) -> None:
+    """Check that a model of `size` embeddings has one for every entry of a tokenizer that a text can yield.
+
+    Raises:
+        ConfigError: it has not; the message begins with `what`.
+    """
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = {entry: i for entry, i in tokenizer.get_vocab().items() if i >= size and i not in control}
+    if beyond:
+        entry = min(beyond, key=lambda name: beyond[name])
+        raise ConfigError(f"{what}: ids of its tokens must be below {size}, got {beyond[entry]} ({entry!r})")
+
+
+def check_given(model: str, fingerprint: str | None, field: str) -> None:
+    """Check, before any weight is read or fetched, that a model named by `field` can be loaded.
+
+    Raises:
+        ConfigError: as `load_model`.
+    """
+    from lit_prune.models.checkpoint import check_checkpoint
+
+    place = locate(model, fingerprint, weights=False, field=field)
+    check_checkpoint(place, load_config(place), None if local_folder(model) else model)
 
 
 def load_model(location: str) -> Any:
     """The causal language model in a folder, in float32, in evaluation mode.
 
     Raises:
-        ConfigError: it cannot be loaded, or is not built as its family is described.
+        ConfigError: its files do not hold the model that its config describes, or have changed, or the model is not
+            built as its family is described.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from lit_prune.models.checkpoint import check_checkpoint
     from lit_prune.models.consistency import check_pieces
 
-    if load_config(location).is_heterogeneous:
-        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
-
-    model = _loaded(lambda: AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), location).eval()
+    check_checkpoint(location, load_config(location))
+    model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False).eval()
+    # Tensors that need no cast lie in the file, mapped: they would change with it.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    verify(location, lambda name: is_weights(name) or name.endswith("config.json"))
     check_pieces(model)
     return model
 
 
-def _loaded(load: Callable[[], Any], location: str) -> Any:
-    try:
-        return load()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"teacher.model: {location} cannot be loaded ({str(error).strip().splitlines()[0]})"
-        ) from error
+def _reason(error: Exception) -> str:
+    """Why a library cannot read a file, in one line; code of a folder is never run."""
+    if "trust_remote_code" in str(error):
+        return "it needs code from its folder, which is never run"
+    return first_line(error)
 
 
-def _hub_revision(model: str) -> str:
+def _hub_revision(model: str, field: str) -> str:
     """The commit of a hub model: that of the copy in the local cache, or else the newest one."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -150,10 +212,10 @@ def _hub_revision(model: str) -> str:
         cached = try_to_load_from_cache(model, "config.json")
         return Path(cached).parent.name if isinstance(cached, str) else HfApi().model_info(model, timeout=10).sha
 
-    return _asked(model, ask)
+    return _asked(model, ask, field)
 
 
-def _asked(model: str, ask: Callable[[], Any]) -> Any:
+def _asked(model: str, ask: Callable[[], Any], field: str) -> Any:
     """The hub's answer about a model."""
     try:
         return ask()
@@ -161,6 +223,6 @@ def _asked(model: str, ask: Callable[[], Any]) -> Any:
         shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ConfigError(
-            f"teacher.model: {model!r} is not a shipped teacher ({shipped}), a folder here, or a hub model that can be "
+            f"{field}: {model!r} is not a shipped teacher ({shipped}), a folder here, or a hub model that can be "
             f"reached ({reason})"
         ) from None

@@ -1,0 +1,152 @@
+"""The files of a model: which of them are read, their digests, and folders that hold no whole model. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import ConfigError
+
+CARD = "card.json"
+"""How a shipped teacher was made; lies beside the model and is not part of it."""
+_WEIGHTS = (".safetensors", ".bin")
+_READ = (*_WEIGHTS, ".json", ".model", ".txt", ".jinja", ".vocab", ".codes", ".tokenizer", ".tiktoken", ".spm")
+"""Suffixes of the files that transformers reads for a model or a tokenizer."""
+_TEMPLATES = "additional_chat_templates"
+
+_DIGESTS: dict[str, dict[str, str]] = {}
+"""Fingerprint -> the sha256 of each file it was made of. A fingerprint hashes these digests, so no entry goes stale."""
+
+
+class Place(str):
+    """The folder of a model, the fingerprint that its files must have, and the field that names the model."""
+
+    fingerprint: str | None
+    field: str
+
+    def __new__(cls, folder: str, fingerprint: str | None = None, field: str = "teacher.model") -> Place:
+        place = super().__new__(cls, folder)
+        place.fingerprint, place.field = fingerprint, field
+        return place
+
+
+def named(location: str) -> str:
+    """The beginning of an error about a model: the field that names it, if known, and its folder."""
+    return f"{location.field}: {location}" if isinstance(location, Place) else location
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights."""
+    return name.endswith(_WEIGHTS)
+
+
+def files_read(folder: Path) -> list[Path]:
+    """The files that a model and its tokenizer may be read from, sorted."""
+    found = [path for path in folder.iterdir() if path.suffix in _READ and path.name != CARD and not path.is_dir()]
+    return sorted([*found, *(folder / _TEMPLATES).glob("*.jinja")])
+
+
+def fingerprint_of(place: Place) -> str:
+    """The sha256 over the names and digests of the files of a folder.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    whole, digests = hashlib.sha256(), {}
+    for path in files_read(Path(place)):
+        name = path.relative_to(place).as_posix()
+        digests[name] = _sha256(path, place)
+        whole.update(name.encode() + b"\0" + bytes.fromhex(digests[name]))
+    _DIGESTS[whole.hexdigest()] = digests
+    return whole.hexdigest()
+
+
+def verify(location: str, wanted: Callable[[str], bool]) -> None:
+    """Compare the files whose name is `wanted` with the fingerprint of their place, if it has one.
+
+    Raises:
+        ConfigError: a file has changed since the fingerprint was taken.
+    """
+    if not isinstance(location, Place) or location.fingerprint is None:
+        return
+    changed = next(_changed(location, location.fingerprint, wanted), None)
+    if changed is not None:
+        raise ConfigError(
+            f"{named(location)}: {changed} must stay as it is during a run, but has changed; start the run again"
+        )
+
+
+def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """The names of the files that differ from a fingerprint."""
+    folder = Path(place)
+    if folder.name == fingerprint:  # a snapshot of the hub: large files are links to blobs named by their sha256
+        for path in files_read(folder):
+            blob = path.resolve().name
+            if wanted(path.name) and re.fullmatch("[0-9a-f]{64}", blob) and _sha256(path, place) != blob:
+                yield path.name
+        return
+    if fingerprint not in _DIGESTS and fingerprint_of(place) != fingerprint:
+        yield "a file"  # the fingerprint comes from another process, which alone knew the digests
+        return
+    known = _DIGESTS[fingerprint]
+    now = {path.relative_to(folder).as_posix(): path for path in files_read(folder)}
+    for name in sorted(known.keys() | now.keys()):
+        if wanted(name) and (name not in now or known.get(name) != _sha256(now[name], place)):
+            yield name
+
+
+def _sha256(path: Path, place: Place) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{named(place)}: {path.name} cannot be read ({error.strerror})") from None
+
+
+def check_folder(location: str) -> None:
+    """Check that a folder holds a whole model, not an adapter or another format, with a config.json that can be read.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    folder = Path(location)
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{named(location)} holds a LoRA adapter (adapter_config.json); merge it into its model first "
+            "(merge_and_unload of peft) and name the merged folder"
+        )
+    if not (folder / "config.json").exists():
+        gguf = sorted(path.name for path in folder.glob("*.gguf"))
+        if gguf:
+            raise ConfigError(f"{named(location)} holds GGUF weights ({gguf[0]}); convert them to safetensors first")
+        raise ConfigError(f"{named(location)} has no config.json")
+    read_object(folder / "config.json", location)
+
+
+def read_object(path: Path, location: str) -> dict[str, Any]:
+    """The JSON object in a file of the model at `location`.
+
+    Raises:
+        ConfigError: the file cannot be read or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{named(location)}: {path.name} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{named(location)}: {path.name} is not JSON ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{named(location)}: {path.name} must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line: its first, and the second where the first only introduces it."""
+    if isinstance(error, KeyError):
+        return f"unknown value {error}"
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
