@@ -57,6 +57,8 @@ def test_a_step_after_the_head_that_is_not_described_is_refused_when_the_model_i
         ("gpt_neox", {"axes": FAMILIES["gpt_neox"].axes | {
             "query_key_value.weight": (("head", "kv_group", "kv_group"), "hidden")}}, "with its heads in another"),
         ("olmo2", {"axes": FAMILIES["olmo2"].axes | {"q_norm.weight": (None,)}}, "with its heads in another order"),
+        ("llama", {"axes": LLAMA.axes | {"down_proj.weight": ("hidden",)}}, "number of axes of mlp.down_proj.weight"),
+        ("llama", {"axes": LLAMA.axes | {"layernorm.weight": ("neuron",)}}, "size of input_layernorm.weight"),
         ("llama", {"activation": "mlp.activation_fn"}, "activation_fn"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from families import (
     reloaded,
     token_ids,
 )
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
@@ -168,6 +169,18 @@ def test_blocks_padded_to_the_widest_are_the_same_function_and_stock(name, tmp_p
     assert not [key for key in config if "per_layer" in key]
     torch.testing.assert_close(logits(loaded), logits(student), rtol=0, atol=1e-4)
     assert generates_with_cache_as_without(loaded)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not anatomy_of(config_of(name)).tied_width])
+def test_a_width_that_is_no_multiple_of_the_heads_is_refused_where_the_config_refuses_it(name):
+    """Transformers' own check of a config says so, when a model is loaded."""
+    config = config_of(name)
+    try:
+        type(config).from_dict(config.to_dict() | {"hidden_size": 35})
+    except StrictDataclassError:
+        assert anatomy_of(config).whole_heads
+    else:
+        assert not anatomy_of(config).whole_heads
 
 
 def test_padding_a_uniform_model_changes_nothing():

@@ -95,10 +95,14 @@ def _comparisons(model: Any, anatomy: Anatomy) -> Iterator[tuple[str, Tensor, Te
         inside = {part: calls[f"{i}.{part}"] for part in parts}
         for what, ours, theirs in _inside(anatomy, shape, head_dim_of(model.config), blocks[i], inside, entering[i]):
             yield f"{what} in layer {i}", ours, theirs
-        for name, size, units in _sizes(anatomy, shape, blocks[i], f"{anatomy.blocks}.{i}"):
-            yield f"parameter {name} in layer {i}", _number(size % units), _number(0)
-        for what, axes in _AXES.items():
-            ours, theirs = _reordered(anatomy, shape, blocks[i], f"{anatomy.blocks}.{i}", calls[str(i)], axes)
+        for name, parameter in blocks[i].named_parameters():
+            axes = anatomy.axes_of(f"{anatomy.blocks}.{i}.{name}")
+            yield f"number of axes of {name} in layer {i}", _number(len(axes)), _number(parameter.dim())
+            for axis, size in zip(axes, parameter.shape, strict=True):
+                rest = size % sum(map(shape.units, parts_of(axis))) if parts_of(axis) else 0
+                yield f"size of {name} in layer {i}", _number(rest), _number(0)
+        for what, turned in _AXES.items():
+            ours, theirs = _reordered(anatomy, shape, blocks[i], f"{anatomy.blocks}.{i}", calls[str(i)], turned)
             yield f"output of layer {i} with its {what} in another order", ours, theirs
 
 
@@ -169,14 +173,6 @@ def _inside(
         yield f"input of {anatomy.activation}", neurons[..., : shape.neurons], calls[anatomy.activation].input
         product = active * neurons[..., shape.neurons :] if anatomy.gated else active
         yield f"input of {anatomy.mlp_output}", product, calls[anatomy.mlp_output].input
-
-
-def _sizes(anatomy: Anatomy, shape: Shape, block: nn.Module, path: str) -> Iterator[tuple[str, int, int]]:
-    """Each dimension of a parameter that can be cut: its size, and the number of units it divides into."""
-    for name, parameter in block.named_parameters():
-        for axis, size in zip(anatomy.axes_of(f"{path}.{name}"), parameter.shape, strict=False):
-            if parts_of(axis):
-                yield name, size, sum(map(shape.units, parts_of(axis)))
 
 
 def _normed(norm: nn.Module, anatomy: Anatomy, x: Tensor) -> Tensor:
