@@ -60,15 +60,27 @@ def test_a_head_has_a_bias_where_one_is_described():
 
 
 @pytest.mark.parametrize("name", ["gemma2", "phi", "granite"])
-def test_under_autocast_a_head_that_was_cast_once_gives_the_logits_of_the_model(name):
+@pytest.mark.parametrize("how", ["autocast", "autocast, cast once", "weights in bfloat16"])
+def test_logits_of_bfloat16_factors_are_float32(name, how):
+    """The products of rounded factors, in float64, are the reference; the model rounds them to bfloat16 too."""
     model = model_of(name)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        head = head_of(model).cast()
-        assert head.weight.dtype == torch.bfloat16
-        ours = head.logits(last_states(model, token_ids()))
-        assert ours.dtype == torch.bfloat16
-        assert torch.equal(ours, logits(model))
+    if how == "weights in bfloat16":
+        model = copy.deepcopy(model).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled="autocast" in how):
+        states, theirs = last_states(model, token_ids()), logits(model)
+        ours = (head_of(model).cast() if "once" in how else head_of(model)).logits(states)
+    assert theirs.dtype == torch.bfloat16
+    assert ours.dtype == torch.float32
     head = head_of(model)
+    rounded = [None if x is None else x.detach().bfloat16().double() for x in (states, head.weight, head.bias)]
+    exact = torch.nn.functional.linear(*rounded)
+    exact = exact if head.finish is None else head.finish(exact)
+    assert (ours - exact).norm() < 1e-6 * exact.norm()
+    assert (theirs - exact).norm() > 1e-3 * exact.norm()
+
+
+def test_a_head_in_the_dtype_of_its_products_is_not_copied():
+    head = head_of(model_of("gemma2"))
     assert head.cast() is head
 
 

@@ -185,7 +185,7 @@ def _contents(shown: Observation, top_k: int | None) -> dict[str, Tensor]:
 
 def _likeliest(head: Head, states: Tensor, top_k: int) -> dict[str, Tensor]:
     """Of one sequence's states [seq, width]."""
-    logits = head.logits(states).float()
+    logits = head.logits(states)
     largest, ids = logits.topk(top_k)
     kept = (largest.double() - logits.double().logsumexp(-1, keepdim=True)).exp().sum(-1, keepdim=True)
     return {"logits": largest, "ids": ids, "missing_mass": (1 - kept).clamp_min(0)}

@@ -45,7 +45,7 @@ class HeadTarget:
 
     def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            logits = self._cast.logits(self.states[rows]).float()
+            logits = self._cast.logits(self.states[rows])
             if self.top_k is None:
                 return logits, None
             values, ids = logits.topk(self.top_k)
@@ -218,7 +218,7 @@ class _Evaluation:
     def _read(self, rows: slice) -> list[Tensor]:
         """The losses [n] of each term on these rows; adds to the gradients."""
         linear = self.cast.linear(self.states[rows])
-        logits = (linear if self.head.finish is None else self.head.finish(linear)).float()
+        logits = linear if self.head.finish is None else self.head.finish(linear)
         losses, of_logits = [], None
         for term in self.terms:
             values, gradient = term.evaluate(logits, rows, self._scale(term))
@@ -233,13 +233,13 @@ class _Evaluation:
         return term.weight / self.count if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
-        """The gradient with regard to what the linear map gave, in its dtype."""
-        if self.head.finish is None:
-            return of_logits.to(linear.dtype)
-        with torch.enable_grad():
-            leaf = linear.requires_grad_()
-            logits = self.head.finish(leaf).float()
-        return torch.autograd.grad(logits, leaf, of_logits)[0]
+        """The gradient with regard to what the linear map gave, in the dtype of the products with it."""
+        if self.head.finish is not None:
+            with torch.enable_grad():
+                leaf = linear.requires_grad_()
+                logits = self.head.finish(leaf)
+            of_logits = torch.autograd.grad(logits, leaf, of_logits)[0]
+        return of_logits.to(self.cast.weight.dtype)
 
     def _add(self, of_linear: Tensor, rows: slice) -> None:
         """Add what these rows add to the gradients."""
