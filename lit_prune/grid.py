@@ -68,6 +68,9 @@ class Claim:
     """The metric it is about; None is the table's first."""
     within: float | None = None
     """The paper finds the two alike: they differ by less than this, either way."""
+    family: str | None = None
+    """Claims of one family are corrected together for their number (Holm), retrained and zero-shot ones apart; None is
+    the family of the table's main source."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Table:
     caveats: tuple[str, ...] = ()
     """What a reader must know before comparing the columns."""
     seeded: tuple[str, ...] = ("seed",)
-    """Fields a seed sets, all to its number; without retraining, noise comes from "importance.seed"."""
+    """Fields a seed sets, all to its number; without retraining, noise comes from "importance.seed". A field of a
+    section that a row does not have, such as "teacher.correction.seed", is left out there."""
     base: Changes = field(default_factory=dict)
     """What the table changes in the cell of every profile; the grid and --set go over it."""
 
@@ -211,7 +215,7 @@ def entries(
         row = _label_of(table, point)
         rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
     found = [
-        Entry(row, number, _cell_of(row, base, point | seed), point | seed)
+        Entry(row, number, with_seed(_cell_of(row, base, point), table.seeded, number), point | seed)
         for row, point in rows
         for number, seed in enumerate(seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seeded))
     ]
@@ -219,13 +223,25 @@ def entries(
     found = _only(found, wanted)
     if not found:
         raise ConfigError(f"--only: no row of {table.name} has {', '.join(f'{k}={v}' for k, v in wanted)}")
-    (first,) = seeds(1, table.seeded)
+    baseline = with_seed(override(base, at_baseline), table.seeded, 0)
     found += [
-        Entry(row, 0, _cell_of(row, base, {**at_baseline, **first, **changes}), changes, reference=True)
+        Entry(row, 0, _cell_of(row, baseline, changes), changes, reference=True)
         for row, changes in table.references.items()
     ]
     refuse_twins(found)
     return found
+
+
+def with_seed(cell: Cell, paths: Iterable[str], number: int) -> Cell:
+    """Return the cell with the fields at `paths` set to a seed; a field of a section it does not have is left out."""
+    return override(cell, {path: number for path in paths if _has(cell, path)})
+
+
+def _has(cell: Cell, path: str) -> bool:
+    node: Any = cell
+    for name in path.split(".")[:-1]:
+        node = getattr(node, name, None)
+    return node is not None
 
 
 def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:

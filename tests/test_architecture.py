@@ -22,7 +22,7 @@ from lit_prune.treatment import check_rows
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.stem for path in profiles_folder().glob("*.yaml"))
 TABLES = sorted(module.name for module in pkgutil.iter_modules(lit_prune.experiments.__path__))
-CHANGED = ("depth_ablation",)
+CHANGED = ("depth_ablation", "correction_ablation", "phase_ablation")
 """Tables whose rows or cells have changed since their record was made."""
 ABOVE = ("experiments", "render", "report")
 LIGHT = (
@@ -88,6 +88,19 @@ def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
     assert {entry.row for entry in found} == rows | set(table.references)
     assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
     check_rows(table, profile, found)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_claims_of_one_family_are_of_one_source(name, tmp_path):
+    quick = load_profile("quick")
+    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(quick, tmp_path)
+    zero_shot = {entry.row for entry in entries(table, quick) if not entry.cell.distill.steps}
+    sources = {}
+    for claim in table.claims:
+        before = table.metric_of(claim).endswith("_before") or {claim.better, claim.worse} <= zero_shot
+        place = re.search(r"(Table|Figure|section|appendix)s? ([\w.]+)", claim.source).groups()
+        sources.setdefault((claim.family, before), set()).add(place)
+    assert all(len(places) == 1 for places in sources.values()), sources
 
 
 def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_question(tmp_path):

@@ -103,6 +103,22 @@ def test_a_seed_sets_every_field_that_is_seeded():
     ]
 
 
+def test_a_seed_is_left_out_where_a_row_lacks_the_section():
+    points = ({"teacher.correction": None}, {}, {"source.teacher.correction": None, "source.distill.steps": 3})
+    asked = table(
+        grid=Grid(points), label=lambda point: next(iter(point), "corrected"), baseline="corrected", paper={},
+        claims=(), base={"teacher.correction.steps": 7}, seeded=("seed", "teacher.correction.seed"),
+        references={"as it was": {"teacher.correction": None, "distill.steps": 0}, "as it is": {"distill.steps": 0}},
+    )  # fmt: skip
+    found = entries(asked, PROFILE)
+    corrections = [entry.cell.teacher.correction for entry in found]
+    assert [recipe and (recipe.steps, recipe.seed) for recipe in corrections] == [
+        None, None, (7, 0), (7, 1), (7, 0), (7, 1), None, (7, 0)
+    ]  # fmt: skip
+    assert [source.teacher.correction for entry in found for source in sources_of(entry.cell)] == [None, None]
+    assert [entry.cell.seed for entry in found] == [0, 1] * 3 + [0, 0]
+
+
 def test_references_have_seed_0_also_where_the_profile_has_another():
     profile = Profile(override(Cell(), {"seed": 7, "importance.seed": 7}), seeds=1)
     asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})

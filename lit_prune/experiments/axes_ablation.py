@@ -44,7 +44,6 @@ TABLE = Table(
         Claim("depth", "scratch", "Table 1"),
         Claim("MLP + attention", "width", "Table 1, before retraining", metric="kd_loss_before"),
         Claim("depth + width", "width", "Table 1 and Figure 6, before retraining", metric="kd_loss_before"),
-        Claim("width", "depth", "Table 1, before retraining", metric="kd_loss_before"),
     ),
     metrics=("lm_loss", "kd_loss_before", "kd_loss", "parameters"),
     references={"teacher": UNPRUNED},

@@ -57,7 +57,7 @@ TABLE = Table(
     paper={},
     claims=(
         Claim(DEPTH_ONCE, DEPTH_IN_TURNS, "Figure 7: curves of accuracy without numbers"),
-        Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers"),
+        Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers", family="Figure 8"),
     ),
     metrics=("lm_loss", "perplexity", "parameters"),
     references={"teacher": UNPRUNED},

@@ -62,6 +62,7 @@ TABLE = Table(
         "early teacher": {**UNPRUNED, "teacher.correction": None},
     },
     base={"evaluation.checks": 5},
+    seeded=("seed", "teacher.correction.seed"),
     for_profile=at_scale,
     follows=tuple(WHOLE),
     different_texts=(("corpus", "source.corpus"),),
@@ -70,6 +71,7 @@ TABLE = Table(
         f"phase 2, for 19/94 as many steps more; {EARLY} leaves the first part out. The paper does not say which "
         "teacher is imitated on which text.",
         "The paper compares accuracies; here it is the LM loss on the text of phase 2.",
+        "A seed is another order of the data, of the teacher's second phase as of the distillation.",
     ),
 )  # fmt: skip
 

@@ -161,8 +161,8 @@ def notes(report: Report) -> list[str]:
         found.append("A mean of several seeds without ± is the number each of them gave: seeds change nothing there.")
     if (report.verdicts["low"].isna() & (report.verdicts["n"] > 1)).any():
         found.append(
-            "A difference that is the same for every seed has no noise to be tested against: its claim stays "
-            "undecided, though its sign is that of every run."
+            "A difference that is the same for every seed has no variance to test: the claim holds or fails in every "
+            "draw, for these students on this validation text, and stays undecided only if the rows are equal."
         )
     return found
 

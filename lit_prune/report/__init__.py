@@ -5,7 +5,7 @@ Reads results, trains nothing, draws nothing (render/ shows a report). No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,12 +14,12 @@ import pandas as pd
 from scipy import stats
 
 from lit_prune.config import Cell
-from lit_prune.grid import Entry, Table
+from lit_prune.grid import Entry, Table, with_seed
 from lit_prune.report.blocks import Blocks, drops_blocks, read_blocks
 from lit_prune.report.cells import found_of, read_csv, tidy, typed
 from lit_prune.report.checks import flips, ranks, read_checks
 from lit_prune.report.paired import Agreement, agree, alike, compare, holm, spread
-from lit_prune.settings import override, plain_of
+from lit_prune.settings import plain_of
 from lit_prune.store import Node, Store
 
 
@@ -136,14 +136,15 @@ def _baseline(asked: Asked, cells: pd.DataFrame) -> list[Cell]:
     rows = cells.loc[~cells["reference"]]
     row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
     seeds = rows.loc[rows["row"] == row, "seed"]
-    return [override(asked.cell, dict.fromkeys(asked.table.seeded, int(seed))) for seed in seeds]
+    return [with_seed(asked.cell, asked.table.seeded, int(seed)) for seed in seeds]
 
 
 def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a row, in grid order with references last, indexed by row.
 
     Columns: reference; of the first metric mean, sd, n, interval (half width of the 95 % t interval), delta
-    (to the baseline, over shared seeds) and p (paired t-test, Holm over the rows); of every other metric the mean,
+    (to the baseline, over shared seeds) and p (paired t-test, Holm over the retrained rows and over the others); of
+    every other metric the mean,
     under its name, and "sd METRIC"; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and
     references have no delta and no p.
     """
@@ -155,7 +156,9 @@ def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     values, compared = _by_seed(tidy, first), ~summary["reference"] & (summary.index != table.baseline)
     against = {row: compare(values, row, table.baseline) for row in summary.index[compared]}
     summary["delta"] = pd.Series({row: pair.difference for row, pair in against.items()}, dtype=float)
-    summary["p"] = holm(pd.Series({row: pair.p for row, pair in against.items()}, dtype=float))
+    zero_shot = _zero_shot(tidy)
+    p = pd.Series({row: pair.p for row, pair in against.items()}, dtype=float)
+    summary["p"] = _holm_by_family(p, [row in zero_shot for row in p.index])
     for metric in others:
         summary[metric], summary[f"sd {metric}"] = rows[metric].mean(), rows[metric].agg(spread)
     for metric in table.metrics:
@@ -166,26 +169,36 @@ def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
 def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
 
-    It holds where the difference is below 0, or above where more is better, and fails on the other side, p < 0.05
-    after Holm's correction over the claims; else it is undecided, always so with one seed, and not run where no seed
-    was measured for both rows. The interval is not corrected. A claim that two rows are alike holds where the
-    difference is within its bounds and fails beyond.
+    It holds if the difference is below 0, or above if more is better, and fails on the other side, with p < 0.05 after
+    Holm's correction; else it is undecided, always with one seed, and not run if no seed was measured for both rows.
+    The correction is over the claims of one `Claim.family`, retrained and zero-shot ones apart. The interval is not
+    corrected. A claim that two rows are alike holds if the difference is within its bounds and fails beyond.
+
+    A difference that is the same in every draw has no variance to test, so p is NaN: it is exact for these students on
+    this validation text, and the claim holds or fails by its sign. It stays undecided if the two rows are equal.
     """
     metrics = [table.metric_of(claim) for claim in table.claims]
     values = {metric: _by_seed(tidy, metric) for metric in metrics}
     pairs = [
-        vars(
-            compare(values[m], c.better, c.worse) if c.within is None else alike(values[m], c.better, c.worse, c.within)
-        )
+        compare(values[m], c.better, c.worse) if c.within is None else alike(values[m], c.better, c.worse, c.within)
         for m, c in zip(metrics, table.claims, strict=True)
     ]
-    verdicts = pd.DataFrame(pairs, columns=["difference", "low", "high", "p", "n"])
+    verdicts = pd.DataFrame(map(vars, pairs), columns=["difference", "low", "high", "p", "n"])
     verdicts.insert(0, "claim", [table.stated(claim) for claim in table.claims])
     verdicts.insert(1, "metric", metrics)
     verdicts.insert(2, "source", [claim.source for claim in table.claims])
     verdicts.insert(3, "verdict", "undecided")
-    verdicts["p"] = holm(verdicts["p"].astype(float))
-    decided = verdicts["p"] < 0.05
+    zero_shot = _zero_shot(tidy)
+    families = [
+        (claim.family, metric.endswith("_before") or {claim.better, claim.worse} <= zero_shot)
+        for claim, metric in zip(table.claims, metrics, strict=True)
+    ]
+    verdicts["p"] = _holm_by_family(verdicts["p"].astype(float), families)
+    exact = [
+        pair.constant and (pair.difference != 0 or claim.within is not None)
+        for pair, claim in zip(pairs, table.claims, strict=True)
+    ]
+    decided = (verdicts["p"] < 0.05) | pd.Series(exact, dtype=bool)
     true = [
         abs(d) <= claim.within if claim.within is not None else d > 0 if metric in table.higher else d < 0
         for d, claim, metric in zip(verdicts["difference"], table.claims, metrics, strict=True)
@@ -194,6 +207,23 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"
     verdicts.loc[verdicts["n"] == 0, "verdict"] = "not run"
     return verdicts
+
+
+def _zero_shot(tidy: pd.DataFrame) -> set[str]:
+    """The rows that are not retrained."""
+    if "tokens" not in tidy:
+        return set()
+    tokens = tidy.groupby("row", sort=False)["tokens"].max()
+    return set(tokens.index[tokens == 0])
+
+
+def _holm_by_family(p: pd.Series, families: Sequence[Hashable]) -> pd.Series:
+    """p values corrected within each family; `families` has that of each value."""
+    corrected = p.copy()
+    for family in set(families):
+        chosen = [other == family for other in families]
+        corrected[chosen] = holm(p[chosen])
+    return corrected
 
 
 def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:

@@ -29,6 +29,11 @@ class Paired:
     p: float
     n: int
 
+    @property
+    def constant(self) -> bool:
+        """Whether all of at least two seeds have the same difference, so that there is no variance to test."""
+        return self.n > 1 and bool(np.isnan(self.p))
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -43,14 +48,18 @@ class Agreement:
 def compare(values: pd.DataFrame, row: str, other: str) -> Paired:
     """`row` minus `other` in a frame of one metric, [seeds, rows], over the seeds both have.
 
-    With fewer than two seeds there is no estimate of the noise: interval and p are NaN. So they are where the
-    difference is the same for every seed up to rounding: it is what seeds that change nothing give.
+    With fewer than two seeds there is no estimate of the noise: interval and p are NaN. They are NaN too where the
+    difference is the same for every seed up to rounding, since a t-test needs variance; see `constant`. A mean that is
+    rounding then is 0.
     """
     pair = values.reindex(columns=[row, other]).dropna().to_numpy(float)
     difference = pair[:, 0] - pair[:, 1]
     mean = float(difference.mean()) if len(pair) else np.nan
-    if len(pair) < 2 or np.ptp(difference) <= _ROUNDING * np.abs(pair).max():
+    if len(pair) < 2:
         return Paired(mean, np.nan, np.nan, np.nan, len(pair))
+    rounding = _ROUNDING * np.abs(pair).max()
+    if np.ptp(difference) <= rounding:
+        return Paired(mean if abs(mean) > rounding else 0.0, np.nan, np.nan, np.nan, len(pair))
     test = stats.ttest_rel(pair[:, 0], pair[:, 1])
     low, high = test.confidence_interval()
     return Paired(mean, float(low), float(high), float(test.pvalue), len(pair))
