@@ -58,6 +58,9 @@ class Corpus:
     loss_on: Literal["all", "assistant"] = later("all", noop="all")
     """Tokens that are scored where the column holds conversations (messages with a role and a content): all, or the
     assistant's turns alone. They are written with the tokenizer's chat template."""
+    bos: bool | None = later(None, noop=None)
+    """Begin every sequence of tokens with the tokenizer's begin-of-text token; None does so if the tokenizer begins
+    texts with it. The loss may go down or up, as the model was trained. It takes one position of each sequence."""
     heldout: float = 0.1
     """Share of the documents kept for validation; the same share again is kept for calibration."""
     max_tokens: int | None = None

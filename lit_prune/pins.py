@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus
+from lit_prune.config import Cell, ConfigError, Corpus, Teacher
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
 from lit_prune.foretold import flops_of_token
 from lit_prune.models import teacher as teachers
+from lit_prune.models.bos import expects_bos
 from lit_prune.settings import flatten, override, plain_of, source_of
 
 
@@ -27,19 +29,28 @@ class Pins:
         Raises:
             ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
         """
+        teacher = self._once(cell.teacher, teachers.pin)
         evaluation = cell.evaluation
         if evaluation.second is not None:
-            evaluation = dataclasses.replace(evaluation, second=self._once(evaluation.second, _pin_second))
+            second = self._with_bos(self._once(evaluation.second, _pin_second), teacher)
+            evaluation = dataclasses.replace(evaluation, second=second)
         pinned = dataclasses.replace(
             cell,
-            corpus=self._once(cell.corpus, corpus.pin),
+            corpus=self._with_bos(self._once(cell.corpus, corpus.pin), teacher),
             evaluation=evaluation,
-            teacher=self._once(cell.teacher, teachers.pin),
+            teacher=teacher,
             student=self._once(cell.student, teachers.pin_student),
         )
         asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
         source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
         return asked if source is None else override(asked, self._filled_in(source, asked))
+
+    def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
+        """The text with `bos` as the teacher expects it, unless it is set; None also stands for False."""
+        expected = self._once(("bos", teacher), lambda _: _expects_bos(teacher))
+        if text.bos is None and expected:
+            return dataclasses.replace(text, bos=True)
+        return dataclasses.replace(text, bos=None) if text.bos is False and not expected else text
 
     def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
         """The fingerprints and steps a source has beside those it inherits."""
@@ -66,6 +77,12 @@ def of_source(depth: int = 1) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError("source: " * depth + str(error)) from None
+
+
+def _expects_bos(teacher: Teacher) -> bool:
+    if teacher.model is None:  # the tokenizer of a teacher that is trained here puts nothing before a text
+        return False
+    return expects_bos(Path(teachers.locate(teacher.model, teacher.fingerprint, weights=False)))
 
 
 def _pin_second(text: Corpus) -> Corpus:

@@ -37,6 +37,8 @@ class Encoder:
     tokenizer: Any
     corpus: Corpus
     eos: int
+    bos: int | None
+    """What every sequence begins with, if the corpus says so."""
     before: list[int]
     """Ids before a document."""
     after: list[int]
@@ -44,10 +46,13 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: Any, corpus: Corpus) -> Encoder:
-        """Raises ConfigError if the tokenizer has neither an end-of-text nor a begin-of-text token."""
+        """Raises ConfigError if the tokenizer lacks the special tokens that are needed."""
         eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
         if eos is None:
             raise ConfigError("teacher.model: its tokenizer has neither an end-of-text nor a begin-of-text token")
+        bos = tokenizer.bos_token_id if corpus.bos else None
+        if corpus.bos and bos is None:
+            raise ConfigError("corpus.bos: must be null, got true; the tokenizer has no begin-of-text token")
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         around = tokenizer("a")["input_ids"]
         end = len(around) - (around[-1:] == [eos])
@@ -55,7 +60,7 @@ class Encoder:
         before, after = around[:start], around[start + len(bare) :]
         if after[-1:] != [eos] and before[:1] != [tokenizer.bos_token_id]:
             after = [*after, eos]
-        return cls(tokenizer, corpus, eos, before, after)
+        return cls(tokenizer, corpus, eos, bos, before, after)
 
     def encoded(self, passages: Iterator[Passage]) -> Iterator[Encoded]:
         """The ids of each passage, with what stands around a document at its beginning and its end.

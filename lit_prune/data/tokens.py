@@ -32,60 +32,81 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
     """The blocks of one split, those without a scored token left out.
 
     Item i holds `input_ids` and `labels`, both int64 [block]; labels are the ids themselves, IGNORED where filled up
-    and where the loss is not computed (`corpus.loss_on`).
+    and where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every block begins with that token: that of
+    a document that begins there, or one that is put in front, so that each token of the split is in one block.
     """
 
     def __init__(self, folder: Path, split: Split, block: int) -> None:
         about = json.loads((folder / "tokens.json").read_text())
         self.block, self.filler, self.num_tokens = block, about["eos"], about["num_tokens"][split]
+        self._bos: int | None = about.get("bos")
         self._ids = self._mapped(folder / f"{split}.bin", np.dtype(about["dtype"]))
         masked = about.get("masked", False)
         self._scored = self._mapped(folder / f"{split}.scored.bin", np.dtype(np.uint8)) if masked else None
-        self.num_whole, rest = divmod(self.num_tokens, block)
-        # A last block of a single token has nothing to predict: the mean of its losses would be no number.
-        self._kept: range | np.ndarray = range(self.num_whole + (rest > 1))
+        starts = self._all_starts()
+        # The mean of the losses of a block with nothing to predict would be no number.
         if self._scored is not None:
-            kept = np.array([index for index in self._kept if self._num_scored(index)], np.int64)
-            self._kept, self.num_whole = kept, int((kept < self.num_whole).sum())
+            starts = starts[np.array([self._count(start) > 0 for start in starts], bool)]
+        elif len(starts) and not self._count(starts[-1]):
+            starts = starts[:-1]
+        self._starts = starts
+        cut = len(starts) > 0 and starts[-1] + self._room(starts[-1]) > self.num_tokens
+        self.num_whole = len(starts) - cut
 
     def _mapped(self, path: Path, dtype: np.dtype) -> np.ndarray:
         if (size := path.stat().st_size) != self.num_tokens * dtype.itemsize:
             raise ValueError(f"{path} holds {size} bytes, not those of {self.num_tokens} tokens")
         return np.memmap(path, dtype, mode="r") if self.num_tokens else np.empty(0, dtype)
 
+    def _all_starts(self) -> np.ndarray:
+        """The first token of each block."""
+        if self._bos is None:
+            return np.arange(0, self.num_tokens, self.block)
+        starts, start = [], 0
+        while start < self.num_tokens:
+            starts.append(start)
+            start += self._room(start)
+        return np.array(starts, np.int64)
+
+    def _in_front(self, start: int) -> int:
+        """1 if a begin-of-text token is put in front of the block that starts here, else 0."""
+        return int(self._bos is not None and self._ids[start] != self._bos)
+
+    def _room(self, start: int) -> int:
+        """Tokens of the split in a whole block."""
+        return self.block - self._in_front(start)
+
+    def _stop(self, start: int) -> int:
+        return min(start + self._room(start), self.num_tokens)
+
+    def _count(self, start: int) -> int:
+        first, stop = start + 1 - self._in_front(start), self._stop(start)
+        return stop - first if self._scored is None else int(self._scored[first:stop].sum())
+
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        place = self._place(index)
+        start = self._start(index)
+        place, front = slice(start, self._stop(start)), self._in_front(start)
         ids = torch.from_numpy(self._ids[place].astype(np.int64))
         labels = ids
         if self._scored is not None:
             labels = torch.where(torch.from_numpy(self._scored[place] > 0), ids, IGNORED)
-        missing = self.block - len(ids)
-        return {
-            "input_ids": torch.nn.functional.pad(ids, (0, missing), value=self.filler),
-            "labels": torch.nn.functional.pad(labels, (0, missing), value=IGNORED),
-        }
+        around = (front, self.block - front - len(ids))
+        inputs = torch.nn.functional.pad(ids, around, value=self.filler)
+        if self._bos is not None:
+            inputs[0] = self._bos
+        return {"input_ids": inputs, "labels": torch.nn.functional.pad(labels, around, value=IGNORED)}
 
     def num_scored(self, index: int) -> int:
         """Number of tokens of a block that are predicted: its labels but for the first."""
-        self._place(index)
-        return self._num_scored(int(self._kept[index]))
+        return self._count(self._start(index))
 
-    def _place(self, index: int) -> slice:
+    def _start(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
-        return self._slice(int(self._kept[index]))
-
-    def _slice(self, block: int) -> slice:
-        return slice(block * self.block, min((block + 1) * self.block, self.num_tokens))
-
-    def _num_scored(self, block: int) -> int:
-        place = self._slice(block)
-        if self._scored is None:
-            return place.stop - place.start - 1
-        return int(self._scored[place.start + 1 : place.stop].sum())
+        return int(self._starts[index])
 
 
 def write_tokens(
@@ -137,7 +158,7 @@ def write_tokens(
                 "documents are split by document (more documents, another corpus.heldout, or corpus.separator)"
             )
     about = {
-        "dtype": dtype.name, "eos": encoder.eos, "masked": masked, "num_tokens": num_tokens,
+        "dtype": dtype.name, "eos": encoder.eos, "bos": encoder.bos, "masked": masked, "num_tokens": num_tokens,
         "num_documents": reader.num_documents, "num_duplicates": reader.num_duplicates, "num_skipped": reader.skipped,
     }  # fmt: skip
     (folder / "tokens.json").write_text(json.dumps(about, indent=1))

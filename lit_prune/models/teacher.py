@@ -75,6 +75,11 @@ def pin(teacher: Teacher) -> Teacher:
     if teacher.pretraining is not None:
         from lit_prune.data import corpus
 
+        if teacher.pretraining.corpus.bos:
+            raise ConfigError(
+                "teacher.pretraining.corpus.bos: must be null, got true; the tokenizer that is trained has one special "
+                "token, which ends texts"
+            )
         recipe = dataclasses.replace(teacher.pretraining, corpus=corpus.pin(teacher.pretraining.corpus))
         return dataclasses.replace(teacher, pretraining=recipe)
     assert teacher.model is not None
