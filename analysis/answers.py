@@ -17,13 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 import lit_prune.experiments
+from analysis import RECORDS
 from lit_prune.config import ConfigError, expand, unknown
 from lit_prune.grid import Table
 from lit_prune.render import words
 from lit_prune.report import Report, record, reread
 from lit_prune.store import DEFAULT_ROOT, Store
-
-RECORDS = Path(__file__).parents[1] / "experiments"
 
 
 @dataclass(frozen=True, eq=False)

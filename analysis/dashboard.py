@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from analysis.answers import RECORDS, table_of
-from lit_prune.asking import Question, asked_entries
+from analysis import RECORDS
+from lit_prune.asking import Question, asked_entries, check_words
 from lit_prune.config import ConfigError
+from lit_prune.execution import announce
 from lit_prune.grid import Entry, Table
 from lit_prune.render.escape import printable
 from lit_prune.render.files import markdown, write_texts
-from lit_prune.report import assemble
 from lit_prune.settings import sources_of
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -55,8 +55,10 @@ class Flags(Question):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all is well, 1 the server did not take all, 2 a bad request."""
-    flags = tyro.cli(Flags, args=argv, prog="python -m analysis.dashboard")
     try:
+        check_words(argv)
+        flags = tyro.cli(Flags, args=argv, prog="python -m analysis.dashboard")
+        announce("dashboard: reading the request", argv)
         return _run(flags)
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -72,6 +74,8 @@ def _run(flags: Flags) -> int:
         from analysis.wandb_server import require_key
 
         require_key()
+    from analysis.answers import table_of
+
     store = Store(flags.store)
     table, found = asked_entries(table_of(flags.table), flags, store)
     if flags.command == "write" and not flags.publish:
@@ -116,6 +120,8 @@ def _words(flags: Flags) -> list[str]:
 
 def _answer(flags: Flags, table: Table, found: list[Entry], store: Store) -> str:
     """The paper's table and ours with the verdicts, as Markdown, of the store, or as recorded."""
+    from lit_prune.report import assemble
+
     report = assemble(table, flags.profile, flags.settings, found, store, flags=flags.selection)
     record = flags.records / table.name / flags.profile / "report.md"
     if not flags.changes and not report.summary["n"].any() and record.exists():

@@ -12,18 +12,20 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib as mpl
 import tyro
-from matplotlib.figure import Figure
 
-from analysis.answers import RECORDS, gather, plain_warnings, table_of
+from analysis import RECORDS
 from lit_prune.config import ConfigError
-from lit_prune.render import figures, overview, svg
+from lit_prune.execution import announce
 from lit_prune.render.escape import printable
-from lit_prune.report import Report
 from lit_prune.store import DEFAULT_ROOT, Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lit_prune.report import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,10 @@ def draw(report: Report, out: Path, format: str) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be written.
     """
+    import matplotlib as mpl
+
+    from lit_prune.render import svg
+
     table, profile = report.table, Path(report.profile).stem
     with mpl.rc_context(svg.style(table.name)):
         drawn = [*overviews(report).items(), *learning_curves(report).items()]
@@ -65,16 +71,22 @@ def draw(report: Report, out: Path, format: str) -> list[Path]:
 
 def overviews(report: Report) -> dict[str, Figure]:
     """The figures of the table as a whole, by name, those that there is something to draw of."""
+    from lit_prune.render import overview
+
     return {picture.name: picture.draw() for picture in overview.pictures(report)}
 
 
 def captions(report: Report) -> dict[str, str]:
     """A sentence for each of the overviews: what is drawn, and what a line, a band, a dot stand for."""
+    from lit_prune.render import overview
+
     return {picture.name: picture.caption for picture in overview.pictures(report)}
 
 
 def learning_curves(report: Report) -> dict[str, Figure]:
     """A figure for each row: its training loss over the steps, mean and range over the seeds."""
+    from lit_prune.render import figures
+
     rows = report.histories.groupby("row", sort=False)
     curves = {str(row): figures.curve_of(history, "loss") for row, history in rows}
     return {row: figures.panel(curve, None) for row, curve in curves.items()}
@@ -96,6 +108,8 @@ def _report(flags: Flags) -> Report:
     Raises:
         ConfigError: nothing of it is done, nor is there a record.
     """
+    from analysis.answers import gather, plain_warnings, table_of
+
     name = table_of(flags.table).name
     with plain_warnings():
         found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
@@ -110,6 +124,7 @@ def _report(flags: Flags) -> Report:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.figures")
+    announce("figures: reading the store and the records", argv)
     try:
         for path in draw(_report(flags), flags.out, flags.format):
             print(printable(str(path)))

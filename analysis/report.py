@@ -11,7 +11,9 @@ from pathlib import Path
 
 import tyro
 
+from analysis import RECORDS
 from lit_prune.config import ConfigError
+from lit_prune.execution import announce
 from lit_prune.render.escape import printable
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -24,7 +26,7 @@ class Flags:
 
     store: str = DEFAULT_ROOT
     """Folder where everything computed is kept."""
-    records: Path = Path(__file__).parents[1] / "experiments"
+    records: Path = RECORDS
     """Folder of the recorded answers; of one question, the store or the record tells that has more cells done."""
     out: Path | None = None
     """Folder of the report; reports/paper in the store otherwise."""
@@ -33,6 +35,7 @@ class Flags:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.report")
+    announce("report: reading the store and the records", argv)
     from analysis.answers import gather, plain_warnings
     from analysis.exports import write
 

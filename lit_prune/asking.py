@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,20 @@ class Question:
         if is_file(self.profile):  # another may have its name
             asked.insert(0, str(Path(self.profile).resolve()))
         return store.root / "reports" / table.name / (f"{scale}-{digest(asked)}" if asked else scale)
+
+
+def check_words(words: Sequence[str] | None) -> None:
+    """Check that the flags that take field=value are not given a field and a value apart.
+
+    `words` are those of the command, by default of this process.
+
+    Raises:
+        ConfigError: one is.
+    """
+    words = sys.argv[1:] if words is None else words
+    for flag, path, value in zip(words, words[1:], words[2:], strict=False):
+        if flag in ("--set", "--also", "--only") and "=" not in path and not value.startswith("-"):
+            raise ConfigError(f"{flag}: must be field=value, got {path!r} {value!r}; write {flag} {path}={value}")
 
 
 def asked_entries(table: Table, question: Question, store: Store) -> tuple[Table, list[Entry]]:

@@ -12,10 +12,10 @@ import tyro
 from rich.console import Console
 
 from lit_prune import cpu
-from lit_prune.asking import Question, asked_entries
+from lit_prune.asking import Question, asked_entries, check_words
 from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
-from lit_prune.execution import Execution, stop_on_signals
+from lit_prune.execution import Execution, announce, stop_on_signals
 from lit_prune.grid import Entry, Table
 from lit_prune.render.escape import printable, terminal_text
 from lit_prune.settings import is_file
@@ -47,10 +47,16 @@ def main(table: Table, argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0 all is well, 1 a cell failed, 2 a bad request, 130 and 143 when stopped by a signal.
     """
+    try:
+        check_words(argv)
+    except ConfigError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
     flags = tyro.cli(
         Flags, args=argv, prog=f"python -m lit_prune.experiments.{table.name}",
         description=f"{table.question} {table.source}.",
     )  # fmt: skip
+    announce(f"{table.name}: reading the request", argv)
     stop_on_signals()
     share_the_machine()
     console = Console()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -411,11 +412,23 @@ class Profile:
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:
-    """One line for a name that does not exist, with the nearest one and all that do."""
+    """Return one line for a name that does not exist, with the nearest one and all that do."""
     names = sorted(allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; perhaps you meant {near[0]!r}" if near else ""
     return f"unknown {what} {name!r}{hint}; there are: {', '.join(names)}"
+
+
+def unknown_field(path: str, fields: Iterable[str]) -> str:
+    """Return one line for a field that does not exist, with the three nearest ones and the command that lists all."""
+
+    def distance(field: str) -> float:
+        pairs = (path, field), (path.rpartition(".")[2], field.rpartition(".")[2])
+        return -sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    *first, last = (repr(field) for field in sorted(fields, key=distance)[:3])
+    near = f"{', '.join(first)} or {last}" if first else last
+    return f"unknown field {path!r}; perhaps you meant {near}; to list all fields: python -m lit_prune.settings"
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

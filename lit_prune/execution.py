@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +40,15 @@ class Execution:
     cores only; plain is PyTorch as it is. Results agree to rounding; env.json says what was used."""
     threads: int | None = None
     """Threads of a process on a processor; None: one for each idle core."""
+
+
+def announce(text: str, words: Sequence[str] | None) -> None:
+    """Say on standard error that a command has begun, before it imports what takes long.
+
+    Only where it was started as a command: `words` given by a caller in Python get no announcement.
+    """
+    if words is None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def stop_on_signals() -> None:

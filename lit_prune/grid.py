@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lit_prune.address import key
-from lit_prune.config import Cell, ConfigError, Profile, unknown
+from lit_prune.config import Cell, ConfigError, Profile, unknown, unknown_field
 from lit_prune.settings import BUDGETS, fields_of, override, refuse_two_budgets
 
 Changes = dict[str, Any]
@@ -220,9 +221,7 @@ def entries(
         for number, seed in enumerate(seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seeded))
     ]
     wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
-    found = _only(found, wanted)
-    if not found:
-        raise ConfigError(f"--only: no row of {table.name} has {', '.join(f'{k}={v}' for k, v in wanted)}")
+    found = _only(found, wanted, table)
     baseline = with_seed(override(base, at_baseline), table.seeded, 0)
     found += [
         Entry(row, 0, _cell_of(row, baseline, changes), changes, reference=True)
@@ -269,12 +268,32 @@ def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[s
     return list(given.items() if isinstance(given, Mapping) else given)
 
 
-def _only(found: list[Entry], wanted: list[tuple[str, Any]]) -> list[Entry]:
-    """The entries that have, of each field in `wanted`, one of the values it is given there."""
+def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> list[Entry]:
+    """The entries that have, of each field in `wanted`, one of the values it is given there.
+
+    Raises:
+        ConfigError: a value that no row has, or values that no row has together.
+    """
     allowed: dict[str, list[Any]] = {}
     for path, value in wanted:
+        there = [e.changes[path] for e in found if path in e.changes]
+        if not there:
+            swept = ", ".join(table.grid.axes())
+            raise ConfigError(f"--only {path}: no row of {table.name} sets it (swept: {swept})")
+        if value not in there:
+            values = ", ".join(dict.fromkeys(map(_shown, there)))
+            raise ConfigError(f"--only {path}: must be one of {values}, got {_shown(value)}")
         allowed.setdefault(path, []).append(value)
-    return [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
+    kept = [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
+    if not kept:
+        asked = " and ".join(f"{path}={_shown(value)}" for path, value in wanted)
+        raise ConfigError(f"--only: no row of {table.name} has {asked} together")
+    return kept
+
+
+def _shown(value: Any) -> str:
+    """A value as --only takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
@@ -285,7 +304,7 @@ def _full_path(name: str, axes: tuple[str, ...]) -> str:
     candidates = [path for path in axes if path.endswith(f".{name}") and not path.startswith("source.")]
     candidates = candidates or [path for path in fields if path.endswith(f".{name}")]
     if len(candidates) != 1:
-        raise ConfigError(unknown("field", name, candidates or fields))
+        raise ConfigError(unknown("field", name, candidates) if candidates else unknown_field(name, fields))
     return candidates[0]
 
 

@@ -11,14 +11,25 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from lit_prune.render.escape import printable
 
 _SECONDS_BETWEEN_LINES = 20.0
+
+
+class _Description(ProgressColumn):
+    """What is happening: the only column that is shortened where the console is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class Bar:
@@ -29,8 +40,10 @@ class Bar:
         self._console = Console(stderr=True, quiet=quiet)
         self._live = sys.stderr.isatty() and not quiet
         self._rich = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+            _Description(), BarColumn(16, table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)), TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False, table_column=Column(no_wrap=True)),
             console=self._console, disable=not self._live, speed_estimate_period=120,
         )  # fmt: skip
         self._task = self._rich.add_task("", total=total)
@@ -66,7 +79,8 @@ class Bar:
         self._said_at = time.monotonic()
         left = f", about {self._left():.0f} s left" if self._left() else ""
         spent = self._said_at - self._started
-        self._console.print(f"[{self.done}/{self.total}] {what} ({spent:.0f} s{left})", markup=False, highlight=False)
+        # Soft-wrapped: a line of a log stays one line.
+        self._console.print(Text(f"[{self.done}/{self.total}] {what} ({spent:.0f} s{left})"), soft_wrap=True)
 
     def _left(self) -> float:
         """Seconds the rest takes at the pace since the first step: what came before it was preparation."""

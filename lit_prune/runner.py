@@ -36,7 +36,7 @@ from lit_prune.given import check_weights
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
-from lit_prune.pretrain import prepare, pretrain
+from lit_prune.pretraining import prepare, pretrain
 from lit_prune.progress import Bar
 from lit_prune.schedule import waves
 from lit_prune.settings import source_of, sources_of

@@ -26,6 +26,7 @@ from lit_prune.config import (
     Student,
     Teacher,
     unknown,
+    unknown_field,
 )
 from lit_prune.yaml_loader import read_yaml
 
@@ -101,7 +102,7 @@ def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
             return f"{path}: must be valid UTF-8, got {value!r}"
     paths = [".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) for error in errors]
     if errors[0]["type"] == "unexpected_keyword_argument":
-        return unknown("field", paths[0], fields_of(kind))
+        return unknown_field(paths[0], fields_of(kind))
     here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
     allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in here))
     return f"{paths[0]}: should be {allowed}, not {errors[0]['input']!r}"
@@ -151,12 +152,6 @@ def described(node: Any) -> Any:
     elif plain.get("fingerprint"):
         plain = {name: value for name, value in plain.items() if name not in _PLACES}
     return plain
-
-
-def _near(path: str, fields: list[str]) -> list[str]:
-    """The fields of the section a path begins with, or all of them."""
-    section = path.partition(".")[0] + "."
-    return [field for field in fields if field.startswith(section)] or fields
 
 
 OPTIONAL = {
@@ -246,7 +241,7 @@ def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
                 place[parent] = plain_of(OPTIONAL[parent])
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            raise ConfigError(unknown("field", path, _near(path, fields_of(type(node)))))
+            raise ConfigError(unknown_field(path, fields_of(type(node))))
         if parents[-1:] == ["distill"] and name in BUDGETS and value is not None:
             place.update({other: default for other, default in BUDGETS.items() if other != name})
         if name in _PLACES and place[name] != value:
@@ -281,7 +276,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """
     path, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"--set takes field=value, not {text!r}")
+        raise ConfigError(f"--set: must be field=value, got {text!r}")
     return path.strip(), read_yaml(value, f"--set {path.strip()}")
 
 
@@ -347,3 +342,17 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def main() -> int:
+    """Print every field that --set and a profile take, with its default."""
+    kinds = ((Cell, dict(flatten(plain_of(Cell())))), (Profile, dict(flatten(plain_of(Profile(Cell()))))))
+    for kind, defaults in kinds:
+        for path in fields_of(kind):
+            if not path.startswith("cell."):
+                print(path, json.dumps(defaults.get(path)), sep=" = ")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

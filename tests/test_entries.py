@@ -236,21 +236,22 @@ def test_only_applies_to_added_rows_too():
 @pytest.mark.parametrize(
     ("only", "part"),
     [
-        ({"logit_loss": "kdl"}, "distill.logit_loss=kdl"),
-        ({"seed": 2}, "seed=2"),
-        ({"temperature": 1.0}, "distill.temperature=1.0"),
-        ({"student.model": None}, "student.model=None"),
-        ({"logit_loss": "kld", "w_clm": 1.0}, "distill.logit_loss=kld, distill.w_clm=1.0"),
+        ({"logit_loss": "kdl"}, " distill.logit_loss: must be one of SWEPT, got kdl"),
+        ({"seed": 2}, " seed: must be one of 0, 1, got 2"),
+        ({"temperature": 1.0}, " distill.temperature: no row of toy sets it (swept: AXES)"),
+        ({"student.model": None}, " student.model: no row of toy sets it (swept: AXES)"),
     ],
 )
-def test_only_what_no_row_has_is_refused(only, part):
-    assert refused(table(), only=only) == f"--only: no row of toy has {part}"
+def test_only_what_no_row_has_is_refused_with_the_values_there_are(only, part):
+    swept = ", ".join(dict.fromkeys(point["distill.logit_loss"] for point in table().grid))
+    expected = part.replace("SWEPT", swept).replace("AXES", ", ".join(table().grid.axes()))
+    assert refused(table(), only=only) == f"--only{expected}"
 
 
 @pytest.mark.parametrize("request_", ["also", "only"])
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("temprature", "'distill.temperature'; "), ("logit_los", "'distill.logit_loss'; "), ("", "there are: ")],
+    [("temprature", "'distill.temperature'"), ("logit_los", "'distill.logit_loss'"), ("", "lit_prune.settings")],
 )
 def test_an_unknown_short_name_is_refused(request_, name, hint):
     message = refused(table(), **{request_: {name: 1}})

@@ -10,7 +10,8 @@ from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError, Corpus, Teacher
 from lit_prune.models import teacher as teachers
 from lit_prune.models.files import CARD
-from lit_prune.pretrain import WORTH, recipe_of, worth
+from lit_prune.pretrain import WORTH
+from lit_prune.pretraining import recipe_of, worth
 
 FOLDER = teachers.SHIPPED / str(Teacher().model)
 
@@ -73,7 +74,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 
 def test_a_recipe_that_is_no_llama_is_refused_before_anything_is_read():
     from lit_prune.config import Pretraining
-    from lit_prune.pretrain import config_of
+    from lit_prune.pretraining import config_of
 
     with pytest.raises(ConfigError, match="no shape of a Llama"):
         config_of(Pretraining(hidden=50, heads=6, corpus=Corpus()))

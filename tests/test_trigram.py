@@ -12,7 +12,8 @@ import torch
 from lit_prune.config import ConfigError, Pretraining
 from lit_prune.data.corpus import split_of
 from lit_prune.evaluate.trigram import KneserNeyTrigram
-from lit_prune.pretrain import main, recipe_of, worth
+from lit_prune.pretrain import main
+from lit_prune.pretraining import recipe_of, worth
 from lit_prune.settings import plain_of
 
 # Trigrams 012 twice, 120 201 013 130 301 once: n1 = 5, n2 = 1, D = 5/7.
