@@ -197,7 +197,7 @@ def _text(cell: Cell, path: str) -> Corpus | None:
         shipped = Pretraining() if cell.teacher.model == Cell().teacher.model else None
         recipe = cell.teacher.pretraining or shipped
         return None if recipe is None else recipe.corpus
-    return cell.corpus
+    return cell.evaluation.second if path == "evaluation.second" else cell.corpus
 
 
 _PYTHON = ("python", "python+dependencies")

@@ -66,6 +66,7 @@ def test_a_table_that_compares_nothing_is_refused_by_name_rows_and_profile(name,
         ("correction", {**SHALLOW, "teacher.pretraining.corpus.source": "readmes"}, "corpus.source"),
         ("phase", {"corpus.source": "readmes"}, "corpus.source"),
         ("phase", {"source.corpus.source": "readmes"}, "corpus.source"),
+        ("aggregation", {"corpus.source": "readmes"}, "corpus.source"),
         ("phase", {"distill.steps": 2}, "distill.steps"),
         ("oneshot", {"distill.steps": 1}, "distill.steps"),
         ("oneshot", {**SHALLOW, "teacher.pretraining.layers": 2}, "teacher"),
@@ -239,6 +240,17 @@ def test_an_error_names_the_row_it_comes_from(tmp_path):
     table = dataclasses.replace(table_of("loss"), references={"odd": {"student.parameters": 0.5}})
     with pytest.raises(ConfigError, match=r"^student\.parameters: .*'odd'"):
         check_rows(table, "quick", entries(table, load_profile("quick")))
+
+
+def test_more_likely_tokens_than_the_vocabulary_has_are_refused_by_row(tmp_path):
+    message = refused("topk", tmp_path, {"teacher.model": None, "teacher.pretraining.vocab_size": 512})
+    assert message.startswith("distill.top_k: ")
+    assert "'top 1000'" in message
+
+
+def test_turns_without_a_second_axis_are_refused(tmp_path):
+    cell = override(load_profile("quick").cell, {"student.neurons": None, "student.heads": None})
+    assert refused("oneshot", tmp_path, {}, cell=cell).startswith("student: must prune neurons or heads")
 
 
 def test_an_error_of_all_rows_names_none(tmp_path):

@@ -52,6 +52,7 @@ TABLE = Table(
     references={"teacher": UNPRUNED},
     seeded=("seed", "importance.seed"),
     for_profile=with_second_text,
+    different_texts=(("corpus", "evaluation.second"),),
     caveats=(
         "A seed draws other calibration sequences, and the order of the data where there is retraining.",
         "The paper's second column is WikiText2, which its text calls a perplexity and its header a loss; ours is the "

@@ -61,7 +61,7 @@ TABLE = Table(
         "A seed draws other calibration sequences, and the order of the data where there is retraining; where every "
         "draw chooses the same blocks, the loss without retraining is the same for every seed.",
         "In Practice chose contiguous blocks in spite of their higher LM loss, for their accuracy on Winogrande (0.595 "
-        "against 0.5), which a teacher of this size does not solve.",
+        "against 0.5), which this table does not measure.",
     ),
 )
 

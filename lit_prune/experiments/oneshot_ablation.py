@@ -21,6 +21,10 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     student, steps = profile.cell.student, profile.cell.distill.steps
     if student.parameters is not None or student.hidden is None:
         raise ConfigError(f"{table.name}: give student.hidden a share or a count, and student.parameters none")
+    if student.neurons is None and student.heads is None:
+        raise ConfigError(
+            f"student: must prune neurons or heads after the hidden channels in {table.name}, got neither"
+        )
     whole = teacher_config(profile.cell).num_hidden_layers
     keep, first = whole // 2, round(FIRST * steps)
     if whole - keep < 2:
@@ -68,7 +72,8 @@ TABLE = Table(
     caveats=(
         "Depth: half of the blocks go, by influence (BI). One by one, each goes before a retraining of the profile's "
         "steps; at once, all go before one retraining of as many steps together.",
-        "Axes: channels, neurons and heads at once, or channels first and the rest after 250 of 400 steps.",
+        "Axes: the channels, neurons and heads of the profile's student at once, or channels first and the rest after "
+        "250 of 400 steps.",
         "Each retraining has its own warm-up and decay of the learning rate.",
     ),
 )
