@@ -144,7 +144,7 @@ def _sync(flags: Flags, table: Table, found: list[Entry], store: Store) -> int:
     addresses = {key for entry in found for key in _addresses(entry)}
     brought = bring_up(addresses, store, flags.project, flags.entity)
     print(f"{table.name}: {brought}")
-    return 1 if brought.refused else 0
+    return 1 if brought.refused or brought.unreadable else 0
 
 
 def _addresses(entry: Entry) -> list[str]:

@@ -13,8 +13,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from analysis import wandb_specs as specs
 from lit_prune.atomic import write_json
@@ -22,6 +23,8 @@ from lit_prune.config import ConfigError
 from lit_prune.store import Store
 
 _WANDB = [sys.executable, "-m", "wandb"]
+_AT_ONCE = 4
+"""Processes that look into runs."""
 
 
 def require_key() -> None:
@@ -71,7 +74,9 @@ class Brought:
     running: list[Path]
     """Still written to."""
     empty: list[Path]
-    """Killed before anything of theirs was written."""
+    """Killed before anything of theirs was written; one of them would keep `wandb sync` from sending all others."""
+    unreadable: list[Path]
+    """Not in W&B's format, which is as bad."""
     refused: list[Path]
     others: list[Path]
     """Not asked for: of other tables, profiles and settings."""
@@ -79,7 +84,7 @@ class Brought:
     def __str__(self) -> str:
         parts = (
             (self.sent, "sent"), (self.before, "sent before"), (self.running, "still running"),
-            (self.empty, "empty"), (self.refused, "not taken by the server"),
+            (self.empty, "empty"), (self.unreadable, "unreadable"), (self.refused, "not taken by the server"),
         )  # fmt: skip
         told = ", ".join(f"{len(runs)} {what}" for runs, what in parts if runs) or "no offline runs"
         return told + f" ({len(self.others)} of other tables, profiles or settings stay)" * bool(self.others)
@@ -92,17 +97,22 @@ def bring_up(addresses: Collection[str], store: Store, project: str, entity: str
     runs = [run for run in found if _address(run) in addresses]
     before = [run for run in runs if _is_sent(run)]
     running = [run for run in runs if run not in before and _is_running(store, _address(run))]
-    due = [run for run in runs if run not in before and run not in running]
+    left = [run for run in runs if run not in before and run not in running]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each waits for a process of its own
+        kinds = dict(zip(left, pool.map(_kind, left), strict=True))
+    due = [run for run in left if kinds[run] == "whole"]
     if due:
         where = ["--project", project, *(["--entity", entity] if entity else [])]
         # Otherwise its logs make a folder wandb/ where the command runs.
         places = {"WANDB_DATA_DIR": str((folder / "data").resolve()), "WANDB_DIR": str(folder.resolve())}
-        subprocess.run([*_WANDB, "sync", *where, *map(str, due)], env=places | os.environ, check=False)
-    left = [run for run in due if not _is_sent(run)]
-    empty = [run for run in left if _is_empty(run)]
+        subprocess.run(
+            [*_WANDB, "sync", *where, *map(str, due)], env=places | os.environ, stdin=subprocess.DEVNULL, check=False
+        )
+    refused = [run for run in due if not _is_sent(run)]
+    empty, unreadable = ([run for run in left if kinds[run] == kind] for kind in ("empty", "unreadable"))
     return Brought(
-        sent=[run for run in due if run not in left], before=before, running=running, empty=empty,
-        refused=[run for run in left if run not in empty],
+        sent=[run for run in due if run not in refused], before=before, running=running, empty=empty,
+        unreadable=unreadable, refused=refused,
         others=[run for run in found if run not in runs and not _is_sent(run)],
     )  # fmt: skip
 
@@ -178,8 +188,13 @@ def _is_running(store: Store, address: str) -> bool:
     return False
 
 
-def _is_empty(run: Path) -> bool:
-    """Whether nothing of the run was written, not even what it is."""
+def _kind(run: Path) -> Literal["whole", "empty", "unreadable"]:
+    """Return "empty" for a run of which nothing was written, not even what it is."""
+    files = list(run.glob("*.wandb"))
+    if not any(path.stat().st_size for path in files):
+        return "empty"
     inspect = [*_WANDB, "leet", "inspect", "--summary", "--json", str(run)]
-    told = subprocess.run(inspect, capture_output=True, text=True, check=False)
-    return told.returncode == 0 and not json.loads(told.stdout)["run_id"]
+    told = subprocess.run(inspect, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if told.returncode:
+        return "unreadable"
+    return "whole" if json.loads(told.stdout)["run_id"] else "empty"

@@ -248,6 +248,29 @@ def test_runs_made_offline_are_sent_once_and_a_resumed_one_is_one_history(tiny_c
     assert server.asked == []
 
 
+@pytest.mark.slow
+def test_parts_that_a_kill_left_empty_do_not_keep_the_others_from_being_sent(server, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    store = Store(tmp_path)
+    with wandb.init(
+        mode="offline", dir=store.mirror, id="aaa111", settings=wandb.Settings(x_disable_stats=True, silent=True)
+    ) as run:  # fmt: skip
+        run.log({"trainer/global_step": 1, "loss": 2.0})
+    (whole,) = store.mirror.glob("wandb/offline-run-*")
+    content = next(whole.glob("*.wandb")).read_bytes()
+    # Before and after the whole part; the last one is no file of W&B's.
+    torn = {"2000": content[:7], "2001": b"", "2999": content[:40], "2998": b"x" * 99}
+    for place, (name, left) in enumerate(torn.items()):
+        part = whole.with_name(f"offline-run-{name}0101_000000-{'aaa111' if place % 2 else 'bbb222'}")
+        part.mkdir()
+        (part / f"run-{part.name[-6:]}.wandb").write_bytes(left)
+    whole.with_name("offline-run-20020101_000000-aaa111").mkdir()
+    assert str(bring_up({"aaa111", "bbb222"}, store, "elsewhere", "")) == "1 sent, 4 empty, 1 unreadable"
+    assert [row["loss"] for row in server.history("aaa111")] == [2.0]
+
+
 def test_it_imports_no_torch():
     script = "import sys, analysis.dashboard, analysis.wandb_server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, cwd=ROOT).returncode == 0
