@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lit_prune.asking import Question, asked_entries
 from lit_prune.cli import main
 from lit_prune.config import Cell, ConfigError, Lora, Space
 from lit_prune.foretold import pruned_configs, teacher_config
@@ -15,6 +16,7 @@ from lit_prune.grid import entries
 from lit_prune.models.shape import parameter_counter, shape_of
 from lit_prune.pruning.target import target
 from lit_prune.settings import load_profile, override
+from lit_prune.store import Store
 from lit_prune.treatment import check_rows, outcome
 
 SHALLOW = {"teacher.model": None, "teacher.pretraining.layers": 3}
@@ -240,6 +242,15 @@ def test_an_error_names_the_row_it_comes_from(tmp_path):
     table = dataclasses.replace(table_of("loss"), references={"odd": {"student.parameters": 0.5}})
     with pytest.raises(ConfigError, match=r"^student\.parameters: .*'odd'"):
         check_rows(table, "quick", entries(table, load_profile("quick")))
+
+
+def test_a_text_that_one_row_lacks_is_refused_by_row(tmp_path):
+    (tmp_path / "text.txt").write_text("A document.\n" * 9)
+    missing = {"corpus.source": str(tmp_path / "nowhere.txt"), "distill.steps": 0}
+    table = dataclasses.replace(table_of("loss"), references={"odd": missing})
+    question = Question(set=(f"corpus.source={tmp_path / 'text.txt'}",))
+    with pytest.raises(ConfigError, match=r"^corpus\.source: .*'odd'"):
+        asked_entries(table, question, Store(tmp_path / "store"))
 
 
 def test_more_likely_tokens_than_the_vocabulary_has_are_refused_by_row(tmp_path):
