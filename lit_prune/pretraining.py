@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lit_prune.config import ConfigError, Corpus, Distill, Pretraining
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.corpus import documents, pin
-from lit_prune.data.tokens import TokenBlocks, write_tokens
+from lit_prune.data.tokens import TokenBlocks, tokens_are_whole, write_tokens
 from lit_prune.distill.train import Tell, train
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.evaluate.trigram import KneserNeyTrigram
@@ -108,7 +108,7 @@ def pretrain(recipe: Pretraining, folder: Path, execution: Execution, tell: Tell
 def prepare(recipe: Pretraining, folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in `folder`/model and the tokens in `folder`/tokens, made where they are missing."""
     tokens, target = folder / "tokens", folder / "model"
-    if not (tokens / "tokens.json").exists():
+    if not tokens_are_whole(tokens):
         tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
         config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
         tokenizer.save_pretrained(target)

@@ -102,6 +102,7 @@ class Runner:
             self._wait((entry for entry in wave if entry.source), outcomes)
         # Only now, when this process holds no cell: two processes never wait for each other.
         self._wait(entries, outcomes)
+        self.teachings.end()
         return sum(outcomes[entry.key] == "failed" for entry in entries)
 
     def _compute(self, cohort: Cohort, outcomes: dict[str, Outcome]) -> None:

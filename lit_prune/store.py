@@ -170,6 +170,12 @@ class Store:
                 yield node
                 return
 
+    def discard(self, kind: str, about: Mapping[str, Any]) -> None:
+        """Remove a node and all its files once no other process holds it."""
+        with self.hold(kind, about, wait=True) as node:
+            (node.folder / "result.json").unlink(missing_ok=True)  # first: killed after it, the node is not done
+            shutil.rmtree(node.folder)
+
     def _set_aside(self, node: Node, problem: str) -> None:
         """Move a damaged node, held by this process, out of the way and say so."""
         kind = node.folder.parent.name

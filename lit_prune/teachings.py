@@ -9,7 +9,7 @@ from lit_prune.address import canonical
 from lit_prune.cohort import Cohort
 from lit_prune.config import Cell, ConfigError
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.distill.cache import Cache, CachedTeaching, bytes_of, clear, read_cache, write_cache
+from lit_prune.distill.cache import CachedTeaching, bytes_of, clear, read_cache, write_cache
 from lit_prune.distill.teaching import Teaching
 from lit_prune.distill.train import micro_batches
 from lit_prune.models.teacher import load_model
@@ -26,6 +26,7 @@ class Teachings:
         self.runner, self.store = runner, runner.store
         self._teaching: Teaching | None = None
         self._cached = False
+        self._temporary: list[dict[str, Any]] = []
 
     def begin(self, cohort: Cohort) -> None:
         """Teach other cells, for whose data nothing shown so far is of use.
@@ -43,13 +44,19 @@ class Teachings:
         if distill.teacher_optim is not None:  # it is trained too, for this cell alone
             return Teaching(load_model(self.runner.teacher(cell)))
         if self._cached and not distill.alpha:
-            return CachedTeaching(self.runner.load(self.runner.teacher(cell)), self._cache(cell))
+            return self._from_cache(cell)
         if self._teaching is None:
             self._teaching = Teaching(self.runner.load(self.runner.teacher(cell)))
         return self._teaching
 
-    def _cache(self, cell: Cell) -> Cache:
-        """What the teacher shows of all that a cell reads, made where it is missing or was cut short."""
+    def end(self) -> None:
+        """Remove the caches that were made only because memory cut a cohort."""
+        for about in self._temporary:
+            self.store.discard("teaching", about)
+        self._temporary = []
+
+    def _from_cache(self, cell: Cell) -> CachedTeaching:
+        """What the teacher shows of all that a cell reads, made where it is missing or damaged."""
         distill = cell.distill
         vocab_size = self.runner.load(self.runner.teacher(cell)).config.vocab_size
         about = {
@@ -58,7 +65,11 @@ class Teachings:
             "top_k": distill.top_k, "micro_batches": micro_batches(distill, vocab_size, self.runner.execution),
         }  # fmt: skip
         with self.store.hold("teaching", about, wait=True) as node:
-            return read_cache(node.folder, node.result or self._make(cell, node, about["micro_batches"]))
+            made = node.result or self._make(cell, node, about["micro_batches"])
+            if made["temporary"] and not self.runner.execution.teacher_cache and about not in self._temporary:
+                self._temporary.append(about)
+            # Opened while it is held: another process may discard it afterwards.
+            return CachedTeaching(self.runner.load(self.runner.teacher(cell)), read_cache(node.folder, made))
 
     def _make(self, cell: Cell, node: Node, micro_batches: int) -> dict[str, Any]:
         distill, teacher = cell.distill, self.runner.load(self.runner.teacher(cell))
@@ -77,4 +88,4 @@ class Teachings:
             top_k=distill.top_k, precision=distill.precision, device=self.runner.device,
             tell=self.runner.counter("asking the teacher", f"of {sequences} sequences"),
         )  # fmt: skip
-        return node.finish(made)
+        return node.finish(made | {"temporary": not self.runner.execution.teacher_cache})

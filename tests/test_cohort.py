@@ -139,11 +139,15 @@ def sizes(entries: list[Entry], **execution: Any) -> list[int]:
 
 
 def test_memory_decides_how_many_go_together_and_then_the_teacher_is_cached(entries, alone, tmp_path, monkeypatch):
+    taught: list[Teaching] = []
+    monkeypatch.setattr("lit_prune.teachings.Teaching", lambda model: taught.append(Teaching(model)) or taught[-1])
     monkeypatch.setattr("lit_prune.cohort._free_memory", lambda execution: 5 * 16 * 3_200_000)
     assert sizes(entries) == [2, 2, 2, 1]
     assert runner_of(tmp_path).run(entries) == 1
     same(entries, tmp_path, alone)
-    assert len(list(tmp_path.glob("teaching/*/states"))) == 2  # of six steps, and of three
+    # The caches of three and six steps, the two rows with states, and the one cell of the other seed.
+    assert sorted(teaching.passes for teaching in taught) == [3, 6, 6, 6, 6]
+    assert not list(tmp_path.glob("teaching/*"))
 
 
 def test_the_memory_free_when_a_cohort_begins_decides_its_size(entries, monkeypatch):

@@ -18,10 +18,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lit_prune.atomic import sync, write_json
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import SPLITS, Reader, Split
 from lit_prune.data.encode import Encoder
 
+_ALL = 2**62
+"""A block that no split fills."""
 IGNORED = -100
 """Label of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
 
@@ -109,6 +112,14 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         return int(self._starts[index])
 
 
+def tokens_are_whole(folder: Path) -> bool:
+    """Whether a folder holds the tokens of every split in their full length."""
+    try:
+        return all(TokenBlocks(folder, split, _ALL) is not None for split in SPLITS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write_tokens(
     corpus: Corpus,
     tokenizer: Any,
@@ -161,7 +172,9 @@ def write_tokens(
         "dtype": dtype.name, "eos": encoder.eos, "bos": encoder.bos, "masked": masked, "num_tokens": num_tokens,
         "num_documents": reader.num_documents, "num_duplicates": reader.num_duplicates, "num_skipped": reader.skipped,
     }  # fmt: skip
-    (folder / "tokens.json").write_text(json.dumps(about, indent=1))
+    for path in folder.glob("*.bin"):
+        sync(path)
+    write_json(folder / "tokens.json", about)
     return num_tokens
 
 

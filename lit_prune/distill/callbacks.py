@@ -11,6 +11,8 @@ import lightning as L
 import pandas as pd
 import torch
 
+from lit_prune.atomic import atomic_path
+
 
 class Diverged(RuntimeError):
     """The loss, a weight or the state of the optimizer is no longer a finite number."""
@@ -145,8 +147,7 @@ class Checkpoint(L.Callback):
     """Overwrite last.ckpt every `seconds`, whole or not at all, only between steps, and only with finite numbers.
 
     Lightning's ModelCheckpoint would also save between two micro-batches of a step, whose gradients are in no
-    checkpoint; and it moves the file in from the system's temporary folder, which is a copy, and may be cut, where
-    that is another file system.
+    checkpoint.
 
     Raises:
         Diverged: before a checkpoint is written, or at the end of the run: a number in it is not finite.
@@ -167,10 +168,7 @@ class Checkpoint(L.Callback):
         if not _ends_step(trainer, batch_idx) or not trainer.strategy.broadcast(due):
             return
         self._check(trainer, pl_module, outputs["loss"])
-        scratch = self.path.with_name(".last.ckpt")
-        trainer.save_checkpoint(scratch)
-        if trainer.is_global_zero:
-            scratch.replace(self.path)
+        trainer.save_checkpoint(self.path)
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -194,10 +192,9 @@ def _finite(tensors: Collection[torch.Tensor]) -> bool:
 
 
 def _write(rows: list[dict[str, float]], path: Path) -> None:
-    """Write a CSV file, whole or not at all: a run that was killed is told of by what it has left."""
-    scratch = path.with_name(f".{path.name}")
-    pd.DataFrame(rows).to_csv(scratch, index=False)
-    scratch.replace(path)
+    """Write a CSV file atomically: it is read while the run goes on, and after it was killed."""
+    with atomic_path(path) as scratch:
+        pd.DataFrame(rows).to_csv(scratch, index=False)
 
 
 def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

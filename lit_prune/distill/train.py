@@ -17,6 +17,7 @@ from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.alongside import AlongsideDistiller
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress
+from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.trained import trained_part
@@ -59,19 +60,20 @@ def train(
         logger=list(loggers) or False,
         callbacks=[history, Progress(history, tell), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)],
         enable_checkpointing=False,
+        plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    unfinished = folder / "last.ckpt"
+    path = folder / "last.ckpt"
     compiled = execution.compile and not module.compares_states
     try:
         with trained_part(student, distill), compiled_blocks(student) if compiled else contextlib.nullcontext():
-            trainer.fit(module, datamodule=data, ckpt_path=unfinished if unfinished.exists() else None)
+            trainer.fit(module, datamodule=data, ckpt_path=resumable(path))
     except Diverged:
-        unfinished.unlink(missing_ok=True)  # the steps up to it may be what diverges: the next run starts anew
+        path.unlink(missing_ok=True)  # the steps up to it may be what diverges: the next run starts anew
         raise
     finally:
         # Trainer, loops, strategy and module refer to each other: models and optimizer states would stay in memory.
