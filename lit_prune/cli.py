@@ -39,6 +39,8 @@ class Flags(Question):
     """Folder where everything computed is kept and found again."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mirror runs to Weights & Biases; auto is online where there is a key, else offline."""
+    debug: bool = False
+    """Stop at the first failure with its traceback, instead of recording it and going on with the other cells."""
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
 
 
@@ -63,12 +65,14 @@ def main(table: Table, argv: list[str] | None = None) -> int:
     try:
         cpu.choose(flags.execution)
         return Session(table, flags, console).run()
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ConfigError, OSError) as error:
+        if flags.debug:
+            raise
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
 
 
 class Session:
@@ -92,6 +96,9 @@ class Session:
             return 0
         if self.flags.command == "status":
             return self._status()
+        if failed and len(self._missing(self.entries)) == len(self.entries):
+            print(f"error: none of the {len(self.entries)} cells is done, so there is no report", file=sys.stderr)
+            return 1
         return self._report() or min(failed, 1)
 
     def _missing(self, found: list[Entry]) -> list[Entry]:
@@ -115,7 +122,7 @@ class Session:
         mode = "disabled" if self.flags.dry_run else self.flags.wandb
         mirror = Mirror(self.table.name, mode, self.store.mirror)
         with Bar(planned_steps(self.store, self.entries)) as bar:
-            runner = Runner(self.store, self.flags.execution, bar, mirror)
+            runner = Runner(self.store, self.flags.execution, bar, mirror, debug=self.flags.debug)
             bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
             check_rows(self.table, Path(self.flags.profile).stem, self.entries)
             runner.check(entry.cell for entry in missing)

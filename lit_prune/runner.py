@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import math
-import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +18,15 @@ from lit_prune.cohort import Cohort, cohorts
 from lit_prune.config import Cell, ConfigError
 from lit_prune.correction import correct
 from lit_prune.data.tokens import write_tokens
-from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.teaching import Teacher
 from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn, in_turns
 from lit_prune.evaluate.memory import peak_memory, reset_peak
-from lit_prune.evaluate.perplexity import language_model_loss, num_scored
-from lit_prune.evaluate.throughput import compare_requests
-from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
+from lit_prune.evaluations import Evaluations, Rows, ends, spent
 from lit_prune.execution import Execution
-from lit_prune.foretold import flops_of_token, teacher_config
+from lit_prune.failures import failure_of, release_frames
+from lit_prune.foretold import teacher_config
 from lit_prune.given import check_weights
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
@@ -51,20 +46,18 @@ _DOING = contextvars.ContextVar("doing", default="")
 Outcome = Literal["done", "failed", "busy"]
 """How an attempt at a cell ended; busy: another process holds it."""
 
-Rows = list[dict[str, float]]
-"""Checks of a student on its way, the last at its end."""
-
 
 class Runner:
     """Computes what is missing in a store, one stage at a time, each at most once."""
 
-    def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror) -> None:
-        self.store, self.execution, self.bar, self.mirror = store, execution, bar, mirror
+    def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror, *, debug: bool = False) -> None:
+        self.store, self.execution, self.bar, self.mirror, self.debug = store, execution, bar, mirror, debug
         self._steps: dict[str, int] = {}
         self._measurable = False
+        self._together = 1
         self._failed: dict[tuple[str, str], Exception] = {}
         self.load = functools.lru_cache(maxsize=1)(teachers.load_model)
-        self.students, self.teachings = Students(self), Teachings(self)
+        self.students, self.teachings, self.evaluations = Students(self), Teachings(self), Evaluations(self)
 
     def check(self, cells: Iterable[Cell]) -> None:
         """See that every cell can be computed, before any of them is.
@@ -80,10 +73,22 @@ class Runner:
         for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
             if question not in checked:
-                check_tokens(cell, self.tokens(cell))
+                check_tokens(cell, self._tokens_checked(cell))
                 if cell.evaluation.second is not None:
-                    check_validation(cell, self.tokens(second_of(cell)), "evaluation.second")
+                    check_validation(cell, self._tokens_checked(second_of(cell)), "evaluation.second")
                 checked.add(question)
+
+    def _tokens_checked(self, cell: Cell) -> Path:
+        """The tokens, before any cell is computed: whatever fails here is one line."""
+        try:
+            return self.tokens(cell)
+        except (Busy, ConfigError):
+            raise
+        except Exception as error:
+            if self.debug:
+                raise
+            where = "; ".join(filter(None, (failure_of(error).frame, *getattr(error, "__notes__", ()))))
+            raise ConfigError(f"corpus: the text cannot be tokenised ({failure_of(error).error}; {where})") from error
 
     def run(self, entries: Iterable[Entry]) -> int:
         """Compute the missing cells; one that fails is remembered and the others go on. Returns how many failed.
@@ -108,11 +113,11 @@ class Runner:
     def _compute(self, cohort: Cohort, outcomes: dict[str, Outcome]) -> None:
         """Compute the cells of a cohort in turns and note how each ended."""
         self.teachings.begin(cohort)
-        together = len(cohort.entries)
-        if together > 1:
+        self._together = len(cohort.entries)
+        if self._together > 1:
             self._prepare(cohort.entries)
         self._measurable = reset_peak()
-        found = in_turns(functools.partial(self._attempt, entry, together) for entry in cohort.entries)
+        found = in_turns(functools.partial(self._attempt, entry) for entry in cohort.entries)
         outcomes.update(zip((entry.key for entry in cohort.entries), found, strict=True))
 
     def _wait(self, entries: Iterable[Entry], outcomes: dict[str, Outcome]) -> None:
@@ -137,15 +142,15 @@ class Runner:
                 if entry.cell.student.weights != "random":
                     self.students.student(entry.cell)
             except Exception as error:  # raised and reported again where the cell is attempted
-                _release_frames(error)
+                release_frames(error)
 
-    def _attempt(self, entry: Entry, together: int) -> Outcome:
-        """Compute a cell, one of `together` in turns."""
+    def _attempt(self, entry: Entry) -> Outcome:
+        """Compute a cell, or note why it failed."""
         doing = f"{entry.row}, seed {entry.seed}"
         _DOING.set(doing)
         outcome: Outcome = "done"
         try:
-            self.cell(entry, together)
+            self.cell(entry)
         except Busy as busy:
             outcome = "busy"
             self.bar.say(str(busy))
@@ -153,11 +158,13 @@ class Runner:
             raise  # the request itself is wrong, which the next row would say again
         except Exception as error:
             outcome = "failed"
-            message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-            self.bar.say(f"{doing} failed: {message}")
+            if self.debug:
+                raise
+            node, failure = self.store.node(entry.cell, "cell"), failure_of(error)
+            self.bar.say(f"{doing} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
             with contextlib.suppress(OSError):  # a full disk has no room for the reason either
-                self.store.node(entry.cell, "cell").fail(message)
-            _release_frames(error)
+                node.fail(failure.error, error)
+            release_frames(error)
         self._reach(entry.key, entry.cell.distill.steps, doing)
         return outcome
 
@@ -177,6 +184,11 @@ class Runner:
                 yield node
         except Exception as error:
             self._failed[address] = error
+            if not isinstance(error, ConfigError):
+                with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                    failed = self.store.node(cell, stage)
+                    failed.fail(failure_of(error).error, error)
+                    error.add_note(str(failed.folder / "traceback.txt"))
             raise
 
     def teacher(self, cell: Cell) -> str:
@@ -244,8 +256,8 @@ class Runner:
                     node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell, vocab_size=rows))
         return node.folder
 
-    def cell(self, entry: Entry, together: int = 1) -> dict[str, Any]:
-        """The measurement itself, one of `together` in turns.
+    def cell(self, entry: Entry) -> dict[str, Any]:
+        """The measurement itself.
 
         Raises:
             Busy: another process works on it.
@@ -257,31 +269,40 @@ class Runner:
         with self.store.claim(cell, "cell") as node:
             if node.result is not None:
                 return node.result
-            started, turn = time.perf_counter(), Turn()
-            model = teachers.load_model(student) if student else self.students.new(cell)
-            teacher = self.teachings.of(cell) if cell.distill.steps else None
-            checked = self._retrain(entry, model, teacher, tokens, node, turn, together)
-            result = self._evaluate(cell, model, tokens, checked) | _ends(checked) | spent(cell, model.config)
-            if cell.distill.teacher_optim is not None and teacher is not None:
-                result["teacher_lm_loss"], _ = self._lm_loss(cell, teacher.model, tokens)
-            seconds = round(time.perf_counter() - started - turn.away, 1)
+            turn = Turn(node.spend, alone=self._together == 1)
+            try:
+                result = self._measure(entry, student, tokens, node, turn)
+            except BaseException:
+                with contextlib.suppress(OSError):  # the disk may be full
+                    node.spend(round(turn.seconds, 1))
+                raise
+            seconds = round(turn.seconds, 1)
             self.mirror.conclude(entry, result)
             # Of cells in turns it is that of all together, up to the end of this one.
             return node.finish(result, seconds=seconds, peak_memory=peak_memory() if self._measurable else None)
 
-    def _retrain(
-        self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, turn: Turn, together: int
-    ) -> Rows:
+    def _measure(self, entry: Entry, student: str | None, tokens: Path, node: Node, turn: Turn) -> dict[str, Any]:
+        """Retrain and evaluate the student in a folder, or a new one of random weights."""
+        cell = entry.cell
+        model = teachers.load_model(student) if student else self.students.new(cell)
+        teacher = self.teachings.of(cell) if cell.distill.steps else None
+        checked = self._retrain(entry, model, teacher, tokens, node, turn)
+        result = self.evaluations.result(cell, model, tokens, checked) | ends(checked) | spent(cell, model.config)
+        if cell.distill.teacher_optim is not None and teacher is not None:
+            result["teacher_lm_loss"], _ = self.evaluations.lm_loss(cell, teacher.model, tokens)
+        return result
+
+    def _retrain(self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, turn: Turn) -> Rows:
         """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
         cell, checks = entry.cell, None
         if not cell.distill.steps:
             model.to(self.device)
-            return [self._validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
-        callbacks: list[L.Callback] = [turn] if together > 1 else []
-        others = f" and {together - 1} more" if together > 1 else ""
+            return [self.evaluations.validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
+        callbacks: list[L.Callback] = [turn]
+        others = f" and {self._together - 1} more" if self._together > 1 else ""
         if cell.evaluation.checks:
             steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = Checks(node.folder / CHECKS, steps, self._validate(cell, tokens, teacher))
+            checks = Checks(node.folder / CHECKS, steps, self.evaluations.validate(cell, tokens, teacher))
             callbacks.append(checks)
         with self.mirror.logger(entry, node.folder) as loggers:
             train(
@@ -292,47 +313,6 @@ class Runner:
         model.save_pretrained(node.folder / "model")
         self.tokenizer(cell).save_pretrained(node.folder / "model")
         return checks.rows if checks else []
-
-    def _validate(self, cell: Cell, tokens: Path, teacher: Teacher | None) -> Callable[[Any, bool], dict[str, float]]:
-        """A function that measures a student on the text, and at the ends of its run against the teacher."""
-        model = self.load(self.teacher(cell)) if teacher is None else teacher.model
-        data = validation_data(cell.evaluation, tokens)
-
-        def validate(student: Any, at_end: bool) -> dict[str, float]:
-            return validation_losses(student, model if at_end else None, cell.distill, data.predict_dataloader())
-
-        return validate
-
-    def _evaluate(self, cell: Cell, model: Any, tokens: Path, checked: Rows) -> dict[str, Any]:
-        if checked and cell.distill.lora is None:  # the last check read the very sequences; before adapters were merged
-            loss = _finite(checked[-1]["lm_loss"])
-            num_tokens = num_scored(validation_data(cell.evaluation, tokens).predict_dataloader())
-        else:
-            loss, num_tokens = self._lm_loss(cell, model, tokens)
-        result = {
-            "lm_loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "num_tokens": num_tokens,
-            **sizes_of(model),
-        }
-        if cell.evaluation.second is not None:
-            other = second_of(cell)
-            result["second_lm_loss"], _ = self._lm_loss(other, model, self.tokens(other))
-        if cell.evaluation.speed is not None:
-            result |= self._speed(cell, model.config)
-        return result
-
-    def _speed(self, cell: Cell, student: Any) -> dict[str, Any]:
-        """How fast a student with this config serves requests, and in how much memory, beside the cell's teacher."""
-        speed = cell.evaluation.speed
-        assert speed is not None
-        tell = self.counter("serving requests", f"of {speed.repeats} rounds")
-        return compare_requests(student, teacher_config(cell), speed, self.device, tell)
-
-    def _lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
-        batches = validation_data(cell.evaluation, tokens).predict_dataloader()
-        loss, num_tokens = language_model_loss(model.to(self.device), batches)
-        return _finite(loss), num_tokens
 
     @property
     def device(self) -> torch.device:
@@ -354,34 +334,3 @@ class Runner:
             self._reach(address, step, f"{what}{loss}")
 
         return tell
-
-
-def _release_frames(error: BaseException | None) -> None:
-    """Drop the local variables, which may be models, of the frames that an error and its causes passed through."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def _finite(loss: float) -> float:
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the validation loss is {loss}")
-    return loss
-
-
-def _ends(checked: Rows) -> dict[str, float]:
-    """The losses before and after the retraining, where there were checks."""
-    if not checked:
-        return {}
-    before, after = checked[0], checked[-1]
-    return {
-        "lm_loss_before": before["lm_loss"],
-        "kd_loss_before": before["kd_loss"],
-        "kd_loss": after["kd_loss"],
-    }
-
-
-def spent(cell: Cell, student: Any) -> dict[str, Any]:
-    """What the retraining of a student with this config took: `tokens`, and `train_flops` with the teacher's share."""
-    tokens = cell.distill.steps * tokens_of_step(cell.distill)
-    return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}

@@ -12,26 +12,21 @@ import dataclasses
 import fcntl
 import itertools
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
+import traceback
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from lit_prune import cpu, integrity
+from lit_prune import integrity
 from lit_prune.address import digest, identity, key
-from lit_prune.atomic import remove_scratch, write_json
+from lit_prune.atomic import remove_scratch, write_json, write_text
 from lit_prune.config import Cell, ConfigError, expand
+from lit_prune.environment import commit, environment, now
+from lit_prune.failures import failure_of
 
-_VERSIONS = (
-    "lit-prune", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "numpy", "scipy",
-    "pandas",
-)  # fmt: skip
 CHECKS = "checks.csv"
 """Validation losses of a student on its way, in the folder of its cell: step, lm_loss, kd_loss."""
 DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
@@ -95,15 +90,48 @@ class Node:
         """What the address is made of."""
         return integrity.read_json(self.folder / "config.json") or {}
 
-    def fail(self, message: str) -> None:
-        """Remember why the node failed; it is tried again by the next run."""
+    @property
+    def commits(self) -> list[str | None]:
+        """The commits of the attempts that the node was computed in, each once, in order."""
+        env = self.env
+        attempts = env.get("attempts") or [env]
+        return list(dict.fromkeys(attempt.get("commit") for attempt in attempts))
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Write what the node is about and note one more attempt at it, in env.json beside those before."""
+        remove_scratch(self.folder)
+        here = environment()
+        # An attempt that left neither time nor a checkpoint has no part in the result.
+        before = [attempt for attempt in self.env.get("attempts", []) if attempt["seconds"]]
+        attempt = {"started": here["started"], "commit": here["commit"], "seconds": 0.0}
+        write_json(self.folder / "config.json", about)
+        write_json(self.folder / "env.json", here | {"attempts": [*before, attempt]})
+
+    def spend(self, seconds: float) -> None:
+        """Record how long the attempt at hand has taken so far, so that a kill does not lose it."""
+        write_json(self.folder / "env.json", self.env | {"attempts": self._attempts(seconds=seconds)})
+
+    def _attempts(self, **changes: Any) -> list[dict[str, Any]]:
+        *before, last = self.env.get("attempts") or [{"started": now(), "commit": commit(), "seconds": 0.0}]
+        return [*before, last | changes]
+
+    def fail(self, message: str, error: BaseException | None = None) -> None:
+        """Record why the node failed, in error.json and traceback.txt; the next run tries it again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "error.json", {"error": message})
+        about = {"error": message}
+        if error is not None:
+            write_text(self.folder / "traceback.txt", "".join(traceback.format_exception(error)))
+            about |= failure_of(error).plain | {"traceback": "traceback.txt"}
+        write_json(self.folder / "error.json", about)
 
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
-        """Mark the node as done; unfinished state goes."""
+        """Mark the node as done and remove its unfinished state; `seconds` are those of this attempt alone."""
         remove_scratch(self.folder)
-        write_json(self.folder / "env.json", self.env | {"store_format": integrity.FORMAT, "finished": _now()} | env)
+        attempts = self._attempts(**{name: env[name] for name in ("commit", "seconds") if name in env})
+        if "seconds" in env:
+            env["seconds"] = round(sum(attempt["seconds"] for attempt in attempts), 1)
+        about = {"store_format": integrity.FORMAT, "finished": now(), "attempts": attempts}
+        write_json(self.folder / "env.json", self.env | about | env)
         write_json(self.folder / "result.json", integrity.sealed(self.folder, result))
         # Only now: killed between the two, an unfinished node would begin again from nothing.
         for leftover in integrity.LEFTOVERS:
@@ -164,9 +192,7 @@ class Store:
                     self._set_aside(node, problem)
                     continue
                 if node.result is None:
-                    remove_scratch(node.folder)
-                    write_json(node.folder / "config.json", about)
-                    write_json(node.folder / "env.json", environment())
+                    node.begin(about)
                 yield node
                 return
 
@@ -220,59 +246,9 @@ class Store:
         return Node(found[0])
 
 
-def environment() -> dict[str, Any]:
-    """Commit, versions, hardware and command: what a result depends on beside its address."""
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit(),
-        "started": _now(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "cpu": cpu.applied(),
-        "versions": {name: _version(name) for name in _VERSIONS},
-    }
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def commit() -> str | None:
-    """The commit of the checkout, with "+" where it was changed since; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", "."], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def _is_still(lock: IO[str], path: Path) -> bool:
     """Whether an open lock file is the one at `path`, whose folder may have been moved away by its last holder."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )

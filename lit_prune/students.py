@@ -23,6 +23,7 @@ from lit_prune.importance.criteria import Evidence
 from lit_prune.importance.removals import removal_losses
 from lit_prune.models import teacher as teachers
 from lit_prune.pruning import surgery
+from lit_prune.pruning.plan import PrunePlan
 from lit_prune.pruning.prune import config_of, evidence_names, make_plan
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class Students:
                 if node.result is None:
                     self.runner.tell("pruning")
                     found = self._prune(cell, whole, evidence, node.folder)
-                    self.runner.tokenizer(cell).save_pretrained(node.folder / "model")
                     node.finish(found)
-        return str(done.folder / "model")
+        result = done.result or {}
+        return self.runner.pruned(cell) if result.get("whole") else str(done.folder / "model")
 
     def new(self, cell: Cell) -> Any:
         """A student of the shape asked for with random weights: training from scratch."""
@@ -89,10 +90,14 @@ class Students:
 
         plan = make_plan(whole, cell.student, evidence_of)
         plan.save(folder / "plan.json")
-        student = surgery.apply(whole, plan)
-        student.save_pretrained(folder / "model")
+        student, keeps_all = whole, plan == PrunePlan.everything(plan.original)
+        if not keeps_all:  # else it is evaluated and trained from where the whole model lies
+            student = surgery.apply(whole, plan)
+            student.save_pretrained(folder / "model")
+            self.runner.tokenizer(cell).save_pretrained(folder / "model")
         sizes = sizes_of(student)
         return {
+            "whole": keeps_all,
             "requested": {name: getattr(cell.student, name) for name in (*_SIZES, "parameters")},
             "achieved": {name: getattr(plan.kept, name) for name in _SIZES},
             "parameters": sizes["parameters"],

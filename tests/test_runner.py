@@ -1,15 +1,19 @@
-"""The runner among other processes and in memory: it waits for busy cells and keeps no model it has finished with."""
+"""The runner: it waits for busy cells, keeps no model it has finished with, and records attempts and failures."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import weakref
 
 import pytest
 from process import python
 from transformers import PreTrainedModel
 
+from lit_prune.address import identity
 from lit_prune.config import Optim
+from lit_prune.distill.callbacks import Diverged
 from lit_prune.grid import Entry
 from lit_prune.progress import Bar
 from lit_prune.runner import Runner
@@ -28,6 +32,9 @@ with Store(folder.parents[1]).hold("cell", __import__("json").loads(sys.argv[2])
     if sys.stdin.readline() == "finish\\n":
         node.finish({"lm_loss": 7.0})
 """
+
+
+WILD = {"distill.optim": Optim(lr=1e30, clip=1e30, warmup=0)}
 
 
 @pytest.fixture
@@ -51,10 +58,6 @@ class Asking(Bar):
 
 @pytest.mark.parametrize(("word", "computed_here"), [("finish\n", False), ("leave\n", True)])
 def test_a_busy_cell_is_waited_for_and_computed_where_its_process_leaves_it(entry, tiny_runner, word, computed_here):
-    import json
-
-    from lit_prune.address import identity
-
     node = tiny_runner.store.node(entry.cell, "cell")
     holder = python(HOLD, node.folder, json.dumps(identity(entry.cell, "cell")))
     try:
@@ -70,8 +73,7 @@ def test_a_busy_cell_is_waited_for_and_computed_where_its_process_leaves_it(entr
 @pytest.mark.parametrize("cohort", [True, False])
 def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, tiny_runner, cohort, monkeypatch):
     """Without a garbage collection: nothing may refer to itself."""
-    wild = {"distill.optim": Optim(lr=1e30, clip=1e30, warmup=0)}
-    rows = [{}, {"distill.alpha": "dynamic", "distill.embedding": True}, {"student.weights": "random"}, wild]
+    rows = [{}, {"distill.alpha": "dynamic", "distill.embedding": True}, {"student.weights": "random"}, WILD]
     entries = [
         Entry(f"row {place}", seed, override(entry.cell, {**row, "seed": seed, "evaluation.checks": 1}), {})
         for seed in range(2)
@@ -85,7 +87,7 @@ def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, ti
         live.add(model)
 
     monkeypatch.setattr(PreTrainedModel, "__init__", counted)
-    how = tiny_runner.execution.__class__(accelerator="cpu", checkpoint_seconds=0.0, log_every=2, cohort=cohort)
+    how = dataclasses.replace(tiny_runner.execution, cohort=cohort)
     runner = Runner(tiny_runner.store, how, Bar(0, quiet=True), Mirror("none", "disabled", tiny_runner.store.root))
     gc.collect()
     gc.disable()
@@ -94,3 +96,86 @@ def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, ti
         assert len({id(model.base_model) for model in live}) == 1
     finally:
         gc.enable()
+
+
+# Attempts
+
+
+class Stop(BaseException):
+    """The interruption."""
+
+
+class Stopping(Bar):
+    """Interrupts the run at its second step."""
+
+    def at(self, done: int, what: str) -> None:
+        if done == 2:
+            raise Stop
+
+
+def test_the_time_of_all_attempts_adds_up(entry, tiny_runner):
+    node, bar = tiny_runner.store.node(entry.cell, "cell"), tiny_runner.bar
+    tiny_runner.bar = Stopping(0, quiet=True)
+    with pytest.raises(Stop):
+        tiny_runner.run([entry])
+    node.spend(100.0)  # what the first attempt took, as the clock of a long run would have it
+    tiny_runner.bar = bar
+    assert tiny_runner.run([entry]) == 0
+    first, second = node.env["attempts"]
+    assert first["seconds"] == 100.0
+    assert node.env["seconds"] == pytest.approx(100.0 + second["seconds"])
+    assert set(first) == {"started", "commit", "seconds"}
+
+
+def test_a_checkpoint_records_the_time_so_far(entry, tiny_runner, monkeypatch):
+    """A killed process has no other moment to do so."""
+    spent = []
+    monkeypatch.setattr("lit_prune.store.Node.spend", lambda node, seconds: spent.append(seconds))
+    assert tiny_runner.run([entry]) == 0
+    assert len(spent) == 2
+    assert spent == sorted(spent)
+
+
+# Failures
+
+
+def test_a_failed_cell_keeps_its_traceback_and_the_last_frame_of_ours(entry, tiny_runner):
+    wild = dataclasses.replace(entry, cell=override(entry.cell, WILD))
+    assert tiny_runner.run([wild]) == 1
+    node = tiny_runner.store.node(wild.cell, "cell")
+    about = json.loads((node.folder / "error.json").read_text())
+    assert about["type"] == "Diverged"
+    assert about["error"] == node.error == f"Diverged: {about['message']}"
+    assert about["frame"].startswith("lit_prune/distill/callbacks.py:")
+    assert about["file"] is None
+    assert (node.folder / about["traceback"]).read_text().startswith("Traceback")
+
+
+def test_a_failed_cell_names_the_file_that_cannot_be_read(entry, tiny_runner):
+    node = tiny_runner.store.node(entry.cell, "student")
+    node.folder.mkdir(parents=True)
+    (node.folder / "plan.json").mkdir()
+    assert tiny_runner.run([entry]) == 1
+    for failed in (node, tiny_runner.store.node(entry.cell, "cell")):
+        assert json.loads((failed.folder / "error.json").read_text())["file"] == str(node.folder / "plan.json")
+
+
+def test_debug_raises_what_a_cell_raised(entry, tiny_runner):
+    tiny_runner.debug = True
+    with pytest.raises(Diverged):
+        tiny_runner.run([dataclasses.replace(entry, cell=override(entry.cell, WILD))])
+
+
+# The teacher as a row
+
+
+def test_a_student_that_keeps_everything_is_the_teacher_where_it_lies(entry, tiny_runner):
+    sizes = ("layers", "hidden", "neurons", "heads", "kv_groups", "parameters")
+    cell = override(entry.cell, {f"student.{name}": None for name in sizes} | {"distill.steps": 0})
+    assert tiny_runner.run([dataclasses.replace(entry, cell=cell)]) == 0
+    student = tiny_runner.store.node(cell, "student")
+    assert student.result["share"] == 1.0
+    assert not list(tiny_runner.store.root.glob("*/*/model"))
+    tokens, teacher = tiny_runner.tokens(cell), tiny_runner.load(tiny_runner.teacher(cell))
+    expected, _ = tiny_runner.evaluations.lm_loss(cell, teacher, tokens)
+    assert tiny_runner.store.node(cell, "cell").result["lm_loss"] == expected

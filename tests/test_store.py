@@ -100,6 +100,19 @@ def test_an_error_is_remembered_until_the_node_is_finished(store):
         assert node.error is None
 
 
+def test_attempts_without_time_have_no_part_in_a_result(store):
+    for seconds in (0.0, 2.5, 0.0):
+        with store.claim(CELL, "cell") as node:
+            if seconds:
+                node.spend(seconds)
+    with store.claim(CELL, "cell") as node:
+        node.finish({}, seconds=1.5, commit="def")
+    assert [attempt["seconds"] for attempt in node.env["attempts"]] == [2.5, 1.5]
+    assert node.env["seconds"] == 4.0
+    assert node.commits[-1] == "def"
+    assert len(node.commits) == 2
+
+
 # Looking up
 
 

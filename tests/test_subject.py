@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from lit_prune.address import digest
 from lit_prune.config import ConfigError
 from lit_prune.evaluate.subject import folder_of, subject
 from lit_prune.grid import Entry
@@ -142,3 +144,13 @@ def test_what_is_no_model_is_told_of(tmp_path, tiny):
     ):
         with pytest.raises(ConfigError, match=said):
             subject(asked, store)
+
+
+def test_a_student_that_keeps_everything_is_its_teacher(tmp_path):
+    store, shipped = Store(tmp_path / "store"), SHIPPED / "python-3.1M"
+    about = {"stage": "cell", "schema": {"cell": 1}, "teacher": {"fingerprint": fingerprint("python-3.1M")}, "seed": 0}
+    student = {"stage": "student", "schema": {}, "teacher": about["teacher"]}
+    for kind, parts in (("cell", about), ("student", student)):
+        with store.hold(kind, parts) as node:
+            node.finish({"whole": kind == "student"})
+    assert Path(subject(f"cell/{digest(about)}", store).model) == shipped

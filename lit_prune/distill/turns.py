@@ -22,17 +22,28 @@ Result = TypeVar("Result")
 
 
 class Turn(L.Callback):
-    """Let the other runs of `in_turns` go on before each micro-batch; alone it does nothing."""
+    """Let the other runs of `in_turns` go on before each micro-batch; alone it only keeps the time."""
 
-    def __init__(self) -> None:
-        self.away = 0.0
+    def __init__(self, spend: Callable[[float], None], *, alone: bool = False) -> None:
+        self.alone, self.away = alone, 0.0
         """Seconds in which the others had their turn."""
+        self.spend = spend
+        """Called with `seconds` whenever a checkpoint is written."""
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start in which the others did not have their turn."""
+        return time.perf_counter() - self._started - self.away
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.spend(round(self.seconds, 1))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         others = greenlet.getcurrent().parent
-        if others is not None:
+        if others is not None and not self.alone:
             mine, left = random_state(), time.perf_counter()
             others.switch()
             set_random_state(mine)

@@ -109,14 +109,37 @@ def _node(address: re.Match[str], store: Store) -> Node:
 
 def _model_of(node: Node, store: Store) -> Path:
     """The folder of a node's weights; a cell that was not retrained has those of its student."""
-    if (node.folder / "model").is_dir():
-        return node.folder / "model"
-    about = {name: part for name, part in node.config.items() if name not in ("distill", "evaluation", "seed")}
+    folder = node.folder / "model"
+    return folder if folder.is_dir() else _student_of(node.config, store, f"{node.folder.parent.name} {node.key}")
+
+
+def _student_of(about: dict[str, Any], store: Store, name: str) -> Path:
+    """The folder of the student of a cell's config; one that keeps everything is the model it is cut from."""
+    parts = {part: value for part, value in about.items() if part not in ("distill", "evaluation", "seed")}
     schema = {stage: number for stage, number in about.get("schema", {}).items() if stage != "cell"}
-    student = store.root / "student" / digest(about | {"stage": "student", "schema": schema}) / "model"
-    if Node(student.parent).verified is None:
-        raise ConfigError(f"--model: {node.folder.parent.name} {node.key} holds no weights")
-    return student
+    student = Node(store.root / "student" / digest(parts | {"stage": "student", "schema": schema}))
+    result = student.verified
+    if result is None:
+        raise ConfigError(f"--model: {name} holds no weights")
+    if not result.get("whole"):
+        return student.folder / "model"
+    if source := about.get("source"):
+        folder = store.root / "cell" / digest(source) / "model"
+        return folder if folder.is_dir() else _student_of(source, store, name)
+    return _teacher_of(about["teacher"], store, name)
+
+
+def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
+    """The folder of the weights of a teacher; of a corrected one, the correction and not the teacher before it."""
+    corrected = teacher.get("correction") is not None
+    for folder in map(Path, _folders_of(teacher, store)):
+        same = Node(folder.parent).config.get("teacher") == teacher if corrected else True
+        if same and (folder.parent.parent.name == "correction") == corrected and any(folder.glob("*.safetensors")):
+            return folder
+    raise ConfigError(
+        f"--model: {name} is its whole teacher, which is neither shipped nor in the store or the hub's cache; name the "
+        "teacher's folder instead"
+    )
 
 
 def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:

@@ -15,12 +15,13 @@ from typing import Any
 from lit_prune import cpu
 from lit_prune.address import digest
 from lit_prune.config import ConfigError, Space, Student, name_of_shape
+from lit_prune.environment import environment
 from lit_prune.evaluate.throughput import random_model, speedup
 from lit_prune.models.shape import Shape, parameter_counter, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import first_units
 from lit_prune.pruning.target import target
-from lit_prune.store import Node, Store, environment
+from lit_prune.store import Node, Store
 
 
 @dataclass(frozen=True)

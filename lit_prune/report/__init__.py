@@ -114,10 +114,11 @@ def complete(asked: Asked, cells: pd.DataFrame, store: Store) -> Report:
     """The report of a question whose cells are known, with what the store holds about their retraining."""
     trained = _trained(cells, store)
     blocks = read_blocks(_baseline(asked, cells), store) if drops_blocks(asked.cell, cells) else None
-    done = [_node(store, address).env for address in cells.loc[cells["state"] == "done", "key"]]
+    nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
+    done = [node.env for node in nodes]
     return judged(
         asked, cells, histories=histories(trained), checks=read_checks(trained), blocks=blocks,
-        commits=frozenset(env.get("commit") or "unknown" for env in done), versions=_versions(done),
+        commits=frozenset(commit or "unknown" for node in nodes for commit in node.commits), versions=_versions(done),
         hardware=_hardware(done),
     )  # fmt: skip
 

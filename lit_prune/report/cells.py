@@ -84,7 +84,7 @@ def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
         "error": damage or (None if error is None else " ".join(error.split())),
         **{metric: (result or {}).get(metric) for metric in metrics},
         "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
-        "peak_memory": env.get("peak_memory"), "commit": env.get("commit"),
+        "peak_memory": env.get("peak_memory"), "commit": ", ".join(commit for commit in node.commits if commit) or None,
     }  # fmt: skip
 
 
