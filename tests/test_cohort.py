@@ -50,7 +50,7 @@ class StoppingBar(Bar):
 
     def at(self, done: int, what: str) -> None:
         super().at(done, what)
-        if done == self.at_step:
+        if done >= self.at_step:  # a run that diverges jumps to its end
             raise Stop
 
 
