@@ -1,5 +1,6 @@
 """A loaded model is compared with the description of its family, and refused where they differ."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,16 @@ def test_students_whose_layers_differ_in_width_are_checked_layer_by_layer(name, 
     monkeypatch.setitem(FAMILIES, name, replace(FAMILIES[name], norm_offset=0.5))
     with pytest.raises(ConfigError, match="final norm"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-7, 1e3])
+def test_layers_that_add_next_to_nothing_or_very_much_are_no_difference(scale):
+    model = copy.deepcopy(model_of("llama"))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= scale
+            layer.mlp.down_proj.weight *= scale
+    check_pieces(model)
 
 
 def test_a_family_without_a_description_is_left_to_those_who_read_its_parts():

@@ -22,6 +22,9 @@ from lit_prune.models.shape import Shape, shape_of
 TOLERANCE = 1e-3
 """Largest difference, over the largest entry: far above the rounding of float32, far below a missing step."""
 
+_NEGLIGIBLE = 1e-3
+"""A layer that adds less than this part of the stream is compared with the stream, in whose rounding it may drown."""
+
 _AXES = {"hidden channels": ("hidden",), "neurons": ("neuron",), "heads": ("head", "kv_group")}
 
 
@@ -201,8 +204,11 @@ def _reordered(
         turned[name] = weight
     stream = call.input.flip(-1) if "hidden" in axes else call.input
     found = functional_call(block, turned, (stream, *call.inputs[1:]), call.keywords)
-    added = (found[0] if isinstance(found, tuple) else found) - stream
-    return added.flip(-1) if "hidden" in axes else added, call.output - call.input
+    found = found[0] if isinstance(found, tuple) else found
+    ours, theirs = found - stream, call.output - call.input
+    if theirs.abs().max() <= _NEGLIGIBLE * call.input.abs().max():
+        ours, theirs = found, call.output
+    return ours.flip(-1) if "hidden" in axes else ours, theirs
 
 
 def _turned(parameter: Tensor, dim: int, axis: Axis, shape: Shape, axes: tuple[str, ...]) -> Tensor:

@@ -47,7 +47,7 @@ def _causal_model(config: Any) -> nn.Module | None:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception:  # transformers has no such model, or its code fails in a way of its own
         return None
 
