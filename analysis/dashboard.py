@@ -22,7 +22,7 @@ import tyro
 from analysis import RECORDS
 from lit_prune.asking import Question, asked_entries, check_words
 from lit_prune.config import ConfigError
-from lit_prune.execution import announce
+from lit_prune.execution import begin
 from lit_prune.grid import Entry, Table
 from lit_prune.render.escape import printable
 from lit_prune.render.files import markdown, write_texts
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_words(argv)
         flags = tyro.cli(Flags, args=argv, prog="python -m analysis.dashboard")
-        announce("dashboard: reading the request", argv)
+        begin("dashboard: reading the request", argv)
         return _run(flags)
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

@@ -18,7 +18,7 @@ import tyro
 
 from analysis import RECORDS
 from lit_prune.config import ConfigError
-from lit_prune.execution import announce
+from lit_prune.execution import begin
 from lit_prune.render.escape import printable
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -124,7 +124,7 @@ def _report(flags: Flags) -> Report:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.figures")
-    announce("figures: reading the store and the records", argv)
+    begin("figures: reading the store and the records", argv)
     try:
         for path in draw(_report(flags), flags.out, flags.format):
             print(printable(str(path)))

@@ -13,7 +13,7 @@ import tyro
 
 from analysis import RECORDS
 from lit_prune.config import ConfigError
-from lit_prune.execution import announce
+from lit_prune.execution import begin
 from lit_prune.render.escape import printable
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -35,7 +35,7 @@ class Flags:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     flags = tyro.cli(Flags, args=argv, prog="python -m analysis.report")
-    announce("report: reading the store and the records", argv)
+    begin("report: reading the store and the records", argv)
     from analysis.answers import gather, plain_warnings
     from analysis.exports import write
 

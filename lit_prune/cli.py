@@ -15,7 +15,7 @@ from lit_prune import cpu
 from lit_prune.asking import Question, asked_entries, check_words
 from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
-from lit_prune.execution import Execution, announce, stop_on_signals
+from lit_prune.execution import Execution, begin, stop_on_signals
 from lit_prune.grid import Entry, Table
 from lit_prune.render.escape import printable, terminal_text
 from lit_prune.settings import is_file
@@ -58,7 +58,7 @@ def main(table: Table, argv: list[str] | None = None) -> int:
         Flags, args=argv, prog=f"python -m lit_prune.experiments.{table.name}",
         description=f"{table.question} {table.source}.",
     )  # fmt: skip
-    announce(f"{table.name}: reading the request", argv)
+    begin(f"{table.name}: reading the request", argv)
     stop_on_signals()
     share_the_machine()
     console = Console()

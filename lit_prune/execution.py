@@ -42,13 +42,17 @@ class Execution:
     """Threads of a process on a processor; None: one for each idle core."""
 
 
-def announce(text: str, words: Sequence[str] | None) -> None:
-    """Say on standard error that a command has begun, before it imports what takes long.
+def begin(text: str, words: Sequence[str] | None) -> None:
+    """Say on standard error that a command has begun, before it imports what takes long, and close standard input.
 
-    Only where it was started as a command: `words` given by a caller in Python get no announcement.
+    A library that asks a question, such as wandb for a key, gets no answer and fails at once instead of waiting for
+    one. Does nothing for a caller in Python, who gives the `words` of the command.
     """
     if words is None:
         print(text, file=sys.stderr, flush=True)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
 
 
 def stop_on_signals() -> None:

@@ -19,7 +19,7 @@ import tyro
 from lit_prune import cpu
 from lit_prune.asking import check_words
 from lit_prune.config import Cell, ConfigError, Pretraining, Teacher
-from lit_prune.execution import Execution, announce, stop_on_signals
+from lit_prune.execution import Execution, begin, stop_on_signals
 from lit_prune.models import teacher as teachers
 from lit_prune.models.files import CARD
 from lit_prune.progress import Bar
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.pretrain")
-    announce("pretrain: reading the request", argv)
+    begin("pretrain: reading the request", argv)
     stop_on_signals()
     try:
         recipe = override(Pretraining(), dict(parse_setting(text) for text in flags.set))

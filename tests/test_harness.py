@@ -48,6 +48,13 @@ def test_accuracy_is_that_of_log_probabilities_summed_by_hand(tiny_llama, tiny_t
         assert answer.metrics[metric] == Score(pytest.approx(mean), pytest.approx(spread), 3)
 
 
+def test_acc_norm_is_by_characters_and_not_by_bytes(folder):
+    task = load(put("piqa", folder))["tasks"]["piqa"]
+    document = {"goal": "?", "sol1": "éééé", "sol2": "abcde", "label": 1}
+    # Per character -2.5 and -2.2 nats, per byte -1.25 and -2.2.
+    assert task.process_results(document, [(-10.0, False), (-11.0, False)])["acc_norm"] == 1.0
+
+
 def test_a_group_is_the_mean_of_its_parts_and_keeps_every_document(tiny_llama, tiny_tokenizer, folder):
     answer = measure(tiny_llama, tiny_tokenizer, put("blimp", folder))
     for name, pairs in task_files.PAIRS.items():

@@ -19,7 +19,7 @@ from rich.console import Console
 from lit_prune import cpu
 from lit_prune.config import ConfigError
 from lit_prune.cpu.threads import share_the_machine
-from lit_prune.execution import Execution, announce, stop_on_signals
+from lit_prune.execution import Execution, begin, stop_on_signals
 from lit_prune.render.escape import printable, terminal_text
 from lit_prune.settings import is_unicode
 from lit_prune.store import DEFAULT_ROOT, Store
@@ -87,7 +87,7 @@ class Flags:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all is well, 1 an answer failed, 2 a bad request."""
     flags = tyro.cli(Flags, args=argv, prog="python -m lit_prune.evaluate")
-    announce("evaluate: reading the request", argv)
+    begin("evaluate: reading the request", argv)
     stop_on_signals()
     share_the_machine()
     try:

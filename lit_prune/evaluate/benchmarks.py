@@ -35,7 +35,8 @@ class Benchmark:
     title: str
     """Its name in a table."""
     metric: str | None = None
-    """What the papers report of it; None: all it has."""
+    """What the papers report of it; None: all it has. The numbers are lm-eval's own: acc_norm divides the
+    log-likelihood of a choice by its length in characters, acc_bytes by that in UTF-8 bytes."""
     shots: int | None = None
     """Examples shown before each document; None: as many as the task has by itself."""
     data: str | None = None
