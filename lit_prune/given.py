@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from lit_prune.config import Cell
+from lit_prune.config import Cell, ConfigError
 from lit_prune.models import teacher as teachers
+from lit_prune.models.files import Place, named
 from lit_prune.settings import sources_of
 
 
@@ -15,8 +17,45 @@ def check_weights(cells: Iterable[Cell]) -> None:
     Raises:
         ConfigError: as `models.checkpoint.check_checkpoint`; the message names the field.
     """
-    every = [one for cell in cells for one in (cell, *sources_of(cell))]
+    every = _with_sources(cells)
     given = [("teacher.model", one.teacher) for one in every] + [("student.model", one.student) for one in every]
     named = [(model.model, model.fingerprint, field) for field, model in given if model.model is not None]
     for model, fingerprint, field in dict.fromkeys(named):
         teachers.check_given(model, fingerprint, field)
+
+
+def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
+    """Check that given students have the teacher's tokens: the text is in these, and logits are compared id by id.
+
+    `tokenizer` returns that of a cell's teacher. A student without one in its folder is taken to have the teacher's.
+
+    Raises:
+        ConfigError: an id stands for two different tokens.
+    """
+    checked = set()
+    for cell in _with_sources(cells):
+        model, pair = cell.student.model, (cell.student, cell.teacher)
+        if model is None or pair in checked:
+            continue
+        checked.add(pair)
+        place = teachers.locate(model, cell.student.fingerprint, weights=False, field="student.model")
+        if teachers.has_tokenizer(place):
+            _check_same(place, _by_id(teachers.load_tokenizer(place)), _by_id(tokenizer(cell)))
+
+
+def _check_same(place: Place, ours: dict[int, str], theirs: dict[int, str]) -> None:
+    other = sorted(i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i])
+    if other:
+        first = other[0]
+        raise ConfigError(
+            f"{named(place)}: every id must stand for the token it has in the teacher's tokenizer, got {first} for "
+            f"{ours[first]!r}, which the teacher has for {theirs[first]!r} ({len(other)} ids differ)"
+        )
+
+
+def _by_id(tokenizer: Any) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
+
+
+def _with_sources(cells: Iterable[Cell]) -> list[Cell]:
+    return [one for cell in cells for one in (cell, *sources_of(cell))]

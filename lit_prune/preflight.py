@@ -97,6 +97,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
     else:
         student_config = config_of_student(cell)
+        check_positions(cell, student_config, "the student")
         num_blocks = student_config.num_hidden_layers
     check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
     check_speed(cell, student_config, config)
@@ -152,22 +153,22 @@ def _check_cut(cell: Cell, config: Any) -> None:
         raise ConfigError(str(error).replace("the teacher", "its source")) from None
 
 
-def check_positions(cell: Cell, config: Any) -> None:
-    """See that no sequence is longer than a table of learned positions.
+def check_positions(cell: Cell, config: Any, whose: str = "the teacher") -> None:
+    """Check that no sequence of a cell is longer than a model with this config is made for.
 
     Raises:
         ConfigError: one is.
     """
-    from lit_prune.models.anatomy import anatomy_of
+    from lit_prune.models.positions import positions_of
 
-    learned = any("positions" in name or "wpe" in name for name in anatomy_of(config).axes)
-    blocks = {name: getattr(cell, name).block for name in ("importance", "distill", "evaluation")}
+    most = positions_of(config)
+    sections = ("importance", "distill", "evaluation") if cell.distill.steps else ("importance", "evaluation")
+    blocks = {name: getattr(cell, name).block for name in sections}
     if cell.teacher.correction is not None:
         blocks["teacher.correction"] = cell.teacher.correction.block
     for name, block in blocks.items():
-        if learned and block > config.max_position_embeddings:
-            most = config.max_position_embeddings
-            raise ConfigError(f"{name}.block: {block} tokens asked for, the teacher has {most} positions")
+        if most is not None and block > most:
+            raise ConfigError(f"{name}.block: must be at most {most}, the positions of {whose}, got {block}")
 
 
 def check_speed(cell: Cell, *configs: Any) -> None:

@@ -18,6 +18,8 @@ from lit_prune.config import ConfigError
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.models import teacher as teachers
 from lit_prune.models.files import Place
+from lit_prune.pins import Pins
+from lit_prune.settings import override
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -264,7 +266,8 @@ def test_a_dry_run_refuses_it_before_anything_is_written(folder, field, tmp_path
     (tmp_path / "text.txt").write_text("some text\n" * 999)
     given = f"{field}={folder}", f"corpus.source={tmp_path / 'text.txt'}", "student.heads=null"
     whole = [] if field == "teacher.model" else [f"teacher.model={whole_copy(folder)}"]
-    words = [word for setting in (*given, *whole) for word in ("--set", setting)]
+    short = [f"{section}.block=32" for section in ("importance", "distill", "evaluation")]
+    words = [word for setting in (*given, *whole, *short) for word in ("--set", setting)]
     flags = ["--dry-run", "--store", str(tmp_path / "store"), "--wandb", "disabled"]
     assert main(TABLE, [*words, *flags]) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
@@ -278,3 +281,18 @@ def whole_copy(folder):
     copy = shutil.copytree(folder, folder.parent / "copy")
     change(copy, num_hidden_layers=3)
     return copy
+
+
+def test_a_student_whose_ids_stand_for_other_tokens_is_refused(folder, tiny_cell, tiny_runner):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    cell = override(tiny_cell, {"student.model": str(folder), "student.hidden": None, "student.neurons": None})
+    tiny_runner.check([Pins().pin(cell)])
+    first = min(vocab["e"], vocab["a"])
+    vocab["e"], vocab["a"] = vocab["a"], vocab["e"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got {first} for .* \\(2 ids differ\\)"):
+        tiny_runner.check([Pins().pin(cell)])
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    tiny_runner.check([Pins().pin(cell)])

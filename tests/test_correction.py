@@ -17,6 +17,7 @@ from lit_prune.correction import correct
 from lit_prune.execution import Execution
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
+from lit_prune.pins import Pins
 from lit_prune.preflight import check_models, check_sizes
 from lit_prune.runner import Runner
 from lit_prune.schedule import planned_steps
@@ -169,9 +170,11 @@ def test_planned_steps_count_a_correction_once_for_all_its_cells(cell, runner):
 
 
 def test_a_text_without_a_sequence_of_the_corrections_length_is_refused(cell, runner):
-    asked = override(cell, {"teacher.correction.block": 100_000})
+    path = Path(cell.teacher.model) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 100_000}))
+    asked = override(cell, {"teacher.correction.block": 100_000, "teacher.fingerprint": None})
     with pytest.raises(ConfigError, match="validation: 1 sequences of 100000 tokens asked for"):
-        runner.check([asked])
+        runner.check([Pins().pin(asked)])
 
 
 def test_a_sequence_longer_than_the_teachers_positions_is_refused(tmp_path):
@@ -180,5 +183,5 @@ def test_a_sequence_longer_than_the_teachers_positions_is_refused(tmp_path):
     GPT2Config(n_positions=64, n_embd=32, n_head=4, n_layer=2, vocab_size=256).save_pretrained(tmp_path)
     plain = {"teacher.model": str(tmp_path), "student.hidden": None, "student.heads": None, "importance.block": 64,
              "evaluation.block": 64, "distill.block": 64, "teacher.correction.block": 65}  # fmt: skip
-    with pytest.raises(ConfigError, match=r"teacher.correction.block: 65 tokens asked for, the teacher has 64"):
+    with pytest.raises(ConfigError, match=r"teacher.correction.block: must be at most 64, .*, got 65"):
         check_models(override(Cell(), plain))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lit_prune.config import ConfigError, Speed
 from lit_prune.evaluate.memory import bytes_of_cache, bytes_of_weights, peak_of
+from lit_prune.models.positions import positions_of
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def check_positions(speed: Speed, config: Any) -> None:
     Raises:
         ConfigError: it has not.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is not None and speed.prompt + speed.new > positions:
         raise ConfigError(
             f"evaluation.speed: prompt and new are {speed.prompt} + {speed.new} tokens, the model has {positions} "

@@ -135,7 +135,7 @@ def load_tokenizer(location: str) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(location)
-    if not any((folder / name).exists() for name in TOKENIZERS):
+    if not has_tokenizer(location):
         raise ConfigError(f"{named(location)} has no tokenizer ({', '.join(TOKENIZERS)})")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"):
         if (folder / name).exists():
@@ -152,6 +152,11 @@ def load_tokenizer(location: str) -> Any:
         ) from error
     verify(location, lambda name: not is_weights(name))
     return tokenizer  # its entries may have no embedding (Gemma 3 has one): the ids that are written are checked
+
+
+def has_tokenizer(location: str) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((Path(location) / name).exists() for name in TOKENIZERS)
 
 
 def check_ids(tokenizer: Any, size: int, what: str) -> None:

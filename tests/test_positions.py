@@ -1,0 +1,45 @@
+"""Sequences are at most as long as a model is made for, whatever its positions are made of."""
+
+import pytest
+from transformers import AutoConfig
+
+from lit_prune.config import ConfigError
+from lit_prune.models.positions import positions_of
+from lit_prune.pins import Pins
+from lit_prune.settings import override
+
+
+def scaled(kind, **more):
+    return {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **more}}
+
+
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "positions"),
+    [
+        ("llama", {"max_position_embeddings": 4096}, 4096),
+        ("gpt2", {"n_positions": 64}, 64),
+        ("llama", scaled("linear", factor=4.0), 16384),
+        ("llama", scaled("dynamic", factor=2.0), 8192),
+        ("qwen2", scaled("yarn", factor=4.0, original_max_position_embeddings=4096), 16384),
+        ("qwen2", scaled("yarn", factor=4.0, original_max_position_embeddings=1024), 4096),
+        ("llama", scaled("llama3", factor=8.0, **LLAMA3), 4096),
+        ("gemma3_text", {"max_position_embeddings": 4096}, 4096),
+    ],
+)
+def test_the_longest_sequence_a_config_allows(family, fields, positions):
+    assert positions_of(AutoConfig.for_model(family, **fields)) == positions
+
+
+@pytest.mark.parametrize("section", ["importance", "distill", "evaluation"])
+def test_a_longer_sequence_is_refused_before_tokenising(section, tiny_cell, tiny_runner):
+    at_most, longer = (override(tiny_cell, {f"{section}.block": block}) for block in (128, 129))
+    tiny_runner.check([Pins().pin(at_most)])
+    with pytest.raises(ConfigError, match=f"{section}.block: must be at most 128, .*, got 129"):
+        tiny_runner.check([Pins().pin(longer)])
+
+
+def test_a_length_that_nothing_is_trained_at_does_not_count(tiny_cell, tiny_runner):
+    tiny_runner.check([Pins().pin(override(tiny_cell, {"distill.block": 129, "distill.steps": 0}))])
