@@ -5,6 +5,7 @@ from transformers import AutoConfig
 
 from lit_prune.config import ConfigError
 from lit_prune.models.positions import positions_of
+from lit_prune.models.teacher import load_config
 from lit_prune.pins import Pins
 from lit_prune.settings import override
 
@@ -43,3 +44,17 @@ def test_a_longer_sequence_is_refused_before_tokenising(section, tiny_cell, tiny
 
 def test_a_length_that_nothing_is_trained_at_does_not_count(tiny_cell, tiny_runner):
     tiny_runner.check([Pins().pin(override(tiny_cell, {"distill.block": 129, "distill.steps": 0}))])
+
+
+@pytest.mark.parametrize("name", ["short_factor", "long_factor"])
+def test_longrope_has_a_factor_for_each_frequency(name, tmp_path, tiny_llama):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    for wrong, said in ((None, None), ([1.0] * 3, "got 3"), ([1.0], "got 1")):
+        rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
+        tiny_llama.config.rope_parameters = rope | factors | ({name: wrong} if wrong else {})
+        tiny_llama.config.save_pretrained(tmp_path)
+        if said is None:
+            assert load_config(str(tmp_path)).rope_parameters[name] == factors[name]
+        else:
+            with pytest.raises(ConfigError, match=rf"{name} .* must have 4 numbers, .* {said}"):
+                load_config(str(tmp_path))

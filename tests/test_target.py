@@ -1,13 +1,17 @@
 """Shapes: what can be asked for, what is refused with what can be, and the parameters they have."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import torch
 from families import CASES, model_of, plan_for
 from shapes import GPT2, HELIUM, KEEP, LLAMA, MHA, NEOX, OPT, QWEN, WHOLE
+from transformers import AutoConfig, LlamaConfig
 
 from lit_prune.config import ConfigError, Student
 from lit_prune.models.shape import Shape, num_parameters, parameter_counter
+from lit_prune.models.teacher import load_model
 from lit_prune.pruning import surgery
 from lit_prune.pruning.target import target
 
@@ -122,3 +126,27 @@ def test_a_number_of_parameters_is_a_count_or_a_share():
     asked = replace(KEEP, neurons="auto", parameters=whole * 3 // 4)
     assert target(asked, LLAMA) == target(replace(asked, parameters=(whole * 3 // 4) / whole), LLAMA)
     assert target(replace(asked, parameters=whole), LLAMA) == WHOLE
+
+
+def test_heads_that_do_not_divide_the_hidden_channels_are_named_and_mistral_carries_them(tmp_path, tiny_llama):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=8,
+        num_key_value_heads=8, head_dim=8,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"student.heads: .* got 6 \(allowed: 1, 2, 4, 8; .*mistral"):
+        target(Student(hidden=None, neurons=None, heads=6), config)
+    tiny_llama.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    carrier = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | carrier))
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(load_model(str(tmp_path))(ids).logits, tiny_llama(ids).logits)
+    as_mistral = AutoConfig.for_model("mistral", **{name: getattr(config, name) for name in SIZES})
+    assert target(Student(hidden=None, neurons=None, heads=6), as_mistral).heads == 6
+
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lit_prune.config import ConfigError
+from lit_prune.models.files import named
+
 _STRETCHED = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling whose config states the positions before scaling; others state those after it."""
 
@@ -20,3 +23,24 @@ def positions_of(config: Any) -> int | None:
         return stated
     before = scaling.get("original_max_position_embeddings") or stated
     return max(stated, int(before * scaling.get("factor", 1.0)))
+
+
+def check_longrope(location: str, config: Any) -> None:
+    """Check that a longrope config has a factor for each frequency, which transformers only warns of.
+
+    Raises:
+        ConfigError: it has more or fewer.
+    """
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if scaling.get("rope_type") != "longrope":
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotated = int(head_dim * scaling.get("partial_rotary_factor", 1.0))
+    for name in ("short_factor", "long_factor"):
+        factors = scaling.get(name)
+        if not isinstance(factors, list) or len(factors) != rotated // 2:
+            got = len(factors) if isinstance(factors, list) else factors
+            raise ConfigError(
+                f"{named(location)}: rope_parameters.{name} in config.json must have {rotated // 2} numbers, one for "
+                f"every two of the {rotated} rotated channels of a head, got {got}"
+            )

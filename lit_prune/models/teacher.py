@@ -20,6 +20,7 @@ from lit_prune.models.files import (
     read_object,
     verify,
 )
+from lit_prune.models.positions import check_longrope
 
 SHIPPED = Path(__file__).parent.parent / "teachers"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -123,6 +124,7 @@ def load_config(location: str) -> Any:
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
         raise ConfigError(f"{named(location)}: its weights must not be quantised, got {method}; dequantise them first")
+    check_longrope(location, config)
     return config
 
 

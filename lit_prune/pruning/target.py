@@ -104,6 +104,8 @@ def _fixed(student: Student, config: Any) -> Shape:
     else:
         if anatomy.whole_heads and isinstance(student.heads, float) and not isinstance(student.hidden, float):
             heads, groups = _heads_that_divide(student, whole, heads, groups)
+        if anatomy.whole_heads and student.hidden is None and whole.hidden % heads:
+            raise ConfigError(_heads_forbidden(config, whole, heads, groups))
         step = heads if anatomy.whole_heads else 1
         why = "a multiple of the query heads, as its config demands"
         hidden = _units("student.hidden", student.hidden, whole.hidden, step, why)
@@ -140,6 +142,20 @@ def _heads(student: Student, whole: Shape) -> tuple[int, int]:
         raise ConfigError(f"student.heads: {size} asked for, {groups} of the teacher's KV groups have {most}")
     why = "heads in equal number in each of the KV groups"
     return _units("student.heads", size, most, groups, why), groups
+
+
+def _heads_forbidden(config: Any, whole: Shape, heads: int, groups: int) -> str:
+    """What to say of a number of heads that does not divide the hidden channels, all of which stay."""
+    step = 1 if whole.heads == whole.kv_groups else groups
+    allowed = [n for n in range(step, whole.heads + 1, step) if whole.hidden % n == 0]
+    carrier = ""
+    if config.model_type == "llama" and not (config.attention_bias or config.mlp_bias):
+        carrier = "; in a copy of the teacher with model_type mistral and sliding_window null in config.json, which"
+        carrier += " computes the same, any number may stay"
+    return (
+        f"student.heads: must divide the {whole.hidden} hidden channels, as the config of {config.model_type} demands, "
+        f"got {heads} (allowed: {', '.join(map(str, allowed))}{carrier})"
+    )
 
 
 def _heads_that_divide(student: Student, whole: Shape, heads: int, groups: int) -> tuple[int, int]:
