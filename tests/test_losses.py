@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from lit_prune.config import ConfigError, Distill
 from lit_prune.losses.hidden import hidden_losses
-from lit_prune.losses.logit import logit_losses
+from lit_prune.losses.logit import closed_forms, logit_losses
+from lit_prune.losses.probabilities import both, log_probabilities, negative_log_likelihood, probabilities
 from lit_prune.losses.weighting import ratios
 
 LOGIT = [pytest.param(logit_losses[name], id=f"logit-{name}") for name in logit_losses]
@@ -273,3 +274,51 @@ def test_dynamic_alpha_is_finite_where_the_states_agree():
 def test_a_number_is_no_ratio():
     terms = {name: torch.tensor(3.0) for name in ("logits", "hidden", "clm")}
     assert ratios(Distill(alpha=0.25, w_clm=0.5), terms["logits"], terms) == {}
+
+
+# Large vocabularies: float32 sums on a CPU
+
+
+LARGE = 49_152
+
+
+def test_log_probabilities_have_no_bias_at_49k_entries():
+    logits = draw(16, LARGE, scale=4.0)
+    exact = logits.double().log_softmax(-1)
+    errors = {
+        "log_probabilities": log_probabilities(logits) - exact,
+        "both": both(logits)[0] - exact,
+        "probabilities": probabilities(logits) / exact.exp() - 1,
+        "p of both": both(logits)[1] / exact.exp() - 1,
+        "negative_log_likelihood": negative_log_likelihood(logits, torch.arange(16)) + exact.diagonal(),
+    }
+    assert all(error.mean().abs() < 5e-7 for error in errors.values()), {k: v.mean() for k, v in errors.items()}
+
+
+@pytest.mark.parametrize("name", LOGIT_REFERENCES)
+def test_a_logit_loss_is_its_float64_reference_at_49k_entries(name):
+    student, teacher = draw(16, LARGE, scale=4.0), draw(16, LARGE, seed=1, scale=4.0)
+    expected = LOGIT_REFERENCES[name](student.double(), teacher.double())
+    close_but_where_they_agree(logit_losses[name](student, teacher), expected)
+    if form := closed_forms.get(logit_losses[name]):
+        values, gradient = form(student, teacher)
+        close_but_where_they_agree(values, expected)
+        if name == "cosine":
+            return  # its gradient is a difference of nearly equal numbers here, whatever the probabilities
+        leaf = student.double().requires_grad_()
+        (exact,) = torch.autograd.grad(LOGIT_REFERENCES[name](leaf, teacher.double()).sum(), leaf)
+        assert (gradient - exact).norm() < 2e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["kld", "reverse_kld", "jsd", "skew_kld", "skew_reverse_kld"])
+def test_rounding_leaves_no_negative_divergence(name):
+    """Close to agreement the divergence of most tokens is below the rounding of its sum."""
+    teacher = draw(256, 64)
+    for noise in (1e-7, 1e-6, 1e-5, 1e-4):
+        student = (teacher + draw(256, 64, seed=2, scale=noise)).requires_grad_()
+        values = logit_losses[name](student, teacher)
+        assert values.min() >= 0
+        if form := closed_forms.get(logit_losses[name]):
+            assert form(student.detach(), teacher)[0].min() >= 0
+    (gradient,) = torch.autograd.grad(values.sum(), student)
+    assert (gradient.abs().sum(-1) > 0).all()

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
@@ -27,6 +26,7 @@ from lit_prune.evaluate.documents import Document, Window, batches, read, rollin
 from lit_prune.evaluate.texts import DEFAULT_WINDOW
 from lit_prune.evaluate.window_log import WindowLog
 from lit_prune.losses.chunked import tokens_at_once
+from lit_prune.losses.probabilities import negative_log_likelihood
 from lit_prune.models.anatomy import anatomy_of
 from lit_prune.models.head import Head, head_of, last_states
 
@@ -35,7 +35,7 @@ _LOGITS_AT_ONCE = 2**26
 
 def _nats(logits: Tensor, successors: Tensor) -> Tensor:
     """Negative log-likelihood float64 [n] of successors int64 [n], 0 where they are ignored; logits [n, vocab]."""
-    return F.cross_entropy(logits.float(), successors, ignore_index=IGNORED, reduction="none").double()
+    return negative_log_likelihood(logits.float(), successors).double()
 
 
 class LanguageModelLoss(Metric):

@@ -16,6 +16,7 @@ from lit_prune.execution import Execution
 from lit_prune.importance.aggregate import double
 from lit_prune.importance.passes import Pass, check_finite, stream
 from lit_prune.importance.residual import ResidualStream
+from lit_prune.losses.probabilities import negative_log_likelihood
 
 _LOGITS_AT_ONCE = 2**22
 """Logits that may be in a computer's memory: few enough that the next ones get the same place (Linux gives larger ones
@@ -52,9 +53,7 @@ def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     size = len(successors) if logits.is_cuda else max(1, _LOGITS_IN_CACHE // logits.shape[-1])
     parts = zip(logits.flatten(0, 1).split(size), successors.split(size), strict=True)
-    return torch.cat(
-        [F.cross_entropy(ours.float(), ids, ignore_index=IGNORED, reduction="none") for ours, ids in parts]
-    )
+    return torch.cat([negative_log_likelihood(ours.float(), ids) for ours, ids in parts])
 
 
 class Removals(Pass):

@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_prune.losses.logit import ClosedForm, LogitLoss, closed_forms
+from lit_prune.losses.probabilities import both, negative_log_likelihood
 from lit_prune.models.head import Head
 
 Weight = float | Tensor
@@ -137,7 +137,11 @@ class _NextToken:
     successors: Tensor
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-        return _by_autograd(lambda x: F.cross_entropy(x, self.successors[rows], reduction="none"), logits, scale)
+        ids = self.successors[rows, None]
+        if scale is None:
+            return negative_log_likelihood(logits, ids[:, 0]), None
+        log_p, p = both(logits)
+        return -log_p.gather(-1, ids)[:, 0], p.scatter_add_(-1, ids, p.new_full(ids.shape, -1.0)).mul_(scale)
 
 
 @dataclass(frozen=True)

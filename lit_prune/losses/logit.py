@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prune.config import ConfigError
+from lit_prune.losses.probabilities import both, log_probabilities, probabilities
 from lit_prune.registry import Registry
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
@@ -29,20 +30,20 @@ closed_forms: dict[LogitLoss, ClosedForm] = {}
 @logit_losses.register("kld")
 def kld(student: Tensor, teacher: Tensor) -> Tensor:
     """Forward KL divergence, KL(teacher || student), in nats."""
-    return kl(F.log_softmax(teacher, -1), F.log_softmax(student, -1))
+    return kl(log_probabilities(teacher), log_probabilities(student))
 
 
 @logit_losses.register("reverse_kld")
 def reverse_kld(student: Tensor, teacher: Tensor) -> Tensor:
     """Reverse KL divergence, KL(student || teacher), in nats."""
-    return kl(F.log_softmax(student, -1), F.log_softmax(teacher, -1))
+    return kl(log_probabilities(student), log_probabilities(teacher))
 
 
 @logit_losses.register("jsd")
 def jsd(student: Tensor, teacher: Tensor, mix: float = 0.5) -> Tensor:
     """Generalised Jensen-Shannon divergence, mix KL(teacher || m) + (1 - mix) KL(student || m) with
     m = mix teacher + (1 - mix) student (GKD, arXiv 2306.13649)."""
-    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    ours, theirs = log_probabilities(student), log_probabilities(teacher)
     middle = _log_mixture(theirs, ours, mix)
     return mix * kl(theirs, middle) + (1 - mix) * kl(ours, middle)
 
@@ -50,7 +51,7 @@ def jsd(student: Tensor, teacher: Tensor, mix: float = 0.5) -> Tensor:
 @logit_losses.register("skew_kld")
 def skew_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
     """Skew KL divergence, KL(teacher || mix teacher + (1 - mix) student) (DistiLLM, arXiv 2402.03898, section 3.1)."""
-    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    ours, theirs = log_probabilities(student), log_probabilities(teacher)
     return kl(theirs, _log_mixture(theirs, ours, mix))
 
 
@@ -58,14 +59,14 @@ def skew_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
 def skew_reverse_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
     """Skew reverse KL divergence, KL(student || mix student + (1 - mix) teacher) (DistiLLM, arXiv 2402.03898,
     section 3.1)."""
-    ours, theirs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    ours, theirs = log_probabilities(student), log_probabilities(teacher)
     return kl(ours, _log_mixture(ours, theirs, mix))
 
 
 @logit_losses.register("mse")
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of the probabilities (the papers' formulas take probabilities)."""
-    return _squared_distance(student.softmax(-1), teacher.softmax(-1))
+    return _squared_distance(probabilities(student), probabilities(teacher))
 
 
 @logit_losses.register("mse_logits")
@@ -77,7 +78,7 @@ def mse_logits(student: Tensor, teacher: Tensor) -> Tensor:
 @logit_losses.register("cosine")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """One minus the cosine of the probabilities (the papers' formulas take probabilities)."""
-    return one_minus_cosine(student.softmax(-1), teacher.softmax(-1))
+    return one_minus_cosine(probabilities(student), probabilities(teacher))
 
 
 @logit_losses.register("cosine_logits")
@@ -125,10 +126,11 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) over the last dimension with the sum of q - p added, which is 0.
 
-    It makes every entry of the sum >= 0, so that close to agreement rounding leaves no negative divergence.
+    It makes every entry of the sum >= 0 up to rounding; a negative rest of it is taken off without a gradient.
     """
     p, q = torch.exp(log_p), torch.exp(log_q)
-    return (p * (log_p - log_q) + q - p).sum(-1)
+    values = (p * (log_p - log_q) + q - p).sum(-1)
+    return values - values.detach().clamp_max(0)
 
 
 def _closed_form(loss: LogitLoss) -> Callable[[ClosedForm], ClosedForm]:
@@ -137,25 +139,23 @@ def _closed_form(loss: LogitLoss) -> Callable[[ClosedForm], ClosedForm]:
 
 @_closed_form(kld)
 def _kld_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
-    p = log_p.exp()
+    (log_q, q), (log_p, p) = both(student), both(teacher)
     values = torch.linalg.vecdot(p, log_p.sub_(log_q))
-    gradient = log_q.exp_().sub_(p)
-    return values + gradient.sum(-1), gradient
+    gradient = q.sub_(p)
+    return values.add_(gradient.sum(-1)).clamp_min_(0), gradient
 
 
 @_closed_form(reverse_kld)
 def _reverse_kld_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
-    difference = log_q - log_p
-    q = log_q.exp_()
-    values = torch.linalg.vecdot(q, difference)
-    return values + log_p.exp_().sub_(q).sum(-1), _through_softmax(q, difference)
+    (log_q, q), (log_p, p) = both(student), both(teacher)
+    difference = log_q.sub_(log_p)
+    values = torch.linalg.vecdot(q, difference).add_(p.sub_(q).sum(-1)).clamp_min_(0)
+    return values, _through_softmax(q, difference)
 
 
 @_closed_form(cosine)
 def _cosine_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    q, p = student.softmax(-1), teacher.softmax(-1)
+    (_, q), (_, p) = both(student), both(teacher)
     length = q.norm(dim=-1, keepdim=True)
     unit = q / length
     difference = unit - p.div_(p.norm(dim=-1, keepdim=True))

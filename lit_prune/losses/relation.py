@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.losses.logit import kl
+from lit_prune.losses.probabilities import log_probabilities
 
 
 def relation_loss(student: Tensor, teacher: Tensor, num_heads: int) -> Tensor:
@@ -28,4 +29,4 @@ def _log_relations(vectors: Tensor, num_heads: int) -> Tensor:
         heads = vectors.unflatten(-1, (num_heads, -1)).transpose(1, 2)
         relations = heads @ heads.transpose(-1, -2) / heads.shape[-1] ** 0.5
     later = torch.ones_like(relations[0, 0], dtype=torch.bool).triu(1)
-    return relations.masked_fill(later, torch.finfo(relations.dtype).min / 2).log_softmax(-1)
+    return log_probabilities(relations.masked_fill(later, torch.finfo(relations.dtype).min / 2))
