@@ -1,5 +1,6 @@
 """Text that changes between the resolving of a request and tokenising is refused."""
 
+import functools
 import gzip
 import json
 import shutil
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lit_prune.config import ConfigError, Corpus
-from lit_prune.data.corpus import documents, pin
+from lit_prune.data.corpus import documents, fingerprint, pin
 from lit_prune.data.tokens import write_tokens
+from lit_prune.evaluate.perplexity import measure_text
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -71,3 +73,16 @@ def test_a_cell_of_changed_text_is_not_computed(tiny_cell, tiny_runner) -> None:
     with pytest.raises(ConfigError, match="must not change"):
         tiny_runner.check([tiny_cell])
     assert tiny_runner.store.node(tiny_cell, "tokens").result is None
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_an_evaluation_of_changed_text_is_refused(
+    tmp_path: Path, texts: list[str], tiny_llama, tiny_tokenizer, limit: int | None
+) -> None:
+    source = write(tmp_path / "a.jsonl", texts[:20])
+    known = fingerprint(Corpus(source=str(source)))
+    ask = functools.partial(measure_text, tiny_llama, tiny_tokenizer, str(source), limit=limit, fingerprint=known)
+    assert ask().num_documents == (limit or 20)
+    write(source, [*texts[:19], "other"])
+    with pytest.raises(ConfigError, match="must not change"):
+        ask()

@@ -9,6 +9,7 @@ import array
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -204,14 +205,19 @@ def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
         yield passage.split, _plain(passage, corpus)
 
 
-def texts(corpus: Corpus) -> Iterator[str]:
-    """Stream the texts of a corpus without splits: a single document is read whole.
+def texts(corpus: Corpus, limit: int | None = None) -> Iterator[str]:
+    """Stream the first `limit` texts of a corpus without splits: a single document is read whole.
+
+    With a fingerprint the whole text is verified, whatever the limit.
 
     Raises:
         ConfigError: as `documents`.
     """
-    for passage in Reader(corpus, split_single=False):
+    reader = Reader(corpus, split_single=False)
+    passages = iter(reader)
+    for passage in itertools.islice(passages, limit):
         yield _plain(passage, corpus)
+    reader.finish(passages)
 
 
 def _plain(passage: Passage, corpus: Corpus) -> str:

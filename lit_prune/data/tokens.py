@@ -165,8 +165,9 @@ def write_tokens(
     for name, count in num_tokens.items():
         if not count:
             raise ConfigError(
-                f"corpus.source: {corpus.source} leaves no text for the {name} split; its {reader.num_documents} "
-                "documents are split by document (more documents, another corpus.heldout, or corpus.separator)"
+                f"corpus.source: {corpus.source} leaves no text for the {name} split; it has "
+                f"{reader.num_documents - reader.num_duplicates} different documents, each in one split (add some, or "
+                "change corpus.heldout or corpus.separator)"
             )
     about = {
         "dtype": dtype.name, "eos": encoder.eos, "bos": encoder.bos, "masked": masked, "num_tokens": num_tokens,

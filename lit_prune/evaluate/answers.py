@@ -130,8 +130,8 @@ class Examiner:
             print(printable(f"reading {text.title}"), file=sys.stderr)
             tokenizer = _tokenizer(asked.subject, folder_of(asked.subject))
             self._windows[key] = count_windows(
-                asked.positions, tokenizer, text.source, column=text.column, window=asked.window,
-                stride=text.stride, limit=text.limit, rolling=text.windows == "rolling",
+                asked.positions, tokenizer, text.source, column=text.column, fingerprint=text.fingerprint,
+                window=asked.window, stride=text.stride, limit=text.limit, rolling=text.windows == "rolling",
             )  # fmt: skip
         return self._windows[key]
 
@@ -197,8 +197,8 @@ class Examiner:
         assert isinstance(text, Text)
         rolling = text.windows == "rolling"
         found = measure_text(
-            model, tokenizer, text.source, column=text.column, window=asked.window, stride=text.stride,
-            limit=text.limit, rolling=rolling, log=WindowLog(folder / WINDOWS),
+            model, tokenizer, text.source, column=text.column, fingerprint=text.fingerprint, window=asked.window,
+            stride=text.stride, limit=text.limit, rolling=rolling, log=WindowLog(folder / WINDOWS),
             tell=lambda count: self._bar.at(before + count, _doing(asked)),
         )  # fmt: skip
         metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if rolling else []))

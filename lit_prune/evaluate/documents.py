@@ -75,6 +75,7 @@ def read(
         encoded = tokenizer(
             [text for _, text in batch], return_attention_mask=False, return_offsets_mapping=True,
             return_special_tokens_mask=True, verbose=False,
+            split_special_tokens=not rolling,  # text that spells a control token stays text; lm-eval makes it one
         )  # fmt: skip
         decoded = tokenizer.batch_decode(encoded["input_ids"], skip_special_tokens=True)
         columns = (encoded[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))

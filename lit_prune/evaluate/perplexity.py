@@ -186,6 +186,7 @@ def measure_text(
     source: str,
     *,
     column: str | None = None,
+    fingerprint: str | None = None,
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
@@ -202,6 +203,8 @@ def measure_text(
     before it. With `rolling` the windows and the counts of bytes and words are those of lm-eval. Where processes are
     joined by torch.distributed each scores its share, and all get the whole.
 
+    With a `fingerprint` (`lit_prune.data.corpus.fingerprint`) the text must be the one it is of.
+
     Windows that `log` holds are not scored again, and it gets the others. `tell` is called with the number of windows
     scored so far.
 
@@ -214,7 +217,7 @@ def measure_text(
     metric, was_training = DocumentLosses().to(next(model.parameters()).device), model.training
     model.eval()
     done = 0
-    for documents, parts in _read_windows(tokenizer, _documents(source, column, limit), how):
+    for documents, parts in _read_windows(tokenizer, _documents(source, column, fingerprint, limit), how):
         nll: defaultdict[int, float] = defaultdict(float)
         scored = {} if log is None else log.nats
         for part in parts:
@@ -241,6 +244,7 @@ def count_windows(
     source: str,
     *,
     column: str | None = None,
+    fingerprint: str | None = None,
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
@@ -252,7 +256,7 @@ def count_windows(
         ConfigError: as `measure_text`.
     """
     how = _checked(positions, window, stride, limit, rolling)
-    return sum(len(parts) for _, parts in _read_windows(tokenizer, _documents(source, column, limit), how))
+    return sum(len(parts) for _, parts in _read_windows(tokenizer, _documents(source, column, fingerprint, limit), how))
 
 
 @dataclass(frozen=True)
@@ -264,10 +268,12 @@ class _Windows:
     rolling: bool
 
 
-def _documents(source: str, column: str | None, limit: int | None) -> Iterator[tuple[int, str]]:
+def _documents(
+    source: str, column: str | None, fingerprint: str | None, limit: int | None
+) -> Iterator[tuple[int, str]]:
     """The first documents of a text by their places, of which this process has its share."""
-    text = corpus.pin(Corpus(source=source, column=column or "text"))
-    return _share(enumerate(itertools.islice(corpus.texts(text), limit)))
+    text = corpus.pin(Corpus(source=source, column=column or "text", fingerprint=fingerprint))
+    return _share(enumerate(corpus.texts(text, limit)))
 
 
 def _read_windows(
