@@ -77,9 +77,9 @@ class Optim:
     lr: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 1e-5
-    """Learning rate at the last step."""
+    """Learning rate at the last step of a run longer than `warmup`."""
     warmup: int = 10
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up. A run of no more steps has no decay and ends at lr * steps / warmup."""
     beta1: float = 0.9
     """Decay of the first moment. The papers do not state theirs."""
     beta2: float = 0.95

@@ -22,6 +22,12 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum(warmup, st
     assert optim.learning_rate(recipe, steps + 10, steps) == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize("steps", [4, 10])
+def test_a_run_no_longer_than_its_warm_up_has_no_decay(steps):
+    rates = [optim.learning_rate(Optim(lr=1.0, min_lr=0.01, warmup=10), step, steps) for step in range(steps)]
+    assert rates == pytest.approx([(i + 1) / 10 for i in range(steps)])
+
+
 def test_the_learning_rate_is_halfway_in_the_middle_of_the_decay():
     assert optim.learning_rate(Optim(lr=1.0, min_lr=0.2, warmup=10), 55, 101) == pytest.approx(0.6)
 

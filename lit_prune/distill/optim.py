@@ -40,7 +40,10 @@ def _share_of_peak(optim: Optim, steps: int, step: int) -> float:
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """Learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step."""
+    """Return the learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step.
+
+    A run of at most `warmup` steps ends within the warm-up, without a decay.
+    """
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
     decay = steps - 1 - optim.warmup
