@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError
+from lit_prune.foretold import teacher_config
 from lit_prune.models import teacher as teachers
 from lit_prune.models.files import Place, named
 from lit_prune.settings import sources_of
@@ -27,10 +28,11 @@ def check_weights(cells: Iterable[Cell]) -> None:
 def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     """Check that given students have the teacher's tokens: the text is in these, and logits are compared id by id.
 
-    `tokenizer` returns that of a cell's teacher. A student without one in its folder is taken to have the teacher's.
+    `tokenizer` returns that of a cell's teacher. A student without one in its folder is taken to have the teacher's if
+    their vocabularies are of one size; otherwise one may be padded, which only its tokenizer can tell.
 
     Raises:
-        ConfigError: an id stands for two different tokens.
+        ConfigError: an id stands for two different tokens, or the student lacks one that a text can yield.
     """
     checked = set()
     for cell in _with_sources(cells):
@@ -39,8 +41,25 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
             continue
         checked.add(pair)
         place = teachers.locate(model, cell.student.fingerprint, weights=False, field="student.model")
+        _check_sizes(cell, place, tokenizer)
         if teachers.has_tokenizer(place):
             _check_same(place, _by_id(teachers.load_tokenizer(place)), _by_id(tokenizer(cell)))
+
+
+def _check_sizes(cell: Cell, place: Place, tokenizer: Callable[[Cell], Any]) -> None:
+    ours, theirs = teachers.load_config(place).vocab_size, teacher_config(cell).vocab_size
+    if ours == theirs:
+        return
+    if not teachers.has_tokenizer(place):
+        raise ConfigError(
+            f"{named(place)}: its vocabulary has {ours} entries, the teacher's {theirs}; to tell if one is padded, "
+            "the folder must hold its tokenizer"
+        )
+    teachers.check_ids(tokenizer(cell), min(ours, theirs), "student.model: its vocabulary is too small")
+    if ours < theirs and cell.distill.top_k is not None:
+        raise ConfigError(
+            f"distill.top_k: must be null, because the teacher's {theirs} entries are more than the student's {ours}"
+        )
 
 
 def _check_same(place: Place, ours: dict[int, str], theirs: dict[int, str]) -> None:

@@ -83,7 +83,6 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
             does not fit, an objective without terms.
     """
-    from lit_prune.distill.module import check_same_vocabulary
     from lit_prune.distill.trained import check_trained
     from lit_prune.pruning import prune
 
@@ -99,7 +98,10 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         student_config = config_of_student(cell)
         check_positions(cell, student_config, "the student")
         num_blocks = student_config.num_hidden_layers
-    check_same_vocabulary(student_config, config, "student.model" if cell.source is None else "source")
+    if cell.student.model is None and student_config.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"source: its vocabulary has {student_config.vocab_size} entries, the teacher's {config.vocab_size}"
+        )
     check_speed(cell, student_config, config)
     check_trained(cell.distill, student_config, num_blocks)
     check_objective(cell.distill, config, student_config, num_blocks)

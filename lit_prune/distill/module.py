@@ -29,12 +29,13 @@ from lit_prune.models.head import head_of, last_states
 class Distiller(L.LightningModule):
     """Minimise w_clm * L_CLM + w_logits * L_logits + alpha * L_is over a student (Minitron, section 3).
 
-    The teacher is a model, or one that several runs share. Every mean is over the tokens of an optimizer step that have
+    The teacher is a model, or one that several runs share. Of vocabularies padded differently, L_logits compares the
+    entries that both have. Every mean is over the tokens of an optimizer step that have
     a successor to predict, the same for all terms; a step comes in `micro_batches`. `terms` holds the scalars of the
     newest step.
 
     Raises:
-        ConfigError: teacher and student do not share a vocabulary; a layer map that does not fit them; a term that
+        ConfigError: a layer map that does not fit them; a term that
             needs a teacher where there is none.
     """
 
@@ -63,7 +64,6 @@ class Distiller(L.LightningModule):
         if self.teaching is None:
             raise ConfigError("distill: w_logits and alpha need a teacher")
         ours, theirs = self.student.config, self.teaching.model.config
-        check_same_vocabulary(ours, theirs)
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
             self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
@@ -218,16 +218,3 @@ class Distiller(L.LightningModule):
 
 
 NOTHING_COMPARED = "name what to compare in distill.embedding, mlp_input, block_output or attention"
-
-
-def check_same_vocabulary(student: Any, teacher: Any, place: str = "student.model") -> None:
-    """Logits can only be compared over the same vocabulary; `place` is the field that names the student.
-
-    Raises:
-        ConfigError: the two configs differ in it.
-    """
-    if student.vocab_size != teacher.vocab_size:
-        raise ConfigError(
-            f"{place}: its vocabulary has {student.vocab_size} entries, the teacher's {teacher.vocab_size}; "
-            "logits can only be compared over the same one"
-        )

@@ -28,7 +28,8 @@ def validation_losses(
     """`lm_loss`, nats a token, and against a teacher `kd_loss`, the recipe's logit loss a token, over packed blocks.
 
     Temperature and mix are those of the recipe; the vocabulary is always whole, so that recipes of any top-k are
-    compared by the same distance. The student is left in the mode it was in.
+    compared by the same distance; if one is padded, over the entries that both models have. The student is left in
+    the mode it was in.
     """
     was_training, apart = student.training, 0.0
 
@@ -46,6 +47,8 @@ def validation_losses(
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
     """Sum of the logit loss over scored tokens, one sequence at a time to hold few logits in float32."""
     loss, tau = logit_loss_of(distill.logit_loss, distill.mix), distill.temperature
+    shared = min(ours.shape[-1], theirs.shape[-1])
+    ours, theirs = ours[..., :shared], theirs[..., :shared]
     sums = [
         loss(our[chosen].float() / tau, their[chosen].float() / tau).double().sum()
         for our, their, chosen in zip(ours, theirs, scored, strict=True)

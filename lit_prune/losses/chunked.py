@@ -153,7 +153,11 @@ class _Imitation:
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
         theirs, ids = self.target.logits(rows)
-        ours = logits if ids is None else logits.gather(-1, ids)
+        if ids is None:  # of vocabularies that are padded differently, the entries that both have
+            shared = min(logits.shape[-1], theirs.shape[-1])
+            ours, theirs = logits[..., :shared], theirs[..., :shared]
+        else:
+            ours = logits.gather(-1, ids)
         if self.temperature != 1:
             ours, theirs = ours / self.temperature, theirs / self.temperature
             scale = None if scale is None else scale / self.temperature
@@ -161,6 +165,8 @@ class _Imitation:
             values, gradient = self._compare(ours, theirs, scale)
         if gradient is not None and ids is not None:
             gradient = torch.zeros_like(logits).scatter_add_(-1, ids, gradient)
+        elif gradient is not None and gradient.shape != logits.shape:
+            gradient = F.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1]))
         return values, gradient
 
     def _compare(self, ours: Tensor, theirs: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:

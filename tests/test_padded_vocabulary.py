@@ -1,0 +1,67 @@
+"""Teacher and student whose vocabularies are padded differently are compared over the entries that both have."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax
+
+from lit_prune.config import ConfigError, Distill
+from lit_prune.distill.module import Distiller
+from lit_prune.evaluate.validation import validation_losses
+from lit_prune.pins import Pins
+from lit_prune.settings import override
+
+
+def padded(model, rows):
+    """The model with random rows at the end of its embedding and head."""
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight[256:] = torch.randn(rows - 256, table.weight.shape[1])
+    return model.eval()
+
+
+@pytest.fixture
+def two(tiny_llama):
+    """The tiny model and another one of its shape."""
+    other = type(tiny_llama)(tiny_llama.config.from_dict(tiny_llama.config.to_dict())).eval()
+    return tiny_llama, other
+
+
+@pytest.mark.parametrize("wide", ["student", "teacher"])
+def test_the_logit_loss_is_that_of_the_shared_entries(two, wide):
+    student, teacher = two
+    padded(student if wide == "student" else teacher, 264)
+    ids = torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        ours, theirs = (log_softmax(m(ids).logits[:, :-1, :256].double(), -1) for m in (student, teacher))
+    expected = kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean().item()
+    found = validation_losses(student, teacher, Distill(), [{"input_ids": ids, "labels": ids}])
+    assert found["kd_loss"] == pytest.approx(expected, rel=1e-5)
+    terms = Distiller(student, teacher, Distill(w_clm=0.0)).objective(ids, ids)
+    assert terms["logits"].item() == pytest.approx(expected, rel=1e-5)
+    terms["loss"].backward()
+    gradient = student.get_output_embeddings().weight.grad
+    assert gradient[:256].abs().max() > 0
+    assert not gradient[256:].any()
+
+
+@pytest.mark.parametrize("rows", [264, 250])
+def test_padding_is_accepted_once_the_tokenizers_agree(
+    rows, tiny_cell, tiny_runner, tiny_llama, tiny_tokenizer, tmp_path
+):
+    folder = tmp_path / "student"
+    tiny_llama.resize_token_embeddings(rows, mean_resizing=False)
+    tiny_llama.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == rows
+    cell = Pins().pin(override(tiny_cell, {"student.model": str(folder), "student.hidden": None}))
+    with pytest.raises(ConfigError, match=f"has {rows} entries, the teacher's 256"):
+        tiny_runner.check([cell])
+    tiny_tokenizer.save_pretrained(folder)
+    cell = Pins().pin(override(cell, {"student.fingerprint": None}))
+    if rows > 256:
+        tiny_runner.check([cell])
+    else:
+        with pytest.raises(ConfigError, match="below 250, got 250"):
+            tiny_runner.check([cell])
