@@ -29,8 +29,10 @@ def both(logits: Tensor) -> tuple[Tensor, Tensor]:
     Divided by their sum, the exponentials would not share the rounding of the logarithms, which a sum of q - p cancels.
     """
     with torch.no_grad():
-        log_p = log_probabilities(logits)
-        return log_p, log_p.exp()
+        shifted = logits - logits.amax(-1, keepdim=True)
+        exponentials = shifted.exp()
+        log_p = shifted.sub_(exponentials.sum(-1, keepdim=True).log_())
+        return log_p, torch.exp(log_p, out=exponentials)  # in place: the loss is bound by memory
 
 
 def negative_log_likelihood(logits: Tensor, ids: Tensor) -> Tensor:
