@@ -1,7 +1,8 @@
 """Losses between the next-token distributions of teacher and student (Minitron, section 3 and Table 15).
 
-Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0, 0 where they agree.
-Temperature, top-k, masking and averaging are the caller's. One with a parameter takes it as the keyword `mix`.
+Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0; where they agree, it
+and its gradient are 0. It may have kinks. Temperature, top-k, masking and averaging are the caller's. One with a
+parameter takes it as the keyword `mix`.
 """
 
 from __future__ import annotations
