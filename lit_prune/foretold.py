@@ -67,16 +67,14 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
 
 
 def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining; the teacher's forward pass, and its training alongside, are charged too.
+    """FLOPs a token of a cell's retraining, the teacher's forward pass and its training alongside included.
 
-    That of a teacher that is corrected before is not, and gradients are charged for all weights, whatever of the
-    student is trained. `student` is the student's config, foretold where it is not given.
+    The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
     """
-    from lit_prune.models.cost import training_flops
+    from lit_prune.distill.cost import recipe_flops
 
     teacher = teacher_config(cell) if cell.distill.needs_teacher else None
-    alongside = 0.0 if cell.distill.teacher_optim is None else training_flops(teacher, cell.distill.block)
-    return alongside + training_flops(student or config_of_student(cell), cell.distill.block, teacher)
+    return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
 
 
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:

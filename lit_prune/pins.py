@@ -60,8 +60,7 @@ class Pins:
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _flops_of_token(self, cell: Cell) -> float:
-        distill = cell.distill
-        asked = cell.teacher, cell.source, cell.student, distill.block, distill.needs_teacher, distill.teacher_optim
+        asked = cell.teacher, cell.source, cell.student, dataclasses.replace(cell.distill, flops=None)
         return self._once(asked, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:

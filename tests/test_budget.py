@@ -14,7 +14,7 @@ from lit_prune.distill.budget import with_steps
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.grid import axis, entries
-from lit_prune.models.cost import training_flops
+from lit_prune.models.cost import forward_flops, training_flops
 from lit_prune.models.teacher import SHIPPED, load_model
 from lit_prune.pins import Pins
 from lit_prune.report.cells import tidy
@@ -111,17 +111,26 @@ def student_and_teacher(hidden):
     return student, teacher
 
 
-@pytest.mark.parametrize(
-    ("objective", "taught"),
-    [({}, True), ({"w_logits": 0.0, "w_clm": 1.0}, False), ({"w_logits": 0.0, "alpha": 1.0, "embedding": True}, True)],
-)
-def test_flops_are_those_of_the_student_and_of_the_teacher_where_the_objective_needs_it(cell, objective, taught):
+@pytest.mark.parametrize("objective", [{}, {"w_logits": 0.0, "w_clm": 1.0}, {"w_logits": 0.0, "alpha": 1.0}])
+def test_flops_are_those_of_the_student_and_of_the_teacher_where_the_objective_needs_it(cell, objective):
     student, teacher = student_and_teacher(144)
-    step = 64 * training_flops(student, 16, teacher if taught else None)
+    step = 64 * training_flops(student, 16, None if "w_clm" in objective else teacher)
+    if "alpha" in objective:  # a trained projection of one state, but no gradients through the head
+        objective, head = {**objective, "embedding": True}, student.vocab_size * 144
+        step += 64 * 2 * (3 * 144 * teacher.hidden_size - 2 * head)
     asked = override(cell, {f"distill.{name}": value for name, value in objective.items()})
     found = Pins().pin(override(asked, {"distill.flops": 10.4 * step}))
     assert found == override(asked, {"distill.steps": 10})
     assert Pins().pin(override(asked, {"distill.flops": 10.6 * step})).distill.steps == 11
+
+
+@pytest.mark.parametrize("part", [{"last": 1}, {"lora.rank": 4}])
+def test_a_budget_of_flops_buys_more_steps_if_less_is_trained(cell, part):
+    student, teacher = student_and_teacher(144)
+    budget = {"distill.flops": 100 * 64 * training_flops(student, 16, teacher)}
+    least = 64 * (forward_flops(student, 16) + forward_flops(teacher, 16))
+    found = Pins().pin(override(cell, {**budget, **{f"distill.{name}": value for name, value in part.items()}}))
+    assert 100 < found.distill.steps < budget["distill.flops"] / least
 
 
 @pytest.mark.parametrize("shape", [{}, {"student.weights": "random"}, {"student.widths": "global"}])
