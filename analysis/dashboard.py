@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         flags = tyro.cli(Flags, args=argv, prog="python -m analysis.dashboard")
         begin("dashboard: reading the request", argv)
         return _run(flags)
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
 
 

@@ -128,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for path in draw(_report(flags), flags.out, flags.format):
             print(printable(str(path)))
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0
 

@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         with plain_warnings():
             answers = gather(store, flags.records)
         page, *others = write(answers, store, flags.out or store.root / "reports" / "paper")
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     print(printable(str(page)))
     print(f"and {len(others)} files beside it: results, ledger and tables")

@@ -32,7 +32,8 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
     their vocabularies are of one size; otherwise one may be padded, which only its tokenizer can tell.
 
     Raises:
-        ConfigError: an id stands for two different tokens, or the student lacks one that a text can yield.
+        ConfigError: an id stands for two different tokens, a token has two different ids, or the student has no
+            embedding for an id that a text can yield.
     """
     checked = set()
     for cell in _with_sources(cells):
@@ -69,6 +70,14 @@ def _check_same(place: Place, ours: dict[int, str], theirs: dict[int, str]) -> N
         raise ConfigError(
             f"{named(place)}: every id must stand for the token it has in the teacher's tokenizer, got {first} for "
             f"{ours[first]!r}, which the teacher has for {theirs[first]!r} ({len(other)} ids differ)"
+        )
+    ids = {token: i for i, token in ours.items()}
+    moved = sorted(i for i, token in theirs.items() if ids.get(token, i) != i)
+    if moved:
+        token = theirs[moved[0]]
+        raise ConfigError(
+            f"{named(place)}: every token must have the id it has in the teacher's tokenizer, got {ids[token]} for "
+            f"{token!r}, which is {moved[0]} there ({len(moved)} tokens differ)"
         )
 
 

@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
                     lambda step, row: bar.at(step, f"pretraining, loss {row.get('loss', float('nan')):.3f}"),
                 )  # fmt: skip
                 node.finish(result)
-    except (ConfigError, Busy) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ConfigError, Busy, OSError) as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     print(json.dumps(node.result, indent=1))
     if flags.export:

@@ -201,7 +201,7 @@ def test_a_variant_that_is_built_in_another_way_is_refused(config, message):
 def test_a_family_built_like_llama_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(FAMILIES, "internlm3", FAMILIES["mistral"])
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("internlm3", **SIZES)).eval()
-    check_pieces(model)
+    check_pieces(model, "the model")
     whole = PrunePlan.everything(shape_of(model.config))
     blocks = tuple(BlockPlan(i, tuple(range(9)), (0, 1, 3, 4)) for i in (0, 2))
     student = surgery.apply(model, PrunePlan(whole.original, tuple(range(5, 29)), blocks))

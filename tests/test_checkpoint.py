@@ -293,6 +293,10 @@ def test_a_student_whose_ids_stand_for_other_tokens_is_refused(folder, tiny_cell
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got {first} for .* \\(2 ids differ\\)"):
         tiny_runner.check([Pins().pin(cell)])
+    vocab["e"], vocab["a"] = vocab["a"], 300
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got 300 for 'a', .* \\(1 tokens differ\\)"):
+        tiny_runner.check([Pins().pin(cell)])
     for path in folder.glob("tokenizer*"):
         path.unlink()
     tiny_runner.check([Pins().pin(cell)])

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lit_prune.config import ConfigError
 from lit_prune.models.consistency import check_pieces
 from lit_prune.models.families import FAMILIES
+from lit_prune.models.files import Place
 from lit_prune.models.teacher import load_model
 from lit_prune.pruning import surgery
 
@@ -21,7 +22,7 @@ LLAMA = FAMILIES["llama"]
 def test_every_family_is_built_as_described_and_the_check_leaves_it_alone(name):
     model = model_of(name)
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
-    check_pieces(model)
+    check_pieces(model, "the model")
     assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -31,8 +32,8 @@ def test_a_step_after_the_head_that_is_not_described_is_refused_when_the_model_i
     parallel = replace(LLAMA, mlp_norm="input_layernorm", norm="layer", whole_heads=False)
     monkeypatch.setitem(FAMILIES, "cohere", parallel)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("cohere", **SIZES)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^teacher\.model: cohere must be .* its head differs$"):
-        load_model(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^student\.model: .*: cohere must be .* its head differs$"):
+        load_model(Place(str(tmp_path), field="student.model"))
     monkeypatch.setitem(FAMILIES, "cohere", replace(parallel, after_head=("logit_scale", "multiply")))
     load_model(str(tmp_path))
 
@@ -67,7 +68,7 @@ def test_a_description_that_is_wrong_in_one_fact_is_refused_with_the_part(family
     model = model_of(family)
     monkeypatch.setitem(FAMILIES, family, replace(FAMILIES[family], **wrong))
     with pytest.raises(ConfigError) as raised:
-        check_pieces(model)
+        check_pieces(model, "the model")
     assert part in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -76,7 +77,7 @@ def test_a_parameter_that_is_not_described_is_refused(monkeypatch):
     axes = {name: axis for name, axis in LLAMA.axes.items() if name != "up_proj.weight"}
     monkeypatch.setitem(FAMILIES, "llama", replace(LLAMA, axes=axes))
     with pytest.raises(ConfigError, match=r"parameter model\.layers\.0\.mlp\.up_proj\.weight is not described"):
-        check_pieces(model_of("llama"))
+        check_pieces(model_of("llama"), "the model")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "olmo2"])
@@ -95,8 +96,8 @@ def test_layers_that_add_next_to_nothing_or_very_much_are_no_difference(scale):
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight *= scale
             layer.mlp.down_proj.weight *= scale
-    check_pieces(model)
+    check_pieces(model, "the model")
 
 
 def test_a_family_without_a_description_is_left_to_those_who_read_its_parts():
-    check_pieces(AutoModelForCausalLM.from_config(AutoConfig.for_model("biogpt", **SIZES)))
+    check_pieces(AutoModelForCausalLM.from_config(AutoConfig.for_model("biogpt", **SIZES)), "the model")

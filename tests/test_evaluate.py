@@ -119,6 +119,17 @@ def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
     assert "PIQA (0) acc" in said.out
     errors = list((here / "store/benchmark").glob("*/error.json"))
     assert len(errors) == 2
+    for path in errors:
+        assert json.loads(path.read_text())["frame"] in said.err
+        assert "Traceback" in (path.parent / "traceback.txt").read_text()
+
+
+def test_a_table_that_cannot_be_written_is_one_line(here, capsys):
+    (here / "store").mkdir()
+    (here / "store/reports").write_text("a file, where a folder must be")
+    assert main(command(here, "--text", str(here / "text.txt"))) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert str(here / "store/reports") in said
 
 
 def test_where_every_answer_fails_there_is_no_table(here, capsys):

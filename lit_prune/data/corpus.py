@@ -70,8 +70,8 @@ class Reader:
 
     def __init__(self, corpus: Corpus, *, split_single: bool = True) -> None:
         self.corpus, self.split_single = corpus, split_single
-        self.skipped = 0
         # rows without text: null or blank
+        self.skipped = 0
         self._digest = hashlib.sha256()
         self._documents = array.array("Q")
 

@@ -93,12 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cpu.choose(Execution(accelerator=flags.accelerator, cpu=flags.cpu, threads=flags.threads))
         return _run(flags, Console())
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ConfigError, OSError) as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
 
 
 def _run(flags: Flags, console: Console) -> int:

@@ -5,6 +5,7 @@ Torch and lm-eval are imported only when something is measured.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
@@ -22,6 +23,7 @@ from lit_prune.evaluate.subject import FLAG, TOKENIZER_FLAG, Subject, folder_of,
 from lit_prune.evaluate.texts import DEFAULT_WINDOW, Text
 from lit_prune.evaluate.window_log import NAME as WINDOWS
 from lit_prune.evaluate.window_log import WindowLog
+from lit_prune.failures import failure_of, release_frames
 from lit_prune.integrity import read_json
 from lit_prune.models import teacher as teachers
 from lit_prune.progress import Bar
@@ -151,9 +153,11 @@ class Examiner:
         except ConfigError:
             raise
         except Exception as error:
-            message = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._bar.say(f"{_doing(asked)} failed: {message}")
-            asked.node(self.store).fail(message)
+            node, failure = asked.node(self.store), failure_of(error)
+            self._bar.say(f"{_doing(asked)} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
+            with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                node.fail(failure.error, error)
+            release_frames(error)
             return False
         return True
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from lit_prune.config import ConfigError
 from lit_prune.models.anatomy import FAMILIES, Anatomy, Axis, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.files import named
 from lit_prune.models.head import head_of, last_states
 from lit_prune.models.shape import Shape, shape_of
 
@@ -28,8 +29,8 @@ _NEGLIGIBLE = 1e-3
 _AXES = {"hidden channels": ("hidden",), "neurons": ("neuron",), "heads": ("head", "kv_group")}
 
 
-def check_pieces(model: Any) -> None:
-    """Check that a model in float32 computes what the description of its family says.
+def check_pieces(model: Any, location: str) -> None:
+    """Check that the model at `location`, in float32, computes what the description of its family says.
 
     Takes two forward passes over 16 tokens, and three over the first and the last block. Models without a description
     are left to `anatomy_of`, which refuses them where a part is needed.
@@ -51,7 +52,7 @@ def check_pieces(model: Any) -> None:
         wrong = f"module {error}"
     if wrong is not None:
         raise ConfigError(
-            f"teacher.model: {model.config.model_type} must be as lit_prune/models/families.py describes it, but its "
+            f"{named(location)}: {model.config.model_type} must be as lit_prune/models/families.py describes it, but its "
             f"{wrong} differs"
         )
 

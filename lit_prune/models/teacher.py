@@ -205,7 +205,7 @@ def load_model(location: str) -> Any:
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     verify(location, lambda name: is_weights(name) or name.endswith("config.json"))
-    check_pieces(model)
+    check_pieces(model, location)
     return model
 
 
