@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 
 from lit_prune import cpu
@@ -18,12 +17,9 @@ from lit_prune.cohort import Cohort, cohorts
 from lit_prune.config import Cell, ConfigError
 from lit_prune.correction import correct
 from lit_prune.data.tokens import write_tokens
-from lit_prune.distill.callbacks import Checks, check_steps
-from lit_prune.distill.teaching import Teacher
-from lit_prune.distill.train import train
-from lit_prune.distill.turns import Turn, in_turns
-from lit_prune.evaluate.memory import peak_memory, reset_peak
-from lit_prune.evaluations import Evaluations, Rows, ends, spent
+from lit_prune.distill.turns import in_turns
+from lit_prune.evaluate.memory import reset_peak
+from lit_prune.evaluations import Evaluations
 from lit_prune.execution import Execution
 from lit_prune.failures import failure_of, release_frames
 from lit_prune.foretold import teacher_config
@@ -33,9 +29,10 @@ from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
 from lit_prune.pretraining import prepare, pretrain
 from lit_prune.progress import Bar
+from lit_prune.retrainings import Retrainings
 from lit_prune.schedule import waves
 from lit_prune.settings import source_of, sources_of
-from lit_prune.store import CHECKS, Busy, Node, Store
+from lit_prune.store import Busy, Node, Store
 from lit_prune.students import Students
 from lit_prune.teachings import Teachings
 from lit_prune.tracking import Mirror
@@ -53,11 +50,14 @@ class Runner:
     def __init__(self, store: Store, execution: Execution, bar: Bar, mirror: Mirror, *, debug: bool = False) -> None:
         self.store, self.execution, self.bar, self.mirror, self.debug = store, execution, bar, mirror, debug
         self._steps: dict[str, int] = {}
-        self._measurable = False
-        self._together = 1
+        self.measurable = False
+        """Whether the peak of the memory of the cells in work is known."""
+        self.together = 1
+        """Cells in work, in turns."""
         self._failed: dict[tuple[str, str], Exception] = {}
         self.load = functools.lru_cache(maxsize=1)(teachers.load_model)
-        self.students, self.teachings, self.evaluations = Students(self), Teachings(self), Evaluations(self)
+        self.students, self.teachings = Students(self), Teachings(self)
+        self.retrainings, self.evaluations = Retrainings(self), Evaluations(self)
 
     def check(self, cells: Iterable[Cell]) -> None:
         """See that every cell can be computed, before any of them is.
@@ -114,10 +114,10 @@ class Runner:
     def _compute(self, cohort: Cohort, outcomes: dict[str, Outcome]) -> None:
         """Compute the cells of a cohort in turns and note how each ended."""
         self.teachings.begin(cohort)
-        self._together = len(cohort.entries)
-        if self._together > 1:
+        self.together = len(cohort.entries)
+        if self.together > 1:
             self._prepare(cohort.entries)
-        self._measurable = reset_peak()
+        self.measurable = reset_peak()
         found = in_turns(functools.partial(self._attempt, entry) for entry in cohort.entries)
         outcomes.update(zip((entry.key for entry in cohort.entries), found, strict=True))
 
@@ -270,50 +270,7 @@ class Runner:
         with self.store.claim(cell, "cell") as node:
             if node.result is not None:
                 return node.result
-            turn = Turn(node.spend, alone=self._together == 1)
-            try:
-                result = self._measure(entry, student, tokens, node, turn)
-            except BaseException:
-                with contextlib.suppress(OSError):  # the disk may be full
-                    node.spend(round(turn.seconds, 1))
-                raise
-            seconds = round(turn.seconds, 1)
-            self.mirror.conclude(entry, result)
-            # Of cells in turns it is that of all together, up to the end of this one.
-            return node.finish(result, seconds=seconds, peak_memory=peak_memory() if self._measurable else None)
-
-    def _measure(self, entry: Entry, student: str | None, tokens: Path, node: Node, turn: Turn) -> dict[str, Any]:
-        """Retrain and evaluate the student in a folder, or a new one of random weights."""
-        cell = entry.cell
-        model = teachers.load_model(student) if student else self.students.new(cell)
-        teacher = self.teachings.of(cell) if cell.distill.steps else None
-        checked = self._retrain(entry, model, teacher, tokens, node, turn)
-        result = self.evaluations.result(cell, model, tokens, checked) | ends(checked) | spent(cell, model.config)
-        if cell.distill.teacher_optim is not None and teacher is not None:
-            result["teacher_lm_loss"], _ = self.evaluations.lm_loss(cell, teacher.model, tokens)
-        return result
-
-    def _retrain(self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, turn: Turn) -> Rows:
-        """Train the student, if it is to be; returns its checks, none where the cell asks for none."""
-        cell, checks = entry.cell, None
-        if not cell.distill.steps:
-            model.to(self.device)
-            return [self.evaluations.validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
-        callbacks: list[L.Callback] = [turn]
-        others = f" and {self._together - 1} more" if self._together > 1 else ""
-        if cell.evaluation.checks:
-            steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = Checks(node.folder / CHECKS, steps, self.evaluations.validate(cell, tokens, teacher))
-            callbacks.append(checks)
-        with self.mirror.logger(entry, node.folder) as loggers:
-            train(
-                model, teacher, cell.distill, tokens, node.folder, seed=cell.seed,
-                execution=self.execution, tell=self._teller(f"{_DOING.get()}{others}", entry.key), loggers=loggers,
-                callbacks=callbacks,
-            )  # fmt: skip
-        model.save_pretrained(node.folder / "model")
-        self.tokenizer(cell).save_pretrained(node.folder / "model")
-        return checks.rows if checks else []
+            return self.retrainings.measure(entry, student, tokens, node)
 
     @property
     def device(self) -> torch.device:
@@ -328,6 +285,11 @@ class Runner:
     def counter(self, what: str, unit: str) -> Callable[[int], None]:
         """Progress of work that is no optimizer step: said, but not counted on the bar."""
         return lambda count: self.bar.at(self.bar.done, f"{_DOING.get()} {what}, {count:,} {unit}".strip())
+
+    def teller_of_cell(self, entry: Entry) -> Callable[[int, dict[str, float]], None]:
+        """Progress of the retraining of a cell, and of how many others in turns with it."""
+        others = f" and {self.together - 1} more" if self.together > 1 else ""
+        return self._teller(f"{_DOING.get()}{others}", entry.key)
 
     def _teller(self, what: str, address: str) -> Callable[[int, dict[str, float]], None]:
         def tell(step: int, row: dict[str, float]) -> None:
