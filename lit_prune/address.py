@@ -66,6 +66,8 @@ def identity(cell: Cell, stage: str) -> dict[str, Any]:
     if stage != "correction" and cell.teacher.correction is None:
         upstream = (s for s in upstream if s != "correction")
     schema = {s: SCHEMA[s] for s in upstream if s in _ALWAYS_HASHED or SCHEMA[s] > 1}
+    if "distill" in read and (cell.distill.lora is not None or cell.distill.last is not None):
+        schema["train_flops"] = 2  # version 1 charged gradients of weights that are not trained
     return {"stage": stage, "schema": schema, **sections}
 
 

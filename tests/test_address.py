@@ -53,6 +53,16 @@ def test_an_address_changes_exactly_with_the_sections_its_stage_reads(stage, sec
     assert (key(changed, stage) != key(PINNED, stage)) == (section in STAGES[stage])
 
 
+@pytest.mark.parametrize("part", [{"distill.last": 1}, {"distill.lora.rank": 4}])
+def test_results_that_charged_gradients_of_frozen_weights_are_not_found(part):
+    partly = override(PINNED, part)
+    now = identity(partly, "cell")
+    assert now.pop("schema") == identity(PINNED, "cell")["schema"] | {"train_flops": 2}
+    before = now | {"schema": identity(PINNED, "cell")["schema"]}
+    assert key(partly) == address.digest(identity(partly, "cell")) != address.digest(before)
+    assert identity(partly, "student") == identity(PINNED, "student")
+
+
 def test_every_section_of_a_cell_is_read_by_the_cell():
     assert set(STAGES["cell"]) == set(CHANGE_IN) == {f.name for f in dataclasses.fields(Cell)}
 
