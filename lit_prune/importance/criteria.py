@@ -4,6 +4,10 @@ A criterion says which axes it scores and what must have been measured for it, a
 higher = keep: "neuron" [neurons] and "head" [query heads], one for each block; "hidden" [hidden], one for the whole
 model, since the residual stream is shared; "block" [L], one; "span" [L - n + 1] by first block, one for each length n
 from 1 on. `random` and `magnitude` are the controls.
+
+A KV group has no score of its own: pruning ranks groups by the mean score of their query heads. `magnitude` and the
+`taylor` scores of a head that shares its keys and values leave these out. LLM-Pruner instead prunes whole groups by
+one sum over query, key, value and output weights.
 """
 
 from __future__ import annotations
@@ -179,8 +183,11 @@ def perplexity(evidence: Evidence, student: Student) -> Scores:
 
 @criterion("taylor_vector", axes=(*WIDTH, "block"), needs=("gradients",))
 def taylor_vector(evidence: Evidence, student: Student) -> Scores:
-    """|sum w g| over the weights of a unit: the change of the loss without it, to first order (LLM-Pruner, section
-    3.2; its code takes the absolute value of each matrix's part)."""
+    """|sum w g| over all weights of a unit, the first-order change of the loss without it (LLM-Pruner, section 3.2).
+
+    LLM-Pruner takes absolute values before it adds up a unit: the paper those of each coupled structure, its code those
+    of each channel of each matrix, also inside a head. Here parts of opposite sign cancel.
+    """
     return _first_order(evidence, "vector")
 
 
@@ -192,7 +199,10 @@ def taylor(evidence: Evidence, student: Student) -> Scores:
 
 @criterion("taylor_fisher", axes=(*WIDTH, "block"), needs=("gradients",))
 def taylor_fisher(evidence: Evidence, student: Student) -> Scores:
-    """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order)."""
+    """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order).
+
+    F is the mean of g^2 over the calibration sequences, as in its code.
+    """
     return _first_order(evidence, "element2")
 
 

@@ -178,7 +178,10 @@ def _best_heads(scores: Scores, block: int, whole: Shape, groups: int, per_group
 
 
 def _best_groups(heads: Tensor, whole: Shape, count: int) -> Indices:
-    """The KV groups whose heads score highest on average."""
+    """Return the KV groups whose query heads score highest on average.
+
+    LLM-Pruner ranks groups by a sum that includes the weights of the shared keys and values.
+    """
     return _best(heads.view(whole.kv_groups, -1).mean(1), count)
 
 
