@@ -52,8 +52,8 @@ def check_pieces(model: Any, location: str) -> None:
         wrong = f"module {error}"
     if wrong is not None:
         raise ConfigError(
-            f"{named(location)}: {model.config.model_type} must be as lit_prune/models/families.py describes it, but its "
-            f"{wrong} differs"
+            f"{named(location)}: {model.config.model_type} must be as lit_prune/models/families.py describes it, but "
+            f"its {wrong} differs"
         )
 
 
