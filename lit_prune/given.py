@@ -25,6 +25,20 @@ def check_weights(cells: Iterable[Cell]) -> None:
         teachers.check_given(model, fingerprint, field)
 
 
+def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
+    """Check that given teachers have an embedding for every entry of their tokenizers that a text can yield.
+
+    `tokenizer` returns that of a cell's teacher.
+
+    Raises:
+        ConfigError: one has not; the message names its field and folder.
+    """
+    given = {cell.teacher: cell for cell in _with_sources(cells) if cell.teacher.model is not None}
+    for teacher, cell in given.items():
+        place = teachers.locate(str(teacher.model), teacher.fingerprint, weights=False)
+        teachers.check_ids(tokenizer(cell), teacher_config(cell).vocab_size, named(place))
+
+
 def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     """Check that given students have the teacher's tokens: the text is in these, and logits are compared id by id.
 

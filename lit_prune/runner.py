@@ -23,7 +23,7 @@ from lit_prune.evaluations import Evaluations
 from lit_prune.execution import Execution
 from lit_prune.failures import failure_of, release_frames
 from lit_prune.foretold import teacher_config
-from lit_prune.given import check_same_tokens, check_weights
+from lit_prune.given import check_ids, check_same_tokens, check_weights
 from lit_prune.grid import Entry
 from lit_prune.models import teacher as teachers
 from lit_prune.preflight import check, check_execution, check_tokens, check_validation, second_of
@@ -70,6 +70,7 @@ class Runner:
         for cell in cells:
             check(cell)
         check_weights(cells)
+        check_ids(cells, self.tokenizer)
         check_same_tokens(cells, self.tokenizer)
         for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
             question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)

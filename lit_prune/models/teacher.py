@@ -153,7 +153,7 @@ def load_tokenizer(location: str) -> Any:
             f"{named(location)}: the tokenizer in {', '.join(there)} cannot be used ({reason})"
         ) from error
     verify(location, lambda name: not is_weights(name))
-    return tokenizer  # its entries may have no embedding (Gemma 3 has one): the ids that are written are checked
+    return tokenizer  # `check_ids` compares its entries with the embeddings
 
 
 def has_tokenizer(location: str) -> bool:
