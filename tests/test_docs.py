@@ -1,0 +1,246 @@
+"""The code in the documents runs, and their commands are commands."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import tyro
+from documents import FOREIGN, OURS, ROOT, Block, blocks, commands, settings
+
+from lit_prune import cli
+from lit_prune.address import SCHEMA
+from lit_prune.config import Cell
+from lit_prune.grid import entries
+from lit_prune.preflight import check_names
+from lit_prune.registry import Registry
+from lit_prune.settings import load_profile, override, parse_setting
+
+BLOCKS = list(blocks())
+PYTHON = {ast.dump(ast.parse(block.text)): block for block in BLOCKS if block.kind == "python"}
+"""By what they do: a block that two documents have runs once."""
+PARTS = [block for block in PYTHON.values() if block.module]
+COMMANDS = list(dict.fromkeys(commands()))
+TABLE_COMMANDS = [(place, words) for place, words in COMMANDS if words[1:2] == ("-m",) and "experiments" in words[2]]
+SHORT = ["--set", "corpus.source=stories.jsonl"]
+HUB = re.compile(r"[\w-]+/[\w.-]+")
+GIVEN = {
+    name: SimpleNamespace(documents=pd.DataFrame({"nll": nll, "words": [10.0, 10.0, 20.0]}))
+    for name, nll in (("ours", [40.0, 30.0, 50.0]), ("theirs", [30.0, 30.0, 40.0]))
+}
+"""What a block takes as given: two measured texts of three documents."""
+
+
+def named(found):
+    return [pytest.param(words, id=f"{place} {' '.join(words[2:])}") for place, words in found]
+
+
+@functools.cache
+def executed(block: Block) -> dict[str, Any]:
+    """Return the names that a block has at its end."""
+    return block.execute(**GIVEN)
+
+
+def block_with(text: str) -> Block:
+    """Return the first block of Python that has some text."""
+    return next(block for block in PYTHON.values() if text in block.text)
+
+
+class Parsed(Exception):
+    """A command has read its words; what it would do next is left out."""
+
+
+@pytest.fixture(scope="module")
+def workplace(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the documents name."""
+    folder = tmp_path_factory.mktemp("workplace")
+    lines = [json.dumps({"text": f"{part} {text}"}) for part in range(16) for text in texts]
+    (folder / "stories.jsonl").write_text("\n".join(lines))
+    (folder / "my-llama").symlink_to(ROOT / "lit_prune/teachers/python-3.1M")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names that the documents add to the registries, which are put back afterwards."""
+    added = []
+    for block in PARTS:
+        module = importlib.import_module(block.module)
+        registries = [part for part in vars(module).values() if isinstance(part, Registry)]
+        before = {name for registry in registries for name in registry}
+        for registry in registries:
+            monkeypatch.setattr(registry, "_parts", dict(registry._parts))
+        block.execute()
+        added += {name for registry in registries for name in registry} - before
+    return added
+
+
+def test_every_block_is_of_a_kind_and_there_are_some_of_each():
+    assert {block.kind for block in BLOCKS} == {"python", "shell", "listing"}
+    with pytest.raises(ValueError, match="nowhere:1"):
+        _ = Block("nowhere", 1, "frobnicate all\n", None).kind
+
+
+@pytest.mark.parametrize("block", PYTHON.values(), ids=str)
+def test_a_block_of_python_runs(block, registered):
+    if block not in PARTS:  # those were executed by the fixture
+        assert executed(block).keys() - GIVEN.keys() > {"__name__"}
+    assert len(registered) == len(PARTS) >= 3
+
+
+@pytest.mark.slow
+def test_every_part_that_is_added_keeps_the_contract_of_its_kind(registered, tmp_path):
+    (tmp_path / "documented.py").write_text(
+        "from documents import blocks\n"
+        "for block in blocks():\n"
+        "    if block.kind == 'python' and block.module:\n"
+        "        block.execute()\n"
+    )
+    files = ("losses", "chunked", "objective", "criteria", "allocate")
+    words = ["-n", "0", "-rp", "-p", "no:cacheprovider", "-p", "documented", "-k", " or ".join(registered)]
+    command = [sys.executable, "-m", "pytest", *words, *(f"tests/test_{name}.py" for name in files)]
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", tmp_path)))
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in registered:
+        assert re.search(rf"PASSED .*{name}", done.stdout), name
+
+
+def test_the_table_that_is_added_has_cells():
+    table, quick = executed(block_with("TABLE = "))["TABLE"], load_profile("quick")
+    found = entries(table.at(quick, Path("store")), quick)
+    assert {row for claim in table.claims for row in (claim.better, claim.worse)} <= {entry.row for entry in found}
+
+
+@pytest.mark.slow
+def test_the_table_that_is_added_is_a_command():
+    assert cli.main(executed(block_with("TABLE = "))["TABLE"], ["--dry-run", *SHORT]) == 0
+
+
+def test_the_statistic_that_is_added_is_compared():
+    """120 nats over 40 words against 100 over 40."""
+    assert executed(block_with("paired_bootstrap"))["found"].difference == pytest.approx(3.0 - 2.5)
+
+
+def test_the_frame_has_every_recorded_cell():
+    recorded = sum(len(pd.read_csv(path)) for path in (ROOT / "experiments").glob("*/*/results.csv"))
+    assert len(executed(block_with("import frame"))["cells"]) == recorded
+
+
+# Commands
+
+
+@pytest.mark.parametrize("words", named(COMMANDS))
+def test_a_command_takes_its_words(words, monkeypatch, capsys):
+    program, *rest = words
+    if {program, *rest[:1]} & set(FOREIGN):
+        return
+    if program == "make":
+        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        extras = re.search(r"\[(.*)\]", rest[-1])[1].split(",")
+        assert set(extras) <= set(project["optional-dependencies"])
+        assert all((ROOT / word).is_file() for word in rest if word.endswith(".txt"))
+    else:
+        assert rest[0] == "-m"
+        assert rest[1].split(".")[0] in OURS
+        parse(rest[1], rest[2:], monkeypatch)
+
+
+def parse(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a command read its words, and stop it then."""
+
+    def stopping(read):
+        def stopped(*args, **kwargs):
+            raise Parsed(read(*args, **kwargs))
+
+        return stopped
+
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    first = (found.TABLE,) if hasattr(found, "TABLE") else ()
+    if module == "lit_prune.settings":
+        assert not words
+        assert found.main() == 0
+        return
+    main = cli.main if first else found.main
+    monkeypatch.setattr(tyro, "cli", stopping(tyro.cli))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+    with pytest.raises((Parsed, SystemExit)) as stop:
+        main(*first, words)
+    assert stop.type is Parsed or ("--help" in words and stop.value.code == 0)
+
+
+@pytest.mark.parametrize("words", named(TABLE_COMMANDS))
+def test_the_cells_that_a_command_names_exist(words, registered):
+    flags = tyro.cli(cli.Flags, args=words[3:])
+    table, profile = importlib.import_module(words[2]).TABLE, load_profile(flags.profile)
+    if needs_hub(words):
+        check_names(override(profile.cell, flags.settings))
+        return
+    also, only = map(parse_setting, flags.also), map(parse_setting, flags.only)
+    table = table.at(profile, Path("store"), flags.settings)
+    found = entries(table, profile, settings=flags.settings, num_seeds=flags.seeds, also=also, only=only)
+    assert found
+    for entry in found:
+        check_names(entry.cell)
+
+
+def needs_hub(words) -> bool:
+    """Whether a command reads a model or a text of the hub."""
+    return any(HUB.fullmatch(word.partition("=")[2]) for word in words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", named(command for command in TABLE_COMMANDS if command[0] in map(str, BLOCKS)))
+def test_a_command_would_run(words, registered):
+    """With --dry-run, where it computes something and what it names lies on this machine; over a short text."""
+    if needs_hub(words) or "diff" in words:
+        return
+    more = ["--wandb", "disabled"]
+    if not {"status", "report"} & set(words):
+        more += ["--dry-run"]
+    if "corpus.source" not in " ".join(words):
+        more += SHORT
+    assert cli.main(importlib.import_module(words[2]).TABLE, [*words[3:], *more]) == 0
+
+
+@pytest.mark.parametrize(("place", "setting"), list(settings()))
+def test_a_setting_is_a_field_of_a_cell_with_a_value_it_takes(place, setting):
+    path, value = parse_setting(setting)
+    assert dataclasses.is_dataclass(override(Cell(), {path: value}))
+
+
+# Lists of folders
+
+
+def test_folders_that_are_listed_exist():
+    for block in BLOCKS:
+        if block.kind == "listing":
+            for folder in re.findall(r"(\S+/) +", block.text):
+                stages = re.fullmatch(r"store/([\w|]+)/<address>/", folder)
+                if stages:
+                    assert set(stages[1].split("|")) <= {*SCHEMA, "benchmark", "teaching"}
+                elif not folder.startswith(("store/", "model/")):
+                    assert (ROOT / folder).is_dir(), folder
