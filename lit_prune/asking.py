@@ -95,8 +95,8 @@ def asked_entries(table: Table, question: Question, store: Store) -> tuple[Table
         profile,
         num_seeds=question.seeds,
         settings=settings,
-        also=map(parse_setting, question.also),
-        only=map(parse_setting, question.only),
+        also=[parse_setting(text, "--also") for text in question.also],
+        only=[parse_setting(text, "--only") for text in question.only],
     )
     _check_names((*question.set, *question.also), found)
     pins = Pins()

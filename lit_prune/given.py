@@ -51,10 +51,10 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
     """
     checked = set()
     for cell in _with_sources(cells):
-        model, pair = cell.student.model, (cell.student, cell.teacher)
-        if model is None or pair in checked:
+        model, case = cell.student.model, (cell.student, cell.teacher, cell.distill.top_k)
+        if model is None or case in checked:
             continue
-        checked.add(pair)
+        checked.add(case)
         place = teachers.locate(model, cell.student.fingerprint, weights=False, field="student.model")
         _check_sizes(cell, place, tokenizer)
         if teachers.has_tokenizer(place):

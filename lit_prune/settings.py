@@ -268,16 +268,16 @@ def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
     return list(found.items())
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """("distill.steps", 50) from "distill.steps=50"; the value is read as YAML.
+def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """("distill.steps", 50) from "distill.steps=50"; the value is read as YAML. Errors name the flag.
 
     Raises:
         ConfigError: no "=", or a value that is no YAML.
     """
     path, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"--set: must be field=value, got {text!r}")
-    return path.strip(), read_yaml(value, f"--set {path.strip()}")
+        raise ConfigError(f"{flag}: must be field=value, got {text!r}")
+    return path.strip(), read_yaml(value, f"{flag} {path.strip()}")
 
 
 def profiles_folder() -> Path:

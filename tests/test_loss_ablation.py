@@ -163,6 +163,7 @@ BAD = {
     "unknown loss": (["--also", "logit_loss=kdl"], "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
     "unknown criterion": (["--set", "student.criterion=activaton"], "unknown criterion 'activaton'; perhaps"),
     "unknown hidden loss": (["--set", "distill.hidden_loss=l1"], "unknown hidden loss 'l1'; there are: cosine, mse"),
+    "only without a value": (["--only", "kld"], "--only: must be field=value, got 'kld'"),
     "no such row": (["--only", "logit_loss=jsd"], "must be one of mse, reverse_kld, cosine, kld, got jsd"),
     "no seeds": (["--seeds", "0"], "--seeds: 0 asked for"),
     "missing model": (["--set", "teacher.model=./nowhere"], "teacher.model: './nowhere' is not a shipped teacher"),

@@ -47,6 +47,20 @@ def test_the_logit_loss_is_that_of_the_shared_entries(two, wide):
     assert not gradient[256:].any()
 
 
+def test_the_largest_logits_of_a_wider_teacher_are_refused_in_whichever_row_they_are(
+    tiny_cell, tiny_runner, tiny_llama, tiny_tokenizer, tmp_path
+):
+    for name in ("student", "teacher"):
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        tiny_llama.save_pretrained(tmp_path / name)
+        tiny_llama.resize_token_embeddings(264, mean_resizing=False)
+    given = {"student.model": str(tmp_path / "student"), "teacher.model": str(tmp_path / "teacher")}
+    cell = Pins().pin(override(tiny_cell, given | {"student.hidden": None, "teacher.fingerprint": None}))
+    tiny_runner.check([cell])
+    with pytest.raises(ConfigError, match=r"distill\.top_k: must be null"):
+        tiny_runner.check([cell, override(cell, {"distill.top_k": 8})])
+
+
 @pytest.mark.parametrize("rows", [264, 250])
 def test_padding_is_accepted_once_the_tokenizers_agree(
     rows, tiny_cell, tiny_runner, tiny_llama, tiny_tokenizer, tmp_path
