@@ -173,6 +173,13 @@ def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
     assert json.loads(path.read_text())["numbers"]["num_tokens"] == len(scored) - 1
 
 
+def test_evaluate_counts_the_rows_it_skips_once(cases, ask, caplog, tmp_path):
+    case = shutil.copy(cases / "one_null_text.jsonl", tmp_path / "copy.jsonl")  # nothing was said of it yet
+    assert ask(evaluate, "--model", str(TEACHER), "--text", str(case), "--limit", "1")[:2] == (0, [])
+    (said,) = [record for record in caplog.records if record.args and record.args[0] == str(case)]
+    assert said.args[1] == 1
+
+
 def test_conversations_need_a_chat_template(cases, ask):
     text = (f"corpus.source={cases / CHAT}", "corpus.column=messages")
     assert_refused(*ask(table, *settings(*text)), "corpus.column", "list of messages")

@@ -21,7 +21,7 @@ from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.builtin import BUILT_IN, built_in
 from lit_prune.data.files import Digest, add_file, first_line, kind_of, local_files, opened_text, warn_of_ignored
 from lit_prune.data.passages import Piece, articles, contiguous, pieces, with_text
-from lit_prune.data.rows import Messages, Row, hub_rows, rows_of
+from lit_prune.data.rows import Messages, Row, hub_rows, rows_of, warn_of_skipped
 
 Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration")
@@ -218,6 +218,7 @@ def texts(corpus: Corpus, limit: int | None = None) -> Iterator[str]:
     for passage in itertools.islice(passages, limit):
         yield _plain(passage, corpus)
     reader.finish(passages)
+    warn_of_skipped(corpus.source, reader.skipped)
 
 
 def _plain(passage: Passage, corpus: Corpus) -> str:

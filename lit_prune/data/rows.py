@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -20,6 +22,15 @@ Row = tuple[str | Messages | None, str | None]
 # Rows without the column that are read before the column is said to be missing.
 _PATIENCE = 1000
 _CSV_FIELD_BYTES = 2**31 - 1
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def warn_of_skipped(source: str, count: int) -> None:
+    """Say, once in a process, how many rows of a source have no text."""
+    if count:
+        log.warning("corpus.source: %s: skipped %d rows without text", source, count)
 
 
 def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from lit_prune.atomic import sync, write_json
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import SPLITS, Reader, Split
 from lit_prune.data.encode import Encoder
+from lit_prune.data.rows import warn_of_skipped
 
 _ALL = 2**62
 """A block that no split fills."""
@@ -189,8 +190,7 @@ def _check_ids(ids: np.ndarray, vocab_size: int | None, tokenizer: Any) -> None:
 
 def _log_what_was_met(reader: Reader) -> None:
     source = reader.corpus.source
-    if reader.skipped:
-        log.warning("corpus.source: %s: skipped %d rows without text", source, reader.skipped)
+    warn_of_skipped(source, reader.skipped)
     if reader.num_duplicates:
         log.warning(
             "corpus.source: %s: %d of %d documents are copies of an earlier one (in the same split)",
