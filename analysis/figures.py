@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from analysis import RECORDS
+from lit_prune.atomic import atomic_path
 from lit_prune.config import ConfigError
 from lit_prune.execution import begin
 from lit_prune.render.escape import printable
@@ -63,7 +64,8 @@ def draw(report: Report, out: Path, format: str) -> list[Path]:
         try:
             out.mkdir(parents=True, exist_ok=True)
             for path, (_, figure) in zip(paths, drawn, strict=True):
-                figure.savefig(path)
+                with atomic_path(path) as scratch:
+                    figure.savefig(scratch, format=format)
         except OSError as error:
             raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
     return paths

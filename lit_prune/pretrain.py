@@ -18,6 +18,7 @@ import tyro
 
 from lit_prune import cpu
 from lit_prune.asking import check_words
+from lit_prune.atomic import write_json
 from lit_prune.config import Cell, ConfigError, Pretraining, Teacher
 from lit_prune.execution import Execution, begin, stop_on_signals
 from lit_prune.models import teacher as teachers
@@ -93,15 +94,15 @@ def main(argv: list[str] | None = None) -> int:
                     lambda step, row: bar.at(step, f"pretraining, loss {row.get('loss', float('nan')):.3f}"),
                 )  # fmt: skip
                 node.finish(result)
+        print(json.dumps(node.result, indent=1))
+        if flags.export:
+            shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)
+            recipe_and_text = plain_of(cell.teacher.pretraining)
+            card = {"address": node.key, "recipe": recipe_and_text, "result": node.result, "env": node.env}
+            write_json(flags.export / CARD, card)
     except (ConfigError, Busy, OSError) as error:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    print(json.dumps(node.result, indent=1))
-    if flags.export:
-        shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)
-        recipe_and_text = plain_of(cell.teacher.pretraining)
-        card = {"address": node.key, "recipe": recipe_and_text, "result": node.result, "env": node.env}
-        (flags.export / CARD).write_text(json.dumps(card, indent=1) + "\n")
     return 0
 
 

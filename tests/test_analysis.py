@@ -1,6 +1,7 @@
 """The figures are drawn from what the store holds, without torch."""
 
 import dataclasses
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from analysis.figures import draw, main
+from lit_prune.config import ConfigError
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.grid import axis, entries
 from lit_prune.pins import Pins
@@ -56,6 +58,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["loss_ablation", "--store", str(tmp_path / "empty"), "--out", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.startswith(f"error: --out: {tmp_path / 'file'} cannot be written (")
+
+
+def test_no_half_written_figure_is_left_on_a_full_disk(store, tmp_path):
+    report, (soft, hard) = report_of(TABLE, store), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ConfigError, match="cannot be written"):
+            draw(report, tmp_path / "figures", "png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "figures").iterdir())
 
 
 def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):

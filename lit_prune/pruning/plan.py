@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_prune.atomic import write_text
 from lit_prune.config import ConfigError
 from lit_prune.models.anatomy import Anatomy, Axes, Axis, anatomy_of, head_dim_of, parts_of
 from lit_prune.models.shape import Shape, shape_of
@@ -190,7 +191,7 @@ class PrunePlan:
             ",\n".join(_lines_of(block) for block in self.blocks),
             "]}",
         ]
-        path.write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
 
     @staticmethod
     def load(path: Path) -> PrunePlan:
