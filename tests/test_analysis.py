@@ -65,7 +65,7 @@ def test_no_half_written_figure_is_left_on_a_full_disk(store, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(ConfigError, match="cannot be written"):
-            draw(report, tmp_path / "figures", "png")
+            draw(report, tmp_path / "figures", "svg")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "figures").iterdir())
