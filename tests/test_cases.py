@@ -161,6 +161,11 @@ def test_a_table_reads_the_text_and_counts_it(case, cases, ask):
     assert not {"\ufeff", "\r"} & set(read)
 
 
+def test_a_nested_column_is_named_where_another_is_asked_for(cases, ask):
+    found = ask(table, *settings(f"corpus.source={cases / 'nested_text.jsonl'}"))
+    assert_refused(*found, "corpus.column", "there are: meta.text")
+
+
 @pytest.mark.parametrize("case", ONE_DOCUMENT)
 def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
     found = ask(table, *settings(f"corpus.source={cases / case}", "corpus.max_tokens=2000"))

@@ -130,7 +130,8 @@ def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
         values = {field: _value(row, column) for field, column in wanted.items()}
         for field, (found, _) in values.items():
             missing[field] = missing[field] and not found
-        names |= dict.fromkeys(map(str, row))
+        if any(missing.values()):
+            names |= dict.fromkeys(_columns(row))
         if number == _PATIENCE and any(missing.values()):
             break
         group = values["group"][1] if "group" in values else None
@@ -142,6 +143,15 @@ def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
 
 def _no_column(field: str, column: str, where: str, names: Iterable[str]) -> ConfigError:
     return ConfigError(f"corpus.{field}: {where} has no column {column!r}; there are: {', '.join(names)}")
+
+
+def _columns(row: Mapping[str, Any]) -> Iterator[str]:
+    """The names that `corpus.column` may be of a row, also those in nested objects."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _columns(value))
+        else:
+            yield str(name)
 
 
 def _value(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
