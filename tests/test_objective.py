@@ -242,11 +242,6 @@ def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, message)
     assert "\n" not in str(caught.value)
 
 
-def test_another_vocabulary_is_refused():
-    with pytest.raises(ConfigError, match=r"student\.model: .* 40 entries, the teacher's 48"):
-        Distiller(student_of(vocab=40), llama(), Distill())
-
-
 @pytest.mark.parametrize("distill", [Distill(), Distill(w_logits=0.0, alpha=1.0, embedding=True)])
 def test_a_term_that_needs_a_teacher_is_refused_without_one(distill):
     with pytest.raises(ConfigError, match="need a teacher"):
