@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,26 @@ def test_begun_in_turns_and_ended_alone(entries, alone, tmp_path):
         runner_of(tmp_path, StoppingBar(13)).run(entries)
     assert runner_of(tmp_path, cohort=False).run(entries) == 1
     same(entries, tmp_path, alone)
+
+
+class SignalBar(Bar):
+    """Notes who handles SIGTERM at every step."""
+
+    def __init__(self) -> None:
+        super().__init__(0, quiet=True)
+        self.handlers: set[Any] = set()
+
+    def at(self, done: int, what: str) -> None:
+        super().at(done, what)
+        if done:  # calibration, before the first step, has a trainer of its own, which ends before another begins
+            self.handlers.add(signal.getsignal(signal.SIGTERM))
+
+
+def test_the_process_handles_sigterm_at_every_step_of_runs_in_turns_and_after_them(entries, tmp_path):
+    ours, bar = signal.getsignal(signal.SIGTERM), SignalBar()
+    runner_of(tmp_path, bar).run([entry for entry in entries if entry.row in ("kld", "three steps")])
+    assert bar.handlers == {ours}
+    assert signal.getsignal(signal.SIGTERM) == ours
 
 
 def test_only_cells_that_read_the_same_data_for_the_same_teacher_go_together(entries):

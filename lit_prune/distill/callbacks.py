@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -181,6 +183,21 @@ class Checkpoint(L.Callback):
             # All processes or none: the others would wait for one that stops alone.
             if not trainer.strategy.reduce_boolean_decision(_finite(tensors)):
                 raise Diverged(f"{what} is not finite at step {trainer.global_step}")
+
+
+class ProcessSignals(L.Callback):
+    """Keep the process's own handler of SIGTERM during a fit.
+
+    Lightning sets one for each trainer and puts the previous one back at its end. Of runs in turns, the handler of a
+    trainer that has ended would stay, without the trainer it needs.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # the only one that Lightning sets a handler in
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 def _finite(tensors: Collection[torch.Tensor]) -> bool:

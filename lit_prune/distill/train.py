@@ -16,7 +16,7 @@ from torch import nn
 from lit_prune.config import Distill
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.alongside import AlongsideDistiller
-from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress
+from lit_prune.distill.callbacks import Checkpoint, Diverged, History, ProcessSignals, Progress
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teaching import Teacher
@@ -58,7 +58,13 @@ def train(
         accelerator=execution.accelerator,
         devices=1,
         logger=list(loggers) or False,
-        callbacks=[history, Progress(history, tell), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)],
+        callbacks=[
+            ProcessSignals(),
+            history,
+            Progress(history, tell),
+            *callbacks,
+            Checkpoint(folder, execution.checkpoint_seconds),
+        ],
         enable_checkpointing=False,
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
