@@ -14,15 +14,18 @@ from typing import Any
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a scratch path beside `target`, which is synced and renamed to `target` on success and removed on failure.
 
-    The scratch file lies in the folder of `target`: a rename is atomic only within one file system.
+    The scratch file lies in the folder of `target`: a rename is atomic only within one file system. An `OSError` of
+    the scratch file names `target`, the file the user knows.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         yield scratch
         sync(scratch)
         scratch.replace(target)
-    except BaseException:
+    except BaseException as error:
         scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(scratch):
+            error.filename, error.filename2 = str(target), None
         raise
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         sync(target.parent)
