@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry, Table, axis, entries
-from lit_prune.settings import load_profile
+from lit_prune.config import Execution
+from lit_prune.config.profiles import load_profile
+from lit_prune.config.table import Table, axis
+from lit_prune.pipeline.expand import Entry, entries
 
 TABLE = Table(
     name="grid_benchmark",
@@ -96,10 +97,10 @@ def alone(work: Any, *arguments: Any) -> Any:
 
 def cells(steps: int) -> list[Entry]:
     """The five cells."""
-    from lit_prune.pins import Pins
+    from lit_prune.pipeline.resolve import Resolver
 
     settings = {"distill.steps": steps, "evaluation.blocks": 2, "importance.samples": 8, "corpus.max_tokens": 200_000}
-    pins = Pins()
+    pins = Resolver()
     found = entries(TABLE, load_profile("quick"), num_seeds=1, settings=settings)
     return [replace(entry, cell=pins.pin(entry.cell)) for entry in found]
 
@@ -107,15 +108,15 @@ def cells(steps: int) -> list[Entry]:
 @contextmanager
 def runner(store: Path, execution: Execution) -> Iterator[Any]:
     """The runner of every table, on a store."""
+    from lit_prune.cli.progress import ProgressBar
     from lit_prune.distill.train import quiet
-    from lit_prune.progress import Bar
-    from lit_prune.runner import Runner
+    from lit_prune.integrations.wandb.tracker import WandbTracker
+    from lit_prune.pipeline.runner import Runner
     from lit_prune.store import Store
-    from lit_prune.tracking import Mirror
 
     quiet()
-    with Bar(0) as bar:
-        yield Runner(Store(store), execution, bar, Mirror(TABLE.name, "disabled", store / "wandb"))
+    with ProgressBar(0) as bar:
+        yield Runner(Store(store), execution, bar, WandbTracker(TABLE.name, "disabled", store / "wandb"))
 
 
 def prepare(store: Path, steps: int) -> None:
@@ -131,13 +132,13 @@ def run(store: Path, steps: int, count: int, cohort: bool, threads: int) -> Cost
     """Compute the first `count` cells."""
     import torch
 
-    from lit_prune.models import teacher as teachers
+    from lit_prune.models import loading
 
     torch.set_num_threads(threads)
     asked = cells(steps)[:count]
     passes: list[float] = []
     with runner(store, Execution(accelerator="cpu", cohort=cohort)) as computing:
-        computing.load = functools.lru_cache(maxsize=1)(lambda location: timed(teachers.load_model(location), passes))
+        computing.load = functools.lru_cache(maxsize=1)(lambda location: timed(loading.load_model(location), passes))
         wall, cpu = time.perf_counter(), time.process_time()
         if computing.run(asked):
             raise RuntimeError("a cell failed")

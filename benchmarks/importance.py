@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import measuring
 from lit_prune.config import Pretraining
-from lit_prune.importance.calibrate import READERS, Calibrator
-from lit_prune.importance.removals import Removals, next_token_losses, sequences_at_once
-from lit_prune.models.anatomy import blocks_of
+from lit_prune.importance.collect import READERS, Calibrator
+from lit_prune.importance.layer_ablation import Removals, next_token_losses, sequences_at_once
+from lit_prune.models.model_family import blocks_of
 
 FORWARD: dict[str, tuple[str, ...]] = {
     "plain forward": (),

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import measuring
 from lit_prune.losses.chunked import HeadTarget, head_losses
 from lit_prune.losses.logit import logit_losses
-from lit_prune.models.head import Head
+from lit_prune.models.lm_head import LMHead
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Inputs:
     """Of student and teacher, of the same width."""
 
     states: Tensor
-    head: Head
+    head: LMHead
     target: HeadTarget
     successors: Tensor
 
@@ -107,8 +107,8 @@ class Inputs:
         ours, our_head, theirs, their_head = draws
         our_head, their_head = our_head / case.width**0.5, their_head / case.width**0.5
         successors = torch.randint(0, case.vocab, (case.tokens,), generator=generator)
-        target = HeadTarget(theirs, Head(their_head))
-        return Inputs(ours.requires_grad_(), Head(our_head.requires_grad_()), target, successors)
+        target = HeadTarget(theirs, LMHead(their_head))
+        return Inputs(ours.requires_grad_(), LMHead(our_head.requires_grad_()), target, successors)
 
 
 def of_all_logits(inputs: Inputs, loss: str) -> Tensor:

@@ -35,12 +35,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_prune.config import Distill, Optim
+from lit_prune.config import Distill, Execution, Optim
 from lit_prune.data.retraining import SeededOrder
-from lit_prune.data.tokens import IGNORED, TokenBlocks
+from lit_prune.data.tokens import IGNORED, TokenSequences
 from lit_prune.distill.train import quiet, train
-from lit_prune.execution import Execution
-from lit_prune.models.teacher import load_model
+from lit_prune.models.loading import load_model
 
 LR, BETA1, BETA2, DECAY, CLIP = 1e-3, 0.9, 0.95, 0.1, 1.0
 SEED = 0
@@ -115,7 +114,7 @@ class InOrder(Dataset[dict[str, Tensor]]):
     """The blocks of a run in the order in which lit_prune shows them."""
 
     def __init__(self, job: Job) -> None:
-        self.blocks = TokenBlocks(Path(job.folder) / "tokens", "train", job.block)
+        self.blocks = TokenSequences(Path(job.folder) / "tokens", "train", job.block)
         self.order = list(SeededOrder(len(self.blocks), job.batch * job.steps, SEED))
 
     def __len__(self) -> int:

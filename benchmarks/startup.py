@@ -41,7 +41,7 @@ def commands(store: str) -> dict[str, list[str]]:
         "report": ["-m", TABLE, "report", "--store", store],
         "import torch": ["-c", "import torch"],
         "import transformers' Llama too": ["-c", "import torch; from transformers import LlamaForCausalLM"],
-        "all that a run imports": ["-c", "import lit_prune.runner"],
+        "all that a run imports": ["-c", "import lit_prune.pipeline.runner"],
     }
 
 

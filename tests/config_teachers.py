@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Profile
-from lit_prune.settings import load_profile
+from lit_prune.config.profiles import load_profile
 
 _LLAMA_3_1_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -88,8 +88,8 @@ def tiny_llama() -> Any:
 def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer: Any) -> Any:
     """A cell of a second: `tiny_llama` on 900 documents of `texts`, 4 steps of 2 sequences of 32 tokens."""
     from lit_prune.config import Cell
-    from lit_prune.pins import Pins
-    from lit_prune.settings import override
+    from lit_prune.config.overrides import override
+    from lit_prune.pipeline.resolve import Resolver
 
     tiny_llama.save_pretrained(tmp_path / "tiny")
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
@@ -99,20 +99,25 @@ def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer:
         "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
         "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
     }  # fmt: skip
-    return Pins().pin(override(Cell(), plain))
+    return Resolver().pin(override(Cell(), plain))
 
 
 @pytest.fixture
 def tiny_runner(tmp_path: Path) -> Any:
     """A runner on an empty store, which logs every second step."""
-    from lit_prune.execution import Execution
-    from lit_prune.progress import Bar
-    from lit_prune.runner import Runner
+    from lit_prune.cli.progress import ProgressBar
+    from lit_prune.config import Execution
+    from lit_prune.integrations.wandb.tracker import WandbTracker
+    from lit_prune.pipeline.runner import Runner
     from lit_prune.store import Store
-    from lit_prune.tracking import Mirror
 
     quick = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
-    return Runner(Store(tmp_path / "store"), quick, Bar(0, quiet=True), Mirror("none", "disabled", tmp_path / "wandb"))
+    return Runner(
+        Store(tmp_path / "store"),
+        quick,
+        ProgressBar(0, quiet=True),
+        WandbTracker("none", "disabled", tmp_path / "wandb"),
+    )
 
 
 @pytest.fixture

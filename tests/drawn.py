@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lit_prune.config import Cell, Corpus, Distill, Profile, Teacher
-from lit_prune.grid import Grid, Table, entries
+from lit_prune.config.table import Grid, Table
+from lit_prune.pipeline.expand import entries
 from lit_prune.report import Report, assemble
 from lit_prune.store import Store
 

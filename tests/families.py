@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from lit_prune.models.anatomy import FAMILIES
-from lit_prune.models.shape import Shape, shape_of
-from lit_prune.pruning.plan import BlockPlan, PrunePlan
+from lit_prune.models.model_family import FAMILIES
+from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 HEAD_DIM = 4
 COMMON = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -106,11 +106,11 @@ def plan_for(name: str, kind: str) -> PrunePlan:
             heads = _of_groups(draw, whole, groups, len(hidden) // HEAD_DIM // groups)
         else:
             heads = _some_heads(draw, whole, kind, index)
-        blocks.append(BlockPlan(index, _some(draw, range(whole.neurons), neurons), heads))
+        blocks.append(LayerPlan(index, _some(draw, range(whole.neurons), neurons), heads))
     return PrunePlan(whole, hidden, tuple(blocks))
 
 
-def _some_heads(draw: random.Random, whole: Shape, kind: str, index: int) -> tuple[int, ...]:
+def _some_heads(draw: random.Random, whole: ModelShape, kind: str, index: int) -> tuple[int, ...]:
     if whole.heads == whole.kv_groups:
         count = {"heads": 4, "kv_groups": 3, "all": 4, "uneven": 2 * index + 2}.get(kind, whole.heads)
         return _some(draw, range(whole.heads), count)
@@ -120,7 +120,7 @@ def _some_heads(draw: random.Random, whole: Shape, kind: str, index: int) -> tup
     return _of_groups(draw, whole, 1 if one_group else whole.kv_groups, count)
 
 
-def _of_groups(draw: random.Random, whole: Shape, groups: int, count: int) -> tuple[int, ...]:
+def _of_groups(draw: random.Random, whole: ModelShape, groups: int, count: int) -> tuple[int, ...]:
     """`count` heads in each of some KV groups."""
     size = whole.heads // whole.kv_groups
     kept = _some(draw, range(whole.kv_groups), groups)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from lit_prune import report
 from lit_prune.config import Cell, Corpus, Distill, Profile, Teacher
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import Entry, entries
+from lit_prune.pipeline.expand import Entry, entries
 from lit_prune.render import terminal
+from lit_prune.report import report
 from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=40))

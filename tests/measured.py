@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from lit_prune.config import EVIDENCE
+from lit_prune.config import EVIDENCE, Execution
 from lit_prune.data.calibration import CalibrationData
-from lit_prune.execution import Execution
-from lit_prune.importance.calibrate import measure
-from lit_prune.importance.criteria import Evidence
-from lit_prune.importance.removals import removal_losses
+from lit_prune.importance.collect import measure
+from lit_prune.importance.criteria import CalibrationStats
+from lit_prune.importance.layer_ablation import removal_losses
 
 CPU = Execution(accelerator="cpu")
 
@@ -37,12 +36,12 @@ def quietly(seen: int) -> None:
 
 def evidence_of(
     model: Any, ids: torch.Tensor, folder: Path, names: Iterable[str] = EVIDENCE, batch: int = 4
-) -> Evidence:
+) -> CalibrationStats:
     """What passes over sequences [sequences, seq] say about a model; the files go to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.safetensors" for name in names}
     count = measure(model, Sequences(ids, batch), paths, CPU, quietly) if paths else len(ids)
-    return Evidence(
+    return CalibrationStats(
         model=model, statistics={name: load_file(path) for name, path in paths.items()}, count=count, seed=0,
         removal_losses=lambda length: removal_losses(model, Sequences(ids, batch), length, CPU, quietly),
     )  # fmt: skip

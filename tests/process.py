@@ -12,7 +12,7 @@ from lit_prune import store as module
 
 def python(code: str, *args: object) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    root = Path(module.__file__).parents[1]
+    root = Path(module.__file__).parents[2]
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=root)
 

@@ -12,13 +12,12 @@ import pytest
 import torch
 from distilled import ALL_STATES, VOCAB, llama, student_of
 
-from lit_prune.config import Distill, Lora, Optim
+from lit_prune.config import Distill, Execution, Lora, Optim
 from lit_prune.data.retraining import RetrainingData, SeededOrder, StepParts, StepSampler
 from lit_prune.data.tokens import IGNORED
-from lit_prune.distill.alongside import AlongsideDistiller
+from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.train import train
-from lit_prune.execution import Execution
 
 RAGGED = (11, 1, 4, 0)
 """Scored tokens of the four sequences of a step: the mean of the sequences' means counts the second 11 times."""
@@ -59,7 +58,7 @@ def gradients(module: Distiller, parts: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_have_the_gradient_of_the_whole_step(name):
     distill = OBJECTIVES[name]
-    kind = Distiller if distill.teacher_optim is None else AlongsideDistiller
+    kind = Distiller if distill.teacher_optim is None else JointDistiller
     modules = {parts: kind(student_of(), llama(), distill, parts) for parts in (1, 2, 4)}
     for module in modules.values():
         module.projection.load_state_dict(modules[1].projection.state_dict())

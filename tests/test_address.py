@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from lit_prune import address, config
-from lit_prune.address import STAGES, canonical, identity, key
+from lit_prune import config
 from lit_prune.config import Cell, Corpus, Pretraining, Student, Teacher
-from lit_prune.settings import OPTIONAL, fields_of, override
+from lit_prune.config.overrides import OPTIONAL, fields_of, override
+from lit_prune.store import address
+from lit_prune.store.address import STAGES, canonical, identity, key
 
 # The addresses of PINNED. They may change only together with a raised SCHEMA, or with a changed default; a
 # field that is added with `later`, a new loss or a moved file must leave them as they are.

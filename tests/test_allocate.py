@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
-from lit_prune.models.shape import Shape, parameter_counter, shape_of
+from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 from lit_prune.pruning.allocate import block_allocators, hidden_channels, residual_merges, width_allocators
-from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
+from lit_prune.pruning.plan import LayerPlan, Merge, PrunePlan
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 10, "num_hidden_layers": 4, "num_attention_heads": 6,
@@ -56,14 +56,16 @@ def scores_of(blocks=4):
 
 
 @pytest.mark.parametrize("name", list(width_allocators))
-@pytest.mark.parametrize("target", [Shape(4, 24, 5, 4, 2), Shape(3, 20, 10, 2, 2), Shape(4, 24, 7, 6, 2)])
+@pytest.mark.parametrize(
+    "target", [ModelShape(4, 24, 5, 4, 2), ModelShape(3, 20, 10, 2, 2), ModelShape(4, 24, 7, 6, 2)]
+)
 def test_every_width_allocator_makes_plans_that_can_be_carried_out_and_meet_the_budget(name, target):
     kept = tuple(range(target.layers))
     blocks = width_allocators[name](scores_of(), kept, target, QWEN)
     plan = PrunePlan(shape_of(QWEN), tuple(range(target.hidden)), blocks)
     plan.check(QWEN)
     count = parameter_counter(QWEN)
-    table = count(Shape(target.layers, target.hidden, 0, 0, 0))  # what is no block's width
+    table = count(ModelShape(target.layers, target.hidden, 0, 0, 0))  # what is no block's width
     shapes = [plan.shape_of_block(block) for block in blocks]
     spent = sum((count(shape) - table) / target.layers for shape in shapes)
     asked = count(target) - table
@@ -75,7 +77,7 @@ def test_global_widths_go_where_the_scores_are():
     scores = scores_of()
     scores["neuron"] = [torch.full((10,), 1.0) for _ in range(4)]
     scores["neuron"][2] = torch.tensor([30.0] + [0.01] * 9)  # one neuron does the work of this block
-    blocks = width_allocators["global"](scores, (0, 1, 2, 3), Shape(4, 24, 5, 6, 2), QWEN)
+    blocks = width_allocators["global"](scores, (0, 1, 2, 3), ModelShape(4, 24, 5, 6, 2), QWEN)
     widths = [len(block.neurons) for block in blocks]
     assert blocks[2].neurons == (0,)
     assert sum(widths) == 20
@@ -85,7 +87,7 @@ def test_global_widths_go_where_the_scores_are():
 def test_groups_go_as_a_whole_and_the_strongest_stay():
     head = torch.tensor([1.0, 1.0, 9.0, 5.0, 4.0, 3.0])  # means 3.67 and 4
     scores = {"neuron": [torch.arange(10.0)] * 4, "head": [head] * 4}
-    (block,) = width_allocators["uniform"](scores, (0,), Shape(1, 24, 10, 2, 1), QWEN)
+    (block,) = width_allocators["uniform"](scores, (0,), ModelShape(1, 24, 10, 2, 1), QWEN)
     assert block.heads == (3, 4)
 
 
@@ -96,10 +98,10 @@ def test_hidden_channels_are_the_best_and_ties_go_to_the_lower_index():
 
 
 def test_the_weakest_kept_head_is_paired_with_the_strongest_pruned_one():
-    whole = Shape(1, 24, 10, 12, 2)
+    whole = ModelShape(1, 24, 10, 12, 2)
     # Group 0 sorted: 3 5 0 2 | 4 1; group 1 sorted: 6 7 8 9 | 10 11. With L = 6 and K = 4, i = 4 pairs with 2K-i+1 = 5.
     scores = torch.tensor([7.0, 1.0, 6.0, 9.0, 2.0, 8.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0])
-    block = BlockPlan(0, (), (0, 2, 3, 5, 6, 7, 8, 9))
+    block = LayerPlan(0, (), (0, 2, 3, 5, 6, 7, 8, 9))
     assert residual_merges(scores, block, whole, 1.0) == (
         Merge(0, 1, 1.0), Merge(2, 4, 1.0), Merge(8, 11, 1.0), Merge(9, 10, 1.0),
     )  # fmt: skip
@@ -107,6 +109,6 @@ def test_the_weakest_kept_head_is_paired_with_the_strongest_pruned_one():
 
 def test_heads_with_their_own_keys_and_values_are_one_group():
     whole = shape_of(LlamaConfig(**SIZES | {"num_key_value_heads": 6}))
-    block = BlockPlan(0, (), (0, 1, 2, 3))
+    block = LayerPlan(0, (), (0, 1, 2, 3))
     scores = torch.tensor([9.0, 8.0, 7.0, 6.0, 5.0, 4.0])
     assert residual_merges(scores, block, whole, -1.0) == (Merge(2, 5, -1.0), Merge(3, 4, -1.0))

@@ -12,15 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune.config import ConfigError, Distill, Optim
-from lit_prune.distill.alongside import AlongsideDistiller
+from lit_prune.config import ConfigError, Distill, Execution, Optim
+from lit_prune.config.overrides import override
+from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.optim import learning_rate
 from lit_prune.distill.train import train
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry
-from lit_prune.preflight import check_models
-from lit_prune.settings import override
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.validate import check_models
 
 THEIRS = Optim(lr=2e-3, min_lr=5e-4, warmup=3, weight_decay=0.05, clip=0.5, beta1=0.8)
 DISTILL = Distill(block=32, batch=4, steps=8, optim=Optim(lr=1e-3, warmup=2), teacher_optim=THEIRS)
@@ -58,7 +57,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_each_gets_the_gradient_of_its_own_loss_and_no_other(tiny_llama):
     teacher, student = tiny_llama, noisy(tiny_llama)
-    AlongsideDistiller(student, teacher, DISTILL).training_step(batch(), 0).backward()
+    JointDistiller(student, teacher, DISTILL).training_step(batch(), 0).backward()
     alone_teacher, alone_student = noisy(teacher, 5), noisy(teacher)
     alone_teacher.load_state_dict(teacher.state_dict())
     alone_teacher(**batch()).loss.backward()
@@ -71,7 +70,7 @@ def test_each_gets_the_gradient_of_its_own_loss_and_no_other(tiny_llama):
 
 
 def test_the_teachers_loss_is_a_term_of_its_own_and_no_part_of_the_students(tiny_llama):
-    module = AlongsideDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
+    module = JointDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
     both = module.training_step(batch(), 0)
     clm = tiny_llama(**batch()).loss
     torch.testing.assert_close(module.terms["teacher_clm"], clm)
@@ -80,7 +79,7 @@ def test_the_teachers_loss_is_a_term_of_its_own_and_no_part_of_the_students(tiny
 
 
 def test_each_part_has_its_optimizer_and_its_schedule(tiny_llama):
-    module = AlongsideDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
+    module = JointDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
     configured = module.configure_optimizers()
     adamw, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     ours, theirs = adamw.param_groups[:2], adamw.param_groups[2:]
@@ -96,7 +95,7 @@ def test_each_part_has_its_optimizer_and_its_schedule(tiny_llama):
 
 
 def test_each_part_is_clipped_by_its_own_norm(tiny_llama):
-    module = AlongsideDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
+    module = JointDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
     for parameter in module.student.parameters():
         parameter.grad = torch.full_like(parameter, 1e-6)
     for parameter in tiny_llama.parameters():
@@ -110,7 +109,7 @@ def test_each_part_is_clipped_by_its_own_norm(tiny_llama):
 
 
 def test_a_batch_without_a_scored_token_costs_nothing(tiny_llama):
-    module = AlongsideDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
+    module = JointDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
     empty = {"input_ids": batch()["input_ids"], "labels": torch.full((2, 12), -100)}
     assert module.training_step(empty, 0).item() == 0
 
@@ -174,4 +173,4 @@ def test_correcting_a_teacher_that_nothing_is_learned_from_is_refused(tiny_cell,
     with pytest.raises(ConfigError, match=r"^distill.teacher_optim: "):
         check_models(override(tiny_cell, changes))
     with pytest.raises(ConfigError, match=r"^distill.teacher_optim: "):
-        AlongsideDistiller(noisy(tiny_llama), tiny_llama, dataclasses.replace(DISTILL, w_clm=1.0, w_logits=0.0))
+        JointDistiller(noisy(tiny_llama), tiny_llama, dataclasses.replace(DISTILL, w_clm=1.0, w_logits=0.0))

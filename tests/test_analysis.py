@@ -11,21 +11,22 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from analysis.figures import draw, main
+from lit_prune.cli.figures import draw, main
 from lit_prune.config import ConfigError
+from lit_prune.config.profiles import load_profile
+from lit_prune.config.table import axis
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import axis, entries
-from lit_prune.pins import Pins
+from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.resolve import Resolver
 from lit_prune.render.files import write_files
 from lit_prune.report import assemble
-from lit_prune.settings import load_profile
 from lit_prune.store import Store
 
 
 @pytest.fixture
 def store(tmp_path):
     """A store in which the quick table is done, with losses that rise from row to row."""
-    store, pins = Store(tmp_path / "store"), Pins()
+    store, pins = Store(tmp_path / "store"), Resolver()
     for place, entry in enumerate(entries(TABLE, load_profile("quick"))):
         entry = dataclasses.replace(entry, cell=pins.pin(entry.cell))
         with store.claim(entry.cell, "cell") as node:
@@ -36,7 +37,7 @@ def store(tmp_path):
 
 
 def report_of(table, store):
-    pins = Pins()
+    pins = Resolver()
     found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, load_profile("quick"))]
     return assemble(table, "quick", {}, found, store)
 
@@ -85,7 +86,7 @@ def test_checks_and_blocks_are_drawn_where_there_are_any_and_rows_of_one_name_ke
         TABLE, name="toy", grid=points, label=lambda point: labels[point["student.layers"]], baseline="T = 4",
         paper={}, claims=(), references={},
     )  # fmt: skip
-    store, pins = Store(tmp_path / "store"), Pins()
+    store, pins = Store(tmp_path / "store"), Resolver()
     for entry in entries(table, load_profile("quick")):
         entry = dataclasses.replace(entry, cell=pins.pin(entry.cell))
         with store.claim(entry.cell, "cell") as node:
@@ -112,5 +113,5 @@ def test_nothing_to_draw_is_one_line(tmp_path, capsys):
 
 
 def test_it_imports_no_torch():
-    script = "import sys, analysis.figures; sys.exit('torch' in sys.modules)"
+    script = "import sys, lit_prune.cli.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

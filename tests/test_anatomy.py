@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from lit_prune.config import ConfigError, Distill
-from lit_prune.distill.states import StateReader, pairs_of
-from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.distill.hidden_states import HiddenStateReader, pairs_of
 from lit_prune.models.consistency import check_pieces
+from lit_prune.models.model_family import FAMILIES, anatomy_of, blocks_of, head_dim_of, parts_of
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
-from lit_prune.pruning.plan import BlockPlan, PrunePlan
+from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 def seen(model, modules):
@@ -121,7 +121,7 @@ def test_states_are_read_after_the_norm_that_follows_or_as_they_are(name):
     anatomy = anatomy_of(model.config)
     distill = Distill(embedding=True, block_output=("0:0", "last:last"), mlp_input=("1:1",))
     wanted = [pair.teacher for pair in pairs_of(distill, 3, 3)]
-    with StateReader(model, wanted) as states:
+    with HiddenStateReader(model, wanted) as states:
         logits(model)
     width = model.config.hidden_size
     assert {state: tuple(value.shape) for state, value in states.items()} == dict.fromkeys(wanted, (2, 17, width))
@@ -203,7 +203,7 @@ def test_a_family_built_like_llama_is_one_line(monkeypatch, tmp_path):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("internlm3", **SIZES)).eval()
     check_pieces(model, "the model")
     whole = PrunePlan.everything(shape_of(model.config))
-    blocks = tuple(BlockPlan(i, tuple(range(9)), (0, 1, 3, 4)) for i in (0, 2))
+    blocks = tuple(LayerPlan(i, tuple(range(9)), (0, 1, 3, 4)) for i in (0, 2))
     student = surgery.apply(model, PrunePlan(whole.original, tuple(range(5, 29)), blocks))
     loaded, _ = reloaded(student, tmp_path)
     assert torch.equal(logits(loaded), logits(student))

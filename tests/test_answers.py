@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from finished import MSE, answer, asked, broken, filled
 
-from analysis.answers import RECORDS, frame, gather, ledger, table_of, tables
-from analysis.figures import main as draw
+from lit_prune.cli.figures import main as draw
 from lit_prune.config import ConfigError
+from lit_prune.config.profiles import RECORDS
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.render import files
 from lit_prune.report import assemble
+from lit_prune.report.load import frame, gather, ledger, table_of, tables
 from lit_prune.store import Store
 
 
@@ -120,7 +121,7 @@ def test_a_table_has_a_name() -> None:
 
 def test_two_lines_in_a_notebook_need_no_torch() -> None:
     code = (
-        "import sys\nfrom analysis.answers import frame\ncells = frame()\n"
+        "import sys\nfrom lit_prune.report.load import frame\ncells = frame()\n"
         "assert len(cells) and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=RECORDS.parent)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lit_prune.config import Cell, ConfigError
-from lit_prune.execution import Execution
-from lit_prune.pins import Pins
-from lit_prune.preflight import check, check_execution
-from lit_prune.settings import override, refuse_two_budgets
+from lit_prune.config import Cell, ConfigError, Execution
+from lit_prune.config.overrides import override, refuse_two_budgets
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.pipeline.validate import check, check_execution
 
 RECIPES = {
     "distill.optim.lr": (0.0, "distill.optim.lr: 0.0 asked for, it is above 0"),
@@ -32,7 +31,7 @@ RECIPES = {
 def test_a_recipe_that_cannot_be_is_refused(path):
     value, message = RECIPES[path]
     with pytest.raises(ConfigError) as caught:
-        check(Pins().pin(override(Cell(), {path: value})))
+        check(Resolver().pin(override(Cell(), {path: value})))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -63,6 +62,6 @@ def test_one_budget_a_cell_and_its_source_its_own():
 def test_a_teacher_that_is_trained_too_is_paid_for_in_whatever_order_cells_are_pinned(order):
     base = override(Cell(), {"distill.flops": 1e13, "distill.block": 64, "distill.batch": 2})
     cells = [base, override(base, {"distill.teacher_optim.lr": 1e-4})]
-    pins = Pins()
+    pins = Resolver()
     steps = {place: pins.pin(cells[place]).distill.steps for place in order}
     assert steps[0] > 1.5 * steps[1]

@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.answers import Answer
-from analysis.page import render
-from analysis.standing import whole_ledger
-from lit_prune.address import digest
+from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import ConfigError
-from lit_prune.evaluate.answers import DOCUMENTS, KIND
-from lit_prune.progress import Bar
-from lit_prune.render.benchmarks import all_scores, benchmark_table, notes, print_table, write_table
-from lit_prune.report.benchmarks import compare_models, published, read
-from lit_prune.report.paired import paired_bootstrap
+from lit_prune.evaluate.runner import DOCUMENTS, KIND
+from lit_prune.render.evaluations import all_scores, benchmark_table, notes, print_table, write_table
+from lit_prune.render.paper_page import render
+from lit_prune.report.claims_summary import whole_ledger
+from lit_prune.report.evaluations import compare_models, published, read
+from lit_prune.report.load import Answer
+from lit_prune.report.statistics import paired_bootstrap
 from lit_prune.store import Node, Store
+from lit_prune.store.address import digest
 
 FIRST, SECOND = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 
@@ -190,7 +190,9 @@ def test_models_of_one_name_are_told_apart_by_their_weights(nodes, tmp_path):
 def test_the_page_of_all_tables_has_them(nodes, tmp_path):
     answers = [Answer(finished.answer(finished.filled(tmp_path / "cells")), "store", "")]
     ledger = whole_ledger(answers, [])
-    page = render(answers, ledger, [], read(Store(tmp_path)), "0", Bar(0, quiet=True))
+    page = render(answers, ledger, [], read(Store(tmp_path)), "0", ProgressBar(0, quiet=True))
     assert "HellaSwag (10) acc_norm" in page
     assert "62.5 ± 10.0" in page
-    assert 'id="benchmarks"' not in render(answers, ledger, [], read(Store(tmp_path / "none")), "0", Bar(0, quiet=True))
+    assert 'id="benchmarks"' not in render(
+        answers, ledger, [], read(Store(tmp_path / "none")), "0", ProgressBar(0, quiet=True)
+    )

@@ -11,10 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from lit_prune.config import Cell, Corpus, Importance, Profile, Teacher
-from lit_prune.grid import Table, axis, entries
+from lit_prune.config.table import Table, axis
+from lit_prune.pipeline.expand import entries
 from lit_prune.render import depth, files
 from lit_prune.report import Report, assemble
-from lit_prune.report.blocks import read_blocks
+from lit_prune.report.layer_scores import read_blocks
 from lit_prune.store import Node, Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lit_prune.report.paired import bits_per_byte, paired_bootstrap
+from lit_prune.report.statistics import bits_per_byte, paired_bootstrap
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_prune.address import key
 from lit_prune.config import ConfigError, Corpus, Pretraining, Teacher
-from lit_prune.data.tokens import IGNORED, TokenBlocks, write_tokens
-from lit_prune.models import teacher as teachers
+from lit_prune.config.overrides import override
+from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
+from lit_prune.models import loading
 from lit_prune.models.bos import expects_bos
-from lit_prune.pins import Pins
-from lit_prune.settings import override
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.store.address import key
 
 BOS = 1
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_sequence_begins_with_it_once(folder: Path) -> None:
     """By hand, in sequences of 4: 0-3, 4-6, 7-10 (with its own), 11-13, 14-16, 17-19, 20-22, 23-25, 26-28, 29."""
-    blocks = TokenBlocks(folder, "train", 4)
+    blocks = TokenSequences(folder, "train", 4)
     rows = [block["input_ids"].tolist() for block in blocks]
     assert rows == [
         [1, 101, 102, 103], [1, 104, 105, 106], [1, 108, 109, 1], [1, 111, 112, 113], [1, 114, 115, 116],
@@ -51,7 +51,7 @@ def test_every_sequence_begins_with_it_once(folder: Path) -> None:
 
 @pytest.mark.parametrize(("block", "num_blocks"), [(31, 1), (30, 1), (29, 2), (2, 26)])
 def test_no_block_is_empty(folder: Path, block: int, num_blocks: int) -> None:
-    blocks = TokenBlocks(folder, "train", block)
+    blocks = TokenSequences(folder, "train", block)
     assert len(blocks) == len(list(blocks)) == num_blocks
     assert all((row["labels"][1:] != IGNORED).any() for row in blocks)
 
@@ -62,7 +62,7 @@ def test_a_split_is_written_with_it(tmp_path: Path, shared: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for bos, first in ((True, {tokenizer.bos_token_id}), (None, None)):
         write_tokens(Corpus(source=str(tmp_path / "a.jsonl"), bos=bos), tokenizer, tmp_path / str(bos))
-        found = {int(block["input_ids"][0]) for block in TokenBlocks(tmp_path / str(bos), "train", 5)}
+        found = {int(block["input_ids"][0]) for block in TokenSequences(tmp_path / str(bos), "train", 5)}
         assert found == first if first else len(found) > 1
 
 
@@ -74,7 +74,7 @@ def test_a_tokenizer_without_one_is_refused(tmp_path: Path, tiny_tokenizer) -> N
     with pytest.raises(ConfigError, match=r"^corpus.bos: must be null, got true"):
         write_tokens(Corpus(source=str(tmp_path / "a.jsonl"), bos=True), tokenizer, tmp_path / "tokens")
     with pytest.raises(ConfigError, match=r"^teacher.pretraining.corpus.bos: must be null"):
-        teachers.pin(Teacher(model=None, pretraining=Pretraining(corpus=Corpus(bos=True))))
+        loading.pin(Teacher(model=None, pretraining=Pretraining(corpus=Corpus(bos=True))))
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def beginning(tiny_cell: Any, tmp_path: Path) -> Any:
 
 def test_the_default_is_what_the_teacher_expects(tiny_cell: Any, beginning: Any) -> None:
     """Where a model expects none, the address stays what it was; where it does, the field is part of it."""
-    pins = Pins()
+    pins = Resolver()
     assert tiny_cell.corpus.bos is None
     assert pins.pin(override(tiny_cell, {"corpus.bos": False})) == tiny_cell
     found = pins.pin(beginning)
@@ -103,7 +103,7 @@ def test_the_default_is_what_the_teacher_expects(tiny_cell: Any, beginning: Any)
 
 
 def test_what_the_files_say_is_what_transformers_does(tmp_path: Path, shared: Path, beginning: Any) -> None:
-    folders = [*(shared / "models").iterdir(), Path(beginning.teacher.model), Path(teachers.locate("python-3.1M"))]
+    folders = [*(shared / "models").iterdir(), Path(beginning.teacher.model), Path(loading.locate("python-3.1M"))]
     found = []
     for folder in (path for path in folders if path.is_dir()):
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -115,5 +115,5 @@ def test_what_the_files_say_is_what_transformers_does(tmp_path: Path, shared: Pa
 def test_a_broken_tokenizer_is_one_line(beginning: Any) -> None:
     (Path(beginning.teacher.model) / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"^teacher.model: .*tokenizer.json cannot be read") as caught:
-        Pins().pin(beginning)
+        Resolver().pin(beginning)
     assert "\n" not in str(caught.value)

@@ -6,20 +6,22 @@ import json
 import pytest
 from transformers import AutoConfig
 
-from lit_prune.address import key
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
+from lit_prune.config.table import axis
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.distill.budget import with_steps
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import axis, entries
-from lit_prune.models.cost import forward_flops, training_flops
-from lit_prune.models.teacher import SHIPPED, load_model
-from lit_prune.pins import Pins
-from lit_prune.report.cells import tidy
-from lit_prune.settings import load_profile, override
+from lit_prune.models.flops import forward_flops, training_flops
+from lit_prune.models.loading import SHIPPED, load_model
+from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.report.results_frame import tidy
 from lit_prune.store import Store
+from lit_prune.store.address import key
 
 STEP = Distill(batch=4, block=16)
 """64 tokens a step, 640 FLOPs at 10 a token."""
@@ -101,7 +103,7 @@ def test_a_table_that_sweeps_the_length_takes_no_other():
 def cell(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n".join(texts * 3))
-    return Pins().pin(Cell(corpus=Corpus(source=str(path)), distill=STEP))
+    return Resolver().pin(Cell(corpus=Corpus(source=str(path)), distill=STEP))
 
 
 def student_and_teacher(hidden):
@@ -119,9 +121,9 @@ def test_flops_are_those_of_the_student_and_of_the_teacher_where_the_objective_n
         objective, head = {**objective, "embedding": True}, student.vocab_size * 144
         step += 64 * 2 * (3 * 144 * teacher.hidden_size - 2 * head)
     asked = override(cell, {f"distill.{name}": value for name, value in objective.items()})
-    found = Pins().pin(override(asked, {"distill.flops": 10.4 * step}))
+    found = Resolver().pin(override(asked, {"distill.flops": 10.4 * step}))
     assert found == override(asked, {"distill.steps": 10})
-    assert Pins().pin(override(asked, {"distill.flops": 10.6 * step})).distill.steps == 11
+    assert Resolver().pin(override(asked, {"distill.flops": 10.6 * step})).distill.steps == 11
 
 
 @pytest.mark.parametrize("part", [{"last": 1}, {"lora.rank": 4}])
@@ -129,7 +131,7 @@ def test_a_budget_of_flops_buys_more_steps_if_less_is_trained(cell, part):
     student, teacher = student_and_teacher(144)
     budget = {"distill.flops": 100 * 64 * training_flops(student, 16, teacher)}
     least = 64 * (forward_flops(student, 16) + forward_flops(teacher, 16))
-    found = Pins().pin(override(cell, {**budget, **{f"distill.{name}": value for name, value in part.items()}}))
+    found = Resolver().pin(override(cell, {**budget, **{f"distill.{name}": value for name, value in part.items()}}))
     assert 100 < found.distill.steps < budget["distill.flops"] / least
 
 
@@ -137,20 +139,20 @@ def test_a_budget_of_flops_buys_more_steps_if_less_is_trained(cell, part):
 def test_every_way_to_a_shape_has_its_cost(cell, shape):
     student, teacher = student_and_teacher(144)
     asked = override(cell, {**shape, "distill.flops": 3 * 64 * training_flops(student, 16, teacher)})
-    assert Pins().pin(asked).distill.steps == 3
+    assert Resolver().pin(asked).distill.steps == 3
 
 
 def test_a_model_of_its_own_is_charged_as_it_is(cell, tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
     step = 64 * training_flops(tiny_llama.config, 16, student_and_teacher(144)[1])
     asked = override(cell, {"student.model": str(tmp_path), "distill.flops": 2 * step})
-    assert Pins().pin(asked).distill.steps == 2
+    assert Resolver().pin(asked).distill.steps == 2
 
 
 def test_a_cell_asked_by_its_budget_has_the_address_of_the_equal_steps(cell):
     by_steps = key(override(cell, {"distill.steps": 9}))
     assert key(cell) != by_steps
-    assert key(Pins().pin(override(cell, {"distill.tokens": 9 * 64}))) == by_steps
+    assert key(Resolver().pin(override(cell, {"distill.tokens": 9 * 64}))) == by_steps
     unresolved = override(cell, {"distill.tokens": 9 * 64})
     assert key(unresolved) != by_steps
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_prune.cli import main
-from lit_prune.evaluate.__main__ import main as evaluate
+from lit_prune.cli.evaluate import main as evaluate
+from lit_prune.cli.table import main
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.models import teacher as teachers
+from lit_prune.models import loading
 
-TEACHER = teachers.SHIPPED / "python-3.1M"
+TEACHER = loading.SHIPPED / "python-3.1M"
 SHORT = (
     "importance.block=32",
     "distill.block=32",
@@ -156,7 +156,7 @@ def test_a_table_reads_the_text_and_counts_it(case, cases, ask):
     about = json.loads(path.read_text())
     assert (about["num_documents"], about["num_duplicates"], about["num_skipped"]) == counts
     ids = np.fromfile(path.parent / "train.bin", about["dtype"])
-    read = teachers.load_tokenizer(str(TEACHER)).decode(ids)
+    read = loading.load_tokenizer(str(TEACHER)).decode(ids)
     assert "The quick brown fox" in read
     assert not {"\ufeff", "\r"} & set(read)
 
@@ -174,7 +174,7 @@ def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
     assert (code, said) == (0, [])
     (path,) = store.glob("benchmark/*/result.json")
     first = json.loads((cases / case).read_text().splitlines()[0])["text"]
-    scored = teachers.load_tokenizer(str(TEACHER))(first, split_special_tokens=True)["input_ids"]
+    scored = loading.load_tokenizer(str(TEACHER))(first, split_special_tokens=True)["input_ids"]
     assert json.loads(path.read_text())["numbers"]["num_tokens"] == len(scored) - 1
 
 

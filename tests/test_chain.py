@@ -13,20 +13,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from lit_prune.address import STAGES, identity, key
-from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
-from lit_prune.execution import Execution
-from lit_prune.foretold import flops_of_token, pruned_config
-from lit_prune.grid import Claim, Entry, Table, axis, entries
-from lit_prune.pins import Pins
-from lit_prune.preflight import check
-from lit_prune.progress import Bar
-from lit_prune.report.cells import tidy
-from lit_prune.runner import Runner
-from lit_prune.schedule import planned_steps
-from lit_prune.settings import load_profile, override, plain_of, source_of, sources_of
+from lit_prune.cli.progress import ProgressBar
+from lit_prune.config import Cell, ConfigError, Corpus, Execution, Profile, Teacher
+from lit_prune.config.overrides import override, plain_of, source_of, sources_of
+from lit_prune.config.profiles import load_profile
+from lit_prune.config.table import Claim, Table, axis
+from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline.expand import Entry, entries
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline.schedule import planned_steps
+from lit_prune.pipeline.validate import check
+from lit_prune.pruning.shapes import flops_of_token, pruned_config
+from lit_prune.report.results_frame import tidy
 from lit_prune.store import Store
-from lit_prune.tracking import Mirror
+from lit_prune.store.address import STAGES, identity, key
 
 PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 WHOLE = {"student.hidden": None, "student.neurons": None, "student.heads": None}
@@ -146,16 +147,16 @@ def plain(make_folder, texts, tmp_path) -> Cell:
         "importance.samples": 4, "importance.block": 16, "distill.block": 16, "distill.batch": 2, "distill.steps": 2,
         "distill.optim.warmup": 1, "evaluation.blocks": 4, "evaluation.block": 16,
     }  # fmt: skip
-    return Pins().pin(override(Cell(), changes))
+    return Resolver().pin(override(Cell(), changes))
 
 
 def asked(cell: Cell, **changes: Any) -> Entry:
-    return Entry("row", 0, Pins().pin(override(cell, changes)), {})
+    return Entry("row", 0, Resolver().pin(override(cell, changes)), {})
 
 
-def runner_of(folder: Path, bar: Bar | None = None) -> Runner:
-    mirror = Mirror("chain", "disabled", folder)
-    return Runner(Store(folder), Execution(accelerator="cpu"), bar or Bar(0, quiet=True), mirror)
+def runner_of(folder: Path, bar: ProgressBar | None = None) -> Runner:
+    mirror = WandbTracker("chain", "disabled", folder)
+    return Runner(Store(folder), Execution(accelerator="cpu"), bar or ProgressBar(0, quiet=True), mirror)
 
 
 def compute(folder: Path, *found: Entry) -> list[dict[str, Any]]:
@@ -170,9 +171,9 @@ def weights(store: Store, cell: Cell, stage: str) -> dict[str, torch.Tensor]:
 
 
 def test_a_budget_buys_a_source_the_steps_of_its_own_size(plain):
-    cell = Pins().pin(override(plain, {**CHAIN, "source.distill.steps": 3, "distill.flops": 1e8}))
+    cell = Resolver().pin(override(plain, {**CHAIN, "source.distill.steps": 3, "distill.flops": 1e8}))
     assert source_of(cell).distill.steps == 3
-    inherits = Pins().pin(override(plain, {**KEPT, "student.neurons": 0.5, "distill.flops": 1e8}))
+    inherits = Resolver().pin(override(plain, {**KEPT, "student.neurons": 0.5, "distill.flops": 1e8}))
     for each in (inherits, source_of(inherits)):
         assert each.distill.flops is None
         assert each.distill.steps == pytest.approx(1e8 / (2 * 16 * flops_of_token(each)), abs=0.5)
@@ -205,7 +206,7 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
 
 
 def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plain, tmp_path):
-    first, bar = asked(plain, **CHAIN), Bar(0, quiet=True)
+    first, bar = asked(plain, **CHAIN), ProgressBar(0, quiet=True)
     second, middle = asked(first.cell, **{"student.neurons": 0.25}), Entry("middle", 0, source_of(first.cell), {})
     store = Store(tmp_path / "store")
     assert runner_of(store.root, bar).run([first, second, middle]) == 0
@@ -214,7 +215,7 @@ def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plai
     assert planned_steps(store, [first, second, middle]) == 0
 
 
-class Killed(Bar):
+class Killed(ProgressBar):
     """Progress that ends the program where the second student is pruned: its source is done, and nothing else."""
 
     count = 0

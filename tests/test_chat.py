@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import SPLITS, documents, pin
 from lit_prune.data.retraining import Part, StepParts
-from lit_prune.data.tokens import IGNORED, TokenBlocks, write_tokens
+from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
 
 START, STOP = "<|im_start|>", "<|im_end|>"
 PLAIN = (
@@ -62,7 +62,7 @@ def rendered(chat: list[dict[str, str]]) -> str:
 
 
 def written(tokenizer: Any, folder: Path, split: str) -> list[dict[str, Any]]:
-    return list(TokenBlocks(folder, split, 64))  # type: ignore[arg-type]
+    return list(TokenSequences(folder, split, 64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -109,7 +109,7 @@ def test_only_sequences_with_scored_tokens_are_kept_and_counted(tmp_path: Path, 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = Corpus(source=str(tmp_path / "a.jsonl"), column="messages", loss_on="assistant")
     counts = write_tokens(corpus, tokenizer_with(PLAIN, tiny_tokenizer), tmp_path / "tokens")
-    blocks = TokenBlocks(tmp_path / "tokens", "train", 32)
+    blocks = TokenSequences(tmp_path / "tokens", "train", 32)
     by_labels = [int((block["labels"][1:] != IGNORED).sum()) for block in blocks]
     assert [blocks.num_scored(i) for i in range(len(blocks))] == by_labels
     assert all(by_labels)
@@ -119,7 +119,7 @@ def test_only_sequences_with_scored_tokens_are_kept_and_counted(tmp_path: Path, 
 
 
 def test_a_text_counts_its_scored_tokens(numbered) -> None:
-    blocks = TokenBlocks(numbered(train=11), "train", 4)
+    blocks = TokenSequences(numbered(train=11), "train", 4)
     assert [blocks.num_scored(i) for i in range(3)] == [3, 3, 2]
 
 

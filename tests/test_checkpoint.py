@@ -13,13 +13,13 @@ from huggingface_hub.errors import NotASafetensorsRepoError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import ConfigError
+from lit_prune.config.overrides import override
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.models import teacher as teachers
+from lit_prune.models import loading
 from lit_prune.models.files import Place
-from lit_prune.pins import Pins
-from lit_prune.settings import override
+from lit_prune.pipeline.resolve import Resolver
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -44,9 +44,9 @@ def change(folder, rewrite=None, **config):
 def refused(folder):
     """What is said of a folder before any weight is read; loading says the same."""
     with pytest.raises(ConfigError) as early:
-        teachers.check_given(str(folder), None, "student.model")
+        loading.check_given(str(folder), None, "student.model")
     with pytest.raises(ConfigError) as late:
-        teachers.load_model(Place(str(folder), field="student.model"))
+        loading.load_model(Place(str(folder), field="student.model"))
     assert str(early.value) == str(late.value)
     assert str(early.value).startswith("student.model: ")
     assert "\n" not in str(early.value)
@@ -56,7 +56,7 @@ def refused(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_what_every_family_saves_is_whole(name, tmp_path):
     model_of(name).save_pretrained(tmp_path)
-    teachers.check_given(str(tmp_path), None, "teacher.model")
+    loading.check_given(str(tmp_path), None, "teacher.model")
 
 
 def without(*parts):
@@ -92,15 +92,15 @@ def test_tensors_that_are_not_those_of_the_config_are_named(folder, rewrite, con
 
 
 def test_what_ties_and_what_earlier_versions_saved_is_accepted(folder, tmp_path):
-    expected = logits(teachers.load_model(str(folder)))
+    expected = logits(loading.load_model(str(folder)))
     inverse = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     change(folder, lambda weights: weights | inverse)
-    assert torch.equal(logits(teachers.load_model(str(folder))), expected)
+    assert torch.equal(logits(loading.load_model(str(folder))), expected)
     change(folder, lambda weights: weights | {HEAD: weights[EMBEDDING].clone()}, tie_word_embeddings=True)
-    tied = teachers.load_model(str(folder))
+    tied = loading.load_model(str(folder))
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     change(folder, without("lm_head"))
-    assert torch.equal(logits(teachers.load_model(str(folder))), logits(tied))
+    assert torch.equal(logits(loading.load_model(str(folder))), logits(tied))
 
 
 def test_a_gpt2_of_the_hub_has_no_prefix_and_old_masks(tmp_path):
@@ -108,7 +108,7 @@ def test_a_gpt2_of_the_hub_has_no_prefix_and_old_masks(tmp_path):
     model.save_pretrained(tmp_path)
     masks = {"h.0.attn.bias": torch.ones(1, 1, 64, 64), "h.0.attn.masked_bias": torch.tensor(-1e4)}
     change(tmp_path, lambda weights: renamed("transformer.", "")(weights) | masks)
-    assert torch.equal(logits(teachers.load_model(str(tmp_path))), logits(model))
+    assert torch.equal(logits(loading.load_model(str(tmp_path))), logits(model))
     change(tmp_path, without("h.2.mlp.c_fc.weight"))
     assert "transformer.h.2.mlp.c_fc.weight" in refused(tmp_path)
 
@@ -116,13 +116,13 @@ def test_a_gpt2_of_the_hub_has_no_prefix_and_old_masks(tmp_path):
 def test_shards_and_pickled_weights_are_read_and_missing_ones_named(folder, tmp_path, tiny_llama):
     tiny_llama.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     (first, *_) = sorted((tmp_path / "shards").glob("*.safetensors"))
-    teachers.check_given(str(tmp_path / "shards"), None, "teacher.model")
+    loading.check_given(str(tmp_path / "shards"), None, "teacher.model")
     first.unlink()
     assert f"{first.name} is missing" in refused(tmp_path / "shards")
     (folder / "model.safetensors").unlink()
     assert "has no weights" in refused(folder)
     torch.save(tiny_llama.state_dict(), folder / "pytorch_model.bin")
-    assert torch.equal(logits(teachers.load_model(str(folder))), logits(tiny_llama))
+    assert torch.equal(logits(loading.load_model(str(folder))), logits(tiny_llama))
     torch.save(without("lm_head")(tiny_llama.state_dict()), folder / "pytorch_model.bin")
     assert f"{HEAD} is missing" in refused(folder)
 
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_named(folder, file, content):
 def test_a_damaged_tokenizer_is_named(folder, file, content):
     (folder / file).write_text(content)
     with pytest.raises(ConfigError, match=file):
-        teachers.load_tokenizer(str(folder))
+        loading.load_tokenizer(str(folder))
 
 
 def test_a_tokenizer_of_another_kind_is_refused_naming_its_file(folder):
@@ -163,17 +163,17 @@ def test_a_tokenizer_of_another_kind_is_refused_naming_its_file(folder):
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     (folder / "tokenizer.model").write_bytes(b"no sentencepiece")
     with pytest.raises(ConfigError, match=r"tokenizer\.model"):
-        teachers.load_tokenizer(str(folder))
+        loading.load_tokenizer(str(folder))
 
 
 def test_ids_that_a_text_can_yield_have_an_embedding(folder, tiny_tokenizer):
-    teachers.check_ids(tiny_tokenizer, 256, "teacher.model")
-    tokenizer = teachers.load_tokenizer(str(folder))
+    loading.check_ids(tiny_tokenizer, 256, "teacher.model")
+    tokenizer = loading.load_tokenizer(str(folder))
     tokenizer.add_special_tokens({"pad_token": "<pad>"})  # id 256, which no text yields
-    teachers.check_ids(tokenizer, 256, "teacher.model")
+    loading.check_ids(tokenizer, 256, "teacher.model")
     tokenizer.add_tokens(["word"])
     with pytest.raises(ConfigError, match=r"below 256, got 257 \('word'\)"):
-        teachers.check_ids(tokenizer, 256, "teacher.model")
+        loading.check_ids(tokenizer, 256, "teacher.model")
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8", "unheard_of"])
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_read_is_named(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(folder / "nowhere")
     with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read"):
-        teachers.fingerprint(str(folder))
+        loading.fingerprint(str(folder))
 
 
 @pytest.mark.parametrize("part", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
@@ -217,9 +217,7 @@ def test_code_of_a_folder_is_never_run_and_nobody_is_asked(folder, part, monkeyp
     os.close(write)
     with os.fdopen(read) as answers:
         monkeypatch.setattr(sys, "stdin", answers)
-        for load in (
-            (teachers.load_tokenizer,) if part == "AutoTokenizer" else (teachers.load_config, teachers.load_model)
-        ):
+        for load in (loading.load_tokenizer,) if part == "AutoTokenizer" else (loading.load_config, loading.load_model):
             with pytest.raises(ConfigError, match=r"config\.json|tokenizer\.json"):
                 load(str(folder))
         assert answers.read() == "y\n"
@@ -246,18 +244,18 @@ def of_hub(folder, monkeypatch):
 
 
 def test_a_hub_model_is_checked_before_it_is_fetched(of_hub, folder):
-    teachers.check_given("some/model", "0" * 40, "teacher.model")
+    loading.check_given("some/model", "0" * 40, "teacher.model")
     change(folder, without("layers.1"))
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.input_layernorm\.weight"):
-        teachers.check_given("some/model", "0" * 40, "teacher.model")
+        loading.check_given("some/model", "0" * 40, "teacher.model")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="some/model must have its weights as safetensors"):
-        teachers.check_given("some/model", "0" * 40, "teacher.model")
+        loading.check_given("some/model", "0" * 40, "teacher.model")
 
 
 def test_loading_is_what_transformers_loads(folder, tiny_llama):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(logits(teachers.load_model(str(folder))), logits(model))
+    assert torch.equal(logits(loading.load_model(str(folder))), logits(model))
 
 
 @pytest.mark.parametrize("field", ["teacher.model", "student.model"])
@@ -287,16 +285,16 @@ def test_a_student_whose_ids_stand_for_other_tokens_is_refused(folder, tiny_cell
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     cell = override(tiny_cell, {"student.model": str(folder), "student.hidden": None, "student.neurons": None})
-    tiny_runner.check([Pins().pin(cell)])
+    tiny_runner.check([Resolver().pin(cell)])
     first = min(vocab["e"], vocab["a"])
     vocab["e"], vocab["a"] = vocab["a"], vocab["e"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got {first} for .* \\(2 ids differ\\)"):
-        tiny_runner.check([Pins().pin(cell)])
+        tiny_runner.check([Resolver().pin(cell)])
     vocab["e"], vocab["a"] = vocab["a"], 300
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got 300 for 'a', .* \\(1 tokens differ\\)"):
-        tiny_runner.check([Pins().pin(cell)])
+        tiny_runner.check([Resolver().pin(cell)])
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    tiny_runner.check([Pins().pin(cell)])
+    tiny_runner.check([Resolver().pin(cell)])

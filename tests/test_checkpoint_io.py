@@ -13,11 +13,10 @@ import torch
 from distilled import llama, student_of
 from process import python
 
-from lit_prune.config import Corpus, Distill, Optim, Pretraining
+from lit_prune.config import Corpus, Distill, Execution, Optim, Pretraining
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.train import train
-from lit_prune.execution import Execution
-from lit_prune.pretraining import prepare
+from lit_prune.pipeline.stages.pretrain import prepare
 
 RECIPE = Distill(block=16, batch=2, steps=4, optim=Optim(warmup=1))
 QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=1)

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from lit_prune.config import Cell, Corpus, Distill, Profile, Teacher
-from lit_prune.grid import Claim, Entry, Table, axis, entries
-from lit_prune.render import figures, files, terminal, words
+from lit_prune.config.table import Claim, Table, axis
+from lit_prune.pipeline.expand import Entry, entries
+from lit_prune.render import figures, files, terminal, wording
 from lit_prune.report import Report, assemble
-from lit_prune.report.checks import flips, ranks
+from lit_prune.report.trajectories import flips, ranks
 from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=30))
@@ -169,7 +170,7 @@ def test_claims_whose_rows_keep_their_order_are_said_to(tmp_path: Path) -> None:
             kept.to_csv(node.folder / "checks.csv", index=False)
             node.finish({"lm_loss": 1.0, "kd_loss_before": 1.0}, seconds=1.0)
     found = assemble(TABLE, "tiny", {}, asked, store)
-    assert words.flips(found) == ["the two rows of no claim change their order between the checks"]
+    assert wording.flips(found) == ["the two rows of no claim change their order between the checks"]
 
 
 def test_the_page_changes_when_a_check_does(tmp_path: Path) -> None:

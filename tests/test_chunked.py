@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_prune.losses.chunked import HeadTarget, TopKTarget, head_losses, tokens_at_once
 from lit_prune.losses.logit import closed_forms, logit_losses
-from lit_prune.models.head import Head, head_of, last_states
+from lit_prune.models.lm_head import LMHead, head_of, last_states
 
 TOKENS, WIDTH, VOCAB = 600, 48, 512
 FINISHES = {"linear": None, "capped": lambda logits: 2 * torch.tanh(logits / 2)}
@@ -28,7 +28,7 @@ STATES, WEIGHT, BIAS = (
     draw(VOCAB, WIDTH, seed=1, scale=0.03),
     draw(VOCAB, seed=2, scale=0.1),
 )
-TEACHER = HeadTarget(draw(TOKENS, 32, seed=3), Head(draw(VOCAB, 32, seed=4, scale=0.04)))
+TEACHER = HeadTarget(draw(TOKENS, 32, seed=3), LMHead(draw(VOCAB, 32, seed=4, scale=0.04)))
 SUCCESSORS = torch.randint(0, VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(5))
 
 
@@ -47,8 +47,8 @@ def plain(dtype, name="kld", w_clm=0.0, w_logits=1.0, temperature=1.0, top_k=Non
 
 def logits_of(states, weight, bias, temperature, top_k, finish, tokens=slice(None)):
     """The cross-entropy, and what a logit loss is given of student and teacher."""
-    ours = Head(weight, bias, finish).logits(states)
-    theirs = Head(TEACHER.head.weight.to(states.dtype)).logits(TEACHER.states[tokens].to(states.dtype))
+    ours = LMHead(weight, bias, finish).logits(states)
+    theirs = LMHead(TEACHER.head.weight.to(states.dtype)).logits(TEACHER.states[tokens].to(states.dtype))
     clm = F.cross_entropy(ours, SUCCESSORS[tokens])
     if top_k:
         theirs, ids = theirs.topk(top_k)
@@ -64,7 +64,7 @@ def chunked(name="kld", top_k=None, finish=None, given=None, tokens=None, **aske
         chosen, theirs, successors = states[tokens], theirs[tokens], successors[tokens]
     asked = {"w_logits": 1.0, "target": HeadTarget(theirs, TEACHER.head, top_k), "chunk": 128} | asked
     found = head_losses(
-        chosen, Head(weight, bias, finish), successors=successors, logit_loss=logit_losses[name], **asked
+        chosen, LMHead(weight, bias, finish), successors=successors, logit_loss=logit_losses[name], **asked
     )
     values = {"loss": found.loss, "clm": found.clm, "logits": found.logits}
     return values | gradients(found.loss, states, weight, bias)
@@ -129,7 +129,7 @@ def test_training_a_model_on_the_tokens_that_are_scored_is_as_with_its_logits(na
     model, ids = model_of(name), token_ids()
     scored = torch.rand(2, 17, generator=torch.Generator().manual_seed(0)) < 0.6
     successors = ids.roll(-1, 1)[scored]
-    target = HeadTarget(draw(len(successors), 8, seed=6), Head(draw(96, 8, seed=7)))
+    target = HeadTarget(draw(len(successors), 8, seed=6), LMHead(draw(96, 8, seed=7)))
 
     def of_logits():
         ours = model(ids).logits[scored]
@@ -155,7 +155,7 @@ def test_a_term_by_hand():
     """Uniform over two, and a teacher that says 9 : 1: KL = ln 2 - H(0.9), its gradient q - p = (-0.4, 0.4)."""
     states = torch.ones(3, 1, requires_grad=True)
     teacher = TopKTarget(torch.tensor([[0.9, 0.1]]).log().expand(3, 2), torch.tensor([[1, 0]]).expand(3, 2))
-    head = Head(torch.tensor([[2.0], [2.0], [5.0]], requires_grad=True))
+    head = LMHead(torch.tensor([[2.0], [2.0], [5.0]], requires_grad=True))
     found = head_losses(states, head, target=teacher, logit_loss=logit_losses["kld"], w_logits=1.0)
     assert found.clm is None
     assert found.logits.item() == pytest.approx(0.3680642, abs=1e-6)
@@ -205,14 +205,14 @@ def test_where_no_gradient_is_asked_for_there_is_none():
     for off in (torch.no_grad, torch.inference_mode):
         with off():
             asked = {"target": TEACHER, "logit_loss": logit_losses["kld"], "w_logits": 1.0, "chunk": 128}
-            loss = head_losses(states, Head(weight, bias), **asked).loss
+            loss = head_losses(states, LMHead(weight, bias), **asked).loss
         assert loss == expected
         assert not loss.requires_grad
 
 
 def test_what_comes_from_above_multiplies_the_gradient_which_is_given_once():
     states, weight, bias = inputs()
-    found = head_losses(states, Head(weight, bias), successors=SUCCESSORS, w_clm=1.0)
+    found = head_losses(states, LMHead(weight, bias), successors=SUCCESSORS, w_clm=1.0)
     (found.loss * 3).backward(retain_graph=True)
     once = chunked(w_clm=1.0, target=None)
     torch.testing.assert_close(weight.grad, 3 * once["weight"])
@@ -227,7 +227,7 @@ def test_under_autocast_factors_are_in_bfloat16_and_logits_and_losses_in_float32
     with torch.autocast("cpu", torch.bfloat16):
         ours = chunked(**asked)
         states, weight, bias = inputs()
-        logits = Head(weight, bias, FINISHES[finish]).logits(states).float()
+        logits = LMHead(weight, bias, FINISHES[finish]).logits(states).float()
         theirs = TEACHER.head.logits(TEACHER.states).float()
         values = 0.5 * F.cross_entropy(logits, SUCCESSORS) + logit_losses["kld"](logits, theirs).mean()
         expected = {"loss": values} | gradients(values, states, weight, bias)
@@ -299,9 +299,9 @@ def test_bfloat16_costs_the_gradient_what_its_factors_lose_and_no_more(noise, kn
     assert kl.item() == pytest.approx(known, rel=0.2)
     given = [x.clone().requires_grad_() for x in ours]
     with torch.autocast("cpu", torch.bfloat16):
-        target = HeadTarget(states, Head(weight))
+        target = HeadTarget(states, LMHead(weight))
         loss = head_losses(
-            given[0], Head(given[1]), target=target, logit_loss=logit_losses["kld"], w_logits=1.0, chunk=128
+            given[0], LMHead(given[1]), target=target, logit_loss=logit_losses["kld"], w_logits=1.0, chunk=128
         ).loss
     loss.backward()
     rounded = [x.bfloat16().double() for x in (*ours, states, weight)]

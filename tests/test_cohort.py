@@ -11,17 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_prune.cohort import cohorts
-from lit_prune.config import Cell, Optim
-from lit_prune.distill.teaching import Teaching
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry
-from lit_prune.pins import Pins
-from lit_prune.progress import Bar
-from lit_prune.runner import Runner
-from lit_prune.settings import override
+from lit_prune.cli.progress import ProgressBar
+from lit_prune.config import Cell, Execution, Optim
+from lit_prune.config.overrides import override
+from lit_prune.distill.teacher import FrozenTeacher
+from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline.cohort import cohorts
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.pipeline.runner import Runner
 from lit_prune.store import Store
-from lit_prune.tracking import Mirror
 
 SMALL = {
     "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2, "distill.steps": 6,
@@ -42,7 +41,7 @@ class Stop(BaseException):
     """The interruption, which no run may swallow."""
 
 
-class StoppingBar(Bar):
+class StoppingBar(ProgressBar):
     """Interrupts the run whose step makes it `at_step` in all."""
 
     def __init__(self, at_step: int) -> None:
@@ -60,15 +59,15 @@ def entries(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
     """One cell of each row, and one more seed of the first."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("\n\n".join(texts))
-    base, pins = override(Cell(), {**SMALL, "corpus.source": str(text)}), Pins()
+    base, pins = override(Cell(), {**SMALL, "corpus.source": str(text)}), Resolver()
     cells = {(row, 0): pins.pin(override(base, changes)) for row, changes in ROWS.items()}
     cells["kld", 1] = pins.pin(override(base, {"seed": 1}))
     return [Entry(row, seed, cell, {}) for (row, seed), cell in cells.items()]
 
 
-def runner_of(folder: Path, bar: Bar | None = None, **execution: Any) -> Runner:
+def runner_of(folder: Path, bar: ProgressBar | None = None, **execution: Any) -> Runner:
     how = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1, **execution)
-    return Runner(Store(folder), how, bar or Bar(0, quiet=True), Mirror("test", "disabled", folder))
+    return Runner(Store(folder), how, bar or ProgressBar(0, quiet=True), WandbTracker("test", "disabled", folder))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +93,10 @@ def same(entries: list[Entry], ours: Path, theirs: Path) -> None:
 
 def test_in_turns_is_alone_bit_for_bit_with_one_pass_of_the_teacher(entries, alone, tmp_path, monkeypatch):
     """Whichever of them diverges."""
-    taught: list[Teaching] = []
-    monkeypatch.setattr("lit_prune.teachings.Teaching", lambda model: taught.append(Teaching(model)) or taught[-1])
+    taught: list[FrozenTeacher] = []
+    monkeypatch.setattr(
+        "lit_prune.pipeline.teachers.FrozenTeacher", lambda model: taught.append(FrozenTeacher(model)) or taught[-1]
+    )
     assert runner_of(tmp_path).run(entries) == 1
     same(entries, tmp_path, alone)
     assert [teaching.passes for teaching in taught] == [6, 6]  # one for every batch of each of two seeds
@@ -118,7 +119,7 @@ def test_begun_in_turns_and_ended_alone(entries, alone, tmp_path):
     same(entries, tmp_path, alone)
 
 
-class SignalBar(Bar):
+class SignalBar(ProgressBar):
     """Notes who handles SIGTERM at every step."""
 
     def __init__(self) -> None:
@@ -160,9 +161,11 @@ def sizes(entries: list[Entry], **execution: Any) -> list[int]:
 
 
 def test_memory_decides_how_many_go_together_and_then_the_teacher_is_cached(entries, alone, tmp_path, monkeypatch):
-    taught: list[Teaching] = []
-    monkeypatch.setattr("lit_prune.teachings.Teaching", lambda model: taught.append(Teaching(model)) or taught[-1])
-    monkeypatch.setattr("lit_prune.cohort._free_memory", lambda execution: 5 * 16 * 3_200_000)
+    taught: list[FrozenTeacher] = []
+    monkeypatch.setattr(
+        "lit_prune.pipeline.teachers.FrozenTeacher", lambda model: taught.append(FrozenTeacher(model)) or taught[-1]
+    )
+    monkeypatch.setattr("lit_prune.pipeline.cohort._free_memory", lambda execution: 5 * 16 * 3_200_000)
     assert sizes(entries) == [2, 2, 2, 1]
     assert runner_of(tmp_path).run(entries) == 1
     same(entries, tmp_path, alone)
@@ -173,7 +176,7 @@ def test_memory_decides_how_many_go_together_and_then_the_teacher_is_cached(entr
 
 def test_the_memory_free_when_a_cohort_begins_decides_its_size(entries, monkeypatch):
     free = iter([4, 2, 100])
-    monkeypatch.setattr("lit_prune.cohort._free_memory", lambda execution: next(free) * 16 * 3_200_000)
+    monkeypatch.setattr("lit_prune.pipeline.cohort._free_memory", lambda execution: next(free) * 16 * 3_200_000)
     group = [entry for entry in entries if entry.seed == 0]
     found = list(cohorts(group, Execution(accelerator="cpu")))
     assert [len(cohort.entries) for cohort in found] == [2, 1, 3]

@@ -12,7 +12,7 @@ from lit_prune.config import ConfigError
 from lit_prune.models.consistency import check_pieces
 from lit_prune.models.families import FAMILIES
 from lit_prune.models.files import Place
-from lit_prune.models.teacher import load_model
+from lit_prune.models.loading import load_model
 from lit_prune.pruning import surgery
 
 LLAMA = FAMILIES["llama"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lit_prune.address import canonical
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data import builtin
 from lit_prune.data.corpus import SPLITS, documents, fingerprint, pin, split_of
+from lit_prune.store.address import canonical
 
 DROPPED = {
     "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages", "test",

@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from lit_prune import address
-from lit_prune.address import STAGES, identity, key
-from lit_prune.config import Cell, ConfigError, Corpus, Correction, Optim, Teacher
-from lit_prune.correction import correct
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry
-from lit_prune.models import teacher as teachers
-from lit_prune.pins import Pins
-from lit_prune.preflight import check_models, check_sizes
-from lit_prune.runner import Runner
-from lit_prune.schedule import planned_steps
-from lit_prune.settings import fields_of, override
+from lit_prune.config import Cell, ConfigError, Corpus, Execution, Finetuning, Optim, Teacher
+from lit_prune.config.overrides import fields_of, override
+from lit_prune.models import loading
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline.schedule import planned_steps
+from lit_prune.pipeline.stages.finetune import correct
+from lit_prune.pipeline.validate import check_models, check_sizes
+from lit_prune.store import address
+from lit_prune.store.address import STAGES, identity, key
 
-RECIPE = Correction(steps=6, block=32, batch=4, optim=Optim(lr=3e-3, min_lr=1e-3, warmup=1))
+RECIPE = Finetuning(steps=6, block=32, batch=4, optim=Optim(lr=3e-3, min_lr=1e-3, warmup=1))
 QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
 PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 
@@ -53,7 +52,7 @@ def without(cell: Cell) -> Cell:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_correction_changes_the_address_of_all_but_the_teachers_training_and_the_tokens(stage):
     corrected = override(PINNED, {"teacher.correction.steps": 100})
-    assert corrected.teacher.correction == Correction()
+    assert corrected.teacher.correction == Finetuning()
     assert (key(corrected, stage) != key(PINNED, stage)) == (stage not in ("teacher", "tokens"))
     longer = override(PINNED, {"teacher.correction.steps": 101})
     assert (key(corrected, stage) != key(longer, stage)) == (stage not in ("teacher", "tokens"))
@@ -96,7 +95,7 @@ def test_the_node_holds_a_better_teacher_in_stock_layout_and_says_by_how_much(ce
     assert result["reduction"] == pytest.approx(1 - result["lm_loss"] / result["lm_loss_before"])
     assert result["lm_loss_tokens"] % 31 == 0
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
-    assert len(teachers.load_tokenizer(str(folder))) == 256
+    assert len(loading.load_tokenizer(str(folder))) == 256
     assert not (node.folder / "last.ckpt").exists()
     assert runner.uncorrected(cell) == runner.teacher(without(cell)) == cell.teacher.model
     stamp = (node.folder / "result.json").stat().st_mtime_ns
@@ -109,8 +108,8 @@ def test_corrected_by_hand_it_has_the_same_weights(cell, runner):
     from lit_prune.data.retraining import RetrainingData
     from lit_prune.distill.optim import learning_rate
 
-    corrected = teachers.load_model(runner.teacher(cell))
-    model = teachers.load_model(cell.teacher.model).train()
+    corrected = loading.load_model(runner.teacher(cell))
+    model = loading.load_model(cell.teacher.model).train()
     groups = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
     decays = zip(groups, (0.1, 0.0), strict=True)
     adamw = torch.optim.AdamW([{"params": g, "weight_decay": d} for g, d in decays], betas=(0.9, 0.95))
@@ -135,7 +134,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(cell, runner, tmp_
                 raise Stop
 
         folder.mkdir(exist_ok=True)
-        model = teachers.load_model(location)
+        model = loading.load_model(location)
         correct(RECIPE, model, tokens, folder, QUICK, tell)
         return model
 
@@ -174,7 +173,7 @@ def test_a_text_without_a_sequence_of_the_corrections_length_is_refused(cell, ru
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 100_000}))
     asked = override(cell, {"teacher.correction.block": 100_000, "teacher.fingerprint": None})
     with pytest.raises(ConfigError, match="validation: 1 sequences of 100000 tokens asked for"):
-        runner.check([Pins().pin(asked)])
+        runner.check([Resolver().pin(asked)])
 
 
 def test_a_sequence_longer_than_the_teachers_positions_is_refused(tmp_path):

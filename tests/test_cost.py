@@ -9,7 +9,7 @@ from published import MODELS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_prune.models.cost import forward_flops, minitron_step, num_multiplied, training_flops
+from lit_prune.models.flops import forward_flops, minitron_step, num_multiplied, training_flops
 from lit_prune.models.shape import num_parameters
 from lit_prune.pruning.surgery import apply
 

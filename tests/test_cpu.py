@@ -13,10 +13,9 @@ from measured import evidence_of
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_prune import cpu
-from lit_prune.cli import main
-from lit_prune.config import ConfigError
+from lit_prune.cli.table import main
+from lit_prune.config import ConfigError, Execution
 from lit_prune.cpu import attention, matmul, threads
-from lit_prune.execution import Execution
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.store import Node
 

@@ -10,8 +10,8 @@ from measured import evidence_of
 
 from lit_prune.config import EVIDENCE, ConfigError, Student
 from lit_prune.importance.aggregate import STATISTICS
-from lit_prune.importance.criteria import DEPTH, WIDTH, Criterion, Evidence, check_axes, criteria, criterion
-from lit_prune.models.anatomy import anatomy_of, parts_of
+from lit_prune.importance.criteria import DEPTH, WIDTH, CalibrationStats, Criterion, check_axes, criteria, criterion
+from lit_prune.models.model_family import anatomy_of, parts_of
 from lit_prune.models.shape import shape_of
 
 NINE = list(itertools.product(STATISTICS, STATISTICS))
@@ -147,7 +147,9 @@ def test_the_head_order_of_modelopt_aggregates_channels_first(tiny_llama, ids, t
 
 
 def magnitudes_of(model):
-    return criteria["magnitude"].score(Evidence(model, {}, 0, 0, lambda length: pytest.fail("measured")), Student())
+    return criteria["magnitude"].score(
+        CalibrationStats(model, {}, 0, 0, lambda length: pytest.fail("measured")), Student()
+    )
 
 
 def test_magnitude_is_the_norm_of_all_the_weights_of_a_unit(tiny_llama):

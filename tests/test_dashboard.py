@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 from test_tracking import history, parts, run
 
-from analysis import wandb_specs as specs
-from analysis.dashboard import main
-from analysis.wandb_server import bring_up
-from lit_prune import cli
+from lit_prune.cli.dashboard import main
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import Entry, entries
-from lit_prune.pins import Pins
-from lit_prune.settings import load_profile, override
+from lit_prune.integrations.wandb import specs as specs
+from lit_prune.integrations.wandb.server import bring_up
+from lit_prune.pipeline.expand import Entry, entries
+from lit_prune.pipeline.resolve import Resolver
 from lit_prune.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ TABLES = ("loss_ablation", "axes_ablation", "hidden_ablation", "phase_ablation",
 
 
 def board_of(name, store):
-    asked, pins = load_profile("quick"), Pins()
+    asked, pins = load_profile("quick"), Resolver()
     table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, store)
     found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, asked) if not e.reference]
     return specs.Board(table, "quick", tuple(found), "lit-prune", "somebody")
@@ -272,5 +272,7 @@ def test_parts_that_a_kill_left_empty_do_not_keep_the_others_from_being_sent(ser
 
 
 def test_it_imports_no_torch():
-    script = "import sys, analysis.dashboard, analysis.wandb_server; sys.exit('torch' in sys.modules)"
+    script = (
+        "import sys, lit_prune.cli.dashboard, lit_prune.integrations.wandb.server; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], timeout=60, cwd=ROOT).returncode == 0

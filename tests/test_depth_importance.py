@@ -12,11 +12,11 @@ from measured import CPU, Sequences, evidence_of, quietly
 from torch import nn
 
 from lit_prune.config import ConfigError, Student
-from lit_prune.importance import removals as module
+from lit_prune.importance import layer_ablation as module
 from lit_prune.importance.criteria import criteria
-from lit_prune.importance.removals import Removals, next_token_losses, removal_losses
-from lit_prune.importance.residual import ResidualStream
-from lit_prune.models.anatomy import anatomy_of, blocks_of
+from lit_prune.importance.layer_ablation import Removals, next_token_losses, removal_losses
+from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.residual_stream import ResidualStream
 
 
 @pytest.fixture

@@ -18,13 +18,12 @@ from safetensors import safe_open
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError, Corpus, Distill, Optim
+from lit_prune.config import ConfigError, Corpus, Distill, Execution, Optim
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.callbacks import Diverged
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.train import micro_batches, train
-from lit_prune.execution import Execution
 
 BLOCK, BLOCKS, BATCH, STEPS = 16, 22, 4, 12
 

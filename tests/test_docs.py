@@ -22,13 +22,14 @@ import pytest
 import tyro
 from documents import FOREIGN, OURS, ROOT, Block, blocks, commands, settings
 
-from lit_prune import cli
-from lit_prune.address import SCHEMA
+from lit_prune.cli import table as cli
 from lit_prune.config import Cell
-from lit_prune.grid import entries
-from lit_prune.preflight import check_names
+from lit_prune.config.overrides import override, parse_setting
+from lit_prune.config.profiles import load_profile
+from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.validate import check_names
 from lit_prune.registry import Registry
-from lit_prune.settings import load_profile, override, parse_setting
+from lit_prune.store.address import SCHEMA
 
 BLOCKS = list(blocks())
 PYTHON = {ast.dump(ast.parse(block.text)): block for block in BLOCKS if block.kind == "python"}
@@ -180,7 +181,7 @@ def parse(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{module}.__main__")
     first = (found.TABLE,) if hasattr(found, "TABLE") else ()
-    if module == "lit_prune.settings":
+    if module == "lit_prune.config.profiles":
         assert not words
         assert found.main() == 0
         return
@@ -194,7 +195,7 @@ def parse(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("words", named(TABLE_COMMANDS))
 def test_the_cells_that_a_command_names_exist(words, registered):
-    flags = tyro.cli(cli.Flags, args=words[3:])
+    flags = tyro.cli(cli.CliArgs, args=words[3:])
     table, profile = importlib.import_module(words[2]).TABLE, load_profile(flags.profile)
     if needs_hub(words):
         check_names(override(profile.cell, flags.settings))

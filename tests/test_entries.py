@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from toy import LOSSES, table
 
-from lit_prune.address import key
 from lit_prune.config import Cell, ConfigError, Profile
-from lit_prune.grid import Grid, axis, entries, seeds
-from lit_prune.settings import fields_of, load_profile, override, sources_of
+from lit_prune.config.overrides import fields_of, override, sources_of
+from lit_prune.config.profiles import load_profile
+from lit_prune.config.table import Grid, axis, seeds
+from lit_prune.pipeline.expand import entries
+from lit_prune.store.address import key
 
 PROFILE = Profile(Cell(), seeds=2)
 
@@ -251,7 +253,11 @@ def test_only_what_no_row_has_is_refused_with_the_values_there_are(only, part):
 @pytest.mark.parametrize("request_", ["also", "only"])
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("temprature", "'distill.temperature'"), ("logit_los", "'distill.logit_loss'"), ("", "lit_prune.settings")],
+    [
+        ("temprature", "'distill.temperature'"),
+        ("logit_los", "'distill.logit_loss'"),
+        ("", "lit_prune.config.profiles"),
+    ],
 )
 def test_an_unknown_short_name_is_refused(request_, name, hint):
     message = refused(table(), **{request_: {name: 1}})

@@ -15,19 +15,20 @@ from rich.console import Console
 from test_benchmark_table import FIRST, SECOND
 from test_benchmark_table import answer as scored
 
-from analysis.answers import Answer
-from analysis.exports import write
-from analysis.wandb_specs import Board, page_of, page_text, report_of
+from lit_prune.cli.evaluate import main
+from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
-from lit_prune.evaluate.__main__ import main
-from lit_prune.grid import Claim, Table, axis, entries
-from lit_prune.progress import Bar
+from lit_prune.config.overrides import override
+from lit_prune.config.table import Claim, Table, axis
+from lit_prune.escape import latex_text, markdown_code, markdown_text, printable, terminal_text
+from lit_prune.integrations.wandb.specs import Board, page_of, page_text, report_of
+from lit_prune.pipeline.expand import entries
 from lit_prune.render import files, terminal
-from lit_prune.render.benchmarks import all_scores, benchmark_table, check_labels, print_table, write_table
-from lit_prune.render.escape import latex_text, markdown_code, markdown_text, printable, terminal_text
+from lit_prune.render.evaluations import all_scores, benchmark_table, check_labels, print_table, write_table
+from lit_prune.render.exports import write
 from lit_prune.report import Report, assemble
-from lit_prune.report.benchmarks import read
-from lit_prune.settings import override
+from lit_prune.report.evaluations import read
+from lit_prune.report.load import Answer
 from lit_prune.store import Store
 
 HOSTILE = (
@@ -175,7 +176,7 @@ def test_a_terminal_shows_hostile_names_as_text(found: Report, width: int) -> No
 
 
 def test_progress_shows_hostile_names_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    with Bar(2) as bar:
+    with ProgressBar(2) as bar:
         bar.say("reading [/x] [red]a\nb")
     assert "[0/2] reading [/x] [red]a b" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`python -m lit_prune.evaluate`: asked twice it answers from the store, and a bad request is one line."""
+"""`python -m lit_prune.cli.evaluate`: asked twice it answers from the store, and a bad request is one line."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import task_files
 
-from lit_prune.evaluate.__main__ import main
-from lit_prune.progress import Bar
+from lit_prune.cli.evaluate import main
+from lit_prune.cli.progress import ProgressBar
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_models_are_asked_once_and_found_again_without_torch(here, capsys):
     assert len(written) == 6
     times = {path: path.stat().st_mtime_ns for path in written}
     script = (
-        "import sys; from lit_prune.evaluate.__main__ import main; code = main(sys.argv[1:]); "
+        "import sys; from lit_prune.cli.evaluate import main; code = main(sys.argv[1:]); "
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'lm_eval', 'transformers')))"
     )
     again = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120)
@@ -78,14 +78,14 @@ def test_a_text_that_was_stopped_goes_on_where_it_was(here, capsys, monkeypatch)
     (here / "long.txt").write_text("a duck in the pond.\n" * 800)
     words = ["--model", str(here / "first"), "--store", str(here / "store")]
     words += ["--text", str(here / "long.txt"), "--window", "8"]
-    at = Bar.at
+    at = ProgressBar.at
 
     def stop(bar, done, what):
         at(bar, done, what)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bar, "at", stop)
+        patch.setattr(ProgressBar, "at", stop)
         with pytest.raises(KeyboardInterrupt):
             main(words)
     (log,) = (here / "store/benchmark").glob("*/windows.csv")
@@ -225,7 +225,7 @@ def test_two_models_of_one_name_are_told_apart_by_their_place(here, capsys):
 
 def test_without_lm_eval_it_is_said_how_to_get_it(here):
     script = (
-        "import sys; sys.modules['lm_eval'] = None; from lit_prune.evaluate.__main__ import main; "
+        "import sys; sys.modules['lm_eval'] = None; from lit_prune.cli.evaluate import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
     said = subprocess.run(
@@ -237,7 +237,7 @@ def test_without_lm_eval_it_is_said_how_to_get_it(here):
 
 def test_help_imports_neither_torch_nor_lm_eval():
     script = (
-        "import sys\nfrom lit_prune.evaluate.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom lit_prune.cli.evaluate import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'lm_eval', 'transformers', 'pandas', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, timeout=60).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ASKS = "from lit_prune.execution import begin; begin('toy: begins', {words}); print(input('sure? '))"
+ASKS = "from lit_prune.cli.process import begin; begin('toy: begins', {words}); print(input('sure? '))"
 
 
 def asked(words: str) -> subprocess.CompletedProcess[str]:

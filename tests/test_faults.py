@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.store import Node
 

@@ -12,10 +12,10 @@ import pytest
 from drawn import answered, toy
 from matplotlib.figure import Figure
 
-from analysis.figures import captions, overviews
+from lit_prune.cli.figures import captions, overviews
 from lit_prune.render import depth, labels, svg
 from lit_prune.report import Report, record
-from lit_prune.report.blocks import Blocks
+from lit_prune.report.layer_scores import Blocks
 
 KEPT = {f"{k} blocks": {"student.layers": k} for k in (5, 4, 3)}
 METRICS = ("lm_loss", "parameters")

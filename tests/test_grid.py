@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from toy import LOSSES, table
 
-from lit_prune import grid
-from lit_prune.grid import Claim, Grid, axis, seeds
+from lit_prune.config import table as grid
+from lit_prune.config.table import Claim, Grid, axis, seeds
 
 # Algebra
 
@@ -104,10 +104,10 @@ def test_points_that_differ_in_what_a_seed_sets_share_a_label():
         table(grid=draws)
 
 
-@pytest.mark.parametrize("module", ["lit_prune.experiments.loss_ablation", "lit_prune.cli"])
+@pytest.mark.parametrize("module", ["lit_prune.experiments.loss_ablation", "lit_prune.cli.table"])
 def test_importing_a_question_imports_no_torch(module):
     code = f"import sys, {module}; print({{'torch', 'lightning', 'transformers'}} & set(sys.modules))"
-    root = Path(grid.__file__).parents[1]
+    root = Path(grid.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "set()"

@@ -8,7 +8,7 @@ import torch
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import harness
-from lit_prune.evaluate.benchmarks import PAPER, questions
+from lit_prune.evaluate.benchmark_tasks import PAPER, questions
 from lit_prune.evaluate.harness import Score, ask, load, measure
 
 
@@ -121,7 +121,7 @@ def test_summaries_are_written_and_scored(tiny_llama, tiny_tokenizer, folder):
 
 
 def test_rouge_of_the_summary_itself_is_one():
-    from lit_prune.evaluate.tasks.xlsum import rouge
+    from lit_prune.evaluate.lm_eval_tasks.xlsum import rouge
 
     assert rouge({"summary": "Rain falls in town."}, [" Rain falls in town."])["rougeL"] == 1
     # Three of four words on either side, in order: precision and recall are 3/4.

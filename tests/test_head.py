@@ -10,8 +10,8 @@ from families import CASES, config_of, logits, model_of, token_ids
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from lit_prune.config import ConfigError
-from lit_prune.models.anatomy import anatomy_of
-from lit_prune.models.head import head_of, last_states
+from lit_prune.models.lm_head import head_of, last_states
+from lit_prune.models.model_family import anatomy_of
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from lit_prune.config import ConfigError
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.hidden_ablation import FIELDS, PAPER, TABLE, here, states
-from lit_prune.foretold import deep_teacher
-from lit_prune.grid import entries
-from lit_prune.preflight import check_models
-from lit_prune.settings import load_profile, override
+from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.validate import check_models
+from lit_prune.pruning.shapes import deep_teacher
 
 PAIRS = ("29:13", "15:15", "23:15", "29:15", "30:15", "31:15", "28:12", "29:14", "30:14")
 

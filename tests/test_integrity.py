@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from lit_prune import integrity
 from lit_prune.config import Cell, Corpus, Distill, Teacher
-from lit_prune.grid import Entry
-from lit_prune.settings import override
-from lit_prune.store import Node, Store
+from lit_prune.config.overrides import override
+from lit_prune.pipeline.expand import Entry
+from lit_prune.store import Node, Store, integrity
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=1))
 LARGE = np.arange(2**19, dtype=np.float32)

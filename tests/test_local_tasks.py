@@ -7,8 +7,8 @@ import pytest
 import task_files
 
 from lit_prune.config import ConfigError
-from lit_prune.evaluate import local
-from lit_prune.evaluate.benchmarks import questions
+from lit_prune.evaluate import local_tasks
+from lit_prune.evaluate.benchmark_tasks import questions
 from lit_prune.evaluate.harness import load
 
 
@@ -72,7 +72,7 @@ def test_blimp_is_every_file_of_the_archive_whatever_its_columns(folder):
 
 def test_one_part_of_blimp_can_be_asked_alone(folder):
     assert len(shown(task_of("blimp_intransitive", folder))) == 2
-    assert local.subtasks_of("blimp", folder) == ["blimp_anaphor_number_agreement", "blimp_intransitive"]
+    assert local_tasks.subtasks_of("blimp", folder) == ["blimp_anaphor_number_agreement", "blimp_intransitive"]
 
 
 def test_xlsum_takes_every_fifth_article(folder):
@@ -130,19 +130,19 @@ def test_the_real_files_are_read_whole(shared):
     folder = shared / "data/tasks"
     sizes = {}
     for name in ("piqa", "arc_easy", "arc_challenge", "hellaswag", "blimp"):
-        for task, splits in local.read(name, folder).items():
+        for task, splits in local_tasks.read(name, folder).items():
             sizes[task] = len(list(splits.values())[-1])
     blimp = {name: size for name, size in sizes.items() if name.startswith("blimp_")}
     assert len(blimp) == 67
     assert set(blimp.values()) == {1000}
     others = {name: size for name, size in sizes.items() if name not in blimp}
     assert others == {"piqa": 1838, "arc_easy": 567, "arc_challenge": 295, "hellaswag": 10042}
-    arc = chain.from_iterable(local.read("arc_easy", folder)["arc_easy"].values())
+    arc = chain.from_iterable(local_tasks.read("arc_easy", folder)["arc_easy"].values())
     assert all(doc["answerKey"] in doc["choices"]["label"] for doc in arc)
 
 
 def test_lm_eval_has_every_part_of_the_real_blimp(shared):
-    from lit_prune.evaluate.benchmarks import harness_folder
+    from lit_prune.evaluate.benchmark_tasks import harness_folder
 
     names = {f"blimp_{path.stem}" for path in (harness_folder() / "blimp").glob("[a-z]*.yaml")}
-    assert set(local.subtasks_of("blimp", shared / "data/tasks")) == names
+    assert set(local_tasks.subtasks_of("blimp", shared / "data/tasks")) == names

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.experiments.loss_ablation import TABLE
 
 SMALL = {
@@ -57,7 +57,7 @@ def test_a_second_run_computes_nothing_and_imports_no_torch(done):
     store, first = done
     before = {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")}
     script = (
-        "import sys; from lit_prune.cli import main; from lit_prune.experiments.loss_ablation import TABLE;"
+        "import sys; from lit_prune.cli.table import main; from lit_prune.experiments.loss_ablation import TABLE;"
         f"code = main(TABLE, {[*SETTINGS, '--seeds', '2', '--store', str(store)]!r});"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules; sys.exit(code)"
     )

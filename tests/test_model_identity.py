@@ -8,11 +8,11 @@ from families import logits
 from safetensors.torch import load_file, save_file
 
 from lit_prune.config import ConfigError
-from lit_prune.evaluate.subject import folder_of, subject, tokenizer_of
-from lit_prune.grid import Entry
-from lit_prune.models import teacher as teachers
+from lit_prune.config.overrides import override
+from lit_prune.evaluate.model_ref import folder_of, subject, tokenizer_of
+from lit_prune.models import loading
 from lit_prune.models.files import Place
-from lit_prune.settings import override
+from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Store
 
 SHIPPED = "python-3.1M"
@@ -36,7 +36,7 @@ def other_weights(folder):
 
 
 def test_the_fingerprint_of_a_folder_without_other_files_stands():
-    assert teachers.fingerprint(SHIPPED) == SHIPPED_FINGERPRINT
+    assert loading.fingerprint(SHIPPED) == SHIPPED_FINGERPRINT
 
 
 @pytest.mark.parametrize(
@@ -48,42 +48,42 @@ def test_the_fingerprint_of_a_folder_without_other_files_stands():
 )  # fmt: skip
 def test_every_file_that_is_read_is_in_the_fingerprint(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
-    found = {teachers.fingerprint(str(folder))}
+    found = {loading.fingerprint(str(folder))}
     for content in ("one", "two"):
         (folder / name).write_text(content)
-        found.add(teachers.fingerprint(str(folder)))
+        found.add(loading.fingerprint(str(folder)))
     assert len(found) == 3
 
 
 def test_files_that_are_not_read_are_not(folder):
-    before = teachers.fingerprint(str(folder))
+    before = loading.fingerprint(str(folder))
     for name in ("README.md", "own.py", "trainer.log"):
         (folder / name).write_text("anything")
-    assert teachers.fingerprint(str(folder)) == before
+    assert loading.fingerprint(str(folder)) == before
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
 def test_weights_that_changed_after_the_fingerprint_are_refused(folder, forgotten, monkeypatch):
-    place = Place(str(folder), teachers.fingerprint(str(folder)))
-    teachers.load_model(place)
+    place = Place(str(folder), loading.fingerprint(str(folder)))
+    loading.load_model(place)
     other_weights(folder)
     if forgotten:  # as in another process than that which took the fingerprint
         monkeypatch.setattr("lit_prune.models.files._DIGESTS", {})
     with pytest.raises(ConfigError, match="has changed"):
-        teachers.load_model(place)
-    teachers.load_model(str(folder))
+        loading.load_model(place)
+    loading.load_model(str(folder))
 
 
 def test_a_tokenizer_that_changed_after_the_fingerprint_is_refused(folder):
-    place = Place(str(folder), teachers.fingerprint(str(folder)))
+    place = Place(str(folder), loading.fingerprint(str(folder)))
     (folder / "chat_template.jinja").write_text("anything")
     with pytest.raises(ConfigError, match=r"chat_template\.jinja"):
-        teachers.load_tokenizer(place)
-    teachers.load_model(place)
+        loading.load_tokenizer(place)
+    loading.load_model(place)
 
 
 def test_weights_in_memory_do_not_change_with_their_file(folder):
-    model = teachers.load_model(str(folder))
+    model = loading.load_model(str(folder))
     before = logits(model)
     other_weights(folder)
     assert torch.equal(logits(model), before)
@@ -100,10 +100,10 @@ def test_a_blob_of_the_hub_is_what_its_name_says(folder, tmp_path):
     (snapshot / "model.safetensors").rename(blob)
     (snapshot / "model.safetensors").symlink_to(blob)
     place = Place(str(snapshot), revision)
-    teachers.load_model(place)
+    loading.load_model(place)
     other_weights(snapshot)
     with pytest.raises(ConfigError, match=r"model\.safetensors"):
-        teachers.load_model(place)
+        loading.load_model(place)
 
 
 def test_a_run_stops_at_the_load_of_weights_that_changed(tiny_runner, tiny_cell, tmp_path):
@@ -130,11 +130,11 @@ def test_a_tokenizer_named_for_a_model_is_known_by_its_files(folder, tmp_path):
 
 def test_only_a_bare_name_is_that_of_a_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert teachers.local_folder(SHIPPED) == teachers.SHIPPED / SHIPPED
+    assert loading.local_folder(SHIPPED) == loading.SHIPPED / SHIPPED
     for name in (f"./{SHIPPED}", f"{SHIPPED}/../{SHIPPED}", f"../teachers/{SHIPPED}", "..", "../models"):
-        assert teachers.local_folder(name) in (None, teachers.expand(name))
-    assert teachers.local_folder(".") == teachers.expand(".")
+        assert loading.local_folder(name) in (None, loading.expand(name))
+    assert loading.local_folder(".") == loading.expand(".")
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        teachers.fingerprint(".")
+        loading.fingerprint(".")
     (tmp_path / SHIPPED).mkdir()
-    assert teachers.local_folder(f"./{SHIPPED}") == teachers.expand(f"./{SHIPPED}")
+    assert loading.local_folder(f"./{SHIPPED}") == loading.expand(f"./{SHIPPED}")

@@ -12,8 +12,8 @@ from measured import CPU, Sequences, evidence_of, quietly
 from lit_prune.config import EVIDENCE, ConfigError
 from lit_prune.importance import aggregate as aggregation
 from lit_prune.importance.aggregate import STATISTICS, SequenceMoments, aggregate, sequence_statistics
-from lit_prune.importance.calibrate import READERS, Calibrator, measure
-from lit_prune.models import anatomy
+from lit_prune.importance.collect import READERS, Calibrator, measure
+from lit_prune.models import model_family
 
 SEQUENCE = {
     "mean": lambda x: x.abs().mean(1),
@@ -176,8 +176,8 @@ def test_tell_hears_of_the_sequences_of_every_pass(tiny_llama, ids, tmp_path):
 def test_neurons_that_cannot_be_read_before_their_activation_are_a_readable_error(
     tiny_llama, ids, tmp_path, monkeypatch
 ):
-    family = dataclasses.replace(anatomy.FAMILIES["llama"], activation=None)
-    monkeypatch.setitem(anatomy.FAMILIES, "llama", family)
+    family = dataclasses.replace(model_family.FAMILIES["llama"], activation=None)
+    monkeypatch.setitem(model_family.FAMILIES, "llama", family)
     with pytest.raises(ConfigError, match=r"neurons of a llama cannot be read before their activation"):
         evidence_of(tiny_llama, ids, tmp_path, ["preactivations"])
     assert not list(tmp_path.iterdir())

@@ -22,13 +22,13 @@ from distilled import (
 from torch import nn
 
 from lit_prune.config import Cell, ConfigError, Distill
+from lit_prune.config.overrides import override
 from lit_prune.distill.module import Distiller
 from lit_prune.evaluate.validation import validation_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_loss_of, logit_losses
 from lit_prune.losses.weighting import check_weights, ratios
-from lit_prune.preflight import check_models, check_names
-from lit_prune.settings import override
+from lit_prune.pipeline.validate import check_models, check_names
 
 # Logits
 

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from lit_prune.config import ConfigError, Distill
+from lit_prune.config.overrides import override
 from lit_prune.distill.module import Distiller
 from lit_prune.evaluate.validation import validation_losses
-from lit_prune.pins import Pins
-from lit_prune.settings import override
+from lit_prune.pipeline.resolve import Resolver
 
 
 def padded(model, rows):
@@ -55,7 +55,7 @@ def test_the_largest_logits_of_a_wider_teacher_are_refused_in_whichever_row_they
         tiny_llama.save_pretrained(tmp_path / name)
         tiny_llama.resize_token_embeddings(264, mean_resizing=False)
     given = {"student.model": str(tmp_path / "student"), "teacher.model": str(tmp_path / "teacher")}
-    cell = Pins().pin(override(tiny_cell, given | {"student.hidden": None, "teacher.fingerprint": None}))
+    cell = Resolver().pin(override(tiny_cell, given | {"student.hidden": None, "teacher.fingerprint": None}))
     tiny_runner.check([cell])
     with pytest.raises(ConfigError, match=r"distill\.top_k: must be null"):
         tiny_runner.check([cell, override(cell, {"distill.top_k": 8})])
@@ -69,11 +69,11 @@ def test_padding_is_accepted_once_the_tokenizers_agree(
     tiny_llama.resize_token_embeddings(rows, mean_resizing=False)
     tiny_llama.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == rows
-    cell = Pins().pin(override(tiny_cell, {"student.model": str(folder), "student.hidden": None}))
+    cell = Resolver().pin(override(tiny_cell, {"student.model": str(folder), "student.hidden": None}))
     with pytest.raises(ConfigError, match=f"has {rows} entries, the teacher's 256"):
         tiny_runner.check([cell])
     tiny_tokenizer.save_pretrained(folder)
-    cell = Pins().pin(override(cell, {"student.fingerprint": None}))
+    cell = Resolver().pin(override(cell, {"student.fingerprint": None}))
     if rows > 256:
         tiny_runner.check([cell])
     else:

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lit_prune.grid import Claim, Grid, Table, axis
+from lit_prune.config.table import Claim, Grid, Table, axis
 from lit_prune.report import judge, summarise
-from lit_prune.report.paired import alike, compare, holm
+from lit_prune.report.statistics import alike, compare, holm
 
 CLOSE = pd.DataFrame({"a": [2.000, 2.010, 1.990, 2.003], "b": [2.001, 2.012, 1.989, 2.002]})
 APART = CLOSE.assign(b=[2.10, 2.12, 2.09, 2.11])

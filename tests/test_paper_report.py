@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from finished import KLD, KLD_CE, answer, asked, filled, partly
 
-from analysis.answers import Answer, tables
-from analysis.exports import write
-from analysis.notes import as_html
-from analysis.page import anchor, cost
-from analysis.report import main
-from analysis.standing import standing, whole_ledger
+from lit_prune.cli.report import main
+from lit_prune.render.exports import write
+from lit_prune.render.notes import as_html
+from lit_prune.render.paper_page import anchor, cost
 from lit_prune.report import Report, assemble
+from lit_prune.report.claims_summary import standing, whole_ledger
+from lit_prune.report.load import Answer, tables
 from lit_prune.store import Store
 
 NOTES = """# Notes on loss_ablation
@@ -220,7 +220,7 @@ def test_nothing_to_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_it_imports_no_torch() -> None:
-    script = "import sys, analysis.report; sys.exit('torch' in sys.modules)"
+    script = "import sys, lit_prune.cli.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 

@@ -9,9 +9,9 @@ from families import config_of, logits, model_of, plan_for
 from shapes import GPT2, LLAMA, MHA, NEOX, OPT, WHOLE
 
 from lit_prune.config import ConfigError
-from lit_prune.models.shape import Shape, shape_of
+from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import surgery
-from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
+from lit_prune.pruning.plan import LayerPlan, Merge, PrunePlan
 
 # Plans on disk
 
@@ -56,21 +56,21 @@ def test_the_plan_of_everything_keeps_everything():
     plan.check(LLAMA)
     assert plan.kept == WHOLE
     assert plan.uniform
-    assert plan.blocks[2] == BlockPlan(2, tuple(range(40)), tuple(range(6)))
+    assert plan.blocks[2] == LayerPlan(2, tuple(range(40)), tuple(range(6)))
 
 
 def test_blocks_that_differ_leave_the_smallest_uniform_shape_that_holds_each():
-    blocks = (BlockPlan(0, (0, 1, 2), (3, 4, 5)), BlockPlan(2, (7, 8), (0, 2, 3, 5)))
+    blocks = (LayerPlan(0, (0, 1, 2), (3, 4, 5)), LayerPlan(2, (7, 8), (0, 2, 3, 5)))
     plan = PrunePlan(WHOLE, (4, 5, 6, 7, 8, 9), blocks)
     assert [plan.groups_of(block) for block in blocks] == [(1,), (0, 1)]
-    assert plan.shape_of_block(blocks[0]) == Shape(2, 6, 3, 3, 1)
-    assert plan.shape_of_block(blocks[1]) == Shape(2, 6, 2, 4, 2)
+    assert plan.shape_of_block(blocks[0]) == ModelShape(2, 6, 3, 3, 1)
+    assert plan.shape_of_block(blocks[1]) == ModelShape(2, 6, 2, 4, 2)
     assert not plan.uniform
-    assert plan.kept == Shape(2, 6, 3, 6, 2)  # 2 groups of 3 heads
+    assert plan.kept == ModelShape(2, 6, 3, 6, 2)  # 2 groups of 3 heads
 
 
 def test_entries_of_a_dimension_that_holds_several_axes_end_to_end():
-    plan = PrunePlan(Shape(1, 4, 3, 4, 2), (0, 1, 2, 3), (BlockPlan(0, (0, 2), (2, 3)),))
+    plan = PrunePlan(ModelShape(1, 4, 3, 4, 2), (0, 1, 2, 3), (LayerPlan(0, (0, 2), (2, 3)),))
     axes, block = (("head", "kv_group", "kv_group"), "hidden"), plan.blocks[0]
     # Two entries a unit: 4 query heads are 0 to 7, keys of 2 groups 8 to 11, values 12 to 15.
     found = plan.entries(axes, (16, 4), block)
@@ -89,7 +89,7 @@ def test_two_rounds_are_the_one_plan_they_compose_to(name):
     whole = PrunePlan.everything(shape_of(between.config))
     heads = (1, 3) if first.kept.kv_groups in (2, 4) else (1,)
     hidden = tuple(range(2, 2 + (8 if name == "gpt2" else 20)))
-    second = PrunePlan(whole.original, hidden, (BlockPlan(1, (0, 4, 12), heads),))
+    second = PrunePlan(whole.original, hidden, (LayerPlan(1, (0, 4, 12), heads),))
     composed = second.after(first)
     assert composed.original == shape_of(model.config)
     assert [block.index for block in composed.blocks] == [2]
@@ -120,7 +120,7 @@ def test_merges_of_two_rounds_compose_and_those_without_effect_go():
 
 def test_a_plan_cannot_follow_one_that_leaves_another_shape_or_blocks_that_differ():
     plan = PrunePlan.everything(WHOLE)
-    with pytest.raises(ConfigError, match=r"plan: one for Shape\(.*\) cannot follow one that leaves Shape\(.*\)"):
+    with pytest.raises(ConfigError, match=r"plan: one for ModelShape.* cannot follow one that leaves ModelShape"):
         plan.after(plan_for("llama", "all"))
     uneven = PrunePlan(WHOLE, plan.hidden, (plan.blocks[0], replace(plan.blocks[1], neurons=(0,)), plan.blocks[2]))
     with pytest.raises(ConfigError, match="cannot follow"):
@@ -145,7 +145,10 @@ EVERYTHING = PrunePlan.everything(WHOLE)
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (PrunePlan.everything(replace(WHOLE, neurons=41)), r"it is for Shape\(.*41.*\), the model has Shape\(.*40.*\)"),
+        (
+            PrunePlan.everything(replace(WHOLE, neurons=41)),
+            r"it is for ModelShape.*41.*, the model has ModelShape.*40.*",
+        ),
         (replace(EVERYTHING, hidden=()), "hidden: none is kept, at least one must be"),
         (replace(EVERYTHING, hidden=(0, 48)), "hidden: there is no 48; there are 0 to 47"),
         (replace(EVERYTHING, hidden=(-1, 0)), "hidden: there is no -1"),
@@ -180,7 +183,7 @@ def test_groups_and_merges_that_can_be_carried_out_are_not_refused():
     with_block(heads=(3, 4, 5)).check(LLAMA)
     merging((0, 2, 1.0), (4, 5, -1)).check(LLAMA)
     whole = PrunePlan.everything(shape_of(MHA))
-    replace(whole, blocks=(BlockPlan(0, (0,), (0, 1), (Merge(0, 5, 1.0),)),)).check(MHA)
+    replace(whole, blocks=(LayerPlan(0, (0,), (0, 1), (Merge(0, 5, 1.0),)),)).check(MHA)
 
 
 @pytest.mark.parametrize("config", [NEOX, GPT2, OPT])
@@ -206,6 +209,6 @@ def test_where_heads_are_as_wide_as_the_stream_all_layers_keep_equally_many_kv_g
     """2 heads in one group and 2 in two are equally wide, but no uniform model holds both."""
     config = config_of("helium")
     heads = ((0, 1), (0, 3), (0, 3))
-    blocks = tuple(BlockPlan(i, tuple(range(20)), kept) for i, kept in enumerate(heads))
+    blocks = tuple(LayerPlan(i, tuple(range(20)), kept) for i, kept in enumerate(heads))
     with pytest.raises(ConfigError, match="must keep equally many KV groups"):
         PrunePlan(shape_of(config), tuple(range(8)), blocks).check(config)

@@ -4,10 +4,10 @@ import pytest
 from transformers import AutoConfig
 
 from lit_prune.config import ConfigError
+from lit_prune.config.overrides import override
+from lit_prune.models.loading import load_config
 from lit_prune.models.positions import positions_of
-from lit_prune.models.teacher import load_config
-from lit_prune.pins import Pins
-from lit_prune.settings import override
+from lit_prune.pipeline.resolve import Resolver
 
 
 def scaled(kind, **more):
@@ -37,13 +37,13 @@ def test_the_longest_sequence_a_config_allows(family, fields, positions):
 @pytest.mark.parametrize("section", ["importance", "distill", "evaluation"])
 def test_a_longer_sequence_is_refused_before_tokenising(section, tiny_cell, tiny_runner):
     at_most, longer = (override(tiny_cell, {f"{section}.block": block}) for block in (128, 129))
-    tiny_runner.check([Pins().pin(at_most)])
+    tiny_runner.check([Resolver().pin(at_most)])
     with pytest.raises(ConfigError, match=f"{section}.block: must be at most 128, .*, got 129"):
-        tiny_runner.check([Pins().pin(longer)])
+        tiny_runner.check([Resolver().pin(longer)])
 
 
 def test_a_length_that_nothing_is_trained_at_does_not_count(tiny_cell, tiny_runner):
-    tiny_runner.check([Pins().pin(override(tiny_cell, {"distill.block": 129, "distill.steps": 0}))])
+    tiny_runner.check([Resolver().pin(override(tiny_cell, {"distill.block": 129, "distill.steps": 0}))])
 
 
 @pytest.mark.parametrize("name", ["short_factor", "long_factor"])

@@ -9,11 +9,11 @@ import threading
 import pytest
 from process import python, whole_files
 
-from lit_prune.address import key
-from lit_prune.atomic import write_json
 from lit_prune.config import Cell, Corpus, Teacher
-from lit_prune.settings import override
-from lit_prune.store import Busy, Store
+from lit_prune.config.overrides import override
+from lit_prune.store import Locked, Store
+from lit_prune.store.address import key
+from lit_prune.store.atomic import write_json
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 
@@ -30,7 +30,7 @@ with Store(sys.argv[1]).claim(cell, sys.argv[2]):
 CUT = """
 import resource, signal, sys
 from pathlib import Path
-from lit_prune.atomic import write_json
+from lit_prune.store.atomic import write_json
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 write_json(Path(sys.argv[1]), {"text": "x" * 1000})
@@ -52,7 +52,7 @@ def holder(store):
 
 
 def test_a_node_held_by_another_process_is_busy(store, holder):
-    with pytest.raises(Busy) as busy, store.claim(CELL, "student"):
+    with pytest.raises(Locked) as busy, store.claim(CELL, "student"):
         pass
     assert str(busy.value) == f"student {key(CELL, 'student')} is being computed by another process"
 
@@ -66,7 +66,7 @@ def test_other_nodes_are_free_meanwhile(store, holder, seq, stage):
 def test_a_busy_node_keeps_what_its_holder_wrote(store, holder):
     node = store.node(CELL, "student")
     (node.folder / "env.json").write_text('{"mine": true}')
-    with pytest.raises(Busy), store.claim(CELL, "student"):
+    with pytest.raises(Locked), store.claim(CELL, "student"):
         pass
     assert node.env == {"mine": True}
 
@@ -99,7 +99,7 @@ def test_a_process_that_waits_for_no_one_cannot_take_what_is_held_here(store):
         process = python(HOLD, store.root, "student")
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "lit_prune.store.Busy" in errors
+    assert "lit_prune.store.store.Locked" in errors
 
 
 # Whole files
@@ -134,7 +134,7 @@ def test_a_write_cut_by_a_full_disk_leaves_the_old_file_or_none(tmp_path, there_
 def test_readers_never_see_half_a_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"text": ""})
-    code = "import sys; from pathlib import Path; from lit_prune.atomic import write_json\n"
+    code = "import sys; from pathlib import Path; from lit_prune.store.atomic import write_json\n"
     code += "while True: [write_json(Path(sys.argv[1]), {'text': c * 300_000}) for c in 'ab']"
     writer = python(code, path)
     seen = set()

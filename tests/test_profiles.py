@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lit_prune.config import Cell, ConfigError, Profile, Space
-from lit_prune.settings import build, load_profile, override, profiles_folder
+from lit_prune.config.overrides import build, override
+from lit_prune.config.profiles import load_profile, profiles_folder
 
 
 def written(folder, text):

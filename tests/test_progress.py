@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lit_prune.progress import Bar
+from lit_prune.cli.progress import ProgressBar
 
 LONG = "retraining 'L_CLM + L_logits(a label longer than the console is wide)' seed 3, step 700, loss 3.141"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_narrow_console_shortens_the_text_and_not_the_count(width: int) -> None:
-    bar = Bar(34_560)
+    bar = ProgressBar(34_560)
     bar._rich.update(bar._task, completed=12_345, description=LONG)
     stream = io.StringIO()
     Console(file=stream, width=width).print(bar._rich.get_renderable())
@@ -29,7 +29,7 @@ def test_a_narrow_console_shortens_the_text_and_not_the_count(width: int) -> Non
 
 
 def test_a_line_of_a_log_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with Bar(10) as bar:
+    with ProgressBar(10) as bar:
         bar.say(LONG)
     (line,) = capsys.readouterr().err.splitlines()
     assert LONG in line
@@ -38,8 +38,8 @@ def test_a_line_of_a_log_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
 
 COMMANDS = {
     "table": ["lit_prune.experiments.loss_ablation", "status"],
-    "evaluate": ["lit_prune.evaluate", "--model", "nobody", "--text", "readmes"],
-    "pretrain": ["lit_prune.pretrain", "--set", "layers"],
+    "evaluate": ["lit_prune.cli.evaluate", "--model", "nobody", "--text", "readmes"],
+    "pretrain": ["lit_prune.cli.pretrain", "--set", "layers"],
     "report": ["analysis.report"],
     "figures": ["analysis.figures", "loss_ablation"],
     "dashboard": ["analysis.dashboard", "loss_ablation"],

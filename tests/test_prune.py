@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_prune.config import ConfigError, Student
-from lit_prune.models.shape import Shape, shape_of
+from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import prune, surgery
 from lit_prune.pruning.plan import PrunePlan
 from lit_prune.pruning.prune import evidence_names, first_units, make_plan
@@ -59,7 +59,7 @@ def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, blocks)
     student = Student(layers=1, block_criterion=criterion, blocks=blocks, hidden=0.5, neurons=0.5, heads=2)
     plan = make_plan(tiny_llama, student, evidence_of)
     plan.check(tiny_llama.config)
-    assert plan.kept == target(student, tiny_llama.config) == Shape(1, 16, 24, 2, 2)
+    assert plan.kept == target(student, tiny_llama.config) == ModelShape(1, 16, 24, 2, 2)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert surgery.apply(tiny_llama, plan)(ids).logits.isfinite().all()
@@ -84,7 +84,7 @@ def test_rounds_measure_again_on_what_is_left_and_end_at_the_target(tiny_llama, 
     assert [shape.hidden for shape in way_to(student, tiny_llama.config)] == [28, 24, 20, 16]
     plan = make_plan(tiny_llama, student, evidence_of)
     assert [hidden for hidden, _ in evidence_of.asked] == [32, 28, 24, 20]
-    assert plan.kept == Shape(3, 16, 48, 4, 2)
+    assert plan.kept == ModelShape(3, 16, 48, 4, 2)
     assert plan.original == shape_of(tiny_llama.config)
     plan.check(tiny_llama.config)
 
@@ -125,7 +125,7 @@ def test_the_residual_of_pruned_heads_goes_to_the_queries_of_kept_ones(tiny_llam
 
 
 def test_the_first_units_have_the_shape_asked_for(tiny_llama):
-    shape = Shape(2, 16, 20, 2, 1)
+    shape = ModelShape(2, 16, 20, 2, 1)
     plan = first_units(tiny_llama.config, shape)
     plan.check(tiny_llama.config)
     assert plan.kept == shape
@@ -183,6 +183,6 @@ def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"plan: .* is not one"):
             prune.check(Student(plan=str(path)), tiny_llama.config)
-    PrunePlan.everything(Shape(9, 9, 9, 9, 9)).save(path)
+    PrunePlan.everything(ModelShape(9, 9, 9, 9, 9)).save(path)
     with pytest.raises(ConfigError, match="plan: it is for"):
         prune.check(Student(plan=str(path)), tiny_llama.config)

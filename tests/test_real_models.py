@@ -8,7 +8,7 @@ import torch
 from measured import evidence_of
 
 from lit_prune.config import Student
-from lit_prune.models.teacher import load_model, load_tokenizer
+from lit_prune.models.loading import load_model, load_tokenizer
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import evidence_names, make_plan
 

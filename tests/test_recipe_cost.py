@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_prune.config import Distill, Lora, Optim
-from lit_prune.distill.alongside import AlongsideDistiller
-from lit_prune.distill.cost import recipe_flops
+from lit_prune.distill.cotrain import JointDistiller
+from lit_prune.distill.flops import recipe_flops
 from lit_prune.distill.module import Distiller
-from lit_prune.distill.trained import targets_of, trained_part
-from lit_prune.models.cost import forward_flops, training_flops
+from lit_prune.distill.trainable import targets_of, trained_part
+from lit_prune.models.flops import forward_flops, training_flops
 from lit_prune.pruning.surgery import apply
 
 ROWS, SEQ = 2, 17
@@ -39,7 +39,7 @@ COUNTER = {"display": False, "custom_mapping": {torch.ops.aten.addmm_: added_in_
 def counted(student, distill, teacher=None):
     """FLOPs of the forward and backward pass of a training step over [2, 17] tokens."""
     student, ids = copy.deepcopy(student), token_ids()
-    kind = Distiller if distill.teacher_optim is None else AlongsideDistiller
+    kind = Distiller if distill.teacher_optim is None else JointDistiller
     module = kind(student, copy.deepcopy(teacher), distill)
     with trained_part(student, distill), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(**COUNTER) as found:
         module.training_step({"input_ids": ids, "labels": ids}, 0).backward()

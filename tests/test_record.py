@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from finished import COSINE, MSE, answer, asked, broken, filled, finish, partly
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.render import files, words
-from lit_prune.render.words import setting
+from lit_prune.pipeline.runner import Runner
+from lit_prune.render import files, wording
+from lit_prune.render.wording import setting
 from lit_prune.report import Report, assemble, record, reread
-from lit_prune.report.blocks import Blocks
-from lit_prune.runner import Runner
+from lit_prune.report.layer_scores import Blocks
 from lit_prune.store import Store
 
 
@@ -45,8 +45,8 @@ def test_what_is_read_is_what_was_written(complete: Store, tmp_path: Path) -> No
     pd.testing.assert_frame_equal(
         again.histories, found.histories.drop(columns=["lr", "tokens_per_second"]), check_dtype=False
     )
-    assert words.command(again) == words.command(found)
-    assert words.provenance(again) == words.provenance(found)
+    assert wording.command(again) == wording.command(found)
+    assert wording.provenance(again) == wording.provenance(found)
 
 
 def test_the_files_of_a_record_are_the_same_when_it_is_read_and_written_again(complete: Store, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_prune.config import ConfigError, Distill
+from lit_prune.distill.hidden_states import VECTORS, HiddenStateReader, relations_of
 from lit_prune.distill.module import Distiller
-from lit_prune.distill.states import VECTORS, StateReader, relations_of
 from lit_prune.losses.relation import relation_loss
 from lit_prune.pruning import surgery
 
@@ -93,7 +93,7 @@ def test_bfloat16_arithmetic_leaves_the_relations_in_float32():
 
 def read(model, index=1):
     """Queries, keys and values of a block, each [2, 17, width]."""
-    with StateReader(model, [(kind, index) for kind in VECTORS]) as states:
+    with HiddenStateReader(model, [(kind, index) for kind in VECTORS]) as states:
         logits(model)
     return [states[kind, index] for kind in VECTORS]
 
@@ -163,7 +163,7 @@ def test_the_term_is_a_sum_over_queries_keys_and_values_of_means_over_scored_tok
     ids, labels = batch(*IGNORED_PLACES)
     expected = 0.0
     for theirs, ours in relations_of(distill, 4, 3):
-        with StateReader(teacher, [theirs]) as of_teacher, StateReader(student, [ours]) as of_student:
+        with HiddenStateReader(teacher, [theirs]) as of_teacher, HiddenStateReader(student, [ours]) as of_student:
             teacher(input_ids=ids), student(input_ids=ids)
         losses = by_hand(of_student[ours].detach(), of_teacher[theirs], num_heads)
         expected += sum(losses[place].item() for place in SCORED) / len(SCORED)

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from lit_prune.config import Cell, Corpus, Profile, Teacher
-from lit_prune.grid import Claim, Table, axis, entries
-from lit_prune.render import figures, files, numbers, terminal, words
-from lit_prune.report import Report, assemble, judge, paired
+from lit_prune.config.table import Claim, Table, axis
+from lit_prune.pipeline.expand import entries
+from lit_prune.render import figures, files, numbers, terminal, wording
+from lit_prune.report import Report, assemble, judge, statistics
 from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
@@ -65,7 +66,7 @@ def test_a_field_the_seed_sets_is_no_column(found: Report) -> None:
 
 
 def test_the_paper_is_beside_ours_wherever_it_has_a_value(found: Report) -> None:
-    frame = words.main_table(found)
+    frame = wording.main_table(found)
     assert list(frame) == [
         "row", "LM loss", "paper LM loss", "n", "Δ baseline", "p", "LM loss before", "KD loss before",
         "paper KD loss before", "KD loss", "paper KD loss", "LM loss, 2nd text", "parameters", "paper parameters",
@@ -78,25 +79,25 @@ def test_the_paper_is_beside_ours_wherever_it_has_a_value(found: Report) -> None
 
 
 def test_seeds_that_change_nothing_leave_no_error_bar(found: Report) -> None:
-    frame = words.main_table(found).set_index("row")
+    frame = wording.main_table(found).set_index("row")
     assert frame.loc["kld", "LM loss"] == "3.1100 ± 0.0141"
     assert frame.loc["cosine", "LM loss"] == "3.1500"
     assert frame["LM loss, 2nd text"].to_list() == ["4.1500 ± 0.0707", "4.3000", "4.2250 ± 0.0354", "2.9000"]
     assert frame["parameters"].to_list() == ["1.23 M", "1.30 M ± 141.42 k", "1.30 M", "3.10 M"]
     assert found.summary.loc["cosine", "sd"] == 0
     assert math.isnan(found.summary.loc["whole", "sd"])
-    assert any("seeds change nothing there" in note for note in words.notes(found))
+    assert any("seeds change nothing there" in note for note in wording.notes(found))
 
 
 def test_claims_name_their_metric_and_say_where_seeds_change_nothing(found: Report) -> None:
-    table = words.claims_table(found)
+    table = wording.claims_table(found)
     assert table["claim"].to_list() == ["kld < mse", "kld < mse (KD loss before)", "kld < cosine (KD loss)"]
     assert table["verdict"].to_list() == ["undecided", "holds", "undecided"]
     same = table.loc[1]
     assert (same["difference [95 %]"], same["p"], same["n"]) == ("-0.5000 [same for every seed]", "—", "2")
     # Twice -0.05 and -0.06: the 95 % t interval of one degree of freedom is 12.706 times their standard error, 0.005.
     assert table.loc[2, "difference [95 %]"] == "-0.0550 [-0.1185, +0.0085]"
-    assert any("no variance to test" in note for note in words.notes(found))
+    assert any("no variance to test" in note for note in wording.notes(found))
 
 
 def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Pa
     turned = dataclasses.replace(found, table=table, verdicts=judge(table, found.tidy))
     assert figures.final_values(found).axes[0].get_xlabel() == "LM loss (lower is better)"
     assert figures.final_values(turned).axes[0].get_xlabel() == "LM loss (higher is better)"
-    assert words.claims_table(turned)["claim"].to_list()[:2] == ["kld > mse", "kld < mse (KD loss before)"]
+    assert wording.claims_table(turned)["claim"].to_list()[:2] == ["kld > mse", "kld < mse (KD loss before)"]
     assert "kld $>$ mse &" in next(
         path.read_text() for path in files.write_files(turned, tmp_path) if "tex" in path.name
     )
@@ -117,9 +118,9 @@ def test_noise_everywhere_needs_no_note(found: Report, tmp_path: Path) -> None:
             noisy = {metric: 3 + entry.seed * len(entry.row) / 10 for metric in METRICS}
             node.finish(noisy | {"parameters": 1000}, seconds=1.0)
     table = Table(**{**vars(TABLE), "claims": (Claim("kld", "cosine", ""),)})
-    assert words.notes(assemble(table, "tiny", {}, asked, store)) == []
+    assert wording.notes(assemble(table, "tiny", {}, asked, store)) == []
     one = [entry for entry in asked if entry.seed == 0]
-    assert words.notes(assemble(table, "tiny", {}, one, store)) == []
+    assert wording.notes(assemble(table, "tiny", {}, one, store)) == []
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
@@ -128,7 +129,7 @@ def test_every_number_is_in_the_terminal_at_any_width(found: Report, width: int)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     tables = text.split("Claims of the paper")[0]
-    for column in words.main_table(found).drop(columns="row").to_numpy().ravel():
+    for column in wording.main_table(found).drop(columns="row").to_numpy().ravel():
         assert column.strip() in tables
     assert len(re.findall(r"^kld ", tables, re.MULTILINE)) == (1 if width == 200 else 2)
 
@@ -136,7 +137,9 @@ def test_every_number_is_in_the_terminal_at_any_width(found: Report, width: int)
 def test_markdown_latex_and_page_have_every_number(found: Report, tmp_path: Path) -> None:
     _, markdown, latex, page = (path.read_text() for path in files.write_files(found, tmp_path))
     (line,) = [line for line in markdown.splitlines() if line.startswith("| cosine")]
-    assert [cell.strip() for cell in line.strip("|").split("|")] == words.main_table(found).loc[2].str.strip().to_list()
+    assert [cell.strip() for cell in line.strip("|").split("|")] == wording.main_table(found).loc[
+        2
+    ].str.strip().to_list()
     (claim,) = [
         line.split("|")[1:3] for line in markdown.splitlines() if line.startswith("| kld < mse (KD loss before)")
     ]
@@ -153,10 +156,10 @@ def test_markdown_latex_and_page_have_every_number(found: Report, tmp_path: Path
 def test_columns_are_divided_by_their_width_and_the_paper_stays_with_ours() -> None:
     frame = pd.DataFrame({"row": ["x" * 40], "a": ["1" * 9], "paper a": ["2" * 9], "b": ["3"], "long\nname": ["4"]})
     # The row takes 24, as it can be folded; a and its paper 9 + 1 each, b 1 + 1, the last 4 + 1.
-    assert [list(part) for part in words.parts(frame, 51, 1)] == [list(frame)]
-    assert [list(part) for part in words.parts(frame, 50, 1)] == [list(frame)[:4], ["row", "long\nname"]]
-    assert [list(part) for part in words.parts(frame, 45, 1)] == [["row", "a", "paper a"], ["row", "b", "long\nname"]]
-    assert [list(part) for part in words.parts(frame, 5, 1)] == [
+    assert [list(part) for part in wording.parts(frame, 51, 1)] == [list(frame)]
+    assert [list(part) for part in wording.parts(frame, 50, 1)] == [list(frame)[:4], ["row", "long\nname"]]
+    assert [list(part) for part in wording.parts(frame, 45, 1)] == [["row", "a", "paper a"], ["row", "b", "long\nname"]]
+    assert [list(part) for part in wording.parts(frame, 5, 1)] == [
         ["row", "a", "paper a"], ["row", "b"], ["row", "long\nname"]
     ]  # fmt: skip
 
@@ -173,10 +176,10 @@ def test_flops_are_no_losses(found: Report) -> None:
     taken = found.summary.assign(train_flops=6.03e11, **{"sd train_flops": 0.0, "paper train_flops": math.nan})
     taken.loc["whole", "train_flops"] = 0.0
     table = dataclasses.replace(TABLE, metrics=(*METRICS, "train_flops"))
-    said = words.main_table(dataclasses.replace(found, table=table, summary=taken)).set_index("row")["train FLOPs"]
+    said = wording.main_table(dataclasses.replace(found, table=table, summary=taken)).set_index("row")["train FLOPs"]
     assert [said["kld"], said["whole"].strip()] == ["6.03e+11", "0"]
 
 
 def test_rows_of_one_value_have_no_order(found: Report) -> None:
-    same = dataclasses.replace(found, agreement=paired.agree([3.1, 3.2, 3.3], [4.2, 4.2, 4.2]))
-    assert words.agreement(same) == "none to compare, as all 3 rows have the same value in the paper, or here"
+    same = dataclasses.replace(found, agreement=statistics.agree([3.1, 3.2, 3.3], [4.2, 4.2, 4.2]))
+    assert wording.agreement(same) == "none to compare, as all 3 rows have the same value in the paper, or here"

@@ -13,10 +13,10 @@ import pytest
 from finished import COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, asked, filled, partly, shown
 from scipy import stats
 
-from lit_prune import report
 from lit_prune.config import ConfigError
+from lit_prune.config.table import Claim
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import Claim
+from lit_prune.report import report
 from lit_prune.store import Store
 
 

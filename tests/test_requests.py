@@ -14,6 +14,7 @@ from clock import Clock
 from torch import nn
 
 from lit_prune.config import Cell, ConfigError, Speed
+from lit_prune.config.overrides import override
 from lit_prune.evaluate import throughput as measuring
 from lit_prune.evaluate.memory import peak_of
 from lit_prune.evaluate.throughput import (
@@ -25,10 +26,9 @@ from lit_prune.evaluate.throughput import (
     serve,
     speedups,
 )
-from lit_prune.grid import Entry
-from lit_prune.preflight import check
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.validate import check
 from lit_prune.pruning import surgery
-from lit_prune.settings import override
 
 CPU = torch.device("cpu")
 SPEED = Speed(batch=2, prompt=10, new=4, repeats=3)

@@ -11,19 +11,19 @@ import pytest
 from process import python
 from transformers import PreTrainedModel
 
-from lit_prune.address import identity
+from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Optim
+from lit_prune.config.overrides import override
 from lit_prune.distill.callbacks import Diverged
-from lit_prune.grid import Entry
-from lit_prune.progress import Bar
-from lit_prune.runner import Runner
-from lit_prune.settings import override
-from lit_prune.tracking import Mirror
+from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.runner import Runner
+from lit_prune.store.address import identity
 
 HOLD = """
 import sys
 from pathlib import Path
-from lit_prune.address import digest
+from lit_prune.store.address import digest
 from lit_prune.store import Node, Store
 folder = Path(sys.argv[1])
 with Store(folder.parents[1]).hold("cell", __import__("json").loads(sys.argv[2])) as node:
@@ -42,7 +42,7 @@ def entry(tiny_cell) -> Entry:
     return Entry("row", 0, override(tiny_cell, {"student.hidden": 0.5, "distill.steps": 2}), {})
 
 
-class Asking(Bar):
+class Asking(ProgressBar):
     """Answers the first line about waiting with a word to another process."""
 
     def __init__(self, process, word: str) -> None:
@@ -88,7 +88,9 @@ def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, ti
 
     monkeypatch.setattr(PreTrainedModel, "__init__", counted)
     how = dataclasses.replace(tiny_runner.execution, cohort=cohort)
-    runner = Runner(tiny_runner.store, how, Bar(0, quiet=True), Mirror("none", "disabled", tiny_runner.store.root))
+    runner = Runner(
+        tiny_runner.store, how, ProgressBar(0, quiet=True), WandbTracker("none", "disabled", tiny_runner.store.root)
+    )
     gc.collect()
     gc.disable()
     try:
@@ -105,7 +107,7 @@ class Stop(BaseException):
     """The interruption."""
 
 
-class Stopping(Bar):
+class Stopping(ProgressBar):
     """Interrupts the run at its second step."""
 
     def at(self, done: int, what: str) -> None:

@@ -12,13 +12,13 @@ from published import MODELS
 from transformers import AutoModelForCausalLM
 
 from lit_prune.config import Cell, ConfigError, Space, Student
+from lit_prune.config.overrides import override
 from lit_prune.evaluate.throughput import Speedup, Throughput
-from lit_prune.models.shape import Shape, num_parameters, shape_of
-from lit_prune.pruning import search
+from lit_prune.models.shape import ModelShape, num_parameters, shape_of
+from lit_prune.pipeline import shape_search
+from lit_prune.pipeline.shape_search import Candidate, candidates
 from lit_prune.pruning.prune import make_plan
-from lit_prune.pruning.search import Candidate, candidates
 from lit_prune.pruning.target import target
-from lit_prune.settings import override
 
 BILLION = 10**9
 
@@ -124,7 +124,7 @@ def config(tiny_llama):
 
 
 def test_without_choices_there_is_the_teacher_alone(config):
-    whole = Candidate(Shape(layers=3, hidden=32, neurons=48, heads=4, kv_groups=2), 39_648)
+    whole = Candidate(ModelShape(layers=3, hidden=32, neurons=48, heads=4, kv_groups=2), 39_648)
     assert candidates(config, Space()) == [whole]
     assert candidates(config, Space(layers=(None,), heads=(None,), neurons=(None,), hidden=(None,))) == [whole]
 
@@ -134,7 +134,7 @@ def test_parameters_are_those_counted_by_hand(config):
     embeddings, norms = 2 * 256 * 16, 2 * 16
     attention, mlp = 16 * 16 + 2 * 16 * 16 + 16 * 16, 3 * 16 * 24
     by_hand = embeddings + 2 * (attention + mlp + norms) + 16
-    assert candidates(config, space) == [Candidate(Shape(2, 16, 24, 2, 2), by_hand)]
+    assert candidates(config, space) == [Candidate(ModelShape(2, 16, 24, 2, 2), by_hand)]
 
 
 def test_shapes_come_deepest_first_and_then_from_the_smallest(config):
@@ -239,36 +239,36 @@ def measured(monkeypatch):
         times = 1 + 3 * (3 - student.config.num_hidden_layers)
         return Speedup(Throughput(10.0 * times, 0.0), Throughput(10.0, 0.0))
 
-    monkeypatch.setattr(search, "speedup", fake)
+    monkeypatch.setattr(shape_search, "speedup", fake)
     return calls
 
 
 def test_candidates_as_fast_as_asked_stay_and_are_measured_once(tiny_llama, measured, tmp_path):
     space = Space(layers=(1, 2, 3), hidden=(16,), speedup=4.0)
     for _ in range(2):
-        fast = search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
+        fast = shape_search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
         assert [candidate.shape.layers for candidate in fast] == [2, 1]
-    whole = Shape(3, 32, 48, 4, 2)
-    assert [call[:4] for call in measured] == [(Shape(layers, 16, 48, 4, 2), whole, 2, 8) for layers in (3, 2, 1)]
-    slower = search.search(tiny_llama.config, replace(space, speedup=1.0), batch=2, block=8, speeds=tmp_path)
+    whole = ModelShape(3, 32, 48, 4, 2)
+    assert [call[:4] for call in measured] == [(ModelShape(layers, 16, 48, 4, 2), whole, 2, 8) for layers in (3, 2, 1)]
+    slower = shape_search.search(tiny_llama.config, replace(space, speedup=1.0), batch=2, block=8, speeds=tmp_path)
     assert len(slower) == len(measured) == 3
 
 
 def test_another_batch_is_measured_anew(tiny_llama, measured, tmp_path):
     space = Space(layers=(2, 3), speedup=1.0)
     for batch in (2, 4):
-        search.search(tiny_llama.config, space, batch=batch, block=8, speeds=tmp_path)
+        shape_search.search(tiny_llama.config, space, batch=batch, block=8, speeds=tmp_path)
     assert [call[2] for call in measured] == [2, 2, 4, 4]
 
 
 def test_without_a_speed_nothing_is_measured(tiny_llama, measured, tmp_path):
     space = Space(layers=(2, 3))
-    found = search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
+    found = shape_search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
     assert (found, measured, list(tmp_path.iterdir())) == (candidates(tiny_llama.config, space), [], [])
 
 
 def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
     message = "search.speedup: 5 asked for, the fastest shape has 4.00 (2 layers, 4 heads, 48 neurons, 32 hidden)"
     with pytest.raises(ConfigError) as caught:
-        search.search(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), batch=2, block=8, speeds=tmp_path)
+        shape_search.search(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), batch=2, block=8, speeds=tmp_path)
     assert str(caught.value) == message

@@ -17,14 +17,15 @@ import pytest
 from finished import KLD, MSE, answer, asked, filled, partly, shown
 from rich.console import Console
 
-from lit_prune import report
 from lit_prune.config import ConfigError
+from lit_prune.config.overrides import parse_setting
+from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.grid import entries
+from lit_prune.pipeline.expand import entries
 from lit_prune.render import figures, terminal
 from lit_prune.render import files as report_files
-from lit_prune.render import words as report_words
-from lit_prune.settings import load_profile, parse_setting
+from lit_prune.render import wording as report_words
+from lit_prune.report import report
 from lit_prune.store import Store
 
 UNDRAWN = {"final": "", "checks": "", "blocks": {}, "terms": []}

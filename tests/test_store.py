@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from process import whole_files
 
-from lit_prune.address import STAGES, identity, key
 from lit_prune.config import Cell, ConfigError, Corpus, Teacher
-from lit_prune.settings import override
+from lit_prune.config.overrides import override
 from lit_prune.store import Node, Store
+from lit_prune.store.address import STAGES, identity, key
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 

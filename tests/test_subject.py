@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lit_prune.address import digest
 from lit_prune.config import ConfigError
-from lit_prune.evaluate.subject import folder_of, subject
-from lit_prune.grid import Entry
-from lit_prune.models.teacher import SHIPPED, fingerprint, load_tokenizer
-from lit_prune.settings import override
+from lit_prune.config.overrides import override
+from lit_prune.evaluate.model_ref import folder_of, subject
+from lit_prune.models.loading import SHIPPED, fingerprint, load_tokenizer
+from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Store
+from lit_prune.store.address import digest
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from lit_prune.config import ConfigError
-from lit_prune.models.anatomy import FAMILIES, anatomy_of, blocks_of
+from lit_prune.models.model_family import FAMILIES, anatomy_of, blocks_of
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.pad import pad_to_uniform
-from lit_prune.pruning.plan import BlockPlan, Merge, PrunePlan
+from lit_prune.pruning.plan import LayerPlan, Merge, PrunePlan
 
 ROUNDS_TO_FLOAT32 = 1e-5
 """Tolerance where norms compute in float32 whatever the model is in, as all of transformers' own do."""
@@ -244,7 +244,7 @@ def test_merged_queries_are_those_of_the_formula(name, projection, weight, mode)
     hidden = tuple(range(4 * HEAD_DIM)) if tied else whole.hidden
     # Head 4 takes in head 5, then head 0 what head 2 is: the second merge is of a head the first did not touch.
     merges = (Merge(4, 5, weight), Merge(0, 2, weight))
-    blocks = tuple(BlockPlan(b.index, b.neurons, (0, 1, 3, 4), merges if b.index == 1 else ()) for b in whole.blocks)
+    blocks = tuple(LayerPlan(b.index, b.neurons, (0, 1, 3, 4), merges if b.index == 1 else ()) for b in whole.blocks)
     student = surgery.apply(model, PrunePlan(whole.original, hidden, blocks), mode)
     old, new = (blocks_of(m)[1].get_submodule(projection) for m in (model, student))
     rows = {head: slice(head * HEAD_DIM, (head + 1) * HEAD_DIM) for head in range(6)}
@@ -267,7 +267,7 @@ def test_merges_are_done_one_after_the_other():
     model = model_of("llama, MHA")
     whole = PrunePlan.everything(shape_of(model.config))
     # Head 1 takes in 2, and is then pruned itself and taken in by 0: 2 q0 - (2 q1 - q2).
-    merged = BlockPlan(0, whole.blocks[0].neurons, (0, 3), (Merge(1, 2, 1.0), Merge(0, 1, 1.0)))
+    merged = LayerPlan(0, whole.blocks[0].neurons, (0, 3), (Merge(1, 2, 1.0), Merge(0, 1, 1.0)))
     student = surgery.apply(model, PrunePlan(whole.original, whole.hidden, (merged,)))
     q = blocks_of(model)[0].self_attn.q_proj.weight.unflatten(0, (6, HEAD_DIM))
     found = blocks_of(student)[0].self_attn.q_proj.weight.unflatten(0, (2, HEAD_DIM))

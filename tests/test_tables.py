@@ -9,8 +9,8 @@ import pytest
 import yaml
 from test_architecture import TABLES
 
-from lit_prune.cli import main
-from lit_prune.settings import profiles_folder
+from lit_prune.cli.table import main
+from lit_prune.config.profiles import profiles_folder
 
 TINY = {
     "seeds": 1,

@@ -10,8 +10,8 @@ from shapes import GPT2, HELIUM, KEEP, LLAMA, MHA, NEOX, OPT, QWEN, WHOLE
 from transformers import AutoConfig, LlamaConfig
 
 from lit_prune.config import ConfigError, Student
-from lit_prune.models.shape import Shape, num_parameters, parameter_counter
-from lit_prune.models.teacher import load_model
+from lit_prune.models.loading import load_model
+from lit_prune.models.shape import ModelShape, num_parameters, parameter_counter
 from lit_prune.pruning import surgery
 from lit_prune.pruning.target import target
 
@@ -19,33 +19,33 @@ from lit_prune.pruning.target import target
 @pytest.mark.parametrize(
     ("config", "asked", "shape"),
     [
-        (LLAMA, {}, Shape(3, 36, 28, 4, 2)),
+        (LLAMA, {}, ModelShape(3, 36, 28, 4, 2)),
         (LLAMA, vars(KEEP), WHOLE),
         (LLAMA, {"hidden": 1.0, "neurons": 1.0, "heads": 1.0, "layers": 1.0, "kv_groups": 1.0}, WHOLE),
-        (LLAMA, {"hidden": 40, "neurons": 7, "heads": 4}, Shape(3, 40, 7, 4, 2)),
-        (LLAMA, {"hidden": 0.45, "heads": 4}, Shape(3, 20, 28, 4, 2)),
-        (QWEN, {"hidden": 41, "heads": 4}, Shape(3, 41, 28, 4, 2)),
-        (LLAMA, {"hidden": 0.001, "neurons": 0.001, "heads": 0.001, "layers": 0.001}, Shape(1, 2, 1, 2, 2)),
-        (QWEN, {"layers": 2}, Shape(2, 36, 28, 4, 2)),
-        (QWEN, {"layers": 0.6}, Shape(2, 36, 28, 4, 2)),
-        (QWEN, {"drop": (0, 2)}, Shape(1, 36, 28, 4, 2)),
-        (QWEN, {"kv_groups": 1, "heads": None}, Shape(3, 36, 28, 3, 1)),
-        (QWEN, {"kv_groups": 0.5, "heads": 2}, Shape(3, 36, 28, 2, 1)),
-        (QWEN, {"kv_groups": 1, "heads": 0.667}, Shape(3, 36, 28, 3, 1)),  # 4 of 6 heads, but the group has 3
-        (QWEN, {"kv_groups": 1, "heads": 0.2}, Shape(3, 36, 28, 1, 1)),
-        (MHA, {"hidden": None, "heads": 0.5}, Shape(3, 48, 28, 3, 3)),
-        (MHA, {"hidden": 1.0, "heads": 5}, Shape(3, 45, 28, 5, 5)),  # 48 is not a multiple of 5
-        (NEOX, {}, Shape(3, 16, 14, 4, 4)),  # 18 of 24 channels are 4.5 heads: to even
-        (GPT2, {"hidden": None, "heads": 5}, Shape(3, 20, 14, 5, 5)),
-        (OPT, {"hidden": 8, "heads": None}, Shape(3, 8, 14, 2, 2)),
-        (OPT, {"hidden": 8, "heads": 2}, Shape(3, 8, 14, 2, 2)),
-        (OPT, {"hidden": None, "heads": None}, Shape(3, 24, 14, 6, 6)),
+        (LLAMA, {"hidden": 40, "neurons": 7, "heads": 4}, ModelShape(3, 40, 7, 4, 2)),
+        (LLAMA, {"hidden": 0.45, "heads": 4}, ModelShape(3, 20, 28, 4, 2)),
+        (QWEN, {"hidden": 41, "heads": 4}, ModelShape(3, 41, 28, 4, 2)),
+        (LLAMA, {"hidden": 0.001, "neurons": 0.001, "heads": 0.001, "layers": 0.001}, ModelShape(1, 2, 1, 2, 2)),
+        (QWEN, {"layers": 2}, ModelShape(2, 36, 28, 4, 2)),
+        (QWEN, {"layers": 0.6}, ModelShape(2, 36, 28, 4, 2)),
+        (QWEN, {"drop": (0, 2)}, ModelShape(1, 36, 28, 4, 2)),
+        (QWEN, {"kv_groups": 1, "heads": None}, ModelShape(3, 36, 28, 3, 1)),
+        (QWEN, {"kv_groups": 0.5, "heads": 2}, ModelShape(3, 36, 28, 2, 1)),
+        (QWEN, {"kv_groups": 1, "heads": 0.667}, ModelShape(3, 36, 28, 3, 1)),  # 4 of 6 heads, but the group has 3
+        (QWEN, {"kv_groups": 1, "heads": 0.2}, ModelShape(3, 36, 28, 1, 1)),
+        (MHA, {"hidden": None, "heads": 0.5}, ModelShape(3, 48, 28, 3, 3)),
+        (MHA, {"hidden": 1.0, "heads": 5}, ModelShape(3, 45, 28, 5, 5)),  # 48 is not a multiple of 5
+        (NEOX, {}, ModelShape(3, 16, 14, 4, 4)),  # 18 of 24 channels are 4.5 heads: to even
+        (GPT2, {"hidden": None, "heads": 5}, ModelShape(3, 20, 14, 5, 5)),
+        (OPT, {"hidden": 8, "heads": None}, ModelShape(3, 8, 14, 2, 2)),
+        (OPT, {"hidden": 8, "heads": 2}, ModelShape(3, 8, 14, 2, 2)),
+        (OPT, {"hidden": None, "heads": None}, ModelShape(3, 24, 14, 6, 6)),
         # 6 heads of 4 channels in 2 KV groups: the width is a multiple of 8, or of 4 where one group stays.
-        (HELIUM, {}, Shape(3, 16, 14, 4, 2)),  # 18 of 24 channels
-        (HELIUM, {"hidden": None, "heads": None, "kv_groups": 1}, Shape(3, 12, 14, 3, 1)),
-        (HELIUM, {"hidden": 0.4, "kv_groups": 1}, Shape(3, 8, 14, 2, 1)),  # 9.6 of 24 channels
-        (HELIUM, {"hidden": 1.0, "kv_groups": 1}, Shape(3, 12, 14, 3, 1)),
-        (HELIUM, {"hidden": None, "heads": 2}, Shape(3, 8, 14, 2, 2)),
+        (HELIUM, {}, ModelShape(3, 16, 14, 4, 2)),  # 18 of 24 channels
+        (HELIUM, {"hidden": None, "heads": None, "kv_groups": 1}, ModelShape(3, 12, 14, 3, 1)),
+        (HELIUM, {"hidden": 0.4, "kv_groups": 1}, ModelShape(3, 8, 14, 2, 1)),  # 9.6 of 24 channels
+        (HELIUM, {"hidden": 1.0, "kv_groups": 1}, ModelShape(3, 12, 14, 3, 1)),
+        (HELIUM, {"hidden": None, "heads": 2}, ModelShape(3, 8, 14, 2, 2)),
     ],
 )
 def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
@@ -95,7 +95,7 @@ def parameters_by_hand(shape, vocab=96, head_dim=8):
 
 def test_parameters_are_counted_as_by_hand():
     count = parameter_counter(LLAMA)
-    for shape in (WHOLE, Shape(2, 40, 7, 4, 2), Shape(1, 6, 1, 3, 1)):
+    for shape in (WHOLE, ModelShape(2, 40, 7, 4, 2), ModelShape(1, 6, 1, 3, 1)):
         assert count(shape) == parameters_by_hand(shape)
     assert num_parameters(LLAMA) == parameters_by_hand(WHOLE)
 

@@ -6,14 +6,14 @@ import shutil
 import pytest
 from transformers import LlamaForCausalLM
 
-from lit_prune.address import key
+from lit_prune.cli.pretrain import WORTH
 from lit_prune.config import Cell, ConfigError, Corpus, Teacher
-from lit_prune.models import teacher as teachers
+from lit_prune.models import loading
 from lit_prune.models.files import CARD
-from lit_prune.pretrain import WORTH
-from lit_prune.pretraining import recipe_of, worth
+from lit_prune.pipeline.stages.pretrain import recipe_of, worth
+from lit_prune.store.address import key
 
-FOLDER = teachers.SHIPPED / str(Teacher().model)
+FOLDER = loading.SHIPPED / str(Teacher().model)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def card():
 
 def test_the_shipped_teacher_is_small_and_a_llama_with_grouped_queries_and_a_head_of_its_own(card):
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8_000_000
-    model, tokenizer = teachers.load_model(str(FOLDER)), teachers.load_tokenizer(str(FOLDER))
+    model, tokenizer = loading.load_model(str(FOLDER)), loading.load_tokenizer(str(FOLDER))
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.num_key_value_heads < model.config.num_attention_heads
     assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
@@ -53,28 +53,28 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tiny_llama, tiny_t
     for place in ("a", "b"):
         tiny_llama.save_pretrained(tmp_path / place)
         tiny_tokenizer.save_pretrained(tmp_path / place)
-    before = teachers.fingerprint(str(tmp_path / "a"))
-    assert teachers.fingerprint(str(tmp_path / "b")) == before
+    before = loading.fingerprint(str(tmp_path / "a"))
+    assert loading.fingerprint(str(tmp_path / "b")) == before
     (tmp_path / "b" / CARD).write_text("{}")
-    assert teachers.fingerprint(str(tmp_path / "b")) == before
+    assert loading.fingerprint(str(tmp_path / "b")) == before
     shutil.copy(FOLDER / "tokenizer.json", tmp_path / "b")
-    assert teachers.fingerprint(str(tmp_path / "b")) != before
+    assert loading.fingerprint(str(tmp_path / "b")) != before
 
 
 @pytest.mark.parametrize(("model", "pretraining"), [(None, None), ("a", recipe_of(FOLDER))])
 def test_a_teacher_is_given_or_trained(model, pretraining):
     with pytest.raises(ConfigError, match="give either model or pretraining"):
-        teachers.pin(Teacher(model=model, pretraining=pretraining))
+        loading.pin(Teacher(model=model, pretraining=pretraining))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        teachers.fingerprint(str(tmp_path))
+        loading.fingerprint(str(tmp_path))
 
 
 def test_a_recipe_that_is_no_llama_is_refused_before_anything_is_read():
     from lit_prune.config import Pretraining
-    from lit_prune.pretraining import config_of
+    from lit_prune.pipeline.stages.pretrain import config_of
 
     with pytest.raises(ConfigError, match="no shape of a Llama"):
         config_of(Pretraining(hidden=50, heads=6, corpus=Corpus()))

@@ -12,17 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_prune.config import Cell, ConfigError
+from lit_prune.cli.progress import ProgressBar
+from lit_prune.config import Cell, ConfigError, Execution
+from lit_prune.config.overrides import override
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry
-from lit_prune.models.teacher import load_model, locate
-from lit_prune.pins import Pins
-from lit_prune.progress import Bar
-from lit_prune.runner import Runner
-from lit_prune.settings import override
+from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.models.loading import load_model, locate
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.resolve import Resolver
+from lit_prune.pipeline.runner import Runner
 from lit_prune.store import Store
-from lit_prune.tracking import Mirror
 
 SMALL = {
     "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2, "distill.steps": 5,
@@ -34,13 +33,13 @@ SMALL = {
 def cell(texts: list[str], tmp_path: Path) -> Cell:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(texts))
-    return Pins().pin(override(Cell(), {**SMALL, "corpus.source": str(text)}))
+    return Resolver().pin(override(Cell(), {**SMALL, "corpus.source": str(text)}))
 
 
 def run(folder: Path, *cells: Cell, **execution: Any) -> list[dict[str, torch.Tensor]]:
     """The trained weights of each cell."""
     how = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1, **execution)
-    runner = Runner(Store(folder), how, Bar(0, quiet=True), Mirror("test", "disabled", folder))
+    runner = Runner(Store(folder), how, ProgressBar(0, quiet=True), WandbTracker("test", "disabled", folder))
     entries = [Entry(str(i), 0, cell, {}) for i, cell in enumerate(cells)]
     assert runner.run(entries) == 0
     return [load_file(folder / "cell" / entry.key / "model/model.safetensors") for entry in entries]

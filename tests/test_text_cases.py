@@ -10,7 +10,7 @@ import pytest
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import Reader, pin, texts
 from lit_prune.data.tokens import write_tokens
-from lit_prune.models import teacher as teachers
+from lit_prune.models import loading
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_no_control_token_comes_from_text(cases: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{i} {row['text']}"}) + "\n" for i, row in enumerate(rows))
     )
-    tokenizer = teachers.load_tokenizer(teachers.locate("python-3.1M"))
+    tokenizer = loading.load_tokenizer(loading.locate("python-3.1M"))
     write_tokens(pin(Corpus(source=str(tmp_path / "a.jsonl"))), tokenizer, tmp_path / "tokens")
     ids = np.concatenate([np.fromfile(path, np.uint16) for path in (tmp_path / "tokens").glob("*.bin")])
     assert (ids == tokenizer.eos_token_id).sum() == len(rows)
@@ -58,4 +58,4 @@ def test_no_byte_order_mark_stays(cases: Path) -> None:
 def test_messages_need_a_chat_template(cases: Path, tmp_path: Path) -> None:
     corpus = pin(Corpus(source=str(cases / "chat.jsonl"), column="messages"))
     with pytest.raises(ConfigError, match="is a list of messages, and the tokenizer has no chat template"):
-        write_tokens(corpus, teachers.load_tokenizer(teachers.locate("python-3.1M")), tmp_path / "tokens")
+        write_tokens(corpus, loading.load_tokenizer(loading.locate("python-3.1M")), tmp_path / "tokens")

@@ -17,9 +17,9 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import perplexity
-from lit_prune.evaluate.documents import Document, batches, read, rolling_windows, windows
 from lit_prune.evaluate.perplexity import COLUMNS, DocumentLosses, count_windows, measure_text
 from lit_prune.evaluate.window_log import WindowLog
+from lit_prune.evaluate.windows import Document, batches, read, rolling_windows, windows
 
 CHOICES = [(1, 1), (4, 1), (5, 2), (7, 7), (16, 3), (128, 128)]
 
@@ -106,7 +106,7 @@ def test_what_fills_a_batch_up_is_seen_by_no_family(family, tmp_path):
 
 
 def test_more_context_is_worth_something_to_a_model_that_looks_back(tiny_tokenizer, source, shared):
-    from lit_prune.models.teacher import load_model, load_tokenizer
+    from lit_prune.models.loading import load_model, load_tokenizer
 
     folder = str(shared / "models/stories260K-hf")
     stories = str(shared / "data/tinystories/tinystories_1000.json")

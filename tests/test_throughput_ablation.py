@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.throughput_ablation import TABLE, label
-from lit_prune.foretold import config_of_student, teacher_config
-from lit_prune.grid import entries
 from lit_prune.models.shape import num_parameters, shape_of
-from lit_prune.preflight import check
-from lit_prune.settings import load_profile, override
+from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.validate import check
+from lit_prune.pruning.shapes import config_of_student, teacher_config
 
 
 @pytest.fixture(scope="module")

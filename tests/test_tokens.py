@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data import passages
 from lit_prune.data.corpus import SPLITS, documents
-from lit_prune.data.tokens import IGNORED, TokenBlocks, write_tokens
+from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def expected(corpus: Corpus, tokenizer, split: str) -> list[int]:
 
 def blocks_of(folder: Path, split: str, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All blocks of a split: ids and labels, each [blocks, block]."""
-    blocks = list(TokenBlocks(folder, split, block))
+    blocks = list(TokenSequences(folder, split, block))
     return torch.stack([b["input_ids"] for b in blocks]), torch.stack([b["labels"] for b in blocks])
 
 
@@ -55,7 +55,7 @@ def test_no_token_is_lost(tmp_path: Path, corpus: Corpus, tiny_tokenizer, split:
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(8, 2), (9, 2), (10, 3), (11, 3), (12, 3), (1, 0), (2, 1)])
 def test_a_block_that_predicts_nothing_is_none(numbered: Callable, num_tokens: int, num_blocks: int) -> None:
     """The mean of the losses of a block with a single token would be no number, and end a run."""
-    blocks = TokenBlocks(numbered(train=num_tokens), "train", 4)
+    blocks = TokenSequences(numbered(train=num_tokens), "train", 4)
     assert len(blocks) == num_blocks == len(list(blocks))
     assert all((block["labels"][1:] != IGNORED).any() for block in blocks)
 
@@ -63,7 +63,7 @@ def test_a_block_that_predicts_nothing_is_none(numbered: Callable, num_tokens: i
 @pytest.mark.parametrize("index", [3, -1])
 def test_there_is_no_block_outside(numbered: Callable, index: int) -> None:
     with pytest.raises(IndexError):
-        TokenBlocks(numbered(train=12), "train", 4)[index]
+        TokenSequences(numbered(train=12), "train", 4)[index]
 
 
 @pytest.mark.parametrize(("entries", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])

@@ -10,22 +10,22 @@ import pandas as pd
 import pytest
 import wandb
 
-from lit_prune import tracking
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry
-from lit_prune.progress import Bar
-from lit_prune.runner import Runner
-from lit_prune.schedule import waves
-from lit_prune.settings import override
+from lit_prune.cli.progress import ProgressBar
+from lit_prune.config import Execution
+from lit_prune.config.overrides import override
+from lit_prune.integrations.wandb import tracker
+from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline.schedule import waves
 from lit_prune.store import Store
-from lit_prune.tracking import Mirror
 
 
 class Stop(BaseException):
     """The interruption, which no run may swallow."""
 
 
-class StoppingBar(Bar):
+class StoppingBar(ProgressBar):
     """Interrupts the run at a step of it."""
 
     def __init__(self, at_step):
@@ -41,8 +41,8 @@ class StoppingBar(Bar):
 def run(store, entries, mode="offline", stop_at=None):
     """Compute the entries with their mirror, or until one of them has made that many steps."""
     execution = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
-    bar = Bar(0, quiet=True) if stop_at is None else StoppingBar(stop_at)
-    mirror = Mirror("toy", mode, store / "wandb")
+    bar = ProgressBar(0, quiet=True) if stop_at is None else StoppingBar(stop_at)
+    mirror = WandbTracker("toy", mode, store / "wandb")
     try:
         assert Runner(Store(store), execution, bar, mirror).run(entries) == 0
     except Stop:
@@ -129,7 +129,7 @@ def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry,
     assert config["cell"]["source"]["source"] is None
 
 
-class EndingBar(Bar):
+class EndingBar(ProgressBar):
     """Ends a server at the second step of a run."""
 
     def __init__(self, server):
@@ -148,10 +148,10 @@ def test_a_server_that_goes_away_costs_the_run_a_set_time_and_nothing_else(entry
     named = {"BASE_URL": server.url, "API_KEY": "local-" + "0" * 40, "ERROR_REPORTING": "false"}
     for name, value in named.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    monkeypatch.setattr(tracking, "_PATIENCE", 1)
+    monkeypatch.setattr(tracker, "_PATIENCE", 1)
     wandb.teardown()  # it has read the environment once, for another test
     store = Store(tmp_path / "store")
-    mirror = Mirror("toy", "online", store.mirror)
+    mirror = WandbTracker("toy", "online", store.mirror)
     execution = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
     assert Runner(store, execution, EndingBar(server), mirror).run([entry]) == 0
     mirror.close()
@@ -164,7 +164,7 @@ def test_a_server_that_goes_away_costs_the_run_a_set_time_and_nothing_else(entry
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), [("API_KEY", "abc"), ("BASE_URL", "nowhere")])
 def test_a_key_or_a_server_that_cannot_be_is_one_line_and_the_runs_are_made_offline(tmp_path, name, value):
-    script = "from lit_prune.tracking import Mirror; print(Mirror('toy', 'auto', None).mode)"
+    script = "from lit_prune.integrations.wandb.tracker import Mirror; print(Mirror('toy', 'auto', None).mode)"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     said = subprocess.run(
         [sys.executable, "-c", script], env=kept | {f"WANDB_{name}": value, "HOME": str(tmp_path)},

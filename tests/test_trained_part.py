@@ -13,14 +13,13 @@ import torch
 from families import CASES, logits, model_of
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell, ConfigError, Distill, Lora, Optim
+from lit_prune.config import Cell, ConfigError, Distill, Execution, Lora, Optim
+from lit_prune.config.overrides import override
 from lit_prune.distill.train import train
-from lit_prune.distill.trained import check_trained, targets_of, trained_part
-from lit_prune.execution import Execution
-from lit_prune.grid import Entry
-from lit_prune.models.anatomy import anatomy_of, blocks_of
-from lit_prune.preflight import check_models
-from lit_prune.settings import override
+from lit_prune.distill.trainable import check_trained, targets_of, trained_part
+from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.validate import check_models
 
 QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
 LORA = Lora(rank=4, alpha=8.0, dropout=0.1)

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from lit_prune.asking import Question, asked_entries
-from lit_prune.cli import main
+from lit_prune.cli.request import TableRequest, asked_entries
+from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError, Lora, Space
-from lit_prune.foretold import pruned_configs, teacher_config
-from lit_prune.grid import entries
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
 from lit_prune.models.shape import parameter_counter, shape_of
+from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.outcomes import check_rows, outcome
+from lit_prune.pruning.shapes import pruned_configs, teacher_config
 from lit_prune.pruning.target import target
-from lit_prune.settings import load_profile, override
 from lit_prune.store import Store
-from lit_prune.treatment import check_rows, outcome
 
 SHALLOW = {"teacher.model": None, "teacher.pretraining.layers": 3}
 FULL = {"student.hidden": 192, "student.neurons": 512, "student.heads": 6}
@@ -248,7 +249,7 @@ def test_a_text_that_one_row_lacks_is_refused_by_row(tmp_path):
     (tmp_path / "text.txt").write_text("A document.\n" * 9)
     missing = {"corpus.source": str(tmp_path / "nowhere.txt"), "distill.steps": 0}
     table = dataclasses.replace(table_of("loss"), references={"odd": missing})
-    question = Question(set=(f"corpus.source={tmp_path / 'text.txt'}",))
+    question = TableRequest(set=(f"corpus.source={tmp_path / 'text.txt'}",))
     with pytest.raises(ConfigError, match=r"^corpus\.source: .*'odd'"):
         asked_entries(table, question, Store(tmp_path / "store"))
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_prune.config import Corpus, Distill, Optim
+from lit_prune.config import Corpus, Distill, Execution, Optim
 from lit_prune.data.corpus import documents, fingerprint
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
 from lit_prune.evaluate.validation import sizes_of, validation_losses
-from lit_prune.execution import Execution
 
 RECIPE = Distill(block=16, batch=4, steps=6, temperature=2.0, optim=Optim(lr=3e-3, warmup=2))
 CPU = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_prune.grid import Claim, Table, axis
+from lit_prune.config.table import Claim, Table, axis
 
 LOSSES = ("kld", "mse", "cosine")
 

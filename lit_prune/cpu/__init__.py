@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lit_prune.config import ConfigError
-from lit_prune.execution import Execution
+from lit_prune.config import ConfigError, Execution
 
 _chosen: Execution | None = None
 _applied: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 
 from lit_prune.config import ConfigError
-from lit_prune.data.tokens import TokenBlocks
+from lit_prune.data.tokens import TokenSequences
 
 
 class CalibrationData(L.LightningDataModule):
@@ -27,7 +27,7 @@ class CalibrationData(L.LightningDataModule):
         split: str = "calibration",
     ) -> None:  # fmt: skip
         super().__init__()
-        blocks = TokenBlocks(folder, split, block)  # type: ignore[arg-type]
+        blocks = TokenSequences(folder, split, block)  # type: ignore[arg-type]
         whole = blocks.num_whole
         if samples > whole:
             raise ConfigError(f"{split}: {samples} sequences of {block} tokens asked for, the corpus has {whole}")

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lit_prune.config import ConfigError
-from lit_prune.data.tokens import TokenBlocks
+from lit_prune.data.tokens import TokenSequences
 
 
 class SeededOrder(Sampler[int]):
@@ -77,7 +77,7 @@ class StepParts(Dataset[dict[str, Any]]):
     step's tokens, however unevenly these are spread.
     """
 
-    def __init__(self, blocks: TokenBlocks) -> None:
+    def __init__(self, blocks: TokenSequences) -> None:
         self.blocks = blocks
         self._newest: tuple[tuple[int, ...], int] = ((), 0)
 
@@ -112,7 +112,7 @@ class RetrainingData(L.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.blocks = TokenBlocks(folder, "train", block)
+        self.blocks = TokenSequences(folder, "train", block)
         self.batch, self.steps, self.seed = batch, steps, seed
         self.accumulate, self.num_workers = accumulate, num_workers
         self.start = 0

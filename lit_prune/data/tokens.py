@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lit_prune.atomic import sync, write_json
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import SPLITS, Reader, Split
 from lit_prune.data.encode import Encoder
 from lit_prune.data.rows import warn_of_skipped
+from lit_prune.store.atomic import sync, write_json
 
 _ALL = 2**62
 """A block that no split fills."""
@@ -32,7 +32,7 @@ IGNORED = -100
 log = logging.getLogger(__name__)
 
 
-class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
+class TokenSequences(Dataset[dict[str, torch.Tensor]]):
     """The blocks of one split, those without a scored token left out.
 
     Item i holds `input_ids` and `labels`, both int64 [block]; labels are the ids themselves, IGNORED where filled up
@@ -116,7 +116,7 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
 def tokens_are_whole(folder: Path) -> bool:
     """Whether a folder holds the tokens of every split in their full length."""
     try:
-        return all(TokenBlocks(folder, split, _ALL) is not None for split in SPLITS)
+        return all(TokenSequences(folder, split, _ALL) is not None for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

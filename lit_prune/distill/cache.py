@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.config import Distill
-from lit_prune.distill.states import State, States
-from lit_prune.distill.teaching import Observation, Shown, Teaching
+from lit_prune.distill.hidden_states import State, States
+from lit_prune.distill.teacher import FrozenTeacher, ObservedOutput, TeacherOutput
 from lit_prune.losses.chunked import Target, TopKTarget
-from lit_prune.models.head import Head, head_of
+from lit_prune.models.lm_head import LMHead, head_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Cache:
         return torch.from_file(path, shared=write, size=math.prod(size), dtype=part.dtype).view(size)
 
 
-class CachedTeaching:
+class CachedTeacher:
     """A frozen teacher whose states or likeliest tokens are read from a cache; it makes no forward pass."""
 
     def __init__(self, teacher: nn.Module, cache: Cache) -> None:
@@ -92,19 +92,19 @@ class CachedTeaching:
         if asked := list(states):
             raise ValueError(f"a cached teacher shows no states on the way, and {asked} are asked for")
 
-    def observe(self, input_ids: Tensor, position: int | None = None) -> Shown:
+    def observe(self, input_ids: Tensor, position: int | None = None) -> TeacherOutput:
         """What the teacher showed of the batch at `position`, ids int64 [batch, seq]."""
         assert position is not None
         size = len(input_ids)
         rows = {name: file[position * size : (position + 1) * size] for name, file in self._files.items()}
         rows = {name: part.to(input_ids.device) for name, part in rows.items()}
         if "states" in rows:
-            return Observation(rows["states"], {}, self.head)
-        return Likeliest(rows["logits"], rows["ids"])
+            return ObservedOutput(rows["states"], {}, self.head)
+        return TopKTeacherOutput(rows["logits"], rows["ids"])
 
 
 @dataclass(frozen=True)
-class Likeliest:
+class TopKTeacherOutput:
     """The tokens a teacher holds likeliest, at every position of one micro-batch."""
 
     logits: Tensor
@@ -126,7 +126,7 @@ class Likeliest:
 
 @torch.no_grad()
 def write_cache(
-    teaching: Teaching, batches: Iterable[dict[str, Tensor]], folder: Path, *,
+    teaching: FrozenTeacher, batches: Iterable[dict[str, Tensor]], folder: Path, *,
     sequences: int, block: int, top_k: int | None, precision: str, device: torch.device, tell: Callable[[int], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Keep what a teacher shows of `sequences` sequences, given in batches, calling `tell` with those done.
@@ -141,7 +141,7 @@ def write_cache(
         ids = batch["input_ids"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             shown = teaching.observe(ids)
-        assert isinstance(shown, Observation)
+        assert isinstance(shown, ObservedOutput)
         if not files:
             cache = Cache(folder, parts_of(shown.last.shape[-1], top_k, shown.last.dtype), sequences, block)
             files = cache.open(write=True)
@@ -175,7 +175,7 @@ def _plain(part: Part) -> dict[str, Any]:
     return {"name": part.name, "width": part.width, "dtype": str(part.dtype).removeprefix("torch.")}
 
 
-def _contents(shown: Observation, top_k: int | None) -> dict[str, Tensor]:
+def _contents(shown: ObservedOutput, top_k: int | None) -> dict[str, Tensor]:
     """What is kept of a micro-batch, a sequence at a time where logits are needed: they are large."""
     if top_k is None:
         return {"states": shown.last}
@@ -183,7 +183,7 @@ def _contents(shown: Observation, top_k: int | None) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
 
-def _likeliest(head: Head, states: Tensor, top_k: int) -> dict[str, Tensor]:
+def _likeliest(head: LMHead, states: Tensor, top_k: int) -> dict[str, Tensor]:
     """Of one sequence's states [seq, width]."""
     logits = head.logits(states)
     largest, ids = logits.topk(top_k)

@@ -13,7 +13,7 @@ import lightning as L
 import pandas as pd
 import torch
 
-from lit_prune.atomic import atomic_path
+from lit_prune.store.atomic import atomic_path
 
 
 class Diverged(RuntimeError):

@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lit_prune.atomic import atomic_path
+from lit_prune.store.atomic import atomic_path
 
 _DIGITS = 64
 _COMMENT_LENGTH = _DIGITS.to_bytes(2, "little")

@@ -15,15 +15,22 @@ from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
 from lit_prune.distill.accumulation import Accumulation, Compared
-from lit_prune.distill.states import Pair, StateReader, States, check_relation_heads, pairs_of, relations_of
-from lit_prune.distill.teaching import Teacher, Teaching
+from lit_prune.distill.hidden_states import (
+    HiddenStateReader,
+    Pair,
+    States,
+    check_relation_heads,
+    pairs_of,
+    relations_of,
+)
+from lit_prune.distill.teacher import FrozenTeacher, Teacher
 from lit_prune.distill.turns import random_state, set_random_state
 from lit_prune.losses.chunked import Target, head_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_loss_of
 from lit_prune.losses.relation import relation_loss
 from lit_prune.losses.weighting import check_weights
-from lit_prune.models.head import head_of, last_states
+from lit_prune.models.lm_head import head_of, last_states
 
 
 class Distiller(L.LightningModule):
@@ -45,7 +52,7 @@ class Distiller(L.LightningModule):
         super().__init__()
         self.student, self.distill = student, distill
         # No submodule: checkpoints, optimizer and summary must not see the teacher.
-        self.teaching = Teaching(teacher) if isinstance(teacher, nn.Module) else teacher
+        self.teaching = FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
         self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
         self._measured: dict[str, Tensor] = {}
@@ -58,7 +65,7 @@ class Distiller(L.LightningModule):
         self._relations: list[Pair] = []
         if self.distill.needs_teacher:
             self._pair_up()
-        self._read_student = StateReader(student, [p.student for p in self._pairs + self._relations])
+        self._read_student = HiddenStateReader(student, [p.student for p in self._pairs + self._relations])
 
     def _pair_up(self) -> None:
         if self.teaching is None:

@@ -13,15 +13,14 @@ import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lit_prune.config import Distill
+from lit_prune.config import Distill, Execution
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.distill.alongside import AlongsideDistiller
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, ProcessSignals, Progress
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
+from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
-from lit_prune.distill.teaching import Teacher
-from lit_prune.distill.trained import trained_part
-from lit_prune.execution import Execution
+from lit_prune.distill.teacher import Teacher
+from lit_prune.distill.trainable import trained_part
 from lit_prune.models.compiled import compiled_blocks
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -43,7 +42,7 @@ def train(
         Diverged: the loss, a weight or the state of the optimizer is no longer finite; the checkpoint is removed.
     """
     L.seed_everything(seed, verbose=False)
-    kind = Distiller if distill.teacher_optim is None else AlongsideDistiller
+    kind = Distiller if distill.teacher_optim is None else JointDistiller
     accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
     module = kind(student.train(), teacher, distill, accumulate)
     data = RetrainingData(

@@ -21,10 +21,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import env
 
 from lit_prune.config import ConfigError
-from lit_prune.evaluate import local
-from lit_prune.evaluate.benchmarks import KNOWN, SEED, Benchmark, Question, harness_folder
+from lit_prune.evaluate import local_tasks
+from lit_prune.evaluate.benchmark_tasks import KNOWN, SEED, Benchmark, Question, harness_folder
 
-OURS = Path(__file__).parent / "tasks"
+OURS = Path(__file__).parent / "lm_eval_tasks"
 _ALONE = "asked"
 # lm-eval compiles a template anew for each field of each document, which takes longer than a small model does.
 env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
@@ -108,7 +108,7 @@ def measure(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
-            watched = Watched(model, copy.deepcopy(tokenizer), batch_size, tell)
+            watched = RecordingLM(model, copy.deepcopy(tokenizer), batch_size, tell)
             found = evaluate(
                 lm=watched, task_dict=loaded, limit=question.limit, confirm_run_unsafe_code=question.benchmark.unsafe
             )
@@ -117,7 +117,7 @@ def measure(
     return _answer(found, loaded, question.benchmark.task, watched)
 
 
-class Watched(HFLM):
+class RecordingLM(HFLM):
     """lm-eval's model, which tells how far it is and counts what it has to cut."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, tell: Tell) -> None:
@@ -204,7 +204,7 @@ def _definition(question: Question) -> Any:
         return {"group": _ALONE, "task": asked} if benchmark.options else benchmark.task
     members = [
         {"task": name, "custom_dataset": _Documents(splits), **_fields(benchmark.task), **benchmark.options}
-        for name, splits in local.read(benchmark.task, question.local).items()
+        for name, splits in local_tasks.read(benchmark.task, question.local).items()
     ]
     return {"group": _ALONE, "task": members}
 
@@ -219,13 +219,13 @@ def _average(name: str, tasks: dict[str, Any]) -> Any:
 
 
 def _fields(task: str) -> dict[str, Any]:
-    return local.LOCAL[task].fields if task in local.LOCAL else {}
+    return local_tasks.LOCAL[task].fields if task in local_tasks.LOCAL else {}
 
 
 class _Documents:
     """Documents by split, as a function that lm-eval calls for them, and copies with everything else it is given."""
 
-    def __init__(self, splits: local.Splits) -> None:
+    def __init__(self, splits: local_tasks.Splits) -> None:
         self.splits = splits
 
     def __call__(self, **metadata: Any) -> Any:
@@ -237,7 +237,7 @@ class _Documents:
         return self
 
 
-def _answer(found: Any, loaded: Any, name: str, watched: Watched) -> Answer:
+def _answer(found: Any, loaded: Any, name: str, watched: RecordingLM) -> Answer:
     parts = {task: _scores(found["results"][task], found["n-samples"][task]["effective"]) for task in loaded["tasks"]}
     several = len(parts) > 1 or name not in parts
     whole = _of_whole(name, found, parts) if several else parts[name]

@@ -22,13 +22,13 @@ from torchmetrics import Metric
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data import corpus
 from lit_prune.data.tokens import IGNORED
-from lit_prune.evaluate.documents import Document, Window, batches, read, rolling_windows, windows
-from lit_prune.evaluate.texts import DEFAULT_WINDOW
+from lit_prune.evaluate.text_task import DEFAULT_WINDOW
 from lit_prune.evaluate.window_log import WindowLog
+from lit_prune.evaluate.windows import Document, Window, batches, read, rolling_windows, windows
 from lit_prune.losses.chunked import tokens_at_once
 from lit_prune.losses.probabilities import negative_log_likelihood
-from lit_prune.models.anatomy import anatomy_of
-from lit_prune.models.head import Head, head_of, last_states
+from lit_prune.models.lm_head import LMHead, head_of, last_states
+from lit_prune.models.model_family import anatomy_of
 
 _LOGITS_AT_ONCE = 2**26
 
@@ -332,7 +332,7 @@ def _losses(model: Any, batch: Sequence[Window]) -> Tensor:
     return losses.sum(1)
 
 
-def _token_losses(states: Tensor, successors: Tensor, head: Head) -> Tensor:
+def _token_losses(states: Tensor, successors: Tensor, head: LMHead) -> Tensor:
     """Nats float64 [n] of successors int64 [n] from last states [n, width], the logits of a few at a time."""
     size = tokens_at_once(len(head.weight), states.is_cuda)
     return torch.cat(

@@ -193,7 +193,7 @@ def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.d
     from transformers import AutoModelForCausalLM
 
     if config.is_heterogeneous:
-        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
+        import lit_prune.models.per_layer_config  # noqa: F401  (builds each block from its own widths)
 
     with torch.random.fork_rng(), torch.device(device):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
 
 SYMBOLS = {"l2": "L2", "mean": "mean", "var": "var"}
 BEST = "(L2, mean)"

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table, axis
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table, axis
 
 DYNAMIC, CONSTANTS = "alpha dynamic", (0.1, 1.0, 10.0)
 
@@ -18,7 +18,7 @@ def label(point: Changes) -> str:
 
 def with_deep_teacher(table: Table, profile: Profile, store: Path) -> Table:
     """The table with a teacher deep enough to lose half of its blocks."""
-    from lit_prune.foretold import deep_teacher
+    from lit_prune.pruning.shapes import deep_teacher
 
     teacher, _ = deep_teacher(profile, least=12)
     return dataclasses.replace(table, base={**table.base, "teacher": teacher})

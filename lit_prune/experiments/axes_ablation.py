@@ -1,7 +1,7 @@
 """Which axes to prune for a number of parameters? Minitron, Tables 1 and 10."""
 
-from lit_prune.cli import main
-from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.cli.table import main
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 ROWS: dict[str, Changes] = {
     "depth + width": {

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 METHODS: dict[str, Changes] = {
     "PPL": {"student.block_criterion": "perplexity", "student.blocks": "lowest"},
@@ -29,7 +29,7 @@ def label(point: Changes) -> str:
 
 def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
     """Return the table without contiguous PPL where a single layer goes: there it chooses the same one as PPL."""
-    from lit_prune.foretold import teacher_config
+    from lit_prune.pruning.shapes import teacher_config
 
     whole = teacher_config(profile.cell).num_hidden_layers
     span = METHODS["PPL, contiguous"].items()

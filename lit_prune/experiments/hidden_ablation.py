@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 THEIRS = (32, 16)
 """Blocks of the paper's teacher and student."""
@@ -56,7 +56,7 @@ def states(row: str, blocks: int) -> Changes:
 
 def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the paper's blocks named as those of a deep teacher at the profile, and a list of these names."""
-    from lit_prune.foretold import deep_teacher
+    from lit_prune.pruning.shapes import deep_teacher
 
     teacher, blocks = deep_teacher(profile, least=12)
     rows = {row: states(row, blocks) for row in PAPER}

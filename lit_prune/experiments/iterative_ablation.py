@@ -1,7 +1,7 @@
 """Does it help to estimate importance again between rounds of pruning? Minitron, Table 14."""
 
-from lit_prune.cli import main
-from lit_prune.grid import UNPRUNED, Claim, Table, axis
+from lit_prune.cli.table import main
+from lit_prune.config.table import UNPRUNED, Claim, Table, axis
 
 TABLE = Table(
     name="iterative_ablation",

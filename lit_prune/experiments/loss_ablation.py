@@ -1,7 +1,7 @@
 """Which logit loss distils best, and does cross-entropy help? Minitron, Tables 15 and 16."""
 
-from lit_prune.cli import main
-from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
+from lit_prune.cli.table import main
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
 
 SYMBOLS = {"mse": "MSE", "reverse_kld": "RKLD", "cosine": "Cosine", "kld": "KLD"}
 

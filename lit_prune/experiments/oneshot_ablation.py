@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile
-from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 DEPTH: Changes = {"student.hidden": None, "student.neurons": None, "student.heads": None}
 DEPTH_ONCE, DEPTH_IN_TURNS = "depth, at once", "depth, one by one"
@@ -16,7 +16,7 @@ FIRST = 250 / 400
 
 def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the blocks and steps that each of its prunings has at a profile."""
-    from lit_prune.foretold import teacher_config
+    from lit_prune.pruning.shapes import teacher_config
 
     student, steps = profile.cell.student, profile.cell.distill.steps
     if student.parameters is not None or student.hidden is None:

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile
-from lit_prune.grid import UNPRUNED, WHOLE, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, WHOLE, Changes, Claim, Grid, Table
 
 LATE, EARLY, BOTH = "late, phase 2", "early, phase 2", "early, phases 1 and 2"
 FIRST = 19 / 94

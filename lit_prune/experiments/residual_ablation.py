@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.grid import UNPRUNED, Claim, Table, axis
+from lit_prune.config.table import UNPRUNED, Claim, Table, axis
 
 ROWS = {"off": "off", "paper": "as printed", "opposite": "opposite sign"}
 

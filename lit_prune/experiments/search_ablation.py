@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile, name_of_shape
-from lit_prune.grid import UNPRUNED, Changes, Grid, Table
+from lit_prune.config.table import UNPRUNED, Changes, Grid, Table
 
 
 def label(point: Changes) -> str:
@@ -15,8 +15,8 @@ def label(point: Changes) -> str:
 
 def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
     """The table over the shapes of the profile's search space that lie in its bounds."""
-    from lit_prune.foretold import teacher_config
-    from lit_prune.pruning.search import search
+    from lit_prune.pipeline.shape_search import search
+    from lit_prune.pruning.shapes import teacher_config
 
     if profile.search is None:
         raise ConfigError("search: the profile names no space to search; configs/quick.yaml does")

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile, Student
-from lit_prune.grid import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 SCRATCH: Changes = {"source": None, "student.weights": "random"}
 RANDOM: Changes = {"source": None, "student.criterion": "random", "student.block_criterion": "random"}
@@ -57,8 +57,8 @@ def by_way_of_middle(student: Student, config: Any) -> Changes:
 
 def with_steps(table: Table, profile: Profile, store: Path) -> Table:
     """The table with as many steps as its rows have at a profile."""
-    from lit_prune.foretold import teacher_config
     from lit_prune.models.shape import shape_of
+    from lit_prune.pruning.shapes import teacher_config
     from lit_prune.pruning.target import target
 
     student, steps, config = profile.cell.student, profile.cell.distill.steps, teacher_config(profile.cell)

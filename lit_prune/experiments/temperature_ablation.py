@@ -1,7 +1,7 @@
 """At which temperature do logits distil best? Minitron, appendix A.3."""
 
-from lit_prune.cli import main
-from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
+from lit_prune.cli.table import main
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
 
 TEMPERATURES = (0.1, 0.5, 1.0, 3.0)
 

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lit_prune.cli import main
+from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.grid import Changes, Claim, Grid, Table, axis
+from lit_prune.config.table import Changes, Claim, Grid, Table, axis
 
 PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
@@ -19,8 +19,8 @@ def label(point: Changes) -> str:
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
     """The table with half of the blocks, as many parameters by width, and requests of the length of the profile."""
-    from lit_prune.foretold import teacher_config
     from lit_prune.models.shape import parameter_counter, shape_of
+    from lit_prune.pruning.shapes import teacher_config
 
     config = teacher_config(profile.cell)
     whole = shape_of(config)

@@ -1,7 +1,7 @@
 """Are the teacher's likeliest tokens enough to distil from? Minitron, appendix A.3."""
 
-from lit_prune.cli import main
-from lit_prune.grid import UNPRUNED, Changes, Claim, Table, axis
+from lit_prune.cli.table import main
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
 
 ALL = "all tokens"
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lit_prune.config import EVIDENCE, ConfigError, Student, unknown
 from lit_prune.importance.aggregate import aggregate
-from lit_prune.importance.units import unit_sums
-from lit_prune.models.anatomy import blocks_of, head_dim_of
+from lit_prune.importance.unit_reduction import unit_sums
+from lit_prune.models.model_family import blocks_of, head_dim_of
 from lit_prune.models.shape import shape_of
 from lit_prune.registry import Registry
 
@@ -31,7 +31,7 @@ DEPTH = ("block", "span")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CalibrationStats:
     """What a criterion may look at."""
 
     model: Any
@@ -49,7 +49,7 @@ class Evidence:
 Scores = dict[str, Sequence[Tensor]]
 """Axis -> tensors."""
 
-Scorer = Callable[[Evidence, Student], Scores]
+Scorer = Callable[[CalibrationStats, Student], Scores]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Criterion:
     """Names of the evidence it reads."""
     scorer: Scorer
 
-    def score(self, evidence: Evidence, student: Student) -> Scores:
+    def score(self, evidence: CalibrationStats, student: Student) -> Scores:
         """The scores of all its axes.
 
         Raises:
@@ -71,7 +71,7 @@ class Criterion:
         """
         scores = self.scorer(evidence, student)
         for axis, tensors in scores.items():
-            for i, tensor in enumerate([] if isinstance(tensors, Spans) else tensors):
+            for i, tensor in enumerate([] if isinstance(tensors, SpanScores) else tensors):
                 if not tensor.isfinite().all():
                     where = f" of block {i}" if axis in ("neuron", "head") else ""
                     raise ConfigError(f"criterion {self.name!r}: a score of axis {axis}{where} is NaN or infinite")
@@ -108,7 +108,7 @@ def check_axes(name: str, axes: Collection[str]) -> None:
 
 
 @criterion("activation", axes=WIDTH, needs=("importance",))
-def activation(evidence: Evidence, student: Student) -> Scores:
+def activation(evidence: CalibrationStats, student: Student) -> Scores:
     """Aggregated activations (Minitron, section 2.2); hidden channels are summed over all block norms."""
     norms = [n for kind in ("input_norm", "mlp_norm") for n in _aggregated(evidence, student, "importance", kind)]
     return {
@@ -119,14 +119,14 @@ def activation(evidence: Evidence, student: Student) -> Scores:
 
 
 @criterion("activation_pre", axes=WIDTH, needs=("importance", "preactivations"))
-def activation_pre(evidence: Evidence, student: Student) -> Scores:
+def activation_pre(evidence: CalibrationStats, student: Student) -> Scores:
     """As `activation`, with neurons read before their activation, as the paper prints it (Minitron, section 2.2)."""
     neurons = _aggregated(evidence, student, "preactivations", "preactivation")
     return activation(evidence, student) | {"neuron": neurons}
 
 
 @criterion("activation_modelopt", axes=WIDTH, needs=("importance", "head_channels"))
-def activation_modelopt(evidence: Evidence, student: Student) -> Scores:
+def activation_modelopt(evidence: CalibrationStats, student: Student) -> Scores:
     """As `activation`, with the channels of a head aggregated first and joined by their L2 norm then, as NVIDIA's
     Model-Optimizer does."""
     head_dim = head_dim_of(evidence.model.config)
@@ -135,14 +135,14 @@ def activation_modelopt(evidence: Evidence, student: Student) -> Scores:
 
 
 @criterion("magnitude", axes=(*WIDTH, "block"))
-def magnitude(evidence: Evidence, student: Student) -> Scores:
+def magnitude(evidence: CalibrationStats, student: Student) -> Scores:
     """L2 norm of all the weights that belong to a unit."""
     squares = unit_sums(evidence.model, lambda name, weights: weights.double().square())
     return {axis: list(sums.sqrt()) for axis, sums in squares.items()}
 
 
 @criterion("random", axes=(*WIDTH, *DEPTH))
-def random(evidence: Evidence, student: Student) -> Scores:
+def random(evidence: CalibrationStats, student: Student) -> Scores:
     """A seeded draw."""
     generator = torch.Generator().manual_seed(evidence.seed)
     whole = shape_of(evidence.model.config)
@@ -157,32 +157,32 @@ def random(evidence: Evidence, student: Student) -> Scores:
 
 
 @criterion("influence", axes=DEPTH, needs=("distances",))
-def influence(evidence: Evidence, student: Student) -> Scores:
+def influence(evidence: CalibrationStats, student: Student) -> Scores:
     """1 - cosine of the states before and after, mean over all tokens (ShortGPT; Minitron, section 2.2)."""
     return _spans(evidence, "influence")
 
 
 @criterion("angular", axes=DEPTH, needs=("distances",))
-def angular(evidence: Evidence, student: Student) -> Scores:
+def angular(evidence: CalibrationStats, student: Student) -> Scores:
     """Angle between the states before and after, mean over last tokens (arXiv 2403.17887, section 3.2)."""
     return _spans(evidence, "angular_last")
 
 
 @criterion("angular_all", axes=DEPTH, needs=("distances",))
-def angular_all(evidence: Evidence, student: Student) -> Scores:
+def angular_all(evidence: CalibrationStats, student: Student) -> Scores:
     """As `angular`, mean over all tokens."""
     return _spans(evidence, "angular_all")
 
 
 @criterion("perplexity", axes=DEPTH, needs=("removals",))
-def perplexity(evidence: Evidence, student: Student) -> Scores:
+def perplexity(evidence: CalibrationStats, student: Student) -> Scores:
     """Language-model loss of the model without the blocks (Minitron, section 2.2)."""
     blocks = evidence.statistics["removals"]["loss"]
-    return {"block": [blocks], "span": Spans(blocks, evidence.removal_losses)}
+    return {"block": [blocks], "span": SpanScores(blocks, evidence.removal_losses)}
 
 
 @criterion("taylor_vector", axes=(*WIDTH, "block"), needs=("gradients",))
-def taylor_vector(evidence: Evidence, student: Student) -> Scores:
+def taylor_vector(evidence: CalibrationStats, student: Student) -> Scores:
     """|sum w g| over all weights of a unit, the first-order change of the loss without it (LLM-Pruner, section 3.2).
 
     LLM-Pruner takes absolute values before it adds up a unit: the paper those of each coupled structure, its code those
@@ -192,13 +192,13 @@ def taylor_vector(evidence: Evidence, student: Student) -> Scores:
 
 
 @criterion("taylor", axes=(*WIDTH, "block"), needs=("gradients",))
-def taylor(evidence: Evidence, student: Student) -> Scores:
+def taylor(evidence: CalibrationStats, student: Student) -> Scores:
     """sum |w g| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, first order)."""
     return _first_order(evidence, "element1")
 
 
 @criterion("taylor_fisher", axes=(*WIDTH, "block"), needs=("gradients",))
-def taylor_fisher(evidence: Evidence, student: Student) -> Scores:
+def taylor_fisher(evidence: CalibrationStats, student: Student) -> Scores:
     """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order).
 
     F is the mean of g^2 over the calibration sequences, as in its code.
@@ -206,7 +206,7 @@ def taylor_fisher(evidence: Evidence, student: Student) -> Scores:
     return _first_order(evidence, "element2")
 
 
-class Spans(Sequence[Tensor]):
+class SpanScores(Sequence[Tensor]):
     """Scores of the spans of every length, each length measured when it is first read."""
 
     def __init__(self, blocks: Tensor, measure: Callable[[int], Tensor]) -> None:
@@ -226,20 +226,20 @@ class Spans(Sequence[Tensor]):
         return self._known[length]
 
 
-def _aggregated(evidence: Evidence, student: Student, name: str, kind: str) -> list[Tensor]:
+def _aggregated(evidence: CalibrationStats, student: Student, name: str, kind: str) -> list[Tensor]:
     """Aggregated activations of one kind of site in each block that has it."""
     moments = evidence.statistics[name]
     sites = (f"{i}.{kind}" for i in range(len(blocks_of(evidence.model))))
     return [aggregate(moments[s], evidence.count, student.batch, student.seq) for s in sites if s in moments]
 
 
-def _spans(evidence: Evidence, kind: str) -> Scores:
+def _spans(evidence: CalibrationStats, kind: str) -> Scores:
     """Scores from distances [L, L] over n blocks from block l on, at [l, n - 1]."""
     distances = evidence.statistics["distances"][kind]
     spans = [distances[: len(distances) - i, i] for i in range(len(distances))]
     return {"block": spans[:1], "span": spans}
 
 
-def _first_order(evidence: Evidence, kind: str) -> Scores:
+def _first_order(evidence: CalibrationStats, kind: str) -> Scores:
     gradients = evidence.statistics["gradients"]
     return {axis: list(gradients[f"{kind}.{axis}"]) for axis in (*WIDTH, "block")}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lit_prune.data.tokens import IGNORED
 from lit_prune.importance.aggregate import double
-from lit_prune.importance.passes import Pass, check_finite
-from lit_prune.importance.removals import next_token_losses
-from lit_prune.importance.units import unit_sums
+from lit_prune.importance.calibration_pass import Pass, check_finite
+from lit_prune.importance.layer_ablation import next_token_losses
+from lit_prune.importance.unit_reduction import unit_sums
 
 
 class Gradients(Pass):

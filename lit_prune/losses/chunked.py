@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_prune.losses.logit import ClosedForm, LogitLoss, closed_forms
 from lit_prune.losses.probabilities import both, negative_log_likelihood
-from lit_prune.models.head import Head
+from lit_prune.models.lm_head import LMHead
 
 Weight = float | Tensor
 """A number, or a detached one [] on the device of the states."""
@@ -37,11 +37,11 @@ class HeadTarget:
 
     states: Tensor
     """[tokens, width]."""
-    head: Head
+    head: LMHead
     top_k: int | None = None
 
     @cached_property
-    def _cast(self) -> Head:
+    def _cast(self) -> LMHead:
         return self.head.cast()
 
     def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
@@ -80,7 +80,7 @@ class HeadLosses:
 
 def head_losses(
     states: Tensor,
-    head: Head,
+    head: LMHead,
     *,
     successors: Tensor | None = None,
     w_clm: Weight = 0.0,
@@ -198,7 +198,9 @@ def _counts(weight: Weight) -> bool:
 class _Evaluation:
     """One walk over the tokens."""
 
-    def __init__(self, states: Tensor, head: Head, wanted: list[bool], terms: list[_Term], count: float | None) -> None:
+    def __init__(
+        self, states: Tensor, head: LMHead, wanted: list[bool], terms: list[_Term], count: float | None
+    ) -> None:
         self.states, self.head, self.cast, self.terms = states, head, head.cast(), terms
         self.count = (len(states) if count is None else count) or 1
         self.of_states = torch.zeros_like(states) if wanted[0] else None

@@ -22,7 +22,7 @@ def expects_bos(folder: Path) -> bool:
     if isinstance(config.get("add_bos_token"), bool):
         return config["add_bos_token"]
     if not (folder / "tokenizer.json").is_file():
-        from lit_prune.models.teacher import load_tokenizer
+        from lit_prune.models.loading import load_tokenizer
 
         tokenizer = load_tokenizer(str(folder))
         bos = tokenizer.bos_token_id

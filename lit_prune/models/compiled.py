@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lit_prune.models.anatomy import blocks_of
+from lit_prune.models.model_family import blocks_of
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_prune.config import ConfigError
-from lit_prune.models.anatomy import FAMILIES, Anatomy, Axis, anatomy_of, blocks_of, head_dim_of, parts_of
 from lit_prune.models.files import named
-from lit_prune.models.head import head_of, last_states
-from lit_prune.models.shape import Shape, shape_of
+from lit_prune.models.lm_head import head_of, last_states
+from lit_prune.models.model_family import FAMILIES, Axis, ModelFamily, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.shape import ModelShape, shape_of
 
 TOLERANCE = 1e-3
 """Largest difference, over the largest entry: far above the rounding of float32, far below a missing step."""
@@ -76,7 +76,7 @@ class _Call(NamedTuple):
         return output
 
 
-def _comparisons(model: Any, anatomy: Anatomy) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Parts of the model with the value that the description gives and the value that the model gives."""
     blocks = blocks_of(model)
     checked = sorted({0, len(blocks) - 1})
@@ -110,7 +110,7 @@ def _comparisons(model: Any, anatomy: Anatomy) -> Iterator[tuple[str, Tensor, Te
             yield f"output of layer {i} with its {what} in another order", ours, theirs
 
 
-def _parts(anatomy: Anatomy) -> tuple[str | None, ...]:
+def _parts(anatomy: ModelFamily) -> tuple[str | None, ...]:
     """The modules of a block that the description names."""
     return (
         anatomy.input_norm, *anatomy.attention_input, anatomy.attention_output, anatomy.mlp_norm, anatomy.mlp,
@@ -143,7 +143,7 @@ def _traced(model: Any, ids: Tensor, modules: dict[str, nn.Module]) -> tuple[Ten
 
 
 def _inside(
-    anatomy: Anatomy, shape: Shape, head_dim: int, block: nn.Module, calls: dict[str, _Call], stream: Tensor
+    anatomy: ModelFamily, shape: ModelShape, head_dim: int, block: nn.Module, calls: dict[str, _Call], stream: Tensor
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Comparisons of the parts of one block, which `stream` enters."""
     for norm in (anatomy.input_norm, anatomy.mlp_norm):
@@ -179,7 +179,7 @@ def _inside(
         yield f"input of {anatomy.mlp_output}", product, calls[anatomy.mlp_output].input
 
 
-def _normed(norm: nn.Module, anatomy: Anatomy, x: Tensor) -> Tensor:
+def _normed(norm: nn.Module, anatomy: ModelFamily, x: Tensor) -> Tensor:
     """What the described norm makes of x."""
     layer, weight, bias = anatomy.norm == "layer", getattr(norm, "weight", None), getattr(norm, "bias", None)
     x = x - x.mean(-1, keepdim=True) if layer else x
@@ -190,7 +190,7 @@ def _normed(norm: nn.Module, anatomy: Anatomy, x: Tensor) -> Tensor:
 
 
 def _reordered(
-    anatomy: Anatomy, shape: Shape, block: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
+    anatomy: ModelFamily, shape: ModelShape, block: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
 ) -> tuple[Tensor, Tensor]:
     """What a block adds to the stream with the units of some axes in reverse order, and in their own.
 
@@ -212,7 +212,7 @@ def _reordered(
     return ours.flip(-1) if "hidden" in axes else ours, theirs
 
 
-def _turned(parameter: Tensor, dim: int, axis: Axis, shape: Shape, axes: tuple[str, ...]) -> Tensor:
+def _turned(parameter: Tensor, dim: int, axis: Axis, shape: ModelShape, axes: tuple[str, ...]) -> Tensor:
     """A parameter with the units of some axes in reverse order along a dimension."""
     parts = parts_of(axis)
     if not set(parts) & set(axes):

@@ -17,7 +17,7 @@ Axes = tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelFamily:
     """One family: the axis that each dimension of each parameter belongs to, and the names of its parts.
 
     Modules are named from the model for what it has once, and from the block for what each block has.

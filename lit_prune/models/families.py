@@ -1,4 +1,4 @@
-"""The supported families: data, read through `lit_prune.models.anatomy`.
+"""The supported families: data, read through `lit_prune.models.model_family`.
 
 A family built like Llama is one line in FAMILIES.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_prune.models.description import Anatomy, Axes
+from lit_prune.models.description import Axes, ModelFamily
 
 _LLAMA: dict[str, Axes] = {
     "embed_tokens.weight": (None, "hidden"),
@@ -77,7 +77,7 @@ _XIELU: dict[str, Axes] = {
 }  # fmt: skip
 _NORMS_OF_EACH_HEAD: dict[str, Axes] = {"q_norm.weight": ("head", None), "k_norm.weight": ("kv_group", None)}
 
-_GEMMA2 = Anatomy(
+_GEMMA2 = ModelFamily(
     _LLAMA | _BIASES,
     mlp_norm="pre_feedforward_layernorm",
     whole_heads=True,
@@ -85,13 +85,13 @@ _GEMMA2 = Anatomy(
     after_head=("final_logit_softcapping", "cap"),
 )
 
-_OLMO2 = Anatomy(
+_OLMO2 = ModelFamily(
     _LLAMA | _BIASES | _WIDE_NORMS,
     input_norm=None,
     mlp_norm=None,
     wide_norms={"self_attn.q_norm": "self_attn.q_proj", "self_attn.k_norm": "self_attn.k_proj"},
 )
-_COHERE = Anatomy(
+_COHERE = ModelFamily(
     _LLAMA | _BIASES | _NORMS_OF_EACH_HEAD,
     mlp_norm="input_layernorm",
     norm="layer",
@@ -99,69 +99,69 @@ _COHERE = Anatomy(
 )
 
 FAMILIES = {
-    "llama": Anatomy(_LLAMA | _BIASES, whole_heads=True),
-    "mistral": Anatomy(_LLAMA),
-    "qwen2": Anatomy(_LLAMA | _BIASES),
-    "qwen3": Anatomy(_LLAMA | _BIASES | _HEAD_NORMS),
-    "gemma": Anatomy(_LLAMA | _BIASES, norm_offset=1.0),
+    "llama": ModelFamily(_LLAMA | _BIASES, whole_heads=True),
+    "mistral": ModelFamily(_LLAMA),
+    "qwen2": ModelFamily(_LLAMA | _BIASES),
+    "qwen3": ModelFamily(_LLAMA | _BIASES | _HEAD_NORMS),
+    "gemma": ModelFamily(_LLAMA | _BIASES, norm_offset=1.0),
     "gemma2": _GEMMA2,
     "gemma3_text": replace(_GEMMA2, axes=_GEMMA2.axes | _HEAD_NORMS),
-    "nemotron": Anatomy(
+    "nemotron": ModelFamily(
         _LLAMA | _BIASES | _LAYER_NORM_BIASES, mlp_input=("mlp.up_proj",), norm="layer", norm_offset=1.0,
     ),
-    "phi": Anatomy(
+    "phi": ModelFamily(
         _LLAMA | _BIASES | _LAYER_NORM_BIASES | _PHI, final_norm="model.final_layernorm", mlp_norm="input_layernorm",
         attention_output="self_attn.dense", mlp_input=("mlp.fc1",), activation="mlp.activation_fn",
         mlp_output="mlp.fc2", norm="layer", only={"qk_layernorm": False},
     ),
-    "phi3": Anatomy(
+    "phi3": ModelFamily(
         _LLAMA | _FUSED, attention_input=("self_attn.qkv_proj",), mlp_input=("mlp.gate_up_proj",),
         activation="mlp.activation_fn",
     ),
     "olmo2": _OLMO2,
-    "smollm3": Anatomy(_LLAMA | _BIASES),
-    "granite": Anatomy(_LLAMA | _BIASES, after_head=("logits_scaling", "divide")),
-    "gpt_neox": Anatomy(
+    "smollm3": ModelFamily(_LLAMA | _BIASES),
+    "granite": ModelFamily(_LLAMA | _BIASES, after_head=("logits_scaling", "divide")),
+    "gpt_neox": ModelFamily(
         _GPT_NEOX, blocks="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm",
         attention_input=("attention.query_key_value",), attention_output="attention.dense",
         mlp_input=("mlp.dense_h_to_4h",), activation="mlp.act", mlp_output="mlp.dense_4h_to_h", tied_width=True,
         norm="layer",
     ),
-    "gpt2": Anatomy(
+    "gpt2": ModelFamily(
         _GPT2, blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", mlp_norm="ln_2",
         attention_input=("attn.c_attn",), attention_output="attn.c_proj", mlp_input=("mlp.c_fc",),
         activation="mlp.act", mlp_output="mlp.c_proj", neurons="n_inner", tied_width=True, norm="layer",
         only={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
     ),
-    "opt": Anatomy(
+    "opt": ModelFamily(
         _LLAMA | _BIASES | _OPT, blocks="model.decoder.layers", final_norm="model.decoder.final_layer_norm",
         input_norm="self_attn_layer_norm", mlp_norm="final_layer_norm", attention_output="self_attn.out_proj",
         mlp=None, mlp_input=("fc1",), activation="activation_fn", mlp_output="fc2",
         hidden=("hidden_size", "word_embed_proj_dim"), neurons="ffn_dim", tied_width=True, norm="layer",
         only={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
     ),
-    "ernie4_5": Anatomy(_LLAMA | _BIASES),
-    "ministral": Anatomy(_LLAMA),
+    "ernie4_5": ModelFamily(_LLAMA | _BIASES),
+    "ministral": ModelFamily(_LLAMA),
     "olmo3": _OLMO2,
-    "starcoder2": Anatomy(
+    "starcoder2": ModelFamily(
         _LLAMA | _BIASES | _LAYER_NORM_BIASES | _STARCODER2, mlp_input=("mlp.c_fc",), activation="mlp.act",
         mlp_output="mlp.c_proj", norm="layer",
     ),
     "cohere": _COHERE,
     "cohere2": _COHERE,
-    "apertus": Anatomy(
+    "apertus": ModelFamily(
         _LLAMA | _BIASES | _HEAD_NORMS | _XIELU, input_norm="attention_layernorm", mlp_norm="feedforward_layernorm",
         mlp_input=("mlp.up_proj",),
     ),
-    "arcee": Anatomy(_LLAMA | _BIASES, mlp_input=("mlp.up_proj",), whole_heads=True),
-    "exaone4": Anatomy(_LLAMA | _HEAD_NORMS, input_norm=None, mlp_norm=None),
-    "glm4": Anatomy(
+    "arcee": ModelFamily(_LLAMA | _BIASES, mlp_input=("mlp.up_proj",), whole_heads=True),
+    "exaone4": ModelFamily(_LLAMA | _HEAD_NORMS, input_norm=None, mlp_norm=None),
+    "glm4": ModelFamily(
         _LLAMA | _BIASES | _FUSED, mlp_input=("mlp.gate_up_proj",), activation="mlp.activation_fn",
     ),
-    "seed_oss": Anatomy(_LLAMA | _BIASES),
-    "stablelm": Anatomy(
+    "seed_oss": ModelFamily(_LLAMA | _BIASES),
+    "stablelm": ModelFamily(
         _LLAMA | _BIASES | _LAYER_NORM_BIASES, tied_width=True, norm="layer",
         only={"use_parallel_residual": False, "qk_layernorm": False},
     ),
-    "helium": Anatomy(_LLAMA | _BIASES, tied_width=True),
+    "helium": ModelFamily(_LLAMA | _BIASES, tied_width=True),
 }  # fmt: skip

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_prune.config import ConfigError
-from lit_prune.models.anatomy import anatomy_of, parts_of
+from lit_prune.models.model_family import anatomy_of, parts_of
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Numbers of units: blocks, hidden channels; neurons, query heads and KV groups of each block."""
 
     layers: int
@@ -27,7 +27,7 @@ class Shape:
         return {"hidden": self.hidden, "neuron": self.neurons, "head": self.heads, "kv_group": self.kv_groups}[axis]
 
 
-def shape_of(config: Any) -> Shape:
+def shape_of(config: Any) -> ModelShape:
     """The shape of a Hugging Face config.
 
     Raises:
@@ -36,7 +36,7 @@ def shape_of(config: Any) -> Shape:
     if getattr(config, "is_heterogeneous", False):
         raise ConfigError("teacher.model: its blocks differ in width; prune the model it came from instead")
     anatomy, heads = anatomy_of(config), config.num_attention_heads
-    return Shape(
+    return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         neurons=getattr(config, anatomy.neurons, None) or 4 * config.hidden_size,
@@ -51,13 +51,13 @@ def meta_model(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     if config.is_heterogeneous:
-        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
+        import lit_prune.models.per_layer_config  # noqa: F401  (builds each block from its own widths)
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
-def parameter_counter(config: Any) -> Callable[[Shape], int]:
+def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
     """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
     anatomy, whole = anatomy_of(config), shape_of(config)
     first = f"{anatomy.blocks}.0."
@@ -68,7 +68,7 @@ def parameter_counter(config: Any) -> Callable[[Shape], int]:
         for axes in (anatomy.axes_of(name),)
     ]
 
-    def count(shape: Shape) -> int:
+    def count(shape: ModelShape) -> int:
         return sum(
             (shape.layers if in_block else 1) * math.prod(growth(shape) for growth in growths)
             for in_block, growths in dims
@@ -77,7 +77,7 @@ def parameter_counter(config: Any) -> Callable[[Shape], int]:
     return count
 
 
-def _growth(size: int, axis: Any, whole: Shape) -> Callable[[Shape], int]:
+def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], int]:
     """The size of a dimension as a function of the shape."""
     parts = parts_of(axis)
     if not parts:

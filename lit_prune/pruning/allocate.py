@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from lit_prune.importance.criteria import Scores
-from lit_prune.models.shape import Shape, parameter_counter, shape_of
-from lit_prune.pruning.plan import BlockPlan, Indices, Merge
+from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
+from lit_prune.pruning.plan import Indices, LayerPlan, Merge
 from lit_prune.registry import Registry
 
 Choose = Callable[[Scores, int, int], Indices]
 
 
 @dataclass(frozen=True)
-class BlockAllocator:
+class LayerAllocator:
     """Chooses the blocks that stay."""
 
     choose: Choose
@@ -31,10 +31,10 @@ class BlockAllocator:
     """The axis whose scores it reads: "block", "span", or none."""
 
 
-WidthAllocator = Callable[[Scores, Indices, Shape, Any], tuple[BlockPlan, ...]]
+WidthAllocator = Callable[[Scores, Indices, ModelShape, Any], tuple[LayerPlan, ...]]
 """(scores, blocks that stay, target shape, config) -> what stays of each block."""
 
-block_allocators: Registry[BlockAllocator] = Registry("student.blocks")
+block_allocators: Registry[LayerAllocator] = Registry("student.blocks")
 width_allocators: Registry[WidthAllocator] = Registry("student.widths")
 
 
@@ -42,7 +42,7 @@ def block_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
     """Register a function that chooses blocks and the axis of scores it reads."""
 
     def add(choose: Choose) -> Choose:
-        block_allocators.register(name)(BlockAllocator(choose, reads))
+        block_allocators.register(name)(LayerAllocator(choose, reads))
         return choose
 
     return add
@@ -74,11 +74,11 @@ def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
 
 
 @width_allocators.register("uniform")
-def uniform(scores: Scores, blocks: Indices, target: Shape, config: Any) -> tuple[BlockPlan, ...]:
+def uniform(scores: Scores, blocks: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
     """As many units in every block: its best neurons, the best KV groups, the best heads of each (Minitron, 2.3)."""
     whole, per_group = shape_of(config), target.heads // target.kv_groups
     return tuple(
-        BlockPlan(
+        LayerPlan(
             index,
             _units(scores, "neuron", index, target.neurons, whole.neurons),
             _best_heads(scores, index, whole, target.kv_groups, per_group),
@@ -88,7 +88,7 @@ def uniform(scores: Scores, blocks: Indices, target: Shape, config: Any) -> tupl
 
 
 @width_allocators.register("global")
-def everywhere(scores: Scores, blocks: Indices, target: Shape, config: Any) -> tuple[BlockPlan, ...]:
+def everywhere(scores: Scores, blocks: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
     """Neurons and heads wherever they score highest across the model, with as many parameters as `target` has.
 
     Scores of different blocks and axes are made comparable by dividing them by their mean. Heads go in rows, the
@@ -103,7 +103,7 @@ def everywhere(scores: Scores, blocks: Indices, target: Shape, config: Any) -> t
         fixed={"neuron": whole.neurons, "head": whole.heads // whole.kv_groups},
     )
     return tuple(
-        BlockPlan(
+        LayerPlan(
             index,
             _units(scores, "neuron", index, kept["neuron"][i], whole.neurons),
             _best_heads(scores, index, whole, target.kv_groups, kept["head"][i]),
@@ -120,13 +120,13 @@ def hidden_channels(scores: Scores, count: int, whole: int) -> Indices:
 class _Budget:
     """Parameters to be spent on neurons and rows of heads, whose prices are those of one more in one block."""
 
-    def __init__(self, config: Any, target: Shape) -> None:
+    def __init__(self, config: Any, target: ModelShape) -> None:
         count, self.layers = parameter_counter(config), target.layers
-        base = Shape(target.layers, target.hidden, 1, target.kv_groups, target.kv_groups)
+        base = ModelShape(target.layers, target.hidden, 1, target.kv_groups, target.kv_groups)
         self.base, self.total = count(base), count(target)
         more = {
-            "neuron": Shape(target.layers, target.hidden, 2, target.kv_groups, target.kv_groups),
-            "head": Shape(target.layers, target.hidden, 1, 2 * target.kv_groups, target.kv_groups),
+            "neuron": ModelShape(target.layers, target.hidden, 2, target.kv_groups, target.kv_groups),
+            "head": ModelShape(target.layers, target.hidden, 1, 2 * target.kv_groups, target.kv_groups),
         }
         self.price = {axis: (count(shape) - self.base) // self.layers for axis, shape in more.items()}
 
@@ -153,7 +153,7 @@ def _comparable(scores: Tensor) -> Tensor:
     return scores / scores.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _rows(scores: Scores, blocks: Indices, whole: Shape, groups: int) -> list[Tensor]:
+def _rows(scores: Scores, blocks: Indices, whole: ModelShape, groups: int) -> list[Tensor]:
     """For each block the scores of its rows of heads: the mean of the first, second, ... best of every kept group."""
     size = whole.heads // whole.kv_groups
     ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in blocks]
@@ -167,7 +167,7 @@ def _units(scores: Scores, axis: str, block: int, count: int, whole: int) -> Ind
     return tuple(range(whole)) if count == whole else _best(scores[axis][block], count)
 
 
-def _best_heads(scores: Scores, block: int, whole: Shape, groups: int, per_group: int) -> Indices:
+def _best_heads(scores: Scores, block: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
     """The best query heads of each of the best KV groups."""
     size = whole.heads // whole.kv_groups
     if groups * per_group == whole.heads:
@@ -177,7 +177,7 @@ def _best_heads(scores: Scores, block: int, whole: Shape, groups: int, per_group
     return tuple(g * size + i for g in _best_groups(heads, whole, groups) for i in _best(by_group[g], per_group))
 
 
-def _best_groups(heads: Tensor, whole: Shape, count: int) -> Indices:
+def _best_groups(heads: Tensor, whole: ModelShape, count: int) -> Indices:
     """Return the KV groups whose query heads score highest on average.
 
     LLM-Pruner ranks groups by a sum that includes the weights of the shared keys and values.
@@ -195,7 +195,7 @@ def _without(whole: int, start: int, drop: int) -> Indices:
     return tuple(i for i in range(whole) if not start <= i < start + drop)
 
 
-def residual_merges(scores: Tensor, block: BlockPlan, whole: Shape, weight: float) -> tuple[Merge, ...]:
+def residual_merges(scores: Tensor, block: LayerPlan, whole: ModelShape, weight: float) -> tuple[Merge, ...]:
     """Pairs of the weakest kept and the strongest pruned head of each KV group (Minitron, section 2.3).
 
     With L heads sorted by importance and K kept, head i is paired with head 2K - i + 1 for i in [2K - L + 1, K]; the

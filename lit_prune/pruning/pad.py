@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from lit_prune.models.anatomy import anatomy_of, blocks_of
-from lit_prune.models.shape import Shape, shape_of
-from lit_prune.pruning.plan import BlockPlan, PrunePlan
+from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 def pad_to_uniform(model: Any) -> Any:
@@ -54,11 +54,11 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _block_in(whole: Shape, shape: Shape, index: int) -> BlockPlan:
+def _block_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
     """The place of a narrow block in a wide one."""
     size, most = shape.heads // shape.kv_groups, whole.heads // whole.kv_groups
     heads = (group * most + i for group in range(shape.kv_groups) for i in range(size))
-    return BlockPlan(index, tuple(range(shape.neurons)), tuple(heads))
+    return LayerPlan(index, tuple(range(shape.neurons)), tuple(heads))
 
 
 def _correct_wide_norms(model: Any, padded: Any) -> None:

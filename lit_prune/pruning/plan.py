@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prune.atomic import write_text
 from lit_prune.config import ConfigError
-from lit_prune.models.anatomy import Anatomy, Axes, Axis, anatomy_of, head_dim_of, parts_of
-from lit_prune.models.shape import Shape, shape_of
+from lit_prune.models.model_family import Axes, Axis, ModelFamily, anatomy_of, head_dim_of, parts_of
+from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.store.atomic import write_text
 
 Indices = tuple[int, ...]
 
@@ -33,7 +33,7 @@ class Merge(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BlockPlan:
+class LayerPlan:
     """One block that stays, and what stays of it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -54,17 +54,17 @@ class PrunePlan:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    original: Shape
+    original: ModelShape
     """Shape of the model the indices refer to."""
     hidden: Indices
     """Hidden channels, the same in every block."""
-    blocks: tuple[BlockPlan, ...]
+    blocks: tuple[LayerPlan, ...]
     """The blocks that stay."""
 
     @staticmethod
-    def everything(shape: Shape) -> PrunePlan:
+    def everything(shape: ModelShape) -> PrunePlan:
         """The plan that keeps all."""
-        blocks = (BlockPlan(i, _all(shape.neurons), _all(shape.heads)) for i in range(shape.layers))
+        blocks = (LayerPlan(i, _all(shape.neurons), _all(shape.heads)) for i in range(shape.layers))
         return PrunePlan(shape, _all(shape.hidden), tuple(blocks))
 
     @property
@@ -73,25 +73,25 @@ class PrunePlan:
         return len({self.shape_of_block(block) for block in self.blocks}) == 1
 
     @property
-    def kept(self) -> Shape:
+    def kept(self) -> ModelShape:
         """Shape of what is left; where blocks differ, of the smallest uniform model that holds each of them."""
         shapes = [self.shape_of_block(block) for block in self.blocks]
         groups = max(shape.kv_groups for shape in shapes)
         heads = groups * max(shape.heads // shape.kv_groups for shape in shapes)
-        return Shape(len(self.blocks), len(self.hidden), max(shape.neurons for shape in shapes), heads, groups)
+        return ModelShape(len(self.blocks), len(self.hidden), max(shape.neurons for shape in shapes), heads, groups)
 
-    def groups_of(self, block: BlockPlan) -> Indices:
+    def groups_of(self, block: LayerPlan) -> Indices:
         """The KV groups a block keeps."""
         size = self.original.heads // self.original.kv_groups
         return tuple(sorted({head // size for head in block.heads}))
 
-    def shape_of_block(self, block: BlockPlan) -> Shape:
+    def shape_of_block(self, block: LayerPlan) -> ModelShape:
         """The shape the whole model would have, were all blocks like this one."""
-        return Shape(
+        return ModelShape(
             len(self.blocks), len(self.hidden), len(block.neurons), len(block.heads), len(self.groups_of(block))
         )
 
-    def entries(self, axes: Axes, sizes: Sequence[int], block: BlockPlan | None) -> dict[int, Tensor]:
+    def entries(self, axes: Axes, sizes: Sequence[int], block: LayerPlan | None) -> dict[int, Tensor]:
         """What stays of a parameter: dimension -> indices, for the dimensions that are cut.
 
         `axes` and `sizes` are those of its dimensions in the original model; `block` is the one it lies in, if any.
@@ -125,7 +125,7 @@ class PrunePlan:
             heads = _pick(source.heads, block.heads)
             later = (Merge(source.heads[m.kept], source.heads[m.pruned], m.weight) for m in block.merges)
             merges = _effective((*source.merges, *later), heads)
-            blocks.append(BlockPlan(source.index, _pick(source.neurons, block.neurons), heads, merges))
+            blocks.append(LayerPlan(source.index, _pick(source.neurons, block.neurons), heads, merges))
         return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(blocks))
 
     def check(self, config: Any) -> None:
@@ -159,13 +159,13 @@ class PrunePlan:
                 f"the config of {config.model_type} demands"
             )
 
-    def _check_groups(self, block: BlockPlan) -> None:
+    def _check_groups(self, block: LayerPlan) -> None:
         size = self.original.heads // self.original.kv_groups
         counts = {g: sum(head // size == g for head in block.heads) for g in self.groups_of(block)}
         if len(set(counts.values())) > 1:
             raise ConfigError(f"plan: heads of block {block.index}: unequal numbers in its KV groups, {counts}")
 
-    def _check_merges(self, block: BlockPlan, anatomy: Anatomy) -> None:
+    def _check_merges(self, block: LayerPlan, anatomy: ModelFamily) -> None:
         whole, what = self.original, f"plan: merges of block {block.index}"
         if block.merges and anatomy.query is None:
             raise ConfigError(f"{what}: in this family queries have no projection of their own to merge")
@@ -241,7 +241,7 @@ def _check(what: str, indices: Sequence[int], whole: int) -> None:
         raise ConfigError(f"plan: {what}: indices must ascend and none may come twice")
 
 
-def _lines_of(block: BlockPlan) -> str:
+def _lines_of(block: LayerPlan) -> str:
     merges = f',\n  "merges": {json.dumps(block.merges)}' if block.merges else ""
     return (
         f' {{"index": {block.index},\n  "neurons": {json.dumps(block.neurons)},\n'

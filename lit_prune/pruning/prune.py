@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from lit_prune.config import ConfigError, Student, expand
-from lit_prune.importance.criteria import Evidence, Scores, check_axes, criteria
-from lit_prune.models.anatomy import anatomy_of
-from lit_prune.models.shape import Shape, shape_of
+from lit_prune.importance.criteria import CalibrationStats, Scores, check_axes, criteria
+from lit_prune.models.model_family import anatomy_of
+from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.allocate import block_allocators, hidden_channels, residual_merges, width_allocators
-from lit_prune.pruning.plan import BlockPlan, Indices, PrunePlan
+from lit_prune.pruning.plan import Indices, LayerPlan, PrunePlan
 from lit_prune.pruning.target import target, way_to
 
-Measure = Callable[[Any, frozenset[str]], Evidence]
+Measure = Callable[[Any, frozenset[str]], CalibrationStats]
 """(model, names of evidence) -> the evidence."""
 
 RESIDUAL = {"paper": 1.0, "opposite": -1.0}
@@ -115,16 +115,16 @@ def make_plan(teacher: Any, student: Student, measure: Measure) -> PrunePlan:
     return plan
 
 
-def first_units(config: Any, shape: Shape) -> PrunePlan:
+def first_units(config: Any, shape: ModelShape) -> PrunePlan:
     """The plan that keeps the first units of each axis: a shape, where weights do not matter."""
     whole = shape_of(config)
     per_group, size = shape.heads // shape.kv_groups, whole.heads // whole.kv_groups
     heads = tuple(g * size + i for g in range(shape.kv_groups) for i in range(per_group))
-    blocks = (BlockPlan(i, tuple(range(shape.neurons)), heads) for i in range(shape.layers))
+    blocks = (LayerPlan(i, tuple(range(shape.neurons)), heads) for i in range(shape.layers))
     return PrunePlan(whole, tuple(range(shape.hidden)), tuple(blocks))
 
 
-def _round(model: Any, student: Student, shape: Shape, measure: Measure) -> PrunePlan:
+def _round(model: Any, student: Student, shape: ModelShape, measure: Measure) -> PrunePlan:
     """The plan that leads from a model to a shape."""
     whole, config = shape_of(model.config), model.config
     wanted = _axes_by_criterion(student, whole, shape)
@@ -150,7 +150,7 @@ def _blocks(student: Student, scores: Scores, whole: int, drop: int) -> Indices:
     return block_allocators[student.blocks].choose(scores, whole, drop) if drop else tuple(range(whole))
 
 
-def _axes_by_criterion(student: Student, whole: Shape, shape: Shape) -> dict[str, set[str]]:
+def _axes_by_criterion(student: Student, whole: ModelShape, shape: ModelShape) -> dict[str, set[str]]:
     """Criterion -> the axes it must score to get from one shape to another."""
     wanted: dict[str, set[str]] = {}
     for axis, size in (("hidden", "hidden"), ("neuron", "neurons"), ("head", "heads")):

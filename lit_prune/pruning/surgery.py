@@ -16,16 +16,16 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from lit_prune.config import ConfigError
-from lit_prune.models.anatomy import Anatomy, anatomy_of, head_dim_of
+from lit_prune.models.model_family import ModelFamily, anatomy_of, head_dim_of
 from lit_prune.pruning.plan import Merge, PrunePlan
 
 
 def apply(model: Any, plan: PrunePlan, mode: Literal["slice", "mask"] = "slice") -> Any:
     """A new model with only the units of the plan: `slice` cuts them out, `mask` silences the others in place.
 
-    Both give the same logits. What `slice` returns is loaded by stock `AutoModelForCausalLM` once saved, or, where the
-    blocks of the plan differ in width, after an import of `lit_prune.models.heterogeneous`. What `mask` returns is for
-    looking, not for saving.
+    Both give the same logits. Once saved, the result of `slice` loads with stock `AutoModelForCausalLM`; where the
+    layers of the plan differ in width, import `lit_prune.models.per_layer_config` first. Do not save the result of
+    `mask`.
 
     Raises:
         ConfigError: the plan cannot be carried out on this model, or the family's config cannot express the result.
@@ -75,7 +75,7 @@ def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tenso
 
 def _slice(model: Any, plan: PrunePlan) -> Any:
     if not plan.uniform:
-        import lit_prune.models.heterogeneous  # noqa: F401  (builds each block from its own widths)
+        import lit_prune.models.per_layer_config  # noqa: F401  (builds each block from its own widths)
 
     with no_init_weights():
         student = AutoModelForCausalLM.from_config(
@@ -129,7 +129,7 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
     return smaller
 
 
-def _widths(config: Any, anatomy: Anatomy, neurons: int, heads: int, kv_groups: int) -> dict[str, int]:
+def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, kv_groups: int) -> dict[str, int]:
     """The widths of a block by their names in the config."""
     widths = {anatomy.neurons: neurons, "num_attention_heads": heads}
     return widths | ({"num_key_value_heads": kv_groups} if hasattr(config, "num_key_value_heads") else {})

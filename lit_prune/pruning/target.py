@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from lit_prune.config import ConfigError, Size, Student
-from lit_prune.models.anatomy import anatomy_of, head_dim_of
-from lit_prune.models.shape import Shape, parameter_counter, shape_of
+from lit_prune.models.model_family import anatomy_of, head_dim_of
+from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 
 
-def target(student: Student, config: Any) -> Shape:
+def target(student: Student, config: Any) -> ModelShape:
     """The shape a student's section asks of a teacher with this config.
 
     A share is rounded to the nearest size the family allows; a count is taken at its word; sizes that are "auto" all
@@ -31,15 +31,15 @@ def target(student: Student, config: Any) -> Shape:
     return _FOUND[asked]
 
 
-_FOUND: dict[tuple[Student, str], Shape] = {}
+_FOUND: dict[tuple[Student, str], ModelShape] = {}
 """Shapes found for a number of parameters: a search takes half a second, and every check of a cell needs its shape."""
 
 
-def _nearest(student: Student, config: Any, free: list[str]) -> Shape:
+def _nearest(student: Student, config: Any, free: list[str]) -> ModelShape:
     count = parameter_counter(config)
     wanted = _wanted_parameters(student.parameters, count(shape_of(config)))
 
-    def at(share: float) -> Shape:
+    def at(share: float) -> ModelShape:
         shares: dict[str, Any] = dict.fromkeys(free, share)
         return _fixed(replace(student, parameters=None, **shares), config)
 
@@ -53,7 +53,7 @@ def _nearest(student: Student, config: Any, free: list[str]) -> Shape:
     return nearest
 
 
-def way_to(student: Student, config: Any) -> list[Shape]:
+def way_to(student: Student, config: Any) -> list[ModelShape]:
     """The shapes after each round of pruning: an equal part of the way, the last one the target (Minitron, 2.2).
 
     Raises:
@@ -92,7 +92,7 @@ def _wanted_parameters(parameters: Size, whole: int) -> int:
     raise ConfigError(f"student.parameters: {parameters} is neither a share in (0, 1] nor a count up to {whole:,}")
 
 
-def _fixed(student: Student, config: Any) -> Shape:
+def _fixed(student: Student, config: Any) -> ModelShape:
     """The target where every size is a share, a count or None."""
     whole, anatomy = shape_of(config), anatomy_of(config)
     layers = _layers(student, whole.layers)
@@ -109,7 +109,7 @@ def _fixed(student: Student, config: Any) -> Shape:
         step = heads if anatomy.whole_heads else 1
         why = "a multiple of the query heads, as its config demands"
         hidden = _units("student.hidden", student.hidden, whole.hidden, step, why)
-    return Shape(layers, hidden, _units("student.neurons", student.neurons, whole.neurons, 1, ""), heads, groups)
+    return ModelShape(layers, hidden, _units("student.neurons", student.neurons, whole.neurons, 1, ""), heads, groups)
 
 
 def _layers(student: Student, whole: int) -> int:
@@ -124,7 +124,7 @@ def _layers(student: Student, whole: int) -> int:
     return whole - len(student.drop)
 
 
-def _heads(student: Student, whole: Shape) -> tuple[int, int]:
+def _heads(student: Student, whole: ModelShape) -> tuple[int, int]:
     """Query heads and KV groups; where every head has its own keys and values, a head goes with them."""
     if whole.heads == whole.kv_groups:
         if student.kv_groups is not None:
@@ -144,7 +144,7 @@ def _heads(student: Student, whole: Shape) -> tuple[int, int]:
     return _units("student.heads", size, most, groups, why), groups
 
 
-def _heads_forbidden(config: Any, whole: Shape, heads: int, groups: int) -> str:
+def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) -> str:
     """What to say of a number of heads that does not divide the hidden channels, all of which stay."""
     step = 1 if whole.heads == whole.kv_groups else groups
     allowed = [n for n in range(step, whole.heads + 1, step) if whole.hidden % n == 0]
@@ -158,7 +158,7 @@ def _heads_forbidden(config: Any, whole: Shape, heads: int, groups: int) -> str:
     )
 
 
-def _heads_that_divide(student: Student, whole: Shape, heads: int, groups: int) -> tuple[int, int]:
+def _heads_that_divide(student: Student, whole: ModelShape, heads: int, groups: int) -> tuple[int, int]:
     """Return heads and KV groups for a share of the heads: the nearest heads that divide the hidden channels."""
     hidden = whole.hidden if student.hidden is None else student.hidden
     assert isinstance(hidden, int)
@@ -173,7 +173,7 @@ def _heads_that_divide(student: Student, whole: Shape, heads: int, groups: int) 
     return nearest, nearest if alone else groups
 
 
-def _heads_of_width(student: Student, whole: Shape, head_dim: int, groups: int) -> int:
+def _heads_of_width(student: Student, whole: ModelShape, head_dim: int, groups: int) -> int:
     """Heads of a family whose heads together are as wide as the residual stream, which decides.
 
     KV groups that are shared keep equally many heads each.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lit_prune.report.blocks import Array, Blocks
+    from lit_prune.report.layer_scores import Array, Blocks
 
 _MARK = "#e8590c"
 # Blocks up to which every square has room for its number, and colours of the scale (a finer one becomes a bitmap).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_prune.render import depth, labels, svg, words
+from lit_prune.render import depth, labels, svg, wording
 from lit_prune.render.svg import DIM, LINE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def inline(report: Report) -> dict[str, Any]:
 
 
 def _final(report: Report) -> str:
-    return svg.inline(final_values(report), "final", f"{words.title(report.table.metrics[0])} of each row")
+    return svg.inline(final_values(report), "final", f"{wording.title(report.table.metrics[0])} of each row")
 
 
 def _checks(report: Report) -> str:
@@ -144,9 +144,9 @@ def final_values(report: Report) -> Figure:
 
     metric, summary = report.table.metrics[0], report.summary
     rows = summary[~summary["reference"] & (summary["n"] > 0)]
-    lines = summary["mean"][[kind != "" for kind in words.kinds(report)]].dropna().sort_values(ascending=False)
+    lines = summary["mean"][[kind != "" for kind in wording.kinds(report)]].dropna().sort_values(ascending=False)
     figure = Figure(figsize=(6.2, 0.8 + 0.34 * len(rows) + 0.17 * len(lines)), layout="constrained")
-    label = f"{words.title(metric)} ({words.better(report, metric)})"
+    label = f"{wording.title(metric)} ({wording.better(report, metric)})"
     axes = figure.add_subplot(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
     for place, (row, mean) in enumerate(rows["mean"].items()):
         seeds = report.tidy.loc[(report.tidy["row"] == row) & ~report.tidy["reference"], metric].dropna()

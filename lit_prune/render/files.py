@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from lit_prune.atomic import write_text
 from lit_prune.config import ConfigError
-from lit_prune.render import figures, page, words
-from lit_prune.render.escape import latex_text, markdown_code, markdown_text
+from lit_prune.escape import latex_text, markdown_code, markdown_text
+from lit_prune.render import figures, page, wording
+from lit_prune.store.atomic import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ _PAGE = "report.html.j2"
 # Characters of a LaTeX table that fit the width of a page.
 _TEX_WIDTH = 100
 # A claim and where it stands may be sentences.
-_COLUMNS = dict.fromkeys(words.LEFT, "l") | {
+_COLUMNS = dict.fromkeys(wording.LEFT, "l") | {
     "claim": "p{.28\\linewidth}", "verdict": "l", "source": "p{.2\\linewidth}",
 }  # fmt: skip
 
@@ -118,18 +118,18 @@ def fingerprint(report: Report, *texts: str) -> str:
 
 def markdown(report: Report) -> str:
     """The report in Markdown: claims, table, what is not done, how to run it again."""
-    table, absent = report.table, words.absent(report)
-    failed = [f"{row}, seed {seed}: {error}" for row, seed, error in words.failed(report)]
+    table, absent = report.table, wording.absent(report)
+    failed = [f"{row}, seed {seed}: {error}" for row, seed, error in wording.failed(report)]
     parts = [
         f"# {markdown_text(table.name)}", markdown_text(table.question), f"*{markdown_text(table.source)}*",
-        markdown_text(words.headline(report)), "## Claims of the paper", markdown_table(words.claims_table(report)),
-        markdown_text(f"Order of the rows: {words.agreement(report)}."),
-        "## Table", markdown_table(words.main_table(report)),
-        markdown_list([*words.notes(report), *words.warnings(report)]),
+        markdown_text(wording.headline(report)), "## Claims of the paper", markdown_table(wording.claims_table(report)),
+        markdown_text(f"Order of the rows: {wording.agreement(report)}."),
+        "## Table", markdown_table(wording.main_table(report)),
+        markdown_list([*wording.notes(report), *wording.warnings(report)]),
         *_checks(report),
         *(["## Cells that are not done", markdown_text(absent), markdown_list(failed)] if absent else []),
-        "## How to run it again", markdown_code(words.command(report)),
-        markdown_list([f"{name}: {value}" for name, value in words.provenance(report).items()]),
+        "## How to run it again", markdown_code(wording.command(report)),
+        markdown_list([f"{name}: {value}" for name, value in wording.provenance(report).items()]),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -139,8 +139,8 @@ def _checks(report: Report) -> list[str]:
     if report.checks.empty:
         return []
     against = "Order of the rows by LM loss at each check, against that at the end:"
-    ranks = [] if report.ranks.empty else [against, markdown_table(words.rank_table(report))]
-    return ["## During the retraining", *ranks, markdown_list(words.flips(report))]
+    ranks = [] if report.ranks.empty else [against, markdown_table(wording.rank_table(report))]
+    return ["## During the retraining", *ranks, markdown_list(wording.flips(report))]
 
 
 def markdown_list(lines: Iterable[str]) -> str:
@@ -148,7 +148,7 @@ def markdown_list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
-def markdown_table(frame: pd.DataFrame, left: Collection[str] = words.LEFT) -> str:
+def markdown_table(frame: pd.DataFrame, left: Collection[str] = wording.LEFT) -> str:
     """Return a frame of text as a pipe table; the columns named in `left` are aligned left, all others right."""
     sides = ["left" if name in left else "right" for name in frame]
     escaped = frame.map(markdown_text).rename(columns=markdown_text)
@@ -158,10 +158,10 @@ def markdown_table(frame: pd.DataFrame, left: Collection[str] = words.LEFT) -> s
 def latex(report: Report) -> str:
     """Booktabs tables: rows, in as many as a page needs to be wide enough, and claims."""
     name, question, source = report.table.name, report.table.question, report.table.source
-    parts = enumerate(words.parts(words.main_table(report), _TEX_WIDTH), 1)
+    parts = enumerate(wording.parts(wording.main_table(report), _TEX_WIDTH), 1)
     tables = [
-        *((f"tab:{name}" + f"-{k}" * (k > 1), f"{question} ({words.headline(report)})", part) for k, part in parts),
-        (f"claims:{name}", f"Claims of {source}.", words.claims_table(report)),
+        *((f"tab:{name}" + f"-{k}" * (k > 1), f"{question} ({wording.headline(report)})", part) for k, part in parts),
+        (f"claims:{name}", f"Claims of {source}.", wording.claims_table(report)),
     ]
     tex = "% \\usepackage{booktabs}\n"
     for label, caption, frame in tables:
@@ -178,8 +178,8 @@ def latex_table(frame: pd.DataFrame, columns: Iterable[str], label: str, caption
 
 
 def _html(report: Report, digest: str) -> str:
-    from lit_prune.render import overview  # pandas comes with it
+    from lit_prune.render import catalog
 
-    captions = {picture.name: picture.caption for picture in overview.pictures(report)} | {"panels": figures.PANELS}
+    captions = {picture.name: picture.caption for picture in catalog.pictures(report)} | {"panels": figures.PANELS}
     template = page.environment().get_template(_PAGE)
     return template.render(told=page.told(report), digest=digest, captions=captions, **figures.inline(report))

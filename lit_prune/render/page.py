@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.render import words
-from lit_prune.render.escape import html_text
-from lit_prune.settings import plain_of
+from lit_prune.config.overrides import plain_of
+from lit_prune.escape import html_text
+from lit_prune.render import wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,14 +35,14 @@ def told(report: Report) -> dict[str, Any]:
     """Everything of a report but its figures, as text: `told` of the templates."""
     import yaml
 
-    main = words.main_table(report)
+    main = wording.main_table(report)
     return {
-        "table": report.table, "profile": report.profile, "headline": words.headline(report), "main": main,
-        "kinds": words.kinds(report), "spread": [words.has_spread(column) for _, column in main.items()],
-        "claims": words.claims_table(report).to_dict("records"), "marks": words.VERDICTS,
-        "agreement": words.agreement(report), "warnings": words.warnings(report), "absent": words.absent(report),
-        "failed": words.failed(report), "notes": words.notes(report), "ranks": words.rank_table(report),
-        "flips": words.flips(report), "command": words.command(report), "provenance": words.provenance(report),
+        "table": report.table, "profile": report.profile, "headline": wording.headline(report), "main": main,
+        "kinds": wording.kinds(report), "spread": [wording.has_spread(column) for _, column in main.items()],
+        "claims": wording.claims_table(report).to_dict("records"), "marks": wording.VERDICTS,
+        "agreement": wording.agreement(report), "warnings": wording.warnings(report), "absent": wording.absent(report),
+        "failed": wording.failed(report), "notes": wording.notes(report), "ranks": wording.rank_table(report),
+        "flips": wording.flips(report), "command": wording.command(report), "provenance": wording.provenance(report),
         # Through JSON, which turns tuples into the lists that YAML has.
         "recipe": yaml.safe_dump(json.loads(json.dumps(plain_of(report.cell))), sort_keys=False),
     }  # fmt: skip

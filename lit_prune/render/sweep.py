@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lit_prune.render import labels, words
+from lit_prune.render import labels, wording
 from lit_prune.render.labels import WIDTH, Point
 from lit_prune.render.svg import DIM, INK, stroke
 
@@ -104,7 +104,7 @@ def curves(report: Report, sweep: Sweep) -> Figure:
     """The first metric over the swept number: means joined where nothing else differs, with their t intervals."""
     from matplotlib.figure import Figure
 
-    metric = words.title(report.table.metrics[0])
+    metric = wording.title(report.table.metrics[0])
     names = [*sweep.curves, *sweep.levels]
     height = max(2.4, labels.room_for([*names, *report.table.references]))
     figure = Figure(figsize=(WIDTH, height + 0.6), layout="constrained")

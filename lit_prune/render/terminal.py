@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.render import words
-from lit_prune.render.escape import printable, terminal_text
+from lit_prune.escape import printable, terminal_text
+from lit_prune.render import wording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,23 +30,23 @@ def print_report(report: Report, console: Console) -> None:
     console.print()
     console.print(terminal_text(table.question, "bold"))
     console.print(terminal_text(table.source, "dim"))
-    console.print(terminal_text(words.headline(report)))
+    console.print(terminal_text(wording.headline(report)))
     console.print()
     for shown in _rich_main(report, console.width, tight):
         console.print(shown)
-    if words.absent(report):
+    if wording.absent(report):
         console.print()
-        console.print(terminal_text(words.absent(report), "bold yellow"))
-    for row, seed, error in words.failed(report):
+        console.print(terminal_text(wording.absent(report), "bold yellow"))
+    for row, seed, error in wording.failed(report):
         console.print(_hanging("✗", f"{row}, seed {seed}: {error}", "red"))
     console.print()
     console.print(terminal_text(f"Claims of the paper, at profile {report.profile}", "bold"))
     console.print(_rich_claims(report, tight))
-    console.print(Text.assemble(("\nOrder of the rows: ", "bold"), printable(words.agreement(report)), "\n"))
+    console.print(Text.assemble(("\nOrder of the rows: ", "bold"), printable(wording.agreement(report)), "\n"))
     _print_checks(report, console)
-    for note in words.notes(report):
+    for note in wording.notes(report):
         console.print(_hanging("·", note, "dim"))
-    for warning in words.warnings(report):
+    for warning in wording.warnings(report):
         console.print(_hanging("!", warning, "bold yellow"))
 
 
@@ -55,7 +55,7 @@ def _print_checks(report: Report, console: Console) -> None:
     from rich.text import Text
 
     if not report.ranks.empty:
-        frame, shown = words.rank_table(report), _rich_table()
+        frame, shown = wording.rank_table(report), _rich_table()
         for name in frame:
             shown.add_column(name, justify="right")
         for line in frame.to_numpy().tolist():
@@ -63,7 +63,7 @@ def _print_checks(report: Report, console: Console) -> None:
         console.print(Text("Order of the rows by LM loss at each check, against that at the end", "bold"))
         console.print(shown)
         console.print()
-    for sentence in words.flips(report):
+    for sentence in wording.flips(report):
         console.print(_hanging("·", sentence, ""))
     if not report.checks.empty:
         console.print()
@@ -86,18 +86,18 @@ def _hanging(mark: str, text: str, style: str) -> RichTable:
 
 def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | str]:
     """The main table, in several with an empty line between them where it is wider than the console."""
-    frame = words.main_table(report)
+    frame = wording.main_table(report)
     broken = frame.map(printable).rename(columns={name: name.replace(" ", "\n") for name in frame.columns[2:]})
-    for place, part in enumerate(words.parts(broken, width, 1 if tight else 2)):
+    for place, part in enumerate(wording.parts(broken, width, 1 if tight else 2)):
         if place:
             yield ""
-        yield _rich_part(part, words.kinds(report), tight)
+        yield _rich_part(part, wording.kinds(report), tight)
 
 
 def _rich_part(frame: pd.DataFrame, kinds: list[str], tight: bool) -> RichTable:
     shown = _rich_table(tight)
     for place, name in enumerate(frame):
-        left = place < 2 or words.has_spread(frame[name])
+        left = place < 2 or wording.has_spread(frame[name])
         header = terminal_text(name, keep="\n")
         shown.add_column(header, justify="left" if left else "right", no_wrap=place > 0, overflow="fold")
     for place, (line, kind) in enumerate(zip(frame.to_dict("records"), kinds, strict=True)):
@@ -115,8 +115,8 @@ def _rich_claims(report: Report, tight: bool) -> RichTable:
     shown = _rich_table(tight)
     for name in ("verdict", "claim", "difference [95 %]", "p", "n"):
         shown.add_column(Text(name), justify="right" if name in "pn" else "left", no_wrap=name != "claim")
-    for line in words.claims_table(report).map(printable).to_dict("records"):
-        mark, style = words.VERDICTS[line["verdict"]]
+    for line in wording.claims_table(report).map(printable).to_dict("records"):
+        mark, style = wording.VERDICTS[line["verdict"]]
         claim = line["claim"].replace(" < ", "\n< ").replace(" > ", "\n> ") if tight else line["claim"]
         shown.add_row(
             Text(f"{mark} {line['verdict']}", style), Text.assemble(claim, (f"\n{line['source']}", "dim")),
@@ -148,7 +148,7 @@ def print_diff(first: Node, second: Node, console: Console) -> None:
     for name in ("", *(f"{node.folder.parent.name}/{node.key}" for node in nodes)):
         shown.add_column(terminal_text(name), overflow="fold")
     for name in dict.fromkeys([*sides[0], *sides[1]]):
-        values = [side.get(name, words.NONE) for side in sides]
+        values = [side.get(name, wording.NONE) for side in sides]
         if values[0] != values[1] or name.startswith("result."):
             shown.add_row(*(terminal_text(str(value)) for value in (name, *values)))
     console.print(shown if shown.row_count else terminal_text("the two nodes do not differ"))

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from lit_prune.config import Cell, ConfigError
-from lit_prune.grid import Table
-from lit_prune.report import Asked, Report, judged
-from lit_prune.report.blocks import Blocks
-from lit_prune.report.cells import typed
-from lit_prune.settings import build, plain_of
+from lit_prune.config.overrides import build, plain_of
+from lit_prune.config.table import Table
+from lit_prune.report import Report, ReportRequest, judged
+from lit_prune.report.layer_scores import Blocks
+from lit_prune.report.results_frame import typed
 
 RECORD = "record.json"
 _POINTS = 50
@@ -69,11 +69,11 @@ def _read(folder: Path, table: Table) -> Report:
     )  # fmt: skip
 
 
-def _asked(plain: dict[str, Any], table: Table) -> Asked:
+def _asked(plain: dict[str, Any], table: Table) -> ReportRequest:
     if table.for_profile is not None:
         table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
     cell = build(Cell, plain["cell"])
-    return Asked(table.measuring(cell), plain["profile"], plain["settings"], tuple(plain["flags"]), cell)
+    return ReportRequest(table.measuring(cell), plain["profile"], plain["settings"], tuple(plain["flags"]), cell)
 
 
 def _plain(report: Report) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The commands: the only place with console output, signals and exit codes."""

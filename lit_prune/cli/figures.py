@@ -1,0 +1,140 @@
+"""Figures of a table for a talk or a paper: final values, losses and ranks during the retraining, a swept number, the
+paper beside ours, cost against loss, what the teacher's blocks are worth, and the learning curve of each row.
+
+python -m analysis.figures loss_ablation --profile quick --out figures
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from lit_prune.cli.process import begin
+from lit_prune.config import ConfigError
+from lit_prune.config.profiles import RECORDS
+from lit_prune.escape import printable
+from lit_prune.store import DEFAULT_ROOT, Store
+from lit_prune.store.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lit_prune.report import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class CliArgs:
+    """Draw what the store holds of a table, or its record."""
+
+    table: tyro.conf.Positional[str]
+    """Name of the table, e.g. loss_ablation."""
+    profile: str = "quick"
+    """Scale the table was run at."""
+    out: Path = Path("figures")
+    """Folder the figures go to."""
+    format: Literal["pdf", "png", "svg"] = "pdf"
+    """What kind of files."""
+    store: str = DEFAULT_ROOT
+    """Folder where everything computed is kept."""
+    records: Path = RECORDS
+    """Folder of the records of finished tables."""
+
+
+def draw(report: Report, out: Path, format: str) -> list[Path]:
+    """Write the figures of a report; returns their paths.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    import matplotlib as mpl
+
+    from lit_prune.render import svg
+
+    table, profile = report.table, Path(report.profile).stem
+    with mpl.rc_context(svg.style(table.name)):
+        drawn = [*overviews(report).items(), *learning_curves(report).items()]
+        paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for path, (_, figure) in zip(paths, drawn, strict=True):
+                with atomic_path(path) as scratch:
+                    figure.savefig(scratch, format=format)
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written ({error.strerror})") from None
+    return paths
+
+
+def overviews(report: Report) -> dict[str, Figure]:
+    """The figures of the table as a whole, by name, those that there is something to draw of."""
+    from lit_prune.render import catalog
+
+    return {picture.name: picture.draw() for picture in catalog.pictures(report)}
+
+
+def captions(report: Report) -> dict[str, str]:
+    """A sentence for each of the overviews: what is drawn, and what a line, a band, a dot stand for."""
+    from lit_prune.render import catalog
+
+    return {picture.name: picture.caption for picture in catalog.pictures(report)}
+
+
+def learning_curves(report: Report) -> dict[str, Figure]:
+    """A figure for each row: its training loss over the steps, mean and range over the seeds."""
+    from lit_prune.render import figures
+
+    rows = report.histories.groupby("row", sort=False)
+    curves = {str(row): figures.curve_of(history, "loss") for row, history in rows}
+    return {row: figures.panel(curve, None) for row, curve in curves.items()}
+
+
+def _file_names(titles: Iterable[str]) -> list[str]:
+    """A name for each title of what a file's name may hold, numbered where two would be the same."""
+    names: list[str] = []
+    for title in titles:
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        numbered = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+        names.append(next(free for free in numbered if free not in names))
+    return names
+
+
+def _report(flags: CliArgs) -> Report:
+    """The answer to the table at the profile as both are.
+
+    Raises:
+        ConfigError: nothing of it is done, nor is there a record.
+    """
+    from lit_prune.report.load import gather, plain_warnings, table_of
+
+    name = table_of(flags.table).name
+    with plain_warnings():
+        found = gather(Store(flags.store), flags.records, profiles=[flags.profile], tables=[name])
+    report = next((answer.report for answer in found if answer.plain and answer.num_done), None)
+    if report is None:
+        raise ConfigError(
+            f"{name}: nothing is done at profile {flags.profile}, neither in {flags.store} nor in {flags.records}"
+        )
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    flags = tyro.cli(CliArgs, args=argv, prog="python -m analysis.figures")
+    begin("figures: reading the store and the records", argv)
+    try:
+        for path in draw(_report(flags), flags.out, flags.format):
+            print(printable(str(path)))
+    except (ConfigError, OSError) as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,204 @@
+"""The command line of every table: run | status | report | diff. Torch is imported only when something is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+
+from lit_prune import cpu
+from lit_prune.cli.process import begin, stop_on_signals
+from lit_prune.cli.request import TableRequest, asked_entries, check_words
+from lit_prune.config import ConfigError, Execution
+from lit_prune.config.profiles import is_file
+from lit_prune.config.table import Table
+from lit_prune.cpu.threads import share_the_machine
+from lit_prune.escape import printable, terminal_text
+from lit_prune.pipeline.expand import Entry
+from lit_prune.store import DEFAULT_ROOT, Store
+
+
+@dataclasses.dataclass(frozen=True)
+class CliArgs(TableRequest):
+    """Flags of every table."""
+
+    command: tyro.conf.Positional[Literal["run", "status", "report", "diff"]] = "run"
+    """run computes the cells that are missing and reports; status lists the cells; report prints and writes the
+    report; diff compares two addresses."""
+    keys: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The two addresses to diff; their first digits are enough."""
+    dry_run: bool = False
+    """Check the request, list what would be computed, and stop."""
+    record: bool = False
+    """With report: write experiments/<table>/<profile>/, to be committed."""
+    store: str = DEFAULT_ROOT
+    """Folder where everything computed is kept and found again."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Mirror runs to Weights & Biases; auto is online where there is a key, else offline."""
+    debug: bool = False
+    """Stop at the first failure with its traceback, instead of recording it and going on with the other cells."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
+
+
+def main(table: Table, argv: list[str] | None = None) -> int:
+    """Run the command line of a table.
+
+    Returns the exit code: 0 all is well, 1 a cell failed, 2 a bad request, 130 and 143 when stopped by a signal.
+    """
+    try:
+        check_words(argv)
+    except ConfigError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    flags = tyro.cli(
+        CliArgs, args=argv, prog=f"python -m lit_prune.experiments.{table.name}",
+        description=f"{table.question} {table.source}.",
+    )  # fmt: skip
+    begin(f"{table.name}: reading the request", argv)
+    stop_on_signals()
+    share_the_machine()
+    console = Console()
+    try:
+        cpu.choose(flags.execution)
+        return Command(table, flags, console).run()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ConfigError, OSError) as error:
+        if flags.debug:
+            raise
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+
+
+class Command:
+    """One invocation of a table."""
+
+    def __init__(self, table: Table, flags: CliArgs, console: Console) -> None:
+        self.table, self.flags, self.console = table, flags, console
+        self.store = Store(flags.store)
+
+    def run(self) -> int:
+        """Carry out the command."""
+        if self.flags.command == "diff":
+            return self._diff()
+        if self.flags.keys:
+            raise ConfigError(f"{self.flags.command} takes no address; there are: run, status, report, diff KEY KEY")
+        if self.flags.record:
+            self._refuse_record()
+        self.table, self.entries = asked_entries(self.table, self.flags, self.store)
+        failed = self._compute() if self.flags.command == "run" else 0
+        if self.flags.dry_run:
+            return 0
+        if self.flags.command == "status":
+            return self._status()
+        if failed and len(self._missing(self.entries)) == len(self.entries):
+            print(f"error: none of the {len(self.entries)} cells is done, so there is no report", file=sys.stderr)
+            return 1
+        return self._report() or min(failed, 1)
+
+    def _missing(self, found: list[Entry]) -> list[Entry]:
+        return [entry for entry in found if self.store.node(entry.cell, "cell").result is None]
+
+    def _compute(self) -> int:
+        """Compute what is missing; returns how many cells failed."""
+        missing = self._missing(self.entries)
+        if not missing:
+            return 0
+        self.store.check_writable()
+        os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
+        from lit_prune.cli.progress import ProgressBar
+        from lit_prune.distill.train import quiet
+        from lit_prune.integrations.wandb.tracker import WandbTracker
+        from lit_prune.pipeline.outcomes import check_rows
+        from lit_prune.pipeline.runner import Runner
+        from lit_prune.pipeline.schedule import planned_steps
+
+        quiet()
+        mode = "disabled" if self.flags.dry_run else self.flags.wandb
+        mirror = WandbTracker(self.table.name, mode, self.store.mirror)
+        with ProgressBar(planned_steps(self.store, self.entries)) as bar:
+            runner = Runner(self.store, self.flags.execution, bar, mirror, debug=self.flags.debug)
+            bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
+            check_rows(self.table, Path(self.flags.profile).stem, self.entries)
+            runner.check(entry.cell for entry in missing)
+            if self.flags.dry_run:
+                return self._dry_run(missing)
+            self._begin()
+            try:
+                return runner.run(missing)
+            finally:
+                mirror.close()
+
+    def _begin(self) -> None:
+        """Leave in the store what was asked, for the reading of a run that is cut off."""
+        from lit_prune.render.files import write_asked
+
+        write_asked(self._assemble(), self.flags.folder(self.table, self.store))
+
+    def _assemble(self) -> Any:
+        from lit_prune.report import assemble
+
+        asked = self.flags
+        return assemble(self.table, asked.profile, asked.settings, self.entries, self.store, flags=asked.selection)
+
+    def _dry_run(self, missing: list[Entry]) -> int:
+        from lit_prune.pipeline.schedule import awaited_sources
+
+        for entry in missing:
+            sources = sum(cell.distill.steps for cell in awaited_sources(self.store, entry.cell))
+            line = f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps"
+            self.console.print(terminal_text(line + (f" after {sources} of its sources" if sources else "")))
+        self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
+        return 0
+
+    def _status(self) -> int:
+        from lit_prune.render.terminal import print_status
+        from lit_prune.report.results_frame import tidy
+
+        print_status(tidy(self.table, self.entries, self.store), self.console)
+        return 0
+
+    def _report(self) -> int:
+        """Print the report and write its files."""
+        from lit_prune.render.files import write_files
+        from lit_prune.render.terminal import print_report
+
+        report = self._assemble()
+        print_report(report, self.console)
+        for path in write_files(report, self.flags.folder(self.table, self.store)):
+            self.console.print(terminal_text(f"written: {path}"), soft_wrap=True)
+        if self.flags.record:
+            self._record(report)
+        return 0
+
+    def _refuse_record(self) -> None:
+        """See that the answer may be recorded, before it is computed."""
+        if self.flags.changes:
+            raise ConfigError("--record: a record is of a profile as it is, without --set, --also, --only and --seeds")
+        if is_file(self.flags.profile):
+            raise ConfigError(f"--record: {self.flags.profile} is a file; a record is of a profile in configs/")
+        if not Path("experiments").is_dir():
+            raise ConfigError("--record: there is no folder experiments/ here; records belong into a checkout")
+
+    def _record(self, report: Any) -> None:
+        from lit_prune.render.files import write_record
+
+        if missing := self._missing(self.entries):
+            raise ConfigError(f"--record: {len(missing)} cells are not done; a record is of a whole table")
+        for path in write_record(report, Path("experiments") / self.table.name / self.flags.profile):
+            self.console.print(terminal_text(f"recorded: {path}"), soft_wrap=True)
+
+    def _diff(self) -> int:
+        from lit_prune.render.terminal import print_diff
+
+        if len(self.flags.keys) != 2:
+            raise ConfigError("diff takes two addresses: diff KEY KEY")
+        first, second = (self.store.find(prefix) for prefix in self.flags.keys)
+        print_diff(first, second, self.console)
+        return 0

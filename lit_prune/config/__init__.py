@@ -1,0 +1,80 @@
+"""What is asked: cells, tables, profiles and runtime flags. No torch."""
+
+from lit_prune.config.runtime import (
+    Execution as Execution,
+)
+from lit_prune.config.schema import (
+    EVIDENCE as EVIDENCE,
+)
+from lit_prune.config.schema import (
+    Cell as Cell,
+)
+from lit_prune.config.schema import (
+    Changes as Changes,
+)
+from lit_prune.config.schema import (
+    Choices as Choices,
+)
+from lit_prune.config.schema import (
+    ConfigError as ConfigError,
+)
+from lit_prune.config.schema import (
+    Corpus as Corpus,
+)
+from lit_prune.config.schema import (
+    Distill as Distill,
+)
+from lit_prune.config.schema import (
+    Evaluation as Evaluation,
+)
+from lit_prune.config.schema import (
+    Finetuning as Finetuning,
+)
+from lit_prune.config.schema import (
+    Importance as Importance,
+)
+from lit_prune.config.schema import (
+    Lora as Lora,
+)
+from lit_prune.config.schema import (
+    Optim as Optim,
+)
+from lit_prune.config.schema import (
+    Pretraining as Pretraining,
+)
+from lit_prune.config.schema import (
+    Profile as Profile,
+)
+from lit_prune.config.schema import (
+    Scalar as Scalar,
+)
+from lit_prune.config.schema import (
+    Size as Size,
+)
+from lit_prune.config.schema import (
+    Space as Space,
+)
+from lit_prune.config.schema import (
+    Speed as Speed,
+)
+from lit_prune.config.schema import (
+    Student as Student,
+)
+from lit_prune.config.schema import (
+    Teacher as Teacher,
+)
+from lit_prune.config.schema import (
+    expand as expand,
+)
+from lit_prune.config.schema import (
+    later as later,
+)
+from lit_prune.config.schema import (
+    name_of_shape as name_of_shape,
+)
+from lit_prune.config.schema import (
+    unknown as unknown,
+)
+from lit_prune.config.schema import (
+    unknown_field as unknown_field,
+)

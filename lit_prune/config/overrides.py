@@ -1,0 +1,287 @@
+"""How cells are changed and read: strict overrides by dotted path, --set values, profiles. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from lit_prune.config import (
+    Cell,
+    ConfigError,
+    Corpus,
+    Distill,
+    Evaluation,
+    Finetuning,
+    Importance,
+    Lora,
+    Optim,
+    Pretraining,
+    Profile,
+    Space,
+    Speed,
+    Student,
+    Teacher,
+    unknown_field,
+)
+from lit_prune.config.yaml_loader import read_yaml
+
+Node = TypeVar("Node")
+
+
+def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
+    """A node from plain data, strict in every name and type.
+
+    Raises:
+        ConfigError: an unknown field or a value of the wrong type, with the field's dotted path.
+    """
+    import pydantic
+
+    try:
+        return _adapter(kind).validate_json(json.dumps(plain), strict=True)  # type: ignore[arg-type]
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(kind, error.errors(), plain)) from None
+
+
+_UNION_TAGS = {
+    "int",
+    "float",
+    "str",
+    "literal['dynamic']",
+    "literal['auto']",
+    "literal['balanced']",
+    "Pretraining",
+    "Finetuning",
+    "Optim",
+    "Lora",
+    "Corpus",
+    "Speed",
+    "Space",
+}
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(_forbidding(kind))
+
+
+@functools.cache
+def _forbidding(kind: type) -> type:
+    """Mark a section and those nested in it so that an unknown field is an error."""
+    strict = {"extra": "forbid", "allow_inf_nan": False}
+    for section in (
+        Corpus,
+        Optim,
+        Pretraining,
+        Finetuning,
+        Teacher,
+        Importance,
+        Student,
+        Lora,
+        Distill,
+        Speed,
+        Evaluation,
+        Cell,
+        Space,
+        Profile,
+    ):
+        section.__pydantic_config__ = strict  # type: ignore[union-attr]
+    return kind
+
+
+def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
+    """One line about the first wrong field; a union fails once for each of its members, all of them allowed."""
+    for path, value in flatten(plain):
+        if not is_unicode(value):
+            return f"{path}: must be valid UTF-8, got {value!r}"
+    paths = [".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) for error in errors]
+    if errors[0]["type"] == "unexpected_keyword_argument":
+        return unknown_field(paths[0], fields_of(kind))
+    here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
+    allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in here))
+    return f"{paths[0]}: should be {allowed}, not {errors[0]['input']!r}"
+
+
+def is_unicode(value: Any) -> bool:
+    """Return whether a value is no string with bytes that are not UTF-8, as a file's name may have them."""
+    return not isinstance(value, str) or value.encode(errors="ignore").decode() == value
+
+
+def fields_of(kind: Any, prefix: str = "") -> list[str]:
+    """Dotted paths of all fields of a section, those filled in by the program left out."""
+    paths: list[str] = []
+    for f, value in _fields_and_defaults(kind):
+        if f.name == "fingerprint":
+            continue
+        if dataclasses.is_dataclass(value):
+            paths += fields_of(value, f"{prefix}{f.name}.")
+        else:
+            paths.append(prefix + f.name)
+    return paths
+
+
+def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    nested = OPTIONAL | {"cell": Cell()}
+    return [(f, nested.get(f.name, f.default)) for f in dataclasses.fields(kind)]
+
+
+def plain_of(node: Any) -> dict[str, Any]:
+    """A node as nested dicts."""
+    plain = dataclasses.asdict(node)
+    if isinstance(node, Cell) and node.source is not None:
+        plain["source"] = dict(node.source)
+    return plain
+
+
+def described(node: Any) -> Any:
+    """Every field of a cell by name, that of its source within it, as data of which each leaf is a scalar.
+
+    A fingerprint stands for the places that hold the content.
+    """
+    if not dataclasses.is_dataclass(node):
+        return ", ".join(map(str, node)) if isinstance(node, tuple) else node
+    plain = {f.name: described(getattr(node, f.name)) for f in dataclasses.fields(node)}
+    if isinstance(node, Cell):
+        plain["source"] = described(source_of(node))
+    elif plain.get("fingerprint"):
+        plain = {name: value for name, value in plain.items() if name not in _PLACES}
+    return plain
+
+
+OPTIONAL = {
+    "pretraining": Pretraining(),
+    "correction": Finetuning(),
+    "teacher_optim": Finetuning().optim,
+    "lora": Lora(),
+    "second": Corpus(),
+    "speed": Speed(),
+    "search": Space(),
+    "deep_teacher": Teacher(),
+}
+"""Sections that may be left out; setting a field of one that is begins with these."""
+
+_PLACES = ("source", "model", "plan")
+"""Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
+
+
+BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("steps", "tokens", "flops")}
+"""Fields of which one decides how long the retraining is: setting it takes the others back to what they are unset."""
+
+
+def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
+    """See that one person does not ask for two lengths of the retraining at once.
+
+    Raises:
+        ConfigError: they do.
+    """
+    given: dict[str, list[str]] = {}
+    for path in changes:
+        cell, _, name = path.rpartition("distill.")
+        if name in BUDGETS and changes[path] is not None:
+            given.setdefault(cell, []).append(path)
+    for paths in given.values():
+        if len(paths) > 1:
+            raise ConfigError(f"{' and '.join(paths)}: give one of steps, tokens and flops, which decides how long")
+
+
+def override(node: Node, changes: Mapping[str, Any]) -> Node:
+    """The same node with dotted fields changed; the one mechanism behind profiles, grid axes and --set.
+
+    Raises:
+        ConfigError: a path that does not exist or a value of the wrong type.
+    """
+    changed = _changed(node, changes)
+    if isinstance(changed, Cell):
+        sources_of(changed)
+    return changed
+
+
+def source_of(cell: Cell) -> Cell | None:
+    """The cell whose student is pruned: the same one but for its source's changes, which go over all others.
+
+    Raises:
+        ConfigError: as `override`.
+    """
+    if cell.source is None:
+        return None
+    try:
+        return _changed(dataclasses.replace(cell, source=None), dict(cell.source))
+    except ConfigError as error:
+        raise ConfigError(f"source: {error}") from None
+
+
+def sources_of(cell: Cell) -> list[Cell]:
+    """The source of a cell, that one's own, and so on.
+
+    Raises:
+        ConfigError: as `override`.
+    """
+    source = source_of(cell)
+    return [] if source is None else [source, *sources_of(source)]
+
+
+def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
+    """`override`, with the changes of a source noted and not yet carried out."""
+    plain = dataclasses.asdict(node)  # type: ignore[call-overload]
+    for path, value in changes.items():
+        first, _, rest = path.partition(".")
+        if first == "source" and isinstance(node, Cell):
+            plain["source"] = _noted(plain["source"], rest, value)
+            continue
+        *parents, name = path.split(".")
+        place: Any = plain
+        for parent in parents:
+            if isinstance(place, dict) and parent in OPTIONAL and place.get(parent, ()) is None:
+                place[parent] = plain_of(OPTIONAL[parent])
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name not in place:
+            raise ConfigError(unknown_field(path, fields_of(type(node))))
+        if parents[-1:] == ["distill"] and name in BUDGETS and value is not None:
+            place.update({other: default for other, default in BUDGETS.items() if other != name})
+        if name in _PLACES and place[name] != value:
+            place["fingerprint"] = None
+        place[name] = plain_of(value) if dataclasses.is_dataclass(value) else value
+    return build(type(node), plain)
+
+
+def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
+    """What a source has different after one more change, which takes the place of those of the same fields."""
+    if dataclasses.is_dataclass(value):
+        value = plain_of(value)
+    if not path and value is None:
+        return None
+    if not path and not isinstance(value, Mapping) and value != ():
+        raise ConfigError(f"source: takes fields of a cell, {{}} or null, not {value!r}")
+    found = dict(source or ())
+    for name, new in flatten({path: value} if path else dict(value)):
+        if new == {}:  # a section begins, and keeps what it has
+            found[name] = found.get(name) or ()
+            continue
+        found = {old: kept for old, kept in found.items() if old != name and not old.startswith(f"{name}.")}
+        found[name] = new
+    return list(found.items())
+
+
+def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """("distill.steps", 50) from "distill.steps=50"; the value is read as YAML. Errors name the flag.
+
+    Raises:
+        ConfigError: no "=", or a value that is no YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{flag}: must be field=value, got {text!r}")
+    return path.strip(), read_yaml(value, f"{flag} {path.strip()}")
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values of nested mappings."""
+    for name, value in plain.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,87 @@
+"""Load profiles: the scale at which a table is run, one YAML file each. No torch.
+
+`python -m lit_prune.config.profiles` lists every field that --set and a profile take.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config.overrides import fields_of, flatten, override, plain_of, refuse_two_budgets
+from lit_prune.config.schema import Cell, ConfigError, Profile, unknown
+from lit_prune.config.yaml_loader import read_yaml
+
+RECORDS = Path(__file__).parents[2] / "experiments"
+"""Folder of the records of finished tables, in a checkout."""
+
+
+def profiles_folder() -> Path:
+    """Where the profiles lie: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    beside = package.parent / "configs"
+    return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
+
+
+_OF_PROFILE = ("seeds", "draws", "second_text", "new_text", "search", "deep_teacher")
+"""Fields of a profile beside its cell."""
+
+
+def is_file(profile: str) -> bool:
+    """Whether a profile is asked for as a file, and not by name."""
+    return profile.endswith((".yaml", ".yml"))
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by name or path of a YAML file.
+
+    Raises:
+        ConfigError: no such profile, or a field or value it may not have.
+    """
+    path = Path(name) if is_file(name) else profiles_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(unknown("profile", name, (p.stem for p in profiles_folder().glob("*.yaml"))))
+    plain = read_yaml(path.read_text(), str(path))
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
+    own = {name: plain.pop(name) for name in _OF_PROFILE if name in plain}
+    changes = _unique(flatten(plain), path)
+    refuse_two_budgets(changes)
+    cell = override(Cell(), changes)
+    if "new_text" in own:
+        if not isinstance(own["new_text"], dict):
+            raise ConfigError(f"new_text: must be sections of a cell, got {own['new_text']!r}")
+        new_text = dict(flatten(own["new_text"]))
+        override(cell, new_text)  # raises for an unknown field
+        own["new_text"] = list(new_text.items())
+    profile = override(Profile(cell), _unique(flatten(own), path))
+    for name in ("seeds", "draws"):
+        if getattr(profile, name) < 1:
+            raise ConfigError(f"{path}: {name}: {getattr(profile, name)} asked for, at least 1 is needed")
+    return profile
+
+
+def _unique(changes: Iterable[tuple[str, Any]], where: Path) -> dict[str, Any]:
+    """Changes by field, each of which a profile may set once, as a section or by its dotted path."""
+    found: dict[str, Any] = {}
+    for field, value in changes:
+        if field in found:
+            raise ConfigError(f"{where}: {field}: must be set once, got {found[field]!r} and {value!r}")
+        found[field] = value
+    return found
+
+
+def main() -> int:
+    """Print every field that --set and a profile take, with its default."""
+    kinds = ((Cell, dict(flatten(plain_of(Cell())))), (Profile, dict(flatten(plain_of(Profile(Cell()))))))
+    for kind, defaults in kinds:
+        for path in fields_of(kind):
+            if not path.startswith("cell."):
+                print(path, json.dumps(defaults.get(path)), sep=" = ")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,39 @@
+"""How a run is carried out: flags that change neither a result nor its address. No torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How runs are carried out."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where models run; auto takes a GPU where there is one."""
+    accumulate: int | None = None
+    """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB. The step is the same to
+    rounding. With more than one, alpha "dynamic" and w_clm "balanced" each cost a second backward pass of the student
+    and one more gradient in memory."""
+    workers: int = 0
+    """Processes that load data."""
+    checkpoint_seconds: float = 30.0
+    """Time between checkpoints: the most that an interruption costs."""
+    log_every: int = 10
+    """Steps between rows of metrics.csv."""
+    cohort: bool = True
+    """Retrain cells that see the same data side by side, a step each in turn, with one pass of their teacher."""
+    teacher_cache: bool = False
+    """Keep what the teacher shows on disk, for any number of runs over the same data, of as many steps: the states its
+    head reads, which lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask
+    the teacher."""
+    compile: bool = False
+    """Compile the student's blocks where no intermediate states are compared, which takes a minute or so for each
+    shape: for long runs. Results agree to rounding."""
+    cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
+    """On a processor: auto probes for the fastest attention and matrix products, keeps freed memory, and takes idle
+    cores only; plain is PyTorch as it is. Results agree to rounding; env.json says what was used."""
+    threads: int | None = None
+    """Threads of a process on a processor; None: one for each idle core."""

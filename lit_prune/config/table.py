@@ -1,0 +1,166 @@
+"""A question: the grid of cells that answers it, the rows they belong to, the paper's numbers and claims. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell, Profile
+from lit_prune.config.overrides import override
+
+Changes = dict[str, Any]
+"""Dotted field -> value: what one point of a grid changes in the base cell."""
+
+
+WHOLE: Changes = {
+    "student.layers": None, "student.hidden": None, "student.neurons": None, "student.heads": None,
+    "student.kv_groups": None, "student.parameters": None, "student.drop": (), "student.rounds": 1,
+    "student.widths": "uniform", "student.head_residual": "off", "student.weights": "teacher", "student.plan": None,
+    "student.model": None,
+}  # fmt: skip
+"""Changes that keep the whole model, whatever a profile or --set prunes of it."""
+
+UNPRUNED: Changes = {"source": None, "distill.steps": 0, **WHOLE}
+"""Changes that make a reference row the teacher as it is."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points, in the order they are run: `*` combines every point with every other, `+` chains."""
+
+    points: tuple[Changes, ...]
+
+    def __mul__(self, other: Grid) -> Grid:
+        return Grid(tuple({**a, **b} for a in self.points for b in other.points))
+
+    def __add__(self, other: Grid) -> Grid:
+        return Grid(self.points + other.points)
+
+    def __iter__(self) -> Iterator[Changes]:
+        return iter(self.points)
+
+    def axes(self) -> tuple[str, ...]:
+        """The fields that are swept."""
+        return tuple(dict.fromkeys(path for point in self.points for path in point))
+
+
+def axis(path: str, *values: Any) -> Grid:
+    """One field, several values."""
+    return Grid(tuple({path: value} for value in values))
+
+
+def seeds(count: int, paths: tuple[str, ...] = ("seed",)) -> Grid:
+    """Seeds 0 to count - 1, of every field in `paths` at once."""
+    return Grid(tuple(dict.fromkeys(paths, number) for number in range(count)))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering the paper states: row `better` has the better metric than row `worse`; or that the two are alike."""
+
+    better: str
+    worse: str
+    source: str
+    metric: str | None = None
+    """The metric it is about; None is the table's first."""
+    within: float | None = None
+    """The paper finds the two alike: they differ by less than this, either way."""
+    family: str | None = None
+    """Claims of one family are corrected together for their number (Holm), retrained and zero-shot ones apart; None is
+    the family of the table's main source."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper as an experiment. Rows are compared by the first metric, and so are claims that name no
+    other; lower is better unless `higher` names it."""
+
+    name: str
+    question: str
+    source: str
+    grid: Grid
+    label: Callable[[Changes], str]
+    """The row a point belongs to; points that differ in nothing but what the seed sets share one."""
+    baseline: str
+    """The row all others are compared with."""
+    paper: Mapping[str, Mapping[str, float]]
+    """Row -> metric -> the paper's value."""
+    claims: tuple[Claim, ...]
+    metrics: tuple[str, ...] = ("lm_loss", "perplexity")
+    higher: tuple[str, ...] = ()
+    """Metrics of which more is better."""
+    references: Mapping[str, Changes] = field(default_factory=dict)
+    """Rows measured once for scale, outside the comparison."""
+    caveats: tuple[str, ...] = ()
+    """What a reader must know before comparing the columns."""
+    seeded: tuple[str, ...] = ("seed",)
+    """Fields a seed sets, all to its number; without retraining, noise comes from "importance.seed". A field of a
+    section that a row does not have, such as "teacher.correction.seed", is left out there."""
+    base: Changes = field(default_factory=dict)
+    """What the table changes in the cell of every profile; the grid and --set go over it."""
+
+    for_profile: Callable[[Table, Profile, Path], Table] | None = None
+    """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
+    follows: tuple[str, ...] = ()
+    """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
+    different_texts: tuple[tuple[str, str], ...] = ()
+    """Pairs of corpora, such as ("corpus", "source.corpus"), that must differ in the rows that have both."""
+
+    def at(self, profile: Profile, store: Path, settings: Mapping[str, Any] | None = None) -> Table:
+        """Return the table at a profile, whose `for_profile` sees the base cell of its rows.
+
+        Args:
+            store: folder of measurements that decide about rows.
+            settings: fields set on the base cell, as in `entries`.
+
+        Raises:
+            ConfigError: if the profile lacks something the table needs.
+        """
+        if self.for_profile is None:
+            return self
+        cell = override(override(profile.cell, self.base), settings or {})
+        return self.for_profile(self, replace(profile, cell=cell), store)
+
+    def measuring(self, cell: Cell) -> Table:
+        """The table with what its cells measure beside its own metrics: how fast their students are, where asked."""
+        if cell.evaluation.speed is None or "speedup" in self.metrics:
+            return self
+        return replace(self, metrics=(*self.metrics, "speedup", "memory_share"), higher=(*self.higher, "speedup"))
+
+    def __post_init__(self) -> None:
+        if self.for_profile is not None and not self.grid.points:
+            return  # its rows are not known yet
+        rows = set(map(self.label, self.grid))
+        named = {
+            self.baseline,
+            *self.paper,
+            *(row for claim in self.claims for row in (claim.better, claim.worse)),
+        }
+        if named - rows:
+            raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
+        if twice := rows & set(self.references):
+            raise ValueError(f"{self.name}: {sorted(twice)} are rows and references")
+        named_metrics = {*self.higher, *(claim.metric for claim in self.claims if claim.metric)}
+        if unmeasured := named_metrics - set(self.metrics):
+            raise ValueError(f"{self.name}: no metric is named {sorted(unmeasured)}")
+        of_row: dict[str, Changes] = {}
+        for point in self.grid:
+            seedless = {path: value for path, value in point.items() if path not in self.seeded}
+            if of_row.setdefault(self.label(point), seedless) != seedless:
+                raise ValueError(f"{self.name}: different points of the grid are labelled {self.label(point)!r}")
+
+    def metric_of(self, claim: Claim) -> str:
+        """The metric a claim is judged by."""
+        return claim.metric or self.metrics[0]
+
+    def stated(self, claim: Claim) -> str:
+        """A claim in words: its relation, and its metric where it names one."""
+        return self.relation(claim) + (f" ({claim.metric})" if claim.metric else "")
+
+    def relation(self, claim: Claim) -> str:
+        """The two rows of a claim and what it says of their metric."""
+        if claim.within is not None:
+            return f"{claim.better} = {claim.worse} within {claim.within:g}"
+        return f"{claim.better} {'>' if self.metric_of(claim) in self.higher else '<'} {claim.worse}"

@@ -1,0 +1,68 @@
+"""The teacher is corrected while the student learns from it (In Practice, Figure 5): a Distiller that trains both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_prune.config import ConfigError, Distill
+from lit_prune.data.tokens import IGNORED
+from lit_prune.distill import optim
+from lit_prune.distill.module import Distiller
+from lit_prune.distill.teacher import Teacher
+from lit_prune.losses.chunked import head_losses
+from lit_prune.models.lm_head import head_of, last_states
+
+
+class JointDistiller(Distiller):
+    """A Distiller whose teacher is trained in place, on cross-entropy, by an optimizer, schedule and clip of its own.
+
+    The student sees the teacher as it is before the step, without gradient; the teacher never sees the student.
+    `terms` holds the teacher's loss as `teacher_clm`, which is no part of `loss`.
+
+    Raises:
+        ConfigError: nothing is learned from the teacher.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1
+    ) -> None:
+        super().__init__(student, teacher, distill, micro_batches)
+        assert distill.teacher_optim is not None
+        self._teacher_optim = distill.teacher_optim
+        if self.teaching is None or not distill.needs_teacher:
+            raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
+        self.corrected = self.teaching.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The student's objective and the teacher's cross-entropy, added: their graphs have no parameter in common."""
+        # The teacher first: autocast may keep, and go on with, casts of its weights from a pass without gradient.
+        clm = self._teacher_clm(batch["input_ids"], batch["labels"], batch.get("mean_scored"))
+        loss = super().training_step(batch, batch_idx)
+        self._note("teacher_clm", clm)
+        return loss + clm
+
+    def _teacher_clm(self, input_ids: Tensor, labels: Tensor, count: float | None) -> Tensor:
+        successors = labels[:, 1:]
+        scored = successors != IGNORED
+        self.corrected.train()  # but what it shows the student is without dropout
+        last = last_states(self.corrected, input_ids)[:, :-1][scored]
+        self.corrected.eval()
+        head = head_of(self.corrected)
+        return head_losses(last, head, successors=successors[scored], w_clm=1.0, count=count).loss
+
+    def configure_optimizers(self) -> Any:
+        parts = [(self._ours(), self.distill.optim), (list(self.corrected.parameters()), self._teacher_optim)]
+        return optim.configure_parts(parts, self.distill.steps)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip student and teacher apart; the norm reported is the student's."""
+        norm = nn.utils.clip_grad_norm_(self._ours(), self.distill.optim.clip)
+        nn.utils.clip_grad_norm_(self.corrected.parameters(), self._teacher_optim.clip)
+        self.terms["grad_norm"] = norm.detach()
+
+    def _ours(self) -> list[nn.Parameter]:
+        """All that is trained but the teacher: the student and, where there is one, the projection."""
+        theirs = set(self.corrected.parameters())
+        return [p for p in self.parameters() if p not in theirs]

@@ -1,0 +1,167 @@
+"""Which intermediate states of teacher and student are compared, and how they are read.
+
+A state is always read after the norm that follows it (Minitron, section 3): the embedding output after the first
+block's input norm, a block's output after the next block's input norm (the final norm after the last block), a block's
+MLP input after the norm before the MLP. In families without such norms it is read as it is. Queries, keys and values
+are read as their linears give them, before any norm of theirs and before rotary embedding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lit_prune.config import ConfigError, Distill
+from lit_prune.models.model_family import anatomy_of, blocks_of, head_dim_of
+
+VECTORS = ("query", "key", "value")
+"""What attention makes of a block's input, in the order in which linears that make all three have them."""
+
+State = tuple[str, int]
+"""("output", i): the stream after i blocks, so ("output", 0) is the embedding; ("mlp", i): the MLP input of block i;
+("query", i), ("key", i), ("value", i): what its attention makes of its input."""
+
+States = dict[State, Tensor]
+"""What was read, each [batch, seq, width]."""
+
+
+class Pair(NamedTuple):
+    """Two states that are made alike."""
+
+    teacher: State
+    student: State
+
+
+def pairs_of(distill: Distill, teacher_blocks: int, student_blocks: int) -> list[Pair]:
+    """The pairs of states of the stream a recipe names.
+
+    Raises:
+        ConfigError: a map that is not teacher:student, or a block one of them does not have.
+    """
+    pairs = [Pair(("output", 0), ("output", 0))] if distill.embedding else []
+    for name, kind, after in (("mlp_input", "mlp", 0), ("block_output", "output", 1)):
+        for teacher, student in _maps(distill, name, teacher_blocks, student_blocks):
+            pairs.append(Pair((kind, teacher + after), (kind, student + after)))
+    return pairs
+
+
+def relations_of(distill: Distill, teacher_blocks: int, student_blocks: int) -> list[Pair]:
+    """The pairs of queries, of keys and of values whose relations a recipe compares.
+
+    Raises:
+        ConfigError: as `pairs_of`.
+    """
+    maps = _maps(distill, "attention", teacher_blocks, student_blocks)
+    return [Pair((kind, teacher), (kind, student)) for teacher, student in maps for kind in VECTORS]
+
+
+def check_relation_heads(distill: Distill, *configs: Any) -> None:
+    """See that relation heads cut the vectors of models with these configs into equal parts.
+
+    A part of a head's width does so whatever the number of heads, which differs between queries and keys, and in the
+    student.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    for width in map(head_dim_of, configs):
+        if distill.relation_heads < 1 or width % distill.relation_heads:
+            raise ConfigError(
+                f"distill.relation_heads: {distill.relation_heads} is no divisor of {width}, the width of a head"
+            )
+
+
+def _maps(distill: Distill, name: str, teacher_blocks: int, student_blocks: int) -> list[tuple[int, int]]:
+    """The blocks (of the teacher, of the student) that a field of the recipe names."""
+    maps = []
+    for text in getattr(distill, name):
+        theirs, colon, ours = text.partition(":")
+        if not colon:
+            raise ConfigError(f"distill.{name}: {text!r} is not teacher:student, like 29:13 or last-2:last-2")
+        teacher = _index(theirs, teacher_blocks, f"distill.{name}: teacher block")
+        maps.append((teacher, _index(ours, student_blocks, f"distill.{name}: student block")))
+    return maps
+
+
+def _index(text: str, num_blocks: int, what: str) -> int:
+    match = re.fullmatch(r"(\d+)|last(?:-(\d+))?", text.strip())
+    index = -1 if not match else int(match[1]) if match[1] else num_blocks - 1 - int(match[2] or 0)
+    if not 0 <= index < num_blocks:
+        raise ConfigError(f"{what} {text!r} is not one of 0 to {num_blocks - 1} or last, last-1, ...")
+    return index
+
+
+class HiddenStateReader:
+    """Takes the wanted states from where they are read, in the forward pass inside `with`.
+
+    Outside of it there is no hook: the same teacher serves the next run, and the student is kept.
+    """
+
+    def __init__(self, model: nn.Module | None, wanted: list[State]) -> None:
+        self._model, self._wanted = model, set(wanted)
+        self._handles: list[RemovableHandle] = []
+        self._batch = 0
+
+    def __enter__(self) -> States:
+        seen: States = {}
+        if self._model is not None and self._wanted:
+            blocks = blocks_of(self._model)
+            self._handles = [blocks[0].register_forward_pre_hook(self._measure)]
+            self._handles += [self._hook(blocks, state, seen) for state in self._wanted]
+        return seen
+
+    def __exit__(self, *raised: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _measure(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._batch = len(inputs[0])
+
+    def _hook(self, blocks: list[nn.Module], state: State, seen: States) -> RemovableHandle:
+        """A hook on the norm that shows a state, or else on the module that reads it."""
+
+        def keep(value: Tensor) -> None:  # OPT's MLP knows no sequences, only tokens [batch * seq, width]
+            seen[state] = value if value.dim() == 3 else value.unflatten(0, (self._batch, -1))
+
+        assert self._model is not None
+        anatomy = anatomy_of(self._model.config)
+        kind, index = state
+        if kind in VECTORS:
+            own = anatomy.query is not None
+            linear = blocks[index].get_submodule(anatomy.attention_input[VECTORS.index(kind) if own else 0])
+            cut = (lambda made: made) if own else _vectors_in(self._model, blocks[index], kind)
+            return linear.register_forward_hook(lambda module, inputs, output: keep(cut(output)))
+        if index == len(blocks):
+            norm = self._model.get_submodule(anatomy.final_norm)
+            return norm.register_forward_hook(lambda module, inputs, output: keep(output))
+        name = anatomy.mlp_norm if kind == "mlp" else anatomy.input_norm
+        if name is not None:
+            norm = blocks[index].get_submodule(name)
+            return norm.register_forward_hook(lambda module, inputs, output: keep(output))
+        reader = blocks[index].get_submodule(anatomy.mlp or "") if kind == "mlp" else blocks[index]
+        return reader.register_forward_pre_hook(lambda module, inputs: keep(inputs[0]))
+
+
+def _vectors_in(model: nn.Module, block: nn.Module, kind: str) -> Callable[[Tensor], Tensor]:
+    """A function that takes the queries, the keys or the values from the output of the linear that makes all three.
+
+    They lie end to end where the anatomy says so, and otherwise side by side for each head, as in GPT-NeoX.
+    """
+    anatomy, place = anatomy_of(model.config), VECTORS.index(kind)
+    (path,) = anatomy.attention_input
+    if not any(isinstance(axis, tuple) for axis in anatomy.axes_of(f"{path}.weight")):
+        head_dim = head_dim_of(model.config)
+        return lambda made: made.unflatten(-1, (-1, len(VECTORS), head_dim))[..., place, :].flatten(-2)
+    into = anatomy.axes_of(f"{anatomy.attention_output}.weight").index("head")
+    queries = block.get_parameter(f"{anatomy.attention_output}.weight").shape[into]
+
+    def cut(made: Tensor) -> Tensor:
+        others = (made.shape[-1] - queries) // 2
+        return made.split((queries, others, others), -1)[place]
+
+    return cut

@@ -1,0 +1,106 @@
+"""What of a student is trained: everything, low-rank adapters of its linear layers (LoRA), or its last blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_prune.config import ConfigError, Distill, Lora
+from lit_prune.models.model_family import anatomy_of, blocks_of
+
+
+@contextlib.contextmanager
+def trained_part(student: Any, distill: Distill) -> Iterator[None]:
+    """Inside `with` only what the recipe trains asks for gradients; after it adapters are merged into the weights."""
+    if distill.lora is not None:
+        adapted = _adapt(student, distill.lora)
+        yield
+        adapted.merge_and_unload()
+    elif distill.last is not None:
+        _freeze_all_but(student, distill.last)
+        yield
+    else:
+        yield
+        return
+    student.requires_grad_(True)
+
+
+def _adapt(student: Any, lora: Lora) -> Any:
+    """Put adapters into a model, which stays the same object; returns peft's view of it."""
+    import peft
+
+    how = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets_of(student, lora),
+        fan_in_fan_out=student.config.model_type == "gpt2",
+    )  # fmt: skip
+    return peft.get_peft_model(student, how)
+
+
+def targets_of(model: Any, lora: Lora) -> list[str]:
+    """The linear layers of a block that get an adapter, by their names in the block.
+
+    Raises:
+        ConfigError: a target that names none of them.
+    """
+    parameters, anatomy = blocks_of(model)[0].named_parameters(), anatomy_of(model.config)
+    names = [name.removesuffix(".weight") for name, _ in parameters if anatomy.is_linear(name)]
+    if lora.targets is None:
+        return names
+    chosen: dict[str, None] = {}
+    for target in lora.targets:
+        found = [name for name in names if f".{name}".endswith(f".{target}")]
+        if not found:
+            allowed = ", ".join(names)
+            raise ConfigError(f"distill.lora.targets: no linear layer is named {target!r}; there are: {allowed}")
+        chosen |= dict.fromkeys(found)
+    return list(chosen)
+
+
+def _freeze_all_but(student: Any, last: int) -> None:
+    """Leave the last blocks, the final norm and the head trainable; a head tied to the embedding is both."""
+    student.requires_grad_(False)
+    norm = student.get_submodule(anatomy_of(student.config).final_norm)
+    for part in (*blocks_of(student)[-last:], norm, student.get_output_embeddings()):
+        part.requires_grad_(True)
+
+
+def check_trained(distill: Distill, config: Any, num_blocks: int) -> None:
+    """See that what a recipe trains is there, in a student with `num_blocks` blocks of this config's kind.
+
+    Raises:
+        ConfigError: it is not; both ways are asked for; peft is not installed.
+    """
+    if distill.lora is not None and distill.last is not None:
+        raise ConfigError("distill.lora: goes without distill.last; set one of the two to null")
+    if distill.last is not None and not 1 <= distill.last <= num_blocks:
+        raise ConfigError(f"distill.last: {distill.last} asked for, the student has {num_blocks} blocks")
+    if distill.lora is not None:
+        _check_lora(distill.lora, config)
+
+
+def _check_lora(lora: Lora, config: Any) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("distill.lora: needs peft, which is not installed (pip install 'lit-prune[lora]')")
+    if lora.rank < 1:
+        raise ConfigError(f"distill.lora.rank: {lora.rank} asked for, at least 1 is needed")
+    if not 0 <= lora.dropout < 1:
+        raise ConfigError(f"distill.lora.dropout: {lora.dropout} asked for, it is at least 0 and below 1")
+    if lora.alpha <= 0:
+        raise ConfigError(f"distill.lora.alpha: {lora.alpha} asked for, it is above 0")
+    if lora.targets is not None:
+        if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+            raise ConfigError("distill.lora.targets: name one linear layer at least, each once, or null for all")
+        targets_of(_without_weights(config), lora)
+
+
+def _without_weights(config: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))

@@ -1,0 +1,283 @@
+"""Questions put to models: each answer has an address in the store, and is measured once.
+
+Torch and lm-eval are imported only when something is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_prune import cpu
+from lit_prune.config import ConfigError
+from lit_prune.escape import printable
+from lit_prune.evaluate.benchmark_tasks import Question
+from lit_prune.evaluate.model_ref import FLAG, TOKENIZER_FLAG, ModelRef, folder_of, tokenizer_of
+from lit_prune.evaluate.text_task import DEFAULT_WINDOW, Text
+from lit_prune.evaluate.window_log import NAME as WINDOWS
+from lit_prune.evaluate.window_log import WindowLog
+from lit_prune.models import loading
+from lit_prune.progress import Progress, ProgressOf, Silent
+from lit_prune.store import Locked, Node, Store
+from lit_prune.store.address import digest
+from lit_prune.store.failures import failure_of, release_frames
+from lit_prune.store.integrity import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lit_prune.evaluate.harness import Score
+
+KIND = "benchmark"
+"""Of the store's nodes that are answers."""
+DOCUMENTS = "documents.parquet"
+"""Every document's own values, beside result.json: task, document, metric, value."""
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question put to a model in a precision."""
+
+    subject: ModelRef
+    question: Question | Text
+    dtype: Dtype = "float32"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the address is made of."""
+        about = self.question.about | self.subject.about | {"dtype": self.dtype}
+        # A default window below the model's positions is named; addresses from before there was one then stand.
+        capped = isinstance(self.question, Text) and self.question.window is None and self.window < self.positions
+        return about | {"window": self.window} if capped else about
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model; as many as a window needs where it has no limit."""
+        return _positions(self.subject.model, self.subject.about["model"]) or sys.maxsize
+
+    @property
+    def window(self) -> int:
+        """Tokens that a text is read in at once."""
+        assert isinstance(self.question, Text)
+        return self.question.window or min(DEFAULT_WINDOW, self.positions)
+
+    def node(self, store: Store) -> Node:
+        """Where the answer is, or will be."""
+        return Node(store.root / KIND / digest(self.about))
+
+
+class EvaluationRunner:
+    """Measures what is missing, model by model."""
+
+    def __init__(
+        self, store: Store, *, accelerator: str = "auto", batch_size: int = 16, progress: ProgressOf = Silent
+    ) -> None:
+        self._progress = progress
+        self.store, self.accelerator, self.batch_size = store, accelerator, batch_size
+        self._loaded: dict[Question, Any] = {}
+        self._windows: dict[tuple[Text, str, int], int] = {}
+        self._model: tuple[ModelRef, Dtype, Any, Any] | None = None
+        self._bar: Progress = Silent()
+
+    def run(self, asked: Sequence[Asked]) -> int:
+        """Measure; an answer that fails is remembered, and the others go on. Returns how many failed.
+
+        Raises:
+            ConfigError: a task, a text or a model that cannot be read, which is seen before anything is measured where
+                it can be.
+        """
+        self.store.check_writable()
+        cpu.prepare()
+        for one in asked:
+            _check_window(one)
+        for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
+            text.check()
+        for subject in {one.subject.model: one.subject for one in asked}.values():
+            loading.check_given(subject.model, subject.about["model"], FLAG)
+            _tokenizer(subject, folder_of(subject))
+        counts = [self._num_steps(one) for one in asked]
+        failed = 0
+        with self._progress(sum(counts)) as self._bar:
+            for one, count in zip(asked, counts, strict=True):
+                before = self._bar.done
+                failed += not self._answer(one, count)
+                self._bar.at(before + count, _doing(one))
+        return failed
+
+    def _num_steps(self, asked: Asked) -> int:
+        """Documents of a task, which are read here, or windows of a text."""
+        question = asked.question
+        if isinstance(question, Text):
+            return self._num_windows(asked, question)
+        from lit_prune.evaluate import harness
+
+        if question not in self._loaded:
+            print(printable(f"reading {question.benchmark.task}"), file=sys.stderr)
+            self._loaded[question] = harness.load(question)
+        sizes = (len(task.task_docs) for task in self._loaded[question]["tasks"].values())
+        return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
+
+    def _num_windows(self, asked: Asked, text: Text) -> int:
+        """Windows of a text, counted once for each tokenizer and length."""
+        key = text, asked.subject.tokenizer, asked.window
+        if key not in self._windows:
+            from lit_prune.evaluate.perplexity import count_windows
+
+            print(printable(f"reading {text.title}"), file=sys.stderr)
+            tokenizer = _tokenizer(asked.subject, folder_of(asked.subject))
+            self._windows[key] = count_windows(
+                asked.positions, tokenizer, text.source, column=text.column, fingerprint=text.fingerprint,
+                window=asked.window, stride=text.stride, limit=text.limit, rolling=text.windows == "rolling",
+            )  # fmt: skip
+        return self._windows[key]
+
+    def _answer(self, asked: Asked, count: int) -> bool:
+        """Whether there is an answer now."""
+        try:
+            with self.store.hold(KIND, asked.about) as node:
+                if node.result is None:
+                    self._bar.say(_doing(asked))
+                    started = time.perf_counter()
+                    result, documents = self._measure(asked, count, node.folder)
+                    documents.to_parquet(node.folder / DOCUMENTS, index=False)
+                    node.finish(result, seconds=round(time.perf_counter() - started, 1))
+        except Locked as busy:
+            self._bar.say(str(busy))
+            return False
+        except ConfigError:
+            raise
+        except Exception as error:
+            node, failure = asked.node(self.store), failure_of(error)
+            self._bar.say(f"{_doing(asked)} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
+            with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                node.fail(failure.error, error)
+            release_frames(error)
+            return False
+        return True
+
+    def _measure(self, asked: Asked, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        from lit_prune.evaluate.validation import sizes_of
+
+        model, tokenizer = self._load(asked.subject, asked.dtype)
+        about = {"model": asked.subject.label, "place": asked.subject.model} | sizes_of(model)
+        if isinstance(asked.question, Text):
+            found, documents = self._read(asked, model, tokenizer, folder)
+        else:
+            found, documents = self._examine(asked, model, tokenizer, count)
+        return about | found, documents
+
+    def _examine(self, asked: Asked, model: Any, tokenizer: Any, count: int) -> tuple[dict[str, Any], pd.DataFrame]:
+        from lit_prune.evaluate import harness
+
+        assert isinstance(asked.question, Question)
+        before = self._bar.done
+        answer = harness.measure(
+            model, tokenizer, asked.question, batch_size=self.batch_size, loaded=self._loaded[asked.question],
+            tell=lambda share: self._bar.at(before + int(share * count), _doing(asked)),
+        )  # fmt: skip
+        benchmark = asked.question.benchmark
+        return {
+            "task": benchmark.task,
+            "title": benchmark.title,
+            "shots": answer.shots,
+            "limit": asked.question.limit,
+            "version": answer.version,
+            "cut": answer.cut,
+            "metrics": _plain(answer.metrics),
+            "subtasks": {task: _plain(scores) for task, scores in answer.subtasks.items()},
+        }, answer.documents
+
+    def _read(self, asked: Asked, model: Any, tokenizer: Any, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Measure a text; the windows scored so far are kept in the folder of the answer."""
+        from lit_prune.evaluate.perplexity import measure_text
+
+        text, before = asked.question, self._bar.done
+        assert isinstance(text, Text)
+        rolling = text.windows == "rolling"
+        found = measure_text(
+            model, tokenizer, text.source, column=text.column, fingerprint=text.fingerprint, window=asked.window,
+            stride=text.stride, limit=text.limit, rolling=rolling, log=WindowLog(folder / WINDOWS),
+            tell=lambda count: self._bar.at(before + count, _doing(asked)),
+        )  # fmt: skip
+        metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if rolling else []))
+        shown = {name: getattr(found, name) for name in metrics}
+        task = f"text {text.fingerprint[:12]}"  # not its name, which may be another for the next model
+        documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=task)
+        return {
+            "task": task,
+            "title": text.title,
+            "shots": None,
+            "limit": text.limit,
+            "cut": 0.0,
+            "window": found.window,
+            "stride": found.stride,
+            "windows": text.windows,
+            "unread": found.num_unread / found.num_bytes,
+            "metrics": {
+                name: {"value": value, "stderr": None, "n": found.num_documents} for name, value in shown.items()
+            },
+            "numbers": found.numbers,
+        }, documents[["task", "document", "metric", "value"]]
+
+    def _load(self, subject: ModelRef, dtype: Dtype) -> tuple[Any, Any]:
+        """Model and tokenizer, the last ones kept: questions come model by model."""
+        import torch
+
+        if self._model is None or self._model[:2] != (subject, dtype):
+            self._model = None  # before the next one is there: two may be more than fit
+            folder = folder_of(subject)
+            gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+            model = loading.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
+            self._model = subject, dtype, model, _tokenizer(subject, folder)
+        return self._model[2:]
+
+
+def _check_window(asked: Asked) -> None:
+    """See that a model has as many positions as a text is to be read in, and as are between two windows."""
+    if not isinstance(asked.question, Text):
+        return
+    window, stride = asked.question.window, asked.question.stride
+    for name, size in (("window", window), ("stride", stride)):
+        if size is not None and size > asked.positions:
+            raise ConfigError(f"--{name}: {size} asked for, {asked.subject.label} has {asked.positions} positions")
+    if stride is not None and stride > asked.window:
+        raise ConfigError(f"--stride: must be at most the window, {asked.window}, got {stride}")
+
+
+@functools.cache
+def _positions(model: str, fingerprint: str) -> int | None:
+    """Positions of a model by its config.json, which is read without transformers; None: it has no limit."""
+    folder = loading.locate(model, fingerprint, weights=False, field=FLAG)
+    config = read_json(Path(folder) / "config.json") or {}
+    config = {**config, **(config.get("text_config") or {})}
+    return config.get("max_position_embeddings") or config.get("n_positions")
+
+
+def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Scores as JSON has them, which knows no NaN."""
+    return {
+        name: {"value": score.value, "stderr": None if math.isnan(score.stderr) else score.stderr, "n": score.n}
+        for name, score in scores.items()
+    }
+
+
+def _tokenizer(subject: ModelRef, folder: str) -> Any:
+    tokenizer = tokenizer_of(subject, folder)
+    field = FLAG if subject.tokenizer == subject.model else TOKENIZER_FLAG
+    loading.check_ids(tokenizer, loading.load_config(folder).vocab_size, f"{field}: {subject.tokenizer}")
+    return tokenizer
+
+
+def _doing(asked: Asked) -> str:
+    question = asked.question
+    title = question.title if isinstance(question, Text) else question.benchmark.title
+    return f"{asked.subject.label} on {title}"

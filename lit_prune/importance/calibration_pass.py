@@ -1,0 +1,74 @@
+"""A pass of the teacher over the calibration data: what all of them share, whatever they take from a batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_prune import cpu
+from lit_prune.config import ConfigError, Execution
+from lit_prune.data.calibration import CalibrationData
+
+
+class Pass(L.LightningModule):
+    """Reads every batch once; a subclass says what it takes from one, and adds up what the ranks have."""
+
+    takes_gradients = False
+
+    def __init__(self, model: Any, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self.model, self.tell, self.seen = model.eval(), tell, 0
+
+    @abstractmethod
+    def read(self, batch: dict[str, Tensor]) -> None:
+        """Take in one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
+
+    @abstractmethod
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+
+    @abstractmethod
+    def found(self) -> dict[str, dict[str, Tensor]]:
+        """Name of the evidence -> its tensors, after the pass."""
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Read one batch, and tell how many sequences have been seen."""
+        self.read(batch)
+        self.seen += len(batch["input_ids"])
+        self.tell(self.seen)
+
+    def on_predict_end(self) -> None:
+        """Add up the ranks."""
+        self.seen = int(self._total(torch.tensor(self.seen, device=self.device)))
+        self.add_up(self._total)
+
+    def _total(self, sums: Tensor) -> Tensor:
+        reduced = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+
+def stream(reader: Pass, data: CalibrationData, execution: Execution) -> None:
+    """Let a pass read all the data."""
+    trainer = L.Trainer(
+        accelerator=execution.accelerator, devices=1, logger=False, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        inference_mode=not reader.takes_gradients,
+    )  # fmt: skip
+    with cpu.plainly():
+        trainer.predict(reader, datamodule=data, return_predictions=False)
+
+
+def check_finite(what: str, statistics: Tensor) -> None:
+    """See that every number of a statistic is one.
+
+    Raises:
+        ConfigError: one is NaN or infinite; `what` names where.
+    """
+    if not statistics.isfinite().all():
+        raise ConfigError(f"teacher.model: {what} is NaN or infinite on the calibration data, so it scores nothing")

@@ -1,0 +1,200 @@
+"""The calibration passes: one forward pass takes every statistic of the activations that is asked for, at once.
+
+What needs passes of its own is in removals.py (the model without each block) and gradients.py (backward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lit_prune.config import ConfigError, Execution
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.importance.aggregate import SequenceMoments
+from lit_prune.importance.calibration_pass import Pass, check_finite, stream
+from lit_prune.importance.gradients import Gradients
+from lit_prune.importance.layer_ablation import Removals
+from lit_prune.importance.layer_distance import Distances
+from lit_prune.models.model_family import anatomy_of, blocks_of, head_dim_of
+
+
+class HookPoint(NamedTuple):
+    """Where activations [batch, seq, width] are read."""
+
+    module: nn.Module
+    entering: bool
+    """Whether at the input of the module, or at its output."""
+    head_dim: int | None = None
+    """Width of a head, where the L2 norm of each head at each token is what is read."""
+
+    def hook(self, moments: SequenceMoments, ids: Tensor) -> RemovableHandle:
+        """Add what passes, for tokens `ids` [batch, seq], to the moments."""
+
+        def add(x: Tensor) -> None:
+            x = x.unflatten(0, ids.shape) if x.dim() == 2 else x  # OPT's MLP knows no sequences
+            moments.add(x.unflatten(-1, (-1, self.head_dim)).float().norm(dim=-1) if self.head_dim else x)
+
+        if self.entering:
+            return self.module.register_forward_pre_hook(lambda module, inputs: add(inputs[0]))
+        return self.module.register_forward_hook(lambda module, inputs, output: add(output))
+
+
+class ActivationMoments:
+    """The moments over sequences of what passes each of some sites."""
+
+    def __init__(self, sites: Mapping[str, HookPoint]) -> None:
+        self.sites = sites
+        self.moments = {name: SequenceMoments() for name in sites}
+
+    @contextmanager
+    def reading(self, ids: Tensor) -> Iterator[None]:
+        """Take in the forward pass over `ids` [batch, seq] inside `with`."""
+        handles = [site.hook(self.moments[name], ids) for name, site in self.sites.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+        for moments in self.moments.values():
+            assert moments.sums is not None
+            moments.sums = total(moments.sums)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums [2, 3, units] of each site, float64.
+
+        Raises:
+            ConfigError: an activation was not finite.
+        """
+        sums = {name: moments.sums.cpu() for name, moments in self.moments.items() if moments.sums is not None}
+        for name, found in sums.items():
+            check_finite(f"activation {name}", found)
+        return sums
+
+
+class Reader(Protocol):
+    """Something that a forward pass tells of."""
+
+    def reading(self, ids: Tensor) -> AbstractContextManager[None]:
+        """Take in the forward pass over `ids` inside `with`."""
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has been found."""
+
+
+def importance_sites(model: Any) -> dict[str, HookPoint]:
+    """Neurons after their activation, at the input of the down projection; heads as the L2 norm of each head's output
+    at each token, at the input of the output projection; hidden channels as attention and MLP read them, after their
+    norms (Minitron, section 2.2; decisions where the paper is silent: post-activation, per-token norm first).
+
+    A norm that attention and MLP share is read once; where a family has none before them, the residual stream is.
+    """
+    anatomy, sites = anatomy_of(model.config), {}
+    norms = {
+        (anatomy.input_norm or "", anatomy.input_norm is None): "input_norm",
+        (anatomy.mlp_norm or anatomy.mlp or "", anatomy.mlp_norm is None): "mlp_norm",
+    }
+    for i, block in enumerate(blocks_of(model)):
+        output, down = block.get_submodule(anatomy.attention_output), block.get_submodule(anatomy.mlp_output)
+        sites[f"{i}.head"] = HookPoint(output, entering=True, head_dim=head_dim_of(model.config))
+        sites[f"{i}.neuron"] = HookPoint(down, entering=True)
+        for (path, entering), name in norms.items():
+            sites[f"{i}.{name}"] = HookPoint(block.get_submodule(path), entering)
+    return sites
+
+
+def head_channel_sites(model: Any) -> dict[str, HookPoint]:
+    """Every channel of the heads' outputs, at the input of the output projection (Model-Optimizer's order: channels
+    are aggregated before they are joined to heads)."""
+    path = anatomy_of(model.config).attention_output
+    return {f"{i}.head_channel": HookPoint(block.get_submodule(path), True) for i, block in enumerate(blocks_of(model))}
+
+
+def preactivation_sites(model: Any) -> dict[str, HookPoint]:
+    """Neurons before their activation, as Minitron prints their score (section 2.2).
+
+    Raises:
+        ConfigError: the family's MLP has no module for its activation.
+    """
+    path = anatomy_of(model.config).activation
+    if path is None:
+        raise ConfigError(
+            f"student.criterion: the neurons of a {model.config.model_type} cannot be read before their activation, "
+            "which is no module of its own; activation reads them after it"
+        )
+    return {
+        f"{i}.preactivation": HookPoint(block.get_submodule(path), True) for i, block in enumerate(blocks_of(model))
+    }
+
+
+READERS: dict[str, Callable[[Any], Reader]] = {
+    "importance": lambda model: ActivationMoments(importance_sites(model)),
+    "head_channels": lambda model: ActivationMoments(head_channel_sites(model)),
+    "preactivations": lambda model: ActivationMoments(preactivation_sites(model)),
+    "distances": Distances,
+}
+"""What one forward pass can tell, by the name of the evidence."""
+
+
+class Calibrator(Pass):
+    """Streams the teacher's activations into the statistics asked for, without gradients and without logits."""
+
+    def __init__(self, model: Any, names: Collection[str], tell: Callable[[int], None]) -> None:
+        super().__init__(model, tell)
+        self.readers = {name: READERS[name](model) for name in names}
+
+    def read(self, batch: dict[str, Tensor]) -> None:
+        """Read one batch {`input_ids`: int64 [batch, seq]}."""
+        with ExitStack() as stack:
+            for reader in self.readers.values():
+                stack.enter_context(reader.reading(batch["input_ids"]))
+            self.model.base_model(input_ids=batch["input_ids"], use_cache=False)
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each running sum by its `total` over the ranks."""
+        for reader in self.readers.values():
+            reader.add_up(total)
+
+    def found(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each evidence."""
+        return {name: reader.tensors() for name, reader in self.readers.items()}
+
+
+def measure(
+    model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution, tell: Callable[[int], None]
+) -> int:
+    """Write each evidence named in `paths` to its safetensors file; `tell` hears of the sequences seen in each pass.
+
+    Returns the sequences seen.
+
+    Raises:
+        ConfigError: something that is not finite, or that the family does not show; its file is not written.
+    """
+    seen = 0
+    for reader in _passes(model, paths, tell):
+        stream(reader, data, execution)
+        for name, tensors in reader.found().items():
+            save_file(tensors, paths[name])
+        seen = reader.seen
+    return seen
+
+
+def _passes(model: Any, names: Collection[str], tell: Callable[[int], None]) -> Iterator[Pass]:
+    """The passes that find what is named."""
+    if forward := [name for name in READERS if name in names]:
+        yield Calibrator(model, forward, tell)
+    if "removals" in names:
+        yield Removals(model, 1, tell)
+    if "gradients" in names:
+        yield Gradients(model, tell)

@@ -1,0 +1,103 @@
+"""The language-model loss without each span of blocks, from one full pass a batch and the rest of the blocks behind
+each span: the states before a span are those of the full pass, so that they are not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_prune.config import Execution
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.data.tokens import IGNORED
+from lit_prune.importance.aggregate import double
+from lit_prune.importance.calibration_pass import Pass, check_finite, stream
+from lit_prune.losses.probabilities import negative_log_likelihood
+from lit_prune.models.residual_stream import ResidualStream
+
+_LOGITS_AT_ONCE = 2**22
+"""Logits that may be in a computer's memory: few enough that the next ones get the same place (Linux gives larger ones
+back at once, and to ask for them again took a fifth of the processor's time)."""
+
+_LOGITS_AT_ONCE_ON_GPU = 2**27
+"""Logits that may be in a GPU's memory."""
+
+_LOGITS_IN_CACHE = 2**18
+"""Logits a processor takes the softmax of at once: few enough to stay in its cache between the steps."""
+
+
+def removal_losses(
+    model: Any, data: CalibrationData, length: int, execution: Execution, tell: Callable[[int], None]
+) -> Tensor:
+    """Nats per token without the `length` blocks from each start on: float64 [L - length + 1].
+
+    Raises:
+        ConfigError: a loss is not finite.
+    """
+    removals = Removals(model, length, tell)
+    stream(removals, data, execution)
+    return removals.found()["removals"]["loss"]
+
+
+def sequences_at_once(ids: Tensor, vocab_size: int) -> int:
+    """As many sequences of a batch [batch, seq] as there is room for the logits of."""
+    room = _LOGITS_AT_ONCE_ON_GPU if ids.is_cuda else _LOGITS_AT_ONCE
+    return max(1, room // (ids.shape[1] * vocab_size))
+
+
+def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats of every next token, 0 where there is none to predict: [batch, seq, vocab] -> float32 [batch * seq]."""
+    successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    size = len(successors) if logits.is_cuda else max(1, _LOGITS_IN_CACHE // logits.shape[-1])
+    parts = zip(logits.flatten(0, 1).split(size), successors.split(size), strict=True)
+    return torch.cat([negative_log_likelihood(ours.float(), ids) for ours, ids in parts])
+
+
+class Removals(Pass):
+    """Sums the losses of the whole model and of the model without each span of `length` blocks.
+
+    Bit for bit what removing the blocks from the model gives, at L + L (L - 1) / 2 evaluations of a block instead of
+    L (L - 1) for single blocks. Holds the L + 1 states of one batch.
+    """
+
+    def __init__(self, model: Any, length: int, tell: Callable[[int], None]) -> None:
+        super().__init__(model, tell)
+        self.residual, self.length = ResidualStream(model), length
+        self.sums: Tensor | None = None
+        """Float64: of the whole model, of the model without each span, and the number of tokens."""
+
+    def read(self, batch: dict[str, Tensor]) -> None:
+        """Read one batch {`input_ids`, `labels`: int64 [batch, seq]}, as many sequences at once as logits allow."""
+        size = sequences_at_once(batch["input_ids"], self.model.config.vocab_size)
+        for ids, labels in zip(batch["input_ids"].split(size), batch["labels"].split(size), strict=True):
+            with self.residual.reading() as states:
+                found = [self._loss(ids, labels)]
+            for start in range(len(states) - self.length):
+                with self.residual.resuming(states[start], start + self.length):
+                    found.append(self._loss(ids, labels))
+            found.append(double((labels[:, 1:] != IGNORED).sum()))
+            self.sums = torch.stack(found) if self.sums is None else self.sums + torch.stack(found)
+
+    def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace the running sums by their `total` over the ranks."""
+        assert self.sums is not None
+        self.sums = total(self.sums)
+
+    def found(self) -> dict[str, dict[str, Tensor]]:
+        """Nats per token, float64: `loss` [L - length + 1] by the first block that is left out, and `whole` [].
+
+        Raises:
+            ConfigError: a loss is not finite.
+        """
+        assert self.sums is not None
+        losses = self.sums[:-1].cpu() / self.sums[-1].cpu()
+        check_finite("the loss of the whole model", losses[0])
+        for start, loss in enumerate(losses[1:]):
+            check_finite(f"the loss without the {self.length} blocks from block {start} on", loss)
+        return {"removals": {"loss": losses[1:].clone(), "whole": losses[0].clone()}}
+
+    def _loss(self, ids: Tensor, labels: Tensor) -> Tensor:
+        return double(next_token_losses(self.model(input_ids=ids, use_cache=False).logits, labels)).sum()

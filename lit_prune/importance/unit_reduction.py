@@ -1,0 +1,56 @@
+"""From weights to units: a number for every weight, summed over the weights that belong to each unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_prune.importance.aggregate import double
+from lit_prune.models.model_family import Axes, anatomy_of, parts_of
+from lit_prune.models.shape import ModelShape, shape_of
+
+Worth = Callable[[str, Tensor], Tensor]
+"""(name of a parameter, its weights) -> a number for each of them, in the same shape."""
+
+
+def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
+    """Float64 sums over the weights of each unit: "neuron" [layers, neurons], "head" [layers, heads], "hidden"
+    [1, hidden] over the whole model, "block" [1, layers].
+
+    Where every head has its own keys and values, these belong to it; where it shares them, only its queries and its
+    part of the output do.
+    """
+    shape, anatomy = shape_of(model.config), anatomy_of(model.config)
+    head = {"head", "kv_group"} if shape.heads == shape.kv_groups else {"head"}
+    sums = {
+        "neuron": torch.zeros(shape.layers, shape.neurons, dtype=torch.float64),
+        "head": torch.zeros(shape.layers, shape.heads, dtype=torch.float64),
+        "hidden": torch.zeros(1, shape.hidden, dtype=torch.float64),
+        "block": torch.zeros(1, shape.layers, dtype=torch.float64),
+    }
+    for name, parameter in model.named_parameters():
+        values, axes = double(worth(name, parameter.detach())).cpu(), anatomy.axes_of(name)
+        _add(sums["hidden"][0], values, axes, {"hidden"}, shape)
+        block, _ = anatomy.block_of(name)
+        if block is not None:
+            _add(sums["neuron"][block], values, axes, {"neuron"}, shape)
+            _add(sums["head"][block], values, axes, head, shape)
+            sums["block"][0, block] += values.sum()
+    return sums
+
+
+def _add(sums: Tensor, values: Tensor, axes: Axes, wanted: set[str], shape: ModelShape) -> None:
+    """Add a parameter's values to the sums of the units of `wanted` axes, in place."""
+    for dim, axis in enumerate(axes):
+        parts = parts_of(axis)
+        if not wanted.intersection(parts):
+            continue
+        units = [shape.units(part) for part in parts]
+        entries = values.shape[dim] // sum(units)
+        slices = values.movedim(dim, 0).flatten(1).sum(1) if values.dim() > 1 else values
+        for part, piece in zip(parts, slices.split([entries * count for count in units]), strict=True):
+            if part in wanted:
+                sums += piece.unflatten(0, (-1, entries)).sum(1)

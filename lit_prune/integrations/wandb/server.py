@@ -1,0 +1,200 @@
+"""What goes to a Weights & Biases server, and takes a key: runs that were made offline, and a table's dashboards.
+
+Nothing is read from it but whether a dashboard that was published is still there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_prune.config import ConfigError
+from lit_prune.integrations.wandb import specs as specs
+from lit_prune.store import Store
+from lit_prune.store.atomic import write_json
+
+_WANDB = [sys.executable, "-m", "wandb"]
+_AT_ONCE = 4
+"""Processes that look into runs."""
+
+
+def require_key() -> None:
+    """See that there is a key.
+
+    Raises:
+        ConfigError: there is none, or one that cannot be.
+    """
+    # Whoever asks for a server does not mean to stay offline; wandb reads this when it is first asked for anything.
+    os.environ.pop("WANDB_MODE", None)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except Exception as error:  # a wrong key and a wrong address of the server are of no common kind
+        raise ConfigError(f"W&B cannot be used: {' '.join(str(error).split())}") from None
+    if not has_key:
+        raise ConfigError("there is no W&B key; set WANDB_API_KEY, or keep one by `wandb login`")
+
+
+def reach() -> None:
+    """See that the server answers and takes the key: `wandb sync` would go on trying.
+
+    Raises:
+        wandb.errors.Error: it does not.
+    """
+    import wandb
+
+    wandb.Api()
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a server that does not answer, or refuses, raises."""
+    import wandb
+
+    return (wandb.errors.Error, TimeoutError, ConnectionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Brought:
+    """What became of the offline runs of a table; a run that was resumed has a folder for each of its parts."""
+
+    sent: list[Path]
+    before: list[Path]
+    """Sent by an earlier call."""
+    running: list[Path]
+    """Still written to."""
+    empty: list[Path]
+    """Killed before anything of theirs was written; one of them would keep `wandb sync` from sending all others."""
+    unreadable: list[Path]
+    """Not in W&B's format, which is as bad."""
+    refused: list[Path]
+    others: list[Path]
+    """Not asked for: of other tables, profiles and settings."""
+
+    def __str__(self) -> str:
+        parts = (
+            (self.sent, "sent"), (self.before, "sent before"), (self.running, "still running"),
+            (self.empty, "empty"), (self.unreadable, "unreadable"), (self.refused, "not taken by the server"),
+        )  # fmt: skip
+        told = ", ".join(f"{len(runs)} {what}" for runs, what in parts if runs) or "no offline runs"
+        return told + f" ({len(self.others)} of other tables, profiles or settings stay)" * bool(self.others)
+
+
+def bring_up(addresses: Collection[str], store: Store, project: str, entity: str) -> Brought:
+    """Send the offline runs of these cells with `wandb sync`, each once, the parts of a resumed one in their order."""
+    folder = store.mirror
+    found = sorted(folder.glob("wandb/offline-run-*"))
+    runs = [run for run in found if _address(run) in addresses]
+    before = [run for run in runs if _is_sent(run)]
+    running = [run for run in runs if run not in before and _is_running(store, _address(run))]
+    left = [run for run in runs if run not in before and run not in running]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each waits for a process of its own
+        kinds = dict(zip(left, pool.map(_kind, left), strict=True))
+    due = [run for run in left if kinds[run] == "whole"]
+    if due:
+        where = ["--project", project, *(["--entity", entity] if entity else [])]
+        # Otherwise its logs make a folder wandb/ where the command runs.
+        places = {"WANDB_DATA_DIR": str((folder / "data").resolve()), "WANDB_DIR": str(folder.resolve())}
+        subprocess.run(
+            [*_WANDB, "sync", *where, *map(str, due)], env=places | os.environ, stdin=subprocess.DEVNULL, check=False
+        )
+    refused = [run for run in due if not _is_sent(run)]
+    empty, unreadable = ([run for run in left if kinds[run] == kind] for kind in ("empty", "unreadable"))
+    return Brought(
+        sent=[run for run in due if run not in refused], before=before, running=running, empty=empty,
+        unreadable=unreadable, refused=refused,
+        others=[run for run in found if run not in runs and not _is_sent(run)],
+    )  # fmt: skip
+
+
+def publish(board: specs.Board, answer: str, memory: Path) -> dict[str, str]:
+    """Save workspace and report, over those that the file `memory` knows where they are still there.
+
+    Returns their URLs.
+
+    Raises:
+        ConfigError: nobody has said who owns the project, nor does the key.
+    """
+    import wandb
+
+    api = wandb.Api()
+    entity = board.entity or api.default_entity
+    if not entity:
+        raise ConfigError("--entity: the key belongs to no user or team by default; name the one that owns the project")
+    board = dataclasses.replace(board, entity=entity)
+    if board.project not in {project.name for project in api.projects(board.entity)}:
+        api.create_project(board.project, board.entity)
+    place = {"server": wandb.setup().settings.base_url, "entity": board.entity, "project": board.project}
+    known = _remembered(memory, place)
+    workspace, report = specs.workspace_of(board), specs.report_of(board, answer, project=True)
+    if (there := _still_there(specs.ws.Workspace, known.get("workspace"))) is not None:
+        workspace._internal_name, workspace._internal_id = there._internal_name, there._internal_id
+    if (there := _still_there(specs.wr.Report, known.get("report"))) is not None:
+        report.id = there.id
+    saved = place | known
+    for name, dashboard in (("workspace", workspace), ("report", report)):
+        dashboard.save()
+        saved[name] = dashboard.url
+        write_json(memory, saved)  # at once: cut off here, the next call must not make a second one
+    return {name: saved[name] for name in ("workspace", "report")}
+
+
+def _remembered(memory: Path, place: dict[str, str]) -> dict[str, str]:
+    """What was published at the same place before."""
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads(memory.read_text())
+        if found.items() >= place.items():
+            return found
+    return {}
+
+
+def _still_there(kind: Any, url: str | None) -> Any:
+    """The dashboard at a URL, or None where somebody has deleted it."""
+    if url is None:
+        return None
+    try:
+        return kind.from_url(url)
+    except (ValueError, TypeError):  # of a workspace, and of a report, that is not there
+        return None
+
+
+def _address(run: Path) -> str:
+    return run.name.rpartition("-")[2]
+
+
+def _is_sent(run: Path) -> bool:
+    return any(run.glob("*.wandb.synced"))
+
+
+def _is_running(store: Store, address: str) -> bool:
+    """Whether a process holds the cell: its run is not whole yet, and sending it would call it done."""
+    try:
+        with (store.root / "cell" / address / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _kind(run: Path) -> Literal["whole", "empty", "unreadable"]:
+    """Return "empty" for a run of which nothing was written, not even what it is."""
+    files = list(run.glob("*.wandb"))
+    if not any(path.stat().st_size for path in files):
+        return "empty"
+    inspect = [*_WANDB, "leet", "inspect", "--summary", "--json", str(run)]
+    told = subprocess.run(inspect, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if told.returncode:
+        return "unreadable"
+    return "whole" if json.loads(told.stdout)["run_id"] else "empty"

@@ -1,0 +1,226 @@
+"""The mirror of each cell in Weights & Biases. The store is the truth; losing the mirror never loses a run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+from lightning.pytorch.loggers import WandbLogger
+
+from lit_prune.config.overrides import described
+from lit_prune.distill.budget import tokens_of_step
+from lit_prune.pipeline.expand import Entry
+from lit_prune.store.store import CHECKS
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+_PATIENCE = 60
+"""Seconds that a run waits at its end for W&B's server, once."""
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_STEP = "trainer/global_step"
+_TAG = 64
+"""Characters W&B takes in a tag; a run with a longer one is refused."""
+
+
+def _forgiving(method: Method) -> Method:
+    """Report the first failure in one line, then stay silent."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.lost:
+            return None
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.lost = True
+            print(f"W&B is lost, the run goes on without it ({_reason(error)})", file=sys.stderr)
+            return None
+
+    return wrapped  # type: ignore[return-value]
+
+
+class TolerantWandbLogger(WandbLogger):
+    """A WandbLogger whose failures end the mirroring and nothing else, and that tells each step once and whole.
+
+    W&B's own step is the optimizer's, so that a run that is resumed goes on where it was: what is `known` of it from an
+    earlier part is not told again, and a step that was interrupted is told by the part that finishes it.
+    """
+
+    lost = False
+
+    def __init__(self, run: Any, tokens: int, known: int = -1) -> None:
+        super().__init__(experiment=run)
+        self.tokens, self.known = tokens, known
+        self._row: dict[str, Any] = {}
+
+    @_forgiving
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if step is None or step <= self.known:
+            return
+        if step != self._row.get(_STEP, step):
+            self._tell_row()
+        self._row |= {**metrics, _STEP: step, "tokens": step * self.tokens}
+
+    def _tell_row(self) -> None:
+        if self._row:
+            self.experiment.log(self._row, step=self._row[_STEP])
+        self._row = {}
+
+    @_forgiving
+    def log_hyperparams(self, params: Any) -> None:
+        super().log_hyperparams(params)
+
+    @_forgiving
+    def save(self) -> None:
+        super().save()
+
+    @_forgiving
+    def finalize(self, status: str) -> None:
+        if status == "success":
+            self._tell_row()
+        super().finalize(status)
+
+
+class WandbTracker:
+    """One W&B run a cell: id = address, group = table, row, seed and every field of the cell in its config, terms on
+    trainer/global_step and on tokens."""
+
+    def __init__(self, table: str, mode: Mode, folder: Path) -> None:
+        self.table, self.folder = table, folder
+        self.mode = _mode(mode)
+        self.lost = self.mode == "disabled"
+        self._open_runs: dict[str, Any] = {}
+
+    @contextmanager
+    def logger(self, entry: Entry, folder: Path) -> Iterator[list[TolerantWandbLogger]]:
+        """The loggers of a cell's training run, which may go on in `folder`: one, or none where W&B is off or lost."""
+        logger = self._open(entry, folder)
+        try:
+            yield [logger] if logger else []
+        finally:
+            self.lost = self.lost or bool(logger and logger.lost)
+
+    @_forgiving
+    def conclude(self, entry: Entry, result: dict[str, Any]) -> None:
+        """Close the cell's run with its result, as summary and as a table of one row.
+
+        A cell that is not retrained has none until now.
+        """
+        import wandb
+
+        if entry.key not in self._open_runs:
+            self._start(entry)
+        run = self._open_runs.pop(entry.key)
+        run.summary.update(result)
+        columns: list[str | int] = ["row", "seed", *result]
+        run.log({"result": wandb.Table(columns=columns, data=[[entry.row, entry.seed, *result.values()]])})
+        run.finish()
+
+    def close(self) -> None:
+        """End the runs that were left open by a failure, each whatever becomes of the others.
+
+        A server that has once let the time pass is not waited for again.
+        """
+        while self._open_runs:
+            try:
+                self._open_runs.popitem()[1].finish(exit_code=1)
+            except TimeoutError:
+                break
+            except Exception:
+                continue
+
+    @_forgiving
+    def _open(self, entry: Entry, folder: Path) -> TolerantWandbLogger:
+        known = self._known(entry.key)
+        run = self._start(entry)
+        known = max(known, run.step - 1 if run.resumed else -1)
+        logger = TolerantWandbLogger(run, tokens_of_step(entry.cell.distill), known)
+        for step, metrics in _past(folder):
+            logger.log_metrics(metrics, step)
+            logger.known = max(logger.known, step - 1)
+        return logger
+
+    def _start(self, entry: Entry) -> Any:
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Otherwise tables are staged in the home folder, and do not travel with the runs.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
+        config = {"row": entry.row, "seed": entry.seed, "cell": described(entry.cell)}
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "lit-prune"), id=entry.key, name=f"{entry.row} seed {entry.seed}",
+            group=self.table, job_type=_job_type(entry), tags=[self.table, entry.row[:_TAG]], dir=str(self.folder),
+            resume="allow", mode=self.mode, config=config, settings=_quiet(wandb),
+            reinit="create_new",  # cells in turns each have a run of their own
+        )  # fmt: skip
+        self._open_runs[entry.key] = run
+        run.define_metric(_STEP)
+        run.define_metric("*", step_metric=_STEP, step_sync=True)
+        return run
+
+    def _known(self, address: str) -> int:
+        """The last step that runs made offline hold of a cell, -1 where there are none.
+
+        Each resumption adds a run, of which the newest that holds a step holds the last one.
+        """
+        inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
+        for run in sorted(self.folder.glob(f"wandb/offline-run-*-{address}"), reverse=True):
+            told = subprocess.run([*inspect, str(run)], capture_output=True, text=True, timeout=60)
+            step = json.loads(told.stdout)["step"] if told.returncode == 0 else None
+            if step is not None:
+                return step
+        return -1
+
+
+def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """What the files of an interrupted retraining say, by step: W&B may have lost it, or not have been asked."""
+    rows: dict[int, dict[str, float]] = {}
+    for name, prefix in (("metrics.csv", ""), (CHECKS, "validation/")):
+        if (folder / "last.ckpt").exists() and (folder / name).exists():
+            for row in pd.read_csv(folder / name).to_dict("records"):
+                told = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and not math.isnan(v)}
+                rows.setdefault(int(row["step"]), {}).update(told)
+    return sorted(rows.items())
+
+
+def _job_type(entry: Entry) -> str:
+    """What a run is for: a cell of the table, something measured once for scale, or what a cell is cut from."""
+    return "source" if entry.source else "reference" if entry.reference else "cell"
+
+
+def _mode(mode: Mode) -> Any:
+    """The mode to use: what was asked for, else what the environment says, else online with a key, offline without."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    import wandb
+
+    try:
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    except Exception as error:
+        print(f"W&B cannot be used online, runs are mirrored offline ({_reason(error)})", file=sys.stderr)
+        return "offline"
+
+
+def _quiet(wandb: Any) -> Any:
+    """Settings of a cell's run; the private ones (x_) are kept here alone."""
+    # Unless told how long, the end of a run waits for a server that is gone as long as it takes.
+    return wandb.Settings(
+        console="off", silent=True, init_timeout=20, finish_timeout=_PATIENCE, finish_timeout_raises=True,
+        x_disable_stats=True, x_disable_machine_info=True,
+    )  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

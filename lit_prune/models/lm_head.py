@@ -1,0 +1,110 @@
+"""How a causal language model turns its last states into logits: a linear map, and in some families a step behind it.
+
+With this, whoever reads logits can make those of a few tokens at a time.
+
+Logits of bfloat16 factors are float32 here, where the model itself rounds them to bfloat16. A distillation gradient is
+a difference of two probabilities, and the rounding of the logits is most of its error: rounded, the error is about
+three times as large, and it grows as student and teacher come closer. Without bfloat16 units in the processor, the
+float32 product is also the faster one; on a GPU the product of the same factors is only written in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_prune.models.model_family import anatomy_of
+
+Finish = Callable[[Tensor], Tensor]
+"""What follows the linear map, logits [..., vocab] -> [..., vocab]."""
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """The map from last states to logits."""
+
+    weight: Tensor
+    """[vocab, width]; may be the embedding."""
+    bias: Tensor | None = None
+    """[vocab]."""
+    finish: Finish | None = None
+
+    def linear(self, states: Tensor) -> Tensor:
+        """Return the product of states with the weight, plus the bias: [..., width] -> [..., vocab].
+
+        Factors in bfloat16 or float16, their own or that of autocast, are multiplied and returned in float32.
+        """
+        head = self.cast()
+        with torch.autocast(head.weight.device.type, enabled=False):
+            return _product(states.to(head.weight.dtype), head.weight, head.bias)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of last states, [..., width] -> [..., vocab], float32 at least: see `linear`."""
+        linear = self.linear(states)
+        return linear if self.finish is None else self.finish(linear)
+
+    def cast(self) -> LMHead:
+        """The head in the dtype that autocast, where it is on, computes in: cast once for many calls."""
+        kind = self.weight.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self
+        dtype = torch.get_autocast_dtype(kind)
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+
+def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return F.linear(states, weight, bias)
+    if not weight.is_cuda or torch.is_grad_enabled():  # the product below has no gradient, and is not there on a CPU
+        return F.linear(states.float(), weight.float(), None if bias is None else bias.float())
+    flat = torch.mm(states.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+    product = flat.unflatten(0, states.shape[:-1])
+    return product if bias is None else product.add_(bias)
+
+
+def head_of(model: Any) -> LMHead:
+    """The head of a causal language model.
+
+    Raises:
+        ConfigError: its family is not supported.
+    """
+    anatomy_of(model.config)
+    linear = model.get_output_embeddings()
+    return LMHead(linear.weight, linear.bias, _finish_of(model.config))
+
+
+def _finish_of(config: Any) -> Finish | None:
+    step = anatomy_of(config).after_head
+    if step is None:
+        return None
+    name, kind = step
+    value = getattr(config, name)
+    return None if value is None or (value == 1 and kind != "cap") else partial(_STEPS[kind], value=value)
+
+
+def _soften(logits: Tensor, value: float) -> Tensor:
+    return torch.tanh(logits / value) * value
+
+
+def _scale_down(logits: Tensor, value: float) -> Tensor:
+    return logits / value
+
+
+def _scale_up(logits: Tensor, value: float) -> Tensor:
+    return logits * value
+
+
+_STEPS = {"cap": _soften, "divide": _scale_down, "multiply": _scale_up}
+
+
+def last_states(model: Any, input_ids: Tensor) -> Tensor:
+    """The states that the head reads: token ids int64 [batch, seq] -> [batch, seq, width]."""
+    states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    assert isinstance(states, Tensor)
+    return states

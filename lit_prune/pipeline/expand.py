@@ -1,0 +1,167 @@
+"""Expand a table at a profile into its cells: rows x seeds, references last. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lit_prune.config.overrides import BUDGETS, fields_of, override, refuse_two_budgets
+from lit_prune.config.schema import Cell, ConfigError, Profile, unknown, unknown_field
+from lit_prune.config.table import Changes, Table, seeds
+from lit_prune.store.address import key
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table."""
+
+    row: str
+    seed: int
+    cell: Cell
+    changes: Changes
+    reference: bool = False
+    source: bool = False
+    """Retrained for the sake of a cell that is cut from it, and no row of the table."""
+
+    @property
+    def key(self) -> str:
+        """The cell's address."""
+        return key(self.cell)
+
+
+def entries(
+    table: Table, profile: Profile, *, settings: Mapping[str, Any] | None = None, num_seeds: int | None = None,
+    also: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
+    only: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
+) -> list[Entry]:  # fmt: skip
+    """Every cell of a table at a profile, references last.
+
+    `settings` change the base cell, which is the profile's with the table's own changes; each of `also` adds a row that
+    is the baseline with that one change; `only` keeps the points that have these values, any of them where a field is
+    given again. Both may use short names.
+
+    Raises:
+        ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
+    """
+    axes = (*table.grid.axes(), *table.seeded)
+    refuse_two_budgets(settings or {})
+    lengths = {f"distill.{name}" for name in BUDGETS}
+    for path in settings or {}:
+        if (path in axes and path not in table.follows) or (
+            path in lengths and lengths & (set(axes) - set(table.follows))
+        ):
+            raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
+    base = override(override(profile.cell, table.base), settings or {})
+    at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
+    rows = [(table.label(point), point) for point in table.grid]
+    for name, value in _pairs(also):
+        point = {**at_baseline, _full_path(name, axes): value}
+        row = _label_of(table, point)
+        rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
+    found = [
+        Entry(row, number, with_seed(_cell_of(row, base, point), table.seeded, number), point | seed)
+        for row, point in rows
+        for number, seed in enumerate(seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seeded))
+    ]
+    wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
+    found = _only(found, wanted, table)
+    baseline = with_seed(override(base, at_baseline), table.seeded, 0)
+    found += [
+        Entry(row, 0, _cell_of(row, baseline, changes), changes, reference=True)
+        for row, changes in table.references.items()
+    ]
+    refuse_twins(found)
+    return found
+
+
+def with_seed(cell: Cell, paths: Iterable[str], number: int) -> Cell:
+    """Return the cell with the fields at `paths` set to a seed; a field of a section it does not have is left out."""
+    return override(cell, {path: number for path in paths if _has(cell, path)})
+
+
+def _has(cell: Cell, path: str) -> bool:
+    node: Any = cell
+    for name in path.split(".")[:-1]:
+        node = getattr(node, name, None)
+    return node is not None
+
+
+def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
+    """The cell of a row; the base cell itself is valid, so an error is about what the row changes."""
+    try:
+        return override(base, changes)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (row {row!r})") from None
+
+
+def _label_of(table: Table, point: Changes) -> str:
+    """The row of a point the table may not have a name for; then that of the baseline."""
+    try:
+        return table.label(point)
+    except (KeyError, StopIteration, TypeError):
+        return table.baseline
+
+
+def seeds_of(cell: Cell, profile: Profile) -> int:
+    """How often a profile measures the row of a cell."""
+    return profile.seeds if cell.distill.steps else profile.draws
+
+
+def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(given.items() if isinstance(given, Mapping) else given)
+
+
+def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> list[Entry]:
+    """The entries that have, of each field in `wanted`, one of the values it is given there.
+
+    Raises:
+        ConfigError: a value that no row has, or values that no row has together.
+    """
+    allowed: dict[str, list[Any]] = {}
+    for path, value in wanted:
+        there = [e.changes[path] for e in found if path in e.changes]
+        if not there:
+            swept = ", ".join(table.grid.axes())
+            raise ConfigError(f"--only {path}: no row of {table.name} sets it (swept: {swept})")
+        if value not in there:
+            values = ", ".join(dict.fromkeys(map(_shown, there)))
+            raise ConfigError(f"--only {path}: must be one of {values}, got {_shown(value)}")
+        allowed.setdefault(path, []).append(value)
+    kept = [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
+    if not kept:
+        asked = " and ".join(f"{path}={_shown(value)}" for path, value in wanted)
+        raise ConfigError(f"--only: no row of {table.name} has {asked} together")
+    return kept
+
+
+def _shown(value: Any) -> str:
+    """A value as --only takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _full_path(name: str, axes: tuple[str, ...]) -> str:
+    """The dotted path a short name stands for: a swept field, or any field of a cell; one of a source has no other."""
+    fields = fields_of(Cell)
+    if name.removeprefix("source." * name.count("source.")) in fields:
+        return name
+    candidates = [path for path in axes if path.endswith(f".{name}") and not path.startswith("source.")]
+    candidates = candidates or [path for path in fields if path.endswith(f".{name}")]
+    if len(candidates) != 1:
+        raise ConfigError(unknown("field", name, candidates) if candidates else unknown_field(name, fields))
+    return candidates[0]
+
+
+def refuse_twins(found: list[Entry]) -> None:
+    """See that no two entries are the same cell.
+
+    Raises:
+        ConfigError: two are.
+    """
+    seen: dict[str, Entry] = {}
+    for entry in found:
+        twin = seen.setdefault(entry.key, entry)
+        if twin is not entry:
+            rows = f"{twin.row!r} and {entry.row!r}, seed {entry.seed}"
+            raise ConfigError(f"two points of the grid are the same cell: {rows}")

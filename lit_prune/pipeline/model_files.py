@@ -1,0 +1,103 @@
+"""Check the files of the models that cells name, before any of them is loaded. No torch until something is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError
+from lit_prune.config.overrides import sources_of
+from lit_prune.models import loading
+from lit_prune.models.files import Place, named
+from lit_prune.pruning.shapes import teacher_config
+
+
+def check_weights(cells: Iterable[Cell]) -> None:
+    """Check that the files of every model that cells or their sources name hold what their configs describe.
+
+    Raises:
+        ConfigError: as `models.checkpoint.check_checkpoint`; the message names the field.
+    """
+    every = _with_sources(cells)
+    given = [("teacher.model", one.teacher) for one in every] + [("student.model", one.student) for one in every]
+    named = [(model.model, model.fingerprint, field) for field, model in given if model.model is not None]
+    for model, fingerprint, field in dict.fromkeys(named):
+        loading.check_given(model, fingerprint, field)
+
+
+def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
+    """Check that given teachers have an embedding for every entry of their tokenizers that a text can yield.
+
+    `tokenizer` returns that of a cell's teacher.
+
+    Raises:
+        ConfigError: one has not; the message names its field and folder.
+    """
+    given = {cell.teacher: cell for cell in _with_sources(cells) if cell.teacher.model is not None}
+    for teacher, cell in given.items():
+        place = loading.locate(str(teacher.model), teacher.fingerprint, weights=False)
+        loading.check_ids(tokenizer(cell), teacher_config(cell).vocab_size, named(place))
+
+
+def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
+    """Check that given students have the teacher's tokens: the text is in these, and logits are compared id by id.
+
+    `tokenizer` returns that of a cell's teacher. A student without one in its folder is taken to have the teacher's if
+    their vocabularies are of one size; otherwise one may be padded, which only its tokenizer can tell.
+
+    Raises:
+        ConfigError: an id stands for two different tokens, a token has two different ids, or the student has no
+            embedding for an id that a text can yield.
+    """
+    checked = set()
+    for cell in _with_sources(cells):
+        model, case = cell.student.model, (cell.student, cell.teacher, cell.distill.top_k)
+        if model is None or case in checked:
+            continue
+        checked.add(case)
+        place = loading.locate(model, cell.student.fingerprint, weights=False, field="student.model")
+        _check_sizes(cell, place, tokenizer)
+        if loading.has_tokenizer(place):
+            _check_same(place, _by_id(loading.load_tokenizer(place)), _by_id(tokenizer(cell)))
+
+
+def _check_sizes(cell: Cell, place: Place, tokenizer: Callable[[Cell], Any]) -> None:
+    ours, theirs = loading.load_config(place).vocab_size, teacher_config(cell).vocab_size
+    if ours == theirs:
+        return
+    if not loading.has_tokenizer(place):
+        raise ConfigError(
+            f"{named(place)}: its vocabulary has {ours} entries, the teacher's {theirs}; to tell if one is padded, "
+            "the folder must hold its tokenizer"
+        )
+    loading.check_ids(tokenizer(cell), min(ours, theirs), "student.model: its vocabulary is too small")
+    if ours < theirs and cell.distill.top_k is not None:
+        raise ConfigError(
+            f"distill.top_k: must be null, because the teacher's {theirs} entries are more than the student's {ours}"
+        )
+
+
+def _check_same(place: Place, ours: dict[int, str], theirs: dict[int, str]) -> None:
+    other = sorted(i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i])
+    if other:
+        first = other[0]
+        raise ConfigError(
+            f"{named(place)}: every id must stand for the token it has in the teacher's tokenizer, got {first} for "
+            f"{ours[first]!r}, which the teacher has for {theirs[first]!r} ({len(other)} ids differ)"
+        )
+    ids = {token: i for i, token in ours.items()}
+    moved = sorted(i for i, token in theirs.items() if ids.get(token, i) != i)
+    if moved:
+        token = theirs[moved[0]]
+        raise ConfigError(
+            f"{named(place)}: every token must have the id it has in the teacher's tokenizer, got {ids[token]} for "
+            f"{token!r}, which is {moved[0]} there ({len(moved)} tokens differ)"
+        )
+
+
+def _by_id(tokenizer: Any) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
+
+
+def _with_sources(cells: Iterable[Cell]) -> list[Cell]:
+    return [one for cell in cells for one in (cell, *sources_of(cell))]

@@ -1,0 +1,91 @@
+"""A cell as it was asked for -> the cell as it is addressed: what it reads known by content, its length in steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError, Corpus, Teacher
+from lit_prune.config.overrides import flatten, override, plain_of, source_of
+from lit_prune.data import corpus
+from lit_prune.distill.budget import with_steps
+from lit_prune.models import loading
+from lit_prune.models.bos import expects_bos
+from lit_prune.pruning.shapes import flops_of_token
+
+
+class Resolver:
+    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def pin(self, cell: Cell) -> Cell:
+        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
+
+        Raises:
+            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
+        """
+        teacher = self._once(cell.teacher, loading.pin)
+        evaluation = cell.evaluation
+        if evaluation.second is not None:
+            second = self._with_bos(self._once(evaluation.second, _pin_second), teacher)
+            evaluation = dataclasses.replace(evaluation, second=second)
+        pinned = dataclasses.replace(
+            cell,
+            corpus=self._with_bos(self._once(cell.corpus, corpus.pin), teacher),
+            evaluation=evaluation,
+            teacher=teacher,
+            student=self._once(cell.student, loading.pin_student),
+        )
+        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
+        return asked if source is None else override(asked, self._filled_in(source, asked))
+
+    def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
+        """The text with `bos` as the teacher expects it, unless it is set; None also stands for False."""
+        expected = self._once(("bos", teacher), lambda _: _expects_bos(teacher))
+        if text.bos is None and expected:
+            return dataclasses.replace(text, bos=True)
+        return dataclasses.replace(text, bos=None) if text.bos is False and not expected else text
+
+    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
+        """The fingerprints and steps a source has beside those it inherits."""
+        with of_source():
+            found = dict(flatten(plain_of(self.pin(source)), "source."))
+        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
+        return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
+
+    def _flops_of_token(self, cell: Cell) -> float:
+        asked = cell.teacher, cell.source, cell.student, dataclasses.replace(cell.distill, flops=None)
+        return self._once(asked, lambda _: flops_of_token(cell))
+
+    def _once(self, section: Any, pin: Any) -> Any:
+        if section not in self._known:
+            self._known[section] = pin(section)
+        return self._known[section]
+
+
+@contextlib.contextmanager
+def of_source(depth: int = 1) -> Iterator[None]:
+    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("source: " * depth + str(error)) from None
+
+
+def _expects_bos(teacher: Teacher) -> bool:
+    if teacher.model is None:  # the tokenizer of a teacher that is trained here puts nothing before a text
+        return False
+    return expects_bos(Path(loading.locate(teacher.model, teacher.fingerprint, weights=False)))
+
+
+def _pin_second(text: Corpus) -> Corpus:
+    try:
+        return corpus.pin(text)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("corpus.", "evaluation.second.", 1)) from None

@@ -1,0 +1,51 @@
+"""What is still to be computed for a table, and in which order: sources before the cells cut from them. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from lit_prune.config import Cell
+from lit_prune.config.overrides import source_of
+from lit_prune.pipeline.expand import Entry
+from lit_prune.store import Store
+from lit_prune.store.address import key
+
+
+def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
+    """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
+    cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
+    upstream = {
+        key(cell, stage): recipe.steps
+        for cell in missing
+        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction))
+        if recipe and store.node(cell, stage).result is None
+    }
+    return sum(cell.distill.steps for cell in missing) + sum(upstream.values())
+
+
+def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
+    """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
+    source = source_of(cell)
+    if source is None or store.node(cell, "student").verified is not None:
+        return
+    if not source.distill.steps:
+        yield from awaited_sources(store, source)
+    elif store.node(source, "cell").verified is None:
+        yield from awaited_sources(store, source)
+        yield source
+
+
+def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries and the sources they wait for, each once: what a wave waits for is in those before it."""
+    found: dict[int, dict[str, Entry]] = {}
+    for entry in entries:
+        awaited = list(awaited_sources(store, entry.cell))
+        for place, source in enumerate(awaited):
+            row = f"{entry.row}, source {place + 1} of {len(awaited)}"
+            found.setdefault(place, {}).setdefault(
+                key(source), dataclasses.replace(entry, row=row, cell=source, source=True)
+            )
+        found.setdefault(len(awaited), {})[entry.key] = entry
+    return [list(found[place].values()) for place in sorted(found)]

@@ -1,0 +1,182 @@
+"""The shapes a search compares: all combinations of a space that the family and the bounds allow.
+
+Parameters are counted without weights; what a shape is worth is measured by the table that asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lit_prune import cpu
+from lit_prune.config import ConfigError, Space, Student, name_of_shape
+from lit_prune.evaluate.throughput import random_model, speedup
+from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
+from lit_prune.pruning import surgery
+from lit_prune.pruning.prune import first_units
+from lit_prune.pruning.target import target
+from lit_prune.store import Node, Store
+from lit_prune.store.address import digest
+from lit_prune.store.environment import environment
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape of the space."""
+
+    shape: ModelShape
+    parameters: int
+    """Of the whole model, tied weights once."""
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What makes a cell's student of this shape; its other sizes, `kv_groups` among them, stay unset."""
+        return {f"student.{axis}": getattr(self.shape, axis) for axis in ("layers", "heads", "neurons", "hidden")}
+
+    @property
+    def label(self) -> str:
+        """Its row in a table."""
+        return name_of_shape(self.shape.layers, self.shape.heads, self.shape.neurons, self.shape.hidden)
+
+
+def candidates(config: Any, space: Space) -> list[Candidate]:
+    """The shapes of a space for a teacher with this config, in the order of the paper's list: layers descending, then
+    heads, neurons and hidden channels ascending (Minitron, Table 19).
+
+    Combinations the family's config forbids are left out.
+
+    Raises:
+        ConfigError: a choice that no shape can have, `neurons` together with `expansion`, bounds that are no number
+            of parameters, or that none of the shapes meets.
+    """
+    count = parameter_counter(config)
+    least, most = _window(space, count(shape_of(config)))
+    found = [Candidate(shape, count(shape)) for shape in _shapes(config, space)]
+    inside = [candidate for candidate in found if least <= candidate.parameters <= most]
+    if not inside:
+        raise ConfigError(_nearest(found, least, most))
+    return sorted(inside, key=lambda c: (-c.shape.layers, c.shape.heads, c.shape.neurons, c.shape.hidden))
+
+
+def search(config: Any, space: Space, *, batch: int, block: int, speeds: Path) -> list[Candidate]:
+    """The candidates that are as fast as the space asks for, on [batch, block] tokens on this machine.
+
+    They are measured once, with random weights, and found again in the folder `speeds`: what a table compares does not
+    change with the noise of the machine.
+
+    Raises:
+        ConfigError: as `candidates`; none is fast enough.
+    """
+    if space.speedup is not None and space.speedup <= 0:
+        raise ConfigError(f"search.speedup: {space.speedup:g} asked for, it is above 0")
+    found = candidates(config, space)
+    if space.speedup is None:
+        return found
+    labels = [candidate.label for candidate in found]
+    node = Node(speeds / digest([config.model_type, dataclasses.asdict(shape_of(config)), labels, batch, block]))
+    ratios = node.result
+    if ratios is None:
+        Store(speeds).check_writable(node.folder)
+        cpu.prepare()
+        ratios = node.finish(_speeds(found, random_model(config), batch, block), **environment())
+    fast = [candidate for candidate in found if ratios[candidate.label] >= space.speedup]
+    if not fast:
+        best = max(labels, key=ratios.__getitem__)
+        raise ConfigError(
+            f"search.speedup: {space.speedup:g} asked for, the fastest shape has {ratios[best]:.2f} ({best})"
+        )
+    return fast
+
+
+def _speeds(found: Sequence[Candidate], teacher: Any, batch: int, block: int) -> dict[str, float]:
+    """Label -> throughput over the teacher's, each measured in turns with it."""
+    ratios = {}
+    for candidate in found:
+        student = surgery.apply(teacher, first_units(teacher.config, candidate.shape))
+        ratios[candidate.label] = speedup(student, teacher, batch, block, _REPEATS).ratio
+    return ratios
+
+
+_REPEATS = 25
+"""Timed passes of each: on a busy machine a model was up to 1.17 times as fast as itself with 9, up to 1.06 with 25."""
+
+
+def _shapes(config: Any, space: Space) -> set[ModelShape]:
+    """All combinations the family allows.
+
+    Raises:
+        ConfigError: a choice comes in none of them.
+    """
+    if space.neurons and space.expansion:
+        raise ConfigError("search: give either neurons or expansion, and leave the other empty")
+    shapes: set[ModelShape] = set()
+    possible: set[tuple[int, str]] = set()
+    refused: list[tuple[set[tuple[int, str]], str]] = []
+    for choice in _combinations(space):
+        # By their text: 1 is a count and 1.0 a share, and they are equal.
+        sizes = {(axis, repr(size)) for axis, size in enumerate(choice)}
+        try:
+            shapes.add(_shape(config, *choice))
+            possible |= sizes
+        except ConfigError as error:
+            refused.append((sizes, str(error).replace("student.", "search.")))
+    for sizes, reason in refused:
+        if not sizes <= possible:
+            raise ConfigError(reason)
+    return shapes
+
+
+def _combinations(space: Space) -> Iterator[tuple[Any, ...]]:
+    axes = (space.layers, space.heads, space.neurons, space.expansion, space.hidden)
+    return itertools.product(*(choices or (None,) for choices in axes))
+
+
+def _shape(config: Any, layers: Any, heads: Any, neurons: Any, expansion: float | None, hidden: Any) -> ModelShape:
+    """The shape a combination stands for.
+
+    Raises:
+        ConfigError: it is larger than the teacher, or one the family's config forbids.
+    """
+    shape = target(Student(layers=layers, heads=heads, neurons=neurons, hidden=hidden), config)
+    if expansion is None:
+        return shape
+    wanted, there_are = round(expansion * shape.hidden), shape_of(config).neurons
+    if not 1 <= wanted <= there_are:
+        raise ConfigError(
+            f"search.expansion: {expansion:g} x {shape.hidden} are {wanted} neurons, the teacher has {there_are}"
+        )
+    return replace(shape, neurons=wanted)
+
+
+def _window(space: Space, whole: int) -> tuple[int, int]:
+    """Fewest and most parameters."""
+    least, most = _bound("least", space.least, 0, whole), _bound("most", space.most, whole, whole)
+    if least > most:
+        raise ConfigError(f"search: least is {least:,} parameters and most {most:,}")
+    return least, most
+
+
+def _bound(name: str, size: int | float | None, otherwise: int, whole: int) -> int:
+    if size is None:
+        return otherwise
+    if isinstance(size, float) and 0 < size <= 1:
+        return round(size * whole)
+    if isinstance(size, int) and size >= 1:
+        return size
+    raise ConfigError(f"search.{name}: {size} is neither a share in (0, 1] nor a whole number of parameters")
+
+
+def _nearest(found: Sequence[Candidate], least: int, most: int) -> str:
+    """What to say where no candidate is inside the window."""
+
+    def told(candidate: Candidate) -> str:
+        return f"{candidate.parameters:,} ({candidate.label})"
+
+    below = max((c for c in found if c.parameters < least), key=lambda c: c.parameters, default=None)
+    above = min((c for c in found if c.parameters > most), key=lambda c: c.parameters, default=None)
+    nearest = " and ".join(told(candidate) for candidate in (below, above) if candidate)
+    return f"search: no shape has {least:,} to {most:,} parameters; the nearest have {nearest}"

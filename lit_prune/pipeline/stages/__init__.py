@@ -1,0 +1,1 @@
+"""The stages of a cell, one a file."""

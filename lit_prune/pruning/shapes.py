@@ -1,0 +1,93 @@
+"""The Hugging Face configs of models that need not exist yet, and what they tell: sizes, FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError, Profile, Teacher
+from lit_prune.config.overrides import sources_of
+from lit_prune.models import loading
+
+
+def teacher_config(cell: Cell) -> Any:
+    """The Hugging Face config of the teacher, which need not exist yet."""
+    if cell.teacher.pretraining is not None:
+        from lit_prune.pipeline.stages.pretrain import config_of
+
+        return config_of(cell.teacher.pretraining)
+    if cell.teacher.model is None:
+        raise ConfigError("teacher: give either model or pretraining, and set the other to null")
+    return loading.load_config(loading.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
+
+
+def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
+    """The sources of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
+
+    That is the teacher's, or that of the student of its source, which need not exist yet.
+
+    Raises:
+        ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
+    """
+    config = None
+    chain = [cell, *sources_of(cell)][::-1]
+    for source, asked in zip([None, *chain], chain, strict=False):
+        config = teacher_config(asked) if source is None else _source_config(source, config)
+        yield asked, config
+
+
+def _source_config(cell: Cell, pruned: Any) -> Any:
+    """The config of a source's student."""
+    config = config_of_student(cell, pruned)
+    if cell.student.widths != "uniform" or config.is_heterogeneous:
+        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
+    return config
+
+
+def pruned_config(cell: Cell) -> Any:
+    """The Hugging Face config of the model that is pruned, which need not exist yet."""
+    *_, (_, config) = pruned_configs(cell)
+    return config
+
+
+def config_of_student(cell: Cell, pruned: Any = None) -> Any:
+    """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
+
+    Raises:
+        ConfigError: it cannot be cut from it.
+    """
+    from lit_prune.pruning import prune
+
+    student = cell.student
+    if student.model is None:
+        return prune.config_of(student, pruned or pruned_config(cell))
+    place = loading.locate(student.model, student.fingerprint, weights=False, field="student.model")
+    return loading.load_config(place)
+
+
+def flops_of_token(cell: Cell, student: Any = None) -> float:
+    """FLOPs a token of a cell's retraining, the teacher's forward pass and its training alongside included.
+
+    The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
+    """
+    from lit_prune.distill.flops import recipe_flops
+
+    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
+    return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
+
+
+def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
+    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
+
+    Raises:
+        ConfigError: neither has as many.
+    """
+    found = {}
+    for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
+        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
+        if blocks >= least:
+            return teacher, blocks
+        found[teacher.model or "one trained"] = blocks
+    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
+    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")

@@ -1,0 +1,277 @@
+"""A report in words: every number, name and sentence as it is shown, wherever that is. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lit_prune.config import ConfigError
+from lit_prune.config.overrides import parse_setting
+from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lit_prune.config.table import Claim, Table
+    from lit_prune.report import Report
+
+VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow"), "not run": (NONE, "dim")}
+LEFT = ("row", "claim", "verdict", "source")
+_TITLES = {
+    "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",
+    "kd_loss_before": "KD loss before", "second_lm_loss": "LM loss, 2nd text", "train_flops": "train FLOPs",
+}  # fmt: skip
+_SHOWN = {"parameters": amount, "train_flops": flops}
+"""How counts are shown, which are no losses."""
+# A row's label is folded before a table is split, but not to less.
+_LABEL = 24
+
+
+def title(metric: str) -> str:
+    return _TITLES.get(metric, metric.replace("_", " "))
+
+
+def better(report: Report, metric: str) -> str:
+    """Which values of a metric are the better ones, for an axis."""
+    return "higher is better" if metric in report.table.higher else "lower is better"
+
+
+def relation(table: Table, claim: Claim) -> str:
+    """A claim of the table, with its metric where that is not the first."""
+    metric = table.metric_of(claim)
+    return table.relation(claim) + ("" if metric == table.metrics[0] else f" ({title(metric)})")
+
+
+def main_table(report: Report) -> pd.DataFrame:
+    """The main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values.
+
+    The paper's values come last, or beside ours where there are more than two metrics.
+    """
+    import pandas as pd
+
+    summary, (first, *others) = report.summary, report.table.metrics
+    beside = len(others) > 1
+    columns: dict[str, Iterable[str]] = {
+        "row": summary.index.astype(str),
+        title(first): _measured(first, summary["mean"], summary["sd"]),
+        **(_paper(report, first) if beside else {}),
+        "n": counts(report),
+        "Δ baseline": [number(delta, sign="+") for delta in summary["delta"]],
+        "p": summary["p"].map(p_value),
+    }
+    for metric in others:
+        columns[title(metric)] = _measured(metric, summary[metric], summary[f"sd {metric}"])
+        columns |= _paper(report, metric) if beside else {}
+    for metric in () if beside else report.table.metrics:
+        columns |= _paper(report, metric)
+    frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
+    frame.loc[[kind == "baseline" for kind in kinds(report)], "Δ baseline"] = "baseline"
+    return frame
+
+
+def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
+    """A column of means with their spread, which is left out where every seed gave the same number."""
+    if metric == "perplexity":  # it is that of the loss once more
+        return [number(mean, 2) for mean in means]
+    shown = _SHOWN.get(metric, number)
+    return with_spread(map(shown, means), (shown(sd) if sd > 0 else "" for sd in sds))
+
+
+def _paper(report: Report, metric: str) -> dict[str, list[str]]:
+    """The column of the paper's values of one metric; none where it has none."""
+    values = report.summary[f"paper {metric}"]
+    column = list(map(_SHOWN[metric], values)) if metric in _SHOWN else as_printed(values)
+    return {f"paper {title(metric)}": column} if values.notna().any() else {}
+
+
+def intervals(report: Report) -> list[str]:
+    """Half widths of the 95 % t intervals of the first metric's means; a dash where seeds make no difference."""
+    return [f"± {number(half)}" if half > 0 else NONE for half in report.summary["interval"]]
+
+
+def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
+    """The columns of a table in as many tables as keep each within `width` characters, `gap` between two columns.
+
+    All begin with the first column, which can be folded, and what the paper has stays with what was measured.
+    """
+    first, *names = frame.columns
+    groups: list[list[str]] = []
+    for name in names:
+        if name.startswith("paper") and groups:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    needed = {name: max(map(len, [*name.split("\n"), *frame[name]])) + gap for name in names}
+    label = min(max(map(len, frame[first])), _LABEL)
+    found: list[list[str]] = [[]]
+    for group in groups:
+        if found[-1] and label + sum(map(needed.__getitem__, found[-1] + group)) > width:
+            found.append([])
+        found[-1] += group
+    return [frame[[first, *part]] for part in found]
+
+
+def has_spread(column: Iterable[str]) -> bool:
+    """Whether a column of text holds means with their spread, which are read from the left."""
+    return any("±" in cell for cell in column)
+
+
+def kinds(report: Report) -> list[str]:
+    """What each line of the main table is: "baseline", "reference" or nothing special."""
+    baseline, rows = report.table.baseline, report.summary["reference"].items()
+    return ["reference" if reference else "baseline" if row == baseline else "" for row, reference in rows]
+
+
+def counts(report: Report) -> list[str]:
+    """Seeds done; "done/asked" where some are not, and "n = 1" where one was asked and more are needed."""
+    asked = report.tidy.groupby("row", sort=False).size()
+    counts = []
+    for row, n in report.summary["n"].items():
+        alone = asked[row] == n == 1 and not report.summary.loc[row, "reference"]
+        counts.append("n = 1" if alone else str(n) if n == asked[row] else f"{n}/{asked[row]}")
+    return counts
+
+
+def claims_table(report: Report) -> pd.DataFrame:
+    """The verdicts as text: claim, verdict, difference with its interval, p, n, source."""
+    frame = report.verdicts[["claim", "verdict"]].copy()
+    frame["claim"] = [relation(report.table, claim) for claim in report.table.claims]
+    frame["difference [95 %]"] = [interval(v) for v in report.verdicts.to_dict("records")]
+    frame["p"] = report.verdicts["p"].map(p_value)
+    frame["n"] = report.verdicts["n"].astype(str)
+    return frame.assign(source=report.verdicts["source"])
+
+
+def interval(verdict: Mapping[str, float]) -> str:
+    """A difference and its interval, or why there is none."""
+    difference, low, high = (number(verdict[name], sign="+") for name in ("difference", "low", "high"))
+    if low == NONE:
+        return f"{difference} [same for every seed]" if verdict["n"] > 1 else difference
+    return f"{difference} [{low}, {high}]"
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must know before comparing the columns, and where seeds change nothing."""
+    found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in _SHOWN]
+    spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
+    if (spreads == 0).any(axis=None):
+        found.append("A mean of several seeds without ± is the number each of them gave: seeds change nothing there.")
+    if (report.verdicts["low"].isna() & (report.verdicts["n"] > 1)).any():
+        found.append(
+            "A difference that is the same for every seed has no variance to test: the claim holds or fails in every "
+            "draw, for these students on this validation text, and stays undecided only if the rows are equal."
+        )
+    return found
+
+
+def rank_table(report: Report) -> pd.DataFrame:
+    """How far the order of the rows at each check is that of the end, as text: step, Kendall's tau, rows."""
+    ranks = report.ranks
+    shown = {"step": ranks["step"].astype(str), "Kendall's tau": [number(tau, 2, "+") for tau in ranks["tau"]]}
+    return ranks.assign(**shown, rows=ranks["n"].astype(str))[[*shown, "rows"]]
+
+
+def flips(report: Report) -> list[str]:
+    """A sentence for each two rows of a claim that change their order by LM loss during the retraining."""
+    if report.checks.empty or not report.table.claims:
+        return []
+    found = []
+    for flip in report.flips.to_dict("records"):
+        claim, times = report.table.claims[flip["claim"]], flip["changes"]
+        found.append(
+            f"{claim.better} and {claim.worse}: the order of their LM loss flips at step "
+            f"{flip['step']} (the check before is at {flip['before']}), {flip['ahead']} is lower from there on"
+            + (f"; it flips {times} times in all" if times > 1 else "")
+        )
+    return found or ["the two rows of no claim change their order between the checks"]
+
+
+def headline(report: Report) -> str:
+    """Profile, seeds, corpus and teacher in one line."""
+    seeds = f"{report.num_seeds} seed{'' if report.num_seeds == 1 else 's'}"
+    corpus = f"corpus sha256 {report.corpus[:12]}" if report.corpus else "corpus not read yet"
+    return f"profile {report.profile} · {seeds} · {corpus} · teacher {teacher(report)}"
+
+
+def teacher(report: Report) -> str:
+    recipe, fingerprint = report.teacher["pretraining"], report.teacher["fingerprint"]
+    name = report.teacher["model"]
+    if name is None and recipe:
+        name = f"of {recipe['layers']} layers x {recipe['hidden']}, trained {recipe['steps']} steps"
+    return f"{name} ({fingerprint[:12]})" if fingerprint else str(name)
+
+
+def agreement(report: Report) -> str:
+    """How far the order of the rows is the paper's, in one sentence."""
+    found = report.agreement
+    if found.n < 2:
+        return "fewer than two rows of the paper are measured"
+    if math.isnan(found.tau):
+        return f"none to compare, as all {found.n} rows have the same value in the paper, or here"
+    tau, p, least = number(found.tau, 2, "+"), p_value(found.p), p_value(found.smallest_p)
+    return f"Kendall's tau {tau} over {found.n} rows, p {p} (with {found.n} rows never below {least})"
+
+
+def absent(report: Report) -> str:
+    """How many cells are not done, by state; empty when all are."""
+    counts = report.tidy["state"].value_counts()
+    absent = {state: counts[state] for state in ("damaged", "failed", "unfinished", "missing") if state in counts}
+    listed = ", ".join(f"{count} {state}" for state, count in absent.items())
+    return f"{sum(absent.values())} of {len(report.tidy)} cells are not done: {listed}" if absent else ""
+
+
+def failed(report: Report) -> list[tuple[str, int, str]]:
+    failed = report.tidy[report.tidy["state"] == "failed"]
+    return list(failed[["row", "seed", "error"]].itertuples(index=False, name=None))
+
+
+def warnings(report: Report) -> list[str]:
+    """What makes the numbers worth less than they seem."""
+    found, commits = [], ", ".join(sorted(report.commits))
+    if report.mixed:
+        found.append(f"the cells come from {len(report.commits)} versions of the code: {commits}")
+    elif commits.endswith("+"):
+        found.append(f"the code had changes that are not in commit {commits[:-1]}")
+    if report.num_seeds == 1:
+        found.append("n = 1: one seed has no error bar and decides no claim")
+    return found
+
+
+def command(report: Report) -> str:
+    """The command that asks the same question again."""
+    words = ["python", "-m", f"lit_prune.experiments.{report.table.name}", "--profile", report.profile]
+    return " ".join([shlex.join(words), asked_beside(report)]).strip()
+
+
+def asked_beside(report: Report) -> str:
+    """What was set away from the profile, as words of a command; empty where nothing was."""
+    words = [word for path, value in sorted(report.settings.items()) for word in ("--set", f"{path}={setting(value)}")]
+    return shlex.join([*words, *report.flags])
+
+
+def setting(value: Any) -> str:
+    """A value in the form --set reads back."""
+    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return parse_setting(f"field={text}")[1] == text
+    except ConfigError:  # a control character, for one
+        return False
+
+
+def provenance(report: Report) -> dict[str, str]:
+    """What the numbers depend on beside the question: text, teacher, code, versions, machine."""
+    teacher = report.teacher
+    found = {
+        "corpus sha256": report.corpus,
+        "teacher": f"{teacher['model'] or 'trained here'}, sha256 {teacher['fingerprint'] or NONE}",
+        "commit": ", ".join(sorted(report.commits)),
+        "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        "machine": "; ".join(report.hardware),
+    }
+    return {name: value or NONE for name, value in found.items()}

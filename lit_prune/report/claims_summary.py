@@ -1,0 +1,85 @@
+"""What stands of the papers: every claim that has a table here at every profile, by paper, and those not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lit_prune.config.table import Table
+from lit_prune.report.load import Answer, ledger, table_of, tables
+
+VERDICTS = ("holds", "fails", "undecided", "not run")
+MINITRON, PRACTICE = "Minitron", "In Practice"
+PAPERS = {
+    MINITRON: "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)",
+    PRACTICE: "LLM Pruning and Distillation in Practice: The Minitron Approach (arXiv 2408.11796)",
+}
+"""Short name -> title of the papers whose claims are judged."""
+_COLUMNS = [
+    "paper", "table", "profile", "settings", "claim", "metric", "source", "verdict", "difference", "low", "high",
+    "standardized", "p", "n",
+]  # fmt: skip
+
+
+def tables_not_run(answers: Iterable[Answer]) -> list[Table]:
+    """The tables of which there is no answer, by name."""
+    answered = {answer.report.table.name for answer in answers}
+    return [table_of(name) for name in tables() if name not in answered]
+
+
+def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.DataFrame:
+    """One line a claim and answer, and one for each claim of a table that has no answer, whose profile is empty.
+
+    Columns: those of `answers.ledger`, the paper, and standardized: the mean difference by seed over the standard
+    deviation of the differences (Cohen's d of paired values). The verdict of what no seed was measured for is "not
+    run".
+    """
+    known = {answer.report.table.name: answer.report.table for answer in answers}
+    known |= {table.name: table for table in not_run}
+    lines = [
+        {
+            "table": table.name,
+            "claim": table.stated(claim),
+            "metric": table.metric_of(claim),
+            "source": claim.source,
+            "n": 0,
+        }
+        for table in not_run
+        for claim in table.claims
+    ]
+    found = pd.concat([part for part in (ledger(answers), pd.DataFrame(lines)) if len(part)], ignore_index=True)
+    found = found.reindex(columns=_COLUMNS).fillna({"profile": "", "settings": "", "verdict": "not run"})
+    found["paper"] = [paper_of(known[line.table], line.source) for line in found.itertuples()]
+    return found.assign(standardized=standardize(found))
+
+
+def paper_of(table: Table, source: str) -> str:
+    """The paper a claim is of: its source names it where the table is of both."""
+    practice = source.startswith(PRACTICE) or table.source.startswith("LLM Pruning and Distillation in Practice")
+    return PRACTICE if practice else MINITRON
+
+
+def standardize(found: pd.DataFrame) -> pd.Series:
+    """Difference over the standard deviation of the differences by seed, which is what its t interval was made of."""
+    numbers = found[["difference", "low", "high", "n"]].astype(float)
+    half, n = (numbers["high"] - numbers["low"]) / 2, numbers["n"]
+    spread = half * np.sqrt(n) / stats.t.ppf(0.975, (n - 1).where(n > 1))
+    return numbers["difference"] / spread
+
+
+def standing(found: pd.DataFrame) -> pd.DataFrame:
+    """How many claims hold, fail, are undecided and were not run: a line for each profile and paper, indexed by both.
+
+    Of all claims that have a table, and of profiles as they are, nothing set away.
+    """
+    claims = found.drop_duplicates(["paper", "table", "claim"])["paper"].value_counts()
+    plain = found[(found["profile"] != "") & (found["settings"] == "")]
+    papers = [paper for paper in PAPERS if paper in claims]
+    index = pd.MultiIndex.from_product([plain["profile"].unique(), papers], names=["profile", "paper"])
+    counts = plain.groupby(["profile", "paper", "verdict"]).size().unstack(fill_value=0)
+    counts = counts.reindex(index=index, columns=VERDICTS, fill_value=0)
+    measured = counts[list(VERDICTS[:3])].sum(axis="columns")
+    return counts.assign(**{"not run": claims.loc[index.get_level_values("paper")].to_numpy() - measured})

@@ -1,0 +1,273 @@
+"""What the cells of a table say together: rows with error bars, verdicts on claims, order of rows.
+
+Reads results, trains nothing, draws nothing (render/ shows a report). No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lit_prune.config import Cell
+from lit_prune.config.overrides import plain_of
+from lit_prune.config.table import Table
+from lit_prune.pipeline.expand import Entry, with_seed
+from lit_prune.report.layer_scores import Blocks, drops_blocks, read_blocks
+from lit_prune.report.results_frame import found_of, read_csv, tidy, typed
+from lit_prune.report.statistics import Agreement, agree, alike, compare, holm, spread
+from lit_prune.report.trajectories import flips, ranks, read_checks
+from lit_prune.store import Node, Store
+
+
+@dataclass(frozen=True, eq=False)
+class ReportRequest:
+    """A table as it was asked for."""
+
+    table: Table
+    profile: str
+    settings: Mapping[str, Any]
+    """Fields set away from the profile, by dotted path."""
+    flags: tuple[str, ...]
+    """Further words of the command that asked, such as ("--seeds", "5")."""
+    cell: Cell
+    """The baseline's recipe, first seed."""
+
+    @property
+    def corpus(self) -> str | None:
+        """sha256 of the text, or revision on the hub; None while the corpus has not been read."""
+        return self.cell.corpus.fingerprint
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """`model`, or `pretraining` where it is trained here, and `fingerprint`."""
+        return plain_of(self.cell.teacher)
+
+
+@dataclass(frozen=True, eq=False)
+class Report(ReportRequest):
+    """A table's answer at a profile, and what it depends on."""
+
+    tidy: pd.DataFrame
+    summary: pd.DataFrame
+    verdicts: pd.DataFrame
+    agreement: Agreement
+    histories: pd.DataFrame
+    checks: pd.DataFrame
+    """Validation losses during the retraining: row, seed, step, lm_loss, kd_loss; empty where none were asked for."""
+    ranks: pd.DataFrame
+    """How far the order of the rows at each check is that of the end."""
+    flips: pd.DataFrame
+    """Where the two rows of a claim change their order during the retraining."""
+    blocks: Blocks | None
+    """What calibration said about the teacher's blocks, where the table drops some of them."""
+    commits: frozenset[str]
+    """Commits the done cells were computed at; "+" marks a changed checkout."""
+    versions: Mapping[str, str]
+    """Package -> version; several, comma separated, where cells differ."""
+    hardware: tuple[str, ...]
+    """Machines the done cells were computed on."""
+
+    @property
+    def asked(self) -> ReportRequest:
+        """The question alone."""
+        return ReportRequest(*(getattr(self, field.name) for field in fields(ReportRequest)))
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds that were asked for."""
+        return int(self.tidy.loc[~self.tidy["reference"], "seed"].nunique())
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the cells come from more than one version of the code."""
+        return len(self.commits) > 1
+
+
+def assemble(
+    table: Table, profile_name: str, settings: Mapping[str, Any], entries: list[Entry], store: Store,
+    *, flags: Sequence[str] = (),
+) -> Report:  # fmt: skip
+    """All that is known about a table, from entries whose corpus and teacher have their fingerprints.
+
+    Raises:
+        ConfigError: two cells share a row and a seed.
+    """
+    # Where --only leaves the baseline out, the first row stands for it.
+    cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
+    table = table.measuring(cell)
+    return complete(
+        ReportRequest(table, profile_name, dict(settings), tuple(flags), cell), tidy(table, entries, store), store
+    )
+
+
+def reread(report: Report, store: Store) -> Report:
+    """The same question as the store answers it now: cells may have been finished, or failed, since."""
+    metrics = [name for name in report.table.metrics if name in report.tidy]
+    found = [found_of(metrics, _node(store, address)) for address in report.tidy["key"]]
+    cells = typed(report.table, report.tidy.astype(object).assign(**pd.DataFrame(found, dtype=object)))
+    return complete(report.asked, cells, store)
+
+
+def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
+    """The report of a question whose cells are known, with what the store holds about their retraining."""
+    trained = _trained(cells, store)
+    blocks = read_blocks(_baseline(asked, cells), store) if drops_blocks(asked.cell, cells) else None
+    nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
+    done = [node.env for node in nodes]
+    return judged(
+        asked, cells, histories=histories(trained), checks=read_checks(trained), blocks=blocks,
+        commits=frozenset(commit or "unknown" for node in nodes for commit in node.commits), versions=_versions(done),
+        hardware=_hardware(done),
+    )  # fmt: skip
+
+
+def judged(asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, **known: Any) -> Report:
+    """A report from its cells and what else is known, with all statistics."""
+    table = asked.table
+    return Report(
+        **vars(asked), tidy=tidy, checks=checks, summary=summarise(table, tidy), verdicts=judge(table, tidy),
+        agreement=rank_agreement(table, tidy), ranks=ranks(checks), flips=flips(table, checks), **known,
+    )  # fmt: skip
+
+
+def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
+    """The cells of the row that stands for the baseline, one a seed."""
+    rows = cells.loc[~cells["reference"]]
+    row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
+    seeds = rows.loc[rows["row"] == row, "seed"]
+    return [with_seed(asked.cell, asked.table.seeded, int(seed)) for seed in seeds]
+
+
+def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
+    """One line a row, in grid order with references last, indexed by row.
+
+    Columns: reference; of the first metric mean, sd, n, interval (half width of the 95 % t interval), delta
+    (to the baseline, over shared seeds) and p (paired t-test, Holm over the retrained rows and over the others); of
+    every other metric the mean,
+    under its name, and "sd METRIC"; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and
+    references have no delta and no p.
+    """
+    first, *others = table.metrics
+    rows = tidy.groupby("row", sort=False)
+    summary = rows["reference"].first().to_frame()
+    summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].agg(spread), rows[first].count()
+    summary["interval"] = stats.t.ppf(0.975, summary["n"] - 1) * summary["sd"] / np.sqrt(summary["n"])
+    values, compared = _by_seed(tidy, first), ~summary["reference"] & (summary.index != table.baseline)
+    against = {row: compare(values, row, table.baseline) for row in summary.index[compared]}
+    summary["delta"] = pd.Series({row: pair.difference for row, pair in against.items()}, dtype=float)
+    zero_shot = _zero_shot(tidy)
+    p = pd.Series({row: pair.p for row, pair in against.items()}, dtype=float)
+    summary["p"] = _holm_by_family(p, [row in zero_shot for row in p.index])
+    for metric in others:
+        summary[metric], summary[f"sd {metric}"] = rows[metric].mean(), rows[metric].agg(spread)
+    for metric in table.metrics:
+        summary[f"paper {metric}"] = [table.paper.get(row, {}).get(metric, np.nan) for row in summary.index]
+    return summary
+
+
+def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
+    """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
+
+    It holds if the difference is below 0, or above if more is better, and fails on the other side, with p < 0.05 after
+    Holm's correction; else it is undecided, always with one seed, and not run if no seed was measured for both rows.
+    The correction is over the claims of one `Claim.family`, retrained and zero-shot ones apart. The interval is not
+    corrected. A claim that two rows are alike holds if the difference is within its bounds and fails beyond.
+
+    A difference that is the same in every draw has no variance to test, so p is NaN: it is exact for these students on
+    this validation text, and the claim holds or fails by its sign. It stays undecided if the two rows are equal.
+    """
+    metrics = [table.metric_of(claim) for claim in table.claims]
+    values = {metric: _by_seed(tidy, metric) for metric in metrics}
+    pairs = [
+        compare(values[m], c.better, c.worse) if c.within is None else alike(values[m], c.better, c.worse, c.within)
+        for m, c in zip(metrics, table.claims, strict=True)
+    ]
+    verdicts = pd.DataFrame(map(vars, pairs), columns=["difference", "low", "high", "p", "n"])
+    verdicts.insert(0, "claim", [table.stated(claim) for claim in table.claims])
+    verdicts.insert(1, "metric", metrics)
+    verdicts.insert(2, "source", [claim.source for claim in table.claims])
+    verdicts.insert(3, "verdict", "undecided")
+    zero_shot = _zero_shot(tidy)
+    families = [
+        (claim.family, metric.endswith("_before") or {claim.better, claim.worse} <= zero_shot)
+        for claim, metric in zip(table.claims, metrics, strict=True)
+    ]
+    verdicts["p"] = _holm_by_family(verdicts["p"].astype(float), families)
+    exact = [
+        pair.constant and (pair.difference != 0 or claim.within is not None)
+        for pair, claim in zip(pairs, table.claims, strict=True)
+    ]
+    decided = (verdicts["p"] < 0.05) | pd.Series(exact, dtype=bool)
+    true = [
+        abs(d) <= claim.within if claim.within is not None else d > 0 if metric in table.higher else d < 0
+        for d, claim, metric in zip(verdicts["difference"], table.claims, metrics, strict=True)
+    ]
+    verdicts.loc[decided, "verdict"] = "fails"
+    verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"
+    verdicts.loc[verdicts["n"] == 0, "verdict"] = "not run"
+    return verdicts
+
+
+def _zero_shot(tidy: pd.DataFrame) -> set[str]:
+    """The rows that are not retrained."""
+    if "tokens" not in tidy:
+        return set()
+    tokens = tidy.groupby("row", sort=False)["tokens"].max()
+    return set(tokens.index[tokens == 0])
+
+
+def _holm_by_family(p: pd.Series, families: Sequence[Hashable]) -> pd.Series:
+    """p values corrected within each family; `families` has that of each value."""
+    corrected = p.copy()
+    for family in set(families):
+        chosen = [other == family for other in families]
+        corrected[chosen] = holm(p[chosen])
+    return corrected
+
+
+def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
+    """How far the paper's order of its rows, by the first metric, is ours; NaN with fewer than two rows."""
+    both = summarise(table, tidy)[["mean", f"paper {table.metrics[0]}"]].dropna().to_numpy()
+    return agree(both[:, 0], both[:, 1])
+
+
+def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
+    """metrics.csv of finished cells that were trained, by row and seed."""
+    paths = {asked: node.folder / "metrics.csv" for asked, node in done.items()}
+    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
+    if not frames:
+        return pd.DataFrame(columns=["row", "seed", "step"])
+    whole = pd.concat(frames, ignore_index=True)
+    return whole[["row", "seed", *whole.columns.drop(["row", "seed"])]]
+
+
+def _by_seed(tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric, [seeds, rows], references left out."""
+    return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=metric)
+
+
+def _trained(tidy: pd.DataFrame, store: Store) -> dict[tuple[str, int], Node]:
+    """Row and seed -> node of the cells that are done, references left out."""
+    done = tidy[(tidy["state"] == "done") & ~tidy["reference"]]
+    return {(cell.row, cell.seed): _node(store, cell.key) for cell in done.itertuples()}
+
+
+def _node(store: Store, address: str) -> Node:
+    return Node(store.root / "cell" / address)
+
+
+def _versions(envs: list[dict[str, Any]]) -> dict[str, str]:
+    found = [{"python": env.get("python"), **env.get("versions", {})} for env in envs]
+    names = dict.fromkeys(name for versions in found for name in versions)
+    several = {name: sorted({v[name] for v in found if v.get(name)}) for name in names}
+    return {name: ", ".join(versions) for name, versions in several.items() if versions}
+
+
+def _hardware(envs: list[dict[str, Any]]) -> tuple[str, ...]:
+    known = [env for env in envs if "processor" in env]
+    return tuple(sorted({f"{env['processor']}, {env['cores']} cores, {env['platform']}" for env in known}))

@@ -1,0 +1,104 @@
+"""The cells of a table as a frame: what was asked of each, and what the store holds of it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lit_prune.config import Cell, ConfigError, Teacher
+from lit_prune.config.overrides import source_of
+from lit_prune.config.table import Table
+from lit_prune.distill.budget import tokens_of_step
+from lit_prune.pipeline.expand import Entry
+from lit_prune.store import Node, Store
+
+COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
+"""Columns of what a cell took."""
+
+
+def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
+    """One line a cell, in the order of the entries.
+
+    Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
+    the metrics (NaN unless done), corpus, second_text and the source's corpus where there is another one, and teacher
+    (fingerprints; of a teacher trained here, its text's), tokens of the retraining, train_flops, wall_seconds,
+    peak_memory (bytes, of the process while it was at the cell) and commit.
+
+    Raises:
+        ConfigError: two cells share a row and a seed.
+    """
+    swept = dict.fromkeys(path for e in entries if not e.reference for path in e.changes if path not in table.seeded)
+    swept.pop("source", None)  # told by what it has different
+    # Of objects, so that an absent error, commit or size stays None and is not turned into NaN.
+    frame = pd.DataFrame([_line(table, entry, swept, store) for entry in entries], dtype=object)
+    first = ["row", "seed", "reference", "key", "state", "error", *swept, *table.metrics]
+    last = [name for name in COSTS if name not in first]
+    frame = frame[[*first, *frame.columns.drop([*first, *last]), *last]]
+    for twin in frame[frame.duplicated(["row", "seed"])].itertuples():
+        raise ConfigError(f"{table.name}: its label gives two cells the row {twin.row!r}, seed {twin.seed}")
+    return typed(table, frame)
+
+
+def typed(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
+    """The same lines, numbers as numbers."""
+    numbers = cells.columns.intersection([*table.metrics, *COSTS])
+    return cells.astype({"seed": int, "reference": bool} | dict.fromkeys(numbers, float))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """What a cell logged.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); without the folder {path.parent} it is computed again"
+        ) from None
+
+
+def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
+    node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second
+    source = source_of(entry.cell)
+    return {
+        "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
+        **{path: _value(entry, path) for path in swept},
+        "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
+        **({"source_corpus": source.corpus.fingerprint} if source and source.corpus != entry.cell.corpus else {}),
+        "teacher": _origin(entry.cell.teacher),
+        "tokens": entry.cell.distill.steps * tokens_of_step(entry.cell.distill),
+        **found_of(table.metrics, node),
+    }  # fmt: skip
+
+
+def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
+    """What the store holds of a cell."""
+    result, error, env, damage = node.result, node.error, node.env, node.damage()
+    unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
+    return {
+        "state": "done" if result is not None else "damaged" if damage else "failed" if error else unfinished,
+        "error": damage or (None if error is None else " ".join(error.split())),
+        **{metric: (result or {}).get(metric) for metric in metrics},
+        "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
+        "peak_memory": env.get("peak_memory"), "commit": ", ".join(commit for commit in node.commits if commit) or None,
+    }  # fmt: skip
+
+
+def _origin(teacher: Teacher) -> str | None:
+    return teacher.pretraining.corpus.fingerprint if teacher.pretraining else teacher.fingerprint
+
+
+def _value(entry: Entry, path: str) -> Any:
+    """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
+    node: Any = entry.cell
+    inside = path
+    while inside.startswith("source.") and isinstance(node, Cell):
+        node, inside = source_of(node), inside.removeprefix("source.")
+    for name in inside.split("."):
+        node = getattr(node, name, None)
+    return entry.changes.get(path) if node is None else node

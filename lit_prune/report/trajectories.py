@@ -1,0 +1,67 @@
+"""Validation losses during the retraining: how the order of the rows moves until it is that of the end. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lit_prune.config.table import Claim, Table
+from lit_prune.report.results_frame import read_csv
+from lit_prune.report.statistics import agree
+from lit_prune.store import Node
+from lit_prune.store.store import CHECKS
+
+_COLUMNS = ["row", "seed", "step", "lm_loss", "kd_loss"]
+
+
+def read_checks(done: dict[tuple[str, int], Node]) -> pd.DataFrame:
+    """checks.csv of finished cells, by row and seed: columns row, seed, step, lm_loss, kd_loss; empty without any.
+
+    Losses are nats per token; that against the teacher is NaN where it was not measured.
+    """
+    paths = {asked: node.folder / CHECKS for asked, node in done.items()}
+    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
+    return pd.concat(frames, ignore_index=True)[_COLUMNS] if frames else pd.DataFrame(columns=_COLUMNS)
+
+
+def ranks(checks: pd.DataFrame) -> pd.DataFrame:
+    """How far the order of the rows at each check is that at the last: columns step, tau (Kendall's tau-b), n (rows).
+
+    Rows are ordered by their mean LM loss over seeds (Minitron, Fig. 9); a row that does not reach the last step of all
+    is left out.
+    """
+    losses = checks.pivot_table(index="step", columns="row", values="lm_loss")
+    if len(losses) < 2 or losses.iloc[-1].count() < 2:
+        return pd.DataFrame(columns=["step", "tau", "n"])
+    last = losses.iloc[-1].dropna()
+    known = [(step, found.dropna()) for step, found in losses[last.index].iterrows()]
+    orders = [(step, agree(found, last[found.index])) for step, found in known]
+    return pd.DataFrame([{"step": step, "tau": order.tau, "n": order.n} for step, order in orders])
+
+
+def flips(table: Table, checks: pd.DataFrame) -> pd.DataFrame:
+    """Where the two rows of a claim change their order by LM loss for good: a line for each two rows that do.
+
+    Columns: claim (its place in the table), before and step (the checks between which the sign of the mean difference
+    over shared seeds last changes), ahead (the row with the lower loss from there on), changes (how often it does).
+    """
+    losses = checks.pivot_table(index=["step", "seed"], columns="row", values="lm_loss")
+    # Of several claims about two rows, by whatever metric, the first stands for all.
+    pairs = {frozenset((claim.better, claim.worse)): place for place, claim in reversed([*enumerate(table.claims)])}
+    found = {place: _last_flip(table.claims[place], losses) for place in sorted(pairs.values())}
+    lines = [{"claim": place, **flip} for place, flip in found.items() if flip]
+    return pd.DataFrame(lines, columns=["claim", "before", "step", "ahead", "changes"])
+
+
+def _last_flip(claim: Claim, losses: pd.DataFrame) -> dict[str, Any] | None:
+    pair = losses.reindex(columns=[claim.better, claim.worse]).dropna()
+    difference = (pair[claim.better] - pair[claim.worse]).groupby("step").mean()
+    signs = np.sign(difference[difference != 0])  # at a tie neither row is ahead
+    changes = np.flatnonzero(np.diff(signs))
+    if not len(changes):
+        return None
+    before, step = signs.index[changes[-1]], signs.index[changes[-1] + 1]
+    ahead = claim.better if signs[step] < 0 else claim.worse
+    return {"before": before, "step": step, "ahead": ahead, "changes": len(changes)}

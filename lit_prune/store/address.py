@@ -1,0 +1,76 @@
+"""Where an answer is found: the address of each stage, a hash of those sections of a cell that it reads. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from lit_prune.config import EVIDENCE, Cell
+from lit_prune.config.overrides import source_of
+
+SCHEMA = {"tokens": 1, "teacher": 1, "correction": 1, "student": 1, "cell": 1} | dict.fromkeys(EVIDENCE, 1)
+"""Meaning of each stage's artifacts; raised by hand when a stage computes something else from the same sections."""
+
+_ALWAYS_HASHED = ("tokens", "teacher", "importance", "student", "cell")
+"""Stages whose schema is in every address downstream; those added later enter it once they leave version 1."""
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "teacher": ("teacher",),
+    "tokens": ("teacher", "corpus"),
+    "correction": ("teacher", "corpus"),
+    **dict.fromkeys(EVIDENCE, ("teacher", "corpus", "source", "importance")),
+    "student": ("teacher", "corpus", "source", "importance", "student"),
+    "cell": ("teacher", "corpus", "source", "importance", "student", "distill", "evaluation", "seed"),
+}
+"""The sections each stage reads: its own and all those upstream."""
+
+_BEFORE_CORRECTION = ("teacher", "tokens")
+"""Stages that come before the teacher is corrected: training and tokenizer are those of the teacher as it was."""
+
+
+def canonical(node: Any) -> Any:
+    """The part of a node that is identity, as plain data: fingerprints replace places, declared no-ops are left out."""
+    if not dataclasses.is_dataclass(node):
+        return list(node) if isinstance(node, tuple) else node
+    plain = {
+        f.name: canonical(getattr(node, f.name))
+        for f in dataclasses.fields(node)
+        if "noop" not in f.metadata or getattr(node, f.name) != f.metadata["noop"]
+    }
+    if isinstance(node, Cell) and (source := source_of(node)):
+        plain["source"] = canonical(source)
+    if plain.get("fingerprint"):
+        plain.pop("source", None)
+        plain.pop("model", None)
+        plain.pop("plan", None)
+    return plain
+
+
+def digest(plain: Any) -> str:
+    """First 12 hexadecimal digits of the sha256 of canonical JSON."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity(cell: Cell, stage: str) -> dict[str, Any]:
+    """What the address of `stage` is made of; of a source, all that its own address is made of."""
+    read = STAGES[stage]
+    if stage in _BEFORE_CORRECTION:
+        cell = dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, correction=None))
+    sections = {name: canonical(getattr(cell, name)) for name in read if name != "source"}
+    if "source" in read and (source := source_of(cell)):
+        sections["source"] = identity(source, "cell")
+    upstream = (s for s in STAGES if set(STAGES[s]) <= set(read) and (s == stage or not {s, stage} <= set(EVIDENCE)))
+    if stage != "correction" and cell.teacher.correction is None:
+        upstream = (s for s in upstream if s != "correction")
+    schema = {s: SCHEMA[s] for s in upstream if s in _ALWAYS_HASHED or SCHEMA[s] > 1}
+    if "distill" in read and (cell.distill.lora is not None or cell.distill.last is not None):
+        schema["train_flops"] = 2  # version 1 charged gradients of weights that are not trained
+    return {"stage": stage, "schema": schema, **sections}
+
+
+def key(cell: Cell, stage: str = "cell") -> str:
+    """Address of a stage of a cell."""
+    return digest(identity(cell, stage))

@@ -1,0 +1,137 @@
+"""Integrity of a finished node: its files have the sizes and digests that were recorded with its result. No torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import EVIDENCE
+from lit_prune.store.atomic import sync
+
+RECORD = "integrity"
+"""Key of the record in result.json."""
+LEFTOVERS = ("last.ckpt", "windows.csv", "error.json", "traceback.txt")
+"""Files of an unfinished node, removed once its result is written."""
+FORMAT = 2
+"""`store_format` in env.json of a node whose result has a record; results of older stores have none."""
+_SMALL = 2**20
+"""Bytes up to which a file is hashed even where large files are compared by size alone."""
+
+_MODEL = ("model/config.json", "model/*.safetensors")
+_TOKENS = ("tokens.json", "train.bin", "validation.bin", "calibration.bin")
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "tokens": _TOKENS,
+    "teacher": (*_MODEL, *(f"tokens/{name}" for name in _TOKENS)),
+    "correction": _MODEL,
+    "student": _MODEL,
+    "benchmark": ("documents.parquet",),
+    **{stage: (f"{stage}.safetensors",) for stage in EVIDENCE},
+}
+"""Files of each stage that a result recorded without digests must have; a retrained cell must have a model too."""
+
+
+def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `result` with the sizes and sha256 digests of all files in `folder`, which are synced to disk first."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if not path.name.startswith(".") and name not in ("result.json", *LEFTOVERS):
+            sync(path)
+            files[name] = {"size": path.stat().st_size, "sha256": _sha256_of(path)}
+    plain = json.loads(json.dumps(result))
+    return {**plain, RECORD: {"files": files, "sha256": _sha256_of_json({"result": plain, "files": files})}}
+
+
+def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result alone, as it was given to `sealed`."""
+    return {name: value for name, value in content.items() if name != RECORD}
+
+
+def damage(folder: Path, *, deep: bool) -> str | None:
+    """Return what is wrong with the files of a node that has a result.json, or None.
+
+    Large files are hashed only if `deep`, and once per process as long as their size and time stay the same.
+    """
+    content = read_json(folder / "result.json")
+    if content is None:
+        return "result.json cannot be read"
+    record = content.get(RECORD)
+    if record is None:
+        return _damage_without_digests(folder)
+    try:
+        files, digest = record["files"], record["sha256"]
+        if _sha256_of_json({"result": unsealed(content), "files": files}) != digest:
+            return "result.json has another digest"
+        problems = (_problem(folder / name, about, deep) for name, about in files.items())
+        return next((f"{name} {problem}" for name, problem in zip(files, problems, strict=True) if problem), None)
+    except (KeyError, TypeError, AttributeError):
+        return "result.json has an unreadable record of files"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None if the file cannot be read or holds something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _problem(path: Path, about: Mapping[str, Any], deep: bool) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != about["size"]:
+        return f"has {size} bytes instead of {about['size']}"
+    if (deep or size <= _SMALL) and _sha256_of(path) != about["sha256"]:
+        return "has another digest"
+    return None
+
+
+def _damage_without_digests(folder: Path) -> str | None:
+    """Check a result of a store without digests: the files its stage must have exist and match their headers."""
+    from safetensors import SafetensorError, safe_open
+
+    config = read_json(folder / "config.json")
+    if config is None and (folder / "config.json").exists():
+        return "config.json cannot be read"
+    env = read_json(folder / "env.json")
+    if env is None and (folder / "env.json").exists():
+        return "env.json cannot be read"
+    if (env or {}).get("store_format") == FORMAT:
+        return "result.json has no record of files"
+    stage = folder.parent.name
+    if stage == "teaching":  # a cache, not a result: making it again costs less than trusting it
+        return "has no digests"
+    required = _REQUIRED.get(stage, ())
+    if stage == "cell" and ((config or {}).get("distill") or {}).get("steps"):
+        required = _MODEL
+    for pattern in required:
+        if not any(folder.glob(pattern)):
+            return f"{pattern} is missing"
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (OSError, SafetensorError):
+            return f"{path.relative_to(folder)} is truncated"
+    return None
+
+
+def _sha256_of(path: Path) -> str:
+    status = path.stat()
+    return _hashed(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _hashed(path: Path, *unchanged: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
