@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from test_tracking import history, parts, run
 
+from lit_prune.cli import table as cli
 from lit_prune.cli.dashboard import main
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
