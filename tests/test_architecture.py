@@ -36,7 +36,7 @@ LIGHT = (
     "render.terminal",
     "render.evaluations",
     "evaluate.runner",
-    "cli.request",
+    "pipeline.request",
     "cli.table",
     "cli.process",
 )

@@ -172,7 +172,7 @@ def asked(cell, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     settings = SMALL | {"corpus.source": cell.corpus.source}
     words = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
-    words += ["--only", "logit_loss=kld", "--only", "w_clm=0.0", "--seeds", "1", "--wandb", "disabled"]
+    words += ["--filter", "logit_loss=kld", "--filter", "w_clm=0.0", "--seeds", "1", "--wandb", "disabled"]
     return [*words, "--store", str(store)], store
 
 
@@ -187,7 +187,7 @@ def test_a_dry_run_shows_the_steps(asked, capsys):
 
 def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
     words, _ = asked
-    assert main(TABLE, [*words, "--set", "distill.steps=4", "--also", "tokens=260", "--dry-run"]) == 2
+    assert main(TABLE, [*words, "--set", "distill.steps=4", "--add-row", "tokens=260", "--dry-run"]) == 2
     assert "two points of the grid are the same cell" in capsys.readouterr().err
 
 

@@ -113,7 +113,7 @@ def test_a_table_refuses_the_model(case, field, cases, ask):
 
 @pytest.mark.parametrize("case", REFUSED_MODELS)
 def test_evaluate_refuses_the_model(case, cases, ask):
-    found = ask(evaluate, "--model", str(cases / case), "--text", str(cases / "short.jsonl"))
+    found = ask(evaluate, "--model", str(cases / case), "--corpus", str(cases / "short.jsonl"))
     assert_refused(*found, "--model", REFUSED_MODELS[case])
 
 
@@ -131,7 +131,7 @@ def test_a_table_accepts_the_model(case, field, cases, ask):
 
 @pytest.mark.parametrize("case", [*ACCEPTED_MODELS, FOREIGN_STUDENT])
 def test_evaluate_accepts_the_model(case, cases, ask):
-    words = ("--text", str(cases / "short.jsonl"), "--limit", "2")
+    words = ("--corpus", str(cases / "short.jsonl"), "--limit", "2")
     assert ask(evaluate, "--model", str(cases / case), *words)[:2] == (0, [])
 
 
@@ -170,7 +170,7 @@ def test_a_nested_column_is_named_where_another_is_asked_for(cases, ask):
 def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
     found = ask(table, *settings(f"corpus.source={cases / case}", "corpus.max_tokens=2000"))
     assert_refused(*found, "corpus.source", "1 different documents")
-    code, said, store = ask(evaluate, "--model", str(TEACHER), "--text", str(cases / case), "--limit", "1")
+    code, said, store = ask(evaluate, "--model", str(TEACHER), "--corpus", str(cases / case), "--limit", "1")
     assert (code, said) == (0, [])
     (path,) = store.glob("benchmark/*/result.json")
     first = json.loads((cases / case).read_text().splitlines()[0])["text"]
@@ -180,7 +180,7 @@ def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
 
 def test_evaluate_counts_the_rows_it_skips_once(cases, ask, caplog, tmp_path):
     case = shutil.copy(cases / "one_null_text.jsonl", tmp_path / "copy.jsonl")  # nothing was said of it yet
-    assert ask(evaluate, "--model", str(TEACHER), "--text", str(case), "--limit", "1")[:2] == (0, [])
+    assert ask(evaluate, "--model", str(TEACHER), "--corpus", str(case), "--limit", "1")[:2] == (0, [])
     (said,) = [record for record in caplog.records if record.args and record.args[0] == str(case)]
     assert said.args[1] == 1
 

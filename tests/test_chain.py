@@ -113,10 +113,10 @@ def test_rows_may_sweep_what_a_source_changes(tmp_path):
         label=lambda point: str(point["source.student.layers"]), baseline="5", paper={}, claims=(Claim("5", "4", "x"),),
         references={"teacher": {"source": None}},
     )  # fmt: skip
-    found = entries(table, Profile(PINNED), only={"source.student.layers": 4}, num_seeds=1)
+    found = entries(table, Profile(PINNED), filters={"source.student.layers": 4}, num_seeds=1)
     assert [source_of(entry.cell) and source_of(entry.cell).student.layers for entry in found] == [4, None]
     assert list(tidy(table, found, Store(tmp_path))["source.student.layers"]) == [4, None]
-    (more, _) = entries(table, Profile(PINNED), also={"source.seed": 8}, only={"source.seed": 8}, num_seeds=1)
+    (more, _) = entries(table, Profile(PINNED), add_rows={"source.seed": 8}, filters={"source.seed": 8}, num_seeds=1)
     assert source_of(more.cell).seed == 8
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lit_prune import config
+from lit_prune.cli.fields import main
 from lit_prune.config import Cell, ConfigError, Pretraining, Profile, Teacher
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
-from lit_prune.config.profiles import main
 from lit_prune.store.address import key
 
 
@@ -44,14 +44,26 @@ def test_an_unknown_field_is_refused_with_its_whole_path_and_the_nearest_name(pa
     message = refused(Cell(), {path: 1})
     assert message.startswith(f"unknown field {path!r}; perhaps you meant {meant!r}, ")
     assert sum(f"{field!r}" in message for field in fields_of(Cell)) == 3
-    assert message.endswith("python -m lit_prune.config.profiles")
+    assert message.endswith("`lit-prune fields` lists all")
 
 
 def test_the_command_that_an_unknown_field_names_lists_all(capsys):
-    assert main() == 0
-    listed = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    assert main([]) == 0
+    listed = dict(line.strip().split(" = ") for line in capsys.readouterr().out.splitlines() if " = " in line)
     assert set(fields_of(Cell)) | {"seeds", "draws", "search.layers"} <= set(listed)
     assert listed["distill.steps"] == str(Cell().distill.steps)
+
+
+@pytest.mark.parametrize("name", ["distill", "distill.optim.lr"])
+def test_a_section_and_a_field_are_explained_alone(name, capsys):
+    assert main([name]) == 0
+    listed = [line.split(" = ")[0].strip() for line in capsys.readouterr().out.splitlines() if " = " in line]
+    assert sorted(listed) == sorted(p for p in fields_of(Cell) if p == name or p.startswith(f"{name}."))
+
+
+def test_an_unknown_section_is_refused_with_the_nearest_ones(capsys):
+    assert main(["distil"]) == 2
+    assert "'distill'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["", ".", "distill.", "seed.x", "teacher.model.x", "student.model.x", "a.b"])

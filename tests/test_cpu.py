@@ -266,7 +266,7 @@ def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(texts, tmp_
     settings = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
 
     def computed(store, how):
-        words = ["--set", f"corpus.source={text}", "--only", "logit_loss=kld", "--seeds", "1", "--wandb", "disabled"]
+        words = ["--set", f"corpus.source={text}", "--filter", "logit_loss=kld", "--seeds", "1", "--wandb", "disabled"]
         assert main(TABLE, [*settings, *words, "--cpu", how, "--store", str(tmp_path / store)]) == 0
         return {folder.name: Node(folder) for folder in (tmp_path / store / "cell").iterdir()}
 

@@ -143,13 +143,13 @@ def test_what_is_recorded_stands_in_for_an_empty_store(tmp_path):
 
 
 def test_what_is_set_and_chosen_is_the_question_of_the_tables_own_command(tmp_path, capsys):
-    asked = ["--set", "distill.steps=50", "--also", "logit_loss=jsd", "--seeds", "2", "--store", str(tmp_path)]
+    asked = ["--set", "distill.steps=50", "--add-row", "logit_loss=jsd", "--seeds", "2", "--store", str(tmp_path)]
     assert cli.main(TABLE, ["report", *asked]) == 0
     capsys.readouterr()
     assert main(["loss_ablation", *asked]) == 0
     *_, following = capsys.readouterr().out.splitlines()
     assert "sync --store" in following
-    assert "--set distill.steps=50 --seeds 2 --also logit_loss=jsd;" in following
+    assert "--set distill.steps=50 --seeds 2 --add-row logit_loss=jsd;" in following
     (folder,) = (tmp_path / "reports/loss_ablation").iterdir()
     workspace = json.loads((folder / "dashboard/workspace.json").read_text())
     cells = pd.read_csv(folder / "results.csv")

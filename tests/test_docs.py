@@ -181,10 +181,6 @@ def parse(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
     if hasattr(found, "__path__"):
         found = importlib.import_module(f"{module}.__main__")
     first = (found.TABLE,) if hasattr(found, "TABLE") else ()
-    if module == "lit_prune.config.profiles":
-        assert not words
-        assert found.main() == 0
-        return
     main = cli.main if first else found.main
     monkeypatch.setattr(tyro, "cli", stopping(tyro.cli))
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
@@ -200,9 +196,9 @@ def test_the_cells_that_a_command_names_exist(words, registered):
     if needs_hub(words):
         check_names(override(profile.cell, flags.settings))
         return
-    also, only = map(parse_setting, flags.also), map(parse_setting, flags.only)
+    also, only = map(parse_setting, flags.add_row), map(parse_setting, flags.filter)
     table = table.at(profile, Path("store"), flags.settings)
-    found = entries(table, profile, settings=flags.settings, num_seeds=flags.seeds, also=also, only=only)
+    found = entries(table, profile, settings=flags.settings, num_seeds=flags.seeds, add_rows=also, filters=only)
     assert found
     for entry in found:
         check_names(entry.cell)

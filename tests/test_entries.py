@@ -49,7 +49,7 @@ def test_the_number_of_seeds_can_be_asked_for():
 )])  # fmt: skip
 def test_a_row_the_table_has_no_name_for_is_the_baseline_and_what_is_changed(label):
     named = table(label=lambda point: label(point["distill.logit_loss"]), paper={}, claims=(), baseline=label("kld"))
-    found = entries(named, PROFILE, num_seeds=1, also=[("logit_loss", "reverse_kld")])
+    found = entries(named, PROFILE, num_seeds=1, add_rows=[("logit_loss", "reverse_kld")])
     assert found[-1].row == f"{label('kld')}, logit_loss=reverse_kld"
 
 
@@ -132,7 +132,7 @@ def test_twins_are_refused_among_what_is_seeded_too():
     draws = axis("distill.logit_loss", "kld", "mse") * axis("importance.seed", 5, 6)
     twins = table(grid=draws, seeded=("seed", "importance.seed"))
     assert refused(twins) == "two points of the grid are the same cell: 'kld' and 'kld', seed 0"
-    assert refused(table(seeded=("seed", "importance.seed")), also={"importance.seed": 3}).startswith("two points")
+    assert refused(table(seeded=("seed", "importance.seed")), add_rows={"importance.seed": 3}).startswith("two points")
 
 
 def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings():
@@ -158,8 +158,8 @@ def test_a_table_that_changes_an_unknown_field_is_refused():
 def test_a_setting_on_a_swept_field_is_refused(path):
     message = refused(table(seeded=("seed", "importance.seed")), settings={path: 0})
     assert message.startswith(f"--set {path}: toy sweeps it")
-    assert "--only" in message
-    assert "--also" in message
+    assert "--filter" in message
+    assert "--add-row" in message
 
 
 def test_a_setting_of_an_unknown_field_is_refused():
@@ -190,17 +190,17 @@ def test_a_value_that_is_the_same_after_conversion_is_a_twin():
     assert "'kld 1' and 'kld 1.0', seed 0" in refused(whole)
 
 
-# --also and --only
+# --add-row and --filter
 
 
 def test_also_adds_a_row_that_is_the_baseline_with_one_change():
-    found = entries(table(), PROFILE, also={"logit_loss": "mse_logits"})
+    found = entries(table(), PROFILE, add_rows={"logit_loss": "mse_logits"})
     assert rows(found)[6:] == [("mse_logits", 0), ("mse_logits", 1)]
     assert found[6].cell == override(Cell(), {"distill.logit_loss": "mse_logits"})
 
 
 def test_also_on_a_field_the_label_does_not_tell_apart_is_a_row_of_its_own():
-    found = entries(table(), PROFILE, also={"temperature": 2.0, "distill.steps": 7})
+    found = entries(table(), PROFILE, add_rows={"temperature": 2.0, "distill.steps": 7})
     added = ("kld, temperature=2.0", "kld, distill.steps=7")
     assert rows(found)[6:] == [(row, seed) for row in added for seed in (0, 1)]
     assert found[6].cell == override(Cell(), {"distill.temperature": 2.0})
@@ -208,7 +208,7 @@ def test_also_on_a_field_the_label_does_not_tell_apart_is_a_row_of_its_own():
 
 
 def test_also_may_give_one_field_several_values():
-    found = entries(table(), PROFILE, num_seeds=1, also=[("temperature", 2.0), ("temperature", 3.0)])
+    found = entries(table(), PROFILE, num_seeds=1, add_rows=[("temperature", 2.0), ("temperature", 3.0)])
     assert rows(found)[3:] == [("kld, temperature=2.0", 0), ("kld, temperature=3.0", 0)]
     assert [entry.cell.distill.temperature for entry in found[3:]] == [2.0, 3.0]
 
@@ -217,21 +217,21 @@ def test_also_may_give_one_field_several_values():
     ("name", "value"), [("logit_loss", "mse"), ("distill.logit_loss", "kld"), ("w_clm", 0), ("seed", 1)]
 )
 def test_also_what_is_there_already_is_refused(name, value):
-    assert refused(table(), also={name: value}).startswith("two points of the grid are the same cell")
+    assert refused(table(), add_rows={name: value}).startswith("two points of the grid are the same cell")
 
 
 @pytest.mark.parametrize("name", ["logit_loss", "distill.logit_loss"])
 def test_only_keeps_the_points_with_that_value(name):
-    assert rows(entries(table(), PROFILE, only={name: "mse"})) == [("mse", 0), ("mse", 1)]
+    assert rows(entries(table(), PROFILE, filters={name: "mse"})) == [("mse", 0), ("mse", 1)]
 
 
 def test_only_with_several_values_keeps_any_of_them_and_with_several_fields_all_of_them():
     only = [("logit_loss", "kld"), ("logit_loss", "mse"), ("seed", 1)]
-    assert rows(entries(table(), PROFILE, only=only)) == [("kld", 1), ("mse", 1)]
+    assert rows(entries(table(), PROFILE, filters=only)) == [("kld", 1), ("mse", 1)]
 
 
 def test_only_applies_to_added_rows_too():
-    found = entries(table(), PROFILE, also={"logit_loss": "mse_logits"}, only={"logit_loss": "mse_logits"})
+    found = entries(table(), PROFILE, add_rows={"logit_loss": "mse_logits"}, filters={"logit_loss": "mse_logits"})
     assert rows(found) == [("mse_logits", 0), ("mse_logits", 1)]
 
 
@@ -247,16 +247,16 @@ def test_only_applies_to_added_rows_too():
 def test_only_what_no_row_has_is_refused_with_the_values_there_are(only, part):
     swept = ", ".join(dict.fromkeys(point["distill.logit_loss"] for point in table().grid))
     expected = part.replace("SWEPT", swept).replace("AXES", ", ".join(table().grid.axes()))
-    assert refused(table(), only=only) == f"--only{expected}"
+    assert refused(table(), filters=only) == f"--filter{expected}"
 
 
-@pytest.mark.parametrize("request_", ["also", "only"])
+@pytest.mark.parametrize("request_", ["add_rows", "filters"])
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("temprature", "'distill.temperature'"),
         ("logit_los", "'distill.logit_loss'"),
-        ("", "lit_prune.config.profiles"),
+        ("", "lit-prune fields"),
     ],
 )
 def test_an_unknown_short_name_is_refused(request_, name, hint):
@@ -266,7 +266,7 @@ def test_an_unknown_short_name_is_refused(request_, name, hint):
 
 
 def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
-    message = refused(table(), also={"samples": 3, "block": 3})
+    message = refused(table(), add_rows={"samples": 3, "block": 3})
     ours = sorted(path for path in fields_of(Cell) if path.endswith(".block"))
     assert len(ours) > 1
     assert message.endswith("there are: " + ", ".join(ours))
@@ -277,7 +277,7 @@ def test_a_swept_field_wins_over_others_of_its_short_name():
         grid=axis("distill.steps", 1, 2), label=lambda point: str(point["distill.steps"]),
         baseline="1", paper={}, claims=(),
     )  # fmt: skip
-    assert rows(entries(swept, PROFILE, only={"steps": 2})) == [("2", 0), ("2", 1)]
+    assert rows(entries(swept, PROFILE, filters={"steps": 2})) == [("2", 0), ("2", 1)]
 
 
 @pytest.mark.parametrize("name", ["strategy_ablation", "oneshot_ablation"])

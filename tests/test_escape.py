@@ -135,7 +135,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
             node.finish({"lm_loss": 2.0 + entry.seed / 10}, seconds=1.0, commit="<b>")
     with store.claim(last.cell, "cell") as node:
         node.fail(TOLD)
-    return assemble(TABLE, TOLD, {"corpus.source": TOLD}, asked, store, flags=("--also", TOLD))
+    return assemble(TABLE, TOLD, {"corpus.source": TOLD}, asked, store, flags=("--add-row", TOLD))
 
 
 def test_every_file_of_a_report_shows_hostile_names_as_text(found: Report, tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_a_stored_model_may_have_the_name_of_a_column(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^teacher\.model: must be valid UTF-8"):
         override(Cell(), {"teacher.model": "caf\udce9"})
-    assert main(["--model", "caf\udce9", "--text", "python"]) == 2
+    assert main(["--model", "caf\udce9", "--corpus", "python"]) == 2

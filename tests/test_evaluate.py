@@ -26,11 +26,11 @@ def here(tmp_path, tiny_llama, tiny_tokenizer):
 
 def command(here, *words):
     models = [str(here / name) for name in ("first", "second")]
-    return ["--model", *models, "--store", str(here / "store"), "--local", str(here / "tasks"), *words]
+    return ["--model", *models, "--store", str(here / "store"), "--task-data-dir", str(here / "tasks"), *words]
 
 
 def test_models_are_asked_once_and_found_again_without_torch(here, capsys):
-    words = command(here, "--tasks", "piqa,blimp", "--text", str(here / "text.txt"))
+    words = command(here, "--tasks", "piqa,blimp", "--corpus", str(here / "text.txt"))
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "PIQA (0) acc_norm" in said
@@ -53,7 +53,7 @@ def test_models_are_asked_once_and_found_again_without_torch(here, capsys):
 
 
 def test_a_text_is_compared_in_bits_per_byte(here):
-    assert main(command(here, "--text", str(here / "text.txt"), "--window", "16", "--stride", "8")) == 0
+    assert main(command(here, "--corpus", str(here / "text.txt"), "--window", "16", "--stride", "8")) == 0
     scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv").set_index(["model", "metric"])
     assert {metric for _, metric in scores.index} == {"perplexity", "bits_per_byte"}
     first, second = (scores.loc[(name, "bits_per_byte")] for name in ("first", "second"))
@@ -64,7 +64,7 @@ def test_a_text_is_compared_in_bits_per_byte(here):
 
 def test_rolling_windows_are_another_question_with_the_numbers_of_lm_eval(here, capsys):
     for words in ((), ("--windows", "rolling")):
-        assert main(command(here, "--text", str(here / "text.txt"), *words)) == 0
+        assert main(command(here, "--corpus", str(here / "text.txt"), *words)) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "--windows rolling" not in said.rpartition("benchmark n")[2]
     scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv")
@@ -77,7 +77,7 @@ def test_rolling_windows_are_another_question_with_the_numbers_of_lm_eval(here, 
 def test_a_text_that_was_stopped_goes_on_where_it_was(here, capsys, monkeypatch):
     (here / "long.txt").write_text("a duck in the pond.\n" * 800)
     words = ["--model", str(here / "first"), "--store", str(here / "store")]
-    words += ["--text", str(here / "long.txt"), "--window", "8"]
+    words += ["--corpus", str(here / "long.txt"), "--window", "8"]
     at = ProgressBar.at
 
     def stop(bar, done, what):
@@ -100,13 +100,13 @@ def test_a_text_that_was_stopped_goes_on_where_it_was(here, capsys, monkeypatch)
 def test_a_window_below_the_positions_of_a_large_model_is_part_of_the_address(here):
     config = here / "second/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 131_072}))
-    assert main(command(here, "--text", str(here / "text.txt"))) == 0
+    assert main(command(here, "--corpus", str(here / "text.txt"))) == 0
     found = [json.loads(path.read_text())["window"] for path in (here / "store/benchmark").glob("*/config.json")]
     assert sorted(found, key=str) == [2048, None]
 
 
 def test_another_limit_shots_or_precision_is_another_question(here):
-    for words in ((), ("--limit", "2"), ("--shots", "1"), ("--dtype", "bfloat16")):
+    for words in ((), ("--limit", "2"), ("--num-fewshot", "1"), ("--dtype", "bfloat16")):
         assert main(command(here, "--tasks", "piqa", *words)) == 0
     assert len(list((here / "store/benchmark").iterdir())) == 8
 
@@ -127,7 +127,7 @@ def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
 def test_a_table_that_cannot_be_written_is_one_line(here, capsys):
     (here / "store").mkdir()
     (here / "store/reports").write_text("a file, where a folder must be")
-    assert main(command(here, "--text", str(here / "text.txt"))) == 2
+    assert main(command(here, "--corpus", str(here / "text.txt"))) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert str(here / "store/reports") in said
 
@@ -144,22 +144,22 @@ def test_where_every_answer_fails_there_is_no_table(here, capsys):
     ("words", "said"),
     [
         (("--tasks", "pica"), "lm-eval has no task 'pica'; near: "),
-        (("--tasks", "piqa", "--limit", "0"), "--limit: 0 asked for, at least 1 is needed"),
-        (("--tasks", "piqa", "--shots", "-1"), "--shots: -1 asked for, at least 0 is needed"),
+        (("--tasks", "piqa", "--limit", "0"), "--limit: must be at least 1, got 0"),
+        (("--tasks", "piqa", "--num-fewshot", "-1"), "--num-fewshot: -1 asked for, at least 0 is needed"),
         (("--tasks", "humaneval"), "humaneval runs programs that the model writes; say --unsafe-code"),
         (("--tasks", "gsm8k"), "the data of gsm8k, openai/gsm8k, cannot be reached"),
-        (("--tasks", "piqa", "--beside", "table 9"), "there are: in_practice, minitron_4b"),
-        (("--text", "nowhere/text.txt"), "--text: 'nowhere/text.txt' is not"),
+        (("--tasks", "piqa", "--paper-table", "table 9"), "there are: in_practice, minitron_4b"),
+        (("--corpus", "nowhere/text.txt"), "--corpus: 'nowhere/text.txt' is not"),
         (
-            ("--text", "python", "--window", "8", "--stride", "9"),
+            ("--corpus", "python", "--window", "8", "--stride", "9"),
             "--stride: 9 asked for, it is at least 1 and at most the",
         ),
-        (("--text", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
-        (("--text", "readmes", "--stride", "129"), "--stride: 129 asked for, first has 128 positions"),
-        (("--text", "readmes", "--stride", "8", "--windows", "rolling"), "--stride: must be unset with --windows"),
-        (("--text", ""), "--text: none named"),
-        (("--tasks", ","), "nothing is asked: give --tasks"),
-        (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: 0 asked for"),
+        (("--corpus", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
+        (("--corpus", "readmes", "--stride", "129"), "--stride: 129 asked for, first has 128 positions"),
+        (("--corpus", "readmes", "--stride", "8", "--windows", "rolling"), "--stride: must be unset with --windows"),
+        (("--corpus", ""), "--corpus: none named"),
+        (("--tasks", ","), "--tasks or --corpus: must be given"),
+        (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: must be at least 1, got 0"),
     ],
 )
 def test_a_bad_request_is_one_line_before_anything_is_computed(words, said, here, capsys):
@@ -175,7 +175,7 @@ def test_a_bad_request_is_one_line_before_anything_is_computed(words, said, here
     ("name", "content", "said"),
     [
         ("blank.txt", " \n", "blank.txt holds nothing but white space"),
-        ("other.jsonl", '{"body": "a duck"}', "--column: "),
+        ("other.jsonl", '{"body": "a duck"}', "--text-column: "),
         ("broken.jsonl", "no json", "broken.jsonl cannot be read"),
     ],
 )
@@ -183,14 +183,14 @@ def test_a_text_without_text_is_told_of_before_a_model_is_loaded(name, content, 
     (here / name).write_text(content)
     for model in here.glob("*/model.safetensors"):
         model.write_text("never read")
-    assert main(command(here, "--text", str(here / name))) == 2
+    assert main(command(here, "--corpus", str(here / name))) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_text_under_another_name_is_the_same_question(here):
     text = here / "text.txt"
-    assert main(["--model", str(here / "first"), "--text", str(text), "--store", str(here / "store")]) == 0
-    assert main(command(here, "--text", str(text.rename(here / "renamed.txt")))) == 0
+    assert main(["--model", str(here / "first"), "--corpus", str(text), "--store", str(here / "store")]) == 0
+    assert main(command(here, "--corpus", str(text.rename(here / "renamed.txt")))) == 0
     assert len(list((here / "store/benchmark").iterdir())) == 2
     scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv").set_index(["model", "metric"])
     assert scores.loc[("second", "bits_per_byte"), "difference"] != 0
@@ -207,10 +207,11 @@ def test_a_tokenizer_that_cannot_be_loaded_is_told_of_once(here, capsys):
 
 @pytest.mark.parametrize(
     ("models", "said"),
-    [([], "--model: none given"), (["nobody"], "'nobody' is not a shipped"), (["abc"], "no address in")],
+    [([], "--model: must name"), (["nobody"], "'nobody' is not a shipped"), (["abc"], "no address in")],
 )
 def test_a_model_that_there_is_not_is_told_of(models, said, here, capsys):
-    assert main(["--model", *models, "--tasks", "piqa", "--local", str(here / "tasks"), "--store", str(here)]) == 2
+    words = ["--tasks", "piqa", "--task-data-dir", str(here / "tasks"), "--store", str(here)]
+    assert main(["--model", *models, *words]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -218,7 +219,7 @@ def test_two_models_of_one_name_are_told_apart_by_their_place(here, capsys):
     (here / "other").mkdir()
     (here / "first").rename(here / "other/second")
     words = ["--model", str(here / "other/second"), str(here / "second"), "--tasks", "piqa", "--limit", "1"]
-    assert main([*words, "--local", str(here / "tasks"), "--store", str(here / "store")]) == 0
+    assert main([*words, "--task-data-dir", str(here / "tasks"), "--store", str(here / "store")]) == 0
     scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv")
     assert set(scores["model"]) == {str(here / "other/second"), str(here / "second")}
 

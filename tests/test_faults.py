@@ -48,7 +48,7 @@ def words(texts, tiny_tokenizer, tmp_path_factory) -> list[str]:
         "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "distill.optim.warmup": 1,
     }  # fmt: skip
     sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
-    rows = ["--only", "logit_loss=kld", "--only", "logit_loss=mse", "--seeds", "1"]
+    rows = ["--filter", "logit_loss=kld", "--filter", "logit_loss=mse", "--seeds", "1"]
     return [*sets, *rows, "--wandb", "disabled", "--checkpoint-seconds", "0", "--accelerator", "cpu"]
 
 

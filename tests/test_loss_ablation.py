@@ -121,7 +121,7 @@ def test_two_processes_share_a_store_and_nothing_is_computed_twice_or_lost(done,
 
 @pytest.mark.slow
 def test_a_cell_that_diverges_is_named_and_the_others_go_on(tmp_path, capfd):
-    words = ["--only", "logit_loss=kld", "--also", "distill.optim.lr=1e30", "--seeds", "1", "--wandb", "disabled"]
+    words = ["--filter", "logit_loss=kld", "--add-row", "distill.optim.lr=1e30", "--seeds", "1", "--wandb", "disabled"]
     assert main(TABLE, [*SETTINGS, *words, "--store", str(tmp_path)]) == 1
     frame = results(tmp_path).set_index("row")
     failed = frame[frame["state"] == "failed"]
@@ -160,11 +160,11 @@ BAD = {
     "a space for the equals sign": (["--set", "distill.steps", "50"], "--set distill.steps=50"),
     "swept field": (["--set", "distill.logit_loss=mse"], "--set distill.logit_loss: loss_ablation sweeps it"),
     "swept seed": (["--set", "seed=3"], "--set seed: loss_ablation sweeps it"),
-    "unknown loss": (["--also", "logit_loss=kdl"], "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
+    "unknown loss": (["--add-row", "logit_loss=kdl"], "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
     "unknown criterion": (["--set", "student.criterion=activaton"], "unknown criterion 'activaton'; perhaps"),
     "unknown hidden loss": (["--set", "distill.hidden_loss=l1"], "unknown hidden loss 'l1'; there are: cosine, mse"),
-    "only without a value": (["--only", "kld"], "--only: must be field=value, got 'kld'"),
-    "no such row": (["--only", "logit_loss=jsd"], "must be one of mse, reverse_kld, cosine, kld, got jsd"),
+    "only without a value": (["--filter", "kld"], "--filter: must be field=value, got 'kld'"),
+    "no such row": (["--filter", "logit_loss=jsd"], "must be one of mse, reverse_kld, cosine, kld, got jsd"),
     "no seeds": (["--seeds", "0"], "--seeds: 0 asked for"),
     "missing model": (["--set", "teacher.model=./nowhere"], "teacher.model: './nowhere' is not a shipped teacher"),
     "missing text": (["--set", "corpus.source=./nowhere.txt"], "corpus.source: './nowhere.txt' is not"),
@@ -173,7 +173,7 @@ BAD = {
     "heads forbidden": (["--set", "student.heads=5"], "student.heads: 5 is not"),
     "calibration too large": (["--set", "importance.samples=10000000"], "calibration: 10000000 sequences of 64 tokens"),
     "evaluation too large": (["--set", "evaluation.blocks=10000000"], "validation: 10000000 sequences of 64 tokens"),
-    "nothing to minimise": (["--set", "distill.w_logits=0", "--only", "w_clm=0.0"], "there is nothing to minimise"),
+    "nothing to minimise": (["--set", "distill.w_logits=0", "--filter", "w_clm=0.0"], "there is nothing to minimise"),
     "alpha without states": (["--set", "distill.alpha=dynamic"], "distill.alpha: "),
     "no such block": (["--set", "distill.block_output=[99:0]"], "distill.block_output: teacher block"),
     "empty batch": (["--set", "distill.batch=0"], "distill.batch: 0"),
@@ -247,14 +247,14 @@ def test_a_teacher_trained_on_the_spot_is_found_again(tmp_path, texts):
     (teacher,) = (tmp_path / "store/teacher").iterdir()
     assert json.loads((teacher / "result.json").read_text())["tokens"] == 3 * 2 * 32
     stamp = (teacher / "result.json").stat().st_mtime_ns
-    more = command(*words, "--wandb", "disabled", "--also", "logit_loss=mse_logits", store=tmp_path / "store")
+    more = command(*words, "--wandb", "disabled", "--add-row", "logit_loss=mse_logits", store=tmp_path / "store")
     assert more.returncode == 0, more.stderr
     assert (teacher / "result.json").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.slow
 def test_wandb_mirrors_each_cell_and_its_loss_loses_nothing(tmp_path):
-    words = ["--only", "logit_loss=kld", "--seeds", "1", "--wandb", "offline"]
+    words = ["--filter", "logit_loss=kld", "--seeds", "1", "--wandb", "offline"]
     said = command(*words, store=tmp_path / "good")
     assert said.returncode == 0, said.stderr
     runs = sorted((tmp_path / "good/wandb/wandb").glob("offline-run-*"))

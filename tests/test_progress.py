@@ -38,7 +38,7 @@ def test_a_line_of_a_log_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
 
 COMMANDS = {
     "table": ["lit_prune.experiments.loss_ablation", "status"],
-    "evaluate": ["lit_prune.cli.evaluate", "--model", "nobody", "--text", "readmes"],
+    "evaluate": ["lit_prune.cli.evaluate", "--model", "nobody", "--corpus", "readmes"],
     "pretrain": ["lit_prune.cli.pretrain", "--set", "layers"],
     "report": ["analysis.report"],
     "figures": ["analysis.figures", "loss_ablation"],

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lit_prune.cli.request import TableRequest, asked_entries
 from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError, Lora, Space
 from lit_prune.config.overrides import override
@@ -16,6 +15,7 @@ from lit_prune.config.profiles import load_profile
 from lit_prune.models.shape import parameter_counter, shape_of
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.outcomes import check_rows, outcome
+from lit_prune.pipeline.request import TableRequest, requested_entries
 from lit_prune.pruning.shapes import pruned_configs, teacher_config
 from lit_prune.pruning.target import target
 from lit_prune.store import Store
@@ -35,7 +35,7 @@ def refused(name: str, tmp_path: Any, settings: dict[str, Any], also: Any = (), 
 
     def ask() -> None:
         table = table_of(name).at(quick, tmp_path, settings)
-        check_rows(table, "quick", entries(table, quick, settings=settings, also=also))
+        check_rows(table, "quick", entries(table, quick, settings=settings, add_rows=also))
 
     with pytest.raises(ConfigError) as caught:
         ask()
@@ -251,7 +251,7 @@ def test_a_text_that_one_row_lacks_is_refused_by_row(tmp_path):
     table = dataclasses.replace(table_of("loss"), references={"odd": missing})
     question = TableRequest(set=(f"corpus.source={tmp_path / 'text.txt'}",))
     with pytest.raises(ConfigError, match=r"^corpus\.source: .*'odd'"):
-        asked_entries(table, question, Store(tmp_path / "store"))
+        requested_entries(table, question, Store(tmp_path / "store"))
 
 
 def test_more_likely_tokens_than_the_vocabulary_has_are_refused_by_row(tmp_path):

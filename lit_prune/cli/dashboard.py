@@ -1,11 +1,4 @@
-"""Dashboards of a table in Weights & Biases: a workspace of its runs, and a report with the paper's table and ours.
-
-python -m analysis.dashboard loss_ablation              # both as JSON files, no key needed
-python -m analysis.dashboard loss_ablation sync         # bring up the runs that were made offline
-python -m analysis.dashboard loss_ablation --publish    # save both on the server, over those published before
-
-Given --profile, --set, --also, --only and --seeds of the table's own command, it is about the cells those ask for.
-"""
+"""`lit-prune dashboard`: a workspace and a report of a table in Weights & Biases, as files or on the server."""
 
 from __future__ import annotations
 
@@ -14,19 +7,20 @@ import importlib.util
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lit_prune.cli.process import begin
-from lit_prune.cli.request import TableRequest, asked_entries, check_words
+from lit_prune.cli.process import Verb
 from lit_prune.config import ConfigError
 from lit_prune.config.overrides import sources_of
 from lit_prune.config.profiles import RECORDS
 from lit_prune.config.table import Table
 from lit_prune.escape import printable
 from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.request import OLD_FLAGS, TableRequest, requested_entries
 from lit_prune.render.files import markdown, write_texts
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -34,39 +28,30 @@ if TYPE_CHECKING:
     from lit_prune.integrations.wandb.specs import Board
 
 
+@tyro.conf.configure(tyro.conf.UseAppendAction)
 @dataclasses.dataclass(frozen=True)
 class CliArgs(TableRequest):
-    """Dashboards of a table in Weights & Biases, as files, and on a server where there is a key."""
+    """Write the Weights & Biases workspace and report of a table as JSON files; with an API key, publish them or send
+    the runs that were logged offline. The request flags choose the cells, as for `lit-prune table`."""
 
     table: tyro.conf.Positional[str] = tyro.MISSING
-    """Name of the table, e.g. loss_ablation."""
+    """Table, e.g. loss_ablation."""
     command: tyro.conf.Positional[Literal["write", "sync"]] = "write"
-    """write makes workspace.json and report.json; sync sends, once, each run of the cells that was made offline."""
+    """write makes workspace.json and report.json; sync uploads the runs of the cells that were logged offline."""
     store: str = DEFAULT_ROOT
-    """Folder where everything computed is kept."""
+    """Folder of all results."""
     records: Path = RECORDS
-    """Folder of the records, which stand in for what the store does not hold."""
+    """Folder of the records, used for a table of which the store has no finished cell."""
     entity: str = os.environ.get("WANDB_ENTITY", "")
-    """User or team that owns the project; by default the one that the key belongs to."""
+    """User or team that owns the project; default: the owner of the API key."""
     project: str = os.environ.get("WANDB_PROJECT", "lit-prune")
-    """Project of the runs."""
+    """W&B project of the runs."""
     publish: bool = False
-    """Save workspace and report on the server too, over those published before."""
+    """With write: also save workspace and report on the server, replacing those published before."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 all is well, 1 the server did not take all, 2 a bad request."""
-    try:
-        check_words(argv)
-        flags = tyro.cli(CliArgs, args=argv, prog="python -m analysis.dashboard")
-        begin("dashboard: reading the request", argv)
-        return _run(flags)
-    except (ConfigError, OSError) as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
-
-
-def _run(flags: CliArgs) -> int:
+def run(flags: CliArgs) -> int:
+    """Write, publish or send; return 1 if the server refused something."""
     if flags.command == "sync" and flags.publish:
         raise ConfigError("--publish goes with write; sync sends runs")
     if importlib.util.find_spec("wandb_workspaces") is None:
@@ -78,7 +63,7 @@ def _run(flags: CliArgs) -> int:
     from lit_prune.report.load import table_of
 
     store = Store(flags.store)
-    table, found = asked_entries(table_of(flags.table), flags, store)
+    table, found = requested_entries(table_of(flags.table), flags, store)
     if flags.command == "write" and not flags.publish:
         return _write(flags, table, found, store)
     from lit_prune.integrations.wandb.server import failures
@@ -108,7 +93,7 @@ def _write(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> in
         print(printable(f"written: {path}"))
     if flags.publish:
         return _publish(board, answer, folder / "published.json")
-    again = shlex.join(["python", "-m", "lit_prune.cli.dashboard", table.name, "sync", *_words(flags)])
+    again = shlex.join(["lit-prune", "dashboard", table.name, "sync", *_words(flags)])
     print(f"next, with a W&B key: {again}; then the same with --publish in place of sync")
     return 0
 
@@ -153,6 +138,14 @@ def _sync(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> int
 def _addresses(entry: Entry) -> list[str]:
     """Those of a cell and of the sources it is cut from."""
     return [entry.key, *(dataclasses.replace(entry, cell=source).key for source in sources_of(entry.cell))]
+
+
+VERB = Verb("dashboard", CliArgs, run, renamed=OLD_FLAGS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return VERB.main(argv)
 
 
 if __name__ == "__main__":

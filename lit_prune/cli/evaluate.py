@@ -1,15 +1,12 @@
-"""Benchmarks and texts for any model, found again by their address, in the layout of the papers' tables.
-
-python -m lit_prune.cli.evaluate --model python-3.1M --tasks piqa,blimp --local ../shared/data/tasks
-"""
+"""`lit-prune evaluate`: lm-eval tasks and perplexity of any model, in the layout of the papers' tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,11 +14,11 @@ import tyro
 from rich.console import Console
 
 from lit_prune import cpu
-from lit_prune.cli.process import begin, stop_on_signals
+from lit_prune.cli.process import Output, Verb
 from lit_prune.config import ConfigError, Execution
 from lit_prune.config.overrides import is_unicode
 from lit_prune.cpu.threads import share_the_machine
-from lit_prune.escape import printable, terminal_text
+from lit_prune.escape import terminal_text
 from lit_prune.store import DEFAULT_ROOT, Store
 
 if TYPE_CHECKING:
@@ -29,93 +26,86 @@ if TYPE_CHECKING:
     from lit_prune.evaluate.model_ref import ModelRef
     from lit_prune.evaluate.text_task import Text
 
+OLD_FLAGS = {
+    "--beside": "--paper-table", "--shots": "--num-fewshot", "--local": "--task-data-dir", "--text": "--corpus",
+    "--column": "--text-column",
+}  # fmt: skip
+"""Former flags -> their names now."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CliArgs:
-    """What models get in benchmarks, and on texts.
-
-    --tasks paper: those of the papers with their shots (Winogrande 5, ARC-Challenge 25, MMLU 5, HellaSwag 10, GSM8K 5,
-    TruthfulQA 0, XL-Sum English 0 on every fifth article; with --unsafe-code also MBPP and HumanEval). Any other name
-    is one of lm-eval, put with the shots it has by itself. With --local, piqa, blimp (or one of its parts), arc_easy,
-    arc_challenge, hellaswag and xlsum_english are read from files as their authors publish them, and need no network.
-    """
+    """Measure models on lm-eval tasks and on texts (perplexity, bits per byte), and compare them with the first one."""
 
     model: tuple[str, ...]
-    """Models: a shipped teacher, a folder, a hub model, or the first digits of an address in the store (cell/3f2a): a
-    teacher, a correction, a student, a cell. label=MODEL gives it a name of yours. The others are compared with the
-    first."""
+    """Models: a shipped teacher, a folder, a hub id, or the first digits of an address in the store (cell/3f2a).
+    label=MODEL sets the name in the table."""
     tasks: str = ""
-    """Benchmarks, parted by commas: paper, or names of lm-eval such as piqa,blimp,arc_easy."""
-    text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A text (file, folder, hub data set, python, readmes) for perplexity and bits per byte; several times."""
-    local: Path | None = None
-    """Folder with the tasks' files: BLiMP.zip, piqa/, arc/, hellaswag_val_full.txt.bz2, xlsum/."""
+    """Tasks, separated by commas: names of lm-eval such as piqa,blimp,arc_easy, each with its default few-shot
+    examples, or paper: the papers' tasks with the papers' numbers (Winogrande 5, ARC-Challenge 25, MMLU 5, HellaSwag
+    10, GSM8K 5, TruthfulQA 0, XL-Sum English 0 on every fifth article; with --unsafe-code also MBPP and HumanEval)."""
+    corpus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Text for perplexity and bits per byte: a file, a folder, a hub data set, python or readmes. Repeatable."""
+    task_data_dir: Path | None = None
+    """Folder with the data of tasks as their authors publish it: BLiMP.zip, piqa/, arc/, hellaswag_val_full.txt.bz2,
+    xlsum/. piqa, blimp and its subtasks, arc_easy, arc_challenge, hellaswag and xlsum_english then need no network."""
     limit: int | None = None
-    """Only the first so many documents of every task (of BLiMP: of each part) and text: to see that it runs."""
-    shots: int | None = None
-    """Examples before each document, instead of the papers' number; where a task fixes none, it stays none."""
-    column: str | None = None
-    """Column of a data set of --text that holds the text; "text" by default."""
+    """Use only the first N documents of every task (of BLiMP: of each subtask) and text, for a quick trial."""
+    num_fewshot: int | None = None
+    """Few-shot examples before each document; default: the papers' number, else the task's own."""
+    text_column: str | None = None
+    """Column of a data set of --corpus that holds the text; default: text."""
     window: int | None = None
-    """Tokens that --text is read in at once; by default the model's positions, at most 2048."""
+    """Tokens of --corpus scored in one forward pass; default: the model's positions, at most 2048."""
     stride: int | None = None
-    """Tokens from one window to the next; the window by default. Every token is scored once."""
+    """Tokens between the starts of two windows; default: the window. Every token is scored once."""
     windows: Literal["sliding", "rolling"] = "sliding"
-    """How --text is cut into windows. sliding: one each --stride tokens. rolling: those of lm-eval, with its counts of
-    bytes and words: use it to compare bits per byte and word perplexity with numbers of lm-eval."""
+    """Windows over --corpus. sliding: one every --stride tokens. rolling: those of lm-eval with its counts of bytes and
+    words, to compare bits per byte and word perplexity with lm-eval."""
     tokenizer: str | None = None
-    """Folder or hub model whose tokenizer is taken; needed where the teacher of an address is nowhere to be found."""
+    """Folder or hub id of the tokenizer; needed if the teacher of an address is no longer found."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the models; part of an answer's address."""
+    """Precision of the models; part of a result's address."""
     unsafe_code: bool = False
-    """Run the programs that models write, on this machine and as you: MBPP and HumanEval do."""
+    """Run the programs that models write, on this machine with your permissions: MBPP and HumanEval need it."""
     batch_size: int = 16
-    """Prompts at once."""
-    beside: str = "minitron_8b"
-    """Columns of the papers beside ours, where they have the benchmark: minitron_8b, minitron_4b, pruned_8b, pruned_4b
-    (Minitron, Tables 2, 3, 4), in_practice (In Practice, Table 1), or none."""
+    """Prompts in a forward pass."""
+    paper_table: str = "minitron_8b"
+    """Published results to print beside yours: minitron_8b, minitron_4b, pruned_8b, pruned_4b (Minitron, Tables 2, 3,
+    4), in_practice (In Practice, Table 1), or none."""
     store: str = DEFAULT_ROOT
-    """Folder where every answer is kept and found again."""
+    """Folder of all results; what is in it is not measured again."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where models run; auto takes a GPU where there is one."""
+    """Device of the models; auto uses a GPU if there is one."""
     cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
-    """On a processor: auto takes what is fastest, plain is PyTorch as it is. Results agree to rounding."""
+    """On a CPU: auto picks the fastest kernels, plain is PyTorch's default. Results agree to rounding."""
     threads: int | None = None
-    """Threads on a processor; None: one for each idle core."""
+    """Threads on a CPU; default: one for each idle core."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 all is well, 1 an answer failed, 2 a bad request."""
-    flags = tyro.cli(CliArgs, args=argv, prog="python -m lit_prune.cli.evaluate")
-    begin("evaluate: reading the request", argv)
-    stop_on_signals()
+def run(flags: CliArgs) -> int:
+    """Measure what is missing, print the table and write it; return 1 if a measurement failed."""
     share_the_machine()
-    try:
-        cpu.choose(Execution(accelerator=flags.accelerator, cpu=flags.cpu, threads=flags.threads))
-        return _run(flags, Console())
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ConfigError, OSError) as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+    cpu.choose(Execution(accelerator=flags.accelerator, cpu=flags.cpu, threads=flags.threads))
+    return _run(flags, Output())
 
 
 def _run(flags: CliArgs, console: Console) -> int:
-    """Measure what is missing, print the table, and write it."""
+    """`run`, on a console."""
     from lit_prune.evaluate.benchmark_tasks import questions
     from lit_prune.evaluate.model_ref import subject
     from lit_prune.evaluate.runner import Asked, EvaluationRunner
     from lit_prune.evaluate.text_task import text
 
-    store, beside = Store(flags.store), None if flags.beside == "none" else flags.beside
+    store, beside = Store(flags.store), None if flags.paper_table == "none" else flags.paper_table
     _check(flags)
     names = [name.strip() for name in flags.tasks.split(",") if name.strip()]
-    ours = [text(source, flags.column, flags.window, flags.stride, flags.limit, flags.windows) for source in flags.text]
+    how_read = flags.text_column, flags.window, flags.stride, flags.limit, flags.windows
+    ours = [text(source, *how_read) for source in flags.corpus]
     how: dict[str, Any] = {
-        "shots": flags.shots,
+        "shots": flags.num_fewshot,
         "limit": flags.limit,
-        "local": flags.local,
+        "local": flags.task_data_dir,
         "unsafe": flags.unsafe_code,
     }
     put: list[Question | Text] = [*(questions(names, **how) if names else []), *ours]
@@ -138,7 +128,7 @@ def _run(flags: CliArgs, console: Console) -> int:
         )
         failed = runner.run(missing)
     if not any(one.node(store).result for one in asked):
-        return 1  # there is no table of nothing; what failed has been said
+        return 1  # the failures have been printed
     nodes = {one.subject.label: [each.node(store) for each in asked if each.subject == one.subject] for one in asked}
     table = benchmark_table(nodes, beside)
     print_table(table, console)
@@ -148,44 +138,52 @@ def _run(flags: CliArgs, console: Console) -> int:
 
 
 def _check(flags: CliArgs) -> None:
-    """See that something is asked, in numbers that can be.
+    """Validate the flags.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: if nothing is requested or a value is invalid.
     """
     if not flags.model:
-        raise ConfigError("--model: none given; a shipped teacher, a folder, a hub model, or an address of the store")
-    if not flags.tasks.strip(", ") and not flags.text:
-        raise ConfigError("nothing is asked: give --tasks (paper, or names of lm-eval such as piqa,blimp) or --text")
-    for name, texts in (("model", flags.model), ("text", flags.text)):
+        raise ConfigError("--model: must name a shipped teacher, a folder, a hub model or an address of the store")
+    if not flags.tasks.strip(", ") and not flags.corpus:
+        raise ConfigError("--tasks or --corpus: must be given (--tasks paper, or names of lm-eval such as piqa,blimp)")
+    for name, texts in (("model", flags.model), ("corpus", flags.corpus)):
         for text in texts:
             if not is_unicode(text):
                 raise ConfigError(f"--{name}: must be valid UTF-8, got {text!r}")
     for name, value in (("batch-size", flags.batch_size), ("limit", flags.limit)):
         if value is not None and value < 1:
-            raise ConfigError(f"--{name}: {value} asked for, at least 1 is needed")
+            raise ConfigError(f"--{name}: must be at least 1, got {value}")
 
 
 def _told_apart(subjects: list[ModelRef]) -> list[ModelRef]:
-    """Models of which no two have one label: those that would are called by the place they lie in.
+    """Return the models with distinct labels: those with the same label get their path as label.
 
     Raises:
-        ConfigError: there are two of one label in one place.
+        ConfigError: if two have the same label and path.
     """
     times = Counter(one.label for one in subjects)
     named = [one if times[one.label] == 1 else dataclasses.replace(one, label=one.model) for one in subjects]
     if len({one.label for one in named}) < len(named):
-        raise ConfigError(f"--model: two are called {named[0].label}; give one a name of its own: label=MODEL")
+        raise ConfigError(f"--model: labels must be distinct, got {named[0].label} twice; set one with label=MODEL")
     return named
 
 
 def _quiet() -> None:
-    """Let the libraries speak only of errors: progress is shown here."""
+    """Silence the libraries except for errors; progress is shown here."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("lm_eval", "transformers", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+VERB = Verb("evaluate", CliArgs, run, renamed=OLD_FLAGS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return VERB.main(argv)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,17 @@
-"""Figures of a table for a talk or a paper: final values, losses and ranks during the retraining, a swept number, the
-paper beside ours, cost against loss, what the teacher's blocks are worth, and the learning curve of each row.
-
-python -m analysis.figures loss_ablation --profile quick --out figures
-"""
+"""`lit-prune figures`: the figures of a table for a talk or a paper."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lit_prune.cli.process import begin
+from lit_prune.cli.process import Verb
 from lit_prune.config import ConfigError
 from lit_prune.config.profiles import RECORDS
 from lit_prune.escape import printable
@@ -31,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CliArgs:
-    """Draw what the store holds of a table, or its record."""
+    """Draw the figures of a table from the store or its record: final values, losses over the steps, ranks, cost."""
 
     table: tyro.conf.Positional[str]
     """Name of the table, e.g. loss_ablation."""
     profile: str = "quick"
-    """Scale the table was run at."""
+    """Scale the table was run at: a name of configs/, or a YAML file."""
     out: Path = Path("figures")
-    """Folder the figures go to."""
+    """Folder to write to; one file a figure."""
     format: Literal["pdf", "png", "svg"] = "pdf"
-    """What kind of files."""
+    """File format."""
     store: str = DEFAULT_ROOT
-    """Folder where everything computed is kept."""
+    """Folder of all results."""
     records: Path = RECORDS
     """Folder of the records of finished tables."""
 
@@ -123,17 +118,19 @@ def _report(flags: CliArgs) -> Report:
     return report
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    flags = tyro.cli(CliArgs, args=argv, prog="python -m analysis.figures")
-    begin("figures: reading the store and the records", argv)
-    try:
-        for path in draw(_report(flags), flags.out, flags.format):
-            print(printable(str(path)))
-    except (ConfigError, OSError) as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+def run(flags: CliArgs) -> int:
+    """Write the figures and print their paths."""
+    for path in draw(_report(flags), flags.out, flags.format):
+        print(printable(str(path)))
     return 0
+
+
+VERB = Verb("figures", CliArgs, run, begins="reading the store and the records")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return VERB.main(argv)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,137 @@
-"""How a command begins and ends as a process: first words, standard input, signals, exit codes. No torch."""
+"""How a command runs as a process: its words, first line, standard input, signals and exit code. No torch."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console
+
+from lit_prune.config import ConfigError
+from lit_prune.escape import printable
+from lit_prune.store import Locked
+
+Flags = TypeVar("Flags")
+
+FIELD_FLAGS = ("--set", "--add-row", "--filter")
+"""Flags that take field=value."""
 
 
-def begin(text: str, words: Sequence[str] | None) -> None:
-    """Say on standard error that a command has begun, before it imports what takes long, and close standard input.
+@dataclass(frozen=True)
+class Verb(Generic[Flags]):
+    """A command: its name, its flags, and the function that carries it out and returns the exit code."""
 
-    A library that asks a question, such as wandb for a key, gets no answer and fails at once instead of waiting for
-    one. Does nothing for a caller in Python, who gives the `words` of the command.
+    name: str
+    flags: type[Flags]
+    """A dataclass; its docstrings are the help text."""
+    run: Callable[[Flags], int]
+    begins: str = "reading the request"
+    """What the command does first, printed before anything that takes long is imported."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Old flag -> new flag. The old one is accepted with a hint."""
+    asks: bool = False
+    """Whether it reads answers from standard input."""
+
+    def main(self, argv: Sequence[str] | None = None, *, prog: str | None = None, about: str | None = None) -> int:
+        """Run the command on `argv`, by default the words of this process; return the exit code.
+
+        Args:
+            prog: name of the command in its help text.
+            about: first paragraph of its help text; the docstring of its flags otherwise.
+        """
+        prog = prog or f"lit-prune {self.name}"
+        return execute(
+            lambda words: (self, tyro.cli(self.flags, args=words, prog=prog, description=about)), argv, self.renamed
+        )
+
+
+def execute(
+    parse: Callable[[Sequence[str]], tuple[Verb[Any], Any]], argv: Sequence[str] | None, renamed: Mapping[str, str]
+) -> int:
+    """Parse the words, carry out their verb, and turn how it ends into an exit code.
+
+    Returns 0 if all is well, 1 if a part of the work failed, 2 if the request cannot be met. SIGINT and SIGTERM leave
+    with 130 and 143. A reader that closes the pipe early, such as `head`, is no error.
+
+    Raises:
+        ConfigError: only if the flags have `debug` set; so the traceback is shown.
+    """
+    flags = None
+    try:
+        words = with_new_flags(sys.argv[1:] if argv is None else argv, renamed)
+        check_field_values(words)
+        verb, flags = parse(words)
+        begin(f"{verb.name}: {verb.begins}", argv, asks=verb.asks)
+        stop_on_signals()
+        return verb.run(flags)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ConfigError, Locked, OSError) as error:
+        if getattr(flags, "debug", False):
+            raise
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+
+
+def begin(text: str, words: Sequence[str] | None, *, asks: bool = False) -> None:
+    """Print on standard error that a command has begun, and close standard input unless the command `asks`.
+
+    A library that asks a question, such as wandb for a key, then fails at once instead of waiting for an answer. Does
+    nothing for a caller in Python, who passes the `words` of the command.
     """
     if words is None:
         print(text, file=sys.stderr, flush=True)
+    if words is None and not asks:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
 
 
+class Output(Console):
+    """The console on standard output. A reader that closes the pipe early reaches `execute` as BrokenPipeError."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise the error that rich would turn into exit code 1."""
+        raise BrokenPipeError
+
+
+def with_new_flags(words: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Return the words with old flags replaced by their new names, and print one hint for each that was used."""
+    found = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        new = renamed.get(flag)
+        if new is not None:
+            print(f"hint: {flag} is now {new}; the old name goes in the next version", file=sys.stderr)
+        found.append(word if new is None else f"{new}{equals}{value}")
+    return found
+
+
+def check_field_values(words: Sequence[str]) -> None:
+    """Check that the flags that take field=value are not given a field and a value apart.
+
+    Raises:
+        ConfigError: if one is.
+    """
+    for flag, path, value in zip(words, words[1:], words[2:], strict=False):
+        if flag in FIELD_FLAGS and "=" not in path and not value.startswith("-"):
+            raise ConfigError(f"{flag}: must be field=value, got {path!r} {value!r}; write {flag} {path}={value}")
+
+
 def stop_on_signals() -> None:
-    """Leave with the shell's exit codes, 130 and 143; Lightning's own handling ends in 1 and, for SIGTERM, in 0."""
+    """Exit with the shell's codes, 130 and 143; Lightning's own handlers exit with 1 and, for SIGTERM, with 0."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
 
-def _stop(number: int, frame: Any) -> None:
-    """Leave at once, with the shell's exit code; what was done is kept, the rest is resumed from its checkpoint."""
+def _stop(number: int, frame: Any) -> NoReturn:
+    """Exit at once; finished work is kept and unfinished work resumes from its last checkpoint."""
     signal.signal(number, signal.SIG_IGN)
-    print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+    print(f"stopped by {signal.Signals(number).name}; run the same command again to resume", file=sys.stderr)
     raise SystemExit(128 + number)

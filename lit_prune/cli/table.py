@@ -1,10 +1,11 @@
-"""The command line of every table: run | status | report | diff. Torch is imported only when something is computed."""
+"""`lit-prune table`: run | status | report | diff. Torch is imported only when something is computed."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,74 +13,99 @@ import tyro
 from rich.console import Console
 
 from lit_prune import cpu
-from lit_prune.cli.process import begin, stop_on_signals
-from lit_prune.cli.request import TableRequest, asked_entries, check_words
+from lit_prune.cli.process import Output, Verb
 from lit_prune.config import ConfigError, Execution
 from lit_prune.config.profiles import is_file
 from lit_prune.config.table import Table
 from lit_prune.cpu.threads import share_the_machine
-from lit_prune.escape import printable, terminal_text
+from lit_prune.escape import terminal_text
 from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.request import OLD_FLAGS, TableRequest, requested_entries
 from lit_prune.store import DEFAULT_ROOT, Store
+
+Action = Literal["run", "status", "report", "diff"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CliArgs(TableRequest):
+class TableFlags(TableRequest):
     """Flags of every table."""
 
-    command: tyro.conf.Positional[Literal["run", "status", "report", "diff"]] = "run"
-    """run computes the cells that are missing and reports; status lists the cells; report prints and writes the
-    report; diff compares two addresses."""
-    keys: tyro.conf.Positional[tuple[str, ...]] = ()
-    """The two addresses to diff; their first digits are enough."""
     dry_run: bool = False
-    """Check the request, list what would be computed, and stop."""
+    """Validate the request, list what would be computed, and stop."""
     record: bool = False
-    """With report: write experiments/<table>/<profile>/, to be committed."""
+    """With run or report: also write experiments/TABLE/PROFILE/, to be committed."""
     store: str = DEFAULT_ROOT
-    """Folder where everything computed is kept and found again."""
+    """Folder of all results; what is in it is not computed again."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Mirror runs to Weights & Biases; auto is online where there is a key, else offline."""
+    """Log runs to Weights & Biases; auto is online if there is an API key, else offline."""
     debug: bool = False
     """Stop at the first failure with its traceback, instead of recording it and going on with the other cells."""
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
 
 
-def main(table: Table, argv: list[str] | None = None) -> int:
-    """Run the command line of a table.
+@tyro.conf.configure(tyro.conf.UseAppendAction)
+@dataclasses.dataclass(frozen=True)
+class CliArgs(TableFlags):
+    """Flags of the command of one table."""
 
-    Returns the exit code: 0 all is well, 1 a cell failed, 2 a bad request, 130 and 143 when stopped by a signal.
-    """
-    try:
-        check_words(argv)
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    flags = tyro.cli(
-        CliArgs, args=argv, prog=f"python -m lit_prune.experiments.{table.name}",
-        description=f"{table.question} {table.source}.",
-    )  # fmt: skip
-    begin(f"{table.name}: reading the request", argv)
-    stop_on_signals()
+    command: tyro.conf.Positional[Action] = "run"
+    """run computes the missing cells and reports; status lists the cells; report prints and writes the report; diff
+    compares the configs of two addresses."""
+    keys: tyro.conf.Positional[tuple[str, ...]] = ()
+    """diff only: two addresses, or their first digits."""
+
+
+@tyro.conf.configure(tyro.conf.UseAppendAction)
+@dataclasses.dataclass(frozen=True)
+class NamedTable(TableFlags):
+    """Reproduce a table of a paper: every row and seed, with error bars and a verdict on each claim."""
+
+    table: tyro.conf.Positional[str | None] = None
+    """Table, e.g. loss_ablation; without one, all tables are listed."""
+    command: tyro.conf.Positional[Action] = "run"
+    """run computes the missing cells and reports; status lists the cells; report prints and writes the report; diff
+    compares the configs of two addresses."""
+    keys: tyro.conf.Positional[tuple[str, ...]] = ()
+    """diff only: two addresses, or their first digits."""
+
+
+def main(table: Table, argv: Sequence[str] | None = None) -> int:
+    """Run the command line of one table; return the exit code."""
+    verb = Verb(table.name, CliArgs, lambda flags: run(table, flags), renamed=OLD_FLAGS)
+    about = f"{table.question} {table.source}."
+    return verb.main(argv, prog=f"python -m lit_prune.experiments.{table.name}", about=about)
+
+
+def run(table: Table, flags: CliArgs | NamedTable) -> int:
+    """Carry out the command on a table."""
     share_the_machine()
-    console = Console()
-    try:
-        cpu.choose(flags.execution)
-        return Command(table, flags, console).run()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ConfigError, OSError) as error:
-        if flags.debug:
-            raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+    cpu.choose(flags.execution)
+    return Command(table, flags, Output()).run()
+
+
+def run_named(flags: NamedTable) -> int:
+    """Carry out the command on the named table, or list all tables."""
+    from lit_prune.report.load import table_of, tables
+
+    if flags.table is not None:
+        return run(table_of(flags.table), flags)
+    from rich.table import Table as Grid
+
+    grid = Grid("table", "question", "source", box=None, pad_edge=False, header_style="bold")
+    for name in tables():
+        table = table_of(name)
+        grid.add_row(name, terminal_text(table.question), terminal_text(table.source))
+    Output().print(grid)
+    return 0
+
+
+VERB = Verb("table", NamedTable, run_named, renamed=OLD_FLAGS)
 
 
 class Command:
     """One invocation of a table."""
 
-    def __init__(self, table: Table, flags: CliArgs, console: Console) -> None:
+    def __init__(self, table: Table, flags: CliArgs | NamedTable, console: Console) -> None:
         self.table, self.flags, self.console = table, flags, console
         self.store = Store(flags.store)
 
@@ -88,10 +114,10 @@ class Command:
         if self.flags.command == "diff":
             return self._diff()
         if self.flags.keys:
-            raise ConfigError(f"{self.flags.command} takes no address; there are: run, status, report, diff KEY KEY")
+            raise ConfigError(f"{self.flags.command}: must be given no address, got {' '.join(self.flags.keys)}")
         if self.flags.record:
             self._refuse_record()
-        self.table, self.entries = asked_entries(self.table, self.flags, self.store)
+        self.table, self.entries = requested_entries(self.table, self.flags, self.store)
         failed = self._compute() if self.flags.command == "run" else 0
         if self.flags.dry_run:
             return 0
@@ -178,9 +204,10 @@ class Command:
         return 0
 
     def _refuse_record(self) -> None:
-        """See that the answer may be recorded, before it is computed."""
+        """Refuse a record that could not be written, before anything is computed."""
         if self.flags.changes:
-            raise ConfigError("--record: a record is of a profile as it is, without --set, --also, --only and --seeds")
+            changes = " ".join(self.flags.changes)
+            raise ConfigError(f"--record: must be given without --set, --add-row, --filter and --seeds, got {changes}")
         if is_file(self.flags.profile):
             raise ConfigError(f"--record: {self.flags.profile} is a file; a record is of a profile in configs/")
         if not Path("experiments").is_dir():

@@ -1,16 +1,12 @@
-"""Load profiles: the scale at which a table is run, one YAML file each. No torch.
-
-`python -m lit_prune.config.profiles` lists every field that --set and a profile take.
-"""
+"""Load profiles: the scale at which a table is run, one YAML file each. No torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config.overrides import fields_of, flatten, override, plain_of, refuse_two_budgets
+from lit_prune.config.overrides import flatten, override, refuse_two_budgets
 from lit_prune.config.schema import Cell, ConfigError, Profile, unknown
 from lit_prune.config.yaml_loader import read_yaml
 
@@ -71,17 +67,3 @@ def _unique(changes: Iterable[tuple[str, Any]], where: Path) -> dict[str, Any]:
             raise ConfigError(f"{where}: {field}: must be set once, got {found[field]!r} and {value!r}")
         found[field] = value
     return found
-
-
-def main() -> int:
-    """Print every field that --set and a profile take, with its default."""
-    kinds = ((Cell, dict(flatten(plain_of(Cell())))), (Profile, dict(flatten(plain_of(Profile(Cell()))))))
-    for kind, defaults in kinds:
-        for path in fields_of(kind):
-            if not path.startswith("cell."):
-                print(path, json.dumps(defaults.get(path)), sep=" = ")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

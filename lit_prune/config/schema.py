@@ -428,7 +428,7 @@ def unknown_field(path: str, fields: Iterable[str]) -> str:
 
     *first, last = (repr(field) for field in sorted(fields, key=distance)[:3])
     near = f"{', '.join(first)} or {last}" if first else last
-    return f"unknown field {path!r}; perhaps you meant {near}; to list all fields: python -m lit_prune.config.profiles"
+    return f"unknown field {path!r}; perhaps you meant {near}; `lit-prune fields` lists all"
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

@@ -118,7 +118,7 @@ def questions(
             leave, no lm-eval.
     """
     harness_version()
-    for name, number, least in (("shots", shots, 0), ("limit", limit, 1)):
+    for name, number, least in (("num-fewshot", shots, 0), ("limit", limit, 1)):
         if number is not None and number < least:
             raise ConfigError(f"--{name}: {number} asked for, at least {least} is needed")
     asked = []
@@ -212,7 +212,7 @@ def _revision(data: str, benchmark: Benchmark) -> str:
     except Exception as error:  # which ones there are depends on the hub client's HTTP library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         known = LOCAL.get(benchmark.task)
-        files = f"; --local takes a folder with {known.names}" if known else ""
+        files = f"; --task-data-dir takes a folder with {known.names}" if known else ""
         raise ConfigError(
             f"--tasks: the data of {benchmark.task}, {data}, cannot be reached ({reason}){files}"
         ) from None

@@ -55,7 +55,7 @@ def read(task: str, folder: Path) -> dict[str, Splits]:
             return {subtask: _pairs(paths[0], subtask) for subtask in wanted}
         return {task: LOCAL[name].read(*paths)}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--local: {name} cannot be read from {folder} ({_said(error)})") from error
+        raise ConfigError(f"--task-data-dir: {name} cannot be read from {folder} ({_said(error)})") from error
 
 
 def files_of(task: str, folder: Path) -> list[Path]:
@@ -65,11 +65,11 @@ def files_of(task: str, folder: Path) -> list[Path]:
         ConfigError: the task is not read from files, or one of them is missing.
     """
     if task not in LOCAL:
-        raise ConfigError(f"--local: {task} is not read from files; there are: {', '.join(LOCAL)}")
+        raise ConfigError(f"--task-data-dir: {task} is not read from files; there are: {', '.join(LOCAL)}")
     paths = [expand(folder) / name for name in LOCAL[task].files]
     missing = [name for path, name in zip(paths, LOCAL[task].files, strict=True) if not path.is_file()]
     if missing:
-        raise ConfigError(f"--local: {folder} has no {', '.join(missing)}, which {task} is read from")
+        raise ConfigError(f"--task-data-dir: {folder} has no {', '.join(missing)}, which {task} is read from")
     return paths
 
 
@@ -95,7 +95,7 @@ def subtasks_of(task: str, folder: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return sorted(f"blimp_{Path(name).stem}" for name in archive.namelist() if _is_subtask(name))
     except zipfile.BadZipFile as error:
-        raise ConfigError(f"--local: {path} is no zip archive ({error})") from None
+        raise ConfigError(f"--task-data-dir: {path} is no zip archive ({error})") from None
 
 
 def _is_subtask(name: str) -> bool:

@@ -60,7 +60,7 @@ class Text:
         """
         asked = Corpus(source=self.source, column=self.column or "text", fingerprint=self.fingerprint)
         if _known(lambda: next(corpus.texts(asked), None)) is None:
-            raise ConfigError(f"--text: {self.source} holds nothing but white space")
+            raise ConfigError(f"--corpus: {self.source} holds nothing but white space")
 
 
 def text(
@@ -79,7 +79,7 @@ def text(
     if windows == "rolling" and stride is not None:
         raise ConfigError(f"--stride: must be unset with --windows rolling, got {stride}")
     if not source.strip():
-        raise ConfigError("--text: none named; it is a file, a folder, a data set of the hub, or a built-in text")
+        raise ConfigError("--corpus: none named; it is a file, a folder, a data set of the hub, or a built-in text")
     asked = Corpus(source=source, column=column or "text")
     return Text(source, column, window, stride, limit, _known(lambda: corpus.fingerprint(asked)), windows)
 
@@ -89,5 +89,5 @@ def _known(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except ConfigError as error:
-        message = str(error).replace("corpus.source:", "--text:", 1).replace("corpus.column:", "--column:", 1)
+        message = str(error).replace("corpus.source:", "--corpus:", 1).replace("corpus.column:", "--text-column:", 1)
         raise ConfigError(message) from None

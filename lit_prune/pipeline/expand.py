@@ -33,14 +33,14 @@ class Entry:
 
 def entries(
     table: Table, profile: Profile, *, settings: Mapping[str, Any] | None = None, num_seeds: int | None = None,
-    also: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
-    only: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
+    add_rows: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
+    filters: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
 ) -> list[Entry]:  # fmt: skip
     """Every cell of a table at a profile, references last.
 
-    `settings` change the base cell, which is the profile's with the table's own changes; each of `also` adds a row that
-    is the baseline with that one change; `only` keeps the points that have these values, any of them where a field is
-    given again. Both may use short names.
+    `settings` change the base cell, which is the profile's with the table's own changes. Each of `add_rows` adds a row
+    that is the baseline with that one change. `filters` keeps the points with these values, any of them if a field is
+    given again. Both accept short names.
 
     Raises:
         ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
@@ -52,11 +52,11 @@ def entries(
         if (path in axes and path not in table.follows) or (
             path in lengths and lengths & (set(axes) - set(table.follows))
         ):
-            raise ConfigError(f"--set {path}: {table.name} sweeps it; use --only or --also to choose its values")
+            raise ConfigError(f"--set {path}: {table.name} sweeps it; use --filter or --add-row to choose its values")
     base = override(override(profile.cell, table.base), settings or {})
     at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
     rows = [(table.label(point), point) for point in table.grid]
-    for name, value in _pairs(also):
+    for name, value in _pairs(add_rows):
         point = {**at_baseline, _full_path(name, axes): value}
         row = _label_of(table, point)
         rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
@@ -65,7 +65,7 @@ def entries(
         for row, point in rows
         for number, seed in enumerate(seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seeded))
     ]
-    wanted = [(_full_path(name, axes), value) for name, value in _pairs(only)]
+    wanted = [(_full_path(name, axes), value) for name, value in _pairs(filters)]
     found = _only(found, wanted, table)
     baseline = with_seed(override(base, at_baseline), table.seeded, 0)
     found += [
@@ -124,20 +124,20 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> li
         there = [e.changes[path] for e in found if path in e.changes]
         if not there:
             swept = ", ".join(table.grid.axes())
-            raise ConfigError(f"--only {path}: no row of {table.name} sets it (swept: {swept})")
+            raise ConfigError(f"--filter {path}: no row of {table.name} sets it (swept: {swept})")
         if value not in there:
             values = ", ".join(dict.fromkeys(map(_shown, there)))
-            raise ConfigError(f"--only {path}: must be one of {values}, got {_shown(value)}")
+            raise ConfigError(f"--filter {path}: must be one of {values}, got {_shown(value)}")
         allowed.setdefault(path, []).append(value)
     kept = [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
     if not kept:
         asked = " and ".join(f"{path}={_shown(value)}" for path, value in wanted)
-        raise ConfigError(f"--only: no row of {table.name} has {asked} together")
+        raise ConfigError(f"--filter: no row of {table.name} has {asked} together")
     return kept
 
 
 def _shown(value: Any) -> str:
-    """A value as --only takes it."""
+    """A value as --filter takes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -228,7 +228,7 @@ def _other_shots(table: BenchmarkTable) -> Iterator[str]:
         if known in PAPER and line["shots"] != known.shots:
             yield (
                 f"{known.title}: measured with {int(line['shots'])} examples before each document, by the papers with "
-                f"{known.shots}. The numbers are not comparable; --shots {known.shots} measures as the papers did."
+                f"{known.shots}. The numbers are not comparable; --num-fewshot {known.shots} does as the papers did."
             )
 
 

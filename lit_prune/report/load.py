@@ -91,7 +91,7 @@ def gather(
     """
     records = expand(records)
     questions: dict[object, list[Answer]] = {}
-    for answer in [*_stored(store, records, tables), *_recorded(records, tables)]:
+    for answer in [*stored(store, records, tables), *recorded(records, tables)]:
         if profiles is None or answer.report.profile in profiles:
             questions.setdefault(answer.question, []).append(answer)
     chosen = [_fuller(answers) for answers in questions.values()]
@@ -140,7 +140,8 @@ def _fuller(answers: list[Answer]) -> Answer:
     return replace(best, notices=(*beside, *failed) if best.origin == "record" else ())
 
 
-def _stored(store: Store, records: Path, tables: Collection[str] | None) -> list[Answer]:
+def stored(store: Store, records: Path = RECORDS, tables: Collection[str] | None = None) -> list[Answer]:
+    """Every request that was made of a store, as it stands now; one that cannot be read is left out with a warning."""
     found = []
     for folder in _folders(store.root / "reports", tables):
         try:
@@ -150,7 +151,12 @@ def _stored(store: Store, records: Path, tables: Collection[str] | None) -> list
     return found
 
 
-def _recorded(records: Path, tables: Collection[str] | None) -> list[Answer]:
+def recorded(records: Path = RECORDS, tables: Collection[str] | None = None) -> list[Answer]:
+    """Every record in a folder.
+
+    Raises:
+        ConfigError: if a record cannot be read.
+    """
     folders = _folders(records, tables)
     return [Answer(_read(folder), "record", _notes(records, folder.parent.name)) for folder in folders]
 

@@ -18,6 +18,7 @@ import pandas as pd
 from lit_prune.config import Cell, ConfigError
 from lit_prune.config.overrides import build, plain_of
 from lit_prune.config.table import Table
+from lit_prune.pipeline.request import OLD_FLAGS
 from lit_prune.report import Report, ReportRequest, judged
 from lit_prune.report.layer_scores import Blocks
 from lit_prune.report.results_frame import typed
@@ -73,7 +74,8 @@ def _asked(plain: dict[str, Any], table: Table) -> ReportRequest:
     if table.for_profile is not None:
         table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
     cell = build(Cell, plain["cell"])
-    return ReportRequest(table.measuring(cell), plain["profile"], plain["settings"], tuple(plain["flags"]), cell)
+    flags = tuple(OLD_FLAGS.get(word, word) for word in plain["flags"])
+    return ReportRequest(table.measuring(cell), plain["profile"], plain["settings"], flags, cell)
 
 
 def _plain(report: Report) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def assemble(
     Raises:
         ConfigError: two cells share a row and a seed.
     """
-    # Where --only leaves the baseline out, the first row stands for it.
+    # Where --filter leaves the baseline out, the first row stands for it.
     cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
     table = table.measuring(cell)
     return complete(

@@ -202,6 +202,20 @@ class Store:
             (node.folder / "result.json").unlink(missing_ok=True)  # first: killed after it, the node is not done
             shutil.rmtree(node.folder)
 
+    def remove(self, folder: Path) -> None:
+        """Remove the folder of a node that no process holds.
+
+        Raises:
+            Locked: if another process holds it.
+        """
+        with contextlib.suppress(FileNotFoundError), (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(f"{folder} is being computed by another process") from None
+            (folder / "result.json").unlink(missing_ok=True)  # first: if killed after it, the node is not done
+            shutil.rmtree(folder)
+
     def _set_aside(self, node: Node, problem: str) -> None:
         """Move a damaged node, held by this process, out of the way and say so."""
         kind = node.folder.parent.name

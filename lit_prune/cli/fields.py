@@ -1,0 +1,108 @@
+"""`lit-prune fields`: the settings of a cell and of a profile, with meaning, type and default. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+from rich.padding import Padding
+
+from lit_prune.cli.process import Output, Verb
+from lit_prune.config import Cell, ConfigError, Profile, unknown_field
+from lit_prune.config.overrides import OPTIONAL
+from lit_prune.escape import terminal_text
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field that --set or a profile accepts."""
+
+    path: str
+    type: str
+    default: Any
+    doc: str
+    optional: str | None = None
+    """The section around it that is null unless one of its fields is set."""
+
+    @property
+    def section(self) -> str:
+        """The path without the last name."""
+        return self.path.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class CliArgs:
+    """List the settings that --set and profiles accept, with their defaults and meaning."""
+
+    section: tyro.conf.Positional[str | None] = None
+    """Section (corpus, teacher, distill, distill.optim, ...) or field to explain in full; default: all, in short."""
+
+
+def settings() -> list[Setting]:
+    """Return every field of a cell and of a profile; those of a profile alone come last."""
+    cell = list(_settings(Cell, ""))
+    return cell + [one for one in _settings(Profile, "") if one.path.partition(".")[0] != "cell"]
+
+
+def _settings(kind: type, prefix: str, optional: str | None = None) -> Iterator[Setting]:
+    import docstring_parser
+
+    docs = {param.arg_name: param.description or "" for param in docstring_parser.parse_from_object(kind).params}
+    for field in dataclasses.fields(kind):
+        path, value = f"{prefix}{field.name}", OPTIONAL.get(field.name, field.default)
+        if field.name == "fingerprint":  # filled in by the program
+            continue
+        if dataclasses.is_dataclass(value):
+            around = path if field.default is None else optional
+            yield from _settings(type(value), f"{path}.", around)
+        elif field.name != "cell":
+            default = None if field.default is dataclasses.MISSING else field.default
+            yield Setting(path, _named(str(field.type)), default, docs.get(field.name, ""), optional)
+
+
+def _named(annotation: str) -> str:
+    """Return a type as a person writes its values: aliases of the source spelled out, literals as alternatives."""
+    for alias, meaning in _ALIASES.items():
+        annotation = re.sub(rf"\b{alias}\b", meaning, annotation)
+    return re.sub(r"Literal\[([^\]]*)\]", lambda literal: literal[1].replace(", ", " | "), annotation)
+
+
+_ALIASES = {
+    "Size": 'int | float | "auto" | None',
+    "Changes": "fields of a cell",
+    "Choices": "list of int | float | None",
+}
+
+
+def run(flags: CliArgs) -> int:
+    """Print the settings of the section: with their first sentences if all are listed, else with all that is said."""
+    console, wanted = Output(), flags.section
+    everything = settings()
+    found = [one for one in everything if wanted is None or one.path == wanted or one.path.startswith(f"{wanted}.")]
+    if not found:
+        names = {one.path: None for one in everything} | {one.section: None for one in everything if one.section}
+        raise ConfigError(unknown_field(str(wanted), names))
+    for section in dict.fromkeys(one.section for one in found):
+        here = [one for one in found if one.section == section]
+        note = " (null until one of its fields is set)" if here[0].optional == section else ""
+        console.print(terminal_text(f"{section or 'cell and profile'}{note}", style="bold"))
+        for one in here:
+            doc = " ".join(one.doc.split())
+            text = f"{doc} [{one.type}]" if wanted else re.sub(r"(?<=[a-z0-9)])\. .*", ".", doc)
+            console.print(terminal_text(f"  {one.path} = {json.dumps(one.default)}"), soft_wrap=True)
+            console.print(Padding(terminal_text(text, style="dim"), (0, 0, 0, 6)))
+        console.print()
+    return 0
+
+
+VERB = Verb("fields", CliArgs, run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return VERB.main(argv)

@@ -1,0 +1,43 @@
+"""`lit-prune`: all commands behind one name. No torch until a command computes something."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from lit_prune.cli import dashboard, evaluate, fields, figures, pretrain, report, store, table
+from lit_prune.cli.process import Verb, execute
+
+VERBS: dict[str, Verb[Any]] = {
+    verb.name: verb
+    for verb in (
+        evaluate.VERB, table.VERB, report.VERB, figures.VERB, dashboard.VERB, pretrain.VERB, store.VERB, fields.VERB,
+    )
+}  # fmt: skip
+"""Name -> command, in the order of the help text."""
+
+_ABOUT = """Prune and distill language models, evaluate them, and reproduce the tables of the papers.
+
+Results lie in a store (--store, default ./store): finished work is found again, interrupted work resumes. `lit-prune
+COMMAND --help` lists the flags of a command, `lit-prune fields` all settings."""
+
+
+def parse(words: Sequence[str]) -> tuple[Verb[Any], Any]:
+    """Return the command that the words name, and its flags.
+
+    Raises:
+        SystemExit: 2 if there is no such command or flag, 0 after printing help.
+    """
+    kinds: dict[str, Callable[..., Any]] = {name: verb.flags for name, verb in VERBS.items()}
+    flags = tyro.extras.subcommand_cli_from_dict(kinds, args=words, prog="lit-prune", description=_ABOUT)
+    return next(verb for verb in VERBS.values() if type(flags) is verb.flags), flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    first = (sys.argv[1:] if argv is None else argv)[:1]
+    renamed = next((VERBS[word].renamed for word in first if word in VERBS), {})
+    return execute(parse, argv, renamed)

@@ -1,0 +1,116 @@
+"""Which cells of a table are requested, and where the report of a request lies. No torch until cells are resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_prune.config import Cell, ConfigError
+from lit_prune.config.overrides import parse_setting, sources_of
+from lit_prune.config.profiles import is_file, load_profile
+from lit_prune.config.table import Table
+from lit_prune.pipeline.expand import Entry, entries, refuse_twins
+from lit_prune.store import Store
+from lit_prune.store.address import digest
+
+if TYPE_CHECKING:
+    from lit_prune.pipeline.resolve import Resolver
+
+OLD_FLAGS = {"--also": "--add-row", "--only": "--filter"}
+"""Former flags of a request -> their names now. Folders of reports and older stores know the former ones."""
+_FORMER = {new: old for old, new in OLD_FLAGS.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRequest:
+    """Choose the cells of a table."""
+
+    profile: str = "quick"
+    """Scale: quick (2 CPU cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a YAML
+    file."""
+    set: tuple[str, ...] = ()
+    """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.steps=50. Repeatable. `lit-prune fields`
+    lists the fields."""
+    add_row: tuple[str, ...] = ()
+    """FIELD=VALUE: add a row that is the baseline with this one change, e.g. logit_loss=mse_logits. Repeatable."""
+    filter: tuple[str, ...] = ()
+    """FIELD=VALUE: keep only the rows with this value, e.g. logit_loss=kld. Repeatable: values of one field are
+    alternatives, different fields must all match."""
+    seeds: int | None = None
+    """Seeds of every row; default: as many as the profile has."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Field -> value, as given by `set`."""
+        return dict(map(parse_setting, self.set))
+
+    @property
+    def selection(self) -> list[str]:
+        """The words that choose rows and seeds."""
+        words = [] if self.seeds is None else ["--seeds", str(self.seeds)]
+        for name, texts in (("--add-row", self.add_row), ("--filter", self.filter)):
+            words += [word for text in texts for word in (name, text)]
+        return words
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The words that make the request differ from the table at its profile."""
+        return (*(word for text in self.set for word in ("--set", text)), *self.selection)
+
+    def folder(self, table: Table, store: Store) -> Path:
+        """Return where the report is written. Every request has its own folder."""
+        selection = (_FORMER.get(word, word) for word in self.selection)
+        requested = [*sorted(f"{path}={value}" for path, value in self.settings.items()), *selection]
+        scale = Path(self.profile).stem
+        if is_file(self.profile):  # another file may have the same name
+            requested.insert(0, str(Path(self.profile).resolve()))
+        return store.root / "reports" / table.name / (f"{scale}-{digest(requested)}" if requested else scale)
+
+
+def requested_entries(table: Table, request: TableRequest, store: Store) -> tuple[Table, list[Entry]]:
+    """Return the table at the profile, and the requested cells with fingerprints and steps filled in.
+
+    Raises:
+        ConfigError: if the table cannot meet the request, or a named text or model does not exist.
+    """
+    from lit_prune.pipeline.resolve import Resolver
+
+    if request.seeds is not None and request.seeds < 1:
+        raise ConfigError(f"--seeds: must be at least 1, got {request.seeds}")
+    settings, profile = request.settings, load_profile(request.profile)
+    table = table.at(profile, store.root, settings)
+    found = entries(
+        table,
+        profile,
+        num_seeds=request.seeds,
+        settings=settings,
+        add_rows=[parse_setting(text, "--add-row") for text in request.add_row],
+        filters=[parse_setting(text, "--filter") for text in request.filter],
+    )
+    _check_names((*request.set, *request.add_row), found)
+    resolver = Resolver()
+    resolved = [dataclasses.replace(entry, cell=cell) for entry, cell in _resolved(resolver, found)]
+    refuse_twins(resolved)  # budgets may come to the same steps
+    return table, resolved
+
+
+def _resolved(resolver: Resolver, found: list[Entry]) -> Iterator[tuple[Entry, Cell]]:
+    """Yield every entry with its resolved cell; an error that the first row does not have names its row."""
+    for entry in found:
+        try:
+            cell = resolver.pin(entry.cell)
+        except ConfigError as error:
+            raise error if entry.row == found[0].row else ConfigError(f"{error} (row {entry.row!r})") from None
+        yield entry, cell
+
+
+def _check_names(texts: Iterable[str], found: list[Entry]) -> None:
+    """Check the names of registered parts that were typed, also if every cell is already done."""
+    from lit_prune.pipeline.validate import NAMED, check_names
+
+    typed = [parse_setting(text)[0] for text in texts]
+    if any(path.endswith(name) for path in NAMED for name in typed):
+        for cell in (c for entry in found for c in (entry.cell, *sources_of(entry.cell))):
+            check_names(cell)
