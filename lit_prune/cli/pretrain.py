@@ -71,7 +71,7 @@ def run(flags: CliArgs) -> int:
         return check(Path(loading.locate(str(name))))
     cell = Cell(teacher=loading.pin(Teacher(model=None, pretraining=recipe)))
     assert cell.teacher.pretraining is not None
-    with ProgressBar(recipe.steps) as bar, Store(flags.store).claim(cell, "teacher") as node:
+    with ProgressBar(recipe.steps, unit="step") as bar, Store(flags.store).claim(cell, "teacher") as node:
         if node.result is None:
             bar.say("tokenising")
             result = pretrain(

@@ -53,7 +53,7 @@ class Runner:
         self._steps: dict[str, int] = {}
         self.measurable = False
         """Whether the peak of the memory of the cells in work is known."""
-        self.together = 1
+        self.together = self.num_cells = 1
         """Cells in work, in turns."""
         self._failed: dict[tuple[str, str], Exception] = {}
         self.load = functools.lru_cache(maxsize=1)(loading.load_model)
@@ -103,7 +103,10 @@ class Runner:
         cpu.prepare()
         self.students.expect(entry.cell for entry in entries)
         outcomes: dict[str, Outcome] = {}
-        for wave in waves(self.store, entries):
+        planned = waves(self.store, entries)
+        self.num_cells = len({entry.key for wave in planned for entry in wave})
+        self.bar.cells(0, self.num_cells)
+        for wave in planned:
             for cohort in cohorts(wave, self.execution):
                 self._compute(cohort, outcomes)
             # The next wave is cut from these.
@@ -122,6 +125,7 @@ class Runner:
         self.measurable = reset_peak()
         found = in_turns(functools.partial(self._attempt, entry) for entry in cohort.entries)
         outcomes.update(zip((entry.key for entry in cohort.entries), found, strict=True))
+        self.bar.cells(sum(outcome != "busy" for outcome in outcomes.values()), self.num_cells)
 
     def _wait(self, entries: Iterable[Entry], outcomes: dict[str, Outcome]) -> None:
         """Wait for the cells that other processes hold, and compute those that they leave unfinished."""
@@ -202,7 +206,7 @@ class Runner:
         tokens = self.tokens(cell)
         with self.claim(cell, "correction") as node:
             if node.result is None:
-                tell = self._teller("correcting the teacher", node.key)
+                tell = self._teller("correcting the teacher", node.key, recipe.steps)
                 model = loading.load_model(location).to(self.device)
                 self.tokenizer(cell).save_pretrained(node.folder / "model")
                 node.finish(correct(recipe, model, tokens, node.folder, self.execution, tell))
@@ -216,7 +220,7 @@ class Runner:
         recipe = cell.teacher.pretraining
         with self.claim(cell, "teacher") as node:
             if node.result is None:
-                tell = self._teller("pretraining the teacher", node.key)
+                tell = self._teller("pretraining the teacher", node.key, recipe.steps)
                 node.finish(pretrain(recipe, node.folder, self.execution, tell))
         return str(node.folder / "model")
 
@@ -254,7 +258,7 @@ class Runner:
             tokenizer = self.tokenizer(cell)
             with self.claim(cell, "tokens") as node:
                 if node.result is None:  # as it no longer is where another process was waited for
-                    tell = self.counter("tokenising", "train tokens")
+                    tell = self.counter("tokenising", None, "train tokens")
                     rows = teacher_config(cell).vocab_size
                     node.finish(write_tokens(cell.corpus, tokenizer, node.folder, tell, vocab_size=rows))
         return node.folder
@@ -284,18 +288,19 @@ class Runner:
         doing = _DOING.get()
         self.bar.say(f"{doing}: {what}" if doing else what)
 
-    def counter(self, what: str, unit: str) -> Callable[[int], None]:
-        """Progress of work that is no optimizer step: said, but not counted on the bar."""
-        return lambda count: self.bar.at(self.bar.done, f"{_DOING.get()} {what}, {count:,} {unit}".strip())
+    def counter(self, what: str, total: int | None, unit: str) -> Callable[[int], None]:
+        """Return a receiver of progress of a stage that takes no optimizer steps, such as 64 of 128 sequences."""
+        return lambda done: self.bar.count(f"{_DOING.get()} {what}".strip(), done, total, unit)
 
     def teller_of_cell(self, entry: Entry) -> Callable[[int, dict[str, float]], None]:
         """Progress of the retraining of a cell, and of how many others in turns with it."""
         others = f" and {self.together - 1} more" if self.together > 1 else ""
-        return self._teller(f"{_DOING.get()}{others}", entry.key)
+        return self._teller(f"{_DOING.get()}{others}", entry.key, entry.cell.distill.steps)
 
-    def _teller(self, what: str, address: str) -> Callable[[int, dict[str, float]], None]:
+    def _teller(self, what: str, address: str, steps: int) -> Callable[[int, dict[str, float]], None]:
         def tell(step: int, row: dict[str, float]) -> None:
             loss = f", loss {row['loss']:.3f}" if row else ""
+            self.bar.count(f"{what}{loss}", step, steps, "step")
             self._reach(address, step, f"{what}{loss}")
 
         return tell

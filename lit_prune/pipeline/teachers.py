@@ -86,6 +86,6 @@ class Teachings:
         made = write_cache(
             FrozenTeacher(teacher), data.train_dataloader(), node.folder, sequences=sequences, block=distill.block,
             top_k=distill.top_k, precision=distill.precision, device=self.runner.device,
-            tell=self.runner.counter("asking the teacher", f"of {sequences} sequences"),
+            tell=self.runner.counter("caching teacher outputs", sequences, "sequence"),
         )  # fmt: skip
         return node.finish(made | {"temporary": not self.runner.execution.teacher_cache})

@@ -44,7 +44,7 @@ def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
     paths, digest = [out / "report.html", out / "results.parquet", *texts], _digest(answers, texts.values())
     if all(path.exists() for path in paths) and digest in paths[0].read_text()[:500]:
         return paths
-    with ProgressBar(len(answers)) as bar:
+    with ProgressBar(len(answers), unit="table") as bar:
         page = render(answers, ledger, not_run, scores, digest, bar)
     for folder in (out / "tables", out):
         write_texts(folder, {path: text for path, text in texts.items() if path.parent == folder})

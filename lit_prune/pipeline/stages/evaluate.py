@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.pipeline.validate import second_of
+from lit_prune.progress import counted
 from lit_prune.pruning.shapes import flops_of_token, teacher_config
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ class Evaluations:
     def validate(self, cell: Cell, tokens: Path, teacher: Teacher | None) -> Callable[[Any, bool], dict[str, float]]:
         """A function that measures a student on the text, and at the ends of its run against the teacher."""
         model = self.runner.load(self.runner.teacher(cell)) if teacher is None else teacher.model
-        data = validation_data(cell.evaluation, tokens)
 
         def losses(student: Any, at_end: bool) -> dict[str, float]:
-            return validation_losses(student, model if at_end else None, cell.distill, data.predict_dataloader())
+            return validation_losses(student, model if at_end else None, cell.distill, self._batches(cell, tokens))
 
         return losses
 
@@ -62,11 +62,17 @@ class Evaluations:
         """How fast a student with this config serves requests, and in how much memory, beside the cell's teacher."""
         speed = cell.evaluation.speed
         assert speed is not None
-        tell = self.runner.counter("serving requests", f"of {speed.repeats} rounds")
+        tell = self.runner.counter("serving requests", speed.repeats, "round")
         return compare_requests(student, teacher_config(cell), speed, self.runner.device, tell)
 
+    def _batches(self, cell: Cell, tokens: Path) -> Iterable[Any]:
+        """The validation sequences in batches, counted as progress while they are consumed."""
+        data = validation_data(cell.evaluation, tokens)
+        tell = self.runner.counter("validating", len(data.chosen), "sequence")
+        return counted(data.predict_dataloader(), lambda number: tell(number * data.batch))
+
     def lm_loss(self, cell: Cell, model: Any, tokens: Path) -> tuple[float, int]:
-        batches = validation_data(cell.evaluation, tokens).predict_dataloader()
+        batches = self._batches(cell, tokens)
         loss, num_tokens = language_model_loss(model.to(self.runner.device), batches)
         return _finite(loss), num_tokens
 

@@ -132,7 +132,7 @@ class Students:
         return CalibrationData(self.runner.tokens(cell), samples=wanted.samples, block=wanted.block, seed=wanted.seed)
 
     def _teller(self, cell: Cell, what: str) -> Callable[[int], None]:
-        return self.runner.counter(what, f"of {cell.importance.samples} sequences")
+        return self.runner.counter(what, cell.importance.samples, "sequence")
 
 
 def _set_of(cell: Cell) -> str:
