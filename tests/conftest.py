@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import SHARED
 
 torch.set_num_threads(1)
 
@@ -30,10 +31,9 @@ END = "<|endoftext|>"
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data and models that lie beside the checkout, in `shared`."""
-    folder = Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
+    if not SHARED.is_dir():
         pytest.skip("there is no folder `shared` with real data and models beside the checkout")
-    return folder
+    return SHARED
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import loopback_wandb
 import pandas as pd
 import pytest
 import wandb
+from offline_runs import history, inspect, parts, run
 
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Execution
@@ -19,55 +20,6 @@ from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.runner import Runner
 from lit_prune.pipeline.schedule import waves
 from lit_prune.store import Store
-
-
-class Stop(BaseException):
-    """The interruption, which no run may swallow."""
-
-
-class StoppingBar(ProgressBar):
-    """Interrupts the run at a step of it."""
-
-    def __init__(self, at_step):
-        super().__init__(0, quiet=True)
-        self.at_step = at_step
-
-    def at(self, done, what):
-        super().at(done, what)
-        if done == self.at_step:
-            raise Stop
-
-
-def run(store, entries, mode="offline", stop_at=None):
-    """Compute the entries with their mirror, or until one of them has made that many steps."""
-    execution = Execution(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
-    bar = ProgressBar(0, quiet=True) if stop_at is None else StoppingBar(stop_at)
-    mirror = WandbTracker("toy", mode, store / "wandb")
-    try:
-        assert Runner(Store(store), execution, bar, mirror).run(entries) == 0
-    except Stop:
-        pass
-    finally:
-        mirror.close()
-
-
-def inspect(run, *words):
-    """What `wandb leet inspect` reads back of an offline run."""
-    told = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", *words, "--json", str(run)],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    return told.stdout
-
-
-def history(store):
-    """The rows of each offline run, run after run in the order they were made."""
-    records = [json.loads(line) for part in parts(store) for line in inspect(part).splitlines()]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
-
-
-def parts(store):
-    return sorted(store.glob("wandb/wandb/offline-run-*"))
 
 
 @pytest.fixture

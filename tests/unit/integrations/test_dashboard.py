@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import loopback_wandb
 import pandas as pd
 import pytest
-from test_tracking import history, parts, run
+from offline_runs import history, parts, run
+from paths import ROOT
 
 from lit_prune.cli import table as cli
 from lit_prune.cli.dashboard import main
@@ -24,7 +24,6 @@ from lit_prune.pipeline.expand import Entry, entries
 from lit_prune.pipeline.resolve import Resolver
 from lit_prune.store import Store
 
-ROOT = Path(__file__).parents[1]
 KEY = "local-" + "0" * 40
 TABLES = ("loss_ablation", "axes_ablation", "hidden_ablation", "phase_ablation", "strategy_ablation")
 

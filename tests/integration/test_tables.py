@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from test_architecture import TABLES
+from tables import TABLES
 
 from lit_prune.cli.table import main
 from lit_prune.config.profiles import profiles_folder

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
 import re
 import shlex
 import shutil
@@ -19,9 +17,7 @@ from rich.console import Console
 
 from lit_prune.config import ConfigError
 from lit_prune.config.overrides import parse_setting
-from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.pipeline.expand import entries
 from lit_prune.render import figures, terminal
 from lit_prune.render import files as report_files
 from lit_prune.render import wording as report_words
@@ -180,28 +176,6 @@ def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
     assert words[5:-2:2] == ["--set"] * len(settings)
     assert dict(map(parse_setting, words[6:-2:2])) == settings
     assert words[-2:] == ["--seeds", "3"]
-
-
-def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> None:
-    record = Path(__file__).parents[1] / "experiments/loss_ablation/quick"
-    recorded, store = pd.read_csv(record / "results.csv"), Store(tmp_path)
-    found = []
-    for entry, line in zip(entries(TABLE, load_profile("quick")), recorded.to_dict("records"), strict=True):
-        corpus = dataclasses.replace(entry.cell.corpus, fingerprint=line["corpus"])
-        teacher = dataclasses.replace(entry.cell.teacher, fingerprint=line["teacher"])
-        found.append(dataclasses.replace(entry, cell=dataclasses.replace(entry.cell, corpus=corpus, teacher=teacher)))
-        folder = store.node(found[-1].cell, "cell").folder
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps({n: line[n] for n in (*TABLE.metrics, "train_flops")}))
-        env = {"commit": line["commit"], "seconds": line["wall_seconds"], "peak_memory": line["peak_memory"]}
-        (folder / "env.json").write_text(json.dumps(env))
-    written = tmp_path / "loss_ablation" / "quick"
-    report_files.write_record(report.assemble(TABLE, "quick", {}, found, store), written)
-    markdown = written / "report.md"
-    assert (written / "results.csv").read_bytes() == (record / "results.csv").read_bytes()
-    # The rest of the page names versions and machine, which the table of cells does not hold.
-    before, after = (path.read_text().partition("- versions:")[0] for path in (record / "report.md", markdown))
-    assert after == before
 
 
 def test_status_and_diff(whole: report.Report, store: Store) -> None:

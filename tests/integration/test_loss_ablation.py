@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from paths import ROOT
 
 from lit_prune.cli.table import main
 from lit_prune.experiments.loss_ablation import TABLE
@@ -280,7 +281,7 @@ def test_the_environment_is_honoured(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {
         "LIT_PRUNE_STORE": str(tmp_path / "elsewhere"),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(ROOT),
     }
     said = subprocess.run([*COMMAND[:3], "--help"], capture_output=True, text=True, env=environment, timeout=60)
     assert said.returncode == 0

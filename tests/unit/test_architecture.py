@@ -1,28 +1,20 @@
-"""What keeps the tree readable: one-way imports, tables and profiles that are well formed, records that resolve."""
+"""Layers import one way, and every table is well formed at every profile."""
 
 import ast
 import importlib
-import pkgutil
 import re
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
-import pandas as pd
 import pytest
 from config_teachers import offline
+from paths import ROOT
+from tables import PROFILES, TABLES
 
-import lit_prune.experiments
-from lit_prune.config.overrides import override
-from lit_prune.config.profiles import load_profile, profiles_folder
+from lit_prune.config.profiles import load_profile
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.outcomes import check_rows
-from lit_prune.store.address import key
 
-ROOT = Path(__file__).parents[1]
-PROFILES = sorted(path.stem for path in profiles_folder().glob("*.yaml"))
-TABLES = sorted(module.name for module in pkgutil.iter_modules(lit_prune.experiments.__path__))
 ABOVE = ("cli", "experiments", "integrations", "pipeline", "render", "report")
 LIGHT = (
     "config",
@@ -100,45 +92,6 @@ def test_claims_of_one_family_are_of_one_source(name, tmp_path):
         place = re.search(r"(Table|Figure|section|appendix)s? ([\w.]+)", claim.source).groups()
         sources.setdefault((claim.family, before), set()).add(place)
     assert all(len(places) == 1 for places in sources.values()), sources
-
-
-def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_question(tmp_path):
-    assert not list((ROOT / "experiments").rglob("*.py"))
-    for record in (ROOT / "experiments").glob("*/*/results.csv"):
-        table = importlib.import_module(f"lit_prune.experiments.{record.parents[1].name}").TABLE
-        profile = load_profile(record.parent.name)
-        found = entries(table.at(profile, tmp_path), profile)
-        recorded = pd.read_csv(record)
-        assert (recorded["state"] == "done").all()
-        assert (record.parents[1] / "NOTES.md").is_file()
-        assert list(recorded["row"]) == [entry.row for entry in found], record
-        assert addresses(recorded, found) == list(recorded["key"]), record
-
-
-def addresses(recorded, found):
-    """The keys of a table's cells, with the fingerprints of its record; nothing where their number differs."""
-    if len(recorded) != len(found):
-        return []
-    none = pd.Series([None] * len(recorded))
-    others = (recorded.get(name, none) for name in ("second_text", "source_corpus"))
-    origins = zip(found, recorded["corpus"], recorded["teacher"], *others, strict=True)
-    return [key(pinned(entry.cell, *origin)) for entry, *origin in origins]
-
-
-def pinned(cell, corpus, teacher, second, source_corpus):
-    """The cell with the fingerprints of its record."""
-    if isinstance(source_corpus, str):
-        cell = override(cell, {"source.corpus.fingerprint": source_corpus})
-    if isinstance(second, str):
-        text = replace(cell.evaluation.second, fingerprint=second)
-        cell = replace(cell, evaluation=replace(cell.evaluation, second=text))
-    if cell.teacher.pretraining is None:
-        pinned_teacher = replace(cell.teacher, fingerprint=teacher)
-    else:
-        recipe = cell.teacher.pretraining
-        recipe = replace(recipe, corpus=replace(recipe.corpus, fingerprint=teacher))
-        pinned_teacher = replace(cell.teacher, pretraining=recipe)
-    return replace(cell, corpus=replace(cell.corpus, fingerprint=corpus), teacher=pinned_teacher)
 
 
 def test_the_tree_holds_no_leftovers():

@@ -6,10 +6,11 @@ import finished
 import pandas as pd
 import pytest
 from rich.console import Console
+from scored import FIRST, SECOND, answer
 
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import ConfigError
-from lit_prune.evaluate.runner import DOCUMENTS, KIND
+from lit_prune.evaluate.runner import DOCUMENTS
 from lit_prune.render.evaluations import all_scores, benchmark_table, notes, print_table, write_table
 from lit_prune.render.paper_page import render
 from lit_prune.report.claims_summary import whole_ledger
@@ -17,31 +18,6 @@ from lit_prune.report.evaluations import compare_models, published, read
 from lit_prune.report.load import Answer
 from lit_prune.report.statistics import paired_bootstrap
 from lit_prune.store import Node, Store
-from lit_prune.store.address import digest
-
-FIRST, SECOND = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-
-
-def answer(
-    store, model, values, *, task="hellaswag", metric="acc_norm", shots=10, limit=None, cut=0.0, value=None, how=None,
-    **metrics,
-):  # fmt: skip
-    """A finished answer of a model with these values of its documents."""
-    about = {"task": task, "shots": shots, "limit": limit, "model": model, **(how or {})}
-    node = Node(store.root / KIND / digest(about))
-    node.folder.mkdir(parents=True)
-    node.folder.joinpath("config.json").write_text(pd.Series(about).to_json())
-    columns = {metric: values, **metrics}
-    frames = [pd.DataFrame({"document": range(len(v)), "metric": m, "value": v}) for m, v in columns.items()]
-    pd.concat(frames).assign(task=task)[["task", "document", "metric", "value"]].to_parquet(node.folder / DOCUMENTS)
-    score = {"value": sum(values) / len(values) if value is None else value, "stderr": 0.1, "n": len(values)}
-    node.finish({
-        "model": model, "task": task, "title": {"hellaswag": "HellaSwag"}.get(task, task), "shots": shots,
-        "limit": limit, "cut": cut, "parameters": 2_000_000, "parameters_without_embeddings": 1_500_000,
-        "metrics": {metric: score, "other": {"value": 0.5, "stderr": None, "n": len(values)}},
-        "subtasks": {"part": {metric: score}},
-    })  # fmt: skip
-    return node
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     "importance.samples=4", "importance.block=32", "evaluation.blocks=2", "evaluation.block=32", "distill.block=32",
     "distill.batch=1", "distill.steps=2", "distill.optim.warmup=1",

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_benchmark_table import FIRST, SECOND
-from test_benchmark_table import answer as scored
+from scored import FIRST, SECOND
+from scored import answer as scored
 
 from lit_prune.cli.evaluate import main
 from lit_prune.cli.progress import ProgressBar

@@ -1,0 +1,79 @@
+"""Recorded results: their addresses and files are what today's code makes of them."""
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from paths import ROOT
+
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
+from lit_prune.experiments.loss_ablation import TABLE
+from lit_prune.pipeline.expand import entries
+from lit_prune.render import files
+from lit_prune.report import assemble
+from lit_prune.store import Store
+from lit_prune.store.address import key
+
+
+def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_question(tmp_path):
+    assert not list((ROOT / "experiments").rglob("*.py"))
+    for record in (ROOT / "experiments").glob("*/*/results.csv"):
+        table = importlib.import_module(f"lit_prune.experiments.{record.parents[1].name}").TABLE
+        profile = load_profile(record.parent.name)
+        found = entries(table.at(profile, tmp_path), profile)
+        recorded = pd.read_csv(record)
+        assert (recorded["state"] == "done").all()
+        assert (record.parents[1] / "NOTES.md").is_file()
+        assert list(recorded["row"]) == [entry.row for entry in found], record
+        assert addresses(recorded, found) == list(recorded["key"]), record
+
+
+def addresses(recorded, found):
+    """The keys of a table's cells, with the fingerprints of its record; nothing where their number differs."""
+    if len(recorded) != len(found):
+        return []
+    none = pd.Series([None] * len(recorded))
+    others = (recorded.get(name, none) for name in ("second_text", "source_corpus"))
+    origins = zip(found, recorded["corpus"], recorded["teacher"], *others, strict=True)
+    return [key(pinned(entry.cell, *origin)) for entry, *origin in origins]
+
+
+def pinned(cell, corpus, teacher, second, source_corpus):
+    """The cell with the fingerprints of its record."""
+    if isinstance(source_corpus, str):
+        cell = override(cell, {"source.corpus.fingerprint": source_corpus})
+    if isinstance(second, str):
+        text = replace(cell.evaluation.second, fingerprint=second)
+        cell = replace(cell, evaluation=replace(cell.evaluation, second=text))
+    if cell.teacher.pretraining is None:
+        pinned_teacher = replace(cell.teacher, fingerprint=teacher)
+    else:
+        recipe = cell.teacher.pretraining
+        recipe = replace(recipe, corpus=replace(recipe.corpus, fingerprint=teacher))
+        pinned_teacher = replace(cell.teacher, pretraining=recipe)
+    return replace(cell, corpus=replace(cell.corpus, fingerprint=corpus), teacher=pinned_teacher)
+
+
+def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> None:
+    record = ROOT / "experiments/loss_ablation/quick"
+    recorded, store = pd.read_csv(record / "results.csv"), Store(tmp_path)
+    found = []
+    for entry, line in zip(entries(TABLE, load_profile("quick")), recorded.to_dict("records"), strict=True):
+        corpus = replace(entry.cell.corpus, fingerprint=line["corpus"])
+        teacher = replace(entry.cell.teacher, fingerprint=line["teacher"])
+        found.append(replace(entry, cell=replace(entry.cell, corpus=corpus, teacher=teacher)))
+        folder = store.node(found[-1].cell, "cell").folder
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({n: line[n] for n in (*TABLE.metrics, "train_flops")}))
+        env = {"commit": line["commit"], "seconds": line["wall_seconds"], "peak_memory": line["peak_memory"]}
+        (folder / "env.json").write_text(json.dumps(env))
+    written = tmp_path / "loss_ablation" / "quick"
+    files.write_record(assemble(TABLE, "quick", {}, found, store), written)
+    markdown = written / "report.md"
+    assert (written / "results.csv").read_bytes() == (record / "results.csv").read_bytes()
+    # The rest of the page names versions and machine, which the table of cells does not hold.
+    before, after = (path.read_text().partition("- versions:")[0] for path in (record / "report.md", markdown))
+    assert after == before
