@@ -1,8 +1,9 @@
-# Set-up, demo, report, tests and checks. Everything happens in .venv; nothing else on the machine is touched.
+# Set-up, demo, report, tests, checks and documentation (site/index.html). Everything happens in .venv and site/; nothing
+# else on the machine is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo report test check fast clean
+.PHONY: demo report test check docs fast clean
 
 demo: .venv/installed
 	$(BIN)/python -m lit_prune.experiments.loss_ablation
@@ -10,7 +11,7 @@ demo: .venv/installed
 report: .venv/installed
 	$(BIN)/python -m analysis.report
 
-test: .venv/installed check
+test: .venv/installed check docs
 	$(BIN)/python -m pytest
 
 fast: .venv/installed
@@ -21,6 +22,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # torch first and alone: a wider request could pull another build of it.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("lit_prune needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -30,4 +34,4 @@ check: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv dist build site

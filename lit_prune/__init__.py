@@ -1,3 +1,3 @@
 """Ablations of LLM pruning and distillation, with the papers' tables beside your own."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
