@@ -42,6 +42,7 @@ def report_of(table, store):
     return assemble(table, "quick", {}, found, store)
 
 
+@pytest.mark.slow
 def test_the_command_draws_what_the_store_holds_and_else_the_record(store, tmp_path, capsys):
     words = ["loss_ablation", "--store", str(store.root), "--out", str(tmp_path / "figures"), "--format", "png"]
     assert main([*words, "--records", str(tmp_path / "none")]) == 2

@@ -260,6 +260,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(texts, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": document}) + "\n" for document in texts))

@@ -50,6 +50,7 @@ def same(ours: list[dict[str, torch.Tensor]], theirs: list[dict[str, torch.Tenso
     return all(torch.equal(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"distill.precision": "bf16-mixed"}], ids=["float32", "bfloat16"])
 def test_cached_states_train_the_same_student_bit_for_bit(cell, tmp_path, changes):
     cell = override(cell, changes)
@@ -60,6 +61,7 @@ def test_cached_states_train_the_same_student_bit_for_bit(cell, tmp_path, change
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kld", "mse_logits"])
 def test_the_likeliest_tokens_from_disk_are_those_the_teacher_says(cell, tmp_path, loss):
     cell = override(cell, {"distill.top_k": 7, "distill.temperature": 2.0, "distill.logit_loss": loss})
@@ -84,6 +86,7 @@ def test_the_probability_that_is_left_out_is_kept_in_the_books(cell, tmp_path):
     assert json.loads((folder / "result.json").read_text())["missing_mass"] == pytest.approx(missing.mean().item())
 
 
+@pytest.mark.slow
 def test_a_cache_serves_every_run_over_the_same_data_and_no_other(cell, tmp_path):
     run(tmp_path, cell, override(cell, {"distill.logit_loss": "mse"}), teacher_cache=True)
     (first,) = tmp_path.glob("teaching/*/result.json")
@@ -110,6 +113,7 @@ def test_a_cache_without_room_is_refused(cell, tmp_path):
         run(tmp_path, override(cell, {"distill.steps": int(steps)}), teacher_cache=True)
 
 
+@pytest.mark.slow
 def test_rows_with_an_intermediate_loss_ask_the_teacher(cell, tmp_path):
     states = dataclasses.replace(cell.distill, alpha="dynamic", embedding=True)
     cell = dataclasses.replace(cell, distill=states)

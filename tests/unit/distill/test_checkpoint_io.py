@@ -127,6 +127,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_by_a_full_disk_leaves_the_old_one_and_says_so(checkpoint):
     process = python(FULL, checkpoint)
     output, errors = process.communicate(timeout=120)

@@ -91,6 +91,7 @@ def same(entries: list[Entry], ours: Path, theirs: Path) -> None:
         assert Store(ours).node(entry.cell, "cell").result == Store(theirs).node(entry.cell, "cell").result
 
 
+@pytest.mark.slow
 def test_in_turns_is_alone_bit_for_bit_with_one_pass_of_the_teacher(entries, alone, tmp_path, monkeypatch):
     """Whichever of them diverges."""
     taught: list[FrozenTeacher] = []
@@ -104,6 +105,7 @@ def test_in_turns_is_alone_bit_for_bit_with_one_pass_of_the_teacher(entries, alo
     assert "Diverged" in (Store(tmp_path).node(wild.cell, "cell").error or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 17])
 def test_interrupted_and_resumed_in_turns_is_alone_and_uninterrupted(entries, alone, tmp_path, steps):
     with pytest.raises(Stop):
@@ -112,6 +114,7 @@ def test_interrupted_and_resumed_in_turns_is_alone_and_uninterrupted(entries, al
     same(entries, tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_begun_in_turns_and_ended_alone(entries, alone, tmp_path):
     with pytest.raises(Stop):
         runner_of(tmp_path, StoppingBar(13)).run(entries)
@@ -160,6 +163,7 @@ def sizes(entries: list[Entry], **execution: Any) -> list[int]:
     return [len(cohort.entries) for cohort in cohorts(entries, Execution(accelerator="cpu", **execution))]
 
 
+@pytest.mark.slow
 def test_memory_decides_how_many_go_together_and_then_the_teacher_is_cached(entries, alone, tmp_path, monkeypatch):
     taught: list[FrozenTeacher] = []
     monkeypatch.setattr(

@@ -70,6 +70,7 @@ def test_a_busy_cell_is_waited_for_and_computed_where_its_process_leaves_it(entr
     assert (node.result["lm_loss"] != 7.0) == computed_here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cohort", [True, False])
 def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, tiny_runner, cohort, monkeypatch):
     """Without a garbage collection: nothing may refer to itself."""
