@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +29,16 @@ class CliArgs:
 
 def run(flags: CliArgs) -> int:
     """Write the report and print where it lies."""
+    from lit_prune.cli.progress import ProgressBar
     from lit_prune.render.exports import write
     from lit_prune.report.load import gather, plain_warnings
 
     store = Store(flags.store)
     with plain_warnings():
         answers = gather(store, flags.records)
-    page, *others = write(answers, store, flags.out or store.root / "reports" / "paper")
+    page, *others = write(
+        answers, store, flags.out or store.root / "reports" / "paper", functools.partial(ProgressBar, unit="table")
+    )
     print(printable(str(page)))
     print(f"and {len(others)} files beside it: results, ledger and tables")
     return 0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import ConfigError
+from lit_prune.progress import ProgressOf, Silent
 from lit_prune.render.files import fingerprint, latex, markdown, write_texts
 from lit_prune.render.paper_page import anchor_of, render
 from lit_prune.report import evaluations, record
@@ -22,7 +22,7 @@ _CODE = (".py", ".j2", ".css")
 _PLAIN = (str, bool, int, float)
 
 
-def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
+def write(answers: Sequence[Answer], store: Store, out: Path, progress: ProgressOf = Silent) -> list[Path]:
     """Write the page and its exports, unless they are there and say the same; returns their paths, the page first.
 
     Raises:
@@ -44,7 +44,7 @@ def write(answers: Sequence[Answer], store: Store, out: Path) -> list[Path]:
     paths, digest = [out / "report.html", out / "results.parquet", *texts], _digest(answers, texts.values())
     if all(path.exists() for path in paths) and digest in paths[0].read_text()[:500]:
         return paths
-    with ProgressBar(len(answers), unit="table") as bar:
+    with progress(len(answers)) as bar:
         page = render(answers, ledger, not_run, scores, digest, bar)
     for folder in (out / "tables", out):
         write_texts(folder, {path: text for path, text in texts.items() if path.parent == folder})

@@ -74,6 +74,12 @@ def _record(report: Report) -> dict[str, str]:
     return texts(report)
 
 
+def _command(report: Report) -> str:
+    from lit_prune.report.command import command  # pandas comes with it
+
+    return command(report)
+
+
 def _in(folder: Path, texts: Mapping[str, str]) -> dict[Path, str]:
     return {folder / name: text for name, text in texts.items()}
 
@@ -119,7 +125,7 @@ def fingerprint(report: Report, *texts: str) -> str:
 def markdown(report: Report) -> str:
     """The report in Markdown: claims, table, what is not done, how to run it again."""
     table, absent = report.table, wording.absent(report)
-    failed = [f"{row}, seed {seed}: {error}" for row, seed, error in wording.failed(report)]
+    failed = [f"{row}, seed {seed}: {error}" for row, seed, error in report.failures]
     parts = [
         f"# {markdown_text(table.name)}", markdown_text(table.question), f"*{markdown_text(table.source)}*",
         markdown_text(wording.headline(report)), "## Claims of the paper", markdown_table(wording.claims_table(report)),
@@ -128,7 +134,7 @@ def markdown(report: Report) -> str:
         markdown_list([*wording.notes(report), *wording.warnings(report)]),
         *_checks(report),
         *(["## Cells that are not done", markdown_text(absent), markdown_list(failed)] if absent else []),
-        "## How to run it again", markdown_code(wording.command(report)),
+        "## How to run it again", markdown_code(_command(report)),
         markdown_list([f"{name}: {value}" for name, value in wording.provenance(report).items()]),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"

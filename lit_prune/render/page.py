@@ -35,14 +35,16 @@ def told(report: Report) -> dict[str, Any]:
     """Everything of a report but its figures, as text: `told` of the templates."""
     import yaml
 
+    from lit_prune.report.command import command  # pandas comes with it
+
     main = wording.main_table(report)
     return {
         "table": report.table, "profile": report.profile, "headline": wording.headline(report), "main": main,
         "kinds": wording.kinds(report), "spread": [wording.has_spread(column) for _, column in main.items()],
         "claims": wording.claims_table(report).to_dict("records"), "marks": wording.VERDICTS,
         "agreement": wording.agreement(report), "warnings": wording.warnings(report), "absent": wording.absent(report),
-        "failed": wording.failed(report), "notes": wording.notes(report), "ranks": wording.rank_table(report),
-        "flips": wording.flips(report), "command": wording.command(report), "provenance": wording.provenance(report),
+        "failed": report.failures, "notes": wording.notes(report), "ranks": wording.rank_table(report),
+        "flips": wording.flips(report), "command": command(report), "provenance": wording.provenance(report),
         # Through JSON, which turns tuples into the lists that YAML has.
         "recipe": yaml.safe_dump(json.loads(json.dumps(plain_of(report.cell))), sort_keys=False),
     }  # fmt: skip

@@ -10,14 +10,14 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from lit_prune.cli.figures import captions, overviews
-from lit_prune.cli.progress import ProgressBar
 from lit_prune.config.table import Table
-from lit_prune.render import figures, numbers, page, svg, wording
+from lit_prune.progress import Progress
+from lit_prune.render import catalog, figures, numbers, page, svg, wording
 from lit_prune.render.evaluations import all_scores
 from lit_prune.render.notes import as_html
 from lit_prune.report import Report
 from lit_prune.report.claims_summary import PAPERS, VERDICTS, standing
+from lit_prune.report.command import extra_flags
 from lit_prune.report.load import Answer
 from lit_prune.store.address import digest
 
@@ -29,15 +29,15 @@ _COSTS = {
 
 def render(
     answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Table], scores: pd.DataFrame, digest: str,
-    bar: ProgressBar,
+    progress: Progress,
 ) -> str:  # fmt: skip
-    """The page as one HTML document that fetches nothing, with `digest` in its head; `bar` sees a step an answer.
+    """The page as one HTML document that fetches nothing, with `digest` in its head; `progress` counts the answers.
 
     `scores` are what models got in benchmarks, as of `report.benchmarks.read`.
     """
     sections = []
     for place, answer in enumerate(answers):
-        bar.at(place, f"drawing {answer.report.table.name} at {answer.report.profile}")
+        progress.at(place, f"drawing {answer.report.table.name} at {answer.report.profile}")
         sections.append(_section(answer, place))
     template = page.environment(Path(__file__).parent).get_template("paper_page.html.j2")
     return template.render(
@@ -61,7 +61,7 @@ def anchor(table: str, profile: str, settings: str = "") -> str:
 
 def anchor_of(report: Report) -> str:
     """As `anchor`, of a report."""
-    return anchor(report.table.name, report.profile, wording.asked_beside(report))
+    return anchor(report.table.name, report.profile, extra_flags(report))
 
 
 def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
     """For each answer: name, profile, question, link, and how many claims have which verdict."""
     found = []
     for answer in answers:
-        report, settings = answer.report, wording.asked_beside(answer.report)
+        report, settings = answer.report, extra_flags(answer.report)
         asked = (report.table.name, report.profile, settings)
         of_it = (ledger["table"] == asked[0]) & (ledger["profile"] == asked[1]) & (ledger["settings"] == asked[2])
         counts = ledger.loc[of_it, "verdict"].value_counts().reindex(VERDICTS, fill_value=0)
@@ -139,17 +139,20 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
     told["main"].insert(2, "95\u00a0%\u00a0t", wording.intervals(report))
     told["spread"].insert(2, True)
     with mpl.rc_context(svg.style(report.table.name)):
-        known = captions(report)
         drawn = [
-            {"name": name, "caption": known[name], "svg": svg.inline(figure, f"t{place}-{name}", known[name])}
-            for name, figure in overviews(report).items()
+            {"name": shown.name, "caption": shown.caption, "svg": _inline(shown, f"t{place}-{shown.name}")}
+            for shown in catalog.pictures(report)
         ]
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
-        "told": told, "anchor": anchor_of(report), "settings": wording.asked_beside(report), "origin": answer.origin,
+        "told": told, "anchor": anchor_of(report), "settings": extra_flags(report), "origin": answer.origin,
         "notices": answer.notices, "figures": drawn, "losses": losses, "cost": cost(report),
         "notes": as_html(answer.notes, report.profile),
     }  # fmt: skip
+
+
+def _inline(picture: catalog.Picture, name: str) -> str:
+    return svg.inline(picture.draw(), name, picture.caption)
 
 
 def cost(report: Report) -> pd.DataFrame | None:

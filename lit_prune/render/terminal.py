@@ -37,7 +37,7 @@ def print_report(report: Report, console: Console) -> None:
     if wording.absent(report):
         console.print()
         console.print(terminal_text(wording.absent(report), "bold yellow"))
-    for row, seed, error in wording.failed(report):
+    for row, seed, error in report.failures:
         console.print(_hanging("✗", f"{row}, seed {seed}: {error}", "red"))
     console.print()
     console.print(terminal_text(f"Claims of the paper, at profile {report.profile}", "bold"))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lit_prune.config import ConfigError
-from lit_prune.config.overrides import parse_setting
 from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
 
 if TYPE_CHECKING:
@@ -223,11 +219,6 @@ def absent(report: Report) -> str:
     return f"{sum(absent.values())} of {len(report.tidy)} cells are not done: {listed}" if absent else ""
 
 
-def failed(report: Report) -> list[tuple[str, int, str]]:
-    failed = report.tidy[report.tidy["state"] == "failed"]
-    return list(failed[["row", "seed", "error"]].itertuples(index=False, name=None))
-
-
 def warnings(report: Report) -> list[str]:
     """What makes the numbers worth less than they seem."""
     found, commits = [], ", ".join(sorted(report.commits))
@@ -238,30 +229,6 @@ def warnings(report: Report) -> list[str]:
     if report.num_seeds == 1:
         found.append("n = 1: one seed has no error bar and decides no claim")
     return found
-
-
-def command(report: Report) -> str:
-    """The command that asks the same question again."""
-    words = ["python", "-m", f"lit_prune.experiments.{report.table.name}", "--profile", report.profile]
-    return " ".join([shlex.join(words), asked_beside(report)]).strip()
-
-
-def asked_beside(report: Report) -> str:
-    """What was set away from the profile, as words of a command; empty where nothing was."""
-    words = [word for path, value in sorted(report.settings.items()) for word in ("--set", f"{path}={setting(value)}")]
-    return shlex.join([*words, *report.flags])
-
-
-def setting(value: Any) -> str:
-    """A value in the form --set reads back."""
-    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
-
-
-def _reads_back(text: str) -> bool:
-    try:
-        return parse_setting(f"field={text}")[1] == text
-    except ConfigError:  # a control character, for one
-        return False
 
 
 def provenance(report: Report) -> dict[str, str]:

@@ -20,8 +20,8 @@ import lit_prune.experiments
 from lit_prune.config import ConfigError, expand, unknown
 from lit_prune.config.profiles import RECORDS
 from lit_prune.config.table import Table
-from lit_prune.render import wording
 from lit_prune.report import Report, record, reread
+from lit_prune.report.command import extra_flags
 from lit_prune.store import DEFAULT_ROOT, Store
 
 
@@ -40,12 +40,12 @@ class Answer:
     @property
     def question(self) -> tuple[str, str, str]:
         """Table, profile, and what was set away from them."""
-        return self.report.table.name, self.report.profile, wording.asked_beside(self.report)
+        return self.report.table.name, self.report.profile, extra_flags(self.report)
 
     @property
     def plain(self) -> bool:
         """Whether it is a table at a profile as both are, nothing set away."""
-        return not wording.asked_beside(self.report)
+        return not extra_flags(self.report)
 
     @property
     def num_done(self) -> int:
@@ -123,7 +123,7 @@ def _joined(answers: Iterable[Answer], part: Callable[[Report], pd.DataFrame]) -
     parts = []
     for report in (answer.report for answer in answers):
         lines = part(report)
-        asked = {"table": report.table.name, "profile": report.profile, "settings": wording.asked_beside(report)}
+        asked = {"table": report.table.name, "profile": report.profile, "settings": extra_flags(report)}
         parts.append(pd.concat([pd.DataFrame(asked, index=lines.index), lines], axis="columns"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["table", "profile", "settings"])
 
@@ -135,7 +135,7 @@ def _fuller(answers: list[Answer]) -> Answer:
     failed = tuple(
         f"failed in the {other.origin}: {row}, seed {seed}: {error}"
         for other in others
-        for row, seed, error in wording.failed(other.report)
+        for row, seed, error in other.report.failures
     )
     return replace(best, notices=(*beside, *failed) if best.origin == "record" else ())
 

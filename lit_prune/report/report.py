@@ -83,6 +83,12 @@ class Report(ReportRequest):
         return int(self.tidy.loc[~self.tidy["reference"], "seed"].nunique())
 
     @property
+    def failures(self) -> list[tuple[str, int, str]]:
+        """Row, seed and error of each failed cell."""
+        failed = self.tidy[self.tidy["state"] == "failed"]
+        return list(failed[["row", "seed", "error"]].itertuples(index=False, name=None))
+
+    @property
     def mixed(self) -> bool:
         """Whether the cells come from more than one version of the code."""
         return len(self.commits) > 1

@@ -20,8 +20,8 @@ from lit_prune.config.overrides import parse_setting
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.render import figures, terminal
 from lit_prune.render import files as report_files
-from lit_prune.render import wording as report_words
 from lit_prune.report import report
+from lit_prune.report.command import command
 from lit_prune.store import Store
 
 UNDRAWN = {"final": "", "checks": "", "blocks": {}, "terms": []}
@@ -171,7 +171,7 @@ def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
         "distill.mlp_input": ["last:last"], "distill.tau_squared": True, "distill.optim.lr": 1e-5,
     }  # fmt: skip
     found = report.assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
-    words = shlex.split(report_words.command(found))
+    words = shlex.split(command(found))
     assert words[:5] == ["python", "-m", "lit_prune.experiments.loss_ablation", "--profile", "tiny"]
     assert words[5:-2:2] == ["--set"] * len(settings)
     assert dict(map(parse_setting, words[6:-2:2])) == settings

@@ -16,8 +16,8 @@ from lit_prune.config import Cell, ConfigError
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.pipeline.runner import Runner
 from lit_prune.render import files, wording
-from lit_prune.render.wording import setting
 from lit_prune.report import Report, assemble, record, reread
+from lit_prune.report.command import command, literal
 from lit_prune.report.layer_scores import Blocks
 from lit_prune.store import Store
 
@@ -45,7 +45,7 @@ def test_what_is_read_is_what_was_written(complete: Store, tmp_path: Path) -> No
     pd.testing.assert_frame_equal(
         again.histories, found.histories.drop(columns=["lr", "tokens_per_second"]), check_dtype=False
     )
-    assert wording.command(again) == wording.command(found)
+    assert command(again) == command(found)
     assert wording.provenance(again) == wording.provenance(found)
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_is_cut_off_has_left_what_was_asked(
         "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
         "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
     }  # fmt: skip
-    words = [word for path, value in settings.items() for word in ("--set", f"{path}={setting(value)}")]
+    words = [word for path, value in settings.items() for word in ("--set", f"{path}={literal(value)}")]
     flags = ("--seeds", "1")
     assert main(TABLE, [*words, *flags, "--store", str(tmp_path / "store"), "--wandb", "disabled"]) == 2
     (folder,) = (tmp_path / "store/reports/loss_ablation").iterdir()
