@@ -218,11 +218,11 @@ def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plai
 class Killed(ProgressBar):
     """Progress that ends the program where the second student is pruned: its source is done, and nothing else."""
 
-    count = 0
+    prunings = 0
 
     def say(self, what: str) -> None:
-        self.count += what.endswith("pruning")
-        if self.count == 2:
+        self.prunings += what.endswith("pruning")
+        if self.prunings == 2:
             raise KeyboardInterrupt
 
 
