@@ -45,7 +45,7 @@ class CliArgs:
     examples, or paper: the papers' tasks with the papers' numbers (Winogrande 5, ARC-Challenge 25, MMLU 5, HellaSwag
     10, GSM8K 5, TruthfulQA 0, XL-Sum English 0 on every fifth article; with --unsafe-code also MBPP and HumanEval)."""
     corpus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Text for perplexity and bits per byte: a file, a folder, a hub data set, python or readmes. Repeatable."""
+    """Text for perplexity and bits per byte: a file, a folder, a hub data set, python or readmes."""
     task_data_dir: Path | None = None
     """Folder with the data of tasks as their authors publish it: BLiMP.zip, piqa/, arc/, hellaswag_val_full.txt.bz2,
     xlsum/. piqa, blimp and its subtasks, arc_easy, arc_challenge, hellaswag and xlsum_english then need no network."""

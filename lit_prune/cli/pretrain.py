@@ -45,7 +45,7 @@ class CliArgs:
     """Train a Llama from random weights: tokenizer, tokens, model, and a card with its validation loss."""
 
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """FIELD=VALUE of the recipe, e.g. vocab_size=4096. Repeatable. See `lit-prune fields teacher.pretraining`."""
+    """FIELD=VALUE of the recipe, e.g. vocab_size=4096. See `lit-prune fields teacher.pretraining`."""
     export: Path | None = None
     """Folder to copy the finished teacher to, with its card."""
     check: Annotated[tuple[Path] | tuple[()] | None, tyro.conf.arg(metavar="[FOLDER]")] = None

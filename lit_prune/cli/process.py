@@ -12,6 +12,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
+from lit_prune.cli.flags import documented
 from lit_prune.config import ConfigError
 from lit_prune.escape import printable
 from lit_prune.store import Locked
@@ -36,6 +37,9 @@ class Verb(Generic[Flags]):
     """Old flag -> new flag. The old one is accepted with a hint."""
     asks: bool = False
     """Whether it reads answers from standard input."""
+
+    def __post_init__(self) -> None:
+        documented(self.flags)  # type: ignore[arg-type]
 
     def main(self, argv: Sequence[str] | None = None, *, prog: str | None = None, about: str | None = None) -> int:
         """Run the command on `argv`, by default the words of this process; return the exit code.

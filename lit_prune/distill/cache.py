@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from lit_prune.distill.hidden_states import State, States
 from lit_prune.distill.teacher import FrozenTeacher, ObservedOutput, TeacherOutput
 from lit_prune.losses.chunked import Target, TopKTarget
 from lit_prune.models.lm_head import LMHead, head_of
+from lit_prune.store.atomic import preallocate
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             for part in self.parts:
                 with (self.folder / part.name).open("wb") as file:  # all of it now: later a full disk would kill us
-                    os.posix_fallocate(file.fileno(), 0, self._bytes(part))
+                    preallocate(file, self._bytes(part))
         return {part.name: self._map(part, write) for part in self.parts}
 
     def _bytes(self, part: Part) -> int:

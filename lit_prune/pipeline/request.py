@@ -31,13 +31,13 @@ class TableRequest:
     """Scale: quick (2 CPU cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a YAML
     file."""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.steps=50. Repeatable. `lit-prune fields`
-    lists the fields."""
+    """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.steps=50. `lit-prune fields` lists
+    the fields."""
     add_row: tuple[str, ...] = ()
-    """FIELD=VALUE: add a row that is the baseline with this one change, e.g. logit_loss=mse_logits. Repeatable."""
+    """FIELD=VALUE: add a row that is the baseline with this one change, e.g. logit_loss=mse_logits."""
     filter: tuple[str, ...] = ()
-    """FIELD=VALUE: keep only the rows with this value, e.g. logit_loss=kld. Repeatable: values of one field are
-    alternatives, different fields must all match."""
+    """FIELD=VALUE: keep only the rows with this value, e.g. logit_loss=kld. Given again, values of one field
+    are alternatives, and different fields must all match."""
     seeds: int | None = None
     """Seeds of every row; default: as many as the profile has."""
 

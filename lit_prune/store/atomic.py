@@ -7,7 +7,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+_CHUNK = 16 * 2**20
 
 
 @contextlib.contextmanager
@@ -38,6 +40,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def preallocate(file: BinaryIO, size: int) -> None:
+    """Give an empty file `size` bytes on disk.
+
+    Raises:
+        OSError: if the disk has no room, now rather than when the bytes are written through a memory map.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, _CHUNK):  # macOS: a file that is only truncated has no blocks yet
+        file.write(bytes(min(_CHUNK, size - start)))
+    file.flush()
 
 
 def write_text(path: Path, text: str) -> None:

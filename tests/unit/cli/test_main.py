@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
 
@@ -93,3 +95,17 @@ def test_the_package_is_the_command():
     said = subprocess.run([sys.executable, "-m", "lit_prune", "fields", "seed"], capture_output=True, text=True)
     assert said.returncode == 0
     assert "seed = 0" in said.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_every_flag_has_a_help_text_of_one_paragraph(verb):
+    def flags(kind):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            if dataclasses.is_dataclass(section := get_type_hints(kind)[name]):
+                yield from flags(section)
+            else:
+                yield name, [about.help for about in getattr(hint, "__metadata__", ()) if getattr(about, "help", None)]
+
+    for name, texts in flags(verb.flags):
+        assert texts, name
+        assert "\n" not in texts[-1]
