@@ -19,8 +19,6 @@ from lit_prune.store import DEFAULT_ROOT, Store
 from lit_prune.store.atomic import atomic_path
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from lit_prune.report import Report
 
 
@@ -43,18 +41,18 @@ class CliArgs:
 
 
 def draw(report: Report, out: Path, format: str) -> list[Path]:
-    """Write the figures of a report; returns their paths.
+    """Write the figures of a report; return their paths.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
     import matplotlib as mpl
 
-    from lit_prune.render import svg
+    from lit_prune.render import catalog, svg
 
     table, profile = report.table, Path(report.profile).stem
     with mpl.rc_context(svg.style(table.name)):
-        drawn = [*overviews(report).items(), *learning_curves(report).items()]
+        drawn = [*catalog.overviews(report).items(), *catalog.learning_curves(report).items()]
         paths = [out / f"{table.name}-{profile}-{name}.{format}" for name in _file_names(title for title, _ in drawn)]
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -66,31 +64,8 @@ def draw(report: Report, out: Path, format: str) -> list[Path]:
     return paths
 
 
-def overviews(report: Report) -> dict[str, Figure]:
-    """The figures of the table as a whole, by name, those that there is something to draw of."""
-    from lit_prune.render import catalog
-
-    return {picture.name: picture.draw() for picture in catalog.pictures(report)}
-
-
-def captions(report: Report) -> dict[str, str]:
-    """A sentence for each of the overviews: what is drawn, and what a line, a band, a dot stand for."""
-    from lit_prune.render import catalog
-
-    return {picture.name: picture.caption for picture in catalog.pictures(report)}
-
-
-def learning_curves(report: Report) -> dict[str, Figure]:
-    """A figure for each row: its training loss over the steps, mean and range over the seeds."""
-    from lit_prune.render import figures
-
-    rows = report.histories.groupby("row", sort=False)
-    curves = {str(row): figures.curve_of(history, "loss") for row, history in rows}
-    return {row: figures.panel(curve, None) for row, curve in curves.items()}
-
-
 def _file_names(titles: Iterable[str]) -> list[str]:
-    """A name for each title of what a file's name may hold, numbered where two would be the same."""
+    """Return a file name for each title; equal names are numbered."""
     names: list[str] = []
     for title in titles:
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
@@ -100,10 +75,10 @@ def _file_names(titles: Iterable[str]) -> list[str]:
 
 
 def _report(flags: CliArgs) -> Report:
-    """The answer to the table at the profile as both are.
+    """Return the report of the table at the profile, without overrides.
 
     Raises:
-        ConfigError: nothing of it is done, nor is there a record.
+        ConfigError: no cell is done and there is no record.
     """
     from lit_prune.report.load import gather, plain_warnings, table_of
 

@@ -1,4 +1,4 @@
-"""Figures of the teacher's blocks: what each is worth, and how little every span of them changes. No torch."""
+"""Figures of the layers of the teacher: importance of each, and angular distance of each span. No torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_prune.render.labels import WIDTH
-from lit_prune.render.svg import DIM, INK, LINE, stroke
+from lit_prune.render.labels import WIDTH, Point, beside
+from lit_prune.render.svg import COLOURS as LINE_COLOURS
+from lit_prune.render.svg import DIM, LINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,30 +18,30 @@ if TYPE_CHECKING:
     from lit_prune.report.layer_scores import Array, Blocks
 
 _MARK = "#e8590c"
-# Blocks up to which every square has room for its number, and colours of the scale (a finer one becomes a bitmap).
+# Layers up to which a square has room for its number; colours of the scale (a finer one becomes a bitmap).
 _NUMBERED, _COLOURS = 12, 32
 _TICKS = 16
 
 
-def block_scores(blocks: Blocks) -> Figure:
-    """Bars of each block's influence and of the loss without it: mean, and a dot a calibration draw."""
+def layer_scores(blocks: Blocks) -> Figure:
+    """Draw bars of the Block Influence of each layer and of the loss without it: mean, and a dot a calibration draw."""
     from matplotlib.figure import Figure
 
     shown = [
         (label, scores)
         for label, scores in (
-            ("block influence\n(1 - cosine)", blocks.influence),
-            ("LM loss without it - whole\n(nats per token)", blocks.damage),
+            ("Block Influence\n(1 − cosine)", blocks.influence),
+            ("LM loss increase\nwithout the layer\n(nats per token)", blocks.damage),
         )
         if scores is not None
     ]
-    width = max(6.2, 1.6 + 0.25 * max(scores.shape[1] for _, scores in shown))
+    width = max(WIDTH, 1.6 + 0.25 * max(scores.shape[1] for _, scores in shown))
     figure = Figure(figsize=(width, 0.6 + 1.6 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
     for axes, (label, scores) in zip(panels, shown, strict=True):
         _bars(axes, scores)
         axes.set_ylabel(label)
-    panels[-1].set_xlabel("block (0 is the first)")
+    panels[-1].set_xlabel("layer (0 is the first)")
     return figure
 
 
@@ -58,15 +59,15 @@ def _bars(axes: Axes, scores: Array) -> None:
 
 
 def span_distances(spans: Array) -> Figure:
-    """Heat map of d(l, n), [blocks, blocks], over the first block l and the number n of blocks; least of n framed."""
+    """Draw a heat map of d(l, n), [layers, layers], over the first layer l and the number n; frame the minimum of n."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     count, shown = len(spans), np.ma.masked_invalid(spans.T)
-    side = min(max(4.8, 0.28 * count), 9.0)
-    figure = Figure(figsize=(side + 1.4, 0.8 * side + 0.6), layout="constrained")
-    axes = figure.add_subplot(xlabel="first block l of the span (0-based)", ylabel="blocks n in the span")
+    side = min(max(3.4, 0.34 * count), 9.0)
+    figure = Figure(figsize=(side + 1.2, 0.8 * side + 0.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="first layer l of the span (0-based)", ylabel="layers n in the span")
     edges = np.arange(count + 1) - 0.5
     squares = axes.pcolormesh(edges, edges + 1, shown, cmap=mpl.colormaps["viridis"].resampled(_COLOURS))
     for n, first in enumerate(shown.argmin(1), 1):
@@ -81,31 +82,33 @@ def span_distances(spans: Array) -> Figure:
     return figure
 
 
-def last_blocks(spans: Array) -> Figure:
-    """d(l, n), [blocks, blocks], over the last block of the span, a line for 1, 2, a quarter and half of all blocks."""
+def last_layers(spans: Array) -> Figure:
+    """Draw d(l, n), [layers, layers], over the last layer of the span, for 1, 2, a quarter and half of all layers."""
     from matplotlib.figure import Figure
 
     count = len(spans)
-    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    height = 2.4
+    figure = Figure(figsize=(WIDTH, height + 0.6), layout="constrained")
     label = "angular distance d(l, n)\nof the last token (arccos / π)"
-    axes = figure.add_subplot(xlabel="last block of the span (0 is the first)", ylabel=label)
-    for place, n in enumerate(lengths(count)):
-        colour, dash = stroke(place)
-        # Of n blocks, the first can be any but the last n - 1.
-        distances, name = spans[: count - n + 1, n - 1], "1 block" if n == 1 else f"{n} blocks"
-        axes.plot(np.arange(n - 1, count), distances, dash, color=colour, marker="o", markersize=4, label=name)
+    axes = figure.add_subplot(xlabel="last layer of the span (0 is the first)", ylabel=label)
+    points = []
+    for colour, n in zip(LINE_COLOURS, lengths(count), strict=False):
+        # The first of n layers can be any but the last n - 1.
+        distances, name = spans[: count - n + 1, n - 1], "1 layer" if n == 1 else f"{n} layers"
+        axes.plot(np.arange(n - 1, count), distances, color=colour, marker="o", markersize=4, label=name)
+        points.append(Point(count - 1, distances[-1], name, colour))
     axes.set_xticks(_ticks(count))
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    beside(axes, points, height)
     return figure
 
 
 def lengths(count: int) -> list[int]:
-    """Blocks of the spans that are compared in a teacher of so many (In Practice, Figure 8: 1, 2, 8, 16 of 32)."""
+    """Return the span lengths compared in a teacher of `count` layers (In Practice, Figure 8: 1, 2, 8, 16 of 32)."""
     return sorted({1, 2, count // 4, count // 2} - {0})
 
 
 def _ticks(count: int) -> np.ndarray:
-    """Every block, or every other, third ... where there are many."""
+    """Return every layer, or every other, third ... of many."""
     return np.arange(0, count, math.ceil(count / _TICKS))
 
 
@@ -114,4 +117,4 @@ def _write_distances(axes: Axes, shown: np.ma.MaskedArray) -> None:
     for (row, first), distance in np.ma.ndenumerate(shown):
         # Black on the yellow half of the scale, white on the blue one, in either theme.
         colour = "black" if distance > middle else "white"
-        axes.text(first, row + 1, f"{distance:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.text(first, row + 1, f"{distance:.2f}", ha="center", va="center", color=colour)

@@ -1,56 +1,64 @@
-"""Names beside points, far enough from each other to be read, and what a scale must leave out. No torch."""
+"""Labels beside lines and points, colours of emphasised rows, limits that leave outliers out. No torch."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prune.render.svg import DIM, INK
+from lit_prune.render.svg import COLOURS, DIM, INK
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
+    from lit_prune.report import Report
+
 WIDTH = 4.6
-"""Inches across a figure, which a phone shows whole and with letters that can be read."""
+"""Width of a figure in inches; a phone shows it whole at a readable type size."""
 _FOLD = 24
 # Inches from one line of a name to the next, and from the axes to the names; more where names are moved far.
-_LINE, _ROOM, _SLOPE = 0.145, 0.14, 0.8
-# A value is off the scale that is this often as far above the middle one as that is above the least.
-_FAR = 8
-# Intervals are shown up to this many times the range of the means away from them.
+_LINE, _ROOM, _SLOPE = 0.16, 0.14, 0.8
+# An outlier lies above a gap of more than this many times the range of the values below the gap.
+_GAP = 4
+# Intervals are shown up to this many times the range of the means beyond them.
 _BARS = 5
+# Grey lines are labelled too where a panel has at most this many lines; so many validated steps have a tick each.
+_LABELLED, _TICKS = 10, 8
+_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the data and its name."""
+    """A point of the data and its label."""
 
     x: float
     y: float
     name: str
     colour: str = DIM
-    """Of the line that leads to it."""
+    """Colour of the line that leads to the label."""
     ink: str = INK
 
 
 def fold(name: str) -> str:
-    """A row's name in lines that leave room for the figure."""
+    """Return the name of a row in lines that leave room for the figure."""
     return "\n".join(textwrap.wrap(name, _FOLD, break_long_words=False)) or name
 
 
 def room_for(names: Sequence[str]) -> float:
-    """Inches that names above each other take."""
+    """Return the height in inches of names stacked above each other."""
     return _LINE * sum(fold(name).count("\n") + 1.15 for name in names)
 
 
 def apart(places: Sequence[float], sizes: Sequence[float]) -> NDArray[np.float64]:
-    """Ascending places from 0 to 1, moved for neighbours to be half of both their sizes apart and none to stand out,
-    where there is room for that."""
+    """Return ascending places in 0 to 1, moved so that neighbours do not overlap and none lies outside.
+
+    Where the room does not suffice, the last ones lie outside.
+    """
     halves = np.asarray(sizes, float) / 2
     ends = np.cumsum(np.concatenate([[0.0], halves[:-1] + halves[1:]]))
     free = np.clip(np.asarray(places, float) - ends, halves[0], max(halves[0], 1 - halves[-1] - ends[-1]))
@@ -60,7 +68,7 @@ def apart(places: Sequence[float], sizes: Sequence[float]) -> NDArray[np.float64
 
 
 def beside(axes: Axes, points: Sequence[Point], height: float) -> None:
-    """Write the names on the right of axes of so many inches, whose limits are final, and lead a line to each point."""
+    """Write names right of the axes, `height` inches high with final limits, each with a line to its point."""
     if not points:
         return
     low, high = axes.get_ylim()
@@ -81,29 +89,71 @@ def beside(axes: Axes, points: Sequence[Point], height: float) -> None:
         }
         axes.annotate(
             fold(point.name), (point.x, point.y), (1 + room / WIDTH, place), "data", "axes fraction",
-            arrowprops=lead | {"shrinkB": 3}, fontsize=8, color=point.ink, ha="left", va="center",
+            arrowprops=lead | {"shrinkB": 3}, color=point.ink, ha="left", va="center",
             annotation_clip=False, linespacing=1.0,
         )  # fmt: skip
 
 
-def limits(axes: Axes, means: Sequence[float]) -> None:
-    """Limits that show all means, and of their intervals what does not squeeze them into a line."""
+def emphasised(report: Report, ends: pd.Series) -> dict[str, str]:
+    """Return row -> colour for `ends`, the last loss of each row: see `colours`.
+
+    The baseline and the best row come first, then the rows of claims in the order of the table.
+    """
+    claimed = [row for claim in report.table.claims for row in (claim.better, claim.worse)]
+    best = [str(row) for row in ends.sort_values(kind="stable").index]
+    rows = [str(row) for row in report.summary.index if row in ends.index]
+    return colours(rows, [report.table.baseline, *best[:1], *claimed, *best])
+
+
+def colours(names: Sequence[str], preferred: Sequence[str]) -> dict[str, str]:
+    """Return name -> colour: five are emphasised, the first of `preferred`; the rest are grey."""
+    vivid = list(dict.fromkeys(name for name in [*preferred, *names] if name in names))[: len(COLOURS)]
+    palette = iter(COLOURS)
+    return {name: next(palette) if name in vivid else DIM for name in names}
+
+
+def labelled(colour_of: Mapping[str, str]) -> list[str]:
+    """Return the names to write beside their lines: all where they are few, else the emphasised ones."""
+    return [name for name, colour in colour_of.items() if len(colour_of) <= _LABELLED or colour != DIM]
+
+
+def ink(colour: str) -> str:
+    """Return the colour of the label of a line: grey for a grey one."""
+    return DIM if colour == DIM else INK
+
+
+def limits(means: Sequence[float], bars: tuple[float, float]) -> tuple[float, float]:
+    """Return limits that show all means, and as much of the intervals, `bars`, as leaves the means apart."""
     low, high = min(means), max(means)
     room = (high - low) or 1.0
-    shown_low, shown_high = axes.get_ylim()
-    axes.set_ylim(max(shown_low, low - _BARS * room), min(shown_high, high + _BARS * room))
+    return max(bars[0], low - _BARS * room), min(bars[1], high + _BARS * room)
 
 
 def on_scale(values: Sequence[float]) -> NDArray[np.bool_]:
-    """Which values can be drawn without squeezing the others into a line: not those far above the rest."""
+    """Return which values are no outliers: those below the last wide gap, if most values are."""
     known = np.asarray(values, float)
-    least, middle = np.nanmin(known), np.nanmedian(known)
-    near = known <= middle + _FAR * (middle - least)
-    return near if near.sum() > 1 else ~np.isnan(known)
+    ranked = np.sort(known[~np.isnan(known)])
+    for place in range(len(ranked) - 1, len(ranked) // 2, -1):
+        if place > 1 and ranked[place] - ranked[place - 1] > _GAP * (ranked[place - 1] - ranked[0]):
+            return known < ranked[place]
+    return ~np.isnan(known)
 
 
-def beyond(axes: Axes, told: Sequence[str]) -> None:
-    """Say above the axes what lies beyond their scale."""
-    if told:
-        text = textwrap.fill("Beyond the scale: " + "; ".join(told), 70)
-        axes.set_title(text, loc="left", fontsize=8, color=DIM)
+def step_ticks(axes: Axes, steps: Sequence[float]) -> None:
+    """Set the ticks of the x axis on validated steps: all, or every other, third ... back from the last one."""
+    ordered = sorted(set(steps))
+    every = -(-len(ordered) // _TICKS)
+    axes.set_xticks(ordered[::-1][::every][::-1])
+
+
+def signed(text: str) -> str:
+    """Return the text of a number with a real minus sign."""
+    return text.replace("-", _MINUS)
+
+
+def note(axes: Axes, outliers: Sequence[str], num_unlabelled: int = 0) -> None:
+    """Write above the axes which rows lie beyond the scale and how many grey lines have no label."""
+    lines = ["Beyond the scale: " + "; ".join(outliers)] if outliers else []
+    lines += [f"Grey: {num_unlabelled} other rows"] if num_unlabelled else []
+    if lines:
+        axes.set_title("\n".join(textwrap.fill(line, 62) for line in lines), loc="left", color=DIM)

@@ -1,4 +1,4 @@
-"""Figure of what a row costs and what it is worth, with the rows that no other beats in both. No torch."""
+"""Figure of cost against result, with the Pareto front. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from lit_prune.render import labels, wording
 from lit_prune.render.labels import WIDTH, Point
 from lit_prune.render.numbers import amount, number
-from lit_prune.render.svg import DIM, LINE
+from lit_prune.render.svg import DIM, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,21 +21,24 @@ if TYPE_CHECKING:
 _COSTS = ("parameters", "train_flops", "memory_share")
 _COUNTS = ("parameters", "train_flops")
 _TITLES = {"train_flops": "FLOPs of the retraining"}
-# Rows whose costs differ by less than this share were made to cost the same.
+# Costs that differ by less than this share count as equal.
 _SAME = 0.02
-# Rows up to which all are named, and not only those of the front.
-_NAMED = 10
+# With more rows only those of the front are labelled.
+_LABELLED = 10
 _FRONT = "#d55e00"
 
 
 def title(metric: str) -> str:
-    """A cost or a speed in words."""
+    """Return the name of a cost or a speed."""
     return _TITLES.get(metric, wording.title(metric))
 
 
 def fronts(report: Report) -> dict[str, pd.DataFrame]:
-    """Of each metric that is a cost or a speed, and that rows differ in: columns cost, value (of the first metric),
-    front (no row is as good in both and better in one), by row; none where the first metric is a speed itself."""
+    """Return, for each metric that is a cost or a speed and that rows differ in, a frame by row.
+
+    Columns cost, value (of the first metric), front (no row is as good in both and better in one). Empty where the
+    first metric is a speed itself.
+    """
     (value, *others), higher = report.table.metrics, report.table.higher
     rows = report.summary[~report.summary["reference"]]
     found: dict[str, pd.DataFrame] = {}
@@ -48,7 +51,7 @@ def fronts(report: Report) -> dict[str, pd.DataFrame]:
 
 
 def _unbeaten(pairs: pd.DataFrame, gain: bool) -> np.ndarray:
-    """Which lines of cost and value no other is as good as in both and better in one."""
+    """Return which pairs of cost and value are dominated by no other."""
     goods = pairs[["cost", "value"]].to_numpy() * [-1 if gain else 1, 1]
     as_good = (goods[:, None] <= goods).all(-1)
     better = (goods[:, None] < goods).any(-1)
@@ -56,7 +59,7 @@ def _unbeaten(pairs: pd.DataFrame, gain: bool) -> np.ndarray:
 
 
 def trade_offs(report: Report) -> Figure:
-    """The first metric over each cost or speed, the front as a staircase, and the references that are near."""
+    """Draw the first metric over each cost or speed, with the front as a staircase and the references in range."""
     from matplotlib.figure import Figure
 
     found = fronts(report)
@@ -70,7 +73,7 @@ def trade_offs(report: Report) -> Figure:
 
 
 def _named(pairs: pd.DataFrame) -> list[str]:
-    return list(pairs.index if len(pairs) <= _NAMED else pairs.index[pairs["front"]])
+    return list(pairs.index if len(pairs) <= _LABELLED else pairs.index[pairs["front"]])
 
 
 def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: list[str], height: float) -> None:
@@ -80,12 +83,16 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
     front = near[near["front"]].sort_values("cost")
     spread = report.summary["interval"][near.index]
     axes.errorbar(near["cost"], near["value"], yerr=spread, fmt="none", ecolor=DIM, elinewidth=0.8, alpha=0.6)
-    axes.plot(near["cost"], near["value"], "o", color=LINE, markersize=5, alpha=0.75, markeredgewidth=0)
-    # As good as a row of the front is what can be had for its cost and more, or at its speed and less.
+    axes.plot(near["cost"], near["value"], "o", color=DIM, markersize=5, alpha=0.75, markeredgewidth=0)
+    # A row of the front is available at its cost and above, or at its speed and below.
     stairs = "steps-pre" if name in report.table.higher else "steps-post"
     axes.plot(front["cost"], front["value"], color=_FRONT, drawstyle=stairs, linewidth=1.3)
     axes.plot(front["cost"], front["value"], "o", color=_FRONT, markersize=6)
-    points = [Point(near["cost"][row], near["value"][row], row) for row in named if row in near.index]
+    points = [
+        Point(near["cost"][row], near["value"][row], row, ink=INK if near["front"][row] else DIM)
+        for row in named
+        if row in near.index
+    ]
     beside, far = _references(report, name, near)
     for point in beside:
         axes.plot(point.x, point.y, "*", color=DIM, markersize=9, markeredgewidth=0)
@@ -94,23 +101,24 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
     if name in _COUNTS:
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    labels.limits(axes, [*near["value"], *(point.y for point in beside)])
+    axes.set_ylim(labels.limits([*near["value"], *(point.y for point in beside)], axes.get_ylim()))
     labels.beside(axes, [*points, *beside], height)
     gone = pairs.drop(near.index).itertuples()
-    labels.beyond(axes, [*(f"{row.Index} ({_told(name, row.cost, row.value)})" for row in gone), *far])
+    outliers = [*(f"{row.Index} ({_pair(name, row.cost, row.value)})" for row in gone), *far]
+    labels.note(axes, outliers, len(near) - len(points))
 
 
-def _told(name: str, cost: float, value: float) -> str:
-    return f"{amount(cost) if name in _COUNTS else number(cost, 2)}, {number(value)}"
+def _pair(name: str, cost: float, value: float) -> str:
+    return labels.signed(f"{amount(cost) if name in _COUNTS else number(cost, 2)}, {number(value)}")
 
 
 def _references(report: Report, name: str, near: pd.DataFrame) -> tuple[list[Point], list[str]]:
-    """The references that a scale of the rows has room for, and the others in words."""
+    """Return the references within range of the rows, and the others as text."""
     summary = report.summary[report.summary["reference"]]
     scale = pd.DataFrame({"cost": summary[name], "value": summary["mean"]}).dropna()
-    scale = scale[scale["cost"] > 0]  # what was not retrained has no place on a scale of the cost of that
+    scale = scale[scale["cost"] > 0]  # no training, no training cost
     low, high = near[["cost", "value"]].min(), near[["cost", "value"]].max()
     span = high - low
     close = ((scale > low - span) & (scale < high + span)).all(axis=1)
     points = [Point(row.cost, row.value, str(row.Index)) for row in scale[close].itertuples()]
-    return points, [f"{row.Index} ({_told(name, row.cost, row.value)})" for row in scale[~close].itertuples()]
+    return points, [f"{row.Index} ({_pair(name, row.cost, row.value)})" for row in scale[~close].itertuples()]

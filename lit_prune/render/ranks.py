@@ -1,7 +1,8 @@
-"""Figures of the order of the rows: how it moves during the retraining, and how far it is the paper's. No torch."""
+"""Figures of the order of the rows: ranks during the retraining, and results beside the paper's. No torch."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from lit_prune.render import labels, wording
 from lit_prune.render.labels import WIDTH, Point
 from lit_prune.render.numbers import number
-from lit_prune.render.svg import DIM, INK, LINE, stroke
+from lit_prune.render.svg import DIM, LINE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 _MARK = "#e8590c"
-# Rows up to which every line has a colour of its own, where claims say which matter.
-_COLOURED = 8
 
 
 def ranks(checks: pd.DataFrame) -> pd.DataFrame:
-    """Rank of each row by its mean LM loss over seeds at each check, [steps, rows], 1 the lowest, ties sharing theirs.
+    """Return the rank of each row by mean LM loss over seeds, [validations, rows]; 1 is the lowest, ties share a rank.
 
-    Rows that do not reach the last check and checks that not all of the others have are left out, and columns are in
-    the order of the end; empty with fewer than two rows or two checks.
+    Columns are in the order of the last validation. Rows without it are left out, and so are validations that one of
+    the other rows lacks. Empty with fewer than two rows or two validations.
     """
     losses = checks.pivot_table(index="step", columns="row", values="lm_loss")
     if losses.empty:
@@ -36,8 +35,15 @@ def ranks(checks: pd.DataFrame) -> pd.DataFrame:
     return found[found.iloc[-1].sort_values(kind="stable").index]
 
 
+def order_changes(found: pd.DataFrame) -> bool:
+    """Return whether two rows change places between two validations; ties are no order."""
+    pairs = itertools.combinations(found.columns, 2)
+    differences = (found[one] - found[other] for one, other in pairs)
+    return any((difference < 0).any() and (difference > 0).any() for difference in differences)
+
+
 def crossings(report: Report, found: pd.DataFrame) -> list[tuple[float, float]]:
-    """Step and rank at which the lines of the two rows of a claim cross for good."""
+    """Return step and rank at which the lines of the two rows of a claim cross for the last time."""
     places = []
     for flip in report.flips.to_dict("records"):
         claim = report.table.claims[flip["claim"]]
@@ -52,39 +58,39 @@ def crossings(report: Report, found: pd.DataFrame) -> list[tuple[float, float]]:
 
 
 def rank_lines(report: Report) -> Figure:
-    """Rank of each row at each check, named at the end; a ring where the two rows of a claim change places."""
+    """Draw the rank of each row at each validation; a ring marks where the two rows of a claim cross."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     found = ranks(report.checks)
-    claimed = {row for claim in report.table.claims for row in (claim.better, claim.worse)}
-    vivid = [row for row in found if len(found.columns) <= _COLOURED or not claimed or row in claimed]
-    height = max(1.6, 0.3 * len(found.columns), labels.room_for(list(found)))
+    colour_of = labels.emphasised(report, found.iloc[-1])
+    named = labels.labelled(colour_of)
+    height = max(1.6, 0.2 * len(found.columns), labels.room_for(named))
     figure = Figure(figsize=(WIDTH, height + 0.6), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="rank by validation LM loss\n(1 is the lowest)")
     axes.set_ylim(len(found.columns) + 0.5, 0.5)
-    points = []
     for row, line in found.items():
-        colour, dash = stroke(vivid.index(row)) if row in vivid else (DIM, "-")
-        width, alpha = (1.8, 1.0) if row in vivid else (0.8, 0.6)
-        axes.plot(
-            line.index, line, dash, color=colour, alpha=alpha, linewidth=width, marker="o", markersize=2.5 * width
-        )
-        points.append(Point(line.index[-1], line.iloc[-1], str(row), colour, INK if row in vivid else DIM))
+        colour = colour_of[str(row)]
+        width, alpha = (0.8, 0.6) if colour == DIM else (1.8, 1.0)
+        axes.plot(line.index, line, color=colour, alpha=alpha, linewidth=width, marker="o", markersize=2.5 * width)
     for step, rank in crossings(report, found):
         axes.plot(step, rank, "o", markersize=13, markerfacecolor="none", markeredgecolor=_MARK, markeredgewidth=1.6)
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.set_xticks(found.index) if len(found) <= 8 else axes.xaxis.set_major_locator(
-        MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
+    labels.step_ticks(axes, list(found.index))
+    last = found.iloc[-1]
+    labels.beside(
+        axes,
+        [Point(last.name, last[row], row, colour_of[row], labels.ink(colour_of[row])) for row in named],
+        height,
     )
-    labels.beside(axes, points, height)
+    labels.note(axes, [], len(found.columns) - len(named))
     return figure
 
 
 def beside_paper(report: Report) -> pd.DataFrame:
-    """The first metric of the rows both have, columns paper, ours and interval (half width of the 95 % t interval).
+    """Return the first metric of the rows that both have: columns paper, ours, interval (half the 95 % t interval).
 
-    Empty where these are fewer than three, or the paper has one value for all.
+    Empty with fewer than three such rows, or where the paper has one value for all.
     """
     summary = report.summary[~report.summary["reference"]]
     names = {f"paper {report.table.metrics[0]}": "paper", "mean": "ours", "interval": "interval"}
@@ -93,7 +99,7 @@ def beside_paper(report: Report) -> pd.DataFrame:
 
 
 def paper_and_ours(report: Report) -> Figure:
-    """The paper's values across, ours with their t interval up, each row a named dot."""
+    """Draw our means with their t intervals over the values of the paper, a labelled dot for each row."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -108,8 +114,8 @@ def paper_and_ours(report: Report) -> Figure:
     axes.margins(0.06)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
-    axes.set_ylim(axes.get_ylim())
+    axes.set_ylim(labels.limits(list(shown["ours"]), axes.get_ylim()))
     labels.beside(axes, [Point(row.paper, row.ours, str(row.Index)) for row in shown.itertuples()], height)
     far = both[~near].itertuples()
-    labels.beyond(axes, [f"{row.Index} (paper {number(row.paper, 3)}, here {number(row.ours)})" for row in far])
+    labels.note(axes, [f"{row.Index} (paper {number(row.paper, 3)}, here {number(row.ours)})" for row in far])
     return figure

@@ -12,32 +12,28 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-# Colours matplotlib is given; in the page they become those of its light or dark theme.
-INK, LINE, DIM = "#010203", "#040506", "#070809"
-# Of lines that share a panel; colours that stand on a light and on a dark page, and do without telling red from green.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b")
-_DASHES = ("-", "--", ":", "-.")
+# Colours of a file; the page replaces each with that of its light or dark theme, so nothing else may use them.
+INK, LINE, DIM = "#010203", "#14507b", "#6e7072"
+# Emphasised lines: readable on light and dark pages, and for readers who cannot tell red from green.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+_FONT_SIZE, _DPI = 9, 200
 # Pixels a point may grow to; it does not shrink below one, so that what is wider than a page is to be scrolled.
 _LARGEST = 1.65
 _THEME = {INK: "currentColor", LINE: "var(--accent)", DIM: "var(--dim)"}
 
 
 def style(salt: str) -> dict[str, Any]:
-    """Settings of matplotlib for figures in a page; `salt` makes their ids the same whenever they are drawn."""
+    """Return the matplotlib settings of all figures; `salt` makes the ids in an SVG reproducible."""
     return {
-        "svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "font.size": 9,
+        "svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "axes.unicode_minus": True,
+        "savefig.dpi": _DPI, "font.size": _FONT_SIZE, "axes.titlesize": _FONT_SIZE,
         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": DIM, "axes.labelcolor": INK,
         "xtick.color": DIM, "ytick.color": DIM, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     }  # fmt: skip
 
 
-def stroke(place: int) -> tuple[str, str]:
-    """Colour and dash of the line at this place of a panel."""
-    return _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
-
-
 def inline(figure: Figure, name: str, label: str) -> Markup:
-    """Inline SVG that says `label` to who cannot see it; its ids begin with `name`, which is unique in the page."""
+    """Return inline SVG with `label` for screen readers; its ids begin with `name`, which is unique in the page."""
     from markupsafe import Markup
 
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""Figure of a number that a table sweeps: the first metric over it. No torch."""
+"""Figure of the first metric over a number that a table sweeps. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pandas as pd
 
 from lit_prune.render import labels, wording
 from lit_prune.render.labels import WIDTH, Point
-from lit_prune.render.svg import DIM, INK, stroke
+from lit_prune.render.numbers import number
+from lit_prune.render.svg import DIM, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,38 +24,38 @@ _FIELDS = {
     "distill.temperature": "temperature (tau)",
     "distill.alpha": "weight of the intermediate states (alpha)",
     "distill.steps": "steps of the retraining",
-    "student.layers": "blocks kept (a share where below 1)",
-    "student.rounds": "rounds of pruning (T)",
+    "student.layers": "layers kept (a share where below 1)",
+    "student.rounds": "pruning iterations (T)",
 }
-# Fields drawn from many to few.
+# Fields whose axis runs from many to few.
 _FALLING = ("student.layers",)
-# From this ratio of the greatest to the least on, a scale is logarithmic; so many values all have a tick.
+# Ratio of maximum to minimum from which the axis is logarithmic; number of values that all get a tick.
 _DECADES, _TICKED = 30, 8
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Rows told apart by a number, in curves of those that differ in nothing else."""
+    """Rows that differ in a number, as curves of rows that differ in nothing else."""
 
     field: str
-    """Dotted path of what is swept."""
+    """Dotted path of the swept field."""
     curves: Mapping[str, pd.DataFrame]
-    """Name -> mean and interval (half width of the 95 % t interval) of the first metric, by value, ascending."""
+    """Name -> mean and interval (half the 95 % t interval) of the first metric, by ascending value."""
     levels: Mapping[str, float]
-    """Mean of the rows whose value has no place on the scale, such as none."""
+    """Mean of the rows whose value is not on the axis, such as none."""
     log: bool
     """Whether the values span decades."""
 
     @property
     def title(self) -> str:
-        """What is swept, in words."""
+        """Return the label of the swept field."""
         return _FIELDS.get(self.field, self.field.rpartition(".")[2].replace("_", " "))
 
 
 def sweep_of(report: Report) -> Sweep | None:
-    """The number that tells most rows apart: of three values or more, two of them where nothing else differs.
+    """Return the number that distinguishes most rows: with three values or more, two where nothing else differs.
 
-    None where the table sweeps no such number, or its rows are not done.
+    None where the table sweeps no such number or its rows are not done.
     """
     rows = report.summary[~report.summary["reference"] & report.summary["mean"].notna()]
     cells = report.tidy[~report.tidy["reference"]].drop_duplicates("row").set_index("row").reindex(rows.index)
@@ -65,7 +66,7 @@ def sweep_of(report: Report) -> Sweep | None:
 
 
 def _along(field: str, swept: pd.DataFrame, rows: pd.DataFrame) -> Sweep | None:
-    """The rows along one field."""
+    """Return the rows along one field."""
     values = pd.to_numeric(swept[field].map(lambda value: None if isinstance(value, bool) else value), errors="coerce")
     placed = values[values > 0]
     log = bool(placed.max() >= _DECADES * placed.min())
@@ -81,7 +82,7 @@ def _along(field: str, swept: pd.DataFrame, rows: pd.DataFrame) -> Sweep | None:
 
 
 def _names(alike: list[pd.Series], rest: pd.DataFrame) -> list[str]:
-    """A name for each curve: what its rows' names share between commas, or the fields that tell it from the others."""
+    """Return a name for each curve: the parts its row names share, or the fields in which it differs."""
     shared = [_shared(map(str, group.index)) for group in alike]
     lines = rest.loc[[group.index[0] for group in alike]]
     told = lines.loc[:, lines.map(repr).nunique() > 1]
@@ -95,42 +96,72 @@ def _curve(values: pd.Series, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shared(names: Iterable[str]) -> str:
-    """What the names of rows have in common between commas; all of a single one; empty where they share nothing."""
+    """Return the comma-separated parts that all names share; a single name is returned whole."""
     first, *others = [name.split(", ") for name in names]
     return ", ".join(part for part in first if all(part in other for other in others))
 
 
 def curves(report: Report, sweep: Sweep) -> Figure:
-    """The first metric over the swept number: means joined where nothing else differs, with their t intervals."""
+    """Draw the first metric over the swept number: means with t intervals, joined where nothing else differs."""
     from matplotlib.figure import Figure
 
     metric = wording.title(report.table.metrics[0])
-    names = [*sweep.curves, *sweep.levels]
-    height = max(2.4, labels.room_for([*names, *report.table.references]))
+    near = _near(sweep)
+    colour_of = _colours(report, near)
+    named = [name for name in labels.labelled(colour_of) if name]
+    height = max(2.4, labels.room_for([*named, *sweep.levels, *report.table.references]))
     figure = Figure(figsize=(WIDTH, height + 0.6), layout="constrained")
     axes = figure.add_subplot(xlabel=sweep.title, ylabel=metric, xscale="log" if sweep.log else "linear")
-    # Towards fewer blocks, where the curves part.
-    end = 0 if sweep.field in _FALLING else -1
-    points = []
-    for place, (name, curve) in enumerate(sweep.curves.items()):
-        colour, dash = stroke(place)
-        axes.errorbar(
-            curve.index, curve["mean"], yerr=curve["interval"], color=colour, linestyle=dash, linewidth=1.5,
-            marker="o" if len(curve) > 1 else "D", markersize=4.5, elinewidth=1, capsize=2,
-        )  # fmt: skip
-        if name:
-            points.append(Point(curve.index[end], curve["mean"].iloc[end], name, colour))
-    labels.limits(axes, [mean for curve in sweep.curves.values() for mean in curve["mean"]])
+    for name, curve in near.items():
+        _draw_curve(axes, curve, colour_of[name])
+    means = [mean for curve in near.values() for mean in curve["mean"]]
+    axes.set_ylim(labels.limits(means, axes.get_ylim()))
     if sweep.field in _FALLING:
         axes.invert_xaxis()
+    end = 0 if sweep.field in _FALLING else -1
+    points = [
+        Point(near[name].index[end], near[name]["mean"].iloc[end], name, colour_of[name], labels.ink(colour_of[name]))
+        for name in named
+    ]
     points += _levels(axes, report, sweep)
     _ticks(axes, sweep)
     labels.beside(axes, points, height)
+    labels.note(axes, _outliers(sweep, near), len([name for name in near if name]) - len(named))
     return figure
 
 
+def _near(sweep: Sweep) -> dict[str, pd.DataFrame]:
+    """Return the curves that are no outliers as a whole; a single far value belongs to the shape of its curve."""
+    near = labels.on_scale([curve["mean"].min() for curve in sweep.curves.values()])
+    return {name: curve for (name, curve), kept in zip(sweep.curves.items(), near, strict=True) if kept}
+
+
+def _outliers(sweep: Sweep, near: Mapping[str, pd.DataFrame]) -> list[str]:
+    return [
+        f"{name} ({labels.signed(number(curve['mean'].min()))} and above)"
+        for name, curve in sweep.curves.items()
+        if name not in near
+    ]
+
+
+def _colours(report: Report, curves: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return name -> colour: the longest curves are emphasised, and of equally long ones the best."""
+    sign = -1 if report.table.metrics[0] in report.table.higher else 1
+    preferred = sorted(curves, key=lambda name: (-len(curves[name]), sign * curves[name]["mean"].mean()))
+    return labels.colours(list(curves), preferred)
+
+
+def _draw_curve(axes: Axes, curve: pd.DataFrame, colour: str) -> None:
+    grey = colour == DIM
+    axes.errorbar(
+        curve.index, curve["mean"], yerr=None if grey else curve["interval"], color=colour,
+        linewidth=0.8 if grey else 1.5, alpha=0.6 if grey else 1.0, marker="o" if len(curve) > 1 else "D",
+        markersize=3 if grey else 4.5, elinewidth=1, capsize=2,
+    )  # fmt: skip
+
+
 def _levels(axes: Axes, report: Report, sweep: Sweep) -> list[Point]:
-    """Horizontal lines: rows that have no place on the scale, and the references that are near."""
+    """Draw horizontal lines: rows whose value is not on the axis, and the references in range."""
     levels = {name: (mean, INK, "--") for name, mean in sweep.levels.items()}
     low, high = axes.get_ylim()
     low, high = min([low, *sweep.levels.values()]), max([high, *sweep.levels.values()])
@@ -148,11 +179,11 @@ def _levels(axes: Axes, report: Report, sweep: Sweep) -> list[Point]:
 
 
 def _ticks(axes: Axes, sweep: Sweep) -> None:
-    """A tick at each value, where they are few."""
+    """Set a tick at each value where they are few."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     values = sorted({value for curve in sweep.curves.values() for value in curve.index})
     if len(values) <= _TICKED:
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set_xticks(values, [labels.signed(f"{value:g}") for value in values])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -80,7 +80,7 @@ def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
-def test_checks_and_blocks_are_drawn_where_there_are_any_and_rows_of_one_name_keep_their_figures(tmp_path):
+def test_validations_and_layers_are_drawn_where_there_are_any_and_rows_of_one_name_keep_their_figures(tmp_path):
     points = axis("student.layers", 4, 5) * axis("evaluation.checks", 2)
     labels = {4: "T = 4", 5: "T (4)"}
     table = dataclasses.replace(
@@ -101,7 +101,7 @@ def test_checks_and_blocks_are_drawn_where_there_are_any_and_rows_of_one_name_ke
         node.finish({})
     paths = draw(report_of(table, store), tmp_path / "figures", "svg")
     names = [path.stem.removeprefix("toy-quick-") for path in paths]
-    assert names == ["final", "checks", "ranks", "blocks", "spans", "t-4", "t-4-2"]
+    assert names == ["final", "validation", "layers", "spans", "t-4", "t-4-2"]
     assert all(path.stat().st_size for path in paths)
 
 

@@ -24,7 +24,7 @@ from lit_prune.report import report
 from lit_prune.report.command import command
 from lit_prune.store import Store
 
-UNDRAWN = {"final": "", "checks": "", "blocks": {}, "terms": []}
+UNDRAWN = {"final": "", "validation": "", "layers": {}, "terms": []}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def course(losses: dict[str, dict[int, float]]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["row", "seed", "step", "lm_loss", "kd_loss"])
 
 
-def test_ranks_at_each_check_by_hand() -> None:
+def test_ranks_at_each_validation_by_hand() -> None:
     found = ranks.ranks(course(COURSES))
     assert list(found) == ["A", "C", "B"]  # as they end
     assert found.to_numpy().tolist() == [[2, 1, 3], [1.5, 3, 1.5], [1, 2, 3]]
@@ -41,7 +41,7 @@ def test_the_mean_over_the_seeds_decides() -> None:
     assert found["B"].to_list() == [2.5, 1, 3]
 
 
-def test_rows_that_end_before_and_checks_not_all_have_are_left_out() -> None:
+def test_rows_that_end_early_and_validations_not_all_have_are_left_out() -> None:
     short = COURSES | {"short": {0: 1.0, 10: 1.0}, "late": {0: 6.0, 20: 2.0}}
     found = ranks.ranks(course(short))
     assert list(found) == ["late", "A", "C", "B"]
@@ -49,7 +49,7 @@ def test_rows_that_end_before_and_checks_not_all_have_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("losses", [{}, {"A": {0: 1.0, 10: 2.0}}, {"A": {0: 1.0}, "B": {0: 2.0}}])
-def test_no_ranks_of_one_row_or_one_check(losses: dict[str, dict[int, float]]) -> None:
+def test_no_ranks_of_one_row_or_one_validation(losses: dict[str, dict[int, float]]) -> None:
     assert ranks.ranks(course(losses)).empty
 
 
@@ -80,15 +80,25 @@ def test_every_row_is_named_at_the_end_and_the_first_is_on_top(tmp_path: Path) -
     assert heights == sorted(heights, reverse=True)
 
 
-def test_of_many_rows_those_of_claims_stand_out(tmp_path: Path) -> None:
-    points = {f"row {k}": {"distill.alpha": float(k)} for k in range(10)}
-    courses = {row: {0: 4.0 - k, 10: 3.0 + k} for k, row in enumerate(points)}
+def test_of_many_rows_the_baseline_the_best_and_those_of_claims_are_emphasised(tmp_path: Path) -> None:
+    points = {f"row {k}": {"distill.alpha": float(k)} for k in range(12)}
+    courses = {row: {0: 14.0 - k, 10: 3.0 + k} for k, row in enumerate(points)}
     found = {row: [{"lm_loss": 3.0}] for row in points}
-    report = answered(tmp_path, toy(points, claims=(Claim("row 1", "row 2", ""),)), found, courses)
-    widths = [line.get_linewidth() for line in ranks.rank_lines(report).axes[0].lines[:10]]
-    assert [row for row, width in zip(ranks.ranks(report.checks), widths, strict=True) if width > 1] == [
-        "row 1", "row 2"
-    ]  # fmt: skip
+    report = answered(tmp_path, toy(points, claims=(Claim("row 8", "row 9", ""),)), found, courses)
+    (axes,) = ranks.rank_lines(report).axes
+    widths = [line.get_linewidth() for line in axes.lines[:12]]
+    vivid = [row for row, width in zip(ranks.ranks(report.checks), widths, strict=True) if width > 1]
+    assert vivid == ["row 0", "row 1", "row 2", "row 8", "row 9"]
+    assert {text.get_text() for text in axes.texts} == set(vivid)
+    assert axes.get_title(loc="left") == "Grey: 7 other rows"
+    assert list(axes.get_xticks()) == [0, 10]
+
+
+def test_the_order_changes_where_two_rows_cross_and_not_where_a_tie_is_broken() -> None:
+    assert ranks.order_changes(ranks.ranks(course(COURSES)))
+    tie = {"A": {0: 4.0, 10: 3.0}, "B": {0: 4.0, 10: 3.1}, "C": {0: 5.0, 10: 3.2}}
+    assert not ranks.order_changes(ranks.ranks(course(tie)))
+    assert not ranks.order_changes(ranks.ranks(course({"A": {0: 4.0}})))
 
 
 PAPER = {"A": {"lm_loss": 2.0}, "B": {"lm_loss": 2.1}, "C": {"lm_loss": 2.2}}

@@ -117,7 +117,7 @@ def test_a_reference_far_away_does_not_squeeze_the_curve(tmp_path: Path) -> None
     assert axes.get_ylim()[0] > 2.9
 
 
-def test_fewer_blocks_are_on_the_right(tmp_path: Path) -> None:
+def test_fewer_layers_are_on_the_right(tmp_path: Path) -> None:
     whole = report(tmp_path, {f"{k} blocks": {"student.layers": k} for k in (5, 4, 3)})
     found = sweep.sweep_of(whole)
     assert found is not None

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from lit_prune.config import Cell, Corpus, Importance, Profile, Teacher
 from lit_prune.config.table import Table, axis
 from lit_prune.pipeline.expand import entries
-from lit_prune.render import depth, files
+from lit_prune.render import depth, files, svg
 from lit_prune.report import Report, assemble
 from lit_prune.report.layer_scores import read_blocks
 from lit_prune.store import Node, Store
@@ -108,14 +108,14 @@ def test_evidence_of_another_teacher_or_calibration_is_not_read(store: Store) ->
 def test_the_page_has_a_bar_a_block_and_the_least_of_each_length_framed(store: Store, tmp_path: Path) -> None:
     page = files.write_files(answer(store), tmp_path / "files")[-1].read_text()
     assert page.count("<svg") == 2
-    for label in ("What each block is worth", "How little a span of blocks changes"):
+    for label in ("Importance of each layer", "Angular distance of each span of layers"):
         assert page.count(f'aria-label="{label}"') == 1
     assert "<image" not in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
     assert not re.findall(r'(?:src|href)="(?!#)', page)
-    assert not re.findall(r"#01\d{4}|#04\d{4}|#07\d{4}", page)
+    assert not re.findall("|".join([svg.INK, svg.LINE, svg.DIM]), page)
 
 
 def test_the_page_changes_when_the_evidence_does(store: Store, tmp_path: Path) -> None:
@@ -128,19 +128,19 @@ def test_the_page_changes_when_the_evidence_does(store: Store, tmp_path: Path) -
 
 
 def test_bars_are_means_over_draws_with_a_dot_for_each(store: Store) -> None:
-    influence, damage = depth.block_scores(answer(store).blocks).axes
+    influence, damage = depth.layer_scores(answer(store).blocks).axes
     assert [bar.get_height() for bar in influence.patches] == pytest.approx([0.6, 0.2, 0.3])
     assert [bar.get_height() for bar in damage.patches] == pytest.approx([3.1, 1.1, 0.6])
     dots = sorted(influence.collections[0].get_offsets().tolist())
     np.testing.assert_allclose(dots, [[0, 0.5], [0, 0.7], [1, 0.1], [1, 0.3], [2, 0.2], [2, 0.4]])
     assert "nats per token" in damage.get_ylabel()
-    assert damage.get_xlabel() == "block (0 is the first)"
+    assert damage.get_xlabel() == "layer (0 is the first)"
 
 
 def test_one_draw_of_one_score_is_one_panel_without_dots(tmp_path: Path) -> None:
     store = Store(tmp_path)
     measure(store, 0, "removals")
-    (axes,) = depth.block_scores(answer(store, num_seeds=1).blocks).axes
+    (axes,) = depth.layer_scores(answer(store, num_seeds=1).blocks).axes
     assert not axes.collections
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([3.0, 1.0, 0.5])
 

@@ -185,24 +185,18 @@ def test_the_page_changes_when_a_check_does(tmp_path: Path) -> None:
     assert page.read_text() != before
 
 
-def test_a_line_for_each_row_in_the_order_of_the_end_with_the_range_of_its_seeds() -> None:
-    figure = figures.check_curves(course(LOSSES, seeds=2))
-    (axes,) = figure.axes
+def test_a_line_for_each_row_with_the_range_of_its_seeds_and_a_tick_at_each_validation(found: Report) -> None:
+    (axes,) = figures.validation_curves(found).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines) == ["mse", "cosine", "kld"]
-    assert list(lines["kld"].get_xdata()) == STEPS
+    assert list(lines["kld"].get_xdata()) == STEPS == list(axes.get_xticks())
     assert list(lines["kld"].get_ydata()) == pytest.approx([6.01, 4.01, 3.61, 3.01])
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 3
+    assert len({line.get_color() for line in lines.values()}) == 3
+    assert {text.get_text() for text in axes.texts} == set(lines)
     band = axes.collections[0].get_paths()[0].get_extents()  # that of mse, which ends highest
     assert (band.ymin, band.ymax) == pytest.approx((3.2, 5.02))
     assert axes.get_ylabel() == "validation LM loss (nats per token)"
-    # The scale is that of the checks after the first, 3.0 to 5.02.
+    # The scale is that of the validations after the first, 3.0 to 5.02.
     low, high = axes.get_ylim()
     assert low < 3.0
     assert 5.02 < high < 6.0
-
-
-def test_many_rows_have_lines_that_can_be_told_apart() -> None:
-    many = course({f"row {k}": [5.0, 3.0 + k / 10] for k in range(20)}, steps=[0, 10])
-    lines = figures.check_curves(many).axes[0].get_lines()
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
