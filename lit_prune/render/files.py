@@ -94,7 +94,7 @@ def _holds(path: Path, text: str, within: int | None = None) -> bool:
 
 def _index(records: Path) -> str:
     """What is recorded: a line a table and profile, with its notes."""
-    lines = ["# The answers", "", "Made by `report --record`; the notes are written by hand.", ""]
+    lines = ["# Records", "", "Written by `report --record`; the notes are written by hand.", ""]
     lines += ["| table | profile | report | notes |", "|---|---|---|---|"]
     for report in sorted(records.glob("*/*/report.md")):
         table, profile = report.parts[-3:-1]

@@ -21,12 +21,13 @@ import pandas as pd
 import pytest
 import tyro
 import yaml
-from documents import FOREIGN, OURS, ROOT, Block, blocks, commands, settings
+from documents import FOREIGN, KINDS, OURS, ROOT, Block, blocks, commands, fields, settings
 
 import lit_prune
+from lit_prune.cli import main as lit_prune_command
 from lit_prune.cli import table as cli
-from lit_prune.config import Cell
-from lit_prune.config.overrides import override, parse_setting
+from lit_prune.config import Cell, Profile
+from lit_prune.config.overrides import fields_of, override, parse_setting
 from lit_prune.config.profiles import load_profile
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.validate import check_names
@@ -38,7 +39,11 @@ PYTHON = {ast.dump(ast.parse(block.text)): block for block in BLOCKS if block.ki
 """By what they do: a block that two documents have runs once."""
 PARTS = [block for block in PYTHON.values() if block.module]
 COMMANDS = list(dict.fromkeys(commands()))
-TABLE_COMMANDS = [(place, words) for place, words in COMMANDS if words[1:2] == ("-m",) and "experiments" in words[2]]
+TABLE_COMMANDS = [
+    (place, ("python", "-m", f"lit_prune.experiments.{words[2]}", *words[3:]) if words[0] == "lit-prune" else words)
+    for place, words in COMMANDS
+    if (words[1:2] == ("-m",) and "experiments" in words[2]) or (words[:2] == ("lit-prune", "table") and len(words) > 2)
+]
 SHORT = ["--set", "corpus.source=stories.jsonl"]
 HUB = re.compile(r"[\w-]+/[\w.-]+")
 GIVEN = {
@@ -98,9 +103,22 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_block_is_of_a_kind_and_there_are_some_of_each():
-    assert {block.kind for block in BLOCKS} == {"python", "shell", "listing"}
-    with pytest.raises(ValueError, match="nowhere:1"):
-        _ = Block("nowhere", 1, "frobnicate all\n", None).kind
+    assert {block.kind for block in BLOCKS} == set(KINDS.values())
+    for language, text in (("bash", "frobnicate all\n"), ("", "make test\n")):
+        with pytest.raises(ValueError, match="nowhere:1"):
+            _ = Block("nowhere", 1, text, language, None).kind
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "profile"], ids=str)
+def test_a_block_of_yaml_is_a_profile(block, tmp_path):
+    (tmp_path / "mine.yaml").write_text(block.text)
+    assert load_profile(str(tmp_path / "mine.yaml")).seeds >= 1
+
+
+@pytest.mark.parametrize(("place", "name"), list(fields()))
+def test_a_field_that_is_listed_exists(place, name):
+    known = [*fields_of(Cell), *fields_of(Profile)]
+    assert any(f".{path}.".find(f".{name}.") >= 0 for path in known)
 
 
 @pytest.mark.parametrize("block", PYTHON.values(), ids=str)
@@ -162,6 +180,9 @@ def test_a_command_takes_its_words(words, monkeypatch, capsys):
         return
     if program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "lit-prune":
+        verb, flags = lit_prune_command.parse(rest)
+        assert type(flags) is verb.flags
     elif program == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         extras = re.search(r"\[(.*)\]", rest[-1])[1].split(",")
