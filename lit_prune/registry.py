@@ -1,13 +1,62 @@
-"""Names for interchangeable parts. A name that is registered is tested by being registered. No torch."""
+"""Names for interchangeable parts. A name that is registered is tested by being registered. No torch.
+
+A package adds parts without editing this one: it names a module in its entry point group `lit_prune.plugins`, whose
+import registers them. The module is imported when a registry is first read.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
 
 from lit_prune.config import ConfigError, unknown
 
 Part = TypeVar("Part")
+
+PLUGINS = "lit_prune.plugins"
+"""Entry point group of modules that register parts."""
+_HOME = {
+    "logit_losses": "lit_prune.losses.logit", "hidden_losses": "lit_prune.losses.hidden",
+    "criteria": "lit_prune.importance.criteria", "block_allocators": "lit_prune.pruning.allocate",
+    "width_allocators": "lit_prune.pruning.allocate",
+}  # fmt: skip
+"""Registry -> the module that defines it."""
+_loaded: list[str] = []
+"""Plugins that were imported, or are being imported."""
+
+
+def names() -> dict[str, list[str]]:
+    """Return the names of all parts, by registry."""
+    return {registry: list(_registry(registry)) for registry in _HOME}
+
+
+def _registry(name: str) -> Any:
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __getattr__(name: str) -> Any:
+    """The registry of that name, such as `lit_prune.registry.logit_losses`."""
+    if name in _HOME:
+        return _registry(name)
+    raise AttributeError(f"module 'lit_prune.registry' has no attribute {name!r}")
+
+
+def load_plugins() -> None:
+    """Import the modules of the entry point group `lit_prune.plugins`, each once.
+
+    Raises:
+        ConfigError: if one cannot be imported.
+    """
+    for plugin in entry_points(group=PLUGINS):
+        if plugin.value in _loaded:
+            continue
+        _loaded.append(plugin.value)  # first: what it imports may read a registry
+        try:
+            plugin.load()
+        except Exception as error:
+            raise ConfigError(f"plugin {plugin.name}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
 class Registry(Generic[Part]):
@@ -34,9 +83,11 @@ class Registry(Generic[Part]):
         Raises:
             ConfigError: there is none.
         """
+        load_plugins()
         if name not in self._parts:
             raise ConfigError(unknown(self.kind, name, self._parts))
         return self._parts[name]
 
     def __iter__(self) -> Iterator[str]:
+        load_plugins()
         return iter(sorted(self._parts))

@@ -15,7 +15,7 @@ from lit_prune.config.profiles import load_profile
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.outcomes import check_rows
 
-ABOVE = ("cli", "experiments", "integrations", "pipeline", "render", "report")
+ABOVE = ("api", "cli", "experiments", "integrations", "pipeline", "render", "report")
 LIGHT = (
     "config",
     "config.profiles",
@@ -29,6 +29,10 @@ LIGHT = (
     "render.evaluations",
     "evaluate.runner",
     "pipeline.request",
+    "api.compress",
+    "api.measure",
+    "api.tables",
+    "cli.compress",
     "cli.table",
     "cli.process",
 )

@@ -1,0 +1,283 @@
+"""Prune or distill one model through the pipeline of the tables. Torch is imported only when something is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_prune.config import Cell, ConfigError, Execution, expand
+from lit_prune.config.overrides import override
+from lit_prune.config.profiles import load_profile
+from lit_prune.config.table import UNPRUNED, WHOLE
+from lit_prune.pipeline.expand import Entry
+from lit_prune.progress import ProgressOf, Silent
+from lit_prune.store import DEFAULT_ROOT, Node, Store
+
+Wandb = Literal["auto", "online", "offline", "disabled"]
+SIZES = {
+    "num_parameters": "student.parameters", "hidden_size": "student.hidden", "intermediate_size": "student.neurons",
+    "num_attention_heads": "student.heads", "num_hidden_layers": "student.layers",
+}  # fmt: skip
+"""Sizes that `prune` accepts -> fields of a cell."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A student, and what was measured of it and of its teacher."""
+
+    folder: Path
+    """The student in Hugging Face layout, with its tokenizer."""
+    cell: Cell
+    """The recipe, with fingerprints."""
+    student: Mapping[str, Any]
+    """lm_loss (nats/token), perplexity, parameters and, after distillation, the losses before it."""
+    teacher: Mapping[str, Any]
+    """The same of the teacher."""
+    env: Mapping[str, Any]
+    """Command, commit, versions and hardware."""
+    plan: Path | None
+    """plan.json: the indices that were kept, in the teacher's order; None if nothing was pruned."""
+
+
+def prune(
+    model: Any,
+    *,
+    out: str | Path | None = None,
+    num_parameters: int | float | None = None,
+    hidden_size: int | float | None = None,
+    intermediate_size: int | float | None = None,
+    num_attention_heads: int | float | None = None,
+    num_hidden_layers: int | float | None = None,
+    corpus: str = "python",
+    seq_len: int = 256,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    profile: str | None = None,
+    store: str | Path = DEFAULT_ROOT,
+    execution: Execution | None = None,
+    progress: ProgressOf = Silent,
+) -> Compressed:
+    """Prune a model and measure it before and after; results are kept in the store.
+
+    Args:
+        model: a shipped teacher, a folder, a hub id, or a transformers model in memory.
+        out: folder to copy the student to, with plan.json and a model card; must be empty or not exist.
+        num_parameters: parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and
+            MLP neurons are pruned to the same share.
+        hidden_size: hidden channels to keep, a count or a share; likewise `intermediate_size` (MLP neurons of a layer),
+            `num_attention_heads` (query heads of a layer) and `num_hidden_layers`.
+        corpus: text for calibration and validation: python, readmes, a file, a folder or a hub data set.
+        seq_len: tokens in a sequence of calibration and validation.
+        tokenizer: the tokenizer of a `model` in memory.
+        settings: further fields of the cell by dotted path, such as {"importance.samples": 512}.
+        profile: name or file of a profile to start from; the defaults of a cell otherwise.
+
+    Raises:
+        ConfigError: if the request is invalid, before anything is computed.
+        RuntimeError: if the computation fails.
+    """
+    sizes = dict(
+        zip(
+            SIZES,
+            (num_parameters, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers),
+            strict=True,
+        )
+    )
+    settings = dict(settings or {})
+    if all(size is None for size in sizes.values()) and not any(path.startswith("student.") for path in settings):
+        raise ConfigError("prune: must be given a size to keep (--num-parameters, --hidden-size, --num-hidden-layers)")
+    if num_parameters is not None and all(sizes[name] is None for name in list(SIZES)[1:]):
+        sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
+    opened, target = Store(store), _target(out)
+    asked = {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
+    place = _place(model, tokenizer, opened, "model")
+    cell = override(_base(profile), asked | {"teacher.model": place, "distill.steps": 0} | settings)
+    return _compress(cell, opened, target, execution or Execution(), progress, "disabled", "prune")
+
+
+def distill(
+    student: Any,
+    *,
+    teacher: Any,
+    out: str | Path | None = None,
+    corpus: str = "python",
+    max_steps: int = 100,
+    seq_len: int = 256,
+    batch_size: int = 8,
+    logit_loss: str = "kld",
+    lr: float = 1e-3,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    profile: str | None = None,
+    store: str | Path = DEFAULT_ROOT,
+    execution: Execution | None = None,
+    progress: ProgressOf = Silent,
+    wandb: Wandb = "disabled",
+) -> Compressed:
+    """Distill a teacher into a student, resume if interrupted, and measure both.
+
+    Args:
+        student: the model to train: a folder, a hub id, or a transformers model in memory.
+        teacher: the model to imitate, with the same tokenizer.
+        out: folder to copy the trained student to, with a model card; must be empty or not exist.
+        corpus: text to train and validate on.
+        max_steps: optimizer steps.
+        seq_len: tokens in a sequence; `batch_size` sequences make a step.
+        logit_loss: loss between the output distributions; `lit_prune.registry.names()` lists all.
+        lr: peak learning rate of AdamW.
+        tokenizer: the tokenizer of models in memory.
+        settings: further fields of the cell by dotted path, such as {"distill.temperature": 2.0}.
+        profile: name or file of a profile to start from; the defaults of a cell otherwise.
+        wandb: where to log the run; auto is online if there is an API key, else offline.
+
+    Raises:
+        ConfigError: if the request is invalid, before anything is computed.
+        RuntimeError: if the computation fails.
+    """
+    opened, target = Store(store), _target(out)
+    asked = _text(corpus, seq_len) | {
+        "teacher.model": _place(teacher, tokenizer, opened, "teacher"),
+        "student.model": _place(student, tokenizer, opened, "student"),
+        "distill.steps": max_steps, "distill.block": seq_len, "distill.batch": batch_size,
+        "distill.logit_loss": logit_loss, "distill.optim.lr": lr, "evaluation.checks": 1,
+    }  # fmt: skip
+    cell = override(_base(profile), asked | dict(settings or {}))
+    return _compress(cell, opened, target, execution or Execution(), progress, wandb, "distill")
+
+
+def _base(profile: str | None) -> Cell:
+    return override(Cell() if profile is None else load_profile(profile).cell, WHOLE)
+
+
+def _text(corpus: str, seq_len: int) -> dict[str, Any]:
+    return {"corpus.source": corpus, "importance.block": seq_len, "evaluation.block": seq_len}
+
+
+def _target(out: str | Path | None) -> Path | None:
+    """Return the folder to write to.
+
+    Raises:
+        ConfigError: if there is something in it.
+    """
+    target = None if out is None else expand(out)
+    if target is not None and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
+        raise ConfigError(f"--out: must be an empty folder or not exist, got {target}")
+    return target
+
+
+def _place(model: Any, tokenizer: Any, store: Store, name: str) -> str:
+    """Return the name of a model; one in memory is saved to the store under the digest of its files.
+
+    Raises:
+        ConfigError: if it is neither a name nor a model with a tokenizer.
+    """
+    if isinstance(model, (str, Path)):
+        return str(model)
+    if not hasattr(model, "save_pretrained"):
+        raise ConfigError(f"{name}: must be a name, a folder or a transformers model, got {type(model).__name__}")
+    if tokenizer is None:
+        raise ConfigError("tokenizer: must be given with a model in memory")
+    from lit_prune.models.files import Place, fingerprint_of
+
+    folder = store.root / "models"
+    store.check_writable(folder)
+    scratch = folder / f".{name}.{os.getpid()}"
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        target = folder / fingerprint_of(Place(str(scratch)))[:12]
+        if not target.is_dir():
+            scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return str(target)
+
+
+def _compress(
+    cell: Cell, store: Store, target: Path | None, execution: Execution, progress: ProgressOf, wandb: Wandb, name: str
+) -> Compressed:
+    """Compute the cell and its teacher's, and write the student to `target`."""
+    from lit_prune.pipeline.resolve import Resolver
+
+    cell = Resolver().pin(cell)
+    entries = [Entry("teacher", 0, override(cell, UNPRUNED), {}, reference=True), Entry("student", 0, cell, {})]
+    missing = [entry for entry in entries if store.node(entry.cell, "cell").result is None]
+    if missing:
+        _run(missing, store, execution, progress, wandb, name)
+    teacher, student = (store.node(entry.cell, "cell") for entry in entries)
+    found = Compressed(
+        _student_folder(store, cell), cell, student.result or {}, teacher.result or {}, student.env,
+        None if cell.student.model is not None else store.node(cell, "student").folder / "plan.json",
+    )  # fmt: skip
+    return found if target is None else _written(found, target, name)
+
+
+def _run(
+    missing: list[Entry], store: Store, execution: Execution, progress: ProgressOf, wandb: Wandb, name: str
+) -> None:
+    """Compute the missing cells.
+
+    Raises:
+        RuntimeError: if one fails.
+    """
+    from lit_prune.api.compute import compute
+
+    compute(missing, store, execution, progress, wandb, name, lambda: _check_smaller(missing[-1].cell))
+    for entry in missing:
+        node: Node = store.node(entry.cell, "cell")
+        if node.result is None:
+            raise RuntimeError(f"the {entry.row} could not be computed ({node.error or 'stopped'}); see {node.folder}")
+
+
+def _check_smaller(cell: Cell) -> None:
+    """Refuse a student that keeps the whole teacher: there is nothing to write."""
+    from lit_prune.models.shape import shape_of
+    from lit_prune.pruning.shapes import config_of_student, teacher_config
+
+    if cell.student.model is None and cell.student.plan is None:
+        ours, theirs = shape_of(config_of_student(cell)), shape_of(teacher_config(cell))
+        if ours == theirs:
+            raise ConfigError(f"prune: must remove something, got sizes that keep all of {cell.teacher.model}")
+
+
+def _shapes(found: Compressed) -> dict[str, tuple[int, int]]:
+    """Return the sizes that pruning changed: name -> teacher's and student's."""
+    from lit_prune.models.loading import load_config
+    from lit_prune.models.shape import shape_of
+    from lit_prune.pruning.shapes import teacher_config
+
+    whole, pruned = vars(shape_of(teacher_config(found.cell))), vars(shape_of(load_config(str(found.folder))))
+    return {name: (size, pruned[name]) for name, size in whole.items() if size != pruned[name]}
+
+
+def _student_folder(store: Store, cell: Cell) -> Path:
+    stage = "cell" if cell.distill.steps else "student"
+    return store.node(cell, stage).folder / "model"
+
+
+def _written(found: Compressed, target: Path, name: str) -> Compressed:
+    """Copy the student, its plan and a model card to a folder, all at once."""
+    from lit_prune.render.model_card import model_card
+
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(found.folder, scratch)
+        plan = None if found.plan is None or not found.plan.is_file() else target / "plan.json"
+        if plan is not None and found.plan is not None:
+            shutil.copyfile(found.plan, scratch / plan.name)
+        shapes = None if plan is None else _shapes(found)
+        card = model_card(found.cell, found.student, found.teacher, found.env, name, shapes)
+        (scratch / "README.md").write_text(card)
+        if target.is_dir():
+            target.rmdir()
+        scratch.rename(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return dataclasses.replace(found, folder=target, plan=plan)

@@ -1,0 +1,44 @@
+"""Compute cells for a caller in Python. Imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from lit_prune.config import Execution
+from lit_prune.pipeline.expand import Entry
+from lit_prune.progress import ProgressOf
+from lit_prune.store import Store
+
+os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
+
+from lit_prune.distill.train import quiet
+from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline.schedule import planned_steps
+
+Wandb = Literal["auto", "online", "offline", "disabled"]
+
+
+def compute(
+    missing: Sequence[Entry], store: Store, execution: Execution, progress: ProgressOf, wandb: Wandb, name: str,
+    begin: Callable[[], None] = lambda: None,
+) -> int:  # fmt: skip
+    """Validate and compute cells; return how many failed. `begin` is called in between.
+
+    Raises:
+        ConfigError: if a cell is invalid, before any is computed.
+    """
+    quiet()
+    store.check_writable()
+    tracker = WandbTracker(name, wandb, store.mirror)
+    with progress(planned_steps(store, missing)) as bar:
+        runner = Runner(store, execution, bar, tracker)
+        bar.say(f"checking {len(missing)} cells")
+        runner.check(entry.cell for entry in missing)
+        begin()
+        try:
+            return runner.run(missing)
+        finally:
+            tracker.close()

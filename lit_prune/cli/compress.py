@@ -1,0 +1,138 @@
+"""`lit-prune prune` and `lit-prune distill`: one model in, one smaller or better Hugging Face folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.filesize import decimal
+
+from lit_prune import cpu
+from lit_prune.api.compress import Compressed, distill, prune
+from lit_prune.cli.process import Output, Verb
+from lit_prune.cli.progress import ProgressBar
+from lit_prune.config import Execution
+from lit_prune.config.overrides import parse_setting
+from lit_prune.cpu.threads import share_the_machine
+from lit_prune.escape import printable, terminal_text
+from lit_prune.store import DEFAULT_ROOT
+
+Share = int | float | None
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    """Flags of both commands."""
+
+    out: Path
+    """Folder to write: model, tokenizer and README.md (the model card); must be empty or not exist."""
+    corpus: str = "python"
+    """Text: python (this machine's standard library), readmes, a file, a folder or a hub data set."""
+    seq_len: int = 256
+    """Tokens in a sequence."""
+    profile: str | None = None
+    """Profile to start from: quick, laptop, h200, paper, or a YAML file; default: the defaults of a cell."""
+    set: Settings = ()
+    """FIELD=VALUE for any other setting, e.g. importance.samples=512. `lit-prune fields` lists them."""
+    store: str = DEFAULT_ROOT
+    """Folder of all results; what is in it is not computed again."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
+
+    def common(self) -> dict[str, Any]:
+        """The arguments that both functions take."""
+        return {
+            "out": self.out, "corpus": self.corpus, "seq_len": self.seq_len, "profile": self.profile,
+            "settings": dict(map(parse_setting, self.set)), "store": self.store, "execution": self.execution,
+            "progress": ProgressBar,
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneArgs(_Common):
+    """Prune one model by activation-based importance and write it as a Hugging Face folder, with its losses."""
+
+    model: tyro.conf.Positional[str] = tyro.MISSING
+    """Model to prune: a shipped teacher, a folder or a hub id."""
+    num_parameters: Share = None
+    """Parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and MLP neurons are
+    pruned to the same share."""
+    hidden_size: Share = None
+    """Hidden channels to keep, a count or a share; default: all."""
+    intermediate_size: Share = None
+    """MLP neurons to keep in each layer, a count or a share; default: all."""
+    num_attention_heads: Share = None
+    """Query heads to keep in each layer, a count or a share; default: all."""
+    num_hidden_layers: Share = None
+    """Layers to keep, a count or a share; default: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillArgs(_Common):
+    """Distill a teacher into a student and write the student as a Hugging Face folder, with its losses."""
+
+    student: tyro.conf.Positional[str] = tyro.MISSING
+    """Model to train: a folder or a hub id, such as the folder that `lit-prune prune` wrote."""
+    teacher: str = tyro.MISSING
+    """Model to imitate: a shipped teacher, a folder or a hub id, with the student's tokenizer."""
+    max_steps: int = 100
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Sequences in a step."""
+    logit_loss: str = "kld"
+    """Loss between the output distributions: kld, reverse_kld, jsd, mse, cosine, ..."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Log the run to Weights & Biases; auto is online if there is an API key, else offline."""
+
+
+def run_prune(flags: PruneArgs) -> int:
+    """Prune, write and print; return 1 if the computation failed."""
+    sizes = {
+        name: getattr(flags, name)
+        for name in ("num_parameters", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    }
+    return _carried_out(prune, flags, model=flags.model, **sizes)
+
+
+def run_distill(flags: DistillArgs) -> int:
+    """Distill, write and print; return 1 if the computation failed."""
+    names = ("student", "teacher", "max_steps", "batch_size", "logit_loss", "lr", "wandb")
+    return _carried_out(distill, flags, **{name: getattr(flags, name) for name in names})
+
+
+def _carried_out(function: Any, flags: _Common, **arguments: Any) -> int:
+    share_the_machine()
+    cpu.choose(flags.execution)
+    try:
+        found = function(arguments.pop("model", None) or arguments.pop("student"), **arguments, **flags.common())
+    except RuntimeError as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 1
+    _print(found)
+    return 0
+
+
+def _print(found: Compressed) -> None:
+    """Print the losses, and where the student lies and how large it is."""
+    console = Output()
+    num_bytes = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
+    for name, result in (("teacher", found.teacher), ("student", found.student)):
+        before = (
+            f", {result['lm_loss_before']:.4f} before distillation"
+            if name == "student" and "lm_loss_before" in result
+            else ""
+        )
+        console.print(
+            terminal_text(f"{name}: {result['parameters']:,} parameters, {result['lm_loss']:.4f} nats/token{before}"),
+            soft_wrap=True,
+        )
+    console.print(terminal_text(f"written: {found.folder} ({decimal(num_bytes)})"), soft_wrap=True)
+
+
+PRUNE = Verb("prune", PruneArgs, run_prune)
+DISTILL = Verb("distill", DistillArgs, run_distill)

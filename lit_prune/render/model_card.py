@@ -1,0 +1,83 @@
+"""The model card of a pruned or distilled model: README.md with the metadata that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell
+from lit_prune.config.overrides import flatten, plain_of
+from lit_prune.escape import markdown_code, markdown_text
+
+_DONE = {"prune": "pruned", "distill": "distilled"}
+_DEFAULT = dict(flatten(plain_of(Cell())))
+
+
+def model_card(
+    cell: Cell,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    env: Mapping[str, Any],
+    verb: str,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+) -> str:
+    """Return the card: base model, what was cut and how, losses before and after, command, versions, licence."""
+    from huggingface_hub import ModelCardData
+
+    base, licence = str(cell.teacher.model), licence_of(cell)
+    data = ModelCardData(
+        license=licence, base_model=base if "/" in base and not Path(base).is_dir() else None,
+        library_name="transformers", tags=["lit-prune", verb],
+        pipeline_tag="text-generation",
+    )  # fmt: skip
+    rows = [("teacher", teacher)]
+    if "lm_loss_before" in student:
+        before = {"parameters": student["parameters"], "lm_loss": student["lm_loss_before"]}
+        rows.append(("student before distillation", before))
+    rows.append(("student", student))
+    lines = [
+        "---", data.to_yaml(), "---", "", f"# {markdown_text(Path(base).name)}, {_DONE[verb]} with lit_prune", "",
+        f"Base model: {markdown_text(base)}. Licence of the base model: {licence or 'not stated in its folder'}.", "",
+        "| model | parameters | LM loss (nats/token) |", "|---|---:|---:|",
+        *(f"| {name} | {found['parameters']:,} | {found['lm_loss']:.4f} |" for name, found in rows), "",
+        f"Measured on {student['num_tokens']:,} validation tokens of {markdown_text(cell.corpus.source)}.", "",
+        *_cut(shapes), "## Recipe", "", "Settings that differ from the defaults:", "",
+        markdown_code("\n".join(f"{path} = {value}" for path, value in _changed(cell))), "",
+        "Made by:", "", markdown_code(str(env.get("command", shlex.join(["lit-prune", verb])))), "",
+        ", ".join(f"{name} {version}" for name, version in (env.get("versions") or {}).items() if version), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
+    """What was cut, as lines; plan.json beside the card has every index."""
+    if not shapes:
+        return []
+    lines = (f"| {name} | {before:,} | {after:,} |" for name, (before, after) in shapes.items())
+    return ["## What was cut", "", "| size | teacher | student |", "|---|---:|---:|", *lines, ""]
+
+
+def licence_of(cell: Cell) -> str | None:
+    """Return the licence that the base model's own card states, or None."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    from lit_prune.models.loading import local_folder
+
+    model = str(cell.teacher.model)
+    folder = local_folder(model)
+    card = folder / "README.md" if folder else try_to_load_from_cache(model, "README.md")
+    if not isinstance(card, (str, Path)) or not Path(card).is_file():
+        return None
+    try:
+        stated = (metadata_load(card) or {}).get("license")
+    except ValueError:
+        return None
+    return stated if isinstance(stated, str) else None
+
+
+def _changed(cell: Cell) -> list[tuple[str, Any]]:
+    """Fields of a cell that differ from the defaults."""
+    fields = flatten(plain_of(cell))
+    return [(path, value) for path, value in fields if value is not None and _DEFAULT.get(path) != value]

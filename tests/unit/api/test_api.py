@@ -1,0 +1,113 @@
+"""`import lit_prune as lp`, and the commands `prune` and `distill`, on a model of a second."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lit_prune as lp
+from lit_prune.api.compress import _place
+from lit_prune.cli.main import main
+from lit_prune.config import ConfigError
+from lit_prune.store import Store
+
+FEW = ("importance.samples=4", "evaluation.blocks=4", "corpus.heldout=0.2")
+
+
+@pytest.fixture
+def words(tiny_cell: Any, tmp_path: Path) -> list[str]:
+    """Flags for `tiny_llama` on its text; `tiny_cell` has written both."""
+    settings = [word for setting in FEW for word in ("--set", setting)]
+    return ["--corpus", str(tmp_path / "text.txt"), "--seq-len", "32", "--store", str(tmp_path / "lp"), *settings]
+
+
+@pytest.fixture
+def arguments(tiny_cell: Any, tmp_path: Path) -> dict[str, Any]:
+    """The same for the functions."""
+    settings = {"importance.samples": 4, "evaluation.blocks": 4, "corpus.heldout": 0.2}
+    return {"corpus": str(tmp_path / "text.txt"), "seq_len": 32, "store": tmp_path / "lp", "settings": settings}
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    script = "import sys, lit_prune as lp; lp.prune, lp.distill, lp.run_table, lp.evaluate, dir(lp); "
+    done = subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], timeout=60)
+    assert done.returncode == 0
+
+
+def test_subpackages_do_not_hide_the_functions_of_their_name() -> None:
+    importlib.import_module("lit_prune.distill.train")
+    importlib.import_module("lit_prune.evaluate.runner")
+    assert lp.distill.__module__ == "lit_prune.api.compress"
+    assert lp.evaluate.__module__ == "lit_prune.api.measure"
+
+
+def test_prune_then_distill_by_the_commands(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    small, taught, whole = str(tmp_path / "small"), str(tmp_path / "taught"), str(tmp_path / "tiny")
+    assert main(["prune", whole, "--out", small, "--hidden-size", "24", "--intermediate-size", "0.5", *words]) == 0
+    assert f"written: {small}" in capsys.readouterr().out
+    config = json.loads((tmp_path / "small/config.json").read_text())
+    assert (config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]) == (24, 24, 3)
+    assert {"plan.json", "tokenizer.json", "model.safetensors"} <= {
+        path.name for path in (tmp_path / "small").iterdir()
+    }
+    card = (tmp_path / "small/README.md").read_text()
+    assert re.search(r"\| hidden\w* \| 32 \| 24 \|", card)
+    steps = ["--max-steps", "3", "--batch-size", "2", "--logit-loss", "reverse_kld", "--wandb", "disabled"]
+    assert main(["distill", small, "--teacher", whole, "--out", taught, *steps, *words]) == 0
+    assert "student before distillation" in (tmp_path / "taught/README.md").read_text()
+    assert (tmp_path / "taught/model.safetensors").is_file()
+
+
+def test_the_student_loads_in_stock_transformers_and_is_found_again(arguments: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    found = lp.prune(str(tmp_path / "tiny"), num_hidden_layers=2, out=tmp_path / "a", **arguments)
+    assert AutoModelForCausalLM.from_pretrained(found.folder).num_parameters() == found.student["parameters"]
+    assert found.student["parameters"] < found.teacher["parameters"]
+    assert found.plan is not None
+    started = found.env["started"]
+    assert lp.prune(str(tmp_path / "tiny"), num_hidden_layers=2, **arguments).env["started"] == started
+
+
+def test_a_model_in_memory_is_saved_by_its_digest(tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path / "lp")
+    place = _place(tiny_llama, tiny_tokenizer, store, "model")
+    assert _place(tiny_llama, tiny_tokenizer, store, "model") == place
+    assert len(list((store.root / "models").iterdir())) == 1
+    tiny_llama.lm_head.weight.data += 1
+    assert _place(tiny_llama, tiny_tokenizer, store, "model") != place
+    for model, tokenizer in ((tiny_llama, None), (3, tiny_tokenizer)):
+        with pytest.raises(ConfigError):
+            _place(model, tokenizer, store, "model")
+
+
+@pytest.mark.parametrize("more", [[], ["--num-parameters", "1.5"], ["--hidden-size", "32"], ["--hidden-size", "0.5"]])
+def test_a_bad_request_is_one_line_and_writes_nothing(more: list[str], words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if more == ["--hidden-size", "0.5"]:  # what is wrong is the folder
+        out.mkdir()
+        (out / "mine").write_text("kept")
+    before = sorted(out.iterdir()) if out.is_dir() else None
+    assert main(["prune", str(tmp_path / "tiny"), "--out", str(out), *more, *words]) == 2
+    assert (sorted(out.iterdir()) if out.is_dir() else None) == before
+    assert not list(tmp_path.glob("lp/cell/*/result.json"))
+
+
+def test_a_text_is_measured(tiny_cell: Any, tmp_path: Path) -> None:
+    found = lp.evaluate(tmp_path / "tiny", corpus=str(tmp_path / "text.txt"), limit=2, store=tmp_path / "lp")
+    assert found["text.txt"]["perplexity"]["value"] > 1
+
+
+def test_a_recorded_report_is_loaded(tmp_path: Path) -> None:
+    report = lp.load_report("loss_ablation", store=tmp_path)
+    assert set(report.claims["verdict"]) <= {"holds", "fails", "undecided"}
+    assert (report.frame["state"] == "done").all()
+    with pytest.raises(ConfigError):
+        lp.load_report("loss_ablation", profile="h200", store=tmp_path, records=tmp_path)
