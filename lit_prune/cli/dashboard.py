@@ -99,7 +99,7 @@ def _write(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> in
 
 
 def _words(flags: CliArgs) -> list[str]:
-    """What was asked for, as words of the command that asks the same again."""
+    """Return the command-line words that repeat this request."""
     names = [
         name for name in ("profile", "store", "project", "entity") if getattr(flags, name) != getattr(CliArgs, name)
     ]

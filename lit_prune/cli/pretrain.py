@@ -36,7 +36,7 @@ def check(folder: Path) -> int:
     unit = "nats/token"
     print(f"teacher  {found['teacher']:.3f} {unit} on {found['scored']:,} tokens of {text}")
     print(f"trigram  {found['trigram']:.3f} {unit} on the same, fitted to {found['fitted']:,} tokens")
-    print(f"gap      {found['gap']:.3f} {unit}, {verdict} the {WORTH} asked for")
+    print(f"gap      {found['gap']:.3f} {unit}, {verdict} {WORTH}")
     return code
 
 

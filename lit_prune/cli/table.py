@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,29 +136,17 @@ class Command:
         if not missing:
             return 0
         self.store.check_writable()
-        os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
+        from lit_prune.api.compute import compute
         from lit_prune.cli.progress import ProgressBar
-        from lit_prune.distill.train import quiet
-        from lit_prune.integrations.wandb.tracker import WandbTracker
         from lit_prune.pipeline.outcomes import check_rows
-        from lit_prune.pipeline.runner import Runner
-        from lit_prune.pipeline.schedule import planned_steps
 
-        quiet()
-        mode = "disabled" if self.flags.dry_run else self.flags.wandb
-        mirror = WandbTracker(self.table.name, mode, self.store.mirror)
-        with ProgressBar(planned_steps(self.store, self.entries)) as bar:
-            runner = Runner(self.store, self.flags.execution, bar, mirror, debug=self.flags.debug)
-            bar.say(f"checking {len(missing)} of {len(self.entries)} cells")
-            check_rows(self.table, Path(self.flags.profile).stem, self.entries)
-            runner.check(entry.cell for entry in missing)
-            if self.flags.dry_run:
-                return self._dry_run(missing)
-            self._begin()
-            try:
-                return runner.run(missing)
-            finally:
-                mirror.close()
+        flags = self.flags
+        check_rows(self.table, Path(flags.profile).stem, self.entries)
+        failed = compute(
+            missing, self.store, flags.execution, ProgressBar, flags.wandb, self.table.name, self._begin,
+            debug=flags.debug, dry_run=flags.dry_run,
+        )  # fmt: skip
+        return self._dry_run(missing) if flags.dry_run else failed
 
     def _begin(self) -> None:
         """Leave in the store what was asked, for the reading of a run that is cut off."""

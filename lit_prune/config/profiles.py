@@ -26,7 +26,7 @@ _OF_PROFILE = ("seeds", "draws", "second_text", "new_text", "search", "deep_teac
 
 
 def is_file(profile: str) -> bool:
-    """Whether a profile is asked for as a file, and not by name."""
+    """Return whether a profile is given as a file instead of a name."""
     return profile.endswith((".yaml", ".yml"))
 
 
@@ -55,7 +55,7 @@ def load_profile(name: str) -> Profile:
     profile = override(Profile(cell), _unique(flatten(own), path))
     for name in ("seeds", "draws"):
         if getattr(profile, name) < 1:
-            raise ConfigError(f"{path}: {name}: {getattr(profile, name)} asked for, at least 1 is needed")
+            raise ConfigError(f"{path}: {name}: must be >= 1, got {getattr(profile, name)}")
     return profile
 
 

@@ -91,7 +91,7 @@ def _check_shots(name: str, task: Any, question: Question) -> None:
     if question.shots and question.shots != question.benchmark.shots:
         there_are = len(task.fewshot_docs())
         if question.shots > there_are:
-            raise ConfigError(f"--num-fewshot: {question.shots} asked for, {name} has {there_are} examples")
+            raise ConfigError(f"--num-fewshot: must be <= {there_are}, the examples of {name}, got {question.shots}")
 
 
 def measure(

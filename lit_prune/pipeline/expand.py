@@ -154,7 +154,7 @@ def _full_path(name: str, axes: tuple[str, ...]) -> str:
 
 
 def refuse_twins(found: list[Entry]) -> None:
-    """See that no two entries are the same cell.
+    """Refuse two entries that are the same cell.
 
     Raises:
         ConfigError: two are.

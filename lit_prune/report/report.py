@@ -26,7 +26,7 @@ from lit_prune.store import Node, Store
 
 @dataclass(frozen=True, eq=False)
 class ReportRequest:
-    """A table as it was asked for."""
+    """Describe the request of a table."""
 
     table: Table
     profile: str

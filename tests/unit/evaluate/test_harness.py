@@ -139,7 +139,7 @@ def test_a_notebook_needs_one_call(tiny_llama, tiny_tokenizer, folder):
 
 def test_more_examples_than_there_are_cannot_be_shown(folder):
     (question,) = questions(["piqa"], local=folder, shots=1000)
-    with pytest.raises(ConfigError, match=r"--num-fewshot: 1000 asked for, piqa has \d+ examples"):
+    with pytest.raises(ConfigError, match=r"^--num-fewshot: .*piqa.* got 1000$"):
         load(question)
 
 
