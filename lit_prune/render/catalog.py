@@ -75,7 +75,7 @@ def learning_curves(report: Report) -> dict[str, Figure]:
 
 
 def _values(report: Report) -> Iterator[Picture]:
-    if report.summary["n"].any():
+    if not figures.measured_rows(report).empty:
         yield Picture(
             "final",
             lambda: figures.final_values(report),

@@ -42,7 +42,7 @@ def inline(report: Report) -> dict[str, Any]:
     logged = [name for name in report.histories if name not in _NOT_TERMS]
     with mpl.rc_context(svg.style(report.table.name)):
         return {
-            "final": _final(report) if report.summary["n"].any() else "",
+            "final": "" if measured_rows(report).empty else _final(report),
             "validation": "" if report.checks.empty else _validation(report),
             "layers": _layers(report),
             "terms": [
@@ -162,6 +162,11 @@ def _end(row: str, curve: pd.DataFrame, colour: str) -> labels.Point:
     return labels.Point(curve["step"].iloc[-1], curve["mean"].iloc[-1], row, colour, labels.ink(colour))
 
 
+def measured_rows(report: Report) -> pd.DataFrame:
+    """Return the summary of the rows that have a result; reference rows are left out."""
+    return report.summary[~report.summary["reference"] & (report.summary["n"] > 0)]
+
+
 def final_values(report: Report) -> Figure:
     """Draw the first metric of every row: seeds, mean and t interval; baseline and references as vertical lines.
 
@@ -169,8 +174,7 @@ def final_values(report: Report) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    metric, summary = report.table.metrics[0], report.summary
-    rows = summary[~summary["reference"] & (summary["n"] > 0)]
+    metric, summary, rows = report.table.metrics[0], report.summary, measured_rows(report)
     near = rows[labels.on_scale(rows["mean"])]
     lines = summary["mean"][[kind != "" for kind in wording.kinds(report)]].dropna().sort_values(ascending=False)
     names = [labels.fold(str(row)) for row in rows.index]

@@ -116,7 +116,9 @@ def test_a_server_that_goes_away_costs_the_run_a_set_time_and_nothing_else(entry
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), [("API_KEY", "abc"), ("BASE_URL", "nowhere")])
 def test_a_key_or_a_server_that_cannot_be_is_one_line_and_the_runs_are_made_offline(tmp_path, name, value):
-    script = "from lit_prune.integrations.wandb.tracker import Mirror; print(Mirror('toy', 'auto', None).mode)"
+    script = (
+        "from lit_prune.integrations.wandb.tracker import WandbTracker; print(WandbTracker('toy', 'auto', None).mode)"
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     said = subprocess.run(
         [sys.executable, "-c", script], env=kept | {f"WANDB_{name}": value, "HOME": str(tmp_path)},

@@ -14,7 +14,7 @@ from drawn import answered, toy
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lit_prune.render import depth, labels, svg
+from lit_prune.render import depth, files, labels, svg
 from lit_prune.render.catalog import captions, overviews
 from lit_prune.report import Report, record
 from lit_prune.report.layer_scores import Blocks
@@ -47,6 +47,12 @@ def test_a_record_has_the_same_figures(tmp_path: Path) -> None:
     for name, text in record.texts(report).items():
         (tmp_path / name).write_text(text)
     assert captions(record.read(tmp_path, report.table)) == captions(report)
+
+
+def test_reference_models_alone_are_not_drawn(tmp_path: Path) -> None:
+    report = answered(tmp_path / "store", toy(KEPT), {"teacher": [{"lm_loss": 2.0}]})
+    assert captions(report) == {}
+    assert [path for path in files.write_files(report, tmp_path / "report") if path.name == "report.html"]
 
 
 def test_training_is_drawn_without_validations(tmp_path: Path) -> None:
