@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,46 +138,61 @@ def write_tokens(
         ConfigError: if a split has no token, an id has no embedding, or the text is not that of the fingerprint.
     """
     encoder = Encoder.of(tokenizer, corpus)
-    ids_of_words = tokenizer.get_vocab().values()
-    dtype = np.dtype(np.uint16 if max(ids_of_words, default=0) < 2**16 else np.uint32)
-    num_tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 2**16 else np.uint32)
     folder.mkdir(parents=True, exist_ok=True)
     reader, masked = Reader(corpus), corpus.loss_on != "all"
-    passages = iter(reader)
-    with contextlib.ExitStack() as stack:
-
-        def opened(suffix: str) -> dict[str, BinaryIO]:
-            return {split: stack.enter_context((folder / f"{split}.{suffix}").open("wb")) for split in SPLITS}
-
-        files, masks = opened("bin"), opened("scored.bin") if masked else {}
+    with _SplitFiles(folder, dtype, masked) as files:
+        passages = iter(reader)
         for part in encoder.encoded(passages):
-            room = (corpus.max_tokens or 2**62) - num_tokens[part.split]
-            written = np.asarray(part.ids[:room], np.int64)
-            _check_ids(written, vocab_size, tokenizer)
-            files[part.split].write(written.astype(dtype).tobytes())
-            if masked:
-                masks[part.split].write(np.asarray(part.scored[:room], np.uint8).tobytes())
-            num_tokens[part.split] += len(written)
-            progress(num_tokens["train"])
-            if corpus.max_tokens and num_tokens["train"] >= corpus.max_tokens:
+            room = (corpus.max_tokens or 2**62) - files.num_tokens[part.split]
+            ids = np.asarray(part.ids[:room], np.int64)
+            _check_ids(ids, vocab_size, tokenizer)
+            files.write(part.split, ids, part.scored[:room])
+            progress(files.num_tokens["train"])
+            if corpus.max_tokens and files.num_tokens["train"] >= corpus.max_tokens:
                 reader.finish(passages)
                 break
     _log_what_was_met(reader)
-    for name, count in num_tokens.items():
-        if not count:
-            raise ConfigError(
-                f"corpus.source: {corpus.source} leaves no text for the {name} split; it has "
-                f"{reader.num_documents - reader.num_duplicates} different documents, each in one split (add some, or "
-                "change corpus.heldout or corpus.separator)"
-            )
+    _check_splits(reader, files.num_tokens)
     about = {
-        "dtype": dtype.name, "eos": encoder.eos, "bos": encoder.bos, "masked": masked, "num_tokens": num_tokens,
+        "dtype": dtype.name, "eos": encoder.eos, "bos": encoder.bos, "masked": masked, "num_tokens": files.num_tokens,
         "num_documents": reader.num_documents, "num_duplicates": reader.num_duplicates, "num_skipped": reader.skipped,
     }  # fmt: skip
     for path in folder.glob("*.bin"):
         sync(path)
     write_json(folder / "tokens.json", about)
-    return num_tokens
+    return files.num_tokens
+
+
+class _SplitFiles(contextlib.ExitStack):
+    """The open files of all splits: ids and, with `masked`, whether each token is scored."""
+
+    def __init__(self, folder: Path, dtype: np.dtype, masked: bool) -> None:
+        super().__init__()
+        self.num_tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self._dtype = dtype
+        self._ids = self._opened(folder, "bin")
+        self._scored = self._opened(folder, "scored.bin") if masked else None
+
+    def _opened(self, folder: Path, suffix: str) -> dict[str, BinaryIO]:
+        return {split: self.enter_context((folder / f"{split}.{suffix}").open("wb")) for split in SPLITS}
+
+    def write(self, split: str, ids: np.ndarray, scored: Sequence[bool]) -> None:
+        """Append tokens to a split."""
+        self._ids[split].write(ids.astype(self._dtype).tobytes())
+        if self._scored is not None:
+            self._scored[split].write(np.asarray(scored, np.uint8).tobytes())
+        self.num_tokens[split] += len(ids)
+
+
+def _check_splits(reader: Reader, num_tokens: Mapping[str, int]) -> None:
+    for name, count in num_tokens.items():
+        if not count:
+            raise ConfigError(
+                f"corpus.source: {reader.corpus.source} leaves no text for the {name} split; it has "
+                f"{reader.num_documents - reader.num_duplicates} different documents, each in one split (add some, or "
+                "change corpus.heldout or corpus.separator)"
+            )
 
 
 def _check_ids(ids: np.ndarray, vocab_size: int | None, tokenizer: Any) -> None:

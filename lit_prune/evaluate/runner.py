@@ -98,7 +98,8 @@ class EvaluationRunner:
         self.store.check_writable()
         cpu.prepare()
         for one in asked:
-            _check_window(one)
+            if isinstance(one.question, Text):
+                one.question.window_for(one.positions, one.subject.label)
         for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
             text.check()
         for subject in {one.subject.model: one.subject for one in asked}.values():
@@ -130,14 +131,11 @@ class EvaluationRunner:
         """Windows of a text, counted once for each tokenizer and length."""
         key = text, asked.subject.tokenizer, asked.window
         if key not in self._windows:
-            from lit_prune.evaluate.perplexity import count_windows
+            from lit_prune.evaluate.text_loss import count_windows
 
             print(printable(f"reading {text.title}"), file=sys.stderr)
             tokenizer = _tokenizer(asked.subject, folder_of(asked.subject))
-            self._windows[key] = count_windows(
-                asked.positions, tokenizer, text.source, column=text.column, fingerprint=text.fingerprint,
-                window=asked.window, stride=text.stride, limit=text.limit, rolling=text.windows == "rolling",
-            )  # fmt: skip
+            self._windows[key] = count_windows(asked.positions, tokenizer, text)
         return self._windows[key]
 
     def _answer(self, asked: Asked, count: int) -> bool:
@@ -198,17 +196,16 @@ class EvaluationRunner:
 
     def _read(self, asked: Asked, model: Any, tokenizer: Any, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         """Measure a text; the windows scored so far are kept in the folder of the answer."""
-        from lit_prune.evaluate.perplexity import measure_text
+        from lit_prune.evaluate.text_loss import measure_text
 
         text, before = asked.question, self._bar.done
         assert isinstance(text, Text)
-        rolling = text.windows == "rolling"
+        assert text.fingerprint is not None
         found = measure_text(
-            model, tokenizer, text.source, column=text.column, fingerprint=text.fingerprint, window=asked.window,
-            stride=text.stride, limit=text.limit, rolling=rolling, log=WindowLog(folder / WINDOWS),
-            tell=lambda count: self._bar.at(before + count, _doing(asked)),
+            model, tokenizer, text, log=WindowLog(folder / WINDOWS),
+            progress=lambda count: self._bar.at(before + count, _doing(asked)),
         )  # fmt: skip
-        metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if rolling else []))
+        metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if text.windows == "rolling" else []))
         shown = {name: getattr(found, name) for name in metrics}
         task = f"text {text.fingerprint[:12]}"  # not its name, which may be another for the next model
         documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=task)
@@ -239,18 +236,6 @@ class EvaluationRunner:
             model = loading.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
             self._model = subject, dtype, model, _tokenizer(subject, folder)
         return self._model[2:]
-
-
-def _check_window(asked: Asked) -> None:
-    """See that a model has as many positions as a text is to be read in, and as are between two windows."""
-    if not isinstance(asked.question, Text):
-        return
-    window, stride = asked.question.window, asked.question.stride
-    for name, size in (("window", window), ("stride", stride)):
-        if size is not None and size > asked.positions:
-            raise ConfigError(f"--{name}: {size} asked for, {asked.subject.label} has {asked.positions} positions")
-    if stride is not None and stride > asked.window:
-        raise ConfigError(f"--stride: must be at most the window, {asked.window}, got {stride}")
 
 
 @functools.cache

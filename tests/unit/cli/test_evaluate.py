@@ -150,14 +150,11 @@ def test_where_every_answer_fails_there_is_no_table(here, capsys):
         (("--tasks", "gsm8k"), "the data of gsm8k, openai/gsm8k, cannot be reached"),
         (("--tasks", "piqa", "--paper-table", "table 9"), "there are: in_practice, minitron_4b"),
         (("--corpus", "nowhere/text.txt"), "--corpus: 'nowhere/text.txt' is not"),
-        (
-            ("--corpus", "python", "--window", "8", "--stride", "9"),
-            "--stride: 9 asked for, it is at least 1 and at most the",
-        ),
-        (("--corpus", "readmes", "--window", "129"), "--window: 129 asked for, first has 128 positions"),
-        (("--corpus", "readmes", "--stride", "129"), "--stride: 129 asked for, first has 128 positions"),
+        (("--corpus", "python", "--window", "8", "--stride", "9"), "--stride: must be at most the window, 8, got 9"),
+        (("--corpus", "readmes", "--window", "129"), "--window: must be at most 128, the positions of first, got 129"),
+        (("--corpus", "readmes", "--stride", "129"), "--stride: must be at most 128, the positions of first, got 129"),
         (("--corpus", "readmes", "--stride", "8", "--windows", "rolling"), "--stride: must be unset with --windows"),
-        (("--corpus", ""), "--corpus: none named"),
+        (("--corpus", ""), "--corpus: must be "),
         (("--tasks", ","), "--tasks or --corpus: must be given"),
         (("--tasks", "piqa", "--batch-size", "0"), "--batch-size: must be at least 1, got 0"),
     ],
@@ -174,7 +171,7 @@ def test_a_bad_request_is_one_line_before_anything_is_computed(words, said, here
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("blank.txt", " \n", "blank.txt holds nothing but white space"),
+        ("blank.txt", " \n", "--corpus: must hold text"),
         ("other.jsonl", '{"body": "a duck"}', "--text-column: "),
         ("broken.jsonl", "no json", "broken.jsonl cannot be read"),
     ],

@@ -12,7 +12,8 @@ import pytest
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import documents, fingerprint, pin
 from lit_prune.data.tokens import write_tokens
-from lit_prune.evaluate.perplexity import measure_text
+from lit_prune.evaluate.text_loss import measure_text
+from lit_prune.evaluate.text_task import Text
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -81,7 +82,8 @@ def test_an_evaluation_of_changed_text_is_refused(
 ) -> None:
     source = write(tmp_path / "a.jsonl", texts[:20])
     known = fingerprint(Corpus(source=str(source)))
-    ask = functools.partial(measure_text, tiny_llama, tiny_tokenizer, str(source), limit=limit, fingerprint=known)
+    text = Text(str(source), limit=limit, fingerprint=known)
+    ask = functools.partial(measure_text, tiny_llama, tiny_tokenizer, text)
     assert ask().num_documents == (limit or 20)
     write(source, [*texts[:19], "other"])
     with pytest.raises(ConfigError, match="must not change"):

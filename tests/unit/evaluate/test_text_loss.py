@@ -16,8 +16,9 @@ from torch import distributed
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from lit_prune.config import ConfigError
-from lit_prune.evaluate import perplexity
-from lit_prune.evaluate.perplexity import COLUMNS, DocumentLosses, count_windows, measure_text
+from lit_prune.evaluate import text_loss
+from lit_prune.evaluate.text_loss import COLUMNS, DocumentLosses, count_windows, measure_text
+from lit_prune.evaluate.text_task import Text
 from lit_prune.evaluate.window_log import WindowLog
 from lit_prune.evaluate.windows import Document, batches, read, rolling_windows, windows
 
@@ -33,6 +34,11 @@ def written(tmp_path, texts, name="text.jsonl"):
     path = tmp_path / name
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
+
+
+def measured(model, tokenizer, source, **given):
+    reading = {name: given.pop(name) for name in ("column", "window", "stride", "limit", "windows") if name in given}
+    return measure_text(model, tokenizer, Text(source, **reading), **given)
 
 
 @pytest.fixture
@@ -59,7 +65,7 @@ def by_plain_passes(model, tokenizer, texts):
 
 
 def test_a_window_as_long_as_the_documents_is_a_plain_pass(tiny_llama, tiny_tokenizer, texts, source):
-    found = measure_text(tiny_llama, tiny_tokenizer, source)
+    found = measured(tiny_llama, tiny_tokenizer, source)
     expected = by_plain_passes(tiny_llama, tiny_tokenizer, texts[:12])
     assert found.documents["nll"].to_numpy() == pytest.approx(expected, rel=1e-5)
     tokens = [len(tiny_tokenizer(text)["input_ids"]) - 1 for text in texts[:12]]
@@ -83,7 +89,7 @@ def test_every_token_is_scored_once_with_the_context_that_is_promised(length, fi
 
 @pytest.mark.parametrize(("window", "stride"), CHOICES)
 def test_windows_are_passes_over_pieces(tiny_llama, tiny_tokenizer, texts, source, window, stride):
-    found = measure_text(tiny_llama, tiny_tokenizer, source, window=window, stride=stride, limit=1)
+    found = measured(tiny_llama, tiny_tokenizer, source, window=window, stride=stride, limit=1)
     ids, expected = tiny_tokenizer(texts[0])["input_ids"], 0.0
     for token in range(1, len(ids)):
         # The first window that reaches as far as to predict it.
@@ -101,7 +107,7 @@ def test_what_fills_a_batch_up_is_seen_by_no_family(family, tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     texts = [" ".join(str(7 * i % 96) for i in range(length, 3 * length)) for length in (3, 20, 11)]
     model = model_of(family, torch.float64)
-    found = measure_text(model, tokenizer, written(tmp_path, texts)).documents
+    found = measured(model, tokenizer, written(tmp_path, texts)).documents
     assert found["nll"].to_numpy() == pytest.approx(by_plain_passes(model, tokenizer, texts), rel=1e-6)
 
 
@@ -112,7 +118,7 @@ def test_more_context_is_worth_something_to_a_model_that_looks_back(tiny_tokeniz
     stories = str(shared / "data/tinystories/tinystories_1000.json")
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     long, short, sliding = (
-        measure_text(model, tokenizer, stories, window=window, stride=stride, limit=5).lm_loss
+        measured(model, tokenizer, stories, window=window, stride=stride, limit=5).lm_loss
         for window, stride in ((512, 512), (32, 32), (32, 8))
     )
     assert long < sliding < short
@@ -121,7 +127,7 @@ def test_more_context_is_worth_something_to_a_model_that_looks_back(tiny_tokeniz
 def test_a_model_that_knows_nothing_takes_as_many_bits_as_a_token_can_tell_apart(tiny_llama, tiny_tokenizer, source):
     torch.nn.init.zeros_(tiny_llama.lm_head.weight)
     for choice in CHOICES:
-        found = measure_text(tiny_llama, tiny_tokenizer, source, window=choice[0], stride=choice[1])
+        found = measured(tiny_llama, tiny_tokenizer, source, window=choice[0], stride=choice[1])
         assert found.perplexity == pytest.approx(256)
         assert found.bits_per_byte == pytest.approx(8 * found.num_tokens / found.num_bytes)
         assert found.word_perplexity == pytest.approx(256 ** (found.num_tokens / found.num_words))
@@ -130,7 +136,7 @@ def test_a_model_that_knows_nothing_takes_as_many_bits_as_a_token_can_tell_apart
 def test_a_text_behind_a_begin_token_is_scored_whole(tiny_llama, byte_tokenizer, tmp_path):
     texts = ["a", "Grüße, 漢字!", "  two words\n"]
     torch.nn.init.zeros_(tiny_llama.lm_head.weight)
-    found = measure_text(tiny_llama, byte_tokenizer, written(tmp_path, texts))
+    found = measured(tiny_llama, byte_tokenizer, written(tmp_path, texts))
     sizes = [len(text.encode()) for text in texts]
     assert found.documents["bytes"].tolist() == sizes
     assert found.documents["tokens"].tolist() == sizes
@@ -156,7 +162,7 @@ def test_what_a_tokenizer_puts_behind_a_text_is_not_scored(byte_tokenizer):
 
 
 def test_what_a_tokenizer_loses_is_counted(tiny_llama, tiny_tokenizer, tmp_path):
-    found = measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, ["all read", "übel, 漢 there", "ü"]))
+    found = measured(tiny_llama, tiny_tokenizer, written(tmp_path, ["all read", "übel, 漢 there", "ü"]))
     assert found.documents["unread"].tolist() == [0, 5, 2]
     assert found.documents["tokens"].tolist()[2] == found.documents["bytes"].tolist()[2] == 0
 
@@ -164,8 +170,8 @@ def test_what_a_tokenizer_loses_is_counted(tiny_llama, tiny_tokenizer, tmp_path)
 @pytest.mark.parametrize("batch_tokens", [1, 50, 300])
 def test_the_size_of_a_batch_and_what_else_is_in_it_change_nothing(tiny_llama, tiny_tokenizer, source, batch_tokens):
     model = tiny_llama.double()
-    whole = measure_text(model, tiny_tokenizer, source, window=24, stride=10)
-    parts = measure_text(model, tiny_tokenizer, source, window=24, stride=10, batch_tokens=batch_tokens)
+    whole = measured(model, tiny_tokenizer, source, window=24, stride=10)
+    parts = measured(model, tiny_tokenizer, source, window=24, stride=10, batch_tokens=batch_tokens)
     pd.testing.assert_frame_equal(whole.documents, parts.documents, rtol=1e-6)
     assert parts.lm_loss == pytest.approx(whole.lm_loss, rel=1e-6)
 
@@ -179,57 +185,57 @@ def test_a_batch_is_filled_and_not_overfilled():
 
 
 def test_the_order_of_the_documents_changes_nothing(tiny_llama, tiny_tokenizer, texts, tmp_path):
-    there = measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, texts[:9]))
-    back = measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, texts[8::-1], "back.jsonl"))
+    there = measured(tiny_llama, tiny_tokenizer, written(tmp_path, texts[:9]))
+    back = measured(tiny_llama, tiny_tokenizer, written(tmp_path, texts[8::-1], "back.jsonl"))
     assert back.documents["nll"].to_numpy()[::-1] == pytest.approx(there.documents["nll"].to_numpy(), rel=1e-6)
     assert back.bits_per_byte == pytest.approx(there.bits_per_byte, rel=1e-6)
 
 
 def test_few_logits_at_a_time_give_the_same(tiny_llama, tiny_tokenizer, source, monkeypatch):
-    whole = measure_text(tiny_llama, tiny_tokenizer, source)
-    monkeypatch.setattr(perplexity, "tokens_at_once", lambda vocab, on_gpu: 7)
-    assert measure_text(tiny_llama, tiny_tokenizer, source).lm_loss == pytest.approx(whole.lm_loss, rel=1e-6)
+    whole = measured(tiny_llama, tiny_tokenizer, source)
+    monkeypatch.setattr(text_loss, "tokens_at_once", lambda vocab, on_gpu: 7)
+    assert measured(tiny_llama, tiny_tokenizer, source).lm_loss == pytest.approx(whole.lm_loss, rel=1e-6)
 
 
 def test_a_limit_takes_the_first_documents_and_their_windows_are_told_of(tiny_llama, tiny_tokenizer, texts, tmp_path):
     told = []
     how = {"window": 16, "limit": 150}
-    found = measure_text(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), **how, tell=told.append)
+    found = measured(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), **how, progress=told.append)
     assert found.documents["document"].tolist() == list(range(150))
     assert told == sorted(told)
-    assert told[-1] == count_windows(128, tiny_tokenizer, written(tmp_path, texts), **how)
+    assert told[-1] == count_windows(128, tiny_tokenizer, Text(written(tmp_path, texts), **how))
     assert told[-1] == sum(math.ceil(tokens / 16) for tokens in found.documents["tokens"])
     assert tiny_llama.training
 
 
 @pytest.mark.parametrize(
-    ("asked", "error"),
+    ("reading", "error"),
     [
-        ({"window": 129}, "window: 129 tokens asked for, the model has 128 positions"),
-        ({"window": 0}, "window: 0 tokens asked for, at least 1 is needed"),
-        ({"stride": 129}, "stride: 129 tokens asked for, it lies between 1 and the window, 128"),
-        ({"window": 8, "stride": 0}, "stride: 0 tokens asked for, it lies between 1 and the window, 8"),
-        ({"stride": 8, "rolling": True}, "stride: must be unset where windows are rolling, got 8"),
-        ({"limit": 0}, "limit: 0 documents asked for, at least 1 is needed"),
-        ({"column": "story"}, "has no column 'story'; there are: text"),
+        ({"window": 129}, r"--window: must be .* 128.*, got 129$"),
+        ({"window": 0}, r"--window: must be at least 1, got 0$"),
+        ({"stride": 129}, r"--stride: must be .* 128.*, got 129$"),
+        ({"window": 8, "stride": 9}, r"--stride: must be .* 8, got 9$"),
+        ({"window": 8, "stride": 0}, r"--stride: must be at least 1, got 0$"),
+        ({"stride": 8, "windows": "rolling"}, r"--stride: must be unset .*, got 8$"),
+        ({"limit": 0}, r"--limit: must be at least 1, got 0$"),
+        ({"column": "story"}, r"'story'.*: text$"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_line(tiny_llama, tiny_tokenizer, source, asked, error):
-    with pytest.raises(ConfigError) as refused:
-        measure_text(tiny_llama, tiny_tokenizer, source, **asked)
-    assert str(refused.value).endswith(error)
+def test_a_reading_out_of_range_is_refused_in_one_line(tiny_llama, tiny_tokenizer, source, reading, error):
+    with pytest.raises(ConfigError, match=error) as refused:
+        measured(tiny_llama, tiny_tokenizer, source, **reading)
     assert "\n" not in str(refused.value)
 
 
 def test_a_family_whose_head_is_not_known_is_refused(tiny_tokenizer, source):
     config = BloomConfig(vocab_size=256, hidden_size=8, n_layer=1, n_head=2)
     with pytest.raises(ConfigError, match="bloom"):
-        measure_text(BloomForCausalLM(config), tiny_tokenizer, source)
+        measured(BloomForCausalLM(config), tiny_tokenizer, source)
 
 
 def test_a_text_with_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="holds no document of two tokens"):
-        measure_text(tiny_llama, tiny_tokenizer, written(tmp_path, ["a"]))
+    with pytest.raises(ConfigError, match=r"^--corpus: "):
+        measured(tiny_llama, tiny_tokenizer, written(tmp_path, ["a"]))
 
 
 # --- lm-eval's windows ----------------------------------------------------------------------------------------------
@@ -262,7 +268,7 @@ def test_rolling_losses_and_counts_are_those_of_lm_eval(named, tiny_llama, texts
     requests = [instance("loglikelihood_rolling", {}, (text,), 0) for text in documents]
     theirs = harness.HFLM(pretrained=tiny_llama, tokenizer=tokenizer, batch_size=1, max_length=24)
     logs = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
-    found = measure_text(tiny_llama, tokenizer, written(tmp_path, documents), window=24, rolling=True)
+    found = measured(tiny_llama, tokenizer, written(tmp_path, documents), window=24, windows="rolling")
     assert found.documents["nll"].to_numpy() == pytest.approx([-log for log in logs], rel=1e-5)
     words = [task.PerplexityTask.count_words(text) for text in documents]
     num_bytes = [task.PerplexityTask.count_bytes(text) for text in documents]
@@ -278,7 +284,7 @@ def test_rolling_windows_need_a_token_before_the_first(tiny_llama, tiny_tokenize
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(ConfigError, match=r"^windows: must be sliding"):
-        measure_text(tiny_llama, tokenizer, source, rolling=True)
+        measured(tiny_llama, tokenizer, source, windows="rolling")
 
 
 # --- long texts -----------------------------------------------------------------------------------------------------
@@ -293,15 +299,15 @@ def test_the_default_window_is_capped(tiny_tokenizer, texts, tmp_path):
     )  # fmt: skip
     torch.manual_seed(0)
     model, source = LlamaForCausalLM(config), written(tmp_path, [" ".join(texts)])
-    found = measure_text(model, tiny_tokenizer, source)
+    found = measured(model, tiny_tokenizer, source)
     assert (found.window, found.stride) == (2048, 2048)
     assert found.num_tokens > 2 * 2048
-    asked = measure_text(model, tiny_tokenizer, source, window=2048)
+    asked = measured(model, tiny_tokenizer, source, window=2048)
     assert asked.lm_loss == found.lm_loss
 
 
 def test_what_was_scored_before_a_stop_is_not_scored_again(tiny_llama, tiny_tokenizer, source, tmp_path, monkeypatch):
-    whole = measure_text(tiny_llama, tiny_tokenizer, source, window=16)
+    whole = measured(tiny_llama, tiny_tokenizer, source, window=16)
     path, scored = tmp_path / "windows.csv", []
 
     def stop(count):
@@ -309,13 +315,13 @@ def test_what_was_scored_before_a_stop_is_not_scored_again(tiny_llama, tiny_toke
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_text(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), tell=stop, batch_tokens=64)
+        measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), progress=stop, batch_tokens=64)
     kept = path.read_text()
     path.write_text(kept + "7,1")  # killed while it was writing
-    losses = perplexity._losses
-    monkeypatch.setattr(perplexity, "_losses", lambda model, batch: scored.extend(batch) or losses(model, batch))
+    losses = text_loss._losses
+    monkeypatch.setattr(text_loss, "_losses", lambda model, batch: scored.extend(batch) or losses(model, batch))
     told = []
-    again = measure_text(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), tell=told.append)
+    again = measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), progress=told.append)
     before = {tuple(map(int, line.split(",")[:2])) for line in kept.splitlines()}
     assert len(before) > 10
     assert not before & {part.place for part in scored}
@@ -369,7 +375,7 @@ def test_two_processes_share_the_documents_and_both_know_the_whole(tiny_llama, t
     """With one document the second has none."""
 
     def measure():
-        return measure_text(tiny_llama, tiny_tokenizer, source, limit=limit, window=20, stride=10)
+        return measured(tiny_llama, tiny_tokenizer, source, limit=limit, window=20, stride=10)
 
     alone, fork = measure(), multiprocessing.get_context("fork")
     answers = fork.Queue()
