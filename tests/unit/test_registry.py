@@ -21,7 +21,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(registry, "_loaded", [])
     monkeypatch.setattr(logit_losses, "_parts", dict(logit_losses._parts))
     point = EntryPoint("mine", "lit_prune_plugin_of_a_test", registry.PLUGINS)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.PLUGINS else [])
+    monkeypatch.setattr(registry, "_plugins", lambda: (point,))
     yield tmp_path / "lit_prune_plugin_of_a_test.py"
     sys.modules.pop("lit_prune_plugin_of_a_test", None)
 
@@ -33,6 +33,12 @@ def test_every_registry_names_its_parts() -> None:
     assert lp.registry.logit_losses is logit_losses
     with pytest.raises(AttributeError):
         _ = lp.registry.nothing
+
+
+def test_plugins_are_those_of_the_entry_point_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("mine", "lit_prune_plugin_of_a_test", registry.PLUGINS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.PLUGINS else [])
+    assert registry._plugins.__wrapped__() == (point,)
 
 
 def test_a_plugin_is_imported_when_a_registry_is_read(plugin: Path) -> None:
