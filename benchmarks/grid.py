@@ -110,22 +110,21 @@ def runner(store: Path, execution: Execution) -> Iterator[Any]:
     """The runner of every table, on a store."""
     from lit_prune.cli.progress import ProgressBar
     from lit_prune.distill.train import quiet
-    from lit_prune.integrations.wandb.tracker import WandbTracker
     from lit_prune.pipeline.runner import Runner
     from lit_prune.store import Store
 
     quiet()
     with ProgressBar(0) as bar:
-        yield Runner(Store(store), execution, bar, WandbTracker(TABLE.name, "disabled", store / "wandb"))
+        yield Runner(Store(store), execution, bar)
 
 
 def prepare(store: Path, steps: int) -> None:
     """Compute all that comes before the retraining, the same for all cells."""
+    from lit_prune.pipeline import artifacts
+
     cell = cells(steps)[0].cell
     with runner(store, Execution(accelerator="cpu")) as computing:
-        computing.tokens(cell)
-        computing.students.expect([cell])
-        computing.students.student(cell)
+        artifacts.student(cell, computing.ctx)
 
 
 def run(store: Path, steps: int, count: int, cohort: bool, threads: int) -> Cost:
@@ -138,7 +137,8 @@ def run(store: Path, steps: int, count: int, cohort: bool, threads: int) -> Cost
     asked = cells(steps)[:count]
     passes: list[float] = []
     with runner(store, Execution(accelerator="cpu", cohort=cohort)) as computing:
-        computing.load = functools.lru_cache(maxsize=1)(lambda location: timed(loading.load_model(location), passes))
+        load = functools.lru_cache(maxsize=1)(lambda location: timed(loading.load_model(location), passes))
+        computing.ctx = replace(computing.ctx, load=load)
         wall, cpu = time.perf_counter(), time.process_time()
         if computing.run(asked):
             raise RuntimeError("a cell failed")

@@ -105,19 +105,13 @@ def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer:
 @pytest.fixture
 def tiny_runner(tmp_path: Path) -> Any:
     """A runner on an empty store, which logs every second step."""
-    from lit_prune.cli.progress import ProgressBar
     from lit_prune.config import Execution
-    from lit_prune.integrations.wandb.tracker import WandbTracker
     from lit_prune.pipeline.runner import Runner
+    from lit_prune.progress import Silent
     from lit_prune.store import Store
 
     quick = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
-    return Runner(
-        Store(tmp_path / "store"),
-        quick,
-        ProgressBar(0, quiet=True),
-        WandbTracker("none", "disabled", tmp_path / "wandb"),
-    )
+    return Runner(Store(tmp_path / "store"), quick, Silent())
 
 
 @pytest.fixture

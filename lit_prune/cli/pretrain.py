@@ -28,7 +28,7 @@ WORTH = 0.5
 
 def check(folder: Path) -> int:
     """Print what a teacher is worth; returns 0 where that is at least `WORTH`, else 1."""
-    from lit_prune.pipeline.stages.pretrain import worth
+    from lit_prune.evaluate.teacher_quality import worth
 
     found = worth(folder, lambda what: print(what, file=sys.stderr))
     text = f"{found['corpus']} ({'as' if found['same_text'] else 'not as'} on its card)"
@@ -61,7 +61,7 @@ def run(flags: CliArgs) -> int:
     """Train or find the teacher and print its result, or check one."""
     recipe = override(Pretraining(), dict(parse_setting(text) for text in flags.set))
     from lit_prune.distill.train import quiet
-    from lit_prune.pipeline.stages.pretrain import pretrain
+    from lit_prune.pipeline.runner import Runner
 
     quiet()
     cpu.choose(flags.execution)
@@ -71,14 +71,8 @@ def run(flags: CliArgs) -> int:
         return check(Path(loading.locate(str(name))))
     cell = Cell(teacher=loading.pin(Teacher(model=None, pretraining=recipe)))
     assert cell.teacher.pretraining is not None
-    with ProgressBar(recipe.steps, unit="step") as bar, Store(flags.store).claim(cell, "teacher") as node:
-        if node.result is None:
-            bar.say("tokenising")
-            result = pretrain(
-                cell.teacher.pretraining, node.folder, flags.execution,
-                lambda step, row: bar.at(step, f"pretraining, loss {row.get('loss', float('nan')):.3f}"),
-            )  # fmt: skip
-            node.finish(result)
+    with ProgressBar(recipe.steps, unit="step") as bar:
+        node = Runner(Store(flags.store), flags.execution, bar).ctx.get("teacher", cell)
     print(json.dumps(node.result, indent=1))
     if flags.export:
         shutil.copytree(node.folder / "model", flags.export, dirs_exist_ok=True)

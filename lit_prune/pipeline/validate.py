@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -317,9 +316,3 @@ def check_validation(cell: Cell, tokens: Path, what: str) -> None:
         validation_data(cell.evaluation, tokens)
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from None
-
-
-def second_of(cell: Cell) -> Cell:
-    """The cell with its second text in the place of its corpus."""
-    assert cell.evaluation.second is not None
-    return dataclasses.replace(cell, corpus=cell.evaluation.second)

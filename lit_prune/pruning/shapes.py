@@ -14,7 +14,7 @@ from lit_prune.models import loading
 def teacher_config(cell: Cell) -> Any:
     """The Hugging Face config of the teacher, which need not exist yet."""
     if cell.teacher.pretraining is not None:
-        from lit_prune.pipeline.stages.pretrain import config_of
+        from lit_prune.models.llama import config_of
 
         return config_of(cell.teacher.pretraining)
     if cell.teacher.model is None:

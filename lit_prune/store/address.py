@@ -10,13 +10,14 @@ from typing import Any
 from lit_prune.config import EVIDENCE, Cell
 from lit_prune.config.overrides import source_of
 
-SCHEMA = {"tokens": 1, "teacher": 1, "correction": 1, "student": 1, "cell": 1} | dict.fromkeys(EVIDENCE, 1)
+SCHEMA = dict.fromkeys(("tokenizer", "tokens", "teacher", "correction", *EVIDENCE, "student", "cell"), 1)
 """Meaning of each stage's artifacts; raised by hand when a stage computes something else from the same sections."""
 
 _ALWAYS_HASHED = ("tokens", "teacher", "importance", "student", "cell")
 """Stages whose schema is in every address downstream; those added later enter it once they leave version 1."""
 
 STAGES: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("teacher",),
     "teacher": ("teacher",),
     "tokens": ("teacher", "corpus"),
     "correction": ("teacher", "corpus"),
@@ -26,7 +27,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """The sections each stage reads: its own and all those upstream."""
 
-_BEFORE_CORRECTION = ("teacher", "tokens")
+_BEFORE_CORRECTION = ("tokenizer", "teacher", "tokens")
 """Stages that come before the teacher is corrected: training and tokenizer are those of the teacher as it was."""
 
 

@@ -99,10 +99,10 @@ def _with_parents(cells: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, A
 def _comes_before(about: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
     """Whether a node computes something that a cell reads, or the cell itself: its sections are among the cell's."""
     stage = about.get("stage")
-    if stage in ("teacher", "tokens"):
+    if stage in ("tokenizer", "teacher", "tokens"):
         texts = [cell.get("corpus"), (cell.get("evaluation") or {}).get("second")]
         teacher = {name: value for name, value in (cell.get("teacher") or {}).items() if name != "correction"}
-        return about.get("teacher") == teacher and (stage == "teacher" or about.get("corpus") in texts)
+        return about.get("teacher") == teacher and (stage != "tokens" or about.get("corpus") in texts)
     sections = [name for name in STAGES.get(str(stage), ()) if name in about or name in cell]
     return bool(sections) and _same(about, cell, sections)
 

@@ -3,71 +3,74 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 
+from lit_prune.config import Cell
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import train
 from lit_prune.distill.turns import Turn
 from lit_prune.evaluate.memory import peak_memory
 from lit_prune.models import loading
-from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.stages.evaluate import Rows, ends, spent
-from lit_prune.store.store import CHECKS, Node
-
-if TYPE_CHECKING:
-    from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.stage import Context, Stage
+from lit_prune.pipeline.stages import evaluate, prune
+from lit_prune.store.store import CHECKS
 
 
-class Retrainings:
-    """Retrains students for a runner, whose teachers, tokens and progress it uses."""
+def run(cell: Cell, ctx: Context) -> dict[str, Any]:
+    """Retrain the student, pruned or of random weights, and return what is measured."""
+    assert ctx.node is not None
+    assert ctx.entry is not None
+    student = None if cell.student.weights == "random" else artifacts.student(cell, ctx)
+    artifacts.tokens(cell, ctx)  # before the clock starts
+    turn = Turn(ctx.node.spend, alone=ctx.together == 1)
+    try:
+        result = _measured(cell, ctx, student, turn)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the disk may be full
+            ctx.node.spend(round(turn.seconds, 1))
+        raise
+    # If cells take turns, the peak is that of all of them up to the end of this one.
+    ctx.env.update(seconds=round(turn.seconds, 1), peak_memory=peak_memory() if ctx.measurable else None)
+    ctx.tracker.conclude(ctx.entry, result)
+    return result
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
 
-    def measure(self, entry: Entry, student: str | None, tokens: Path, node: Node) -> dict[str, Any]:
-        """Retrain the student in a folder, or a new one of random weights; finish the node with what is measured."""
-        turn = Turn(node.spend, alone=self.runner.together == 1)
-        try:
-            result = self._measure(entry, student, tokens, node, turn)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the disk may be full
-                node.spend(round(turn.seconds, 1))
-            raise
-        seconds = round(turn.seconds, 1)
-        self.runner.mirror.conclude(entry, result)
-        # If cells take turns, the peak is that of all of them up to the end of this one.
-        return node.finish(result, seconds=seconds, peak_memory=peak_memory() if self.runner.measurable else None)
+STAGE = Stage("cell", run)
 
-    def _measure(self, entry: Entry, student: str | None, tokens: Path, node: Node, turn: Turn) -> dict[str, Any]:
-        cell, runner = entry.cell, self.runner
-        model = loading.load_model(student) if student else runner.students.new(cell)
-        teacher = runner.teachings.of(cell) if cell.distill.steps else None
-        checked = self._retrain(entry, model, teacher, tokens, node, turn)
-        result = runner.evaluations.result(cell, model, tokens, checked) | ends(checked) | spent(cell, model.config)
-        if cell.distill.teacher_optim is not None and teacher is not None:
-            result["teacher_lm_loss"], _ = runner.evaluations.lm_loss(cell, teacher.model, tokens)
-        return result
 
-    def _retrain(self, entry: Entry, model: Any, teacher: Teacher | None, tokens: Path, node: Node, turn: Turn) -> Rows:
-        """Train the student for the steps of its recipe; return its checks, none if the cell has none."""
-        cell, runner, checks = entry.cell, self.runner, None
-        if not cell.distill.steps:
-            model.to(runner.device)
-            return [runner.evaluations.validate(cell, tokens, teacher)(model, True)] if cell.evaluation.checks else []
-        callbacks: list[L.Callback] = [turn]
-        if cell.evaluation.checks:
-            steps = check_steps(cell.distill.steps, cell.evaluation.checks)
-            checks = Checks(node.folder / CHECKS, steps, runner.evaluations.validate(cell, tokens, teacher))
-            callbacks.append(checks)
-        with runner.mirror.logger(entry, node.folder) as loggers:
-            train(
-                model, teacher, cell.distill, tokens, node.folder, seed=cell.seed,
-                execution=runner.execution, tell=runner.teller_of_cell(entry), loggers=loggers, callbacks=callbacks,
-            )  # fmt: skip
-        model.save_pretrained(node.folder / "model")
-        runner.tokenizer(cell).save_pretrained(node.folder / "model")
-        return checks.rows if checks else []
+def _measured(cell: Cell, ctx: Context, student: str | None, turn: Turn) -> dict[str, Any]:
+    model = loading.load_model(student) if student else prune.untrained(cell)
+    teacher = ctx.teachers.of(cell, ctx) if cell.distill.steps else None
+    rows = _retrain(cell, ctx, model, teacher, turn)
+    result = evaluate.measure(cell, ctx, model, rows) | evaluate.spent(cell, model.config)
+    if cell.distill.teacher_optim is not None and teacher is not None:
+        result["teacher_lm_loss"], _ = evaluate.lm_loss(cell, ctx, teacher.model)
+    return result
+
+
+def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, turn: Turn) -> evaluate.Rows:
+    """Train the student for the steps of its recipe; return its validations, none if the cell has none."""
+    assert ctx.entry is not None
+    if not cell.distill.steps:
+        model.to(ctx.device)
+        return [evaluate.validation(cell, ctx, teacher)(model, True)] if cell.evaluation.checks else []
+    callbacks: list[L.Callback] = [turn]
+    checks = None
+    if cell.evaluation.checks:
+        steps = check_steps(cell.distill.steps, cell.evaluation.checks)
+        checks = Checks(ctx.folder / CHECKS, steps, evaluate.validation(cell, ctx, teacher))
+        callbacks.append(checks)
+    others = f" and {ctx.together - 1} more" if ctx.together > 1 else ""
+    with ctx.tracker.logger(ctx.entry, ctx.folder) as loggers:
+        train(
+            model, teacher, cell.distill, artifacts.tokens(cell, ctx), ctx.folder, seed=cell.seed,
+            execution=ctx.execution, tell=ctx.training(f"{ctx.doing}{others}", cell.distill.steps), loggers=loggers,
+            callbacks=callbacks,
+        )  # fmt: skip
+    model.save_pretrained(ctx.folder / "model")
+    artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
+    return checks.rows if checks else []

@@ -8,13 +8,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Distill, Execution, Finetuning
+from lit_prune.config import Cell, Distill, Execution, Finetuning
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import TokenSequences
 from lit_prune.distill.train import Tell, train
 from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.models import loading
+from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.stage import Context, Stage
 
 _SEQUENCES = 64
+
+
+def run(cell: Cell, ctx: Context) -> dict[str, Any]:
+    """Fine-tune the teacher of a cell."""
+    recipe = cell.teacher.correction
+    assert recipe is not None
+    tokens = artifacts.tokens(cell, ctx)
+    model = loading.load_model(artifacts.base_teacher(cell, ctx)).to(ctx.device)
+    artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
+    tell = ctx.training("fine-tuning the teacher", recipe.steps)
+    return correct(recipe, model, tokens, ctx.folder, ctx.execution, tell)
+
+
+STAGE = Stage("correction", run)
 
 
 def objective(recipe: Finetuning) -> Distill:

@@ -14,9 +14,10 @@ from distilled import llama, student_of
 from process import python
 
 from lit_prune.config import Corpus, Distill, Execution, Optim, Pretraining
+from lit_prune.data.bpe import train_tokenizer
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.train import train
-from lit_prune.pipeline.stages.pretrain import prepare
+from lit_prune.pipeline.stages.pretrain import tokenise
 
 RECIPE = Distill(block=16, batch=2, steps=4, optim=Optim(warmup=1))
 QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=1)
@@ -143,9 +144,10 @@ def test_half_written_tokens_of_a_pretrained_teacher_are_written_again(texts, tm
     for number, text in enumerate(texts):
         (source / f"{number}.txt").write_text(text)
     recipe = Pretraining(corpus=Corpus(source=str(source), heldout=0.2), vocab_size=300)
-    prepare(recipe, tmp_path)
+    tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
+    tokenise(recipe, tokenizer, tmp_path)
     path = tmp_path / "tokens" / name
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    prepare(recipe, tmp_path)
+    tokenise(recipe, tokenizer, tmp_path)
     assert path.read_bytes() == whole

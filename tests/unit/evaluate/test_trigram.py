@@ -13,8 +13,8 @@ from lit_prune.cli.pretrain import main
 from lit_prune.config import ConfigError, Pretraining
 from lit_prune.config.overrides import plain_of
 from lit_prune.data.corpus import split_of
+from lit_prune.evaluate.teacher_quality import recipe_of, worth
 from lit_prune.evaluate.trigram import KneserNeyTrigram
-from lit_prune.pipeline.stages.pretrain import recipe_of, worth
 
 # Trigrams 012 twice, 120 201 013 130 301 once: n1 = 5, n2 = 1, D = 5/7.
 # Continuations: 01 after two tokens, 12 20 13 30 after one: D = 4/6. 0 ends two of them, 1 2 3 one: D = 3/5.

@@ -110,7 +110,7 @@ def test_a_run_stops_at_the_load_of_weights_that_changed(tiny_runner, tiny_cell,
     cells = [override(tiny_cell, {"distill.steps": 0, "student.neurons": share}) for share in (0.5, 0.75)]
     tiny_runner.run([Entry("first", 0, cells[0], {})])
     other_weights(tmp_path / "tiny")
-    tiny_runner.load.cache_clear()
+    tiny_runner.ctx.load.cache_clear()
     with pytest.raises(ConfigError, match=r"model\.safetensors"):
         tiny_runner.run([Entry("second", 0, cells[1], {})])
     first, second = (tiny_runner.store.node(cell, "cell") for cell in cells)

@@ -8,9 +8,9 @@ from transformers import LlamaForCausalLM
 
 from lit_prune.cli.pretrain import WORTH
 from lit_prune.config import Cell, ConfigError, Corpus, Teacher
+from lit_prune.evaluate.teacher_quality import recipe_of, worth
 from lit_prune.models import loading
 from lit_prune.models.files import CARD
-from lit_prune.pipeline.stages.pretrain import recipe_of, worth
 from lit_prune.store.address import key
 
 FOLDER = loading.SHIPPED / str(Teacher().model)
@@ -74,7 +74,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 
 def test_a_recipe_that_is_no_llama_is_refused_before_anything_is_read():
     from lit_prune.config import Pretraining
-    from lit_prune.pipeline.stages.pretrain import config_of
+    from lit_prune.models.llama import config_of
 
     with pytest.raises(ConfigError, match="no shape of a Llama"):
         config_of(Pretraining(hidden=50, heads=6, corpus=Corpus()))

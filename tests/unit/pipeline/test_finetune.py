@@ -13,6 +13,7 @@ import torch
 from lit_prune.config import Cell, ConfigError, Corpus, Execution, Finetuning, Optim, Teacher
 from lit_prune.config.overrides import fields_of, override
 from lit_prune.models import loading
+from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.runner import Runner
@@ -53,16 +54,17 @@ def without(cell: Cell) -> Cell:
 def test_a_correction_changes_the_address_of_all_but_the_teachers_training_and_the_tokens(stage):
     corrected = override(PINNED, {"teacher.correction.steps": 100})
     assert corrected.teacher.correction == Finetuning()
-    assert (key(corrected, stage) != key(PINNED, stage)) == (stage not in ("teacher", "tokens"))
+    assert (key(corrected, stage) != key(PINNED, stage)) == (stage not in ("tokenizer", "teacher", "tokens"))
     longer = override(PINNED, {"teacher.correction.steps": 101})
-    assert (key(corrected, stage) != key(longer, stage)) == (stage not in ("teacher", "tokens"))
+    assert (key(corrected, stage) != key(longer, stage)) == (stage not in ("tokenizer", "teacher", "tokens"))
 
 
 def test_a_raised_schema_of_the_correction_touches_only_cells_that_have_one(monkeypatch):
     corrected = override(PINNED, {"teacher.correction.steps": 100})
     before = {stage: (key(PINNED, stage), key(corrected, stage)) for stage in STAGES}
     monkeypatch.setitem(address.SCHEMA, "correction", 2)
-    assert {stage for stage in STAGES if key(corrected, stage) == before[stage][1]} == {"teacher", "tokens"}
+    same = {stage for stage in STAGES if key(corrected, stage) == before[stage][1]}
+    assert same == {"tokenizer", "teacher", "tokens"}
     assert {stage for stage in STAGES if key(PINNED, stage) != before[stage][0]} == {"correction"}
     assert identity(corrected, "cell")["schema"]["correction"] == 2
 
@@ -86,7 +88,7 @@ def test_a_size_that_is_too_small_is_refused(name, least):
 
 
 def test_the_node_holds_a_better_teacher_in_stock_layout_and_says_by_how_much(cell, runner):
-    folder = Path(runner.teacher(cell))
+    folder = Path(artifacts.teacher(cell, runner.ctx))
     node = runner.store.node(cell, "correction")
     assert folder == node.folder / "model"
     result = node.result
@@ -97,9 +99,10 @@ def test_the_node_holds_a_better_teacher_in_stock_layout_and_says_by_how_much(ce
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
     assert len(loading.load_tokenizer(str(folder))) == 256
     assert not (node.folder / "last.ckpt").exists()
-    assert runner.uncorrected(cell) == runner.teacher(without(cell)) == cell.teacher.model
+    assert artifacts.base_teacher(cell, runner.ctx) == cell.teacher.model
+    assert artifacts.teacher(without(cell), runner.ctx) == cell.teacher.model
     stamp = (node.folder / "result.json").stat().st_mtime_ns
-    assert Path(runner.teacher(cell)) == folder
+    assert Path(artifacts.teacher(cell, runner.ctx)) == folder
     assert (node.folder / "result.json").stat().st_mtime_ns == stamp
 
 
@@ -108,12 +111,12 @@ def test_corrected_by_hand_it_has_the_same_weights(cell, runner):
     from lit_prune.data.retraining import RetrainingData
     from lit_prune.distill.optim import learning_rate
 
-    corrected = loading.load_model(runner.teacher(cell))
+    corrected = loading.load_model(artifacts.teacher(cell, runner.ctx))
     model = loading.load_model(cell.teacher.model).train()
     groups = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
     decays = zip(groups, (0.1, 0.0), strict=True)
     adamw = torch.optim.AdamW([{"params": g, "weight_decay": d} for g, d in decays], betas=(0.9, 0.95))
-    data = RetrainingData(runner.tokens(cell), block=32, batch=4, steps=6, seed=0)
+    data = RetrainingData(artifacts.tokens(cell, runner.ctx), block=32, batch=4, steps=6, seed=0)
     for step, batch in enumerate(data.train_dataloader()):
         for group in adamw.param_groups:
             group["lr"] = learning_rate(RECIPE.optim, step, 6)
@@ -126,7 +129,7 @@ def test_corrected_by_hand_it_has_the_same_weights(cell, runner):
 
 
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(cell, runner, tmp_path):
-    tokens, location = runner.tokens(cell), cell.teacher.model
+    tokens, location = artifacts.tokens(cell, runner.ctx), cell.teacher.model
 
     def corrected(folder: Path, stop_at: int | None = None) -> Any:
         def tell(step: int, row: dict[str, float]) -> None:
@@ -164,7 +167,7 @@ def test_a_corrected_cell_prunes_and_imitates_the_corrected_teacher_on_the_same_
 def test_planned_steps_count_a_correction_once_for_all_its_cells(cell, runner):
     entries = [Entry("row", seed, dataclasses.replace(cell, seed=seed), {}) for seed in range(3)]
     assert planned_steps(runner.store, entries) == 3 * 4 + RECIPE.steps
-    runner.teacher(cell)
+    artifacts.teacher(cell, runner.ctx)
     assert planned_steps(runner.store, entries) == 3 * 4
 
 

@@ -15,9 +15,11 @@ from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Optim
 from lit_prune.config.overrides import override
 from lit_prune.distill.callbacks import Diverged
-from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline.stages import evaluate
+from lit_prune.progress import Silent
 from lit_prune.store.address import identity
 
 HOLD = """
@@ -62,7 +64,7 @@ def test_a_busy_cell_is_waited_for_and_computed_where_its_process_leaves_it(entr
     holder = python(HOLD, node.folder, json.dumps(identity(entry.cell, "cell")))
     try:
         assert holder.stdout.readline() == "held\n", holder.stderr.read()
-        tiny_runner.bar = Asking(holder, word)
+        tiny_runner.ctx = dataclasses.replace(tiny_runner.ctx, progress=Asking(holder, word))
         assert tiny_runner.run([entry]) == 0
     finally:
         holder.kill()
@@ -89,9 +91,7 @@ def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, ti
 
     monkeypatch.setattr(PreTrainedModel, "__init__", counted)
     how = dataclasses.replace(tiny_runner.execution, cohort=cohort)
-    runner = Runner(
-        tiny_runner.store, how, ProgressBar(0, quiet=True), WandbTracker("none", "disabled", tiny_runner.store.root)
-    )
+    runner = Runner(tiny_runner.store, how, Silent())
     gc.collect()
     gc.disable()
     try:
@@ -117,12 +117,12 @@ class Stopping(ProgressBar):
 
 
 def test_the_time_of_all_attempts_adds_up(entry, tiny_runner):
-    node, bar = tiny_runner.store.node(entry.cell, "cell"), tiny_runner.bar
-    tiny_runner.bar = Stopping(0, quiet=True)
+    node, ctx = tiny_runner.store.node(entry.cell, "cell"), tiny_runner.ctx
+    tiny_runner.ctx = dataclasses.replace(ctx, progress=Stopping(0, quiet=True))
     with pytest.raises(Stop):
         tiny_runner.run([entry])
     node.spend(100.0)  # what the first attempt took, as the clock of a long run would have it
-    tiny_runner.bar = bar
+    tiny_runner.ctx = ctx
     assert tiny_runner.run([entry]) == 0
     first, second = node.env["attempts"]
     assert first["seconds"] == 100.0
@@ -179,6 +179,6 @@ def test_a_student_that_keeps_everything_is_the_teacher_where_it_lies(entry, tin
     student = tiny_runner.store.node(cell, "student")
     assert student.result["share"] == 1.0
     assert not list(tiny_runner.store.root.glob("*/*/model"))
-    tokens, teacher = tiny_runner.tokens(cell), tiny_runner.load(tiny_runner.teacher(cell))
-    expected, _ = tiny_runner.evaluations.lm_loss(cell, teacher, tokens)
+    teacher = tiny_runner.ctx.load(artifacts.teacher(cell, tiny_runner.ctx))
+    expected, _ = evaluate.lm_loss(cell, tiny_runner.ctx, teacher)
     assert tiny_runner.store.node(cell, "cell").result["lm_loss"] == expected

@@ -1,0 +1,30 @@
+"""Train a byte-level BPE tokenizer on a corpus."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lit_prune.config import ConfigError, Corpus
+from lit_prune.data.corpus import documents
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `vocab_size` entries, trained on the train split.
+
+    Raises:
+        ConfigError: too few entries for all bytes and the end of text.
+    """
+    if vocab_size < 257:
+        raise ConfigError(f"pretraining.vocab_size: {vocab_size} asked for; 256 bytes and the end of text take 257")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator((text for split, text in documents(corpus) if split == "train"), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)

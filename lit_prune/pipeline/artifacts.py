@@ -1,0 +1,74 @@
+"""Where the models and texts of a cell lie: those that are given where they were given, others as results of stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell
+from lit_prune.config.overrides import source_of
+from lit_prune.models import loading
+from lit_prune.pipeline.stage import Context
+
+
+def base_teacher(cell: Cell, ctx: Context) -> str:
+    """Return the folder of the teacher before fine-tuning; one that is given as a recipe is pretrained."""
+    if cell.teacher.model is not None:
+        return loading.locate(cell.teacher.model, cell.teacher.fingerprint)
+    return str(ctx.get("teacher", cell).folder / "model")
+
+
+def teacher(cell: Cell, ctx: Context) -> str:
+    """Return the folder of the teacher, fine-tuned on the cell's text if the cell says so."""
+    if cell.teacher.correction is None:
+        return base_teacher(cell, ctx)
+    return str(ctx.get("correction", cell).folder / "model")
+
+
+def tokenizer(cell: Cell, ctx: Context) -> Any:
+    """Return the teacher's tokenizer, which exists before a teacher is pretrained."""
+    if cell.teacher.model is not None:
+        return loading.load_tokenizer(base_teacher(cell, ctx))
+    pretrained = ctx.store.node(cell, "teacher")
+    node = ctx.get("tokenizer", cell) if pretrained.verified is None else pretrained
+    return loading.load_tokenizer(str(node.folder / "model"))
+
+
+def tokens(cell: Cell, ctx: Context) -> Path:
+    """Return the folder of the cell's text in the teacher's tokens."""
+    return ctx.get("tokens", cell).folder
+
+
+def student(cell: Cell, ctx: Context) -> str:
+    """Return the folder of the student before retraining: pruned, the whole model if nothing was cut, or given."""
+    if cell.student.model is not None:
+        return loading.locate(cell.student.model, cell.student.fingerprint, field="student.model")
+    node = ctx.get("student", cell)
+    return to_prune(cell, ctx) if (node.result or {}).get("whole") else str(node.folder / "model")
+
+
+def to_prune(cell: Cell, ctx: Context) -> str:
+    """Return the folder of the model that is pruned: the teacher, or the student of the cell's source.
+
+    Raises:
+        RuntimeError: if the source has failed.
+    """
+    source = source_of(cell)
+    if source is None:
+        return teacher(cell, ctx)
+    if not source.distill.steps:
+        return student(source, ctx)
+    node = ctx.store.node(source, "cell")
+    if node.verified is None:
+        with ctx.store.claim(source, "cell", wait=True):  # until another process that computes it lets go
+            pass
+    if node.result is None:
+        raise RuntimeError(f"its source {node.key} is not done ({node.error or 'stopped'})")
+    return str(node.folder / "model")
+
+
+def with_second_text(cell: Cell) -> Cell:
+    """Return the cell with its second text in the place of its corpus."""
+    assert cell.evaluation.second is not None
+    return dataclasses.replace(cell, corpus=cell.evaluation.second)

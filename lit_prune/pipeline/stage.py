@@ -1,0 +1,178 @@
+"""One step of the pipeline, and its context: store, folder, runtime, progress and the results of other stages."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.loggers import Logger
+
+from lit_prune.config import Cell, ConfigError, Execution
+from lit_prune.distill.teacher import Teacher
+from lit_prune.distill.train import Tell
+from lit_prune.models import loading
+from lit_prune.pipeline.expand import Entry
+from lit_prune.progress import Progress
+from lit_prune.store import Node, Store
+from lit_prune.store.address import STAGES, key
+from lit_prune.store.failures import failure_of
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline: it reads some sections of a cell and fills the folder of their address."""
+
+    name: str
+    """Folder of its results in the store."""
+    run: Callable[[Cell, Context], dict[str, Any]]
+    """Compute the result of a cell; files go to the folder of the context."""
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Sections of a cell that the stage and those upstream of it read."""
+        return STAGES[self.name]
+
+
+class Tracker(Protocol):
+    """Receives the metrics and the result of each cell."""
+
+    def logger(self, entry: Entry, folder: Path) -> AbstractContextManager[Sequence[Logger]]:
+        """Open the loggers of a cell's training run in `folder`."""
+
+    def conclude(self, entry: Entry, result: dict[str, Any]) -> None:
+        """Close the run of a cell with its result."""
+
+
+class Untracked:
+    """A tracker that drops everything."""
+
+    def logger(self, entry: Entry, folder: Path) -> AbstractContextManager[Sequence[Logger]]:
+        """Return no logger."""
+        return contextlib.nullcontext(())
+
+    def conclude(self, entry: Entry, result: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class Teachers(Protocol):
+    """Provides teacher outputs."""
+
+    def of(self, cell: Cell, ctx: Context) -> Teacher | None:
+        """Return the teacher of a cell's retraining; None if its objective needs none."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use. Copies share everything but the row at work, the node and its notes."""
+
+    store: Store
+    execution: Execution
+    progress: Progress
+    tracker: Tracker
+    stages: Mapping[str, Stage]
+    """Name -> stage, so that one stage gets the results of others."""
+    teachers: Teachers
+    load: Callable[[str], Any] = field(default_factory=lambda: functools.lru_cache(maxsize=1)(loading.load_model))
+    """Return the model in a folder; the newest is kept and shared, so it must not be changed."""
+    pending: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Address of a calibration set -> statistics that students need which are still to be pruned."""
+    entry: Entry | None = None
+    """The row and seed at work."""
+    node: Node | None = None
+    """The node that the stage fills."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """What the stage adds to env.json."""
+    together: int = 1
+    """Cells that are retrained in turns."""
+    measurable: bool = False
+    """Whether the peak memory of the cells at work is known."""
+    _steps: dict[str, int] = field(default_factory=dict)
+    _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
+
+    # Results
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the stage fills."""
+        assert self.node is not None
+        return self.node.folder
+
+    def get(self, stage: str, cell: Cell) -> Node:
+        """Return the finished node of a stage; compute it if it is missing, wait if another process computes it."""
+        node = self.store.node(cell, stage)
+        if node.verified is None:
+            with self.claim(cell, stage) as node:
+                self.compute(stage, cell, node)
+        return node
+
+    def compute(self, stage: str, cell: Cell, node: Node) -> dict[str, Any]:
+        """Return the result of a node that this process holds; run its stage if it is not done."""
+        if node.result is not None:
+            return node.result
+        ctx = dataclasses.replace(self, node=node, env={})
+        result = self.stages[stage].run(cell, ctx)
+        return node.finish(result, **ctx.env)
+
+    @contextlib.contextmanager
+    def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
+        """Hold a node that several cells share; wait for it first. If it failed once, raise the same error again."""
+        address = stage, key(cell, stage)
+        if address in self._failed:
+            raise self._failed[address]
+        try:
+            with self.store.claim(cell, stage, wait=True) as node:
+                yield node
+        except Exception as error:
+            self._failed[address] = error
+            if not isinstance(error, ConfigError):
+                with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                    failed = self.store.node(cell, stage)
+                    failed.fail(failure_of(error).error, error)
+                    error.add_note(str(failed.folder / "traceback.txt"))
+            raise
+
+    # Runtime
+
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return torch.device("cuda" if self.execution.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+    # Progress
+
+    @property
+    def doing(self) -> str:
+        """The row and seed at work, for messages."""
+        return f"{self.entry.row}, seed {self.entry.seed}" if self.entry else ""
+
+    def say(self, what: str) -> None:
+        """Report what is being done."""
+        self.progress.say(f"{self.doing}: {what}" if self.doing else what)
+
+    def counter(self, what: str, total: int | None, unit: str) -> Callable[[int], None]:
+        """Return a receiver of progress of work without optimizer steps, such as 64 of 128 sequences."""
+        return lambda done: self.progress.count(f"{self.doing} {what}".strip(), done, total, unit)
+
+    def training(self, what: str, steps: int) -> Tell:
+        """Return a receiver of the steps and metrics of a training run into the node."""
+        assert self.node is not None
+        address = self.node.key
+
+        def tell(step: int, row: dict[str, float]) -> None:
+            loss = f", loss {row['loss']:.3f}" if row else ""
+            self.progress.count(f"{what}{loss}", step, steps, "step")
+            self.reach(address, step, f"{what}{loss}")
+
+        return tell
+
+    def reach(self, address: str, step: int, what: str) -> None:
+        """Report how far the run at an address is."""
+        self._steps[address] = step
+        self.progress.at(sum(self._steps.values()), what)

@@ -1,0 +1,82 @@
+"""Measure a model on calibration sequences: each statistic is kept under its own address, many from one pass."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from lit_prune.config import EVIDENCE, Cell
+from lit_prune.data.calibration import CalibrationData
+from lit_prune.importance.collect import measure
+from lit_prune.importance.criteria import CalibrationStats
+from lit_prune.importance.layer_ablation import removal_losses
+from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.stage import Context
+from lit_prune.pruning.prune import evidence_names
+from lit_prune.pruning.shapes import pruned_configs
+from lit_prune.store import Store
+from lit_prune.store.address import key
+
+
+def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
+    """Return, by calibration set, the statistics that the students of the cells need which are still to be pruned."""
+    found: dict[str, frozenset[str]] = {}
+    for cell, config in itertools.chain.from_iterable(map(pruned_configs, cells)):
+        if store.node(cell, "student").result is None:
+            names = evidence_names(cell.student, config)
+            found[_set_of(cell)] = found.get(_set_of(cell), frozenset()) | names
+    return found
+
+
+def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> CalibrationStats:
+    """Return statistics of the model that a cell prunes; the same pass also collects what pending students need."""
+    wanted = names | ctx.pending.get(_set_of(cell), frozenset()) if names else names
+    with contextlib.ExitStack() as claims:
+        # Always in the same order: two processes that each hold what the other waits for would wait for ever.
+        nodes = {name: claims.enter_context(ctx.claim(cell, name)) for name in EVIDENCE if name in wanted}
+        files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
+        missing = {name: files[name] for name, node in nodes.items() if node.result is None}
+        if missing:
+            count = _measure(cell, ctx, model, missing)
+            for name in missing:
+                nodes[name].finish({"count": count})
+    return _stats(cell, ctx, model, {name: files[name] for name in names})
+
+
+def collect_once(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> CalibrationStats:
+    """Return statistics of a model that exists only between two iterations of pruning; they are not kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{name}.safetensors" for name in names}
+        if files:
+            _measure(cell, ctx, model, files)
+        return _stats(cell, ctx, model, files)
+
+
+def _measure(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> int:
+    ctx.say("calibrating")
+    count = ctx.counter("calibrating", cell.importance.samples, "sequence")
+    return measure(model, _sequences(cell, ctx), files, ctx.execution, count)
+
+
+def _stats(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> CalibrationStats:
+    count = ctx.counter("leaving out spans of layers", cell.importance.samples, "sequence")
+    return CalibrationStats(
+        model=model, statistics={name: load_file(path) for name, path in files.items()},
+        count=cell.importance.samples, seed=cell.importance.seed,
+        removal_losses=lambda length: removal_losses(model, _sequences(cell, ctx), length, ctx.execution, count),
+    )  # fmt: skip
+
+
+def _sequences(cell: Cell, ctx: Context) -> CalibrationData:
+    wanted = cell.importance
+    return CalibrationData(artifacts.tokens(cell, ctx), samples=wanted.samples, block=wanted.block, seed=wanted.seed)
+
+
+def _set_of(cell: Cell) -> str:
+    return key(cell, "importance")
