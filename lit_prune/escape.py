@@ -31,7 +31,8 @@ _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    | {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "−": "$-$", "—": "---"}
+    | {"±": "$\\pm$", "Δ": "$\\Delta$", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "×": "$\\times$"}
+    | {"−": "$-$", "—": "---"}
 )  # fmt: skip
 
 

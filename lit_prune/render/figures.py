@@ -164,7 +164,7 @@ def _end(row: str, curve: pd.DataFrame, colour: str) -> labels.Point:
 
 def measured_rows(report: Report) -> pd.DataFrame:
     """Return the summary of the rows that have a result; reference rows are left out."""
-    return report.summary[~report.summary["reference"] & (report.summary["n"] > 0)]
+    return report.ranked[~report.ranked["reference"] & (report.ranked["n"] > 0)]
 
 
 def final_values(report: Report) -> Figure:
@@ -176,7 +176,8 @@ def final_values(report: Report) -> Figure:
 
     metric, summary, rows = report.table.metrics[0], report.summary, measured_rows(report)
     near = rows[labels.on_scale(rows["mean"])]
-    lines = summary["mean"][[kind != "" for kind in wording.kinds(report)]].dropna().sort_values(ascending=False)
+    marked = summary["reference"] | (summary.index == report.table.baseline)
+    lines = summary.loc[marked, "mean"].dropna().sort_values(ascending=False)
     names = [labels.fold(str(row)) for row in rows.index]
     height = sum(max(0.34, 0.08 + labels.room_for([str(row)])) for row in rows.index)
     figure = Figure(figsize=(labels.WIDTH, 0.8 + height + 0.18 * len(lines)), layout="constrained")
@@ -185,7 +186,7 @@ def final_values(report: Report) -> Figure:
     for place, (row, mean) in enumerate(rows["mean"].items()):
         seeds = report.tidy.loc[(report.tidy["row"] == row) & ~report.tidy["reference"], metric].dropna()
         if row not in near.index:
-            text = f"{labels.signed(number(mean))} →"
+            text = f"{number(mean)} →"
             axes.annotate(text, (1, place), xycoords=axes.get_yaxis_transform(), color=LINE, ha="right", va="center")
             continue
         axes.errorbar(mean, place, xerr=rows.loc[row, "interval"], color=LINE, linewidth=1.5)
@@ -206,7 +207,7 @@ def _reference_lines(axes: Axes, lines: Mapping[str, float]) -> None:
     room = 0.03 * (high - low)
     axes.set_xlim(low - room, high + room)
     for place, (name, x) in enumerate(lines.items()):
-        text = f"{name} {labels.signed(number(x))}"
+        text = f"{name} {number(x)}"
         text = f"← {text}" if x < low else f"{text} →" if x > high else text
         if low <= x <= high:
             axes.axvline(x, color=DIM, linewidth=1, linestyle="-" if name == "baseline" else ":", zorder=0)

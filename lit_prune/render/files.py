@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from urllib.parse import quote
 from lit_prune.config import ConfigError
 from lit_prune.escape import latex_text, markdown_code, markdown_text
 from lit_prune.render import figures, page, wording
+from lit_prune.render.answer import answer
 from lit_prune.store.atomic import write_text
 
 if TYPE_CHECKING:
@@ -123,15 +125,18 @@ def fingerprint(report: Report, *texts: str) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report in Markdown: claims, table, what is not done, how to run it again."""
+    """Return the report in Markdown: answer, claims, table, what is not done, how to run it again."""
     table, absent = report.table, wording.absent(report)
     failed = [f"{row}, seed {seed}: {error}" for row, seed, error in report.failures]
     parts = [
-        f"# {markdown_text(table.name)}", markdown_text(table.question), f"*{markdown_text(table.source)}*",
-        markdown_text(wording.headline(report)), "## Claims of the paper", markdown_table(wording.claims_table(report)),
+        f"# {markdown_text(table.name)}", markdown_text(table.question), f"**{markdown_text(answer(report))}**",
+        f"*{markdown_text(table.source)}* · {markdown_text(wording.headline(report))}",
+        markdown_list(wording.warnings(report)),
+        "## Claims of the paper", markdown_table(wording.claims_table(report)),
         markdown_text(f"Order of the rows: {wording.agreement(report)}."),
-        "## Table", markdown_table(wording.main_table(report)),
-        markdown_list([*wording.notes(report), *wording.warnings(report)]),
+        "## Results", markdown_text(wording.order(report)),
+        markdown_table(wording.main_table(report), bold=["best" in kind for kind in wording.kinds(report)]),
+        markdown_list(wording.notes(report)),
         *_checks(report),
         *(["## Cells that are not done", markdown_text(absent), markdown_list(failed)] if absent else []),
         "## How to run it again", markdown_code(_command(report)),
@@ -154,11 +159,22 @@ def markdown_list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
-def markdown_table(frame: pd.DataFrame, left: Collection[str] = wording.LEFT) -> str:
-    """Return a frame of text as a pipe table; the columns named in `left` are aligned left, all others right."""
+def markdown_table(frame: pd.DataFrame, left: Collection[str] = wording.LEFT, bold: Sequence[bool] = ()) -> str:
+    """Return a frame of text as a pipe table; the columns named in `left` are aligned left, all others right.
+
+    The first two cells of each line that `bold` marks are bold.
+    """
     sides = ["left" if name in left else "right" for name in frame]
     escaped = frame.map(markdown_text).rename(columns=markdown_text)
+    escaped = _bold(escaped, bold, "**{}**")
     return escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
+
+
+def _bold(frame: pd.DataFrame, marked: Sequence[bool], markup: str) -> pd.DataFrame:
+    """Return the frame with markup around the first two cells of the marked lines."""
+    lines = list(itertools.compress(frame.index, marked))
+    frame.loc[lines, frame.columns[:2]] = frame.loc[lines, frame.columns[:2]].map(markup.format)
+    return frame
 
 
 def latex(report: Report) -> str:
@@ -170,14 +186,22 @@ def latex(report: Report) -> str:
         (f"claims:{name}", f"Claims of {source}.", wording.claims_table(report)),
     ]
     tex = "% \\usepackage{booktabs}\n"
+    best = ["best" in kind for kind in wording.kinds(report)]
     for label, caption, frame in tables:
-        tex += latex_table(frame, [_COLUMNS.get(name, "r") for name in frame], label, latex_text(caption))
+        columns = [_COLUMNS.get(name, "r") for name in frame]
+        tex += latex_table(frame, columns, label, latex_text(caption), best if "row" in frame else ())
     return tex
 
 
-def latex_table(frame: pd.DataFrame, columns: Iterable[str], label: str, caption: str | None = None) -> str:
-    """Return a frame of text as a floating booktabs table; `columns` are LaTeX column types, `caption` is LaTeX."""
-    style = frame.map(latex_text).rename(columns=latex_text).style.hide(axis="index")
+def latex_table(
+    frame: pd.DataFrame, columns: Iterable[str], label: str, caption: str | None = None, bold: Sequence[bool] = ()
+) -> str:
+    """Return a frame of text as a floating booktabs table; `columns` are LaTeX column types, `caption` is LaTeX.
+
+    The first two cells of each line that `bold` marks are bold.
+    """
+    escaped = _bold(frame.map(latex_text).rename(columns=latex_text), bold, "\\textbf{{{}}}")
+    style = escaped.style.hide(axis="index")
     return style.to_latex(
         column_format="".join(columns), hrules=True, label=label, caption=caption, position_float="centering"
     )

@@ -29,7 +29,6 @@ _GAP = 4
 _BARS = 5
 # Grey lines are labelled too where a panel has at most this many lines; so many validated steps have a tick each.
 _LABELLED, _TICKS = 10, 8
-_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,6 @@ def step_ticks(axes: Axes, steps: Sequence[float]) -> None:
     ordered = sorted(set(steps))
     every = -(-len(ordered) // _TICKS)
     axes.set_xticks(ordered[::-1][::every][::-1])
-
-
-def signed(text: str) -> str:
-    """Return the text of a number with a real minus sign."""
-    return text.replace("-", _MINUS)
 
 
 def note(axes: Axes, outliers: Sequence[str], num_unlabelled: int = 0) -> None:

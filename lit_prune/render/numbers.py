@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NONE = "—"
+_MINUS = "\N{MINUS SIGN}"
 _TIMES = ((3600, "h"), (60, "min"))
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def signed(text: str) -> str:
+    """Return the text of a number with a real minus sign."""
+    return text.replace("-", _MINUS)
 
 
 def number(value: float, digits: int = 4, sign: str = "") -> str:
@@ -19,8 +25,8 @@ def number(value: float, digits: int = 4, sign: str = "") -> str:
     if math.isnan(value):
         return NONE
     if abs(value) >= 1e6:
-        return f"{value:{sign}.2e}"
-    return f"{value:{sign}.{0 if abs(value) >= 1000 else digits}f}"
+        return signed(f"{value:{sign}.2e}")
+    return signed(f"{value:{sign}.{0 if abs(value) >= 1000 else digits}f}")
 
 
 def amount(value: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_prune.config.overrides import plain_of
 from lit_prune.escape import html_text
 from lit_prune.render import wording
+from lit_prune.render.answer import answer
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,8 +40,10 @@ def told(report: Report) -> dict[str, Any]:
 
     main = wording.main_table(report)
     return {
-        "table": report.table, "profile": report.profile, "headline": wording.headline(report), "main": main,
-        "kinds": wording.kinds(report), "spread": [wording.has_spread(column) for _, column in main.items()],
+        "table": report.table, "profile": report.profile, "answer": answer(report),
+        "headline": wording.headline(report), "order": wording.order(report), "main": main,
+        "kinds": [" ".join(sorted(kind)) for kind in wording.kinds(report)],
+        "spread": [wording.has_spread(column) for _, column in main.items()],
         "claims": wording.claims_table(report).to_dict("records"), "marks": wording.VERDICTS,
         "agreement": wording.agreement(report), "warnings": wording.warnings(report), "absent": wording.absent(report),
         "failed": report.failures, "notes": wording.notes(report), "ranks": wording.rank_table(report),

@@ -109,7 +109,7 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
 
 
 def _pair(name: str, cost: float, value: float) -> str:
-    return labels.signed(f"{amount(cost) if name in _COUNTS else number(cost, 2)}, {number(value)}")
+    return f"{amount(cost) if name in _COUNTS else number(cost, 2)}, {number(value)}"
 
 
 def _references(report: Report, name: str, near: pd.DataFrame) -> tuple[list[Point], list[str]]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lit_prune.render import labels, wording
 from lit_prune.render.labels import WIDTH, Point
-from lit_prune.render.numbers import number
+from lit_prune.render.numbers import number, signed
 from lit_prune.render.svg import DIM, INK
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ def _near(sweep: Sweep) -> dict[str, pd.DataFrame]:
 
 def _outliers(sweep: Sweep, near: Mapping[str, pd.DataFrame]) -> list[str]:
     return [
-        f"{name} ({labels.signed(number(curve['mean'].min()))} and above)"
-        for name, curve in sweep.curves.items()
-        if name not in near
+        f"{name} ({number(curve['mean'].min())} and above)" for name, curve in sweep.curves.items() if name not in near
     ]
 
 
@@ -184,6 +182,6 @@ def _ticks(axes: Axes, sweep: Sweep) -> None:
 
     values = sorted({value for curve in sweep.curves.values() for value in curve.index})
     if len(values) <= _TICKED:
-        axes.set_xticks(values, [labels.signed(f"{value:g}") for value in values])
+        axes.set_xticks(values, [signed(f"{value:g}") for value in values])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.escape import printable, terminal_text
 from lit_prune.render import wording
+from lit_prune.render.answer import answer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,38 +18,35 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
     from lit_prune.store import Node
 
-_STYLES = {"": "", "baseline": "bold", "reference": "dim"}
+_STYLES = {"best": "bold", "reference": "dim"}
 _STATES = {"done": "", "damaged": "red", "failed": "red", "unfinished": "yellow", "missing": "dim"}
 # Columns of a terminal below which the tables leave out what only makes them airy.
 _ROOMY = 96
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The report on a console: question, table, what failed, claims, order of the rows, caveats."""
+    """Print a report: question and answer, what makes it worth less, claims, table, notes."""
     from rich.text import Text
 
     table, tight = report.table, console.width < _ROOMY
     console.print()
-    console.print(terminal_text(table.question, "bold"))
-    console.print(terminal_text(table.source, "dim"))
-    console.print(terminal_text(wording.headline(report)))
-    console.print()
-    for shown in _rich_main(report, console.width, tight):
-        console.print(shown)
-    if wording.absent(report):
-        console.print()
-        console.print(terminal_text(wording.absent(report), "bold yellow"))
+    console.print(terminal_text(table.question))
+    console.print(terminal_text(answer(report), "bold"))
+    console.print(terminal_text(f"{table.source} · {wording.headline(report)}", "dim"))
+    for warning in filter(None, [*wording.warnings(report), wording.absent(report)]):
+        console.print(_hanging("!", warning, "bold yellow"))
     for row, seed, error in report.failures:
         console.print(_hanging("✗", f"{row}, seed {seed}: {error}", "red"))
-    console.print()
-    console.print(terminal_text(f"Claims of the paper, at profile {report.profile}", "bold"))
+    console.print(terminal_text("\nClaims of the paper", "bold", keep="\n"))
     console.print(_rich_claims(report, tight))
-    console.print(Text.assemble(("\nOrder of the rows: ", "bold"), printable(wording.agreement(report)), "\n"))
+    console.print(Text.assemble(("\nOrder of the rows: ", "bold"), printable(wording.agreement(report))))
+    console.print(terminal_text("\nResults", "bold", keep="\n"))
+    for shown in _rich_main(report, console.width, tight):
+        console.print(shown)
+    console.print()
     _print_checks(report, console)
-    for note in wording.notes(report):
+    for note in [wording.order(report), *wording.notes(report)]:
         console.print(_hanging("·", note, "dim"))
-    for warning in wording.warnings(report):
-        console.print(_hanging("!", warning, "bold yellow"))
 
 
 def _print_checks(report: Report, console: Console) -> None:
@@ -94,18 +93,19 @@ def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | 
         yield _rich_part(part, wording.kinds(report), tight)
 
 
-def _rich_part(frame: pd.DataFrame, kinds: list[str], tight: bool) -> RichTable:
+def _rich_part(frame: pd.DataFrame, kinds: list[set[str]], tight: bool) -> RichTable:
     shown = _rich_table(tight)
     for place, name in enumerate(frame):
         left = place < 2 or wording.has_spread(frame[name])
         header = terminal_text(name, keep="\n")
         shown.add_column(header, justify="left" if left else "right", no_wrap=place > 0, overflow="fold")
     for place, (line, kind) in enumerate(zip(frame.to_dict("records"), kinds, strict=True)):
-        cells = {name: terminal_text(cell, _STYLES[kind]) for name, cell in line.items()}
+        style = " ".join(_STYLES[name] for name in _STYLES if name in kind)
+        cells = {name: terminal_text(cell, style) for name, cell in line.items()}
         if not line.get("n", "0").isdigit():
             cells["n"].stylize("yellow")
-        last = kind != "reference" and kinds[place + 1 : place + 2] == ["reference"]
-        shown.add_row(*cells.values(), end_section=last)
+        group, *below = (of_row & {"apart", "reference"} for of_row in kinds[place : place + 2])
+        shown.add_row(*cells.values(), end_section=bool(below) and below[0] != group)
     return shown
 
 
@@ -117,7 +117,7 @@ def _rich_claims(report: Report, tight: bool) -> RichTable:
         shown.add_column(Text(name), justify="right" if name in "pn" else "left", no_wrap=name != "claim")
     for line in wording.claims_table(report).map(printable).to_dict("records"):
         mark, style = wording.VERDICTS[line["verdict"]]
-        claim = line["claim"].replace(" < ", "\n< ").replace(" > ", "\n> ") if tight else line["claim"]
+        claim = re.sub(r"(?<=:) | (?=[<>] )", "\n", line["claim"]) if tight else line["claim"]
         shown.add_row(
             Text(f"{mark} {line['verdict']}", style), Text.assemble(claim, (f"\n{line['source']}", "dim")),
             Text(line["difference [95 %]"].replace(" [", "\n[")), line["p"], line["n"],

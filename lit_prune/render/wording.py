@@ -20,7 +20,10 @@ _TITLES = {
     "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",
     "kd_loss_before": "KD loss before", "second_lm_loss": "LM loss, 2nd text", "train_flops": "train FLOPs",
 }  # fmt: skip
-_SHOWN = {"parameters": amount, "train_flops": flops}
+_LOSSES = ("lm_loss", "lm_loss_before", "kd_loss", "kd_loss_before", "second_lm_loss")
+_RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "memory_share")
+UNITS = dict.fromkeys(_LOSSES, "nats/token") | dict.fromkeys(_RATIOS, "× teacher")
+SHOWN = {"parameters": amount, "train_flops": flops}
 """How counts are shown, which are no losses."""
 # A row's label is folded before a table is split, but not to less.
 _LABEL = 24
@@ -30,15 +33,35 @@ def title(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
+def quantity(metric: str) -> str:
+    """Return the title of a metric with its unit."""
+    return f"{title(metric)} ({UNITS[metric]})" if metric in UNITS else title(metric)
+
+
 def better(report: Report, metric: str) -> str:
     """Which values of a metric are the better ones, for an axis."""
     return "higher is better" if metric in report.table.higher else "lower is better"
 
 
 def relation(table: Table, claim: Claim) -> str:
-    """A claim of the table, with its metric where that is not the first."""
+    """Return a claim with the direction, quantity and unit it is about."""
     metric = table.metric_of(claim)
-    return table.relation(claim) + ("" if metric == table.metrics[0] else f" ({title(metric)})")
+    direction = "same" if claim.within is not None else "higher" if metric in table.higher else "lower"
+    return f"{direction} {quantity(metric)}: {table.relation(claim)}"
+
+
+def order(report: Report) -> str:
+    """Return what a reader must know of the lines of the main table: metric, direction, order, and what is bold."""
+    metric, summary = report.table.metrics[0], report.summary
+    apart = summary.index[~(summary["compared"] | summary["reference"])]
+    below = []
+    if len(apart):
+        retrained = (report.tidy.loc[report.tidy["row"].isin(apart), "tokens"] > 0).any()
+        below.append("retrained rows" if retrained else "rows that are not retrained")
+    if summary["reference"].any():
+        below.append("reference models, measured once")
+    last = f"; below them {', then '.join(below)}" if below else ""
+    return f"{quantity(metric)}, {better(report, metric)}. Rows are sorted by it, the best one is bold{last}."
 
 
 def main_table(report: Report) -> pd.DataFrame:
@@ -48,7 +71,7 @@ def main_table(report: Report) -> pd.DataFrame:
     """
     import pandas as pd
 
-    summary, (first, *others) = report.summary, report.table.metrics
+    summary, (first, *others) = report.ranked, report.table.metrics
     beside = len(others) > 1
     columns: dict[str, Iterable[str]] = {
         "row": summary.index.astype(str),
@@ -64,7 +87,7 @@ def main_table(report: Report) -> pd.DataFrame:
     for metric in () if beside else report.table.metrics:
         columns |= _paper(report, metric)
     frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
-    frame.loc[[kind == "baseline" for kind in kinds(report)], "Δ baseline"] = "baseline"
+    frame.loc[summary.index == report.table.baseline, "Δ baseline"] = "baseline"
     return frame
 
 
@@ -72,20 +95,20 @@ def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
     """A column of means with their spread, which is left out where every seed gave the same number."""
     if metric == "perplexity":  # it is that of the loss once more
         return [number(mean, 2) for mean in means]
-    shown = _SHOWN.get(metric, number)
+    shown = SHOWN.get(metric, number)
     return with_spread(map(shown, means), (shown(sd) if sd > 0 else "" for sd in sds))
 
 
 def _paper(report: Report, metric: str) -> dict[str, list[str]]:
     """The column of the paper's values of one metric; none where it has none."""
-    values = report.summary[f"paper {metric}"]
-    column = list(map(_SHOWN[metric], values)) if metric in _SHOWN else as_printed(values)
+    values = report.ranked[f"paper {metric}"]
+    column = list(map(SHOWN[metric], values)) if metric in SHOWN else as_printed(values)
     return {f"paper {title(metric)}": column} if values.notna().any() else {}
 
 
 def intervals(report: Report) -> list[str]:
     """Half widths of the 95 % t intervals of the first metric's means; a dash where seeds make no difference."""
-    return [f"± {number(half)}" if half > 0 else NONE for half in report.summary["interval"]]
+    return [f"± {number(half)}" if half > 0 else NONE for half in report.ranked["interval"]]
 
 
 def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
@@ -115,17 +138,21 @@ def has_spread(column: Iterable[str]) -> bool:
     return any("±" in cell for cell in column)
 
 
-def kinds(report: Report) -> list[str]:
-    """What each line of the main table is: "baseline", "reference" or nothing special."""
-    baseline, rows = report.table.baseline, report.summary["reference"].items()
-    return ["reference" if reference else "baseline" if row == baseline else "" for row, reference in rows]
+def kinds(report: Report) -> list[set[str]]:
+    """What each line of the main table is: best, baseline, apart (not compared with the baseline), reference."""
+    ranked, best = report.ranked, report.best
+    marks = {
+        "best": ranked.index == (best.row if best else None), "baseline": ranked.index == report.table.baseline,
+        "apart": ~(ranked["compared"] | ranked["reference"]).to_numpy(), "reference": ranked["reference"].to_numpy(),
+    }  # fmt: skip
+    return [{name for name, applies in marks.items() if applies[place]} for place in range(len(ranked))]
 
 
 def counts(report: Report) -> list[str]:
     """Seeds done; "done/asked" where some are not, and "n = 1" where one was asked and more are needed."""
     asked = report.tidy.groupby("row", sort=False).size()
     counts = []
-    for row, n in report.summary["n"].items():
+    for row, n in report.ranked["n"].items():
         alone = asked[row] == n == 1 and not report.summary.loc[row, "reference"]
         counts.append("n = 1" if alone else str(n) if n == asked[row] else f"{n}/{asked[row]}")
     return counts
@@ -151,7 +178,7 @@ def interval(verdict: Mapping[str, float]) -> str:
 
 def notes(report: Report) -> list[str]:
     """What a reader must know before comparing the columns, and where seeds change nothing."""
-    found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in _SHOWN]
+    found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in SHOWN]
     spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
     if (spreads == 0).any(axis=None):
         found.append("A mean of several seeds without ± is the number each of them gave: seeds change nothing there.")

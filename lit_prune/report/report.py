@@ -17,6 +17,7 @@ from lit_prune.config import Cell
 from lit_prune.config.overrides import plain_of
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry, with_seed
+from lit_prune.report.best_row import BestRow, best_row
 from lit_prune.report.layer_scores import Blocks, drops_blocks, read_blocks
 from lit_prune.report.results_frame import found_of, read_csv, tidy, typed
 from lit_prune.report.statistics import Agreement, agree, alike, compare, holm, spread
@@ -55,6 +56,8 @@ class Report(ReportRequest):
     tidy: pd.DataFrame
     summary: pd.DataFrame
     verdicts: pd.DataFrame
+    best: BestRow | None
+    """The best of the compared rows; None if none is measured."""
     agreement: Agreement
     histories: pd.DataFrame
     checks: pd.DataFrame
@@ -81,6 +84,13 @@ class Report(ReportRequest):
     def num_seeds(self) -> int:
         """Seeds that were asked for."""
         return int(self.tidy.loc[~self.tidy["reference"], "seed"].nunique())
+
+    @property
+    def ranked(self) -> pd.DataFrame:
+        """The summary in the order of a printed table: compared rows, other rows, references, each by result."""
+        ascending = self.table.metrics[0] not in self.table.higher
+        by_result = self.summary.sort_values("mean", ascending=ascending, kind="stable")
+        return by_result.sort_values(["reference", "compared"], ascending=[True, False], kind="stable")
 
     @property
     def failures(self) -> list[tuple[str, int, str]]:
@@ -134,10 +144,11 @@ def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
 
 def judged(asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, **known: Any) -> Report:
     """A report from its cells and what else is known, with all statistics."""
-    table = asked.table
+    table, summary = asked.table, summarise(asked.table, tidy)
     return Report(
-        **vars(asked), tidy=tidy, checks=checks, summary=summarise(table, tidy), verdicts=judge(table, tidy),
-        agreement=rank_agreement(table, tidy), ranks=ranks(checks), flips=flips(table, checks), **known,
+        **vars(asked), tidy=tidy, checks=checks, summary=summary, verdicts=judge(table, tidy),
+        best=best_row(table, summary, _by_seed(tidy, table.metrics[0])), agreement=rank_agreement(table, tidy),
+        ranks=ranks(checks), flips=flips(table, checks), **known,
     )  # fmt: skip
 
 
@@ -152,23 +163,25 @@ def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
 def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     """One line a row, in grid order with references last, indexed by row.
 
-    Columns: reference; of the first metric mean, sd, n, interval (half width of the 95 % t interval), delta
-    (to the baseline, over shared seeds) and p (paired t-test, Holm over the retrained rows and over the others); of
-    every other metric the mean,
-    under its name, and "sd METRIC"; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and
-    references have no delta and no p.
+    Columns: reference; compared (no reference, and retrained if the baseline is); of the first metric mean, sd, n,
+    interval (half width of the 95 % t interval), delta (to the baseline, over shared seeds) and p (paired t-test, Holm
+    over the retrained rows and over the others); of every other metric the mean, under its name, and "sd METRIC"; the
+    paper's values as "paper METRIC". NaN where seeds are too few; baseline and references have no delta and no p.
     """
     first, *others = table.metrics
     rows = tidy.groupby("row", sort=False)
     summary = rows["reference"].first().to_frame()
+    zero_shot = pd.Series(summary.index.isin(list(_zero_shot(tidy))), summary.index)
+    # Where --filter leaves the baseline out, the first row stands for it.
+    standard = table.baseline if table.baseline in summary.index else summary.index[0]
+    summary["compared"] = ~summary["reference"] & (zero_shot == zero_shot[standard])
     summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].agg(spread), rows[first].count()
     summary["interval"] = stats.t.ppf(0.975, summary["n"] - 1) * summary["sd"] / np.sqrt(summary["n"])
     values, compared = _by_seed(tidy, first), ~summary["reference"] & (summary.index != table.baseline)
     against = {row: compare(values, row, table.baseline) for row in summary.index[compared]}
     summary["delta"] = pd.Series({row: pair.difference for row, pair in against.items()}, dtype=float)
-    zero_shot = _zero_shot(tidy)
     p = pd.Series({row: pair.p for row, pair in against.items()}, dtype=float)
-    summary["p"] = _holm_by_family(p, [row in zero_shot for row in p.index])
+    summary["p"] = _holm_by_family(p, list(zero_shot[p.index]))
     for metric in others:
         summary[metric], summary[f"sd {metric}"] = rows[metric].mean(), rows[metric].agg(spread)
     for metric in table.metrics:

@@ -185,7 +185,7 @@ def test_progress_shows_hostile_names_as_text(capsys: pytest.CaptureFixture[str]
 def test_a_wandb_report_shows_hostile_names_as_text(found: Report) -> None:
     board = Board(found.table, "tiny", (), "lit-prune", "")
     sent = page_of(page_text(report_of(board, files.markdown(found))))
-    (text,) = (block.text for block in sent.blocks if hasattr(block, "text") and "## Table" in block.text)
+    (text,) = (block.text for block in sent.blocks if hasattr(block, "text") and "## Results" in block.text)
     assert not {"img", "script", "b", "a"} & from_markdown(text).elements
 
 

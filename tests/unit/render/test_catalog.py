@@ -14,7 +14,7 @@ from drawn import answered, toy
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lit_prune.render import depth, files, labels, svg
+from lit_prune.render import depth, files, labels, numbers, svg
 from lit_prune.render.catalog import captions, overviews
 from lit_prune.report import Report, record
 from lit_prune.report.layer_scores import Blocks
@@ -162,7 +162,7 @@ def test_all_text_has_one_size_and_negative_numbers_a_real_minus_sign(tmp_path: 
             figure.canvas.draw()
             texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
             assert {text.get_fontsize() for text in texts} == {9}
-    assert labels.signed("-1.5") == "\N{MINUS SIGN}1.5"
+    assert numbers.signed("-1.5") == "\N{MINUS SIGN}1.5"
 
 
 def test_a_page_is_told_how_large_a_figure_may_be() -> None:

@@ -67,7 +67,7 @@ def test_the_layout_is_the_papers(nodes):
     assert lines.loc["without embeddings", "MINITRON 8B (paper)"] == "6.2B"
     score = lines.loc["HellaSwag (10) acc_norm"]
     assert score["teacher"] == "62.5 ± 10.0"
-    assert score["student − teacher"].startswith("-37.5 [")
+    assert score["student − teacher"].startswith("−37.5 [")
     assert score["MINITRON 8B (paper)"] == "80.7 (10)"
     assert table.source == "Minitron, Table 2"
     assert not any("not comparable" in note for note in notes(table))

@@ -92,7 +92,7 @@ def test_csv_is_the_tidy_frame(whole: report.Report, files: dict[str, str]) -> N
 
 def test_markdown_and_latex_have_both_tables(files: dict[str, str]) -> None:
     markdown, latex = files["report.md"], files["report.tex"]
-    assert re.search(r"\| L_logits\(KLD\) +\| 3.0000 ± 0.1000 +\| +3 \| +baseline", markdown)
+    assert re.search(r"\| L_logits\(KLD\) +\| +3.0000 ± 0.1000 +\| +3 \| +baseline", markdown)
     assert re.search(r"L_logits\(KLD\) < L_CLM \+ L_logits\(KLD\) +\| \w+", markdown)
     assert f"- {MSE}, seed 1: Diverged" in markdown
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 2

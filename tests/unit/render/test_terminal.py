@@ -66,24 +66,25 @@ def test_a_field_the_seed_sets_is_no_column(found: Report) -> None:
 
 
 def test_the_paper_is_beside_ours_wherever_it_has_a_value(found: Report) -> None:
-    frame = wording.main_table(found)
+    frame = wording.main_table(found).set_index("row")
     assert list(frame) == [
-        "row", "LM loss", "paper LM loss", "n", "Δ baseline", "p", "LM loss before", "KD loss before",
+        "LM loss", "paper LM loss", "n", "Δ baseline", "p", "LM loss before", "KD loss before",
         "paper KD loss before", "KD loss", "paper KD loss", "LM loss, 2nd text", "parameters", "paper parameters",
     ]  # fmt: skip
-    assert frame.loc[0].to_list()[6:] == [
+    assert frame.loc["kld"].to_list()[5:] == [
         "5.0000", "2.4000", "5.35", "0.5100 ± 0.0141", "0.38", "4.1500 ± 0.0707", "1.23 M", "7.91 B"
     ]  # fmt: skip
     assert frame["paper parameters"].to_list() == ["7.91 B", "—", "—", "—"]
-    assert frame.loc[3, ["LM loss", "KD loss", "parameters"]].to_list() == ["2.5000", "     —", "3.10 M"]
+    assert frame.loc["whole", ["LM loss", "KD loss", "parameters"]].to_list() == ["2.5000", "     —", "3.10 M"]
 
 
 def test_seeds_that_change_nothing_leave_no_error_bar(found: Report) -> None:
     frame = wording.main_table(found).set_index("row")
     assert frame.loc["kld", "LM loss"] == "3.1100 ± 0.0141"
     assert frame.loc["cosine", "LM loss"] == "3.1500"
-    assert frame["LM loss, 2nd text"].to_list() == ["4.1500 ± 0.0707", "4.3000", "4.2250 ± 0.0354", "2.9000"]
-    assert frame["parameters"].to_list() == ["1.23 M", "1.30 M ± 141.42 k", "1.30 M", "3.10 M"]
+    assert list(frame.index) == ["kld", "cosine", "mse", "whole"]
+    assert frame["LM loss, 2nd text"].to_list() == ["4.1500 ± 0.0707", "4.2250 ± 0.0354", "4.3000", "2.9000"]
+    assert frame["parameters"].to_list() == ["1.23 M", "1.30 M", "1.30 M ± 141.42 k", "3.10 M"]
     assert found.summary.loc["cosine", "sd"] == 0
     assert math.isnan(found.summary.loc["whole", "sd"])
     assert any("seeds change nothing there" in note for note in wording.notes(found))
@@ -91,12 +92,15 @@ def test_seeds_that_change_nothing_leave_no_error_bar(found: Report) -> None:
 
 def test_claims_name_their_metric_and_say_where_seeds_change_nothing(found: Report) -> None:
     table = wording.claims_table(found)
-    assert table["claim"].to_list() == ["kld < mse", "kld < mse (KD loss before)", "kld < cosine (KD loss)"]
+    assert table["claim"].to_list() == [
+        "lower LM loss (nats/token): kld < mse", "lower KD loss before (nats/token): kld < mse",
+        "lower KD loss (nats/token): kld < cosine",
+    ]  # fmt: skip
     assert table["verdict"].to_list() == ["undecided", "holds", "undecided"]
     same = table.loc[1]
-    assert (same["difference [95 %]"], same["p"], same["n"]) == ("-0.5000 [same for every seed]", "—", "2")
+    assert (same["difference [95 %]"], same["p"], same["n"]) == ("−0.5000 [same for every seed]", "—", "2")
     # Twice -0.05 and -0.06: the 95 % t interval of one degree of freedom is 12.706 times their standard error, 0.005.
-    assert table.loc[2, "difference [95 %]"] == "-0.0550 [-0.1185, +0.0085]"
+    assert table.loc[2, "difference [95 %]"] == "−0.0550 [−0.1185, +0.0085]"
     assert any("no variance to test" in note for note in wording.notes(found))
 
 
@@ -105,7 +109,8 @@ def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Pa
     turned = dataclasses.replace(found, table=table, verdicts=judge(table, found.tidy))
     assert figures.final_values(found).axes[0].get_xlabel() == "LM loss (lower is better)"
     assert figures.final_values(turned).axes[0].get_xlabel() == "LM loss (higher is better)"
-    assert wording.claims_table(turned)["claim"].to_list()[:2] == ["kld > mse", "kld < mse (KD loss before)"]
+    assert [claim.partition(" ")[0] for claim in wording.claims_table(turned)["claim"]] == ["higher", "lower", "lower"]
+    assert list(wording.main_table(turned)["row"]) == ["mse", "cosine", "kld", "whole"]
     assert "kld $>$ mse &" in next(
         path.read_text() for path in files.write_files(turned, tmp_path) if "tex" in path.name
     )
@@ -128,29 +133,32 @@ def test_every_number_is_in_the_terminal_at_any_width(found: Report, width: int)
     text = shown(found, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    tables = text.split("Claims of the paper")[0]
+    tables = text.split("Results")[1]
     for column in wording.main_table(found).drop(columns="row").to_numpy().ravel():
         assert column.strip() in tables
+    claims = " ".join(text.split("Results")[0].split())
+    for difference in wording.claims_table(found)["difference [95 %]"]:
+        assert difference.partition(" [")[0] in claims
+    assert text.index("3.1100") < text.index("Claims") < text.index("Results")
     assert len(re.findall(r"^kld ", tables, re.MULTILINE)) == (1 if width == 200 else 2)
 
 
 def test_markdown_latex_and_page_have_every_number(found: Report, tmp_path: Path) -> None:
     _, markdown, latex, page = (path.read_text() for path in files.write_files(found, tmp_path))
     (line,) = [line for line in markdown.splitlines() if line.startswith("| cosine")]
-    assert [cell.strip() for cell in line.strip("|").split("|")] == wording.main_table(found).loc[
-        2
-    ].str.strip().to_list()
-    (claim,) = [
-        line.split("|")[1:3] for line in markdown.splitlines() if line.startswith("| kld < mse (KD loss before)")
-    ]
+    cosine = wording.main_table(found).set_index("row", drop=False).loc["cosine"]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == cosine.str.strip().to_list()
+    assert re.search(r"^\| \*\*kld\*\* +\| +\*\*3.1100 ± 0.0141\*\* +\|", markdown, re.MULTILINE)
+    (claim,) = [line.split("|")[1:3] for line in markdown.splitlines() if line.startswith("| lower KD loss before")]
     assert claim[1].strip() == "holds"
     assert latex.isascii()
+    assert "\\textbf{kld} & \\textbf{3.1100 $\\pm$ 0.0141} & 2.062" in latex
     assert "row & LM loss & paper LM loss & n &" in latex
     assert "parameters & paper parameters \\\\" in latex
     assert latex.count("\\toprule") > 2
     assert set(re.findall(r"\\label\{(.*?)\}", latex)) >= {"tab:toy", "tab:toy-2", "claims:toy"}
     assert '<td class="spread">4.1500 ± 0.0707</td><td class="spread">1.23 M</td><td>7.91 B</td>' in page
-    assert "kld &lt; mse (KD loss before)" in page
+    assert "lower KD loss before (nats/token): kld &lt; mse" in page
 
 
 def test_columns_are_divided_by_their_width_and_the_paper_stays_with_ours() -> None:

@@ -151,15 +151,15 @@ def test_terminal_markdown_and_page_say_when_the_order_is_that_of_the_end(found:
     terminal.print_report(found, Console(file=stream, width=80))
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 80
-    assert [line.split() for line in text.splitlines() if line.strip().startswith("20 ")] == [["20", "-0.33", "3"]]
+    assert [line.split() for line in text.splitlines() if line.strip().startswith("20 ")] == [["20", "−0.33", "3"]]
     assert FLIP + "it flips 3 times in all" in " ".join(text.split())
     _, markdown, _, page = (path.read_text() for path in files.write_files(found, tmp_path / "files"))
-    assert "|     20 |           -0.33 |      3 |" in markdown
+    assert "|     20 |           −0.33 |      3 |" in markdown
     assert f"- {FLIP}" in markdown
-    assert '<th scope="row">20</th><td>-0.33</td><td>3</td>' in page
+    assert '<th scope="row">20</th><td>−0.33</td><td>3</td>' in page
     assert f"<li>{FLIP}" in page
     assert page.count('aria-label="validation LM loss of each row during the retraining"') == 1
-    assert markdown.index("## Table") < markdown.index("## During the retraining") < markdown.index("## How to run")
+    assert markdown.index("## Results") < markdown.index("## During the retraining") < markdown.index("## How to run")
 
 
 def test_claims_whose_rows_keep_their_order_are_said_to(tmp_path: Path) -> None:

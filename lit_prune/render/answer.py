@@ -1,0 +1,43 @@
+"""The answer of a table in one line. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lit_prune.render import wording
+from lit_prune.render.numbers import number, p_value
+
+if TYPE_CHECKING:
+    from lit_prune.report import Report
+
+
+def answer(report: Report) -> str:
+    """Return the answer of the table in one line: best row, value, and distance to the next row."""
+    best, metric = report.best, report.table.metrics[0]
+    if best is None:
+        return "No row has a result yet."
+    shown, name = wording.SHOWN.get(metric, number), wording.title(metric)
+    value = f"{shown(best.value)} {wording.UNITS.get(metric, '')}".strip()
+    if best.margin is None:
+        return f"Only {best.row} has a result: {name} {value}."
+    side, most = ("above", "highest") if metric in report.table.higher else ("below", "lowest")
+    distance = abs(best.margin.difference)
+    gap = f", {shown(distance)} {side} {best.runner_up}" if distance > 0 else ""
+    if best.decided:
+        test = "in every seed" if best.margin.constant else f"p {p_value(best.margin.p)}, n = {best.margin.n}"
+        return f"{best.row} is best: {name} {value}{gap} ({test})."
+    return f"Undecided: {best.row} has the {most} {name}, {value}{gap}; {_doubt(report)}."
+
+
+def _doubt(report: Report) -> str:
+    """Return why the best row is not better than every other one."""
+    best = report.best
+    assert best is not None
+    assert best.margin is not None
+    if best.margin.n < 2:
+        return "one seed cannot tell rows apart"
+    if best.margin.constant and best.margin.difference == 0:
+        return f"{best.runner_up} has the same in every seed"
+    if list(best.rivals) == [best.runner_up]:
+        return f"the two cannot be told apart (p {p_value(best.margin.p)}, n = {best.margin.n})"
+    return f"the seeds cannot tell {len(best.rivals)} of {report.summary['compared'].sum() - 1} other rows from it"
