@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from lit_prune.config import ConfigError, unknown
+from lit_prune.config.table import Table
 
 Part = TypeVar("Part")
 
@@ -24,6 +26,10 @@ _HOME = {
     "width_allocators": "lit_prune.pruning.allocate",
 }  # fmt: skip
 """Registry -> the module that defines it."""
+_EXPERIMENTS = "lit_prune.experiments"
+"""Package whose modules each hold a table."""
+_tables: dict[str, Table] = {}
+"""Tables that plugins and callers add."""
 _loaded: list[str] = []
 """Plugins that were imported, or are being imported."""
 
@@ -42,6 +48,35 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return _registry(name)
     raise AttributeError(f"module 'lit_prune.registry' has no attribute {name!r}")
+
+
+def tables() -> list[str]:
+    """Return the names of all tables: those of the package and those that `register_table` added."""
+    load_plugins()
+    return sorted({*_shipped_tables(), *_tables})
+
+
+def table_of(name: str) -> Table:
+    """Return the table of that name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in tables():
+        raise ConfigError(unknown("table", name, tables()))
+    return _tables[name] if name in _tables else importlib.import_module(f"{_EXPERIMENTS}.{name}").TABLE
+
+
+def register_table(table: Table) -> Table:
+    """Add a table under its name, which must be free."""
+    if table.name in _tables or table.name in _shipped_tables():
+        raise ValueError(f"table {table.name!r} is registered twice")
+    _tables[table.name] = table
+    return table
+
+
+def _shipped_tables() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(importlib.import_module(_EXPERIMENTS).__path__)]
 
 
 @functools.cache

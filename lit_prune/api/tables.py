@@ -67,8 +67,8 @@ def run_table(
         RuntimeError: if no cell could be computed.
     """
     from lit_prune.pipeline.outcomes import check_rows
+    from lit_prune.registry import table_of
     from lit_prune.report import assemble
-    from lit_prune.report.load import table_of
 
     def words(changes: Mapping[str, Any] | None) -> tuple[str, ...]:
         return tuple(f"{path}={json.dumps(value)}" for path, value in (changes or {}).items())
@@ -101,7 +101,8 @@ def load_report(
         ConfigError: if neither has a finished cell.
     """
     from lit_prune.config.profiles import RECORDS
-    from lit_prune.report.load import gather, table_of
+    from lit_prune.registry import table_of
+    from lit_prune.report.load import gather
 
     folder = RECORDS if records is None else Path(records)
     found = gather(Store(store), folder, profiles=[profile], tables=[table_of(name).name])

@@ -60,7 +60,7 @@ def run(flags: CliArgs) -> int:
         from lit_prune.integrations.wandb.server import require_key
 
         require_key()
-    from lit_prune.report.load import table_of
+    from lit_prune.registry import table_of
 
     store = Store(flags.store)
     table, found = requested_entries(table_of(flags.table), flags, store)

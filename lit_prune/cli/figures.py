@@ -80,7 +80,8 @@ def _report(flags: CliArgs) -> Report:
     Raises:
         ConfigError: no cell is done and there is no record.
     """
-    from lit_prune.report.load import gather, plain_warnings, table_of
+    from lit_prune.registry import table_of
+    from lit_prune.report.load import gather, plain_warnings
 
     name = table_of(flags.table).name
     with plain_warnings():

@@ -113,7 +113,8 @@ def _unneeded(flags: CliArgs, store: Store) -> list[Usage]:
     Raises:
         ConfigError: if a record or a request cannot be read, so that its cells are unknown.
     """
-    from lit_prune.report.load import recorded, stored, table_of
+    from lit_prune.registry import table_of
+    from lit_prune.report.load import recorded, stored
 
     tables = None if "all" in flags.tables else [table_of(name).name for name in flags.tables]
     with warnings.catch_warnings(record=True) as caught:

@@ -84,7 +84,7 @@ def run(table: Table, flags: CliArgs | NamedTable) -> int:
 
 def run_named(flags: NamedTable) -> int:
     """Carry out the command on the named table, or list all tables."""
-    from lit_prune.report.load import table_of, tables
+    from lit_prune.registry import table_of, tables
 
     if flags.table is not None:
         return run(table_of(flags.table), flags)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lit_prune.config import ConfigError, Execution
+from lit_prune.store.environment import runtime
 
 _chosen: Execution | None = None
 _applied: dict[str, Any] = {}
@@ -40,6 +41,7 @@ def prepare() -> None:
         # After the products, with which it is timed.
         _applied.update(attention=attention.switch(auto))
     _applied.update(threads=threads.switch(auto, _chosen.threads), switches=wishes)
+    runtime["cpu"] = applied()
 
 
 @contextmanager

@@ -6,8 +6,6 @@ No torch and no lm-eval: the address of an answer, and so whether there is one a
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
-import importlib.util
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import ConfigError
+from lit_prune.evaluate.definitions import data_sets, harness_folder, harness_version
 from lit_prune.evaluate.local_tasks import LOCAL, digest_of_files, subtasks_of
 
 SCHEMA = 1
@@ -132,25 +131,6 @@ def questions(
     return [_question(benchmark, shots, limit, local) for benchmark in dict.fromkeys(asked)]
 
 
-def harness_version() -> str:
-    """The version of lm-eval, which defines the tasks.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("benchmarks need lm-eval: pip install 'lit-prune[eval]'")
-    return importlib.metadata.version("lm_eval")
-
-
-def harness_folder() -> Path:
-    """Where lm-eval keeps the definitions of its tasks."""
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "tasks"
-
-
 def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:
     """The benchmark of a name."""
     if name in KNOWN:
@@ -197,9 +177,8 @@ def hub_revision(benchmark: Benchmark) -> str:
         ConfigError: it cannot be reached.
     """
     if benchmark.data is None:
-        from lit_prune.evaluate.harness import data_of
-
-        return " ".join(f"{name}@{_revision(name, benchmark)}" for name in data_of(benchmark))
+        names = data_sets(benchmark.task, benchmark.folder)
+        return " ".join(f"{name}@{_revision(name, benchmark)}" for name in names)
     return f"{benchmark.data}@{_revision(benchmark.data, benchmark)}"
 
 

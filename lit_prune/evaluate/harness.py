@@ -9,7 +9,6 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,14 +16,13 @@ import torch
 from lm_eval.api.group import Group
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from lm_eval.utils import env
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import local_tasks
-from lit_prune.evaluate.benchmark_tasks import KNOWN, SEED, Benchmark, Question, harness_folder
+from lit_prune.evaluate.benchmark_tasks import KNOWN, SEED, Benchmark, Question
+from lit_prune.evaluate.definitions import task_manager
 
-OURS = Path(__file__).parent / "lm_eval_tasks"
 _ALONE = "asked"
 # lm-eval compiles a template anew for each field of each document, which takes longer than a small model does.
 env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
@@ -66,7 +64,7 @@ def load(question: Question) -> Any:
     Raises:
         ConfigError: documents that cannot be had.
     """
-    manager = _manager(question.benchmark.folder)
+    manager = task_manager(question.benchmark.folder)
     try:
         loaded = manager.load([_definition(question)])
     except ConfigError:
@@ -170,30 +168,6 @@ class RecordingLM(HFLM):
     def _saw(self, count: int) -> None:
         self._seen += count
         self._tell(min(1.0, self._seen / self._all))
-
-
-def data_of(benchmark: Benchmark) -> list[str]:
-    """The data sets on the hub that a task of lm-eval is made of."""
-    return sorted(set(_data_sets(benchmark.task, _manager(benchmark.folder).task_index)))
-
-
-def _data_sets(name: str, index: Any) -> Iterator[str]:
-    entry = index.get(name)
-    config = (entry.cfg if entry else None) or {}
-    if isinstance(config.get("dataset_path"), str) and "data_files" not in (config.get("dataset_kwargs") or {}):
-        yield config["dataset_path"]
-    members = config.get("task", []) if "group" in config else sorted(entry.tags) if entry and not config else []
-    for member in members if isinstance(members, list) else []:
-        yield from _data_sets(member if isinstance(member, str) else member.get("task", member.get("group")), index)
-
-
-@functools.cache
-def _manager(folder: str | None) -> Any:
-    """What finds definitions; all of lm-eval's take it a quarter of a minute, so only where we do not know where."""
-    if folder is None:
-        return TaskManager()
-    folder = str(harness_folder() / folder) if folder else str(OURS)
-    return TaskManager(include_path=folder, include_defaults=False)
 
 
 def _definition(question: Question) -> Any:

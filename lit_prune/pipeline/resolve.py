@@ -14,7 +14,7 @@ from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
 from lit_prune.models import loading
 from lit_prune.models.bos import expects_bos
-from lit_prune.pruning.shapes import flops_of_token
+from lit_prune.pipeline.costs import flops_of_token
 
 
 class Resolver:

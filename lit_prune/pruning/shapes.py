@@ -66,17 +66,6 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     return loading.load_config(place)
 
 
-def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining, the teacher's forward pass and its training alongside included.
-
-    The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
-    """
-    from lit_prune.distill.flops import recipe_flops
-
-    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
-    return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
-
-
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
     """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
 

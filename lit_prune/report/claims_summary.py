@@ -9,7 +9,8 @@ import pandas as pd
 from scipy import stats
 
 from lit_prune.config.table import Table
-from lit_prune.report.load import Answer, ledger, table_of, tables
+from lit_prune.registry import table_of, tables
+from lit_prune.report.load import Answer, ledger
 
 VERDICTS = ("holds", "fails", "undecided", "not run")
 MINITRON, PRACTICE = "Minitron", "In Practice"

@@ -6,8 +6,6 @@ from lit_prune.report.load import frame; cells = frame()      # in a notebook, f
 from __future__ import annotations
 
 import contextlib
-import importlib
-import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,10 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-import lit_prune.experiments
-from lit_prune.config import ConfigError, expand, unknown
+from lit_prune.config import ConfigError, expand
 from lit_prune.config.profiles import RECORDS
-from lit_prune.config.table import Table
+from lit_prune.registry import table_of
 from lit_prune.report import Report, record, reread
 from lit_prune.report.command import extra_flags
 from lit_prune.store import DEFAULT_ROOT, Store
@@ -59,22 +56,6 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         yield
-
-
-def tables() -> list[str]:
-    """Names of all tables, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(lit_prune.experiments.__path__))
-
-
-def table_of(name: str) -> Table:
-    """The table of a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in tables():
-        raise ConfigError(unknown("table", name, tables()))
-    return importlib.import_module(f"lit_prune.experiments.{name}").TABLE
 
 
 def gather(

@@ -11,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lit_prune import cpu
-
 _VERSIONS = (
     "lit-prune", "torch", "lightning", "transformers", "tokenizers", "datasets", "torchmetrics", "numpy", "scipy",
     "pandas",
 )  # fmt: skip
+
+runtime: dict[str, Any] = {"cpu": {}}
+"""How this process computes; `lit_prune.cpu` fills it in."""
 
 
 def environment() -> dict[str, Any]:
@@ -29,7 +30,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "cpu": cpu.applied(),
+        **runtime,
         "versions": {name: _version(name) for name in _VERSIONS},
     }
 

@@ -13,9 +13,10 @@ from lit_prune.evaluate.perplexity import language_model_loss, num_scored
 from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.costs import flops_of_token
 from lit_prune.pipeline.stage import Context
 from lit_prune.progress import counted
-from lit_prune.pruning.shapes import flops_of_token, teacher_config
+from lit_prune.pruning.shapes import teacher_config
 
 Rows = list[dict[str, float]]
 """Validations of a student during its retraining, the last at its end."""

@@ -175,6 +175,6 @@ def test_the_papers_benchmarks_have_the_papers_shots():
 
 @pytest.mark.parametrize("benchmark", [b for b in PAPER if b.folder], ids=lambda benchmark: benchmark.task)
 def test_lm_eval_defines_the_papers_benchmarks_where_they_are_looked_for(benchmark):
-    from lit_prune.evaluate.harness import data_of
+    from lit_prune.evaluate.definitions import data_sets
 
-    assert data_of(benchmark) == [benchmark.data]
+    assert data_sets(benchmark.task, benchmark.folder) == [benchmark.data]

@@ -142,7 +142,7 @@ def test_the_real_files_are_read_whole(shared):
 
 
 def test_lm_eval_has_every_part_of_the_real_blimp(shared):
-    from lit_prune.evaluate.benchmark_tasks import harness_folder
+    from lit_prune.evaluate.definitions import harness_folder
 
     names = {f"blimp_{path.stem}" for path in (harness_folder() / "blimp").glob("[a-z]*.yaml")}
     assert set(local_tasks.subtasks_of("blimp", shared / "data/tasks")) == names

@@ -15,12 +15,13 @@ import pytest
 from finished import KLD, KLD_CE, answer, asked, filled, partly
 
 from lit_prune.cli.report import main
+from lit_prune.registry import tables
 from lit_prune.render.exports import write
 from lit_prune.render.notes import as_html
 from lit_prune.render.paper_page import anchor, cost
 from lit_prune.report import Report, assemble
 from lit_prune.report.claims_summary import standing, whole_ledger
-from lit_prune.report.load import Answer, tables
+from lit_prune.report.load import Answer
 from lit_prune.store import Store
 
 NOTES = """# Notes on loss_ablation

@@ -15,9 +15,10 @@ from lit_prune.cli.figures import main as draw
 from lit_prune.config import ConfigError
 from lit_prune.config.profiles import RECORDS
 from lit_prune.experiments.loss_ablation import TABLE
+from lit_prune.registry import table_of, tables
 from lit_prune.render import files
 from lit_prune.report import assemble
-from lit_prune.report.load import frame, gather, ledger, table_of, tables
+from lit_prune.report.load import frame, gather, ledger
 from lit_prune.store import Store
 
 
