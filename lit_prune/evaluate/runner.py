@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_prune import cpu
 from lit_prune.config import ConfigError
-from lit_prune.escape import printable
 from lit_prune.evaluate.benchmark_tasks import Question
 from lit_prune.evaluate.model_ref import FLAG, TOKENIZER_FLAG, ModelRef, folder_of, tokenizer_of
 from lit_prune.evaluate.text_task import DEFAULT_WINDOW, Text
@@ -105,7 +104,8 @@ class EvaluationRunner:
         for subject in {one.subject.model: one.subject for one in asked}.values():
             loading.check_given(subject.model, subject.about["model"], FLAG)
             _tokenizer(subject, folder_of(subject))
-        counts = [self._num_steps(one) for one in asked]
+        with self._progress(0) as self._bar:
+            counts = [self._num_steps(one) for one in asked]
         failed = 0
         with self._progress(sum(counts)) as self._bar:
             for one, count in zip(asked, counts, strict=True):
@@ -122,7 +122,7 @@ class EvaluationRunner:
         from lit_prune.evaluate import harness
 
         if question not in self._loaded:
-            print(printable(f"reading {question.benchmark.task}"), file=sys.stderr)
+            self._bar.say(f"reading {question.benchmark.task}")
             self._loaded[question] = harness.load(question)
         sizes = (len(task.task_docs) for task in self._loaded[question]["tasks"].values())
         return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
@@ -133,7 +133,7 @@ class EvaluationRunner:
         if key not in self._windows:
             from lit_prune.evaluate.text_loss import count_windows
 
-            print(printable(f"reading {text.title}"), file=sys.stderr)
+            self._bar.say(f"reading {text.title}")
             tokenizer = _tokenizer(asked.subject, folder_of(asked.subject))
             self._windows[key] = count_windows(asked.positions, tokenizer, text)
         return self._windows[key]
