@@ -2,8 +2,6 @@
 
 import dataclasses
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +109,3 @@ def test_nothing_to_draw_is_one_line(tmp_path, capsys):
     assert "nothing is done at profile quick" in capsys.readouterr().err
     assert main(["no_such_table", "--store", str(tmp_path)]) == 2
     assert "unknown table 'no_such_table'" in capsys.readouterr().err
-
-
-def test_it_imports_no_torch():
-    script = "import sys, lit_prune.cli.figures; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

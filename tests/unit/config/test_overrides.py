@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from lit_prune import config
 from lit_prune.cli.fields import main
 from lit_prune.config import Cell, ConfigError, Pretraining, Profile, Teacher
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
@@ -228,11 +224,3 @@ def test_a_setting_that_cannot_be_read_is_refused_in_one_line(text):
     with pytest.raises(ConfigError, match="--set") as caught:
         parse_setting(text)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("module", ["config", "registry", "config.table", "store", "cli.process"])
-def test_what_is_asked_imports_no_torch(module):
-    code = f"import sys, lit_prune.{module}; print({{'torch', 'lightning'}} & set(sys.modules))"
-    root = Path(config.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.strip() == "set()"

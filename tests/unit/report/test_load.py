@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from finished import MSE, answer, asked, broken, filled
 
@@ -118,12 +115,3 @@ def test_a_table_has_a_name() -> None:
     assert table_of("loss_ablation") is TABLE
     with pytest.raises(ConfigError, match=r"unknown table 'los_ablation'; perhaps you meant 'loss_ablation'"):
         table_of("los_ablation")
-
-
-def test_two_lines_in_a_notebook_need_no_torch() -> None:
-    code = (
-        "import sys\nfrom lit_prune.report.load import frame\ncells = frame()\n"
-        "assert len(cells) and 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=RECORDS.parent)
-    assert isinstance(frame(), pd.DataFrame)
