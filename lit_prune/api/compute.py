@@ -23,24 +23,22 @@ Wandb = Literal["auto", "online", "offline", "disabled"]
 
 def compute(
     missing: Sequence[Entry], store: Store, execution: Execution, progress: ProgressOf, wandb: Wandb, name: str,
-    begin: Callable[[], None] = lambda: None, *, debug: bool = False, dry_run: bool = False,
+    begin: Callable[[], None] = lambda: None, *, debug: bool = False,
 ) -> int:  # fmt: skip
     """Validate and compute cells; return how many failed. `begin` is called in between.
 
-    `dry_run` returns before `begin`; `debug` raises the first failure instead of recording it.
+    `debug` raises the first failure instead of recording it.
 
     Raises:
         ConfigError: if a cell is invalid, before any is computed.
     """
     quiet()
     store.check_writable()
-    tracker = WandbTracker(name, "disabled" if dry_run else wandb, store.mirror)
+    tracker = WandbTracker(name, wandb, store.mirror)
     with progress(planned_steps(store, missing)) as bar:
         runner = Runner(store, execution, bar, tracker, debug=debug)
         bar.say(f"checking {len(missing)} cells")
         runner.check(entry.cell for entry in missing)
-        if dry_run:
-            return 0
         begin()
         try:
             return runner.run(missing)

@@ -75,7 +75,7 @@ def run_table(
 
     request = TableRequest(profile, words(settings), (), words(filters), seeds)
     opened = Store(store)
-    table, entries = requested_entries(table_of(name), request, opened)
+    table, entries = requested_entries(table_of(name), request, opened, measure=True)
     missing = [entry for entry in entries if opened.node(entry.cell, "cell").result is None]
     if missing:
         from lit_prune.api.compute import compute

@@ -30,7 +30,7 @@ class TableFlags(TableRequest):
     """Flags of every table."""
 
     dry_run: bool = False
-    """Validate the request, list what would be computed, and stop."""
+    """Validate the request, list what would be computed (size of the student, tokens, expected time), and stop."""
     record: bool = False
     """With run or report: also write experiments/TABLE/PROFILE/, to be committed."""
     store: str = DEFAULT_ROOT
@@ -116,10 +116,11 @@ class Command:
             raise ConfigError(f"{self.flags.command}: must be given no address, got {' '.join(self.flags.keys)}")
         if self.flags.record:
             self._refuse_record()
-        self.table, self.entries = requested_entries(self.table, self.flags, self.store)
-        failed = self._compute() if self.flags.command == "run" else 0
+        measure = self.flags.command == "run" and not self.flags.dry_run
+        self.table, self.entries = requested_entries(self.table, self.flags, self.store, measure=measure)
         if self.flags.dry_run:
-            return 0
+            return self._dry_run()
+        failed = self._compute() if self.flags.command == "run" else 0
         if self.flags.command == "status":
             return self._status()
         if failed and len(self._missing(self.entries)) == len(self.entries):
@@ -142,11 +143,10 @@ class Command:
 
         flags = self.flags
         check_rows(self.table, Path(flags.profile).stem, self.entries)
-        failed = compute(
+        return compute(
             missing, self.store, flags.execution, ProgressBar, flags.wandb, self.table.name, self._begin,
-            debug=flags.debug, dry_run=flags.dry_run,
+            debug=flags.debug,
         )  # fmt: skip
-        return self._dry_run(missing) if flags.dry_run else failed
 
     def _begin(self) -> None:
         """Leave in the store what was asked, for the reading of a run that is cut off."""
@@ -160,21 +160,36 @@ class Command:
         asked = self.flags
         return assemble(self.table, asked.profile, asked.settings, self.entries, self.store, flags=asked.selection)
 
-    def _dry_run(self, missing: list[Entry]) -> int:
-        from lit_prune.pipeline.schedule import awaited_sources
+    def _dry_run(self) -> int:
+        """Validate the request and list what it would compute; compute and write nothing."""
+        from lit_prune.distill.train import quiet
+        from lit_prune.pipeline.costs import costs, runs_of
+        from lit_prune.pipeline.outcomes import check_rows
+        from lit_prune.pipeline.validate import check_cells
+        from lit_prune.render.terminal import print_costs
+        from lit_prune.report.load import recorded_runs
 
-        for entry in missing:
-            sources = sum(cell.distill.steps for cell in awaited_sources(self.store, entry.cell))
-            line = f"{entry.key}  {entry.row}, seed {entry.seed}: {entry.cell.distill.steps} steps"
-            self.console.print(terminal_text(line + (f" after {sources} of its sources" if sources else "")))
+        quiet()
+        missing = self._missing(self.entries)
+        if missing:
+            check_rows(self.table, Path(self.flags.profile).stem, self.entries)
+            check_cells([entry.cell for entry in missing], self.flags.execution)
+        runs = runs_of(self.store) or recorded_runs(self.table.name)
+        print_costs(costs(missing, self.store, runs), self.console)
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
+        self._print_pending()
         return 0
+
+    def _print_pending(self) -> None:
+        if self.table.pending:
+            self.console.print(terminal_text(f"Not final: {self.table.pending}"))
 
     def _status(self) -> int:
         from lit_prune.render.terminal import print_status
         from lit_prune.report.results_frame import tidy
 
         print_status(tidy(self.table, self.entries, self.store), self.console)
+        self._print_pending()
         return 0
 
     def _report(self) -> int:

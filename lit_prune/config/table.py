@@ -103,6 +103,10 @@ class Table:
 
     for_profile: Callable[[Table, Profile, Path], Table] | None = None
     """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
+    prepare: Callable[[Profile, Path], None] | None = None
+    """(profile, store): measure what `for_profile` chooses rows by. Only a run does so."""
+    pending: str = ""
+    """What `prepare` is still to measure and may change, in one line."""
     follows: tuple[str, ...] = ()
     """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
     different_texts: tuple[tuple[str, str], ...] = ()
@@ -120,8 +124,15 @@ class Table:
         """
         if self.for_profile is None:
             return self
-        cell = override(override(profile.cell, self.base), settings or {})
-        return self.for_profile(self, replace(profile, cell=cell), store)
+        return self.for_profile(self, self._profile(profile, settings), store)
+
+    def measure(self, profile: Profile, store: Path, settings: Mapping[str, Any] | None = None) -> None:
+        """Measure what decides about the rows of the table at a profile, with arguments as in `at`."""
+        if self.prepare is not None:
+            self.prepare(self._profile(profile, settings), store)
+
+    def _profile(self, profile: Profile, settings: Mapping[str, Any] | None) -> Profile:
+        return replace(profile, cell=override(override(profile.cell, self.base), settings or {}))
 
     def measuring(self, cell: Cell) -> Table:
         """The table with what its cells measure beside its own metrics: how fast their students are, where asked."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile, name_of_shape
@@ -13,21 +14,26 @@ def label(point: Changes) -> str:
     return name_of_shape(*(point[f"student.{name}"] for name in ("layers", "heads", "neurons", "hidden")))
 
 
-def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
-    """The table over the shapes of the profile's search space that lie in its bounds."""
-    from lit_prune.pipeline.shape_search import search
+def search_of(profile: Profile, store: Path) -> Any:
+    """The search that the profile describes."""
+    from lit_prune.pipeline.shape_search import Search
     from lit_prune.pruning.shapes import teacher_config
 
     if profile.search is None:
         raise ConfigError("search: the profile names no space to search; configs/quick.yaml does")
     distill = profile.cell.distill
-    found = search(
-        teacher_config(profile.cell), profile.search, batch=distill.batch, block=distill.block, speeds=store / "speeds"
-    )
+    return Search(teacher_config(profile.cell), profile.search, distill.batch, distill.block, store / "speeds")
+
+
+def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
+    """The table over the shapes of the profile's search space that lie in its bounds."""
+    search = search_of(profile, store)
+    found = search.found()
     if len(found) < 2:
         raise ConfigError(f"search: must have at least 2 shapes within its bounds, got {found[0].label!r} alone")
     grid = Grid(tuple(candidate.changes for candidate in found))
-    return dataclasses.replace(table, grid=grid, baseline=label(grid.points[0]))
+    pending = "" if search.measured else "shapes slower than search.speedup drop out; speeds are measured by run"
+    return dataclasses.replace(table, grid=grid, baseline=label(grid.points[0]), pending=pending)
 
 
 TABLE = Table(
@@ -43,6 +49,7 @@ TABLE = Table(
     references={"teacher": UNPRUNED},
     base={"evaluation.checks": 5, "student.block_criterion": "perplexity", "student.kv_groups": None},
     for_profile=with_candidates,
+    prepare=lambda profile, store: search_of(profile, store).measure(),
     caveats=(
         "The paper prints its candidates' losses as curves without numbers: rankings change up to about 300 of 400 "
         "steps and are stable afterwards.",

@@ -42,8 +42,9 @@ def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
 def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     """Check that given students have the teacher's tokens: the text is in these, and logits are compared id by id.
 
-    `tokenizer` returns that of a cell's teacher. A student without one in its folder is taken to have the teacher's if
-    their vocabularies are of one size; otherwise one may be padded, which only its tokenizer can tell.
+    `tokenizer` returns that of a cell's teacher, or None if it does not exist yet. A student without one in its folder
+    is taken to have the teacher's if their vocabularies are of one size; otherwise one may be padded, which only its
+    tokenizer can tell.
 
     Raises:
         ConfigError: an id stands for two different tokens, a token has two different ids, or the student has no
@@ -52,16 +53,16 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
     checked = set()
     for cell in _with_sources(cells):
         model, case = cell.student.model, (cell.student, cell.teacher, cell.distill.top_k)
-        if model is None or case in checked:
+        if model is None or case in checked or (theirs := tokenizer(cell)) is None:
             continue
         checked.add(case)
         place = loading.locate(model, cell.student.fingerprint, weights=False, field="student.model")
-        _check_sizes(cell, place, tokenizer)
+        _check_sizes(cell, place, theirs)
         if loading.has_tokenizer(place):
-            _check_same(place, _by_id(loading.load_tokenizer(place)), _by_id(tokenizer(cell)))
+            _check_same(place, _by_id(loading.load_tokenizer(place)), _by_id(theirs))
 
 
-def _check_sizes(cell: Cell, place: Place, tokenizer: Callable[[Cell], Any]) -> None:
+def _check_sizes(cell: Cell, place: Place, tokenizer: Any) -> None:
     ours, theirs = loading.load_config(place).vocab_size, teacher_config(cell).vocab_size
     if ours == theirs:
         return
@@ -70,7 +71,7 @@ def _check_sizes(cell: Cell, place: Place, tokenizer: Callable[[Cell], Any]) -> 
             f"{named(place)}: its vocabulary has {ours} entries, the teacher's {theirs}; to tell if one is padded, "
             "the folder must hold its tokenizer"
         )
-    loading.check_ids(tokenizer(cell), min(ours, theirs), "student.model: its vocabulary is too small")
+    loading.check_ids(tokenizer, min(ours, theirs), "student.model: its vocabulary is too small")
     if ours < theirs and cell.distill.top_k is not None:
         raise ConfigError(
             f"distill.top_k: must be null, because the teacher's {theirs} entries are more than the student's {ours}"

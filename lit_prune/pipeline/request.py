@@ -69,8 +69,12 @@ class TableRequest:
         return store.root / "reports" / table.name / (f"{scale}-{digest(requested)}" if requested else scale)
 
 
-def requested_entries(table: Table, request: TableRequest, store: Store) -> tuple[Table, list[Entry]]:
+def requested_entries(
+    table: Table, request: TableRequest, store: Store, *, measure: bool = False
+) -> tuple[Table, list[Entry]]:
     """Return the table at the profile, and the requested cells with fingerprints and steps filled in.
+
+    With `measure`, first measure what decides about the rows of some tables; without, nothing is computed.
 
     Raises:
         ConfigError: if the table cannot meet the request, or a named text or model does not exist.
@@ -80,6 +84,8 @@ def requested_entries(table: Table, request: TableRequest, store: Store) -> tupl
     if request.seeds is not None and request.seeds < 1:
         raise ConfigError(f"--seeds: must be at least 1, got {request.seeds}")
     settings, profile = request.settings, load_profile(request.profile)
+    if measure:
+        table.measure(profile, store.root, settings)
     table = table.at(profile, store.root, settings)
     found = entries(
         table,

@@ -17,12 +17,12 @@ from lit_prune.evaluate.memory import reset_peak
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.cohort import Cohort, cohorts
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
+from lit_prune.pipeline.model_files import check_same_tokens
 from lit_prune.pipeline.schedule import waves
 from lit_prune.pipeline.stage import Context, Stage, Tracker, Untracked
 from lit_prune.pipeline.stages import calibrate, distill, finetune, pretrain, prune, tokenise, tokenizer
 from lit_prune.pipeline.teachers import Teachings
-from lit_prune.pipeline.validate import check, check_execution, check_tokens, check_validation
+from lit_prune.pipeline.validate import check_cells, check_tokens, check_validation
 from lit_prune.progress import Progress
 from lit_prune.store import Locked, Store
 from lit_prune.store.failures import failure_of, release_frames
@@ -50,28 +50,19 @@ class Runner:
         self.num_cells = 1
 
     def check(self, cells: Iterable[Cell]) -> None:
-        """See that every cell can be computed, before any of them is.
+        """Validate every cell, and tokenise and validate their texts, before any cell is computed.
 
         Raises:
-            ConfigError: one cannot.
+            ConfigError: if a cell is invalid.
         """
-        cells, checked = list(cells), set()
-        check_execution(self.execution, [c for asked in cells for c in (asked, *sources_of(asked))])
-        for cell in cells:
-            check(cell)
-        check_weights(cells)
-        check_ids(cells, self._tokenizer)
-        check_same_tokens(cells, self._tokenizer)
-        for cell in (c for asked in cells for c in (asked, *sources_of(asked))):
-            question = (cell.corpus, cell.teacher, cell.importance, cell.evaluation)
-            if question not in checked:
-                check_tokens(cell, self._tokens_checked(cell))
-                if cell.evaluation.second is not None:
-                    check_validation(cell, self._tokens_checked(artifacts.with_second_text(cell)), "evaluation.second")
-                checked.add(question)
-
-    def _tokenizer(self, cell: Cell) -> Any:
-        return artifacts.tokenizer(cell, self.ctx)
+        cells = list(cells)
+        check_cells(cells, self.execution)
+        check_same_tokens(cells, lambda cell: artifacts.tokenizer(cell, self.ctx))
+        every = [one for cell in cells for one in (cell, *sources_of(cell))]
+        for cell in {(one.corpus, one.teacher, one.importance, one.evaluation): one for one in every}.values():
+            check_tokens(cell, self._tokens_checked(cell))
+            if cell.evaluation.second is not None:
+                check_validation(cell, self._tokens_checked(artifacts.with_second_text(cell)), "evaluation.second")
 
     def _tokens_checked(self, cell: Cell) -> Path:
         """The tokens, before any cell is computed: whatever fails here is one line."""

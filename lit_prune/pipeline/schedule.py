@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from lit_prune.config import Cell
+from lit_prune.config import Cell, Finetuning, Pretraining
 from lit_prune.config.overrides import source_of
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Store
@@ -16,13 +16,18 @@ def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
     """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
     cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
     missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
-    upstream = {
-        key(cell, stage): recipe.steps
-        for cell in missing
-        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction))
-        if recipe and store.node(cell, stage).result is None
-    }
-    return sum(cell.distill.steps for cell in missing) + sum(upstream.values())
+    teachers = untrained_teachers(store, missing)
+    return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for _, recipe in teachers)
+
+
+def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, Pretraining | Finetuning]]:
+    """Return the pretrainings and fine-tunings of teachers that are missing, each once, with a cell that needs it."""
+    found: dict[str, tuple[Cell, Pretraining | Finetuning]] = {}
+    for cell in cells:
+        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction)):
+            if recipe and store.node(cell, stage).result is None:
+                found[key(cell, stage)] = cell, recipe
+    return list(found.values())
 
 
 def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:

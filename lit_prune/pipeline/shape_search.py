@@ -6,6 +6,7 @@ Parameters are counted without weights; what a shape is worth is measured by the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -62,34 +63,64 @@ def candidates(config: Any, space: Space) -> list[Candidate]:
     return sorted(inside, key=lambda c: (-c.shape.layers, c.shape.heads, c.shape.neurons, c.shape.hidden))
 
 
-def search(config: Any, space: Space, *, batch: int, block: int, speeds: Path) -> list[Candidate]:
-    """The candidates that are as fast as the space asks for, on [batch, block] tokens on this machine.
+@dataclass(frozen=True)
+class Search:
+    """A space searched for students of one teacher, whose speed is that on [batch, block] tokens on this machine."""
 
-    They are measured once, with random weights, and found again in the folder `speeds`: what a table compares does not
-    change with the noise of the machine.
+    config: Any
+    """The teacher's."""
+    space: Space
+    batch: int
+    block: int
+    speeds: Path
+    """Folder in which measured speeds are kept: what a table compares does not change with the noise of the machine."""
 
-    Raises:
-        ConfigError: as `candidates`; none is fast enough.
-    """
-    if space.speedup is not None and space.speedup <= 0:
-        raise ConfigError(f"search.speedup: {space.speedup:g} asked for, it is above 0")
-    found = candidates(config, space)
-    if space.speedup is None:
-        return found
-    labels = [candidate.label for candidate in found]
-    node = Node(speeds / digest([config.model_type, dataclasses.asdict(shape_of(config)), labels, batch, block]))
-    ratios = node.result
-    if ratios is None:
-        Store(speeds).check_writable(node.folder)
-        cpu.prepare()
-        ratios = node.finish(_speeds(found, random_model(config), batch, block), **environment())
-    fast = [candidate for candidate in found if ratios[candidate.label] >= space.speedup]
-    if not fast:
-        best = max(labels, key=ratios.__getitem__)
-        raise ConfigError(
-            f"search.speedup: {space.speedup:g} asked for, the fastest shape has {ratios[best]:.2f} ({best})"
-        )
-    return fast
+    @functools.cached_property
+    def inside(self) -> list[Candidate]:
+        """The candidates within the bounds of the space.
+
+        Raises:
+            ConfigError: as `candidates`, or if the speedup is not above 0.
+        """
+        if self.space.speedup is not None and self.space.speedup <= 0:
+            raise ConfigError(f"search.speedup: must be > 0, got {self.space.speedup:g}")
+        return candidates(self.config, self.space)
+
+    @property
+    def _node(self) -> Node:
+        teacher = [self.config.model_type, dataclasses.asdict(shape_of(self.config))]
+        return Node(self.speeds / digest([*teacher, [one.label for one in self.inside], self.batch, self.block]))
+
+    @property
+    def measured(self) -> bool:
+        """Whether the speeds that the space asks for are known."""
+        return self.space.speedup is None or self._node.result is not None
+
+    def measure(self) -> None:
+        """Measure the speeds that the space asks for, with random weights, unless they are known."""
+        if not self.measured:
+            Store(self.speeds).check_writable(self._node.folder)
+            cpu.prepare()
+            speeds = _speeds(self.inside, random_model(self.config), self.batch, self.block)
+            self._node.finish(speeds, **environment())
+
+    def found(self) -> list[Candidate]:
+        """Return the candidates that are fast enough; all of them while their speeds are not measured.
+
+        Raises:
+            ConfigError: as `inside`, or if none is fast enough.
+        """
+        ratios = self._node.result
+        if self.space.speedup is None or ratios is None:
+            return self.inside
+        fast = [candidate for candidate in self.inside if ratios[candidate.label] >= self.space.speedup]
+        if not fast:
+            best = max(ratios, key=ratios.__getitem__)
+            raise ConfigError(
+                f"search.speedup: must be at most that of the fastest shape, {ratios[best]:.2f} ({best}), got "
+                f"{self.space.speedup:g}"
+            )
+        return fast
 
 
 def _speeds(found: Sequence[Candidate], teacher: Any, batch: int, block: int) -> dict[str, float]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Distill, Execution, Optim
 from lit_prune.config.overrides import source_of, sources_of
+from lit_prune.models import loading
+from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
 from lit_prune.pipeline.resolve import of_source
 from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
 
@@ -39,6 +41,28 @@ def check_names(cell: Cell) -> None:
         logit_loss_of(cell.distill.logit_loss, cell.distill.mix),
         hidden_losses[cell.distill.hidden_loss],
     )
+
+
+def check_cells(cells: Iterable[Cell], execution: Execution) -> None:
+    """Validate cells, and the flags of their run, from configs and the headers of files; compute and write nothing.
+
+    Raises:
+        ConfigError: if a cell or a flag is invalid.
+    """
+    cells = list(cells)
+    check_execution(execution, [one for cell in cells for one in (cell, *sources_of(cell))])
+    for cell in cells:
+        check(cell)
+    check_weights(cells)
+    check_ids(cells, _given_tokenizer)
+    check_same_tokens(cells, _given_tokenizer)
+
+
+def _given_tokenizer(cell: Cell) -> Any:
+    """The teacher's tokenizer; None if the teacher is still to be pretrained."""
+    if cell.teacher.model is None:
+        return None
+    return loading.load_tokenizer(loading.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
 
 
 def check(cell: Cell) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.escape import printable, terminal_text
 from lit_prune.render import wording
 from lit_prune.render.answer import answer
+from lit_prune.render.numbers import amount, duration
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    from lit_prune.pipeline.costs import Cost
     from lit_prune.report import Report
     from lit_prune.store import Node
 
@@ -138,6 +140,25 @@ def print_status(tidy: pd.DataFrame, console: Console) -> None:
     console.print(shown)
     console.print()
     console.print(terminal_text(f"{len(tidy)} cells: {counts}"))
+
+
+def print_costs(costs: Sequence[Cost], console: Console) -> None:
+    """Print what each row costs, and the totals; a time that no earlier run tells is unknown."""
+    shown = _rich_table(console.width < _ROOMY)
+    shown.add_column("row", overflow="fold")
+    for name in ("cells", "parameters", "steps", "tokens", "time"):
+        shown.add_column(name, justify="right")
+    for cost in costs:
+        time = "unknown" if cost.seconds is None else duration(cost.seconds)
+        numbers = str(cost.cells), amount(cost.parameters), f"{cost.steps:,}", amount(cost.tokens), time
+        shown.add_row(terminal_text(cost.row), *numbers)
+    if costs:
+        known = [cost.seconds for cost in costs if cost.seconds is not None]
+        total = ("at least " if len(known) < len(costs) else "") + duration(sum(known)) if known else "unknown"
+        steps = sum(cost.cells * cost.steps for cost in costs)
+        tokens = amount(sum(cost.tokens for cost in costs))
+        shown.add_row("total", str(sum(cost.cells for cost in costs)), "", f"{steps:,}", tokens, total, style="bold")
+        console.print(shown)
 
 
 def print_diff(first: Node, second: Node, console: Console) -> None:

@@ -23,6 +23,7 @@ from lit_prune.report.results_frame import found_of, read_csv, tidy, typed
 from lit_prune.report.statistics import Agreement, agree, alike, compare, holm, spread
 from lit_prune.report.trajectories import flips, ranks, read_checks
 from lit_prune.store import Node, Store
+from lit_prune.store.environment import machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,5 +289,4 @@ def _versions(envs: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _hardware(envs: list[dict[str, Any]]) -> tuple[str, ...]:
-    known = [env for env in envs if "processor" in env]
-    return tuple(sorted({f"{env['processor']}, {env['cores']} cores, {env['platform']}" for env in known}))
+    return tuple(sorted({machine(env) for env in envs if "processor" in env}))

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def environment() -> dict[str, Any]:
         **runtime,
         "versions": {name: _version(name) for name in _VERSIONS},
     }
+
+
+def machine(env: Mapping[str, Any]) -> str:
+    """Return the machine of an environment: processor, cores and platform."""
+    return f"{env['processor']}, {env['cores']} cores, {env['platform']}"
 
 
 def now() -> str:

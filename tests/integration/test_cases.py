@@ -14,8 +14,13 @@ import pytest
 
 from lit_prune.cli.evaluate import main as evaluate
 from lit_prune.cli.table import main
+from lit_prune.config import ConfigError, Execution
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.models import loading
+from lit_prune.pipeline.request import TableRequest, requested_entries
+from lit_prune.pipeline.runner import Runner
+from lit_prune.progress import Silent
+from lit_prune.store import Store
 
 TEACHER = loading.SHIPPED / "python-3.1M"
 SHORT = (
@@ -87,6 +92,19 @@ def table(words: list[str]) -> int:
     return main(TABLE, [*words, "--dry-run", "--seeds", "1", "--wandb", "disabled"])
 
 
+def reading(words: list[str]) -> int:
+    """Validate the cells of a table and tokenise their texts, as a run does before it computes any."""
+    place = words.index("--store")
+    store, request = Store(words[place + 1]), TableRequest(set=tuple(words[1:place:2]), seeds=1)
+    try:
+        _, entries = requested_entries(TABLE, request, store)
+        Runner(store, Execution(accelerator="cpu"), Silent()).check(entry.cell for entry in entries)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def settings(*values: str) -> list[str]:
     return [word for value in (*SHORT, *values) for word in ("--set", value)]
 
@@ -150,7 +168,7 @@ def test_code_of_the_folder_is_not_run_whatever_standard_input_says(cases, tmp_p
 @pytest.mark.parametrize("case", TEXTS)
 def test_a_table_reads_the_text_and_counts_it(case, cases, ask):
     column, counts = TEXTS[case]
-    code, said, store = ask(table, *settings(f"corpus.source={cases / case}", f"corpus.column={column}"))
+    code, said, store = ask(reading, *settings(f"corpus.source={cases / case}", f"corpus.column={column}"))
     assert (code, said) == (0, [])
     (path,) = store.glob("tokens/*/tokens.json")
     about = json.loads(path.read_text())
@@ -162,13 +180,13 @@ def test_a_table_reads_the_text_and_counts_it(case, cases, ask):
 
 
 def test_a_nested_column_is_named_where_another_is_asked_for(cases, ask):
-    found = ask(table, *settings(f"corpus.source={cases / 'nested_text.jsonl'}"))
+    found = ask(reading, *settings(f"corpus.source={cases / 'nested_text.jsonl'}"))
     assert_refused(*found, "corpus.column", "there are: meta.text")
 
 
 @pytest.mark.parametrize("case", ONE_DOCUMENT)
 def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
-    found = ask(table, *settings(f"corpus.source={cases / case}", "corpus.max_tokens=2000"))
+    found = ask(reading, *settings(f"corpus.source={cases / case}", "corpus.max_tokens=2000"))
     assert_refused(*found, "corpus.source", "1 different documents")
     code, said, store = ask(evaluate, "--model", str(TEACHER), "--corpus", str(cases / case), "--limit", "1")
     assert (code, said) == (0, [])
@@ -187,12 +205,12 @@ def test_evaluate_counts_the_rows_it_skips_once(cases, ask, caplog, tmp_path):
 
 def test_conversations_need_a_chat_template(cases, ask):
     text = (f"corpus.source={cases / CHAT}", "corpus.column=messages")
-    assert_refused(*ask(table, *settings(*text)), "corpus.column", "list of messages")
+    assert_refused(*ask(reading, *settings(*text)), "corpus.column", "list of messages")
     text = text[0].replace(CHAT, "different.jsonl"), text[1]
     row = json.loads((cases / CHAT).read_text().splitlines()[0])
     rows = [{"messages": [row["messages"][0] | {"content": f"{i}?"}, row["messages"][1]]} for i in range(40)]
     (cases / "different.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, said, store = ask(table, *settings(*text, f"teacher.model={cases / 'with_template'}"))
+    code, said, store = ask(reading, *settings(*text, f"teacher.model={cases / 'with_template'}"))
     assert (code, said) == (0, [])
     tokens = [json.loads(path.read_text()) for path in store.glob("tokens/*/tokens.json")]
     assert [about["num_documents"] for about in tokens] == [40]

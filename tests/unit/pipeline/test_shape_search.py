@@ -16,7 +16,7 @@ from lit_prune.config.overrides import override
 from lit_prune.evaluate.throughput import Speedup, Throughput
 from lit_prune.models.shape import ModelShape, num_parameters, shape_of
 from lit_prune.pipeline import shape_search
-from lit_prune.pipeline.shape_search import Candidate, candidates
+from lit_prune.pipeline.shape_search import Candidate, Search, candidates
 from lit_prune.pruning.prune import make_plan
 from lit_prune.pruning.target import target
 
@@ -229,6 +229,12 @@ def test_a_candidate_makes_a_cell_of_its_shape_and_names_its_row(config):
 # Speed
 
 
+def searched(config, space, batch, block, speeds):
+    search = Search(config, space, batch, block, speeds)
+    search.measure()
+    return search.found()
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """What was measured; a block of the student less counts as three times the speed more."""
@@ -246,29 +252,37 @@ def measured(monkeypatch):
 def test_candidates_as_fast_as_asked_stay_and_are_measured_once(tiny_llama, measured, tmp_path):
     space = Space(layers=(1, 2, 3), hidden=(16,), speedup=4.0)
     for _ in range(2):
-        fast = shape_search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
+        fast = searched(tiny_llama.config, space, 2, 8, tmp_path)
         assert [candidate.shape.layers for candidate in fast] == [2, 1]
     whole = ModelShape(3, 32, 48, 4, 2)
     assert [call[:4] for call in measured] == [(ModelShape(layers, 16, 48, 4, 2), whole, 2, 8) for layers in (3, 2, 1)]
-    slower = shape_search.search(tiny_llama.config, replace(space, speedup=1.0), batch=2, block=8, speeds=tmp_path)
+    slower = searched(tiny_llama.config, replace(space, speedup=1.0), 2, 8, tmp_path)
     assert len(slower) == len(measured) == 3
 
 
 def test_another_batch_is_measured_anew(tiny_llama, measured, tmp_path):
     space = Space(layers=(2, 3), speedup=1.0)
     for batch in (2, 4):
-        shape_search.search(tiny_llama.config, space, batch=batch, block=8, speeds=tmp_path)
+        searched(tiny_llama.config, space, batch, 8, tmp_path)
     assert [call[2] for call in measured] == [2, 2, 4, 4]
 
 
 def test_without_a_speed_nothing_is_measured(tiny_llama, measured, tmp_path):
     space = Space(layers=(2, 3))
-    found = shape_search.search(tiny_llama.config, space, batch=2, block=8, speeds=tmp_path)
+    found = searched(tiny_llama.config, space, 2, 8, tmp_path)
     assert (found, measured, list(tmp_path.iterdir())) == (candidates(tiny_llama.config, space), [], [])
 
 
 def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
-    message = "search.speedup: 5 asked for, the fastest shape has 4.00 (2 layers, 4 heads, 48 neurons, 32 hidden)"
-    with pytest.raises(ConfigError) as caught:
-        shape_search.search(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), batch=2, block=8, speeds=tmp_path)
-    assert str(caught.value) == message
+    fastest = r"^search.speedup: .* 4\.00 \(2 layers, 4 heads, 48 neurons, 32 hidden\), got 5"
+    with pytest.raises(ConfigError, match=fastest):
+        searched(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), 2, 8, tmp_path)
+
+
+def test_before_a_run_all_candidates_are_listed_and_nothing_is_measured_or_written(tiny_llama, measured, tmp_path):
+    search = Search(tiny_llama.config, Space(layers=(1, 2, 3), hidden=(16,), speedup=4.0), 2, 8, tmp_path)
+    assert search.found() == search.inside
+    assert (search.measured, measured, list(tmp_path.iterdir())) == (False, [], [])
+    search.measure()
+    assert search.measured
+    assert [candidate.shape.layers for candidate in search.found()] == [2, 1]
