@@ -103,7 +103,7 @@ def steps(cell: str, way: str, count: int, precision: str) -> dict[str, Any]:
 def _stepper(cell: Cell, precision: str) -> Callable[[], float]:
     """A function that does one step of distillation and returns its loss."""
     torch.manual_seed(0)
-    module = Distiller(_model(cell, cell.student).train(), _model(cell, cell.teacher), Distill())
+    module = Distiller(_model(cell, cell.prune).train(), _model(cell, cell.teacher), Distill())
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     ids = torch.randint(0, cell.vocab, (cell.batch, 256))
 

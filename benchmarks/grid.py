@@ -99,7 +99,12 @@ def cells(steps: int) -> list[Entry]:
     """The five cells."""
     from lit_prune.pipeline.resolve import Resolver
 
-    settings = {"distill.steps": steps, "evaluation.blocks": 2, "importance.samples": 8, "corpus.max_tokens": 200_000}
+    settings = {
+        "distill.max_steps": steps,
+        "evaluation.num_sequences": 2,
+        "calibration.num_sequences": 8,
+        "corpus.max_tokens": 200_000,
+    }
     pins = Resolver()
     found = entries(TABLE, load_profile("quick"), num_seeds=1, settings=settings)
     return [replace(entry, cell=pins.pin(entry.cell)) for entry in found]

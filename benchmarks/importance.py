@@ -67,8 +67,9 @@ def teacher(layers: int | None = None) -> Any:
     """A model of the shipped teacher's shape, or of another depth."""
     shape = Pretraining()
     config = LlamaConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden, intermediate_size=shape.neurons,
-        num_hidden_layers=layers or shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+        num_hidden_layers=layers or shape.num_hidden_layers, num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim, max_position_embeddings=2048, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)

@@ -124,8 +124,8 @@ def of_all_logits(inputs: Inputs, loss: str) -> Tensor:
 def in_chunks(inputs: Inputs, loss: str) -> Tensor:
     """What lit_prune does."""
     if loss == "clm":
-        return head_losses(inputs.states, inputs.head, successors=inputs.successors, w_clm=1.0).loss
-    asked: dict[str, Any] = {"target": inputs.target, "logit_loss": logit_losses[loss], "w_logits": 1.0}
+        return head_losses(inputs.states, inputs.head, successors=inputs.successors, ce_weight=1.0).loss
+    asked: dict[str, Any] = {"target": inputs.target, "logit_loss": logit_losses[loss], "kd_weight": 1.0}
     return head_losses(inputs.states, inputs.head, **asked).loss
 
 

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_prune.config import Distill, Execution, Optim
+from lit_prune.config import Distill, Execution, Optimizer
 from lit_prune.data.retraining import SeededOrder
 from lit_prune.data.tokens import IGNORED, TokenSequences
 from lit_prune.distill.train import quiet, train
@@ -134,9 +134,13 @@ def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
 
     quiet()
     # A constant learning rate.
-    optim = Optim(lr=LR, min_lr=LR, warmup=0, beta1=BETA1, beta2=BETA2, weight_decay=DECAY, clip=CLIP)
-    distill = Distill(block=job.block, batch=job.batch, steps=job.steps, precision=job.precision, optim=optim)  # type: ignore[arg-type]
-    execution = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=1e9)
+    optim = Optimizer(
+        lr=LR, min_lr=LR, warmup_steps=0, beta1=BETA1, beta2=BETA2, weight_decay=DECAY, max_grad_norm=CLIP
+    )
+    distill = Distill(
+        seq_len=job.block, batch_size=job.batch, max_steps=job.steps, precision=job.precision, optimizer=optim
+    )  # type: ignore[arg-type]
+    execution = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=1e9)
     out = Path(job.folder) / "out"
     out.mkdir(exist_ok=True)
     train(

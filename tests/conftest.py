@@ -95,9 +95,11 @@ def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer:
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     (tmp_path / "text.txt").write_text("".join(texts * 3))
     plain = {
-        "corpus.source": str(tmp_path / "text.txt"), "corpus.heldout": 0.2, "teacher.model": str(tmp_path / "tiny"),
-        "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
-        "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
+        "corpus.path": str(tmp_path / "text.txt"), "corpus.holdout_fraction": 0.2,
+        "teacher.model": str(tmp_path / "tiny"),
+        "calibration.num_sequences": 4, "calibration.seq_len": 32, "evaluation.num_sequences": 4,
+        "evaluation.seq_len": 32,
+        "distill.max_steps": 4, "distill.seq_len": 32, "distill.batch_size": 2, "prune.num_attention_heads": None,
     }  # fmt: skip
     return Resolver().pin(override(Cell(), plain))
 
@@ -110,7 +112,7 @@ def tiny_runner(tmp_path: Path) -> Any:
     from lit_prune.progress import Silent
     from lit_prune.store import Store
 
-    quick = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+    quick = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
     return Runner(Store(tmp_path / "store"), quick, Silent())
 
 

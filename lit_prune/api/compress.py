@@ -20,8 +20,9 @@ from lit_prune.store import DEFAULT_ROOT, Node, Store
 
 Wandb = Literal["auto", "online", "offline", "disabled"]
 SIZES = {
-    "num_parameters": "student.parameters", "hidden_size": "student.hidden", "intermediate_size": "student.neurons",
-    "num_attention_heads": "student.heads", "num_hidden_layers": "student.layers",
+    "num_parameters": "prune.num_parameters", "hidden_size": "prune.hidden_size",
+    "intermediate_size": "prune.intermediate_size",
+    "num_attention_heads": "prune.num_attention_heads", "num_hidden_layers": "prune.num_hidden_layers",
 }  # fmt: skip
 """Sizes that `prune` accepts -> fields of a cell."""
 
@@ -74,7 +75,7 @@ def prune(
         corpus: text for calibration and validation: python, readmes, a file, a folder or a hub data set.
         seq_len: tokens in a sequence of calibration and validation.
         tokenizer: the tokenizer of a `model` in memory.
-        settings: further fields of the cell by dotted path, such as {"importance.samples": 512}.
+        settings: further fields of the cell by dotted path, such as {"calibration.num_sequences": 512}.
         profile: name or file of a profile to start from; the defaults of a cell otherwise.
 
     Raises:
@@ -89,14 +90,14 @@ def prune(
         )
     )
     settings = dict(settings or {})
-    if all(size is None for size in sizes.values()) and not any(path.startswith("student.") for path in settings):
+    if all(size is None for size in sizes.values()) and not any(path.startswith("prune.") for path in settings):
         raise ConfigError("prune: must be given a size to keep (--num-parameters, --hidden-size, --num-hidden-layers)")
     if num_parameters is not None and all(sizes[name] is None for name in list(SIZES)[1:]):
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
     opened, target = Store(store), _target(out)
     asked = {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
     place = _place(model, tokenizer, opened, "model")
-    cell = override(_base(profile), asked | {"teacher.model": place, "distill.steps": 0} | settings)
+    cell = override(_base(profile), asked | {"teacher.model": place, "distill.max_steps": 0} | settings)
     return _compress(cell, opened, target, execution or Execution(), progress, "disabled", "prune")
 
 
@@ -142,9 +143,9 @@ def distill(
     opened, target = Store(store), _target(out)
     asked = _text(corpus, seq_len) | {
         "teacher.model": _place(teacher, tokenizer, opened, "teacher"),
-        "student.model": _place(student, tokenizer, opened, "student"),
-        "distill.steps": max_steps, "distill.block": seq_len, "distill.batch": batch_size,
-        "distill.logit_loss": logit_loss, "distill.optim.lr": lr, "evaluation.checks": 1,
+        "prune.init_from": _place(student, tokenizer, opened, "student"),
+        "distill.max_steps": max_steps, "distill.seq_len": seq_len, "distill.batch_size": batch_size,
+        "distill.logit_loss": logit_loss, "distill.optimizer.lr": lr, "evaluation.num_validations": 1,
     }  # fmt: skip
     cell = override(_base(profile), asked | dict(settings or {}))
     return _compress(cell, opened, target, execution or Execution(), progress, wandb, "distill")
@@ -155,7 +156,7 @@ def _base(profile: str | None) -> Cell:
 
 
 def _text(corpus: str, seq_len: int) -> dict[str, Any]:
-    return {"corpus.source": corpus, "importance.block": seq_len, "evaluation.block": seq_len}
+    return {"corpus.path": corpus, "calibration.seq_len": seq_len, "evaluation.seq_len": seq_len}
 
 
 def _target(out: str | Path | None) -> Path | None:
@@ -212,7 +213,7 @@ def _compress(
     teacher, student = (store.node(entry.cell, "cell") for entry in entries)
     found = Compressed(
         _student_folder(store, cell), cell, student.result or {}, teacher.result or {}, student.env,
-        None if cell.student.model is not None else store.node(cell, "student").folder / "plan.json",
+        None if cell.prune.init_from is not None else store.node(cell, "student").folder / "plan.json",
     )  # fmt: skip
     return found if target is None else _written(found, target, name)
 
@@ -239,7 +240,7 @@ def _check_smaller(cell: Cell) -> None:
     from lit_prune.models.shape import shape_of
     from lit_prune.pruning.shapes import config_of_student, teacher_config
 
-    if cell.student.model is None and cell.student.plan is None:
+    if cell.prune.init_from is None and cell.prune.plan_path is None:
         ours, theirs = shape_of(config_of_student(cell)), shape_of(teacher_config(cell))
         if ours == theirs:
             raise ConfigError(f"prune: must remove something, got sizes that keep all of {cell.teacher.model}")
@@ -256,7 +257,7 @@ def _shapes(found: Compressed) -> dict[str, tuple[int, int]]:
 
 
 def _student_folder(store: Store, cell: Cell) -> Path:
-    stage = "cell" if cell.distill.steps else "student"
+    stage = "cell" if cell.distill.max_steps else "student"
     return store.node(cell, stage).folder / "model"
 
 

@@ -37,7 +37,7 @@ class _Common:
     profile: str | None = None
     """Profile to start from: quick, laptop, h200, paper, or a YAML file; default: the defaults of a cell."""
     set: Settings = ()
-    """FIELD=VALUE for any other setting, e.g. importance.samples=512. `lit-prune fields` lists them."""
+    """FIELD=VALUE for any other setting, e.g. calibration.num_sequences=512. `lit-prune fields` lists them."""
     store: str = DEFAULT_ROOT
     """Folder of all results; what is in it is not computed again."""
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()

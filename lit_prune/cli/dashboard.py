@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from lit_prune.cli.process import Verb
-from lit_prune.config import ConfigError
-from lit_prune.config.overrides import sources_of
+from lit_prune.config import ConfigError, renames
+from lit_prune.config.overrides import parents_of
 from lit_prune.config.profiles import RECORDS
 from lit_prune.config.table import Table
 from lit_prune.escape import printable
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.request import OLD_FLAGS, TableRequest, requested_entries
+from lit_prune.pipeline.request import TableRequest, requested_entries
 from lit_prune.render.files import markdown, write_texts
 from lit_prune.store import DEFAULT_ROOT, Store
 
@@ -137,10 +137,10 @@ def _sync(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> int
 
 def _addresses(entry: Entry) -> list[str]:
     """Those of a cell and of the sources it is cut from."""
-    return [entry.key, *(dataclasses.replace(entry, cell=source).key for source in sources_of(entry.cell))]
+    return [entry.key, *(dataclasses.replace(entry, cell=source).key for source in parents_of(entry.cell))]
 
 
-VERB = Verb("dashboard", CliArgs, run, renamed=OLD_FLAGS)
+VERB = Verb("dashboard", CliArgs, run, renamed=renames.FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,7 +40,8 @@ class CliArgs:
     """List the settings that --set and profiles accept, with their defaults and meaning."""
 
     section: tyro.conf.Positional[str | None] = None
-    """Section (corpus, teacher, distill, distill.optim, ...) or field to explain in full; default: all, in short."""
+    """Section (corpus, teacher, distill, distill.optimizer, ...) or field to explain in full; default: all, in "
+    "short."""
 
 
 def settings() -> list[Setting]:

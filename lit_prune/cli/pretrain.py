@@ -71,7 +71,7 @@ def run(flags: CliArgs) -> int:
         return check(Path(loading.locate(str(name))))
     cell = Cell(teacher=loading.pin(Teacher(model=None, pretraining=recipe)))
     assert cell.teacher.pretraining is not None
-    with ProgressBar(recipe.steps, unit="step") as bar:
+    with ProgressBar(recipe.max_steps, unit="step") as bar:
         node = Runner(Store(flags.store), flags.execution, bar).ctx.get("teacher", cell)
     print(json.dumps(node.result, indent=1))
     if flags.export:

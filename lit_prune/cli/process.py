@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from lit_prune.cli.flags import documented
 from lit_prune.config import ConfigError
+from lit_prune.config.renames import RenamedField
 from lit_prune.escape import printable
 from lit_prune.store import Locked
 
@@ -66,6 +68,8 @@ def execute(
         ConfigError: only if the flags have `debug` set; so the traceback is shown.
     """
     flags = None
+    warnings.showwarning = _hint_or(warnings.showwarning)
+    warnings.simplefilter("once", RenamedField)
     try:
         words = with_new_flags(sys.argv[1:] if argv is None else argv, renamed)
         check_field_values(words)
@@ -115,6 +119,18 @@ def with_new_flags(words: Sequence[str], renamed: Mapping[str, str]) -> list[str
             print(f"hint: {flag} is now {new}; the old name goes in the next version", file=sys.stderr)
         found.append(word if new is None else f"{new}{equals}{value}")
     return found
+
+
+def _hint_or(show: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that shows a `RenamedField` warning as a hint and any other warning as before."""
+
+    def hint(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, RenamedField):
+            print(f"hint: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **more)
+
+    return hint
 
 
 def check_field_values(words: Sequence[str]) -> None:

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from lit_prune import cpu
 from lit_prune.cli.process import Output, Verb
-from lit_prune.config import ConfigError, Execution
+from lit_prune.config import ConfigError, Execution, renames
 from lit_prune.config.profiles import is_file
 from lit_prune.config.table import Table
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.escape import terminal_text
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.request import OLD_FLAGS, TableRequest, requested_entries
+from lit_prune.pipeline.request import TableRequest, requested_entries
 from lit_prune.store import DEFAULT_ROOT, Store
 
 Action = Literal["run", "status", "report", "diff"]
@@ -70,7 +70,7 @@ class NamedTable(TableFlags):
 
 def main(table: Table, argv: Sequence[str] | None = None) -> int:
     """Run the command line of one table; return the exit code."""
-    verb = Verb(table.name, CliArgs, lambda flags: run(table, flags), renamed=OLD_FLAGS)
+    verb = Verb(table.name, CliArgs, lambda flags: run(table, flags), renamed=renames.FLAGS)
     about = f"{table.question} {table.source}."
     return verb.main(argv, prog=f"python -m lit_prune.experiments.{table.name}", about=about)
 
@@ -98,7 +98,7 @@ def run_named(flags: NamedTable) -> int:
     return 0
 
 
-VERB = Verb("table", NamedTable, run_named, renamed=OLD_FLAGS)
+VERB = Verb("table", NamedTable, run_named, renamed=renames.FLAGS)
 
 
 class Command:

@@ -7,6 +7,9 @@ from lit_prune.config.schema import (
     EVIDENCE as EVIDENCE,
 )
 from lit_prune.config.schema import (
+    Calibration as Calibration,
+)
+from lit_prune.config.schema import (
     Cell as Cell,
 )
 from lit_prune.config.schema import (
@@ -31,13 +34,10 @@ from lit_prune.config.schema import (
     Finetuning as Finetuning,
 )
 from lit_prune.config.schema import (
-    Importance as Importance,
-)
-from lit_prune.config.schema import (
     Lora as Lora,
 )
 from lit_prune.config.schema import (
-    Optim as Optim,
+    Optimizer as Optimizer,
 )
 from lit_prune.config.schema import (
     Pretraining as Pretraining,
@@ -46,22 +46,22 @@ from lit_prune.config.schema import (
     Profile as Profile,
 )
 from lit_prune.config.schema import (
+    Prune as Prune,
+)
+from lit_prune.config.schema import (
     Scalar as Scalar,
+)
+from lit_prune.config.schema import (
+    SearchSpace as SearchSpace,
 )
 from lit_prune.config.schema import (
     Size as Size,
 )
 from lit_prune.config.schema import (
-    Space as Space,
-)
-from lit_prune.config.schema import (
-    Speed as Speed,
-)
-from lit_prune.config.schema import (
-    Student as Student,
-)
-from lit_prune.config.schema import (
     Teacher as Teacher,
+)
+from lit_prune.config.schema import (
+    ThroughputTest as ThroughputTest,
 )
 from lit_prune.config.schema import (
     expand as expand,

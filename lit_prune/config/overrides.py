@@ -9,23 +9,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from lit_prune.config import (
+    Calibration,
     Cell,
     ConfigError,
     Corpus,
     Distill,
     Evaluation,
     Finetuning,
-    Importance,
     Lora,
-    Optim,
+    Optimizer,
     Pretraining,
     Profile,
-    Space,
-    Speed,
-    Student,
+    Prune,
+    SearchSpace,
     Teacher,
+    ThroughputTest,
     unknown_field,
 )
+from lit_prune.config.renames import current_change
 from lit_prune.config.yaml_loader import read_yaml
 
 Node = TypeVar("Node")
@@ -54,11 +55,11 @@ _UNION_TAGS = {
     "literal['balanced']",
     "Pretraining",
     "Finetuning",
-    "Optim",
+    "Optimizer",
     "Lora",
     "Corpus",
-    "Speed",
-    "Space",
+    "ThroughputTest",
+    "SearchSpace",
 }
 
 
@@ -75,18 +76,18 @@ def _forbidding(kind: type) -> type:
     strict = {"extra": "forbid", "allow_inf_nan": False}
     for section in (
         Corpus,
-        Optim,
+        Optimizer,
         Pretraining,
         Finetuning,
         Teacher,
-        Importance,
-        Student,
+        Calibration,
+        Prune,
         Lora,
         Distill,
-        Speed,
+        ThroughputTest,
         Evaluation,
         Cell,
-        Space,
+        SearchSpace,
         Profile,
     ):
         section.__pydantic_config__ = strict  # type: ignore[union-attr]
@@ -132,8 +133,8 @@ def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
 def plain_of(node: Any) -> dict[str, Any]:
     """A node as nested dicts."""
     plain = dataclasses.asdict(node)
-    if isinstance(node, Cell) and node.source is not None:
-        plain["source"] = dict(node.source)
+    if isinstance(node, Cell) and node.parent is not None:
+        plain["parent"] = dict(node.parent)
     return plain
 
 
@@ -146,7 +147,7 @@ def described(node: Any) -> Any:
         return ", ".join(map(str, node)) if isinstance(node, tuple) else node
     plain = {f.name: described(getattr(node, f.name)) for f in dataclasses.fields(node)}
     if isinstance(node, Cell):
-        plain["source"] = described(source_of(node))
+        plain["parent"] = described(parent_of(node))
     elif plain.get("fingerprint"):
         plain = {name: value for name, value in plain.items() if name not in _PLACES}
     return plain
@@ -154,21 +155,21 @@ def described(node: Any) -> Any:
 
 OPTIONAL = {
     "pretraining": Pretraining(),
-    "correction": Finetuning(),
-    "teacher_optim": Finetuning().optim,
+    "finetune": Finetuning(),
+    "teacher_optimizer": Finetuning().optimizer,
     "lora": Lora(),
-    "second": Corpus(),
-    "speed": Speed(),
-    "search": Space(),
+    "second_corpus": Corpus(),
+    "throughput": ThroughputTest(),
+    "search_space": SearchSpace(),
     "deep_teacher": Teacher(),
 }
 """Sections that may be left out; setting a field of one that is begins with these."""
 
-_PLACES = ("source", "model", "plan")
+_PLACES = ("path", "model", "plan_path", "init_from")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
 
 
-BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("steps", "tokens", "flops")}
+BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("max_steps", "max_tokens", "max_flops")}
 """Fields of which one decides how long the retraining is: setting it takes the others back to what they are unset."""
 
 
@@ -185,7 +186,9 @@ def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
             given.setdefault(cell, []).append(path)
     for paths in given.values():
         if len(paths) > 1:
-            raise ConfigError(f"{' and '.join(paths)}: give one of steps, tokens and flops, which decides how long")
+            raise ConfigError(
+                f"{' and '.join(paths)}: give one of max_steps, max_tokens and max_flops, which decides how long"
+            )
 
 
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
@@ -196,32 +199,32 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
     """
     changed = _changed(node, changes)
     if isinstance(changed, Cell):
-        sources_of(changed)
+        parents_of(changed)
     return changed
 
 
-def source_of(cell: Cell) -> Cell | None:
+def parent_of(cell: Cell) -> Cell | None:
     """The cell whose student is pruned: the same one but for its source's changes, which go over all others.
 
     Raises:
         ConfigError: as `override`.
     """
-    if cell.source is None:
+    if cell.parent is None:
         return None
     try:
-        return _changed(dataclasses.replace(cell, source=None), dict(cell.source))
+        return _changed(dataclasses.replace(cell, parent=None), dict(cell.parent))
     except ConfigError as error:
-        raise ConfigError(f"source: {error}") from None
+        raise ConfigError(f"parent: {error}") from None
 
 
-def sources_of(cell: Cell) -> list[Cell]:
+def parents_of(cell: Cell) -> list[Cell]:
     """The source of a cell, that one's own, and so on.
 
     Raises:
         ConfigError: as `override`.
     """
-    source = source_of(cell)
-    return [] if source is None else [source, *sources_of(source)]
+    source = parent_of(cell)
+    return [] if source is None else [source, *parents_of(source)]
 
 
 def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
@@ -229,8 +232,8 @@ def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
     plain = dataclasses.asdict(node)  # type: ignore[call-overload]
     for path, value in changes.items():
         first, _, rest = path.partition(".")
-        if first == "source" and isinstance(node, Cell):
-            plain["source"] = _noted(plain["source"], rest, value)
+        if first == "parent" and isinstance(node, Cell):
+            plain["parent"] = _noted(plain["parent"], rest, value)
             continue
         *parents, name = path.split(".")
         place: Any = plain
@@ -255,7 +258,7 @@ def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
     if not path and value is None:
         return None
     if not path and not isinstance(value, Mapping) and value != ():
-        raise ConfigError(f"source: takes fields of a cell, {{}} or null, not {value!r}")
+        raise ConfigError(f"parent: takes fields of a cell, {{}} or null, not {value!r}")
     found = dict(source or ())
     for name, new in flatten({path: value} if path else dict(value)):
         if new == {}:  # a section begins, and keeps what it has
@@ -267,7 +270,7 @@ def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
 
 
 def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
-    """("distill.steps", 50) from "distill.steps=50"; the value is read as YAML. Errors name the flag.
+    """("distill.max_steps", 50) from "distill.max_steps=50"; the value is read as YAML. Errors name the flag.
 
     Raises:
         ConfigError: no "=", or a value that is no YAML.
@@ -275,7 +278,7 @@ def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{flag}: must be field=value, got {text!r}")
-    return path.strip(), read_yaml(value, f"{flag} {path.strip()}")
+    return current_change(path.strip(), read_yaml(value, f"{flag} {path.strip()}"))
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lit_prune.config.overrides import flatten, override, refuse_two_budgets
+from lit_prune.config.renames import current_change, current_path
 from lit_prune.config.schema import Cell, ConfigError, Profile, unknown
 from lit_prune.config.yaml_loader import read_yaml
 
@@ -21,7 +23,7 @@ def profiles_folder() -> Path:
     return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
 
 
-_OF_PROFILE = ("seeds", "draws", "second_text", "new_text", "search", "deep_teacher")
+_OF_PROFILE = tuple(field.name for field in dataclasses.fields(Profile) if field.name != "cell")
 """Fields of a profile beside its cell."""
 
 
@@ -42,21 +44,28 @@ def load_profile(name: str) -> Profile:
     plain = read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
-    own = {name: plain.pop(name) for name in _OF_PROFILE if name in plain}
-    changes = _unique(flatten(plain), path)
+    changes = _unique(map(_current, flatten(plain)), path)
+    own = {field: changes.pop(field) for field in list(changes) if field.partition(".")[0] in _OF_PROFILE}
     refuse_two_budgets(changes)
     cell = override(Cell(), changes)
-    if "new_text" in own:
-        if not isinstance(own["new_text"], dict):
-            raise ConfigError(f"new_text: must be sections of a cell, got {own['new_text']!r}")
-        new_text = dict(flatten(own["new_text"]))
-        override(cell, new_text)  # raises for an unknown field
-        own["new_text"] = list(new_text.items())
-    profile = override(Profile(cell), _unique(flatten(own), path))
-    for name in ("seeds", "draws"):
+    new_text = {field: own.pop(field) for field in list(own) if field.partition(".")[0] == "new_text"}
+    if new_text:
+        if "new_text" in new_text:
+            raise ConfigError(f"new_text: must be sections of a cell, got {new_text['new_text']!r}")
+        fields = {field.removeprefix("new_text."): value for field, value in new_text.items()}
+        override(cell, fields)  # raises for an unknown field
+        own["new_text"] = list(fields.items())
+    profile = override(Profile(cell), own)
+    for name in ("seeds", "calibration_seeds"):
         if getattr(profile, name) < 1:
             raise ConfigError(f"{path}: {name}: must be >= 1, got {getattr(profile, name)}")
     return profile
+
+
+def _current(change: tuple[str, Any]) -> tuple[str, Any]:
+    """Return a field of a profile file and its value by their names now."""
+    section = current_path(change[0], Profile).partition(".")[0]
+    return current_change(*change, Profile if section in _OF_PROFILE else Cell)
 
 
 def _unique(changes: Iterable[tuple[str, Any]], where: Path) -> dict[str, Any]:

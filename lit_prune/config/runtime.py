@@ -13,11 +13,11 @@ class Execution:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where models run; auto takes a GPU where there is one."""
-    accumulate: int | None = None
+    grad_accum_steps: int | None = None
     """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB. The step is the same to
-    rounding. With more than one, alpha "dynamic" and w_clm "balanced" each cost a second backward pass of the student
-    and one more gradient in memory."""
-    workers: int = 0
+    rounding. With more than one, alpha "dynamic" and ce_weight "balanced" each cost a second backward pass of the
+    student and one more gradient in memory."""
+    num_workers: int = 0
     """Processes that load data."""
     checkpoint_seconds: float = 30.0
     """Time between checkpoints: the most that an interruption costs."""
@@ -25,7 +25,7 @@ class Execution:
     """Steps between rows of metrics.csv."""
     cohort: bool = True
     """Retrain cells that see the same data side by side, a step each in turn, with one pass of their teacher."""
-    teacher_cache: bool = False
+    cache_teacher: bool = False
     """Keep what the teacher shows on disk, for any number of runs over the same data, of as many steps: the states its
     head reads, which lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask
     the teacher."""

@@ -15,14 +15,15 @@ Changes = dict[str, Any]
 
 
 WHOLE: Changes = {
-    "student.layers": None, "student.hidden": None, "student.neurons": None, "student.heads": None,
-    "student.kv_groups": None, "student.parameters": None, "student.drop": (), "student.rounds": 1,
-    "student.widths": "uniform", "student.head_residual": "off", "student.weights": "teacher", "student.plan": None,
-    "student.model": None,
+    "prune.num_hidden_layers": None, "prune.hidden_size": None, "prune.intermediate_size": None,
+    "prune.num_attention_heads": None,
+    "prune.num_key_value_heads": None, "prune.num_parameters": None, "prune.drop_layers": (), "prune.num_iterations": 1,
+    "prune.width_allocation": "uniform", "prune.head_merging": "off", "prune.init": "teacher", "prune.plan_path": None,
+    "prune.init_from": None,
 }  # fmt: skip
 """Changes that keep the whole model, whatever a profile or --set prunes of it."""
 
-UNPRUNED: Changes = {"source": None, "distill.steps": 0, **WHOLE}
+UNPRUNED: Changes = {"parent": None, "distill.max_steps": 0, **WHOLE}
 """Changes that make a reference row the teacher as it is."""
 
 
@@ -65,7 +66,7 @@ class Claim:
     source: str
     metric: str | None = None
     """The metric it is about; None is the table's first."""
-    within: float | None = None
+    tolerance: float | None = None
     """The paper finds the two alike: they differ by less than this, either way."""
     family: str | None = None
     """Claims of one family are corrected together for their number (Holm), retrained and zero-shot ones apart; None is
@@ -89,28 +90,28 @@ class Table:
     """Row -> metric -> the paper's value."""
     claims: tuple[Claim, ...]
     metrics: tuple[str, ...] = ("lm_loss", "perplexity")
-    higher: tuple[str, ...] = ()
+    higher_is_better: tuple[str, ...] = ()
     """Metrics of which more is better."""
-    references: Mapping[str, Changes] = field(default_factory=dict)
+    reference_rows: Mapping[str, Changes] = field(default_factory=dict)
     """Rows measured once for scale, outside the comparison."""
     caveats: tuple[str, ...] = ()
     """What a reader must know before comparing the columns."""
-    seeded: tuple[str, ...] = ("seed",)
-    """Fields a seed sets, all to its number; without retraining, noise comes from "importance.seed". A field of a
-    section that a row does not have, such as "teacher.correction.seed", is left out there."""
-    base: Changes = field(default_factory=dict)
+    seed_fields: tuple[str, ...] = ("seed",)
+    """Fields a seed sets, all to its number; without retraining, noise comes from "calibration.seed". A field of a
+    section that a row does not have, such as "teacher.finetune.seed", is left out there."""
+    base_overrides: Changes = field(default_factory=dict)
     """What the table changes in the cell of every profile; the grid and --set go over it."""
 
-    for_profile: Callable[[Table, Profile, Path], Table] | None = None
+    build_for_profile: Callable[[Table, Profile, Path], Table] | None = None
     """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
     prepare: Callable[[Profile, Path], None] | None = None
     """(profile, store): measure what `for_profile` chooses rows by. Only a run does so."""
     pending: str = ""
     """What `prepare` is still to measure and may change, in one line."""
-    follows: tuple[str, ...] = ()
+    profile_fields: tuple[str, ...] = ()
     """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
     different_texts: tuple[tuple[str, str], ...] = ()
-    """Pairs of corpora, such as ("corpus", "source.corpus"), that must differ in the rows that have both."""
+    """Pairs of corpora, such as ("corpus", "parent.corpus"), that must differ in the rows that have both."""
 
     def at(self, profile: Profile, store: Path, settings: Mapping[str, Any] | None = None) -> Table:
         """Return the table at a profile, whose `for_profile` sees the base cell of its rows.
@@ -122,9 +123,9 @@ class Table:
         Raises:
             ConfigError: if the profile lacks something the table needs.
         """
-        if self.for_profile is None:
+        if self.build_for_profile is None:
             return self
-        return self.for_profile(self, self._profile(profile, settings), store)
+        return self.build_for_profile(self, self._profile(profile, settings), store)
 
     def measure(self, profile: Profile, store: Path, settings: Mapping[str, Any] | None = None) -> None:
         """Measure what decides about the rows of the table at a profile, with arguments as in `at`."""
@@ -132,16 +133,20 @@ class Table:
             self.prepare(self._profile(profile, settings), store)
 
     def _profile(self, profile: Profile, settings: Mapping[str, Any] | None) -> Profile:
-        return replace(profile, cell=override(override(profile.cell, self.base), settings or {}))
+        return replace(profile, cell=override(override(profile.cell, self.base_overrides), settings or {}))
 
     def measuring(self, cell: Cell) -> Table:
         """The table with what its cells measure beside its own metrics: how fast their students are, where asked."""
-        if cell.evaluation.speed is None or "speedup" in self.metrics:
+        if cell.evaluation.throughput is None or "speedup" in self.metrics:
             return self
-        return replace(self, metrics=(*self.metrics, "speedup", "memory_share"), higher=(*self.higher, "speedup"))
+        return replace(
+            self,
+            metrics=(*self.metrics, "speedup", "memory_share"),
+            higher_is_better=(*self.higher_is_better, "speedup"),
+        )
 
     def __post_init__(self) -> None:
-        if self.for_profile is not None and not self.grid.points:
+        if self.build_for_profile is not None and not self.grid.points:
             return  # its rows are not known yet
         rows = set(map(self.label, self.grid))
         named = {
@@ -151,14 +156,14 @@ class Table:
         }
         if named - rows:
             raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
-        if twice := rows & set(self.references):
+        if twice := rows & set(self.reference_rows):
             raise ValueError(f"{self.name}: {sorted(twice)} are rows and references")
-        named_metrics = {*self.higher, *(claim.metric for claim in self.claims if claim.metric)}
+        named_metrics = {*self.higher_is_better, *(claim.metric for claim in self.claims if claim.metric)}
         if unmeasured := named_metrics - set(self.metrics):
             raise ValueError(f"{self.name}: no metric is named {sorted(unmeasured)}")
         of_row: dict[str, Changes] = {}
         for point in self.grid:
-            seedless = {path: value for path, value in point.items() if path not in self.seeded}
+            seedless = {path: value for path, value in point.items() if path not in self.seed_fields}
             if of_row.setdefault(self.label(point), seedless) != seedless:
                 raise ValueError(f"{self.name}: different points of the grid are labelled {self.label(point)!r}")
 
@@ -172,6 +177,6 @@ class Table:
 
     def relation(self, claim: Claim) -> str:
         """The two rows of a claim and what it says of their metric."""
-        if claim.within is not None:
-            return f"{claim.better} = {claim.worse} within {claim.within:g}"
-        return f"{claim.better} {'>' if self.metric_of(claim) in self.higher else '<'} {claim.worse}"
+        if claim.tolerance is not None:
+            return f"{claim.better} = {claim.worse} within {claim.tolerance:g}"
+        return f"{claim.better} {'>' if self.metric_of(claim) in self.higher_is_better else '<'} {claim.worse}"

@@ -86,8 +86,8 @@ class Reader:
         return len(self._documents) - len(np.unique(self._documents))
 
     def __iter__(self) -> Iterator[Passage]:
-        files = [] if self.corpus.source in BUILT_IN else local_files(self.corpus.source)
-        if self.corpus.source in BUILT_IN:
+        files = [] if self.corpus.path in BUILT_IN else local_files(self.corpus.path)
+        if self.corpus.path in BUILT_IN:
             yield from self._built_in()
         elif files:
             yield from self._local(files)
@@ -96,7 +96,7 @@ class Reader:
             return
         if self.corpus.fingerprint not in (None, self._digest.hexdigest()):
             raise ConfigError(
-                f"corpus.source: {self.corpus.source} must not change while it is used, got other text than at the "
+                f"corpus.path: {self.corpus.path} must not change while it is used, got other text than at the "
                 "start; run the command again for the new text"
             )
 
@@ -106,18 +106,18 @@ class Reader:
         Raises:
             ConfigError: as iterating.
         """
-        if self.corpus.source in BUILT_IN or local_files(self.corpus.source):
+        if self.corpus.path in BUILT_IN or local_files(self.corpus.path):
             collections.deque(passages, maxlen=0)
 
     def _split(self, name: str | None, content: str | Messages) -> Split:
         text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
         hashed = _hashed(text)
         self._documents.append(hashed)
-        return _split_at(hashed if name is None else _hashed(name), self.corpus.heldout)
+        return _split_at(hashed if name is None else _hashed(name), self.corpus.holdout_fraction)
 
     def _built_in(self) -> Iterator[Passage]:
-        self._digest.update(_built_in_reading(self.corpus.source))
-        for document in built_in(self.corpus.source):
+        self._digest.update(_built_in_reading(self.corpus.path))
+        for document in built_in(self.corpus.path):
             self._digest.update(document.text.encode() + b"\0")
             split = self._split(document.name, document.text)
             yield Passage("train" if document.name is None else split, document.text, True, True)
@@ -125,7 +125,7 @@ class Reader:
     def _hub(self) -> Iterator[Passage]:
         revision = _revision(self.corpus.fingerprint)
         rows = hub_rows(self.corpus, revision)
-        if _is_wikitext(self.corpus.source):
+        if _is_wikitext(self.corpus.path):
             lines = (line for text, _ in rows if isinstance(text, str) for line in text.splitlines(True) or [""])
             yield from self._documents_of(with_text((True, article) for article in articles(lines)))
         else:
@@ -135,8 +135,12 @@ class Reader:
         total = self._length_if_alone(files) if self.split_single else None
         if total is not None:
             (path,) = files
-            shares = {"validation": self.corpus.heldout, "calibration": self.corpus.heldout, "train": 1.0}
-            shares["train"] -= 2 * self.corpus.heldout
+            shares = {
+                "validation": self.corpus.holdout_fraction,
+                "calibration": self.corpus.holdout_fraction,
+                "train": 1.0,
+            }
+            shares["train"] -= 2 * self.corpus.holdout_fraction
             parts = contiguous(self._pieces(path, self._digest), shares, total)
             self._documents.append(0)
             yield from _with_ends(parts)
@@ -218,12 +222,12 @@ def texts(corpus: Corpus, limit: int | None = None) -> Iterator[str]:
     for passage in itertools.islice(passages, limit):
         yield _plain(passage, corpus)
     reader.finish(passages)
-    warn_of_skipped(corpus.source, reader.skipped)
+    warn_of_skipped(corpus.path, reader.skipped)
 
 
 def _plain(passage: Passage, corpus: Corpus) -> str:
     if not isinstance(passage.content, str):
-        raise ConfigError(f"corpus.column: {corpus.column!r} must be text here, got a list of messages")
+        raise ConfigError(f"corpus.text_column: {corpus.text_column!r} must be text here, got a list of messages")
     return passage.content
 
 
@@ -235,19 +239,21 @@ def fingerprint(corpus: Corpus) -> str:
     """
     if corpus.max_tokens is not None and corpus.max_tokens < 1:
         raise ConfigError(f"corpus.max_tokens: {corpus.max_tokens} asked for, at least 1 is needed; null takes all")
-    if not 0 < corpus.heldout < 0.5:
-        raise ConfigError(f"corpus.heldout: {corpus.heldout} leaves a split empty; it lies between 0 and 0.5")
-    files = [] if corpus.source in BUILT_IN else local_files(corpus.source)
+    if not 0 < corpus.holdout_fraction < 0.5:
+        raise ConfigError(
+            f"corpus.holdout_fraction: {corpus.holdout_fraction} leaves a split empty; it lies between 0 and 0.5"
+        )
+    files = [] if corpus.path in BUILT_IN else local_files(corpus.path)
     _check_fields(corpus, files)
     digest = hashlib.sha256()
-    if corpus.source in BUILT_IN:
-        digest.update(_built_in_reading(corpus.source))
-        for document in built_in(corpus.source):
+    if corpus.path in BUILT_IN:
+        digest.update(_built_in_reading(corpus.path))
+        for document in built_in(corpus.path):
             digest.update(document.text.encode() + b"\0")
         return digest.hexdigest()
     if not files:
-        return _hub_revision(corpus.source) + _HUB_READING
-    warn_of_ignored(corpus.source)
+        return _hub_revision(corpus.path) + _HUB_READING
+    warn_of_ignored(corpus.path)
     for path in files:
         add_file(path, digest)
     return digest.hexdigest()
@@ -260,7 +266,7 @@ def pin(corpus: Corpus) -> Corpus:
 
 def _check_fields(corpus: Corpus, files: list[Path]) -> None:
     """Refuse fields that have no effect on this source."""
-    plain = corpus.source in BUILT_IN or (files and all(kind_of(path) in _TEXT_KINDS for path in files))
+    plain = corpus.path in BUILT_IN or (files and all(kind_of(path) in _TEXT_KINDS for path in files))
     if corpus.separator == "":
         raise ConfigError("corpus.separator: must be at least one character, or null, got ''")
     if corpus.separator is not None and not any(kind_of(path) in _TEXT_KINDS for path in files):
@@ -288,7 +294,7 @@ def _hub_revision(source: str) -> str:
     from huggingface_hub import HfApi
 
     nowhere = (
-        f"corpus.source: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be "
+        f"corpus.path: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be "
         "reached"
     )
     try:

@@ -100,10 +100,10 @@ class Encoder:
 
     def _rendered(self, messages: Messages) -> tuple[str, list[Span]]:
         """A conversation by the chat template, and where the assistant speaks, for `loss_on` assistant."""
-        column = self.corpus.column
+        column = self.corpus.text_column
         if not getattr(self.tokenizer, "chat_template", None):
             raise ConfigError(
-                f"corpus.column: {column!r} is a list of messages, and the tokenizer has no chat template"
+                f"corpus.text_column: {column!r} is a list of messages, and the tokenizer has no chat template"
             )
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -135,7 +135,7 @@ class Encoder:
                 raise
             problem = " ".join(str(error).split())
             raise ConfigError(
-                f"corpus.column: {column!r} does not fit the tokenizer's chat template ({problem})"
+                f"corpus.text_column: {column!r} does not fit the tokenizer's chat template ({problem})"
             ) from None
         return text, spans
 

@@ -60,10 +60,10 @@ def local_files(source: str) -> list[Path]:
     """
     files, _ = _listed(expand(source))
     if expand(source).exists() and not files:
-        raise ConfigError(f"corpus.source: {source} holds no text (allowed: {' '.join(SUFFIXES)})")
+        raise ConfigError(f"corpus.path: {source} holds no text (allowed: {' '.join(SUFFIXES)})")
     read = [path for path in files if path.stat().st_size]
     if files and not read:
-        raise ConfigError(f"corpus.source: {source} is empty")
+        raise ConfigError(f"corpus.path: {source} is empty")
     return read
 
 
@@ -74,7 +74,7 @@ def warn_of_ignored(source: str) -> None:
     if ignored:
         names = [str(path.relative_to(root)) for path in ignored[:_SHOWN]]
         rest = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
-        log.warning("corpus.source: %s: ignored %s%s", source, ", ".join(names), rest)
+        log.warning("corpus.path: %s: ignored %s%s", source, ", ".join(names), rest)
 
 
 def _listed(root: Path) -> tuple[list[Path], list[Path]]:
@@ -134,9 +134,9 @@ def opened(path: Path, digest: Digest) -> Iterator[BinaryIO]:
             while hashing.read(_CHUNK):
                 pass
     except UnicodeDecodeError as error:
-        raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
+        raise ConfigError(f"corpus.path: {path} is not UTF-8 text ({error.reason})") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"corpus.source: {path} cannot be read ({first_line(error)})") from None
+        raise ConfigError(f"corpus.path: {path} cannot be read ({first_line(error)})") from None
     digest.update(f"{_READING[cast(str, kind_of(path))]} {hashing.size}".encode())
 
 

@@ -128,7 +128,7 @@ class RetrainingData(L.LightningDataModule):
         micro_batch, rest = divmod(self.batch, world * self.accumulate)
         if rest or not micro_batch:
             raise ConfigError(
-                f"distill.batch: {self.batch} is no multiple of {world} devices x {self.accumulate} micro-batches"
+                f"distill.batch_size: {self.batch} is no multiple of {world} devices x {self.accumulate} micro-batches"
             )
         stream = len(self.blocks), self.batch * self.steps, self.seed, self.start
         sampler = StepSampler(SeededOrder(*stream, rank, world), SeededOrder(*stream), self.batch, micro_batch)

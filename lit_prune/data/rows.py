@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def warn_of_skipped(source: str, count: int) -> None:
     """Say, once in a process, how many rows of a source have no text."""
     if count:
-        log.warning("corpus.source: %s: skipped %d rows without text", source, count)
+        log.warning("corpus.path: %s: skipped %d rows without text", source, count)
 
 
 def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Iterator[Row]:
@@ -51,8 +51,8 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Iterator[Row]:
         raise
     except (ValueError, RecursionError, csv.Error) as error:  # also JSON's and Arrow's errors
         if isinstance(error, UnicodeDecodeError):
-            raise ConfigError(f"corpus.source: {path} is not UTF-8 text ({error.reason})") from None
-        raise ConfigError(f"corpus.source: {path} cannot be read ({first_line(error)})") from None
+            raise ConfigError(f"corpus.path: {path} is not UTF-8 text ({error.reason})") from None
+        raise ConfigError(f"corpus.path: {path} cannot be read ({first_line(error)})") from None
 
 
 def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
@@ -64,15 +64,13 @@ def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(
-            corpus.source, name=corpus.subset, revision=revision, split="train", streaming=True
-        )
-        yield from _picked(rows, corpus, corpus.source)
+        rows = datasets.load_dataset(corpus.path, name=corpus.name, revision=revision, split="train", streaming=True)
+        yield from _picked(rows, corpus, corpus.path)
     except ConfigError:
         raise
     # RuntimeError and TypeError: what the typed readers of `datasets` raise for rows that do not fit the first ones.
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"corpus.source: {corpus.source} cannot be read ({first_line(error)})") from error
+        raise ConfigError(f"corpus.path: {corpus.path} cannot be read ({first_line(error)})") from error
 
 
 def _json(stream: TextIO) -> Iterator[Any]:
@@ -109,24 +107,24 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
 
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
-    columns = [column for column in (corpus.column, corpus.group) if column is not None]
+    columns = [column for column in (corpus.text_column, corpus.group) if column is not None]
     for field, column in zip(("column", "group"), columns, strict=False):
         if column not in names and column.partition(".")[0] not in names:
-            raise _no_column(field, column, corpus.source, names)
+            raise _no_column(field, column, corpus.path, names)
     for batch in parquet.iter_batches(batch_size=1024, columns=columns):
         yield from batch.to_pylist()
 
 
 def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
     """The text and the group of each row; a row that is a string is its text."""
-    wanted = {"column": corpus.column} | ({"group": corpus.group} if corpus.group else {})
+    wanted = {"column": corpus.text_column} | ({"group": corpus.group} if corpus.group else {})
     names: dict[str, None] = {}
     missing = dict.fromkeys(wanted, True)
     number = 0
     for number, row in enumerate(rows, 1):
         row = {"text": row} if isinstance(row, str) else row
         if not isinstance(row, Mapping):
-            raise ConfigError(f"corpus.source: {where}: row {number} must be an object, got {type(row).__name__}")
+            raise ConfigError(f"corpus.path: {where}: row {number} must be an object, got {type(row).__name__}")
         values = {field: _value(row, column) for field, column in wanted.items()}
         for field, (found, _) in values.items():
             missing[field] = missing[field] and not found
@@ -135,7 +133,7 @@ def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
         if number == _PATIENCE and any(missing.values()):
             break
         group = values["group"][1] if "group" in values else None
-        yield _text(values["column"][1], corpus.column, where, number), None if group is None else str(group)
+        yield _text(values["column"][1], corpus.text_column, where, number), None if group is None else str(group)
     for field, column in wanted.items():
         if number and missing[field]:
             raise _no_column(field, column, where, names)
@@ -146,7 +144,7 @@ def _no_column(field: str, column: str, where: str, names: Iterable[str]) -> Con
 
 
 def _columns(row: Mapping[str, Any]) -> Iterator[str]:
-    """The names that `corpus.column` may be of a row, also those in nested objects."""
+    """The names that `corpus.text_column` may be of a row, also those in nested objects."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from (f"{name}.{inner}" for inner in _columns(value))
@@ -181,6 +179,6 @@ def _text(value: Any, column: str, where: str, number: int) -> str | Messages | 
     if isinstance(value, list) and value and all(isinstance(m, Mapping) and "role" in m for m in value):
         return [dict(message) for message in value]
     raise ConfigError(
-        f"corpus.column: {column!r} must be text or a list of messages (role, content), got "
+        f"corpus.text_column: {column!r} must be text or a list of messages (role, content), got "
         f"{type(value).__name__} in row {number} of {where}"
     )

@@ -189,9 +189,9 @@ def _check_splits(reader: Reader, num_tokens: Mapping[str, int]) -> None:
     for name, count in num_tokens.items():
         if not count:
             raise ConfigError(
-                f"corpus.source: {reader.corpus.source} leaves no text for the {name} split; it has "
+                f"corpus.path: {reader.corpus.path} leaves no text for the {name} split; it has "
                 f"{reader.num_documents - reader.num_duplicates} different documents, each in one split (add some, or "
-                "change corpus.heldout or corpus.separator)"
+                "change corpus.holdout_fraction or corpus.separator)"
             )
 
 
@@ -204,10 +204,10 @@ def _check_ids(ids: np.ndarray, vocab_size: int | None, tokenizer: Any) -> None:
 
 
 def _log_what_was_met(reader: Reader) -> None:
-    source = reader.corpus.source
+    source = reader.corpus.path
     warn_of_skipped(source, reader.skipped)
     if reader.num_duplicates:
         log.warning(
-            "corpus.source: %s: %d of %d documents are copies of an earlier one (in the same split)",
+            "corpus.path: %s: %d of %d documents are copies of an earlier one (in the same split)",
             source, reader.num_duplicates, reader.num_documents,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from lit_prune.config import ConfigError, Distill
 
 def tokens_of_step(distill: Distill) -> int:
     """Tokens an optimizer step reads."""
-    return distill.batch * distill.block
+    return distill.batch_size * distill.seq_len
 
 
 def with_steps(distill: Distill, flops_of_token: Callable[[], float]) -> Distill:
@@ -22,15 +22,15 @@ def with_steps(distill: Distill, flops_of_token: Callable[[], float]) -> Distill
     Raises:
         ConfigError: two budgets, or one that is less than a step.
     """
-    if distill.tokens is None and distill.flops is None:
+    if distill.max_tokens is None and distill.max_flops is None:
         return distill
-    if distill.tokens is not None and distill.flops is not None:
-        raise ConfigError("distill.tokens: give one of steps, tokens and flops, which decides how long")
-    if distill.tokens is not None:
-        budget, step, what = float(distill.tokens), float(tokens_of_step(distill)), "tokens"
+    if distill.max_tokens is not None and distill.max_flops is not None:
+        raise ConfigError("distill.max_tokens: give one of max_steps, max_tokens and max_flops, which decides how long")
+    if distill.max_tokens is not None:
+        budget, step, what = float(distill.max_tokens), float(tokens_of_step(distill)), "max_tokens"
     else:
-        assert distill.flops is not None
-        budget, step, what = distill.flops, tokens_of_step(distill) * flops_of_token(), "flops"
+        assert distill.max_flops is not None
+        budget, step, what = distill.max_flops, tokens_of_step(distill) * flops_of_token(), "max_flops"
     if not budget >= step > 0:
         raise ConfigError(f"distill.{what}: {budget:.6g} asked for, a step takes {step:.6g}")
-    return replace(distill, steps=math.floor(budget / step + 0.5), tokens=None, flops=None)
+    return replace(distill, max_steps=math.floor(budget / step + 0.5), max_tokens=None, max_flops=None)

@@ -162,7 +162,7 @@ def clear(folder: Path) -> None:
 def bytes_of(teacher: Any, sequences: int, distill: Distill) -> int:
     """Bytes that a cache of `sequences` sequences takes at the most."""
     parts = parts_of(teacher.config.hidden_size, distill.top_k, torch.float32)
-    return Cache(Path(), parts, sequences, distill.block).bytes
+    return Cache(Path(), parts, sequences, distill.seq_len).bytes
 
 
 def read_cache(folder: Path, description: dict[str, Any]) -> Cache:

@@ -19,7 +19,7 @@ class JointDistiller(Distiller):
     """A Distiller whose teacher is trained in place, on cross-entropy, by an optimizer, schedule and clip of its own.
 
     The student sees the teacher as it is before the step, without gradient; the teacher never sees the student.
-    `terms` holds the teacher's loss as `teacher_clm`, which is no part of `loss`.
+    `terms` holds the teacher's loss as `teacher_ce_loss`, which is no part of `loss`.
 
     Raises:
         ConfigError: nothing is learned from the teacher.
@@ -29,10 +29,12 @@ class JointDistiller(Distiller):
         self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1
     ) -> None:
         super().__init__(student, teacher, distill, micro_batches)
-        assert distill.teacher_optim is not None
-        self._teacher_optim = distill.teacher_optim
+        assert distill.teacher_optimizer is not None
+        self._teacher_optim = distill.teacher_optimizer
         if self.teaching is None or not distill.needs_teacher:
-            raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
+            raise ConfigError(
+                "distill.teacher_optimizer: kd_weight and alpha are 0, so nothing is learned from the teacher"
+            )
         self.corrected = self.teaching.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -40,7 +42,7 @@ class JointDistiller(Distiller):
         # The teacher first: autocast may keep, and go on with, casts of its weights from a pass without gradient.
         clm = self._teacher_clm(batch["input_ids"], batch["labels"], batch.get("mean_scored"))
         loss = super().training_step(batch, batch_idx)
-        self._note("teacher_clm", clm)
+        self._note("teacher_ce_loss", clm)
         return loss + clm
 
     def _teacher_clm(self, input_ids: Tensor, labels: Tensor, count: float | None) -> Tensor:
@@ -50,16 +52,16 @@ class JointDistiller(Distiller):
         last = last_states(self.corrected, input_ids)[:, :-1][scored]
         self.corrected.eval()
         head = head_of(self.corrected)
-        return head_losses(last, head, successors=successors[scored], w_clm=1.0, count=count).loss
+        return head_losses(last, head, successors=successors[scored], ce_weight=1.0, count=count).loss
 
     def configure_optimizers(self) -> Any:
-        parts = [(self._ours(), self.distill.optim), (list(self.corrected.parameters()), self._teacher_optim)]
-        return optim.configure_parts(parts, self.distill.steps)
+        parts = [(self._ours(), self.distill.optimizer), (list(self.corrected.parameters()), self._teacher_optim)]
+        return optim.configure_parts(parts, self.distill.max_steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip student and teacher apart; the norm reported is the student's."""
-        norm = nn.utils.clip_grad_norm_(self._ours(), self.distill.optim.clip)
-        nn.utils.clip_grad_norm_(self.corrected.parameters(), self._teacher_optim.clip)
+        norm = nn.utils.clip_grad_norm_(self._ours(), self.distill.optimizer.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.corrected.parameters(), self._teacher_optim.max_grad_norm)
         self.terms["grad_norm"] = norm.detach()
 
     def _ours(self) -> list[nn.Parameter]:

@@ -22,24 +22,24 @@ def recipe_flops(distill: Distill, student: Any, teacher: Any = None, *, causal:
     Raises:
         ConfigError: a layer map or a LoRA target names a layer that does not exist.
     """
-    scored = bool(distill.w_clm or distill.w_logits)
+    scored = bool(distill.ce_weight or distill.kd_weight)
     ours = training_products(
-        student, distill.block, trainable_of(distill, student), causal=causal, head_gradient=scored
+        student, distill.seq_len, trainable_of(distill, student), causal=causal, head_gradient=scored
     )
     if teacher is None or not distill.needs_teacher:
         return ours.flops
-    total = forward_flops(teacher, distill.block, causal=causal)
-    if distill.teacher_optim is not None:
-        total += training_products(teacher, distill.block, Trainable(), causal=causal).flops
+    total = forward_flops(teacher, distill.seq_len, causal=causal)
+    if distill.teacher_optimizer is not None:
+        total += training_products(teacher, distill.seq_len, Trainable(), causal=causal).flops
     if distill.alpha:
-        _add_compared(ours, distill, student, teacher, attended(distill.block, causal=causal))
+        _add_compared(ours, distill, student, teacher, attended(distill.seq_len, causal=causal))
     return total + ours.flops
 
 
 def trainable_of(distill: Distill, student: Any) -> Trainable:
     """Return what a recipe trains of a student with this config."""
     if distill.lora is None:
-        return Trainable(last=distill.last)
+        return Trainable(last=distill.train_last_layers)
     return Trainable(rank=distill.lora.rank, targets=tuple(targets_of(meta_model(student), distill.lora)))
 
 

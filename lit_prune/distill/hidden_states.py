@@ -42,8 +42,8 @@ def pairs_of(distill: Distill, teacher_blocks: int, student_blocks: int) -> list
     Raises:
         ConfigError: a map that is not teacher:student, or a block one of them does not have.
     """
-    pairs = [Pair(("output", 0), ("output", 0))] if distill.embedding else []
-    for name, kind, after in (("mlp_input", "mlp", 0), ("block_output", "output", 1)):
+    pairs = [Pair(("output", 0), ("output", 0))] if distill.match_embedding else []
+    for name, kind, after in (("match_mlp_input", "mlp", 0), ("match_layer_output", "output", 1)):
         for teacher, student in _maps(distill, name, teacher_blocks, student_blocks):
             pairs.append(Pair((kind, teacher + after), (kind, student + after)))
     return pairs
@@ -55,7 +55,7 @@ def relations_of(distill: Distill, teacher_blocks: int, student_blocks: int) -> 
     Raises:
         ConfigError: as `pairs_of`.
     """
-    maps = _maps(distill, "attention", teacher_blocks, student_blocks)
+    maps = _maps(distill, "match_attention", teacher_blocks, student_blocks)
     return [Pair((kind, teacher), (kind, student)) for teacher, student in maps for kind in VECTORS]
 
 

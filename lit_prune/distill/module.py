@@ -34,7 +34,7 @@ from lit_prune.models.lm_head import head_of, last_states
 
 
 class Distiller(L.LightningModule):
-    """Minimise w_clm * L_CLM + w_logits * L_logits + alpha * L_is over a student (Minitron, section 3).
+    """Minimise ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is over a student (Minitron, section 3).
 
     The teacher is a model, or one that several runs share. Of vocabularies padded differently, L_logits compares the
     entries that both have. Every mean is over the tokens of an optimizer step that have
@@ -57,7 +57,7 @@ class Distiller(L.LightningModule):
         self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
         self._measured: dict[str, Tensor] = {}
         self._random_state: dict[str, Any] | None = None
-        self._logit_loss = logit_loss_of(distill.logit_loss, distill.mix)
+        self._logit_loss = logit_loss_of(distill.logit_loss, distill.mixture)
         self._hidden_loss = hidden_losses[distill.hidden_loss]
         check_weights(distill)
         self.projection: nn.Module = nn.Identity()
@@ -69,7 +69,7 @@ class Distiller(L.LightningModule):
 
     def _pair_up(self) -> None:
         if self.teaching is None:
-            raise ConfigError("distill: w_logits and alpha need a teacher")
+            raise ConfigError("distill: kd_weight and alpha need a teacher")
         ours, theirs = self.student.config, self.teaching.model.config
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
@@ -133,7 +133,8 @@ class Distiller(L.LightningModule):
             self._accumulation.conclude(self.parameters())
 
     def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
-        """Return the terms of the objective, scalars: `clm`, `logits` and `hidden` where they are used, and `loss`.
+        """Return the terms of the objective, scalars: `ce_loss`, `kd_loss` and `hidden_loss` where they are used, "
+        "and `loss`.
 
         The batch is a step of its own. Runs that share a teacher say at which `position` of their data it stands.
         """
@@ -151,34 +152,34 @@ class Distiller(L.LightningModule):
             shown = self.teaching.observe(input_ids, position)
         target = None if shown is None else shown.target(scored, self.distill.top_k)
         count = (int(scored.sum()) if count is None else count) or 1
-        next_ids = successors[scored] if self.distill.w_clm else None
-        balanced = self.distill.w_clm == "balanced"
+        next_ids = successors[scored] if self.distill.ce_weight else None
+        balanced = self.distill.ce_weight == "balanced"
         measured: dict[str, Tensor] = {}
         fixed, terms = self._compare_logits(last, None if balanced else next_ids, target, count)
         if shown is not None and self.compares_states:
-            terms["hidden"] = self._compare_states(scored, our_states, shown.states, count)
+            terms["hidden_loss"] = self._compare_states(scored, our_states, shown.states, count)
             if isinstance(self.distill.alpha, str):
-                measured["hidden"] = terms["hidden"]
+                measured["hidden_loss"] = terms["hidden_loss"]
             else:
-                fixed = fixed + self.distill.alpha * terms["hidden"]
+                fixed = fixed + self.distill.alpha * terms["hidden_loss"]
         if balanced:
-            measured["clm"], found = self._compare_logits(last, next_ids, None, count)
+            measured["ce_loss"], found = self._compare_logits(last, next_ids, None, count)
             terms |= found
         return Compared(fixed, measured, terms)
 
     def _compare_logits(
         self, last: Tensor, successors: Tensor | None, target: Target | None, count: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """w_clm * L_CLM + w_logits * L_logits of what is given, and each by itself, without its gradient."""
-        w_clm = 1.0 if isinstance(self.distill.w_clm, str) else self.distill.w_clm
-        scale = self.distill.temperature**2 if self.distill.tau_squared else 1.0
+        """ce_weight * L_CLM + kd_weight * L_logits of what is given, and each by itself, without its gradient."""
+        ce_weight = 1.0 if isinstance(self.distill.ce_weight, str) else self.distill.ce_weight
+        scale = self.distill.temperature**2 if self.distill.scale_by_temperature_squared else 1.0
         found = head_losses(
-            last, head_of(self.student), successors=successors, w_clm=w_clm, target=target,
-            logit_loss=self._logit_loss, w_logits=self.distill.w_logits * scale, temperature=self.distill.temperature,
+            last, head_of(self.student), successors=successors, ce_weight=ce_weight, target=target,
+            logit_loss=self._logit_loss, kd_weight=self.distill.kd_weight * scale, temperature=self.distill.temperature,
             count=count,
         )  # fmt: skip
-        terms = {} if found.clm is None else {"clm": found.clm}
-        return found.loss, terms if found.logits is None else terms | {"logits": scale * found.logits}
+        terms = {} if found.ce_loss is None else {"ce_loss": found.ce_loss}
+        return found.loss, terms if found.kd_loss is None else terms | {"kd_loss": scale * found.kd_loss}
 
     def _compare_states(self, scored: Tensor, our_states: States, their_states: States, count: float) -> Tensor:
         """L_is: the sum over the pairs of the loss of the scored tokens, divided by `count`."""
@@ -201,11 +202,11 @@ class Distiller(L.LightningModule):
         return projected
 
     def configure_optimizers(self) -> Any:
-        return optim.configure(self, self.distill.optim, self.distill.steps)
+        return optim.configure(self, self.distill.optimizer, self.distill.max_steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip by global norm and report the norm before clipping, a term of this very step."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optim.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optimizer.max_grad_norm)
         self.terms["grad_norm"] = norm.detach()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -224,4 +225,4 @@ class Distiller(L.LightningModule):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
 
 
-NOTHING_COMPARED = "name what to compare in distill.embedding, mlp_input, block_output or attention"
+NOTHING_COMPARED = "name what to compare in distill.match_embedding, mlp_input, block_output or attention"

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_prune.config import Optim
+from lit_prune.config import Optimizer
 
 
-def configure(module: nn.Module, optim: Optim, steps: int) -> dict[str, Any]:
+def configure(module: nn.Module, optim: Optimizer, steps: int) -> dict[str, Any]:
     """Optimizer and step-wise schedule of the trainable parameters, as Lightning takes them."""
     return configure_parts([(list(module.parameters()), optim)], steps)
 
 
-def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optim]], steps: int) -> dict[str, Any]:
+def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optimizer]], steps: int) -> dict[str, Any]:
     """The same for parts of a module that have an optimizer and a schedule each: one AdamW steps them all."""
     groups: list[dict[str, Any]] = []
     schedules: list[Callable[[int], float]] = []
@@ -35,17 +35,17 @@ def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optim]], steps
     return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _share_of_peak(optim: Optim, steps: int, step: int) -> float:
+def _share_of_peak(optim: Optimizer, steps: int, step: int) -> float:
     return learning_rate(optim, step, steps) / optim.lr
 
 
-def learning_rate(optim: Optim, step: int, steps: int) -> float:
+def learning_rate(optim: Optimizer, step: int, steps: int) -> float:
     """Return the learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step.
 
     A run of at most `warmup` steps ends within the warm-up, without a decay.
     """
-    if step < optim.warmup:
-        return optim.lr * (step + 1) / optim.warmup
-    decay = steps - 1 - optim.warmup
-    done = (step - optim.warmup) / decay if decay > 0 else 1.0
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    decay = steps - 1 - optim.warmup_steps
+    done = (step - optim.warmup_steps) / decay if decay > 0 else 1.0
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2

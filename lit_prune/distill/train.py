@@ -42,16 +42,16 @@ def train(
         Diverged: the loss, a weight or the state of the optimizer is no longer finite; the checkpoint is removed.
     """
     L.seed_everything(seed, verbose=False)
-    kind = Distiller if distill.teacher_optim is None else JointDistiller
+    kind = Distiller if distill.teacher_optimizer is None else JointDistiller
     accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
     module = kind(student.train(), teacher, distill, accumulate)
     data = RetrainingData(
-        tokens, block=distill.block, batch=distill.batch, steps=distill.steps, seed=seed,
-        accumulate=accumulate, num_workers=execution.workers,
+        tokens, block=distill.seq_len, batch=distill.batch_size, steps=distill.max_steps, seed=seed,
+        accumulate=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
     history = History(folder / "metrics.csv", execution.log_every)
     trainer = L.Trainer(
-        max_steps=distill.steps,
+        max_steps=distill.max_steps,
         accumulate_grad_batches=accumulate,
         precision=distill.precision,
         accelerator=execution.accelerator,
@@ -88,11 +88,11 @@ def train(
 
 def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:
     """The parts of a batch asked for, or else the fewest equal ones whose float32 logits would stay under a GiB."""
-    if execution.accumulate:
-        return execution.accumulate
-    room = max(1, _LOGITS // (4 * distill.block * vocab_size))
-    parts = range(1, distill.batch + 1)
-    return next(n for n in parts if distill.batch % n == 0 and distill.batch // n <= room)
+    if execution.grad_accum_steps:
+        return execution.grad_accum_steps
+    room = max(1, _LOGITS // (4 * distill.seq_len * vocab_size))
+    parts = range(1, distill.batch_size + 1)
+    return next(n for n in parts if distill.batch_size % n == 0 and distill.batch_size // n <= room)
 
 
 def quiet() -> None:

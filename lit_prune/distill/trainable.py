@@ -22,8 +22,8 @@ def trained_part(student: Any, distill: Distill) -> Iterator[None]:
         adapted = _adapt(student, distill.lora)
         yield
         adapted.merge_and_unload()
-    elif distill.last is not None:
-        _freeze_all_but(student, distill.last)
+    elif distill.train_last_layers is not None:
+        _freeze_all_but(student, distill.train_last_layers)
         yield
     else:
         yield
@@ -50,14 +50,14 @@ def targets_of(model: Any, lora: Lora) -> list[str]:
     """
     parameters, anatomy = blocks_of(model)[0].named_parameters(), anatomy_of(model.config)
     names = [name.removesuffix(".weight") for name, _ in parameters if anatomy.is_linear(name)]
-    if lora.targets is None:
+    if lora.target_modules is None:
         return names
     chosen: dict[str, None] = {}
-    for target in lora.targets:
+    for target in lora.target_modules:
         found = [name for name in names if f".{name}".endswith(f".{target}")]
         if not found:
             allowed = ", ".join(names)
-            raise ConfigError(f"distill.lora.targets: no linear layer is named {target!r}; there are: {allowed}")
+            raise ConfigError(f"distill.lora.target_modules: no linear layer is named {target!r}; there are: {allowed}")
         chosen |= dict.fromkeys(found)
     return list(chosen)
 
@@ -76,10 +76,12 @@ def check_trained(distill: Distill, config: Any, num_blocks: int) -> None:
     Raises:
         ConfigError: it is not; both ways are asked for; peft is not installed.
     """
-    if distill.lora is not None and distill.last is not None:
-        raise ConfigError("distill.lora: goes without distill.last; set one of the two to null")
-    if distill.last is not None and not 1 <= distill.last <= num_blocks:
-        raise ConfigError(f"distill.last: {distill.last} asked for, the student has {num_blocks} blocks")
+    if distill.lora is not None and distill.train_last_layers is not None:
+        raise ConfigError("distill.lora: goes without distill.train_last_layers; set one of the two to null")
+    if distill.train_last_layers is not None and not 1 <= distill.train_last_layers <= num_blocks:
+        raise ConfigError(
+            f"distill.train_last_layers: {distill.train_last_layers} asked for, the student has {num_blocks} blocks"
+        )
     if distill.lora is not None:
         _check_lora(distill.lora, config)
 
@@ -93,9 +95,9 @@ def _check_lora(lora: Lora, config: Any) -> None:
         raise ConfigError(f"distill.lora.dropout: {lora.dropout} asked for, it is at least 0 and below 1")
     if lora.alpha <= 0:
         raise ConfigError(f"distill.lora.alpha: {lora.alpha} asked for, it is above 0")
-    if lora.targets is not None:
-        if not lora.targets or len(set(lora.targets)) < len(lora.targets):
-            raise ConfigError("distill.lora.targets: name one linear layer at least, each once, or null for all")
+    if lora.target_modules is not None:
+        if not lora.target_modules or len(set(lora.target_modules)) < len(lora.target_modules):
+            raise ConfigError("distill.lora.target_modules: name one linear layer at least, each once, or null for all")
         targets_of(_without_weights(config), lora)
 
 

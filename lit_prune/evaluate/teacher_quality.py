@@ -13,6 +13,7 @@ import numpy as np
 
 from lit_prune.config import ConfigError, Pretraining
 from lit_prune.config.overrides import build
+from lit_prune.config.renames import current
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.corpus import pin
 from lit_prune.data.tokens import TokenSequences, write_tokens
@@ -34,9 +35,9 @@ def recipe_of(folder: Path) -> Pretraining:
     card = folder / CARD
     if not card.is_file():
         return Pretraining()
-    recipe = json.loads(card.read_text())["recipe"]
+    recipe = current(json.loads(card.read_text())["recipe"], Pretraining)
     # An address knows text by its fingerprint alone, and so did cards written from one.
-    corpus = {"source": Pretraining().corpus.source, **recipe["corpus"]}
+    corpus = {"path": Pretraining().corpus.path, **recipe["corpus"]}
     return build(Pretraining, {**recipe, "corpus": corpus})
 
 
@@ -58,15 +59,15 @@ def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[
     tokenizer, model = loading.load_tokenizer(str(folder)), loading.load_model(str(folder))
     with tempfile.TemporaryDirectory() as scratch:
         tokens = Path(scratch)
-        say(f"tokenising {today.source}")
+        say(f"tokenising {today.path}")
         fitted = write_tokens(today, tokenizer, tokens, vocab_size=model.config.vocab_size)["train"]
         say(f"fitting a trigram model to {fitted:,} tokens")
-        trigram = trigram_loss(tokens, len(tokenizer), recipe.block)
+        trigram = trigram_loss(tokens, len(tokenizer), recipe.seq_len)
         say("scoring the teacher")
-        loss, scored = heldout_loss(model, tokens, recipe.block)
+        loss, scored = heldout_loss(model, tokens, recipe.seq_len)
     return {
         "teacher": loss, "trigram": trigram, "gap": trigram - loss, "scored": scored, "fitted": fitted,
-        "corpus": today.source, "same_text": today.fingerprint == recipe.corpus.fingerprint,
+        "corpus": today.path, "same_text": today.fingerprint == recipe.corpus.fingerprint,
     }  # fmt: skip
 
 

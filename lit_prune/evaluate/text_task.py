@@ -70,7 +70,7 @@ class Text:
     @property
     def corpus(self) -> Corpus:
         """The text as a corpus."""
-        return Corpus(source=self.source, column=self.column or "text", fingerprint=self.fingerprint)
+        return Corpus(path=self.source, text_column=self.column or "text", fingerprint=self.fingerprint)
 
     @property
     def title(self) -> str:
@@ -114,5 +114,5 @@ def _with_flags(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except ConfigError as error:
-        message = str(error).replace("corpus.source:", "--corpus:", 1).replace("corpus.column:", "--text-column:", 1)
+        message = str(error).replace("corpus.path:", "--corpus:", 1).replace("corpus.text_column:", "--text-column:", 1)
         raise ConfigError(message) from None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_prune.config import ConfigError, Speed
+from lit_prune.config import ConfigError, ThroughputTest
 from lit_prune.evaluate.memory import bytes_of_cache, bytes_of_weights, peak_of
 from lit_prune.models.positions import positions_of
 
@@ -90,7 +90,11 @@ class Reply(NamedTuple):
 
 
 def compare_requests(
-    student: Any, teacher: Any, speed: Speed, device: torch.device, tell: Callable[[int], None] = lambda rounds: None
+    student: Any,
+    teacher: Any,
+    speed: ThroughputTest,
+    device: torch.device,
+    tell: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, Any]:
     """Serve requests by models of these two configs, with random weights, in turns.
 
@@ -104,8 +108,8 @@ def compare_requests(
         check_positions(speed, config)
     dtype = torch.bfloat16 if speed.precision == "bf16-true" else torch.float32
     models = [random_model(config, device, dtype) for config in (student, teacher)]
-    ids = _ids(models[0], speed.batch, speed.prompt)
-    memory = [memory_of_request(model, ids, speed.new) for model in models]
+    ids = _ids(models[0], speed.batch_size, speed.prompt_len)
+    memory = [memory_of_request(model, ids, speed.max_new_tokens) for model in models]
     ours, theirs = replies_in_turns(models, ids, speed, tell)
     served = [
         _served(replies, speed, bytes_of_weights(model), cache, peak)
@@ -119,16 +123,16 @@ def compare_requests(
 
 
 def replies_in_turns(
-    models: Sequence[Any], ids: Tensor, speed: Speed, tell: Callable[[int], None] = lambda rounds: None
+    models: Sequence[Any], ids: Tensor, speed: ThroughputTest, tell: Callable[[int], None] = lambda rounds: None
 ) -> list[list[Reply]]:
     """The replies of each model to the same prompts, without the first, which is warm-up.
 
     Every other round goes through the models backwards, so that none is always the one after another.
     """
     rounds = []
-    for number in range(speed.repeats + 1):
+    for number in range(speed.num_repeats + 1):
         order = models if number % 2 else models[::-1]
-        replies = [serve(model, ids, speed.new) for model in order]
+        replies = [serve(model, ids, speed.max_new_tokens) for model in order]
         rounds.append(replies if number % 2 else replies[::-1])
         tell(number)
     return [list(replies) for replies in zip(*rounds[1:], strict=True)]
@@ -144,16 +148,17 @@ def speedups(student: Sequence[Reply], teacher: Sequence[Reply]) -> dict[str, fl
     }
 
 
-def check_positions(speed: Speed, config: Any) -> None:
+def check_positions(speed: ThroughputTest, config: Any) -> None:
     """See that a model with this config has a position for every token of a request.
 
     Raises:
         ConfigError: it has not.
     """
     positions = positions_of(config)
-    if positions is not None and speed.prompt + speed.new > positions:
+    if positions is not None and speed.prompt_len + speed.max_new_tokens > positions:
         raise ConfigError(
-            f"evaluation.speed: prompt and new are {speed.prompt} + {speed.new} tokens, the model has {positions} "
+            f"evaluation.throughput: prompt and new are {speed.prompt_len} + {speed.max_new_tokens} tokens, the "
+            f"model has {positions} "
             "positions"
         )
 
@@ -253,11 +258,11 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _served(replies: Sequence[Reply], speed: Speed, weights: int, cache: int, peak: int) -> Served:
-    read, new = speed.batch * speed.prompt, speed.batch * speed.new
+def _served(replies: Sequence[Reply], speed: ThroughputTest, weights: int, cache: int, peak: int) -> Served:
+    read, new = speed.batch_size * speed.prompt_len, speed.batch_size * speed.max_new_tokens
     return Served(
         prefill=_summary([read / reply.prefill for reply in replies]),
-        decode=_summary([(new - speed.batch) / reply.decode for reply in replies]),
+        decode=_summary([(new - speed.batch_size) / reply.decode for reply in replies]),
         whole=_summary([new / (reply.prefill + reply.decode) for reply in replies]),
         weights=weights, cache=cache, peak=peak,
     )  # fmt: skip

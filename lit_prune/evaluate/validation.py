@@ -18,7 +18,9 @@ from lit_prune.losses.logit import logit_loss_of
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
     """The validation sequences: drawn once, the same for every student."""
-    return CalibrationData(tokens, samples=evaluation.blocks, block=evaluation.block, seed=0, split="validation")
+    return CalibrationData(
+        tokens, samples=evaluation.num_sequences, block=evaluation.seq_len, seed=0, split="validation"
+    )
 
 
 @torch.inference_mode()
@@ -46,7 +48,7 @@ def validation_losses(
 
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
     """Sum of the logit loss over scored tokens, one sequence at a time to hold few logits in float32."""
-    loss, tau = logit_loss_of(distill.logit_loss, distill.mix), distill.temperature
+    loss, tau = logit_loss_of(distill.logit_loss, distill.mixture), distill.temperature
     shared = min(ours.shape[-1], theirs.shape[-1])
     ours, theirs = ours[..., :shared], theirs[..., :shared]
     sums = [

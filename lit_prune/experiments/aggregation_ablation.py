@@ -13,13 +13,13 @@ BEST = "(L2, mean)"
 
 def label(point: Changes) -> str:
     """The row's name in the paper: (batch, sequence)."""
-    pair = f"({SYMBOLS[point['student.batch']]}, {SYMBOLS[point['student.seq']]})"
-    return pair if "distill.steps" in point else f"{pair}, retrained"
+    pair = f"({SYMBOLS[point['prune.batch_aggregation']]}, {SYMBOLS[point['prune.seq_aggregation']]})"
+    return pair if "distill.max_steps" in point else f"{pair}, retrained"
 
 
 def with_second_text(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the profile's second text."""
-    return dataclasses.replace(table, base={"evaluation.second": profile.second_text})
+    return dataclasses.replace(table, base_overrides={"evaluation.second_corpus": profile.second_corpus})
 
 
 PAPER = {
@@ -38,8 +38,10 @@ TABLE = Table(
     name="aggregation_ablation",
     question="Which aggregation of activations over batch and sequence picks the units a model can spare?",
     source="Minitron (arXiv 2407.14679v2), Table 13; after retraining: Figure 5",
-    grid=axis("student.batch", *SYMBOLS) * axis("student.seq", "l2", "mean", "var") * axis("distill.steps", 0)
-    + axis("student.batch", "l2") * axis("student.seq", "mean", "l2"),
+    grid=axis("prune.batch_aggregation", *SYMBOLS)
+    * axis("prune.seq_aggregation", "l2", "mean", "var")
+    * axis("distill.max_steps", 0)
+    + axis("prune.batch_aggregation", "l2") * axis("prune.seq_aggregation", "mean", "l2"),
     label=label,
     baseline=BEST,
     paper={row: {"lm_loss": ours, "second_lm_loss": second} for row, (ours, second) in PAPER.items()},
@@ -49,10 +51,10 @@ TABLE = Table(
         Claim(f"{BEST}, retrained", "(L2, L2), retrained", "Figure 5, after 400 steps"),
     ),
     metrics=("lm_loss", "second_lm_loss"),
-    references={"teacher": UNPRUNED},
-    seeded=("seed", "importance.seed"),
-    for_profile=with_second_text,
-    different_texts=(("corpus", "evaluation.second"),),
+    reference_rows={"teacher": UNPRUNED},
+    seed_fields=("seed", "calibration.seed"),
+    build_for_profile=with_second_text,
+    different_texts=(("corpus", "evaluation.second_corpus"),),
     caveats=(
         "A seed draws other calibration sequences, and the order of the data where there is retraining.",
         "The paper's second column is WikiText2, which its text calls a perplexity and its header a loss; ours is the "

@@ -21,7 +21,7 @@ def with_deep_teacher(table: Table, profile: Profile, store: Path) -> Table:
     from lit_prune.pruning.shapes import deep_teacher
 
     teacher, _ = deep_teacher(profile, least=12)
-    return dataclasses.replace(table, base={**table.base, "teacher": teacher})
+    return dataclasses.replace(table, base_overrides={**table.base_overrides, "teacher": teacher})
 
 
 TABLE = Table(
@@ -29,19 +29,20 @@ TABLE = Table(
     question="Is the weight of the intermediate states better a constant, or measured by the logit loss at every step?",
     source="Minitron (arXiv 2407.14679v2), section 3: better dynamic; no numbers",
     grid=axis("distill.alpha", "dynamic", *CONSTANTS)
-    * Grid(({"distill.embedding": True, "distill.block_output": ["last-2:last-2"]},))
+    * Grid(({"distill.match_embedding": True, "distill.match_layer_output": ["last-2:last-2"]},))
     + axis("distill.alpha", 0.0),
     label=label,
     baseline=DYNAMIC,
     paper={},
     claims=tuple(Claim(DYNAMIC, f"alpha {alpha:g}", "section 3") for alpha in CONSTANTS),
     metrics=("lm_loss", "parameters"),
-    references={"teacher": UNPRUNED},
-    base={
-        "student.layers": 0.5, "student.hidden": None, "student.neurons": None, "student.heads": None,
-        "student.block_criterion": "perplexity",
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={
+        "prune.num_hidden_layers": 0.5, "prune.hidden_size": None, "prune.intermediate_size": None,
+        "prune.num_attention_heads": None,
+        "prune.layer_criterion": "perplexity",
     },
-    for_profile=with_deep_teacher,
+    build_for_profile=with_deep_teacher,
     caveats=(
         "L_logits + alpha (L_o(last-2:last-2) + L_emb), the best of Table 17, on a student of half the depth; alpha 0 "
         "is L_logits alone. The paper does not say which constants it tried.",

@@ -5,13 +5,17 @@ from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 ROWS: dict[str, Changes] = {
     "depth + width": {
-        "student.layers": 0.875, "student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto",
+        "prune.num_hidden_layers": 0.875, "prune.hidden_size": "auto", "prune.intermediate_size": "auto",
+        "prune.num_attention_heads": "auto",
     },
-    "width": {"student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto"},
-    "MLP + attention": {"student.hidden": None, "student.neurons": "auto", "student.heads": "auto"},
-    "depth": {"student.layers": "auto", "student.hidden": None, "student.neurons": None, "student.heads": None},
+    "width": {"prune.hidden_size": "auto", "prune.intermediate_size": "auto", "prune.num_attention_heads": "auto"},
+    "MLP + attention": {"prune.hidden_size": None, "prune.intermediate_size": "auto",
+    "prune.num_attention_heads": "auto"},
+    "depth": {"prune.num_hidden_layers": "auto", "prune.hidden_size": None, "prune.intermediate_size": None,
+    "prune.num_attention_heads": None},
     "scratch": {
-        "student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto", "student.weights": "random",
+        "prune.hidden_size": "auto", "prune.intermediate_size": "auto", "prune.num_attention_heads": "auto",
+        "prune.init": "random",
     },
 }  # fmt: skip
 
@@ -46,9 +50,13 @@ TABLE = Table(
         Claim("depth + width", "width", "Table 1 and Figure 6, before retraining", metric="kd_loss_before"),
     ),
     metrics=("lm_loss", "kd_loss_before", "kd_loss", "parameters"),
-    references={"teacher": UNPRUNED},
-    base={"student.parameters": 0.62, "student.block_criterion": "perplexity", "evaluation.checks": 5},
-    seeded=("seed", "importance.seed"),
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={
+        "prune.num_parameters": 0.62,
+        "prune.layer_criterion": "perplexity",
+        "evaluation.num_validations": 5,
+    },
+    seed_fields=("seed", "calibration.seed"),
     caveats=(
         "A seed draws other calibration sequences, another order of the data, and the weights of the row from scratch.",
         "Parameters are as near to each other as the family's shapes allow; the paper's are not equal either (7.74B "

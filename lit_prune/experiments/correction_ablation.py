@@ -8,33 +8,33 @@ from lit_prune.config import Profile
 from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 ROWS: dict[str, Changes] = {
-    "before": {"distill.teacher_optim": None},
-    "none": {"teacher.correction": None, "distill.teacher_optim": None},
-    "alongside": {"teacher.correction": None},
+    "before": {"distill.teacher_optimizer": None},
+    "none": {"teacher.finetune": None, "distill.teacher_optimizer": None},
+    "alongside": {"teacher.finetune": None},
 }
 
 
 def label(point: Changes) -> str:
     """When the teacher is corrected."""
-    if "teacher.correction" not in point:
+    if "teacher.finetune" not in point:
         return "before"
-    return "none" if "distill.teacher_optim" in point else "alongside"
+    return "none" if "distill.teacher_optimizer" in point else "alongside"
 
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     """The table with a correction as long as the distillation, at a fifth of its peak learning rate."""
     distill = profile.cell.distill
-    optim = dataclasses.replace(distill.optim, lr=distill.optim.lr / 5)
-    sizes = {name: getattr(distill, name) for name in ("steps", "block", "batch", "precision")}
-    correction = {f"teacher.correction.{name}": value for name, value in sizes.items()}
-    rates = {"teacher.correction.optim": optim, "distill.teacher_optim": optim}
+    optim = dataclasses.replace(distill.optimizer, lr=distill.optimizer.lr / 5)
+    sizes = {name: getattr(distill, name) for name in ("max_steps", "seq_len", "batch_size", "precision")}
+    correction = {f"teacher.finetune.{name}": value for name, value in sizes.items()}
+    rates = {"teacher.finetune.optimizer": optim, "distill.teacher_optimizer": optim}
     text = dict(profile.new_text)
     about = (
-        f"The distillation text is {text['corpus.source']} unless --set names another. A teacher trained here has not "
+        f"The distillation text is {text['corpus.path']} unless --set names another. A teacher trained here has not "
         "seen it; what a downloaded teacher has seen is not checked."
     )
-    base = table.base | text | correction | rates
-    return dataclasses.replace(table, base=base, caveats=(about, *table.caveats))
+    base = table.base_overrides | text | correction | rates
+    return dataclasses.replace(table, base_overrides=base, caveats=(about, *table.caveats))
 
 
 TABLE = Table(
@@ -48,15 +48,15 @@ TABLE = Table(
     claims=(
         Claim("before", "none", "Figure 4"),
         Claim("alongside", "none", "Figure 5: on par with a teacher corrected before", family="Figure 5"),
-        Claim("before", "alongside", "Figure 5: on par", within=0.02, family="Figure 5"),
+        Claim("before", "alongside", "Figure 5: on par", tolerance=0.02, family="Figure 5"),
     ),
-    references={
-        "teacher": {"teacher.correction": None, **UNPRUNED},
+    reference_rows={
+        "teacher": {"teacher.finetune": None, **UNPRUNED},
         "corrected teacher": UNPRUNED,
     },
-    base={"evaluation.checks": 5},
-    seeded=("seed", "teacher.correction.seed"),
-    for_profile=at_scale,
+    base_overrides={"evaluation.num_validations": 5},
+    seed_fields=("seed", "teacher.finetune.seed"),
+    build_for_profile=at_scale,
     different_texts=(("corpus", "teacher.pretraining.corpus"),),
     caveats=(
         "The correction is as long as the profile's distillation, at a fifth of its peak rate; in the paper it is "

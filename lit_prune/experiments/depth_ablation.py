@@ -8,13 +8,13 @@ from lit_prune.config import Profile
 from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
 METHODS: dict[str, Changes] = {
-    "PPL": {"student.block_criterion": "perplexity", "student.blocks": "lowest"},
-    "BI": {"student.block_criterion": "influence", "student.blocks": "lowest"},
-    "PPL, contiguous": {"student.block_criterion": "perplexity", "student.blocks": "contiguous"},
-    "angular, contiguous": {"student.block_criterion": "angular", "student.blocks": "contiguous"},
-    "random": {"student.block_criterion": "random", "student.blocks": "lowest"},
-    "tail": {"student.blocks": "tail"},
-    "tail but last": {"student.blocks": "tail_but_last"},
+    "PPL": {"prune.layer_criterion": "perplexity", "prune.layer_selection": "lowest_score"},
+    "BI": {"prune.layer_criterion": "influence", "prune.layer_selection": "lowest_score"},
+    "PPL, contiguous": {"prune.layer_criterion": "perplexity", "prune.layer_selection": "contiguous"},
+    "angular, contiguous": {"prune.layer_criterion": "angular", "prune.layer_selection": "contiguous"},
+    "random": {"prune.layer_criterion": "random", "prune.layer_selection": "lowest_score"},
+    "tail": {"prune.layer_selection": "last"},
+    "tail but last": {"prune.layer_selection": "last_but_final"},
 }
 KEEP = {0.84: "5/6", 0.67: "2/3", 0.5: "1/2"}
 RETRAINED = ("PPL", "BI", "PPL, contiguous", "angular, contiguous", "tail but last")
@@ -23,8 +23,8 @@ RETRAINED = ("PPL", "BI", "PPL, contiguous", "angular, contiguous", "tail but la
 def label(point: Changes) -> str:
     """Blocks kept and how they were chosen."""
     method = next(name for name, changes in METHODS.items() if changes.items() <= point.items())
-    row = f"{KEEP[point['student.layers']]}, {method}"
-    return row if "distill.steps" in point else f"{row}, retrained"
+    row = f"{KEEP[point['prune.num_hidden_layers']]}, {method}"
+    return row if "distill.max_steps" in point else f"{row}, retrained"
 
 
 def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
@@ -33,7 +33,9 @@ def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
 
     whole = teacher_config(profile.cell).num_hidden_layers
     span = METHODS["PPL, contiguous"].items()
-    points = (p for p in table.grid if not (span <= p.items() and whole - round(p["student.layers"] * whole) == 1))
+    points = (
+        p for p in table.grid if not (span <= p.items() and whole - round(p["prune.num_hidden_layers"] * whole) == 1)
+    )
     return dataclasses.replace(table, grid=Grid(tuple(points)))
 
 
@@ -42,8 +44,8 @@ TABLE = Table(
     question="Which blocks can a model spare: the least important one by one, a contiguous span, the last ones?",
     source="Minitron (arXiv 2407.14679v2), Table 10; LLM Pruning and Distillation in Practice (2408.11796v4), Figure 8",
     grid=Grid(
-        tuple({"student.layers": keep, **m, "distill.steps": 0} for keep in KEEP for m in METHODS.values())
-        + tuple({"student.layers": 0.5, **METHODS[name]} for name in RETRAINED)
+        tuple({"prune.num_hidden_layers": keep, **m, "distill.max_steps": 0} for keep in KEEP for m in METHODS.values())
+        + tuple({"prune.num_hidden_layers": 0.5, **METHODS[name]} for name in RETRAINED)
     ),
     label=label,
     baseline="1/2, PPL, retrained",
@@ -53,10 +55,10 @@ TABLE = Table(
         Claim("1/2, PPL", "1/2, PPL, contiguous", "In Practice, Figure 8: the dashed line, LM loss only"),
     ),
     metrics=("lm_loss", "parameters"),
-    references={"teacher": UNPRUNED},
-    base={"student.hidden": None, "student.neurons": None, "student.heads": None},
-    seeded=("seed", "importance.seed"),
-    for_profile=without_spans_of_one,
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None},
+    seed_fields=("seed", "calibration.seed"),
+    build_for_profile=without_spans_of_one,
     caveats=(
         "A seed draws other calibration sequences, and the order of the data where there is retraining; where every "
         "draw chooses the same blocks, the loss without retraining is the same for every seed.",

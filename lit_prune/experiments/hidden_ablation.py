@@ -26,8 +26,8 @@ PAPER = {
 }
 """Row -> LM loss. Rows name the states that are compared besides the logits, in the paper's numbers of the blocks."""
 
-FIELDS = {"L_o": "distill.block_output", "L_i": "distill.mlp_input"}
-WIDTH: Changes = {"student.layers": None, "student.hidden": 0.75, "student.neurons": 0.6875}
+FIELDS = {"L_o": "distill.match_layer_output", "L_i": "distill.match_mlp_input"}
+WIDTH: Changes = {"prune.num_hidden_layers": None, "prune.hidden_size": 0.75, "prune.intermediate_size": 0.6875}
 
 
 def here(theirs: str, blocks: int) -> str:
@@ -46,7 +46,7 @@ def states(row: str, blocks: int) -> Changes:
     """What a row changes in the objective, for a teacher of `blocks`."""
     if row == "L_logits":
         return {"distill.alpha": 0.0}
-    changes: Changes = {"distill.alpha": "dynamic", "distill.embedding": "L_emb" in row}
+    changes: Changes = {"distill.alpha": "dynamic", "distill.match_embedding": "L_emb" in row}
     for part in row.split(" + "):
         name, _, pair = part.rstrip(")").partition("(")
         if pair:
@@ -66,7 +66,7 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     about = f"Rows name blocks as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {blocks}:{blocks // 2} here, {mapping}."
     return dataclasses.replace(
         table,
-        base={**table.base, "teacher": teacher},
+        base_overrides={**table.base_overrides, "teacher": teacher},
         grid=Grid(tuple(rows.values())),
         label=lambda point: next(row for row, changes in rows.items() if changes.items() == point.items()),
         caveats=(about, *table.caveats),
@@ -81,8 +81,8 @@ CLAIMS = (
     Claim(BEST, "L_o(30:14) + L_emb", "Table 17: the last blocks are specialised"),
     Claim(BEST, "L_o(15:15) + L_emb", "Table 17"),
     Claim("L_logits", "L_o(15:15) + L_emb", "Table 17: the wrong blocks do harm"),
-    Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", within=0.005),
-    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", within=0.01, family="Table 18"),
+    Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", tolerance=0.005),
+    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", tolerance=0.01, family="Table 18"),
 )
 
 TABLE = Table(
@@ -95,12 +95,13 @@ TABLE = Table(
     paper={row: {"lm_loss": loss} for row, loss in PAPER.items()},
     claims=CLAIMS,
     metrics=("lm_loss", "parameters"),
-    references={"teacher": UNPRUNED},
-    base={
-        "student.layers": 0.5, "student.hidden": None, "student.neurons": None, "student.heads": None,
-        "student.block_criterion": "perplexity",
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={
+        "prune.num_hidden_layers": 0.5, "prune.hidden_size": None, "prune.intermediate_size": None,
+        "prune.num_attention_heads": None,
+        "prune.layer_criterion": "perplexity",
     },
-    for_profile=of_depth,
+    build_for_profile=of_depth,
     caveats=(
         "Every row has L_logits, the others the states they name, with dynamic alpha. The rows of width keep all "
         "blocks and prune hidden channels and neurons; the paper prints accuracies of them, not losses.",

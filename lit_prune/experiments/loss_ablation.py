@@ -9,15 +9,15 @@ SYMBOLS = {"mse": "MSE", "reverse_kld": "RKLD", "cosine": "Cosine", "kld": "KLD"
 def label(point: Changes) -> str:
     """The row's name in the paper."""
     loss = point["distill.logit_loss"]
-    return ("L_CLM + " if point["distill.w_clm"] else "") + f"L_logits({SYMBOLS.get(loss, loss)})"
+    return ("L_CLM + " if point["distill.ce_weight"] else "") + f"L_logits({SYMBOLS.get(loss, loss)})"
 
 
 TABLE = Table(
     name="loss_ablation",
     question="Which logit loss distils a pruned student best, and does adding cross-entropy help?",
     source="Minitron (arXiv 2407.14679v2), Table 15; reverse KLD alone: Table 16",
-    grid=axis("distill.w_clm", 1.0) * axis("distill.logit_loss", "mse", "reverse_kld", "cosine", "kld")
-    + axis("distill.w_clm", 0.0) * axis("distill.logit_loss", "kld", "reverse_kld"),
+    grid=axis("distill.ce_weight", 1.0) * axis("distill.logit_loss", "mse", "reverse_kld", "cosine", "kld")
+    + axis("distill.ce_weight", 0.0) * axis("distill.logit_loss", "kld", "reverse_kld"),
     label=label,
     baseline="L_logits(KLD)",
     paper={
@@ -34,8 +34,8 @@ TABLE = Table(
         Claim("L_logits(KLD)", "L_CLM + L_logits(KLD)", "Table 15"),
         Claim("L_logits(KLD)", "L_logits(RKLD)", "Table 16: 2.155 against 2.665, another model", family="Table 16"),
     ),
-    references={
-        "pruned, not retrained": {"distill.steps": 0},
+    reference_rows={
+        "pruned, not retrained": {"distill.max_steps": 0},
         "teacher": UNPRUNED,
     },
     caveats=(

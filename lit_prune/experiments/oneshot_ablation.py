@@ -7,7 +7,7 @@ from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile
 from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
-DEPTH: Changes = {"student.hidden": None, "student.neurons": None, "student.heads": None}
+DEPTH: Changes = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}
 DEPTH_ONCE, DEPTH_IN_TURNS = "depth, at once", "depth, one by one"
 AXES_ONCE, AXES_IN_TURNS = "axes, at once", "axes, hidden first"
 FIRST = 250 / 400
@@ -18,10 +18,10 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the blocks and steps that each of its prunings has at a profile."""
     from lit_prune.pruning.shapes import teacher_config
 
-    student, steps = profile.cell.student, profile.cell.distill.steps
-    if student.parameters is not None or student.hidden is None:
-        raise ConfigError(f"{table.name}: give student.hidden a share or a count, and student.parameters none")
-    if student.neurons is None and student.heads is None:
+    student, steps = profile.cell.prune, profile.cell.distill.max_steps
+    if student.num_parameters is not None or student.hidden_size is None:
+        raise ConfigError(f"{table.name}: give prune.hidden_size a share or a count, and prune.num_parameters none")
+    if student.intermediate_size is None and student.num_attention_heads is None:
         raise ConfigError(
             f"student: must prune neurons or heads after the hidden channels in {table.name}, got neither"
         )
@@ -30,16 +30,18 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     if whole - keep < 2:
         raise ConfigError(f"teacher: must have at least 3 layers for {table.name}, got {whole}")
     if not 0 < first < steps:
-        raise ConfigError(f"distill.steps: must be at least 2 for {table.name}, got {steps}")
-    one_by_one = {f"{'source.' * turn}student.layers": keep + turn for turn in range(whole - keep)}
+        raise ConfigError(f"distill.max_steps: must be at least 2 for {table.name}, got {steps}")
+    one_by_one = {f"{'parent.' * turn}prune.num_hidden_layers": keep + turn for turn in range(whole - keep)}
     rows: dict[str, Changes] = {
-        DEPTH_ONCE: {"source": None, **DEPTH, "student.layers": keep, "distill.steps": (whole - keep) * steps},
+        DEPTH_ONCE: {"parent": None, **DEPTH, "prune.num_hidden_layers": keep,
+        "distill.max_steps": (whole - keep) * steps},
         DEPTH_IN_TURNS: {**DEPTH, **one_by_one},
-        AXES_ONCE: {"source": None},
+        AXES_ONCE: {"parent": None},
         AXES_IN_TURNS: {
-            "source.student.hidden": student.hidden, "source.student.neurons": None, "source.student.heads": None,
-            "source.student.layers": None, "source.student.kv_groups": None,
-            "source.distill.steps": first, "student.hidden": None, "distill.steps": steps - first,
+            "parent.prune.hidden_size": student.hidden_size, "parent.prune.intermediate_size": None,
+            "parent.prune.num_attention_heads": None,
+            "parent.prune.num_hidden_layers": None, "parent.prune.num_key_value_heads": None,
+            "parent.distill.max_steps": first, "prune.hidden_size": None, "distill.max_steps": steps - first,
         },
     }  # fmt: skip
 
@@ -64,11 +66,11 @@ TABLE = Table(
         Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers", family="Figure 8"),
     ),
     metrics=("lm_loss", "perplexity", "parameters"),
-    references={"teacher": UNPRUNED},
-    base={"student.block_criterion": "influence"},
-    seeded=("seed", "importance.seed"),
-    for_profile=with_turns,
-    follows=("distill.steps", "student.hidden"),
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={"prune.layer_criterion": "influence"},
+    seed_fields=("seed", "calibration.seed"),
+    build_for_profile=with_turns,
+    profile_fields=("distill.max_steps", "prune.hidden_size"),
     caveats=(
         "Depth: half of the blocks go, by influence (BI). One by one, each goes before a retraining of the profile's "
         "steps; at once, all go before one retraining of as many steps together.",

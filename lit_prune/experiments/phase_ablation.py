@@ -14,34 +14,34 @@ FIRST = 19 / 94
 
 def label(point: Changes) -> str:
     """The checkpoint that is pruned, and the texts its student learns from."""
-    if "source" in point:
+    if "parent" in point:
         return LATE
-    return BOTH if point["source.distill.steps"] else EARLY
+    return BOTH if point["parent.distill.max_steps"] else EARLY
 
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     """The table with a second phase as long as the distillation, on another text than the first."""
-    cell, second, first = profile.cell, dict(profile.new_text), round(FIRST * profile.cell.distill.steps)
+    cell, second, first = profile.cell, dict(profile.new_text), round(FIRST * profile.cell.distill.max_steps)
     if not first:
-        raise ConfigError(f"distill.steps: must be at least 3 for {table.name}, got {cell.distill.steps}")
-    sizes = {name: getattr(cell.distill, name) for name in ("steps", "block", "batch", "precision")}
-    late = {f"teacher.correction.{name}": value for name, value in sizes.items()}
-    late["teacher.correction.optim"] = dataclasses.replace(cell.distill.optim, lr=cell.distill.optim.lr / 5)
-    # In the base, so that --set source.corpus.source=... names the text of the first phase.
-    early = {"source.corpus": cell.corpus, "source.evaluation.checks": 0}
+        raise ConfigError(f"distill.max_steps: must be at least 3 for {table.name}, got {cell.distill.max_steps}")
+    sizes = {name: getattr(cell.distill, name) for name in ("max_steps", "seq_len", "batch_size", "precision")}
+    late = {f"teacher.finetune.{name}": value for name, value in sizes.items()}
+    late["teacher.finetune.optimizer"] = dataclasses.replace(cell.distill.optimizer, lr=cell.distill.optimizer.lr / 5)
+    # In the base, so that --set parent.corpus.path=... names the text of the first phase.
+    early = {"parent.corpus": cell.corpus, "parent.evaluation.num_validations": 0}
     rows = (
-        {"source.teacher.correction": None, "source.student": cell.student, **WHOLE, "source.distill.steps": steps}
+        {"parent.teacher.finetune": None, "parent.prune": cell.prune, **WHOLE, "parent.distill.max_steps": steps}
         for steps in (0, first)
     )
     about = (
-        f"The second phase of the teacher is fine-tuning on {second['corpus.source']} after {cell.corpus.source}, "
+        f"The second phase of the teacher is fine-tuning on {second['corpus.path']} after {cell.corpus.path}, "
         "unless --set names other texts, for as many steps as the distillation and at a fifth of its peak rate. What "
         "a downloaded teacher has seen before is not checked."
     )
     return dataclasses.replace(
         table,
-        base=table.base | second | late | early,
-        grid=Grid(({"source": None}, *rows)),
+        base_overrides=table.base_overrides | second | late | early,
+        grid=Grid(({"parent": None}, *rows)),
         caveats=(about, *table.caveats),
     )
 
@@ -57,15 +57,15 @@ TABLE = Table(
     claims=(
         Claim(LATE, BOTH, "Table 20: MMLU 61.9, 54.7; HumanEval 30.5, 25.6; HellaSwag 80.1, 80.3; PIQA 76.7, 77.2"),
     ),
-    references={
+    reference_rows={
         "teacher": UNPRUNED,
-        "early teacher": {**UNPRUNED, "teacher.correction": None},
+        "early teacher": {**UNPRUNED, "teacher.finetune": None},
     },
-    base={"evaluation.checks": 5},
-    seeded=("seed", "teacher.correction.seed"),
-    for_profile=at_scale,
-    follows=tuple(WHOLE),
-    different_texts=(("corpus", "source.corpus"),),
+    base_overrides={"evaluation.num_validations": 5},
+    seed_fields=("seed", "teacher.finetune.seed"),
+    build_for_profile=at_scale,
+    profile_fields=tuple(WHOLE),
+    different_texts=(("corpus", "parent.corpus"),),
     caveats=(
         f"{BOTH}: the early checkpoint is pruned and imitated on the text of phase 1, then the late one on that of "
         f"phase 2, for 19/94 as many steps more; {EARLY} leaves the first part out. The paper does not say which "

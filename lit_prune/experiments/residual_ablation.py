@@ -7,7 +7,7 @@ from lit_prune.cli.table import main
 from lit_prune.config import Profile
 from lit_prune.config.table import UNPRUNED, Claim, Table, axis
 
-ROWS = {"off": "off", "paper": "as printed", "opposite": "opposite sign"}
+ROWS = {"off": "off", "paper": "as printed", "reversed_sign": "opposite sign"}
 
 KEPT = 2 / 3
 """Share of the query heads to keep at a profile that keeps all: 32 of 48 in Minitron, Table 1."""
@@ -15,25 +15,25 @@ KEPT = 2 / 3
 
 def with_fewer_heads(table: Table, profile: Profile, store: Path) -> Table:
     """Return the table with heads to prune, also at a profile that prunes none."""
-    if profile.cell.student.heads is not None:
+    if profile.cell.prune.num_attention_heads is not None:
         return table
-    return dataclasses.replace(table, base={**table.base, "student.heads": KEPT})
+    return dataclasses.replace(table, base_overrides={**table.base_overrides, "prune.num_attention_heads": KEPT})
 
 
 TABLE = Table(
     name="residual_ablation",
     question="Does adding the difference to pruned heads back to the weakest kept ones help?",
     source="Minitron (arXiv 2407.14679v2), section 2.3",
-    grid=axis("student.head_residual", *ROWS),
-    label=lambda point: ROWS[point["student.head_residual"]],
+    grid=axis("prune.head_merging", *ROWS),
+    label=lambda point: ROWS[point["prune.head_merging"]],
     baseline="off",
     paper={},
     claims=(Claim("as printed", "off", "section 2.3: a boost to accuracy"),),
     metrics=("lm_loss", "lm_loss_before"),
-    references={"teacher": UNPRUNED},
-    base={"student.hidden": None, "student.neurons": None, "evaluation.checks": 2},
-    seeded=("seed", "importance.seed"),
-    for_profile=with_fewer_heads,
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={"prune.hidden_size": None, "prune.intermediate_size": None, "evaluation.num_validations": 2},
+    seed_fields=("seed", "calibration.seed"),
+    build_for_profile=with_fewer_heads,
     caveats=(
         "The paper does not say whether the boost is before or after retraining; the claim is about the latter.",
         "A seed draws other calibration sequences and another order of the data.",

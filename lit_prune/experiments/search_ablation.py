@@ -11,7 +11,12 @@ from lit_prune.config.table import UNPRUNED, Changes, Grid, Table
 
 def label(point: Changes) -> str:
     """The shape, as in the paper's list of candidates: layers, heads, neurons, hidden channels."""
-    return name_of_shape(*(point[f"student.{name}"] for name in ("layers", "heads", "neurons", "hidden")))
+    return name_of_shape(
+        *(
+            point[f"prune.{name}"]
+            for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size")
+        )
+    )
 
 
 def search_of(profile: Profile, store: Path) -> Any:
@@ -19,10 +24,12 @@ def search_of(profile: Profile, store: Path) -> Any:
     from lit_prune.pipeline.shape_search import Search
     from lit_prune.pruning.shapes import teacher_config
 
-    if profile.search is None:
+    if profile.search_space is None:
         raise ConfigError("search: the profile names no space to search; configs/quick.yaml does")
     distill = profile.cell.distill
-    return Search(teacher_config(profile.cell), profile.search, distill.batch, distill.block, store / "speeds")
+    return Search(
+        teacher_config(profile.cell), profile.search_space, distill.batch_size, distill.seq_len, store / "speeds"
+    )
 
 
 def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
@@ -32,7 +39,7 @@ def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
     if len(found) < 2:
         raise ConfigError(f"search: must have at least 2 shapes within its bounds, got {found[0].label!r} alone")
     grid = Grid(tuple(candidate.changes for candidate in found))
-    pending = "" if search.measured else "shapes slower than search.speedup drop out; speeds are measured by run"
+    pending = "" if search.measured else "shapes slower than search_space.speedup drop out; speeds are measured by run"
     return dataclasses.replace(table, grid=grid, baseline=label(grid.points[0]), pending=pending)
 
 
@@ -46,9 +53,13 @@ TABLE = Table(
     paper={},
     claims=(),
     metrics=("lm_loss", "lm_loss_before", "parameters"),
-    references={"teacher": UNPRUNED},
-    base={"evaluation.checks": 5, "student.block_criterion": "perplexity", "student.kv_groups": None},
-    for_profile=with_candidates,
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={
+        "evaluation.num_validations": 5,
+        "prune.layer_criterion": "perplexity",
+        "prune.num_key_value_heads": None,
+    },
+    build_for_profile=with_candidates,
     prepare=lambda profile, store: search_of(profile, store).measure(),
     caveats=(
         "The paper prints its candidates' losses as curves without numbers: rankings change up to about 300 of 400 "

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.cli.table import main
-from lit_prune.config import ConfigError, Profile, Student
+from lit_prune.config import ConfigError, Profile, Prune
 from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
 
-SCRATCH: Changes = {"source": None, "student.weights": "random"}
-RANDOM: Changes = {"source": None, "student.criterion": "random", "student.block_criterion": "random"}
-PRUNED: Changes = {"source": None}
+SCRATCH: Changes = {"parent": None, "prune.init": "random"}
+RANDOM: Changes = {"parent": None, "prune.width_criterion": "random", "prune.layer_criterion": "random"}
+PRUNED: Changes = {"parent": None}
 MIDDLE = 2 / 3
 """Share of the channels and neurons of the middle model, 8B of 15B; it has all heads."""
 CHAINED = "chained + KD"
-CE: Changes = {"distill.w_clm": 1.0, "distill.w_logits": 0.0}
+CE: Changes = {"distill.ce_weight": 1.0, "distill.kd_weight": 0.0}
 ROWS: dict[str, tuple[Changes, float]] = {
     "scratch + CE, 4 x": (SCRATCH | CE, 4),
     "scratch + CE, 1.5 x": (SCRATCH | CE, 1.5),
@@ -28,7 +28,7 @@ ROWS: dict[str, tuple[Changes, float]] = {
 """What each row changes, and its steps in those of the profile; `by_way_of_middle` has the changes of the last."""
 
 
-def by_way_of_middle(student: Student, config: Any) -> Changes:
+def by_way_of_middle(student: Prune, config: Any) -> Changes:
     """Return the changes that lead to the same shape by way of the middle model.
 
     Raises:
@@ -38,21 +38,23 @@ def by_way_of_middle(student: Student, config: Any) -> Changes:
     from lit_prune.pruning.prune import config_of
     from lit_prune.pruning.target import target
 
-    cut = [name for name in ("hidden", "neurons") if getattr(student, name) is not None]
-    source: dict[str, Any] = dict.fromkeys(("layers", "heads", "kv_groups", "parameters")) | dict.fromkeys(cut, MIDDLE)
+    cut = [name for name in ("hidden_size", "intermediate_size") if getattr(student, name) is not None]
+    source: dict[str, Any] = dict.fromkeys(
+        ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_parameters")
+    ) | dict.fromkeys(cut, MIDDLE)
     middle = config_of(dataclasses.replace(student, **source), config)
     final, most = target(student, config), shape_of(middle)
     for name in cut:
         if getattr(final, name) > getattr(most, name):
             limit = f"{getattr(most, name)} for {CHAINED!r}, whose middle model has no more"
-            raise ConfigError(f"student.{name}: must keep at most {limit}, got {getattr(student, name)}")
-    counts = {name: getattr(final, name) for name in (*cut, "layers", "heads")}
+            raise ConfigError(f"prune.{name}: must keep at most {limit}, got {getattr(student, name)}")
+    counts = {name: getattr(final, name) for name in (*cut, "num_hidden_layers", "num_attention_heads")}
     shares = {name: getattr(student, name) / MIDDLE for name in cut if isinstance(getattr(student, name), float)}
-    sizes: dict[str, Any] = {"parameters": None} | counts
+    sizes: dict[str, Any] = {"num_parameters": None} | counts
     if len(shares) == len(cut) and target(dataclasses.replace(student, **shares), middle) == final:
         sizes = shares  # shares of the middle model that round to the same counts
-    changes = {f"source.student.{name}": size for name, size in source.items()}
-    return changes | {f"student.{name}": size for name, size in sizes.items()}
+    changes = {f"parent.prune.{name}": size for name, size in source.items()}
+    return changes | {f"prune.{name}": size for name, size in sizes.items()}
 
 
 def with_steps(table: Table, profile: Profile, store: Path) -> Table:
@@ -61,11 +63,16 @@ def with_steps(table: Table, profile: Profile, store: Path) -> Table:
     from lit_prune.pruning.shapes import teacher_config
     from lit_prune.pruning.target import target
 
-    student, steps, config = profile.cell.student, profile.cell.distill.steps, teacher_config(profile.cell)
+    student, steps, config = profile.cell.prune, profile.cell.distill.max_steps, teacher_config(profile.cell)
     final, whole = target(student, config), shape_of(config)
     rows = ROWS | {CHAINED: (by_way_of_middle(student, config), 1.0)}
-    points = {row: {**changes, "distill.steps": round(times * steps)} for row, (changes, times) in rows.items()}
-    axes = {"layers": "layers", "hidden": "channels", "neurons": "neurons", "heads": "heads"}
+    points = {row: {**changes, "distill.max_steps": round(times * steps)} for row, (changes, times) in rows.items()}
+    axes = {
+        "num_hidden_layers": "layers",
+        "hidden_size": "channels",
+        "intermediate_size": "neurons",
+        "num_attention_heads": "heads",
+    }
     kept = ", ".join(f"{getattr(final, a)} of {getattr(whole, a)} {name}" for a, name in axes.items())
     about = f"Every student keeps {kept}; each KV group keeps as many heads."
     nearest_last = sorted(points, key=lambda row: len(points[row]), reverse=True)
@@ -95,11 +102,17 @@ TABLE = Table(
         Claim("pruned + KD", "randomly pruned + KD", "In Practice, Figure 6", family="Figure 6"),
         Claim("pruned + KD", "pruned + CE", "In Practice, Figure 6", family="Figure 6"),
     ),
-    references={"teacher": UNPRUNED},
-    base={"student.hidden": 0.5, "student.neurons": 0.375, "student.heads": 0.5},
-    seeded=("seed", "importance.seed"),
-    for_profile=with_steps,
-    follows=("distill.steps", "student.hidden", "student.neurons", "student.heads", "student.parameters"),
+    reference_rows={"teacher": UNPRUNED},
+    base_overrides={"prune.hidden_size": 0.5, "prune.intermediate_size": 0.375, "prune.num_attention_heads": 0.5},
+    seed_fields=("seed", "calibration.seed"),
+    build_for_profile=with_steps,
+    profile_fields=(
+        "distill.max_steps",
+        "prune.hidden_size",
+        "prune.intermediate_size",
+        "prune.num_attention_heads",
+        "prune.num_parameters",
+    ),
     caveats=(
         "Table 11 compares accuracy on HellaSwag and MMLU, in this order in its claims; here they are about LM loss.",
         "CE is cross-entropy alone. 1.5 x and 4 x as many steps stand for the paper's 150B and 400B tokens, where "

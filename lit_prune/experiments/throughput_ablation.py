@@ -12,9 +12,19 @@ PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
 def label(point: Changes) -> str:
     """What is pruned, sequences at once, and whether more tokens are read or written; the teacher is measured once."""
-    pruned = [name for name, size in (("depth", "layers"), ("width", "hidden")) if point[f"student.{size}"] is not None]
-    long = "prompts" if point["evaluation.speed.prompt"] > point["evaluation.speed.new"] else "answers"
-    return f"{' + '.join(pruned)}, batch {point['evaluation.speed.batch']}, long {long}" if pruned else "teacher"
+    pruned = [
+        name
+        for name, size in (("depth", "num_hidden_layers"), ("width", "hidden_size"))
+        if point[f"prune.{size}"] is not None
+    ]
+    long = (
+        "prompts"
+        if point["evaluation.throughput.prompt_len"] > point["evaluation.throughput.max_new_tokens"]
+        else "answers"
+    )
+    return (
+        f"{' + '.join(pruned)}, batch {point['evaluation.throughput.batch_size']}, long {long}" if pruned else "teacher"
+    )
 
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
@@ -24,28 +34,34 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
 
     config = teacher_config(profile.cell)
     whole = shape_of(config)
-    half = dataclasses.replace(whole, layers=max(1, whole.layers // 2))
+    half = dataclasses.replace(whole, num_hidden_layers=max(1, whole.num_hidden_layers // 2))
     depth, width, teacher = (
-        _shape(layers=half.layers),
-        _shape(hidden="auto", neurons="auto", parameters=parameter_counter(config)(half)),
+        _shape(num_hidden_layers=half.num_hidden_layers),
+        _shape(hidden_size="auto", intermediate_size="auto", num_parameters=parameter_counter(config)(half)),
         _shape(),
     )
-    unit = max(2, profile.cell.distill.block // 16)
+    unit = max(2, profile.cell.distill.seq_len // 16)
     requests = [_request(32, 4 * unit, unit), _request(32, unit, 2 * unit), _request(1, unit, 2 * unit)]
     points = Grid(tuple({**shape, **asked} for asked in requests for shape in (depth, width)))
-    points += Grid(({**teacher, **requests[0], "source": None},))
+    points += Grid(({**teacher, **requests[0], "parent": None},))
     precision = "bf16-true" if profile.cell.distill.precision == "bf16-mixed" else "32-true"
-    base = {**table.base, "evaluation.speed.precision": precision}
-    return dataclasses.replace(table, grid=points * axis("distill.steps", 0), base=base)
+    base = {**table.base_overrides, "evaluation.throughput.precision": precision}
+    return dataclasses.replace(table, grid=points * axis("distill.max_steps", 0), base_overrides=base)
 
 
 def _shape(**sizes: int | str) -> Changes:
     """The sizes of a student, all of the teacher's that are not given."""
-    return {f"student.{name}": sizes.get(name) for name in ("layers", "hidden", "neurons", "parameters")}
+    return {
+        f"prune.{name}": sizes.get(name)
+        for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_parameters")
+    }
 
 
 def _request(batch: int, prompt: int, new: int) -> Changes:
-    return {f"evaluation.speed.{name}": size for name, size in (("batch", batch), ("prompt", prompt), ("new", new))}
+    return {
+        f"evaluation.throughput.{name}": size
+        for name, size in (("batch_size", batch), ("prompt_len", prompt), ("max_new_tokens", new))
+    }
 
 
 TABLE = Table(
@@ -63,13 +79,14 @@ TABLE = Table(
         Claim(f"depth, {PROMPTS}", "teacher", "In Practice, Figure 10: 2.7 times the teacher"),
     ),
     metrics=("speedup", "prefill_speedup", "decode_speedup", "memory_share", "parameters"),
-    higher=("speedup", "prefill_speedup", "decode_speedup"),
+    higher_is_better=("speedup", "prefill_speedup", "decode_speedup"),
     # What is kept makes no difference here, so that nothing need be measured to choose it, nor is the loss of use.
-    base={
-        "student.heads": None, "student.criterion": "magnitude", "student.blocks": "tail_but_last",
-        "evaluation.blocks": 1, "evaluation.speed.repeats": 6,
+    base_overrides={
+        "prune.num_attention_heads": None, "prune.width_criterion": "magnitude",
+        "prune.layer_selection": "last_but_final",
+        "evaluation.num_sequences": 1, "evaluation.throughput.num_repeats": 6,
     },
-    for_profile=at_equal_parameters,
+    build_for_profile=at_equal_parameters,
     caveats=(
         "A speedup is the teacher's time over the student's, both measured in turns on the machine of this record: "
         "another machine has others. A seed is the same measurement once more; the row teacher is the teacher beside "

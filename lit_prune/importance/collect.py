@@ -130,7 +130,8 @@ def preactivation_sites(model: Any) -> dict[str, HookPoint]:
     path = anatomy_of(model.config).activation
     if path is None:
         raise ConfigError(
-            f"student.criterion: the neurons of a {model.config.model_type} cannot be read before their activation, "
+            f"prune.width_criterion: the neurons of a {model.config.model_type} cannot be read before their "
+            f"activation, "
             "which is no module of its own; activation reads them after it"
         )
     return {

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_prune.config import EVIDENCE, ConfigError, Student, unknown
+from lit_prune.config import EVIDENCE, ConfigError, Prune, unknown
 from lit_prune.importance.aggregate import aggregate
 from lit_prune.importance.unit_reduction import unit_sums
 from lit_prune.models.model_family import blocks_of, head_dim_of
@@ -49,7 +49,7 @@ class CalibrationStats:
 Scores = dict[str, Sequence[Tensor]]
 """Axis -> tensors."""
 
-Scorer = Callable[[CalibrationStats, Student], Scores]
+Scorer = Callable[[CalibrationStats, Prune], Scores]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Criterion:
     """Names of the evidence it reads."""
     scorer: Scorer
 
-    def score(self, evidence: CalibrationStats, student: Student) -> Scores:
+    def score(self, evidence: CalibrationStats, student: Prune) -> Scores:
         """The scores of all its axes.
 
         Raises:
@@ -108,7 +108,7 @@ def check_axes(name: str, axes: Collection[str]) -> None:
 
 
 @criterion("activation", axes=WIDTH, needs=("importance",))
-def activation(evidence: CalibrationStats, student: Student) -> Scores:
+def activation(evidence: CalibrationStats, student: Prune) -> Scores:
     """Aggregated activations (Minitron, section 2.2); hidden channels are summed over all block norms."""
     norms = [n for kind in ("input_norm", "mlp_norm") for n in _aggregated(evidence, student, "importance", kind)]
     return {
@@ -119,14 +119,14 @@ def activation(evidence: CalibrationStats, student: Student) -> Scores:
 
 
 @criterion("activation_pre", axes=WIDTH, needs=("importance", "preactivations"))
-def activation_pre(evidence: CalibrationStats, student: Student) -> Scores:
+def activation_pre(evidence: CalibrationStats, student: Prune) -> Scores:
     """As `activation`, with neurons read before their activation, as the paper prints it (Minitron, section 2.2)."""
     neurons = _aggregated(evidence, student, "preactivations", "preactivation")
     return activation(evidence, student) | {"neuron": neurons}
 
 
 @criterion("activation_modelopt", axes=WIDTH, needs=("importance", "head_channels"))
-def activation_modelopt(evidence: CalibrationStats, student: Student) -> Scores:
+def activation_modelopt(evidence: CalibrationStats, student: Prune) -> Scores:
     """As `activation`, with the channels of a head aggregated first and joined by their L2 norm then, as NVIDIA's
     Model-Optimizer does."""
     head_dim = head_dim_of(evidence.model.config)
@@ -135,54 +135,54 @@ def activation_modelopt(evidence: CalibrationStats, student: Student) -> Scores:
 
 
 @criterion("magnitude", axes=(*WIDTH, "block"))
-def magnitude(evidence: CalibrationStats, student: Student) -> Scores:
+def magnitude(evidence: CalibrationStats, student: Prune) -> Scores:
     """L2 norm of all the weights that belong to a unit."""
     squares = unit_sums(evidence.model, lambda name, weights: weights.double().square())
     return {axis: list(sums.sqrt()) for axis, sums in squares.items()}
 
 
 @criterion("random", axes=(*WIDTH, *DEPTH))
-def random(evidence: CalibrationStats, student: Student) -> Scores:
+def random(evidence: CalibrationStats, student: Prune) -> Scores:
     """A seeded draw."""
     generator = torch.Generator().manual_seed(evidence.seed)
     whole = shape_of(evidence.model.config)
     sizes = {
-        "neuron": [whole.neurons] * whole.layers,
-        "head": [whole.heads] * whole.layers,
-        "hidden": [whole.hidden],
-        "block": [whole.layers],
-        "span": range(whole.layers, 0, -1),
+        "neuron": [whole.intermediate_size] * whole.num_hidden_layers,
+        "head": [whole.num_attention_heads] * whole.num_hidden_layers,
+        "hidden": [whole.hidden_size],
+        "block": [whole.num_hidden_layers],
+        "span": range(whole.num_hidden_layers, 0, -1),
     }
     return {axis: [torch.rand(size, generator=generator) for size in tensors] for axis, tensors in sizes.items()}
 
 
 @criterion("influence", axes=DEPTH, needs=("distances",))
-def influence(evidence: CalibrationStats, student: Student) -> Scores:
+def influence(evidence: CalibrationStats, student: Prune) -> Scores:
     """1 - cosine of the states before and after, mean over all tokens (ShortGPT; Minitron, section 2.2)."""
     return _spans(evidence, "influence")
 
 
 @criterion("angular", axes=DEPTH, needs=("distances",))
-def angular(evidence: CalibrationStats, student: Student) -> Scores:
+def angular(evidence: CalibrationStats, student: Prune) -> Scores:
     """Angle between the states before and after, mean over last tokens (arXiv 2403.17887, section 3.2)."""
     return _spans(evidence, "angular_last")
 
 
 @criterion("angular_all", axes=DEPTH, needs=("distances",))
-def angular_all(evidence: CalibrationStats, student: Student) -> Scores:
+def angular_all(evidence: CalibrationStats, student: Prune) -> Scores:
     """As `angular`, mean over all tokens."""
     return _spans(evidence, "angular_all")
 
 
 @criterion("perplexity", axes=DEPTH, needs=("removals",))
-def perplexity(evidence: CalibrationStats, student: Student) -> Scores:
+def perplexity(evidence: CalibrationStats, student: Prune) -> Scores:
     """Language-model loss of the model without the blocks (Minitron, section 2.2)."""
     blocks = evidence.statistics["removals"]["loss"]
     return {"block": [blocks], "span": SpanScores(blocks, evidence.removal_losses)}
 
 
 @criterion("taylor_vector", axes=(*WIDTH, "block"), needs=("gradients",))
-def taylor_vector(evidence: CalibrationStats, student: Student) -> Scores:
+def taylor_vector(evidence: CalibrationStats, student: Prune) -> Scores:
     """|sum w g| over all weights of a unit, the first-order change of the loss without it (LLM-Pruner, section 3.2).
 
     LLM-Pruner takes absolute values before it adds up a unit: the paper those of each coupled structure, its code those
@@ -192,13 +192,13 @@ def taylor_vector(evidence: CalibrationStats, student: Student) -> Scores:
 
 
 @criterion("taylor", axes=(*WIDTH, "block"), needs=("gradients",))
-def taylor(evidence: CalibrationStats, student: Student) -> Scores:
+def taylor(evidence: CalibrationStats, student: Prune) -> Scores:
     """sum |w g| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, first order)."""
     return _first_order(evidence, "element1")
 
 
 @criterion("taylor_fisher", axes=(*WIDTH, "block"), needs=("gradients",))
-def taylor_fisher(evidence: CalibrationStats, student: Student) -> Scores:
+def taylor_fisher(evidence: CalibrationStats, student: Prune) -> Scores:
     """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order).
 
     F is the mean of g^2 over the calibration sequences, as in its code.
@@ -226,11 +226,15 @@ class SpanScores(Sequence[Tensor]):
         return self._known[length]
 
 
-def _aggregated(evidence: CalibrationStats, student: Student, name: str, kind: str) -> list[Tensor]:
+def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str) -> list[Tensor]:
     """Aggregated activations of one kind of site in each block that has it."""
     moments = evidence.statistics[name]
     sites = (f"{i}.{kind}" for i in range(len(blocks_of(evidence.model))))
-    return [aggregate(moments[s], evidence.count, student.batch, student.seq) for s in sites if s in moments]
+    return [
+        aggregate(moments[s], evidence.count, student.batch_aggregation, student.seq_aggregation)
+        for s in sites
+        if s in moments
+    ]
 
 
 def _spans(evidence: CalibrationStats, kind: str) -> Scores:

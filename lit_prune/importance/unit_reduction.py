@@ -24,12 +24,12 @@ def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
     part of the output do.
     """
     shape, anatomy = shape_of(model.config), anatomy_of(model.config)
-    head = {"head", "kv_group"} if shape.heads == shape.kv_groups else {"head"}
+    head = {"head", "kv_group"} if shape.num_attention_heads == shape.num_key_value_heads else {"head"}
     sums = {
-        "neuron": torch.zeros(shape.layers, shape.neurons, dtype=torch.float64),
-        "head": torch.zeros(shape.layers, shape.heads, dtype=torch.float64),
-        "hidden": torch.zeros(1, shape.hidden, dtype=torch.float64),
-        "block": torch.zeros(1, shape.layers, dtype=torch.float64),
+        "neuron": torch.zeros(shape.num_hidden_layers, shape.intermediate_size, dtype=torch.float64),
+        "head": torch.zeros(shape.num_hidden_layers, shape.num_attention_heads, dtype=torch.float64),
+        "hidden": torch.zeros(1, shape.hidden_size, dtype=torch.float64),
+        "block": torch.zeros(1, shape.num_hidden_layers, dtype=torch.float64),
     }
     for name, parameter in model.named_parameters():
         values, axes = double(worth(name, parameter.detach())).cpu(), anatomy.axes_of(name)

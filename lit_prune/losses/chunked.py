@@ -71,10 +71,10 @@ class HeadLosses:
     """What one evaluation gives: the sum over its tokens divided by `count`, 0 where there is no token."""
 
     loss: Tensor
-    """w_clm * clm + w_logits * logits, float32 []; has the gradient."""
-    clm: Tensor | None
+    """ce_weight * ce_loss + kd_weight * kd_loss, float32 []; has the gradient."""
+    ce_loss: Tensor | None
     """Cross-entropy of the successors in nats, float32 [], detached; None where none were given."""
-    logits: Tensor | None
+    kd_loss: Tensor | None
     """The logit loss, float32 [], detached; None without a target."""
 
 
@@ -83,10 +83,10 @@ def head_losses(
     head: LMHead,
     *,
     successors: Tensor | None = None,
-    w_clm: Weight = 0.0,
+    ce_weight: Weight = 0.0,
     target: Target | None = None,
     logit_loss: LogitLoss | None = None,
-    w_logits: Weight = 0.0,
+    kd_weight: Weight = 0.0,
     temperature: float = 1.0,
     count: float | None = None,
     chunk: int | None = None,
@@ -100,10 +100,10 @@ def head_losses(
     """
     terms: dict[str, _Term] = {}
     if successors is not None:
-        terms["clm"] = _NextToken(w_clm, successors)
+        terms["ce_loss"] = _NextToken(ce_weight, successors)
     if target is not None:
         assert logit_loss is not None
-        terms["logits"] = _Imitation(w_logits, target, logit_loss, temperature)
+        terms["kd_loss"] = _Imitation(kd_weight, target, logit_loss, temperature)
     inputs = (states, head.weight, head.bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     with torch.no_grad():
@@ -112,7 +112,7 @@ def head_losses(
     if any(wanted):
         loss = _Differentiated.apply(loss, evaluation.gradients(), *inputs)
     values = dict(zip(terms, means, strict=True))
-    return HeadLosses(loss, values.get("clm"), values.get("logits"))
+    return HeadLosses(loss, values.get("ce_loss"), values.get("kd_loss"))
 
 
 def tokens_at_once(vocab: int, on_gpu: bool) -> int:

@@ -2,7 +2,7 @@
 
 Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0; where they agree, it
 and its gradient are 0. It may have kinks. Temperature, top-k, masking and averaging are the caller's. One with a
-parameter takes it as the keyword `mix`.
+parameter takes it as the keyword `mixture`.
 """
 
 from __future__ import annotations
@@ -41,27 +41,28 @@ def reverse_kld(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @logit_losses.register("jsd")
-def jsd(student: Tensor, teacher: Tensor, mix: float = 0.5) -> Tensor:
-    """Generalised Jensen-Shannon divergence, mix KL(teacher || m) + (1 - mix) KL(student || m) with
-    m = mix teacher + (1 - mix) student (GKD, arXiv 2306.13649)."""
+def jsd(student: Tensor, teacher: Tensor, mixture: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence, mixture KL(teacher || m) + (1 - mixture) KL(student || m) with
+    m = mixture teacher + (1 - mixture) student (GKD, arXiv 2306.13649)."""
     ours, theirs = log_probabilities(student), log_probabilities(teacher)
-    middle = _log_mixture(theirs, ours, mix)
-    return mix * kl(theirs, middle) + (1 - mix) * kl(ours, middle)
+    middle = _log_mixture(theirs, ours, mixture)
+    return mixture * kl(theirs, middle) + (1 - mixture) * kl(ours, middle)
 
 
 @logit_losses.register("skew_kld")
-def skew_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
-    """Skew KL divergence, KL(teacher || mix teacher + (1 - mix) student) (DistiLLM, arXiv 2402.03898, section 3.1)."""
+def skew_kld(student: Tensor, teacher: Tensor, mixture: float = 0.1) -> Tensor:
+    """Skew KL divergence, KL(teacher || mixture teacher + (1 - mixture) student) (DistiLLM, arXiv 2402.03898, "
+    "section 3.1)."""
     ours, theirs = log_probabilities(student), log_probabilities(teacher)
-    return kl(theirs, _log_mixture(theirs, ours, mix))
+    return kl(theirs, _log_mixture(theirs, ours, mixture))
 
 
 @logit_losses.register("skew_reverse_kld")
-def skew_reverse_kld(student: Tensor, teacher: Tensor, mix: float = 0.1) -> Tensor:
-    """Skew reverse KL divergence, KL(student || mix student + (1 - mix) teacher) (DistiLLM, arXiv 2402.03898,
+def skew_reverse_kld(student: Tensor, teacher: Tensor, mixture: float = 0.1) -> Tensor:
+    """Skew reverse KL divergence, KL(student || mixture student + (1 - mixture) teacher) (DistiLLM, arXiv 2402.03898,
     section 3.1)."""
     ours, theirs = log_probabilities(student), log_probabilities(teacher)
-    return kl(ours, _log_mixture(ours, theirs, mix))
+    return kl(ours, _log_mixture(ours, theirs, mixture))
 
 
 @logit_losses.register("mse")
@@ -88,21 +89,21 @@ def cosine_logits(student: Tensor, teacher: Tensor) -> Tensor:
     return one_minus_cosine(student, teacher)
 
 
-def logit_loss_of(name: str, mix: float | None) -> LogitLoss:
-    """The loss of that name, at a mix where one is given.
+def logit_loss_of(name: str, mixture: float | None) -> LogitLoss:
+    """The loss of that name, at a mixture where one is given.
 
     Raises:
-        ConfigError: there is none, it takes no mix, or the mix is not between 0 and 1.
+        ConfigError: there is none, it takes no mixture, or the mixture is not between 0 and 1.
     """
     loss = logit_losses[name]
-    if mix is None:
+    if mixture is None:
         return loss
-    takers = [other for other in logit_losses if "mix" in inspect.signature(logit_losses[other]).parameters]
+    takers = [other for other in logit_losses if "mixture" in inspect.signature(logit_losses[other]).parameters]
     if name not in takers:
-        raise ConfigError(f"distill.mix: {name} takes none; those that do: {', '.join(takers)}")
-    if not 0 < mix < 1:
-        raise ConfigError(f"distill.mix: {mix} asked for, it lies between 0 and 1")
-    return functools.partial(loss, **{"mix": mix})
+        raise ConfigError(f"distill.mixture: {name} takes none; those that do: {', '.join(takers)}")
+    if not 0 < mixture < 1:
+        raise ConfigError(f"distill.mixture: {mixture} asked for, it lies between 0 and 1")
+    return functools.partial(loss, **{"mixture": mixture})
 
 
 def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the terms of the objective are added up: L = w_clm * L_CLM + w_logits * L_logits + alpha * L_is."""
+"""How the terms of the objective are added up: L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _LEAST = 1e-12
 def ratios(distill: Distill, fixed: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that are ratios, by the name of their term, in the order in which they build on each other.
 
-    alpha="dynamic" is L_logits / L_is (Minitron, section 3), w_clm="balanced" all distillation terms over L_CLM.
+    alpha="dynamic" is L_logits / L_is (Minitron, section 3), ce_weight="balanced" all distillation terms over L_CLM.
     Model-Optimizer balances the other way round: it scales the distillation terms to L_CLM, so that its loss is that
     of language modelling; here it stays that of distillation. `fixed` is the sum of the terms whose weights are
     numbers, `terms` each term by itself; all are scalars.
     """
     found: dict[str, Tensor] = {}
-    if isinstance(distill.alpha, str) and "hidden" in terms:
-        found["hidden"] = _ratio(terms["logits"], terms["hidden"])
-        fixed = fixed + found["hidden"] * terms["hidden"]
-    if isinstance(distill.w_clm, str):
-        found["clm"] = _ratio(fixed, terms["clm"])
+    if isinstance(distill.alpha, str) and "hidden_loss" in terms:
+        found["hidden_loss"] = _ratio(terms["kd_loss"], terms["hidden_loss"])
+        fixed = fixed + found["hidden_loss"] * terms["hidden_loss"]
+    if isinstance(distill.ce_weight, str):
+        found["ce_loss"] = _ratio(fixed, terms["ce_loss"])
     return found
 
 
@@ -40,9 +40,11 @@ def check_weights(distill: Distill) -> None:
     Raises:
         ConfigError: they do not.
     """
-    if not (distill.w_clm or distill.w_logits or distill.alpha):
-        raise ConfigError("distill: w_clm, w_logits and alpha are all 0: there is nothing to minimise")
-    if distill.alpha == "dynamic" and not distill.w_logits:
-        raise ConfigError("distill.alpha: dynamic is measured by the logit loss, but w_logits is 0; give it a number")
-    if distill.w_clm == "balanced" and not (distill.w_logits or distill.alpha):
-        raise ConfigError("distill.w_clm: balanced is measured by w_logits and alpha, which are 0; give it a number")
+    if not (distill.ce_weight or distill.kd_weight or distill.alpha):
+        raise ConfigError("distill: ce_weight, kd_weight and alpha are all 0: there is nothing to minimise")
+    if distill.alpha == "dynamic" and not distill.kd_weight:
+        raise ConfigError("distill.alpha: dynamic is measured by the logit loss, but kd_weight is 0; give it a number")
+    if distill.ce_weight == "balanced" and not (distill.kd_weight or distill.alpha):
+        raise ConfigError(
+            "distill.ce_weight: balanced is measured by kd_weight and alpha, which are 0; give it a number"
+        )

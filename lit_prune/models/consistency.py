@@ -154,10 +154,18 @@ def _inside(
     for linear in anatomy.attention_input:
         yield f"input of {linear}", read, calls[linear].input
     made = sum(calls[linear].output.shape[-1] for linear in anatomy.attention_input)
-    yield "width of queries, keys and values", _number((shape.heads + 2 * shape.kv_groups) * head_dim), _number(made)
+    yield (
+        "width of queries, keys and values",
+        _number((shape.num_attention_heads + 2 * shape.num_key_value_heads) * head_dim),
+        _number(made),
+    )
     if anatomy.query is not None:
-        yield "width of the queries", _number(shape.heads * head_dim), _width(calls[anatomy.query].output)
-    yield "width of the heads", _number(shape.heads * head_dim), _width(calls[anatomy.attention_output].input)
+        yield "width of the queries", _number(shape.num_attention_heads * head_dim), _width(calls[anatomy.query].output)
+    yield (
+        "width of the heads",
+        _number(shape.num_attention_heads * head_dim),
+        _width(calls[anatomy.attention_output].input),
+    )
 
     read = calls[anatomy.mlp_input[0]].input
     for name in (anatomy.mlp_norm, anatomy.mlp):
@@ -171,11 +179,11 @@ def _inside(
     for linear in anatomy.mlp_input:
         yield f"input of {linear}", read, calls[linear].input
     neurons = torch.cat([calls[linear].output for linear in anatomy.mlp_input], -1)
-    yield "number of neurons", _number(shape.neurons * (1 + anatomy.gated)), _width(neurons)
+    yield "number of neurons", _number(shape.intermediate_size * (1 + anatomy.gated)), _width(neurons)
     if anatomy.activation is not None:
         active = calls[anatomy.activation].output
-        yield f"input of {anatomy.activation}", neurons[..., : shape.neurons], calls[anatomy.activation].input
-        product = active * neurons[..., shape.neurons :] if anatomy.gated else active
+        yield f"input of {anatomy.activation}", neurons[..., : shape.intermediate_size], calls[anatomy.activation].input
+        product = active * neurons[..., shape.intermediate_size :] if anatomy.gated else active
         yield f"input of {anatomy.mlp_output}", product, calls[anatomy.mlp_output].input
 
 

@@ -16,9 +16,10 @@ def config_of(recipe: Pretraining, eos: int = 0) -> LlamaConfig:
     """
     try:
         return LlamaConfig(
-            vocab_size=recipe.vocab_size, hidden_size=recipe.hidden, intermediate_size=recipe.neurons,
-            num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, head_dim=recipe.head_dim,
-            num_key_value_heads=recipe.kv_heads, max_position_embeddings=4 * recipe.block,
+            vocab_size=recipe.vocab_size, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
+            num_hidden_layers=recipe.num_hidden_layers, num_attention_heads=recipe.num_attention_heads,
+            head_dim=recipe.head_dim,
+            num_key_value_heads=recipe.num_key_value_heads, max_position_embeddings=4 * recipe.seq_len,
             tie_word_embeddings=False, bos_token_id=eos, eos_token_id=eos,
         )  # fmt: skip
     except Exception as error:  # the config's own validators raise several kinds
@@ -32,5 +33,5 @@ def new_model(recipe: Pretraining, eos: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config_of(recipe, eos))
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.data.div_((2 * recipe.layers) ** 0.5)
+            parameter.data.div_((2 * recipe.num_hidden_layers) ** 0.5)
     return model

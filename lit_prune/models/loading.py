@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import ConfigError, Student, Teacher, expand
+from lit_prune.config import ConfigError, Prune, Teacher, expand
 from lit_prune.models.files import (
     Place,
     check_folder,
@@ -87,24 +87,24 @@ def pin(teacher: Teacher) -> Teacher:
     return teacher if teacher.fingerprint else dataclasses.replace(teacher, fingerprint=fingerprint(teacher.model))
 
 
-def pin_student(student: Student) -> Student:
+def pin_student(student: Prune) -> Prune:
     """The same student with the fingerprint of the plan or the model it starts from, if any.
 
     Raises:
         ConfigError: both are given, or what is given does not exist.
     """
-    if student.plan is not None and student.model is not None:
-        raise ConfigError("student.plan: give either a plan or a model, not both")
+    if student.plan_path is not None and student.init_from is not None:
+        raise ConfigError("prune.plan_path: give either a plan or a model, not both")
     if student.fingerprint:
         return student
-    if student.plan is not None:
-        path = expand(student.plan)
+    if student.plan_path is not None:
+        path = expand(student.plan_path)
         if not path.is_file():
-            raise ConfigError(f"student.plan: there is no file {student.plan}")
+            raise ConfigError(f"prune.plan_path: there is no file {student.plan_path}")
         return dataclasses.replace(student, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest())
-    if student.model is None:
+    if student.init_from is None:
         return student
-    return dataclasses.replace(student, fingerprint=fingerprint(student.model, "student.model"))
+    return dataclasses.replace(student, fingerprint=fingerprint(student.init_from, "prune.init_from"))
 
 
 def load_config(location: str) -> Any:

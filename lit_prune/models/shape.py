@@ -16,15 +16,20 @@ from lit_prune.models.model_family import anatomy_of, parts_of
 class ModelShape:
     """Numbers of units: blocks, hidden channels; neurons, query heads and KV groups of each block."""
 
-    layers: int
-    hidden: int
-    neurons: int
-    heads: int
-    kv_groups: int
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
 
     def units(self, axis: str) -> int:
         """Units of an axis of the anatomy."""
-        return {"hidden": self.hidden, "neuron": self.neurons, "head": self.heads, "kv_group": self.kv_groups}[axis]
+        return {
+            "hidden": self.hidden_size,
+            "neuron": self.intermediate_size,
+            "head": self.num_attention_heads,
+            "kv_group": self.num_key_value_heads,
+        }[axis]
 
 
 def shape_of(config: Any) -> ModelShape:
@@ -37,11 +42,11 @@ def shape_of(config: Any) -> ModelShape:
         raise ConfigError("teacher.model: its blocks differ in width; prune the model it came from instead")
     anatomy, heads = anatomy_of(config), config.num_attention_heads
     return ModelShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        neurons=getattr(config, anatomy.neurons, None) or 4 * config.hidden_size,
-        heads=heads,
-        kv_groups=getattr(config, "num_key_value_heads", None) or heads,
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=getattr(config, anatomy.neurons, None) or 4 * config.hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
     )
 
 
@@ -70,7 +75,7 @@ def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
 
     def count(shape: ModelShape) -> int:
         return sum(
-            (shape.layers if in_block else 1) * math.prod(growth(shape) for growth in growths)
+            (shape.num_hidden_layers if in_block else 1) * math.prod(growth(shape) for growth in growths)
             for in_block, growths in dims
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell
-from lit_prune.config.overrides import source_of
+from lit_prune.config.overrides import parent_of
 from lit_prune.models import loading
 from lit_prune.pipeline.stage import Context
 
@@ -21,7 +21,7 @@ def base_teacher(cell: Cell, ctx: Context) -> str:
 
 def teacher(cell: Cell, ctx: Context) -> str:
     """Return the folder of the teacher, fine-tuned on the cell's text if the cell says so."""
-    if cell.teacher.correction is None:
+    if cell.teacher.finetune is None:
         return base_teacher(cell, ctx)
     return str(ctx.get("correction", cell).folder / "model")
 
@@ -42,8 +42,8 @@ def tokens(cell: Cell, ctx: Context) -> Path:
 
 def student(cell: Cell, ctx: Context) -> str:
     """Return the folder of the student before retraining: pruned, the whole model if nothing was cut, or given."""
-    if cell.student.model is not None:
-        return loading.locate(cell.student.model, cell.student.fingerprint, field="student.model")
+    if cell.prune.init_from is not None:
+        return loading.locate(cell.prune.init_from, cell.prune.fingerprint, field="prune.init_from")
     node = ctx.get("student", cell)
     return to_prune(cell, ctx) if (node.result or {}).get("whole") else str(node.folder / "model")
 
@@ -54,10 +54,10 @@ def to_prune(cell: Cell, ctx: Context) -> str:
     Raises:
         RuntimeError: if the source has failed.
     """
-    source = source_of(cell)
+    source = parent_of(cell)
     if source is None:
         return teacher(cell, ctx)
-    if not source.distill.steps:
+    if not source.distill.max_steps:
         return student(source, ctx)
     node = ctx.store.node(source, "cell")
     if node.verified is None:
@@ -70,5 +70,5 @@ def to_prune(cell: Cell, ctx: Context) -> str:
 
 def with_second_text(cell: Cell) -> Cell:
     """Return the cell with its second text in the place of its corpus."""
-    assert cell.evaluation.second is not None
-    return dataclasses.replace(cell, corpus=cell.evaluation.second)
+    assert cell.evaluation.second_corpus is not None
+    return dataclasses.replace(cell, corpus=cell.evaluation.second_corpus)

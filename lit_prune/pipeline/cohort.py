@@ -45,14 +45,14 @@ def cohorts(entries: Iterable[Entry], execution: Execution) -> Iterator[Cohort]:
 def _shared(cell: Cell, execution: Execution) -> Any:
     """What must be the same for one pass of the teacher to serve two cells; None where there is no such pass."""
     distill = cell.distill
-    if not execution.cohort or not distill.steps or not distill.needs_teacher or distill.teacher_optim:
+    if not execution.cohort or not distill.max_steps or not distill.needs_teacher or distill.teacher_optimizer:
         return None
-    return cell.teacher, cell.corpus, cell.seed, distill.block, distill.batch, distill.precision
+    return cell.teacher, cell.corpus, cell.seed, distill.seq_len, distill.batch_size, distill.precision
 
 
 def _parts(group: list[Entry], execution: Execution) -> Iterator[Cohort]:
     # What is cut from a teacher is no larger than it, and need not exist yet.
-    configs = (config_of_student(e.cell) if e.cell.student.model else teacher_config(e.cell) for e in group)
+    configs = (config_of_student(e.cell) if e.cell.prune.init_from else teacher_config(e.cell) for e in group)
     needed = _BYTES * max(map(num_parameters, configs)) if len(group) > 1 else 1
     cut = False
     while group:

@@ -73,10 +73,10 @@ def _of_teacher(cell: Cell, recipe: Any) -> Cost:
 
 def _of_row(row: str, entries: list[Entry], runs: list[Run]) -> Cost:
     cell, count = entries[0].cell, len(entries)
-    student, tokens = config_of_student(cell), cell.distill.steps * tokens_of_step(cell.distill)
+    student, tokens = config_of_student(cell), cell.distill.max_steps * tokens_of_step(cell.distill)
     seconds = _seconds(tokens * flops_of_token(cell, student) if tokens else 0.0, runs)
     return Cost(
-        row, count, num_parameters(student), cell.distill.steps, count * tokens,
+        row, count, num_parameters(student), cell.distill.max_steps, count * tokens,
         None if seconds is None else count * seconds,
     )  # fmt: skip
 

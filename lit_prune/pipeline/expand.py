@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_prune.config.overrides import BUDGETS, fields_of, override, refuse_two_budgets
+from lit_prune.config.renames import current_change, former_path, hint
 from lit_prune.config.schema import Cell, ConfigError, Profile, unknown, unknown_field
 from lit_prune.config.table import Changes, Table, seeds
 from lit_prune.store.address import key
@@ -45,32 +46,34 @@ def entries(
     Raises:
         ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
     """
-    axes = (*table.grid.axes(), *table.seeded)
+    axes = (*table.grid.axes(), *table.seed_fields)
     refuse_two_budgets(settings or {})
     lengths = {f"distill.{name}" for name in BUDGETS}
     for path in settings or {}:
-        if (path in axes and path not in table.follows) or (
-            path in lengths and lengths & (set(axes) - set(table.follows))
+        if (path in axes and path not in table.profile_fields) or (
+            path in lengths and lengths & (set(axes) - set(table.profile_fields))
         ):
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --filter or --add-row to choose its values")
-    base = override(override(profile.cell, table.base), settings or {})
+    base = override(override(profile.cell, table.base_overrides), settings or {})
     at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
     rows = [(table.label(point), point) for point in table.grid]
     for name, value in _pairs(add_rows):
-        point = {**at_baseline, _full_path(name, axes): value}
+        point = at_baseline | dict([_full_change(name, value, axes)])
         row = _label_of(table, point)
         rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
     found = [
-        Entry(row, number, with_seed(_cell_of(row, base, point), table.seeded, number), point | seed)
+        Entry(row, number, with_seed(_cell_of(row, base, point), table.seed_fields, number), point | seed)
         for row, point in rows
-        for number, seed in enumerate(seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seeded))
+        for number, seed in enumerate(
+            seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seed_fields)
+        )
     ]
-    wanted = [(_full_path(name, axes), value) for name, value in _pairs(filters)]
+    wanted = [_full_change(name, value, axes) for name, value in _pairs(filters)]
     found = _only(found, wanted, table)
-    baseline = with_seed(override(base, at_baseline), table.seeded, 0)
+    baseline = with_seed(override(base, at_baseline), table.seed_fields, 0)
     found += [
         Entry(row, 0, _cell_of(row, baseline, changes), changes, reference=True)
-        for row, changes in table.references.items()
+        for row, changes in table.reference_rows.items()
     ]
     refuse_twins(found)
     return found
@@ -106,7 +109,7 @@ def _label_of(table: Table, point: Changes) -> str:
 
 def seeds_of(cell: Cell, profile: Profile) -> int:
     """How often a profile measures the row of a cell."""
-    return profile.seeds if cell.distill.steps else profile.draws
+    return profile.seeds if cell.distill.max_steps else profile.calibration_seeds
 
 
 def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -141,13 +144,23 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _full_change(name: str, value: Any, axes: tuple[str, ...]) -> tuple[str, Any]:
+    """Return the dotted path a short name stands for, and its value."""
+    return current_change(_full_path(name, axes), value)
+
+
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
     """The dotted path a short name stands for: a swept field, or any field of a cell; one of a source has no other."""
     fields = fields_of(Cell)
-    if name.removeprefix("source." * name.count("source.")) in fields:
+    if name.removeprefix("parent." * name.count("parent.")) in fields:
         return name
-    candidates = [path for path in axes if path.endswith(f".{name}") and not path.startswith("source.")]
+    candidates = [path for path in axes if path.endswith(f".{name}") and not path.startswith("parent.")]
     candidates = candidates or [path for path in fields if path.endswith(f".{name}")]
+    if not candidates:
+        former = [path for path in axes if former_path(path).endswith(f".{name}") and not path.startswith("parent.")]
+        candidates = former or [path for path in fields if former_path(path).endswith(f".{name}")]
+        if len(candidates) == 1:
+            hint(name, candidates[0].rpartition(".")[2])
     if len(candidates) != 1:
         raise ConfigError(unknown("field", name, candidates) if candidates else unknown_field(name, fields))
     return candidates[0]

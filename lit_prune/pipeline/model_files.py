@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError
-from lit_prune.config.overrides import sources_of
+from lit_prune.config.overrides import parents_of
 from lit_prune.models import loading
 from lit_prune.models.files import Place, named
 from lit_prune.pruning.shapes import teacher_config
@@ -19,8 +19,9 @@ def check_weights(cells: Iterable[Cell]) -> None:
         ConfigError: as `models.checkpoint.check_checkpoint`; the message names the field.
     """
     every = _with_sources(cells)
-    given = [("teacher.model", one.teacher) for one in every] + [("student.model", one.student) for one in every]
-    named = [(model.model, model.fingerprint, field) for field, model in given if model.model is not None]
+    teachers = [(one.teacher.model, one.teacher.fingerprint, "teacher.model") for one in every]
+    students = [(one.prune.init_from, one.prune.fingerprint, "prune.init_from") for one in every]
+    named = [(model, fingerprint, field) for model, fingerprint, field in teachers + students if model is not None]
     for model, fingerprint, field in dict.fromkeys(named):
         loading.check_given(model, fingerprint, field)
 
@@ -52,11 +53,11 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
     """
     checked = set()
     for cell in _with_sources(cells):
-        model, case = cell.student.model, (cell.student, cell.teacher, cell.distill.top_k)
+        model, case = cell.prune.init_from, (cell.prune, cell.teacher, cell.distill.top_k)
         if model is None or case in checked or (theirs := tokenizer(cell)) is None:
             continue
         checked.add(case)
-        place = loading.locate(model, cell.student.fingerprint, weights=False, field="student.model")
+        place = loading.locate(model, cell.prune.fingerprint, weights=False, field="prune.init_from")
         _check_sizes(cell, place, theirs)
         if loading.has_tokenizer(place):
             _check_same(place, _by_id(loading.load_tokenizer(place)), _by_id(theirs))
@@ -71,7 +72,7 @@ def _check_sizes(cell: Cell, place: Place, tokenizer: Any) -> None:
             f"{named(place)}: its vocabulary has {ours} entries, the teacher's {theirs}; to tell if one is padded, "
             "the folder must hold its tokenizer"
         )
-    loading.check_ids(tokenizer, min(ours, theirs), "student.model: its vocabulary is too small")
+    loading.check_ids(tokenizer, min(ours, theirs), "prune.init_from: its vocabulary is too small")
     if ours < theirs and cell.distill.top_k is not None:
         raise ConfigError(
             f"distill.top_k: must be null, because the teacher's {theirs} entries are more than the student's {ours}"
@@ -101,4 +102,4 @@ def _by_id(tokenizer: Any) -> dict[int, str]:
 
 
 def _with_sources(cells: Iterable[Cell]) -> list[Cell]:
-    return [one for cell in cells for one in (cell, *sources_of(cell))]
+    return [one for cell in cells for one in (cell, *parents_of(cell))]

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from lit_prune.config import Cell, ConfigError, Corpus, Distill, Importance, Pretraining, Student
-from lit_prune.config.overrides import source_of
+from lit_prune.config import Calibration, Cell, ConfigError, Corpus, Distill, Pretraining, Prune
+from lit_prune.config.overrides import parent_of
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check
@@ -34,7 +34,7 @@ def check_rows(table: Table, profile: str, found: Iterable[Entry]) -> None:
         if not row.reference and _imitates_itself(row.cell):
             raise ConfigError(
                 f"{where}: row {row.row!r} prunes nothing, so its student already is the teacher it imitates; "
-                "give one of student.layers, hidden, neurons and heads"
+                "give one of prune.num_hidden_layers, hidden, neurons and heads"
             )
     seen: dict[tuple[str, ...], Entry] = {}
     for row in rows:
@@ -88,18 +88,18 @@ def outcome(cell: Cell) -> tuple[str, ...]:
 
 
 def _effective(cell: Cell, pruned: Any) -> Cell:
-    student = _effective_student(cell.student, pruned)
-    calibrated = student.model is None and student.plan is None and student.weights == "teacher"
+    student = _effective_student(cell.prune, pruned)
+    calibrated = student.init_from is None and student.plan_path is None and student.init == "teacher"
     return dataclasses.replace(
         cell,
-        source=None,
-        importance=cell.importance if calibrated else Importance(),
-        student=student,
+        parent=None,
+        calibration=cell.calibration if calibrated else Calibration(),
+        prune=student,
         distill=_effective_distill(cell, pruned),
     )
 
 
-def _effective_student(student: Student, pruned: Any) -> Student:
+def _effective_student(student: Prune, pruned: Any) -> Prune:
     """The student with sizes as counts and without criteria that choose nothing."""
     from lit_prune.importance.criteria import criteria
     from lit_prune.models.shape import shape_of
@@ -109,27 +109,33 @@ def _effective_student(student: Student, pruned: Any) -> Student:
     def kept(*names: str) -> dict[str, Any]:
         return {name: getattr(student, name) for name in names}
 
-    if student.model is not None or student.plan is not None:
-        return Student(**kept("model", "plan", "fingerprint", "weights"))
+    if student.init_from is not None or student.plan_path is not None:
+        return Prune(**kept("init_from", "plan_path", "fingerprint", "init"))
     shape, whole = target(student, pruned), shape_of(pruned)
     fields = dataclasses.asdict(shape)
-    if student.weights == "random":
-        return Student(**fields, weights="random")
-    dropped = whole.layers - shape.layers
-    fields |= kept("drop")
-    if dropped and not student.drop:
-        reads = block_allocators[student.blocks].reads
+    if student.init == "random":
+        return Prune(**fields, init="random")
+    dropped = whole.num_hidden_layers - shape.num_hidden_layers
+    fields |= kept("drop_layers")
+    if dropped and not student.drop_layers:
+        reads = block_allocators[student.layer_selection].reads
         # The least important span of one layer is the least important layer.
-        fields["blocks"] = "lowest" if (dropped, student.blocks) == (1, "contiguous") else student.blocks
-        fields |= kept("block_criterion") if reads else {}
-    if shape.hidden < whole.hidden or shape.neurons < whole.neurons or shape.heads < whole.heads:
-        moments = {"importance", "head_channels", "preactivations"} & set(criteria[student.criterion].needs)
-        fields |= kept("criterion") | (kept("batch", "seq") if moments else {})
-    if shape.neurons < whole.neurons or shape.heads < whole.heads:
-        fields |= kept("widths")
-    if shape.heads < whole.heads:
-        fields |= kept("head_residual")
-    return Student(**fields, rounds=student.rounds)
+        fields["layer_selection"] = (
+            "lowest_score" if (dropped, student.layer_selection) == (1, "contiguous") else student.layer_selection
+        )
+        fields |= kept("layer_criterion") if reads else {}
+    if (
+        shape.hidden_size < whole.hidden_size
+        or shape.intermediate_size < whole.intermediate_size
+        or shape.num_attention_heads < whole.num_attention_heads
+    ):
+        moments = {"importance", "head_channels", "preactivations"} & set(criteria[student.width_criterion].needs)
+        fields |= kept("width_criterion") | (kept("batch_aggregation", "seq_aggregation") if moments else {})
+    if shape.intermediate_size < whole.intermediate_size or shape.num_attention_heads < whole.num_attention_heads:
+        fields |= kept("width_allocation")
+    if shape.num_attention_heads < whole.num_attention_heads:
+        fields |= kept("head_merging")
+    return Prune(**fields, num_iterations=student.num_iterations)
 
 
 def _effective_distill(cell: Cell, pruned: Any) -> Distill:
@@ -138,27 +144,27 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
     from lit_prune.pruning.prune import num_blocks
 
     distill, defaults = cell.distill, Distill()
-    if not distill.steps:
-        return Distill(steps=0)
+    if not distill.max_steps:
+        return Distill(max_steps=0)
     changes: dict[str, Any] = {}
-    if not distill.w_logits:
-        unused = ("logit_loss", "temperature", "tau_squared", "mix", "top_k")
+    if not distill.kd_weight:
+        unused = ("logit_loss", "temperature", "scale_by_temperature_squared", "mixture", "top_k")
         changes |= {name: getattr(defaults, name) for name in unused}
     else:
         vocab_size = teacher_config(cell).vocab_size
-        changes["tau_squared"] = distill.tau_squared and distill.temperature != 1
+        changes["scale_by_temperature_squared"] = distill.scale_by_temperature_squared and distill.temperature != 1
         changes["top_k"] = None if distill.top_k == vocab_size else distill.top_k
     if distill.alpha:
         theirs = teacher_config(cell).num_hidden_layers
-        given = cell.student.model is not None
-        ours = config_of_student(cell).num_hidden_layers if given else num_blocks(cell.student, pruned)
-        for name, other in (("mlp_input", "block_output"), ("block_output", "mlp_input")):
-            hidden: dict[str, Any] = {"embedding": False, other: ()}
+        given = cell.prune.init_from is not None
+        ours = config_of_student(cell).num_hidden_layers if given else num_blocks(cell.prune, pruned)
+        for name, other in (("match_mlp_input", "match_layer_output"), ("match_layer_output", "match_mlp_input")):
+            hidden: dict[str, Any] = {"match_embedding": False, other: ()}
             alone = dataclasses.replace(distill, **hidden)
             maps = sorted((pair.teacher[1], pair.student[1]) for pair in pairs_of(alone, theirs, ours))
             changes[name] = tuple(f"{teacher}:{student}" for teacher, student in maps)
         relations = sorted({(p.teacher[1], p.student[1]) for p in relations_of(distill, theirs, ours)})
-        changes["attention"] = tuple(f"{teacher}:{student}" for teacher, student in relations)
+        changes["match_attention"] = tuple(f"{teacher}:{student}" for teacher, student in relations)
     return dataclasses.replace(distill, **changes)
 
 
@@ -167,10 +173,10 @@ def _imitates_itself(cell: Cell) -> bool:
     from lit_prune.models.shape import shape_of
     from lit_prune.pruning.target import target
 
-    student, distill = cell.student, cell.distill
-    if not (distill.steps and distill.needs_teacher) or cell.source is not None or student.weights == "random":
+    student, distill = cell.prune, cell.distill
+    if not (distill.max_steps and distill.needs_teacher) or cell.parent is not None or student.init == "random":
         return False
-    if student.model is not None or student.plan is not None:
+    if student.init_from is not None or student.plan_path is not None:
         return False
     config = teacher_config(cell)
     return target(student, config) == shape_of(config)
@@ -184,21 +190,21 @@ def _check_texts(table: Table, cell: Cell) -> None:
         text, against = _text(cell, path), _text(cell, other)
         if text is not None and against is not None and _same_text(text, against):
             raise ConfigError(
-                f"{path}.source: must be another text than {other}.source in {table.name}, got {text.source!r} and "
-                f"{against.source!r}; set one of the two"
+                f"{path}.source: must be another text than {other}.source in {table.name}, got {text.path!r} and "
+                f"{against.path!r}; set one of the two"
             )
 
 
 def _text(cell: Cell, path: str) -> Corpus | None:
     """The text at a dotted path; None if the cell has no such section."""
     if path.startswith("source."):
-        source = source_of(cell)
+        source = parent_of(cell)
         return None if source is None else _text(source, path.removeprefix("source."))
     if path == "teacher.pretraining.corpus":
         shipped = Pretraining() if cell.teacher.model == Cell().teacher.model else None
         recipe = cell.teacher.pretraining or shipped
         return None if recipe is None else recipe.corpus
-    return cell.evaluation.second if path == "evaluation.second" else cell.corpus
+    return cell.evaluation.second_corpus if path == "evaluation.second_corpus" else cell.corpus
 
 
 _PYTHON = ("python", "python+dependencies")
@@ -207,7 +213,7 @@ _PYTHON = ("python", "python+dependencies")
 
 def _same_text(text: Corpus, other: Corpus) -> bool:
     if text.fingerprint and text.fingerprint == other.fingerprint:
-        return text.subset == other.subset
-    if text.source in _PYTHON and other.source in _PYTHON:
+        return text.name == other.name
+    if text.path in _PYTHON and other.path in _PYTHON:
         return True
-    return (text.source, text.subset, text.column) == (other.source, other.subset, other.column)
+    return (text.path, text.name, text.text_column) == (other.path, other.name, other.text_column)

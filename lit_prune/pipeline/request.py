@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.config import Cell, ConfigError
-from lit_prune.config.overrides import parse_setting, sources_of
+from lit_prune.config.overrides import parents_of, parse_setting
 from lit_prune.config.profiles import is_file, load_profile
+from lit_prune.config.renames import former_change, former_words
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry, entries, refuse_twins
 from lit_prune.store import Store
@@ -17,10 +18,6 @@ from lit_prune.store.address import digest
 
 if TYPE_CHECKING:
     from lit_prune.pipeline.resolve import Resolver
-
-OLD_FLAGS = {"--also": "--add-row", "--only": "--filter"}
-"""Former flags of a request -> their names now. Folders of reports and older stores know the former ones."""
-_FORMER = {new: old for old, new in OLD_FLAGS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +28,7 @@ class TableRequest:
     """Scale: quick (2 CPU cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a YAML
     file."""
     set: tuple[str, ...] = ()
-    """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.steps=50. `lit-prune fields` lists
+    """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.max_steps=50. `lit-prune fields` lists
     the fields."""
     add_row: tuple[str, ...] = ()
     """FIELD=VALUE: add a row that is the baseline with this one change, e.g. logit_loss=mse_logits."""
@@ -61,8 +58,9 @@ class TableRequest:
 
     def folder(self, table: Table, store: Store) -> Path:
         """Return where the report is written. Every request has its own folder."""
-        selection = (_FORMER.get(word, word) for word in self.selection)
-        requested = [*sorted(f"{path}={value}" for path, value in self.settings.items()), *selection]
+        selection = former_words(self.selection)
+        settings = (former_change(*change) for change in self.settings.items())
+        requested = [*sorted(f"{path}={value}" for path, value in settings), *selection]
         scale = Path(self.profile).stem
         if is_file(self.profile):  # another file may have the same name
             requested.insert(0, str(Path(self.profile).resolve()))
@@ -118,5 +116,5 @@ def _check_names(texts: Iterable[str], found: list[Entry]) -> None:
 
     typed = [parse_setting(text)[0] for text in texts]
     if any(path.endswith(name) for path in NAMED for name in typed):
-        for cell in (c for entry in found for c in (entry.cell, *sources_of(entry.cell))):
+        for cell in (c for entry in found for c in (entry.cell, *parents_of(entry.cell))):
             check_names(cell)

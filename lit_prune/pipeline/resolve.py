@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Corpus, Teacher
-from lit_prune.config.overrides import flatten, override, plain_of, source_of
+from lit_prune.config.overrides import flatten, override, parent_of, plain_of
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
 from lit_prune.models import loading
@@ -31,18 +31,18 @@ class Resolver:
         """
         teacher = self._once(cell.teacher, loading.pin)
         evaluation = cell.evaluation
-        if evaluation.second is not None:
-            second = self._with_bos(self._once(evaluation.second, _pin_second), teacher)
-            evaluation = dataclasses.replace(evaluation, second=second)
+        if evaluation.second_corpus is not None:
+            second = self._with_bos(self._once(evaluation.second_corpus, _pin_second), teacher)
+            evaluation = dataclasses.replace(evaluation, second_corpus=second)
         pinned = dataclasses.replace(
             cell,
             corpus=self._with_bos(self._once(cell.corpus, corpus.pin), teacher),
             evaluation=evaluation,
             teacher=teacher,
-            student=self._once(cell.student, loading.pin_student),
+            prune=self._once(cell.prune, loading.pin_student),
         )
         asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
-        source = source_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
+        source = parent_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
         return asked if source is None else override(asked, self._filled_in(source, asked))
 
     def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
@@ -54,13 +54,13 @@ class Resolver:
 
     def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
         """The fingerprints and steps a source has beside those it inherits."""
-        with of_source():
-            found = dict(flatten(plain_of(self.pin(source)), "source."))
-        inherited = dict(flatten(plain_of(source_of(asked)), "source."))
+        with of_parent():
+            found = dict(flatten(plain_of(self.pin(source)), "parent."))
+        inherited = dict(flatten(plain_of(parent_of(asked)), "parent."))
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _flops_of_token(self, cell: Cell) -> float:
-        asked = cell.teacher, cell.source, cell.student, dataclasses.replace(cell.distill, flops=None)
+        asked = cell.teacher, cell.parent, cell.prune, dataclasses.replace(cell.distill, max_flops=None)
         return self._once(asked, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
@@ -70,12 +70,12 @@ class Resolver:
 
 
 @contextlib.contextmanager
-def of_source(depth: int = 1) -> Iterator[None]:
+def of_parent(depth: int = 1) -> Iterator[None]:
     """Say of what is wrong with a source, or with the source of one, that it is the source's."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError("source: " * depth + str(error)) from None
+        raise ConfigError("parent: " * depth + str(error)) from None
 
 
 def _expects_bos(teacher: Teacher) -> bool:
@@ -88,4 +88,4 @@ def _pin_second(text: Corpus) -> Corpus:
     try:
         return corpus.pin(text)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("corpus.", "evaluation.second.", 1)) from None
+        raise ConfigError(str(error).replace("corpus.", "evaluation.second_corpus.", 1)) from None

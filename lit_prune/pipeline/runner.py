@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lit_prune import cpu
 from lit_prune.config import Cell, ConfigError, Execution
-from lit_prune.config.overrides import sources_of
+from lit_prune.config.overrides import parents_of
 from lit_prune.distill.turns import in_turns
 from lit_prune.evaluate.memory import reset_peak
 from lit_prune.pipeline import artifacts
@@ -58,11 +58,13 @@ class Runner:
         cells = list(cells)
         check_cells(cells, self.execution)
         check_same_tokens(cells, lambda cell: artifacts.tokenizer(cell, self.ctx))
-        every = [one for cell in cells for one in (cell, *sources_of(cell))]
-        for cell in {(one.corpus, one.teacher, one.importance, one.evaluation): one for one in every}.values():
+        every = [one for cell in cells for one in (cell, *parents_of(cell))]
+        for cell in {(one.corpus, one.teacher, one.calibration, one.evaluation): one for one in every}.values():
             check_tokens(cell, self._tokens_checked(cell))
-            if cell.evaluation.second is not None:
-                check_validation(cell, self._tokens_checked(artifacts.with_second_text(cell)), "evaluation.second")
+            if cell.evaluation.second_corpus is not None:
+                check_validation(
+                    cell, self._tokens_checked(artifacts.with_second_text(cell)), "evaluation.second_corpus"
+                )
 
     def _tokens_checked(self, cell: Cell) -> Path:
         """The tokens, before any cell is computed: whatever fails here is one line."""
@@ -129,7 +131,7 @@ class Runner:
             try:
                 artifacts.tokens(entry.cell, ctx)
                 artifacts.teacher(entry.cell, ctx)
-                if entry.cell.student.weights != "random":
+                if entry.cell.prune.init != "random":
                     artifacts.student(entry.cell, ctx)
             except Exception as error:  # raised and reported again where the cell is attempted
                 release_frames(error)
@@ -154,7 +156,7 @@ class Runner:
             with contextlib.suppress(OSError):  # a full disk has no room for the reason either
                 node.fail(failure.error, error)
             release_frames(error)
-        ctx.reach(entry.key, entry.cell.distill.steps, ctx.doing)
+        ctx.reach(entry.key, entry.cell.distill.max_steps, ctx.doing)
         return outcome
 
     def cell(self, entry: Entry, ctx: Context | None = None) -> dict[str, Any]:

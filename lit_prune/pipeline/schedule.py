@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from lit_prune.config import Cell, Finetuning, Pretraining
-from lit_prune.config.overrides import source_of
+from lit_prune.config.overrides import parent_of
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Store
 from lit_prune.store.address import key
@@ -17,14 +17,14 @@ def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
     cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
     missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
     teachers = untrained_teachers(store, missing)
-    return sum(cell.distill.steps for cell in missing) + sum(recipe.steps for _, recipe in teachers)
+    return sum(cell.distill.max_steps for cell in missing) + sum(recipe.max_steps for _, recipe in teachers)
 
 
 def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, Pretraining | Finetuning]]:
     """Return the pretrainings and fine-tunings of teachers that are missing, each once, with a cell that needs it."""
     found: dict[str, tuple[Cell, Pretraining | Finetuning]] = {}
     for cell in cells:
-        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.correction)):
+        for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.finetune)):
             if recipe and store.node(cell, stage).result is None:
                 found[key(cell, stage)] = cell, recipe
     return list(found.values())
@@ -32,10 +32,10 @@ def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, 
 
 def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
     """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
-    source = source_of(cell)
+    source = parent_of(cell)
     if source is None or store.node(cell, "student").verified is not None:
         return
-    if not source.distill.steps:
+    if not source.distill.max_steps:
         yield from awaited_sources(store, source)
     elif store.node(source, "cell").verified is None:
         yield from awaited_sources(store, source)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune import cpu
-from lit_prune.config import ConfigError, Space, Student, name_of_shape
+from lit_prune.config import ConfigError, Prune, SearchSpace, name_of_shape
+from lit_prune.config.renames import former_sizes
 from lit_prune.evaluate.throughput import random_model, speedup
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 from lit_prune.pruning import surgery
@@ -35,16 +36,24 @@ class Candidate:
 
     @property
     def changes(self) -> dict[str, int]:
-        """What makes a cell's student of this shape; its other sizes, `kv_groups` among them, stay unset."""
-        return {f"student.{axis}": getattr(self.shape, axis) for axis in ("layers", "heads", "neurons", "hidden")}
+        """What makes a cell's student of this shape; its other sizes, `num_key_value_heads` among them, stay unset."""
+        return {
+            f"prune.{axis}": getattr(self.shape, axis)
+            for axis in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size")
+        }
 
     @property
     def label(self) -> str:
         """Its row in a table."""
-        return name_of_shape(self.shape.layers, self.shape.heads, self.shape.neurons, self.shape.hidden)
+        return name_of_shape(
+            self.shape.num_hidden_layers,
+            self.shape.num_attention_heads,
+            self.shape.intermediate_size,
+            self.shape.hidden_size,
+        )
 
 
-def candidates(config: Any, space: Space) -> list[Candidate]:
+def candidates(config: Any, space: SearchSpace) -> list[Candidate]:
     """The shapes of a space for a teacher with this config, in the order of the paper's list: layers descending, then
     heads, neurons and hidden channels ascending (Minitron, Table 19).
 
@@ -60,7 +69,15 @@ def candidates(config: Any, space: Space) -> list[Candidate]:
     inside = [candidate for candidate in found if least <= candidate.parameters <= most]
     if not inside:
         raise ConfigError(_nearest(found, least, most))
-    return sorted(inside, key=lambda c: (-c.shape.layers, c.shape.heads, c.shape.neurons, c.shape.hidden))
+    return sorted(
+        inside,
+        key=lambda c: (
+            -c.shape.num_hidden_layers,
+            c.shape.num_attention_heads,
+            c.shape.intermediate_size,
+            c.shape.hidden_size,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ class Search:
 
     config: Any
     """The teacher's."""
-    space: Space
+    space: SearchSpace
     batch: int
     block: int
     speeds: Path
@@ -83,12 +100,12 @@ class Search:
             ConfigError: as `candidates`, or if the speedup is not above 0.
         """
         if self.space.speedup is not None and self.space.speedup <= 0:
-            raise ConfigError(f"search.speedup: must be > 0, got {self.space.speedup:g}")
+            raise ConfigError(f"search_space.speedup: must be > 0, got {self.space.speedup:g}")
         return candidates(self.config, self.space)
 
     @property
     def _node(self) -> Node:
-        teacher = [self.config.model_type, dataclasses.asdict(shape_of(self.config))]
+        teacher = [self.config.model_type, former_sizes(dataclasses.asdict(shape_of(self.config)))]
         return Node(self.speeds / digest([*teacher, [one.label for one in self.inside], self.batch, self.block]))
 
     @property
@@ -117,7 +134,7 @@ class Search:
         if not fast:
             best = max(ratios, key=ratios.__getitem__)
             raise ConfigError(
-                f"search.speedup: must be at most that of the fastest shape, {ratios[best]:.2f} ({best}), got "
+                f"search_space.speedup: must be at most that of the fastest shape, {ratios[best]:.2f} ({best}), got "
                 f"{self.space.speedup:g}"
             )
         return fast
@@ -136,14 +153,14 @@ _REPEATS = 25
 """Timed passes of each: on a busy machine a model was up to 1.17 times as fast as itself with 9, up to 1.06 with 25."""
 
 
-def _shapes(config: Any, space: Space) -> set[ModelShape]:
+def _shapes(config: Any, space: SearchSpace) -> set[ModelShape]:
     """All combinations the family allows.
 
     Raises:
         ConfigError: a choice comes in none of them.
     """
-    if space.neurons and space.expansion:
-        raise ConfigError("search: give either neurons or expansion, and leave the other empty")
+    if space.intermediate_size and space.expansion:
+        raise ConfigError("search_space: give either intermediate_size or expansion, and leave the other empty")
     shapes: set[ModelShape] = set()
     possible: set[tuple[int, str]] = set()
     refused: list[tuple[set[tuple[int, str]], str]] = []
@@ -154,15 +171,21 @@ def _shapes(config: Any, space: Space) -> set[ModelShape]:
             shapes.add(_shape(config, *choice))
             possible |= sizes
         except ConfigError as error:
-            refused.append((sizes, str(error).replace("student.", "search.")))
+            refused.append((sizes, str(error).replace("prune.", "search_space.")))
     for sizes, reason in refused:
         if not sizes <= possible:
             raise ConfigError(reason)
     return shapes
 
 
-def _combinations(space: Space) -> Iterator[tuple[Any, ...]]:
-    axes = (space.layers, space.heads, space.neurons, space.expansion, space.hidden)
+def _combinations(space: SearchSpace) -> Iterator[tuple[Any, ...]]:
+    axes = (
+        space.num_hidden_layers,
+        space.num_attention_heads,
+        space.intermediate_size,
+        space.expansion,
+        space.hidden_size,
+    )
     return itertools.product(*(choices or (None,) for choices in axes))
 
 
@@ -172,22 +195,26 @@ def _shape(config: Any, layers: Any, heads: Any, neurons: Any, expansion: float 
     Raises:
         ConfigError: it is larger than the teacher, or one the family's config forbids.
     """
-    shape = target(Student(layers=layers, heads=heads, neurons=neurons, hidden=hidden), config)
+    shape = target(
+        Prune(num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=neurons, hidden_size=hidden),
+        config,
+    )
     if expansion is None:
         return shape
-    wanted, there_are = round(expansion * shape.hidden), shape_of(config).neurons
+    wanted, there_are = round(expansion * shape.hidden_size), shape_of(config).intermediate_size
     if not 1 <= wanted <= there_are:
         raise ConfigError(
-            f"search.expansion: {expansion:g} x {shape.hidden} are {wanted} neurons, the teacher has {there_are}"
+            f"search_space.expansion: {expansion:g} x {shape.hidden_size} are {wanted} neurons, the teacher has "
+            f"{there_are}"
         )
-    return replace(shape, neurons=wanted)
+    return replace(shape, intermediate_size=wanted)
 
 
-def _window(space: Space, whole: int) -> tuple[int, int]:
+def _window(space: SearchSpace, whole: int) -> tuple[int, int]:
     """Fewest and most parameters."""
-    least, most = _bound("least", space.least, 0, whole), _bound("most", space.most, whole, whole)
+    least, most = _bound("min_params", space.min_params, 0, whole), _bound("max_params", space.max_params, whole, whole)
     if least > most:
-        raise ConfigError(f"search: least is {least:,} parameters and most {most:,}")
+        raise ConfigError(f"search_space: min_params is {least:,} and max_params {most:,}")
     return least, most
 
 

@@ -33,14 +33,14 @@ class Teachings:
         Where memory cuts the cells that share a teacher into several cohorts, what it shows is kept on disk.
         """
         self._teaching = None
-        self._cached = cohort.cut or self.execution.teacher_cache
+        self._cached = cohort.cut or self.execution.cache_teacher
 
     def of(self, cell: Cell, ctx: Context) -> FrozenTeacher | CachedTeacher | None:
         """The teacher of a cell's retraining; None where its objective needs none."""
         distill = cell.distill
         if not distill.needs_teacher:
             return None
-        if distill.teacher_optim is not None:  # it is trained too, for this cell alone
+        if distill.teacher_optimizer is not None:  # it is trained too, for this cell alone
             return FrozenTeacher(load_model(artifacts.teacher(cell, ctx)))
         if self._cached and not distill.alpha:
             return self._from_cache(cell, ctx)
@@ -59,32 +59,33 @@ class Teachings:
         distill = cell.distill
         vocab_size = ctx.load(artifacts.teacher(cell, ctx)).config.vocab_size
         about = {
-            "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "block": distill.block,
-            "batch": distill.batch, "steps": distill.steps, "seed": cell.seed, "precision": distill.precision,
+            "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "block": distill.seq_len,
+            "batch": distill.batch_size, "steps": distill.max_steps, "seed": cell.seed, "precision": distill.precision,
             "top_k": distill.top_k, "micro_batches": micro_batches(distill, vocab_size, self.execution),
         }  # fmt: skip
         with self.store.hold("teaching", about, wait=True) as node:
             made = node.result or self._make(cell, ctx, node, about["micro_batches"])
-            if made["temporary"] and not self.execution.teacher_cache and about not in self._temporary:
+            if made["temporary"] and not self.execution.cache_teacher and about not in self._temporary:
                 self._temporary.append(about)
             # Opened while it is held: another process may discard it afterwards.
             return CachedTeacher(ctx.load(artifacts.teacher(cell, ctx)), read_cache(node.folder, made))
 
     def _make(self, cell: Cell, ctx: Context, node: Node, micro_batches: int) -> dict[str, Any]:
         distill, teacher = cell.distill, ctx.load(artifacts.teacher(cell, ctx))
-        sequences = distill.steps * distill.batch
+        sequences = distill.max_steps * distill.batch_size
         needed = bytes_of(teacher, sequences, distill)
         clear(node.folder)
         free = shutil.disk_usage(node.folder).free
         if needed > free:
             raise ConfigError(f"--teacher-cache: {needed >> 20} MiB are needed, the store has {free >> 20} MiB left")
         data = RetrainingData(
-            artifacts.tokens(cell, ctx), block=distill.block, batch=distill.batch, steps=distill.steps, seed=cell.seed,
-            accumulate=micro_batches, num_workers=self.execution.workers,
+            artifacts.tokens(cell, ctx), block=distill.seq_len, batch=distill.batch_size, steps=distill.max_steps,
+            seed=cell.seed,
+            accumulate=micro_batches, num_workers=self.execution.num_workers,
         )  # fmt: skip
         made = write_cache(
-            FrozenTeacher(teacher), data.train_dataloader(), node.folder, sequences=sequences, block=distill.block,
+            FrozenTeacher(teacher), data.train_dataloader(), node.folder, sequences=sequences, block=distill.seq_len,
             top_k=distill.top_k, precision=distill.precision, device=ctx.device,
             tell=ctx.counter("caching teacher outputs", sequences, "sequence"),
         )  # fmt: skip
-        return node.finish(made | {"temporary": not self.execution.teacher_cache})
+        return node.finish(made | {"temporary": not self.execution.cache_teacher})

@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Distill, Execution, Optim
-from lit_prune.config.overrides import source_of, sources_of
+from lit_prune.config import Cell, ConfigError, Distill, Execution, Optimizer
+from lit_prune.config.overrides import parent_of, parents_of
 from lit_prune.models import loading
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
-from lit_prune.pipeline.resolve import of_source
+from lit_prune.pipeline.resolve import of_parent
 from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
 
 DEFAULT = Distill()
 
 NAMED = (
-    "student.criterion", "student.block_criterion", "student.blocks", "student.widths", "distill.logit_loss",
+    "prune.width_criterion", "prune.layer_criterion", "prune.layer_selection", "prune.width_allocation",
+    "distill.logit_loss",
     "distill.hidden_loss",
 )  # fmt: skip
 """Fields that name a registered part."""
@@ -34,11 +35,11 @@ def check_names(cell: Cell) -> None:
     from lit_prune.pruning.allocate import block_allocators, width_allocators
 
     _ = (
-        criteria[cell.student.criterion],
-        criteria[cell.student.block_criterion],
-        block_allocators[cell.student.blocks],
-        width_allocators[cell.student.widths],
-        logit_loss_of(cell.distill.logit_loss, cell.distill.mix),
+        criteria[cell.prune.width_criterion],
+        criteria[cell.prune.layer_criterion],
+        block_allocators[cell.prune.layer_selection],
+        width_allocators[cell.prune.width_allocation],
+        logit_loss_of(cell.distill.logit_loss, cell.distill.mixture),
         hidden_losses[cell.distill.hidden_loss],
     )
 
@@ -50,7 +51,7 @@ def check_cells(cells: Iterable[Cell], execution: Execution) -> None:
         ConfigError: if a cell or a flag is invalid.
     """
     cells = list(cells)
-    check_execution(execution, [one for cell in cells for one in (cell, *sources_of(cell))])
+    check_execution(execution, [one for cell in cells for one in (cell, *parents_of(cell))])
     for cell in cells:
         check(cell)
     check_weights(cells)
@@ -71,9 +72,9 @@ def check(cell: Cell) -> None:
     Raises:
         ConfigError: one is not.
     """
-    depth = len(sources_of(cell))
+    depth = len(parents_of(cell))
     for place, (asked, pruned) in enumerate(pruned_configs(cell)):
-        with of_source(depth - place):
+        with of_parent(depth - place):
             check_names(asked)
             check_sizes(asked)
             check_source(asked)
@@ -86,14 +87,14 @@ def check_source(cell: Cell) -> None:
     Raises:
         ConfigError: it has none.
     """
-    source = source_of(cell)
+    source = parent_of(cell)
     if source is None:
         return
-    for name, value in (("model", cell.student.model), ("weights", cell.student.weights)):
+    for name, value in (("init_from", cell.prune.init_from), ("init", cell.prune.init)):
         if value not in (None, "teacher"):
-            raise ConfigError(f"source: has no effect where student.{name} is {value}; leave it null")
-    if source.student.weights == "random" and not source.distill.steps:
-        raise ConfigError("source.student.weights: random ones that are never trained say nothing of what to keep")
+            raise ConfigError(f"parent: has no effect where prune.{name} is {value}; leave it null")
+    if source.prune.init == "random" and not source.distill.max_steps:
+        raise ConfigError("parent.prune.init: random ones that are never trained say nothing of what to keep")
 
 
 def check_models(cell: Cell, pruned: Any = None) -> None:
@@ -109,18 +110,18 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
     from lit_prune.pruning import prune
 
     config = teacher_config(cell)
-    if cell.student.model is not None and cell.student.weights == "random":
-        raise ConfigError("student.weights: random goes with a shape or a plan, not with student.model")
+    if cell.prune.init_from is not None and cell.prune.init == "random":
+        raise ConfigError("prune.init: random goes with a shape or a plan, not with prune.init_from")
     check_positions(cell, config)
-    if cell.student.model is None:
+    if cell.prune.init_from is None:
         pruned = pruned or pruned_config(cell)
         _check_cut(cell, pruned)
-        num_blocks, student_config = prune.num_blocks(cell.student, pruned), pruned
+        num_blocks, student_config = prune.num_blocks(cell.prune, pruned), pruned
     else:
         student_config = config_of_student(cell)
         check_positions(cell, student_config, "the student")
         num_blocks = student_config.num_hidden_layers
-    if cell.student.model is None and student_config.vocab_size != config.vocab_size:
+    if cell.prune.init_from is None and student_config.vocab_size != config.vocab_size:
         raise ConfigError(
             f"source: its vocabulary has {student_config.vocab_size} entries, the teacher's {config.vocab_size}"
         )
@@ -154,8 +155,10 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
         raise ConfigError("distill.projection: per_pair is for embedding, mlp_input, block_output, and none is given")
     if distill.relation_heads != DEFAULT.relation_heads and not relations:
         raise ConfigError("distill.relation_heads: is for attention, and none is given")
-    if distill.teacher_optim is not None and not distill.needs_teacher:
-        raise ConfigError("distill.teacher_optim: w_logits and alpha are 0, so nothing is learned from the teacher")
+    if distill.teacher_optimizer is not None and not distill.needs_teacher:
+        raise ConfigError(
+            "distill.teacher_optimizer: kd_weight and alpha are 0, so nothing is learned from the teacher"
+        )
     if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
         raise ConfigError(
             f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
@@ -167,12 +170,12 @@ def _check_cut(cell: Cell, config: Any) -> None:
     """See that the student can be cut from the model with this config: the teacher, or the student of its source."""
     from lit_prune.pruning import prune
 
-    if cell.source is None:
-        prune.check(cell.student, config)
+    if cell.parent is None:
+        prune.check(cell.prune, config)
         return
     try:
         check_positions(cell, config)
-        prune.check(cell.student, config)
+        prune.check(cell.prune, config)
     except ConfigError as error:
         raise ConfigError(str(error).replace("the teacher", "its source")) from None
 
@@ -186,13 +189,13 @@ def check_positions(cell: Cell, config: Any, whose: str = "the teacher") -> None
     from lit_prune.models.positions import positions_of
 
     most = positions_of(config)
-    sections = ("importance", "distill", "evaluation") if cell.distill.steps else ("importance", "evaluation")
-    blocks = {name: getattr(cell, name).block for name in sections}
-    if cell.teacher.correction is not None:
-        blocks["teacher.correction"] = cell.teacher.correction.block
+    sections = ("calibration", "distill", "evaluation") if cell.distill.max_steps else ("calibration", "evaluation")
+    blocks = {name: getattr(cell, name).seq_len for name in sections}
+    if cell.teacher.finetune is not None:
+        blocks["teacher.finetune"] = cell.teacher.finetune.seq_len
     for name, block in blocks.items():
         if most is not None and block > most:
-            raise ConfigError(f"{name}.block: must be at most {most}, the positions of {whose}, got {block}")
+            raise ConfigError(f"{name}.seq_len: must be at most {most}, the positions of {whose}, got {block}")
 
 
 def check_speed(cell: Cell, *configs: Any) -> None:
@@ -203,9 +206,9 @@ def check_speed(cell: Cell, *configs: Any) -> None:
     """
     from lit_prune.evaluate.throughput import check_positions
 
-    if cell.evaluation.speed is not None:
+    if cell.evaluation.throughput is not None:
         for config in configs:
-            check_positions(cell.evaluation.speed, config)
+            check_positions(cell.evaluation.throughput, config)
 
 
 def check_sizes(cell: Cell) -> None:
@@ -214,31 +217,32 @@ def check_sizes(cell: Cell) -> None:
     Raises:
         ConfigError: one is too small.
     """
-    distill, importance, evaluation = cell.distill, cell.importance, cell.evaluation
+    distill, importance, evaluation = cell.distill, cell.calibration, cell.evaluation
     for name, value, least in (
-        ("distill.batch", distill.batch, 1),
-        ("distill.block", distill.block, 2),
-        ("distill.steps", distill.steps, 0),
-        ("importance.samples", importance.samples, 1),
-        ("importance.block", importance.block, 2),
-        ("evaluation.blocks", evaluation.blocks, 1),
-        ("evaluation.block", evaluation.block, 2),
-        ("evaluation.checks", evaluation.checks, 0),
-        ("student.rounds", cell.student.rounds, 1),
+        ("distill.batch_size", distill.batch_size, 1),
+        ("distill.seq_len", distill.seq_len, 2),
+        ("distill.max_steps", distill.max_steps, 0),
+        ("calibration.num_sequences", importance.num_sequences, 1),
+        ("calibration.seq_len", importance.seq_len, 2),
+        ("evaluation.num_sequences", evaluation.num_sequences, 1),
+        ("evaluation.seq_len", evaluation.seq_len, 2),
+        ("evaluation.num_validations", evaluation.num_validations, 0),
+        ("prune.num_iterations", cell.prune.num_iterations, 1),
         ("seed", cell.seed, 0),
-        ("importance.seed", importance.seed, 0),
-        *((f"teacher.correction.{name}", value, least) for name, value, least in _correction_sizes(cell)),
-        *((f"evaluation.speed.{name}", value, least) for name, value, least in _speed_sizes(cell)),
+        ("calibration.seed", importance.seed, 0),
+        *((f"teacher.finetune.{name}", value, least) for name, value, least in _correction_sizes(cell)),
+        *((f"evaluation.throughput.{name}", value, least) for name, value, least in _speed_sizes(cell)),
     ):
         if value < least:
             raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
-    if distill.steps and evaluation.checks > distill.steps:
+    if distill.max_steps and evaluation.num_validations > distill.max_steps:
         raise ConfigError(
-            f"evaluation.checks: {evaluation.checks} asked for in {distill.steps} steps; at most one a step"
+            f"evaluation.num_validations: {evaluation.num_validations} asked for in {distill.max_steps} steps; at "
+            f"most one a step"
         )
     if distill.temperature <= 0:
         raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
-    for name in ("w_clm", "w_logits", "alpha"):
+    for name in ("ce_weight", "kd_weight", "alpha"):
         weight = getattr(distill, name)
         if not isinstance(weight, str) and weight < 0:
             raise ConfigError(f"distill.{name}: {weight} asked for, at least 0 is needed")
@@ -246,15 +250,15 @@ def check_sizes(cell: Cell) -> None:
 
 
 def _check_optimizers(cell: Cell) -> None:
-    check_optim("distill.optim", cell.distill.optim)
-    if cell.distill.teacher_optim is not None:
-        check_optim("distill.teacher_optim", cell.distill.teacher_optim)
-    for name, recipe in (("correction", cell.teacher.correction), ("pretraining", cell.teacher.pretraining)):
+    check_optim("distill.optimizer", cell.distill.optimizer)
+    if cell.distill.teacher_optimizer is not None:
+        check_optim("distill.teacher_optimizer", cell.distill.teacher_optimizer)
+    for name, recipe in (("finetune", cell.teacher.finetune), ("pretraining", cell.teacher.pretraining)):
         if recipe is not None:
-            check_optim(f"teacher.{name}.optim", recipe.optim)
+            check_optim(f"teacher.{name}.optim", recipe.optimizer)
 
 
-def check_optim(place: str, optim: Optim) -> None:
+def check_optim(place: str, optim: Optimizer) -> None:
     """See that an optimizer can be one; `place` is its section.
 
     Raises:
@@ -263,11 +267,11 @@ def check_optim(place: str, optim: Optim) -> None:
     for name, fine, allowed in (
         ("lr", optim.lr > 0, "above 0"),
         ("min_lr", optim.min_lr >= 0, "at least 0"),
-        ("warmup", optim.warmup >= 0, "at least 0"),
+        ("warmup_steps", optim.warmup_steps >= 0, "at least 0"),
         ("beta1", 0 <= optim.beta1 < 1, "at least 0 and below 1"),
         ("beta2", 0 <= optim.beta2 < 1, "at least 0 and below 1"),
         ("weight_decay", optim.weight_decay >= 0, "at least 0"),
-        ("clip", optim.clip > 0, "above 0"),
+        ("max_grad_norm", optim.max_grad_norm > 0, "above 0"),
     ):
         if not fine:
             raise ConfigError(f"{place}.{name}: {getattr(optim, name)} asked for, it is {allowed}")
@@ -282,8 +286,8 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     import torch
 
     for flag, value, least in (
-        ("--accumulate", execution.accumulate, 1),
-        ("--workers", execution.workers, 0),
+        ("--accumulate", execution.grad_accum_steps, 1),
+        ("--workers", execution.num_workers, 0),
         ("--log-every", execution.log_every, 1),
         ("--checkpoint-seconds", execution.checkpoint_seconds, 0),
     ):
@@ -293,24 +297,29 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
         raise ConfigError("--accelerator gpu: there is none here; auto takes what there is")
     for cell in cells:
         recipes = {
-            "distill": cell.distill if cell.distill.steps else None,
-            "teacher.correction": cell.teacher.correction, "teacher.pretraining": cell.teacher.pretraining,
+            "distill": cell.distill if cell.distill.max_steps else None,
+            "teacher.finetune": cell.teacher.finetune, "teacher.pretraining": cell.teacher.pretraining,
         }  # fmt: skip
         for place, recipe in recipes.items():
-            if recipe is not None and recipe.batch % (execution.accumulate or 1):
+            if recipe is not None and recipe.batch_size % (execution.grad_accum_steps or 1):
                 raise ConfigError(
-                    f"--accumulate: {place}.batch, {recipe.batch}, cannot be cut into {execution.accumulate} parts"
+                    f"--accumulate: {place}.batch, {recipe.batch_size}, cannot be cut into "
+                    f"{execution.grad_accum_steps} parts"
                 )
 
 
 def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
-    recipe = cell.teacher.correction
-    return [("steps", recipe.steps, 1), ("batch", recipe.batch, 1), ("block", recipe.block, 2)] if recipe else []
+    recipe = cell.teacher.finetune
+    return (
+        [("max_steps", recipe.max_steps, 1), ("batch_size", recipe.batch_size, 1), ("seq_len", recipe.seq_len, 2)]
+        if recipe
+        else []
+    )
 
 
 def _speed_sizes(cell: Cell) -> list[tuple[str, int, int]]:
-    least = {"batch": 1, "prompt": 1, "new": 2, "repeats": 1}
-    speed = cell.evaluation.speed
+    least = {"batch_size": 1, "prompt_len": 1, "max_new_tokens": 2, "num_repeats": 1}
+    speed = cell.evaluation.throughput
     return [(name, getattr(speed, name), number) for name, number in least.items()] if speed else []
 
 
@@ -322,10 +331,10 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
     """
     from lit_prune.data.calibration import CalibrationData
 
-    CalibrationData(tokens, samples=cell.importance.samples, block=cell.importance.block, seed=0)
+    CalibrationData(tokens, samples=cell.calibration.num_sequences, block=cell.calibration.seq_len, seed=0)
     check_validation(cell, tokens, "corpus")
-    if cell.teacher.correction is not None:
-        CalibrationData(tokens, samples=1, block=cell.teacher.correction.block, seed=0, split="validation")
+    if cell.teacher.finetune is not None:
+        CalibrationData(tokens, samples=1, block=cell.teacher.finetune.seq_len, seed=0, split="validation")
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:

@@ -34,8 +34,8 @@ class LayerAllocator:
 WidthAllocator = Callable[[Scores, Indices, ModelShape, Any], tuple[LayerPlan, ...]]
 """(scores, blocks that stay, target shape, config) -> what stays of each block."""
 
-block_allocators: Registry[LayerAllocator] = Registry("student.blocks")
-width_allocators: Registry[WidthAllocator] = Registry("student.widths")
+block_allocators: Registry[LayerAllocator] = Registry("prune.layer_selection")
+width_allocators: Registry[WidthAllocator] = Registry("prune.width_allocation")
 
 
 def block_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
@@ -48,7 +48,7 @@ def block_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
     return add
 
 
-@block_allocator("lowest", reads="block")
+@block_allocator("lowest_score", reads="block")
 def lowest(scores: Scores, whole: int, drop: int) -> Indices:
     """All but the blocks that score lowest one by one (ShortGPT; Minitron, section 2.2)."""
     return _best(scores["block"][0], whole - drop)
@@ -61,13 +61,13 @@ def contiguous(scores: Scores, whole: int, drop: int) -> Indices:
     return _without(whole, start, drop)
 
 
-@block_allocator("tail", reads=None)
+@block_allocator("last", reads=None)
 def tail(scores: Scores, whole: int, drop: int) -> Indices:
     """The first blocks; no score is read (arXiv 2411.15558, "reverse order")."""
     return _without(whole, whole - drop, drop)
 
 
-@block_allocator("tail_but_last", reads=None)
+@block_allocator("last_but_final", reads=None)
 def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
     """The first blocks and the very last; no score is read (arXiv 2403.17887, section 4.4; Minitron in practice)."""
     return _without(whole, max(0, whole - 1 - drop), drop)
@@ -76,12 +76,12 @@ def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
 @width_allocators.register("uniform")
 def uniform(scores: Scores, blocks: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
     """As many units in every block: its best neurons, the best KV groups, the best heads of each (Minitron, 2.3)."""
-    whole, per_group = shape_of(config), target.heads // target.kv_groups
+    whole, per_group = shape_of(config), target.num_attention_heads // target.num_key_value_heads
     return tuple(
         LayerPlan(
             index,
-            _units(scores, "neuron", index, target.neurons, whole.neurons),
-            _best_heads(scores, index, whole, target.kv_groups, per_group),
+            _units(scores, "neuron", index, target.intermediate_size, whole.intermediate_size),
+            _best_heads(scores, index, whole, target.num_key_value_heads, per_group),
         )
         for index in blocks
     )
@@ -95,18 +95,21 @@ def everywhere(scores: Scores, blocks: Indices, target: ModelShape, config: Any)
     weakest of every KV group together; every block keeps one neuron and one head a group at least.
     """
     whole = shape_of(config)
-    fewer_heads = target.heads // target.kv_groups < whole.heads // whole.kv_groups
-    neurons = [scores["neuron"][i] for i in blocks] if target.neurons < whole.neurons else []
-    rows = _rows(scores, blocks, whole, target.kv_groups) if fewer_heads else []
+    fewer_heads = (
+        target.num_attention_heads // target.num_key_value_heads
+        < whole.num_attention_heads // whole.num_key_value_heads
+    )
+    neurons = [scores["neuron"][i] for i in blocks] if target.intermediate_size < whole.intermediate_size else []
+    rows = _rows(scores, blocks, whole, target.num_key_value_heads) if fewer_heads else []
     kept = _Budget(config, target).spend(
         {"neuron": [_comparable(s) for s in neurons], "head": [_comparable(r) for r in rows]},
-        fixed={"neuron": whole.neurons, "head": whole.heads // whole.kv_groups},
+        fixed={"neuron": whole.intermediate_size, "head": whole.num_attention_heads // whole.num_key_value_heads},
     )
     return tuple(
         LayerPlan(
             index,
-            _units(scores, "neuron", index, kept["neuron"][i], whole.neurons),
-            _best_heads(scores, index, whole, target.kv_groups, kept["head"][i]),
+            _units(scores, "neuron", index, kept["neuron"][i], whole.intermediate_size),
+            _best_heads(scores, index, whole, target.num_key_value_heads, kept["head"][i]),
         )
         for i, index in enumerate(blocks)
     )
@@ -121,12 +124,22 @@ class _Budget:
     """Parameters to be spent on neurons and rows of heads, whose prices are those of one more in one block."""
 
     def __init__(self, config: Any, target: ModelShape) -> None:
-        count, self.layers = parameter_counter(config), target.layers
-        base = ModelShape(target.layers, target.hidden, 1, target.kv_groups, target.kv_groups)
+        count, self.layers = parameter_counter(config), target.num_hidden_layers
+        base = ModelShape(
+            target.num_hidden_layers, target.hidden_size, 1, target.num_key_value_heads, target.num_key_value_heads
+        )
         self.base, self.total = count(base), count(target)
         more = {
-            "neuron": ModelShape(target.layers, target.hidden, 2, target.kv_groups, target.kv_groups),
-            "head": ModelShape(target.layers, target.hidden, 1, 2 * target.kv_groups, target.kv_groups),
+            "neuron": ModelShape(
+                target.num_hidden_layers, target.hidden_size, 2, target.num_key_value_heads, target.num_key_value_heads
+            ),
+            "head": ModelShape(
+                target.num_hidden_layers,
+                target.hidden_size,
+                1,
+                2 * target.num_key_value_heads,
+                target.num_key_value_heads,
+            ),
         }
         self.price = {axis: (count(shape) - self.base) // self.layers for axis, shape in more.items()}
 
@@ -155,7 +168,7 @@ def _comparable(scores: Tensor) -> Tensor:
 
 def _rows(scores: Scores, blocks: Indices, whole: ModelShape, groups: int) -> list[Tensor]:
     """For each block the scores of its rows of heads: the mean of the first, second, ... best of every kept group."""
-    size = whole.heads // whole.kv_groups
+    size = whole.num_attention_heads // whole.num_key_value_heads
     ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in blocks]
     return [
         block[list(_best_groups(scores["head"][i], whole, groups))].mean(0)
@@ -169,11 +182,11 @@ def _units(scores: Scores, axis: str, block: int, count: int, whole: int) -> Ind
 
 def _best_heads(scores: Scores, block: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
     """The best query heads of each of the best KV groups."""
-    size = whole.heads // whole.kv_groups
-    if groups * per_group == whole.heads:
-        return tuple(range(whole.heads))
+    size = whole.num_attention_heads // whole.num_key_value_heads
+    if groups * per_group == whole.num_attention_heads:
+        return tuple(range(whole.num_attention_heads))
     heads = scores["head"][block]
-    by_group = heads.view(whole.kv_groups, size)
+    by_group = heads.view(whole.num_key_value_heads, size)
     return tuple(g * size + i for g in _best_groups(heads, whole, groups) for i in _best(by_group[g], per_group))
 
 
@@ -182,7 +195,7 @@ def _best_groups(heads: Tensor, whole: ModelShape, count: int) -> Indices:
 
     LLM-Pruner ranks groups by a sum that includes the weights of the shared keys and values.
     """
-    return _best(heads.view(whole.kv_groups, -1).mean(1), count)
+    return _best(heads.view(whole.num_key_value_heads, -1).mean(1), count)
 
 
 def _best(scores: Tensor, count: int) -> Indices:
@@ -201,9 +214,13 @@ def residual_merges(scores: Tensor, block: LayerPlan, whole: ModelShape, weight:
     With L heads sorted by importance and K kept, head i is paired with head 2K - i + 1 for i in [2K - L + 1, K]; the
     paper prints K - (L - K), one too low. Where every head has its own keys and values, all heads are one group.
     """
-    size = whole.heads // whole.kv_groups if whole.heads > whole.kv_groups else whole.heads
+    size = (
+        whole.num_attention_heads // whole.num_key_value_heads
+        if whole.num_attention_heads > whole.num_key_value_heads
+        else whole.num_attention_heads
+    )
     merges = []
-    for group in range(whole.heads // size):
+    for group in range(whole.num_attention_heads // size):
         order = torch.sort(scores[group * size : (group + 1) * size], descending=True, stable=True).indices
         heads = [group * size + int(i) for i in order]
         keeping = [head for head in heads if head in block.heads]

@@ -41,7 +41,7 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
     """The model's weights, each where the plan that cuts this model from the padded one would take it from."""
     anatomy, whole, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
     blocks = [_block_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
-    plan = PrunePlan(whole, tuple(range(whole.hidden)), tuple(blocks))
+    plan = PrunePlan(whole, tuple(range(whole.hidden_size)), tuple(blocks))
     weights = {}
     for name, weight in model.state_dict().items():
         index, _ = anatomy.block_of(name)
@@ -56,9 +56,12 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
 
 def _block_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
     """The place of a narrow block in a wide one."""
-    size, most = shape.heads // shape.kv_groups, whole.heads // whole.kv_groups
-    heads = (group * most + i for group in range(shape.kv_groups) for i in range(size))
-    return LayerPlan(index, tuple(range(shape.neurons)), tuple(heads))
+    size, most = (
+        shape.num_attention_heads // shape.num_key_value_heads,
+        whole.num_attention_heads // whole.num_key_value_heads,
+    )
+    heads = (group * most + i for group in range(shape.num_key_value_heads) for i in range(size))
+    return LayerPlan(index, tuple(range(shape.intermediate_size)), tuple(heads))
 
 
 def _correct_wide_norms(model: Any, padded: Any) -> None:

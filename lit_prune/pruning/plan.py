@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.config import ConfigError
+from lit_prune.config.renames import current_sizes
 from lit_prune.models.model_family import Axes, Axis, ModelFamily, anatomy_of, head_dim_of, parts_of
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.store.atomic import write_text
@@ -64,8 +65,11 @@ class PrunePlan:
     @staticmethod
     def everything(shape: ModelShape) -> PrunePlan:
         """The plan that keeps all."""
-        blocks = (LayerPlan(i, _all(shape.neurons), _all(shape.heads)) for i in range(shape.layers))
-        return PrunePlan(shape, _all(shape.hidden), tuple(blocks))
+        blocks = (
+            LayerPlan(i, _all(shape.intermediate_size), _all(shape.num_attention_heads))
+            for i in range(shape.num_hidden_layers)
+        )
+        return PrunePlan(shape, _all(shape.hidden_size), tuple(blocks))
 
     @property
     def uniform(self) -> bool:
@@ -76,13 +80,15 @@ class PrunePlan:
     def kept(self) -> ModelShape:
         """Shape of what is left; where blocks differ, of the smallest uniform model that holds each of them."""
         shapes = [self.shape_of_block(block) for block in self.blocks]
-        groups = max(shape.kv_groups for shape in shapes)
-        heads = groups * max(shape.heads // shape.kv_groups for shape in shapes)
-        return ModelShape(len(self.blocks), len(self.hidden), max(shape.neurons for shape in shapes), heads, groups)
+        groups = max(shape.num_key_value_heads for shape in shapes)
+        heads = groups * max(shape.num_attention_heads // shape.num_key_value_heads for shape in shapes)
+        return ModelShape(
+            len(self.blocks), len(self.hidden), max(shape.intermediate_size for shape in shapes), heads, groups
+        )
 
     def groups_of(self, block: LayerPlan) -> Indices:
         """The KV groups a block keeps."""
-        size = self.original.heads // self.original.kv_groups
+        size = self.original.num_attention_heads // self.original.num_key_value_heads
         return tuple(sorted({head // size for head in block.heads}))
 
     def shape_of_block(self, block: LayerPlan) -> ModelShape:
@@ -139,11 +145,11 @@ class PrunePlan:
         anatomy, whole = anatomy_of(config), self.original
         if whole != shape_of(config):
             raise ConfigError(f"plan: it is for {whole}, the model has {shape_of(config)}")
-        _check("hidden", self.hidden, whole.hidden)
-        _check("blocks", [block.index for block in self.blocks], whole.layers)
+        _check("hidden", self.hidden, whole.hidden_size)
+        _check("blocks", [block.index for block in self.blocks], whole.num_hidden_layers)
         for block in self.blocks:
-            _check(f"neurons of block {block.index}", block.neurons, whole.neurons)
-            _check(f"heads of block {block.index}", block.heads, whole.heads)
+            _check(f"neurons of block {block.index}", block.neurons, whole.intermediate_size)
+            _check(f"heads of block {block.index}", block.heads, whole.num_attention_heads)
             self._check_groups(block)
             self._check_merges(block, anatomy)
             if anatomy.tied_width and len(block.heads) * head_dim_of(config) != len(self.hidden):
@@ -151,16 +157,17 @@ class PrunePlan:
                     f"plan: {len(block.heads)} heads of block {block.index} and {len(self.hidden)} hidden channels: in "
                     f"{config.model_type} the heads, {head_dim_of(config)} channels each, are as wide as the stream"
                 )
-        if anatomy.tied_width and self.kept.heads * head_dim_of(config) != len(self.hidden):
+        if anatomy.tied_width and self.kept.num_attention_heads * head_dim_of(config) != len(self.hidden):
             raise ConfigError(f"plan: all blocks of {config.model_type} must keep equally many KV groups")
-        if anatomy.whole_heads and self.kept.hidden % self.kept.heads:
+        if anatomy.whole_heads and self.kept.hidden_size % self.kept.num_attention_heads:
             raise ConfigError(
-                f"plan: {self.kept.hidden} hidden channels are not a multiple of the {self.kept.heads} query heads, as "
+                f"plan: {self.kept.hidden_size} hidden channels are not a multiple of the "
+                f"{self.kept.num_attention_heads} query heads, as "
                 f"the config of {config.model_type} demands"
             )
 
     def _check_groups(self, block: LayerPlan) -> None:
-        size = self.original.heads // self.original.kv_groups
+        size = self.original.num_attention_heads // self.original.num_key_value_heads
         counts = {g: sum(head // size == g for head in block.heads) for g in self.groups_of(block)}
         if len(set(counts.values())) > 1:
             raise ConfigError(f"plan: heads of block {block.index}: unequal numbers in its KV groups, {counts}")
@@ -169,10 +176,12 @@ class PrunePlan:
         whole, what = self.original, f"plan: merges of block {block.index}"
         if block.merges and anatomy.query is None:
             raise ConfigError(f"{what}: in this family queries have no projection of their own to merge")
-        size = whole.heads // whole.kv_groups
+        size = whole.num_attention_heads // whole.num_key_value_heads
         for kept, pruned, weight in block.merges:
-            if wrong := [i for i in (kept, pruned) if not (isinstance(i, int) and 0 <= i < whole.heads)]:
-                raise ConfigError(f"{what}: there is no head {wrong[0]}; there are 0 to {whole.heads - 1}")
+            if wrong := [i for i in (kept, pruned) if not (isinstance(i, int) and 0 <= i < whole.num_attention_heads)]:
+                raise ConfigError(
+                    f"{what}: there is no head {wrong[0]}; there are 0 to {whole.num_attention_heads - 1}"
+                )
             if pruned in block.heads:
                 raise ConfigError(f"{what}: head {pruned} is kept, only pruned ones are merged into others")
             if size > 1 and kept // size != pruned // size:
@@ -203,13 +212,18 @@ class PrunePlan:
         import pydantic
 
         try:
-            plan = pydantic.TypeAdapter(PrunePlan).validate_json(path.read_bytes(), strict=True)
+            plain = json.loads(path.read_bytes())
+            if isinstance(plain, dict) and isinstance(plain.get("original"), dict):
+                plain["original"] = current_sizes(plain["original"])
+            plan = pydantic.TypeAdapter(PrunePlan).validate_json(json.dumps(plain), strict=True)
         except OSError as error:
             raise ConfigError(f"plan: {path} is not one ({error.strerror})") from None
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(f"plan: {path} is not one ({where + ': ' if where else ''}{first['msg']})") from None
+        except ValueError as error:
+            raise ConfigError(f"plan: {path} is not one ({error})") from None
         assert isinstance(plan, PrunePlan)
         return plan
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from lit_prune.config import ConfigError, Student, expand
+from lit_prune.config import ConfigError, Prune, expand
 from lit_prune.importance.criteria import CalibrationStats, Scores, check_axes, criteria
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import ModelShape, shape_of
@@ -18,60 +18,73 @@ from lit_prune.pruning.target import target, way_to
 Measure = Callable[[Any, frozenset[str]], CalibrationStats]
 """(model, names of evidence) -> the evidence."""
 
-RESIDUAL = {"paper": 1.0, "opposite": -1.0}
+RESIDUAL = {"paper": 1.0, "reversed_sign": -1.0}
 """Weight of the difference to the pruned head."""
 
 
-def evidence_names(student: Student, config: Any) -> frozenset[str]:
+def evidence_names(student: Prune, config: Any) -> frozenset[str]:
     """What a calibration pass must measure for a student to be cut from a teacher with this config."""
-    if student.plan or student.model or student.weights == "random":
+    if student.plan_path or student.init_from or student.init == "random":
         return frozenset()
     wanted = _axes_by_criterion(student, shape_of(config), target(student, config))
     return frozenset().union(*(criteria[name].needs for name in wanted))
 
 
-def check(student: Student, config: Any) -> None:
+def check(student: Prune, config: Any) -> None:
     """See that a student can be cut from a teacher with this config.
 
     Raises:
         ConfigError: a shape there cannot be, a criterion that does not score what is cut, settings that exclude each
             other, a plan that does not fit.
     """
-    if student.plan:
-        _check_alone(student, "plan", _WITH_PLAN)
+    if student.plan_path:
+        _check_alone(student, "plan_path", _WITH_PLAN)
         load_plan(student).check(config)
         surgery.smaller_config(config, load_plan(student))
         return
-    if student.weights == "random":
-        _check_alone(student, "weights", ("widths", "head_residual"))
-    if student.rounds > 1 and (student.drop or student.widths != "uniform" or student.head_residual != "off"):
-        raise ConfigError("student.rounds: more than one goes with neither drop, widths=global nor head_residual")
+    if student.init == "random":
+        _check_alone(student, "init", ("width_allocation", "head_merging"))
+    if student.num_iterations > 1 and (
+        student.drop_layers or student.width_allocation != "uniform" or student.head_merging != "off"
+    ):
+        raise ConfigError(
+            "prune.num_iterations: must be 1 with drop_layers, width_allocation=global or head_merging, got "
+            f"{student.num_iterations}"
+        )
     way = way_to(student, config)
     for name, axes in _axes_by_criterion(student, shape_of(config), way[-1]).items():
         check_axes(name, axes)
     surgery.smaller_config(config, first_units(config, way[-1]))
-    if student.head_residual == "off":
+    if student.head_merging == "off":
         return
-    if way[-1].kv_groups < shape_of(config).kv_groups < shape_of(config).heads:
-        raise ConfigError("student.head_residual: merges heads within KV groups, so all groups must be kept")
+    if way[-1].num_key_value_heads < shape_of(config).num_key_value_heads < shape_of(config).num_attention_heads:
+        raise ConfigError("prune.head_merging: merges heads within KV groups, so all groups must be kept")
     if anatomy_of(config).query is None:
-        raise ConfigError(f"student.head_residual: {config.model_type} keeps queries, keys and values in one matrix")
+        raise ConfigError(f"prune.head_merging: {config.model_type} keeps queries, keys and values in one matrix")
 
 
-_WITH_PLAN = ("layers", "kv_groups", "parameters", "drop", "rounds", "widths", "head_residual")
+_WITH_PLAN = (
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_parameters",
+    "drop_layers",
+    "num_iterations",
+    "width_allocation",
+    "head_merging",
+)
 
 
-def _check_alone(student: Student, field: str, others: tuple[str, ...]) -> None:
+def _check_alone(student: Prune, field: str, others: tuple[str, ...]) -> None:
     """See that nothing is asked for that a field would leave without effect."""
     for other in others:
         if getattr(student, other) != getattr(_DEFAULT, other):
-            raise ConfigError(f"student.{other}: has no effect where student.{field} is given; leave it as it is")
+            raise ConfigError(f"prune.{other}: has no effect where prune.{field} is given; leave it as it is")
 
 
-_DEFAULT = Student()
+_DEFAULT = Prune()
 
 
-def config_of(student: Student, config: Any) -> Any:
+def config_of(student: Prune, config: Any) -> Any:
     """The config of a student cut from a teacher with this config, before its units are chosen.
 
     Where `widths` are global it has the uniform ones, which are as many parameters.
@@ -79,33 +92,33 @@ def config_of(student: Student, config: Any) -> Any:
     Raises:
         ConfigError: a shape there cannot be, or a plan that does not fit.
     """
-    plan = load_plan(student) if student.plan else first_units(config, target(student, config))
+    plan = load_plan(student) if student.plan_path else first_units(config, target(student, config))
     plan.check(config)
     return surgery.smaller_config(config, plan)
 
 
-def num_blocks(student: Student, config: Any) -> int:
+def num_blocks(student: Prune, config: Any) -> int:
     """Blocks of the student that is cut from a teacher with this config."""
-    return len(load_plan(student).blocks) if student.plan else target(student, config).layers
+    return len(load_plan(student).blocks) if student.plan_path else target(student, config).num_hidden_layers
 
 
-def load_plan(student: Student) -> PrunePlan:
+def load_plan(student: Prune) -> PrunePlan:
     """The plan a student's section names.
 
     Raises:
         ConfigError: there is none, or the file is no plan.
     """
-    assert student.plan is not None
-    return PrunePlan.load(expand(student.plan))
+    assert student.plan_path is not None
+    return PrunePlan.load(expand(student.plan_path))
 
 
-def make_plan(teacher: Any, student: Student, measure: Measure) -> PrunePlan:
+def make_plan(teacher: Any, student: Prune, measure: Measure) -> PrunePlan:
     """Score, allocate and, in rounds, cut and score again; indices refer to the teacher (Minitron, section 2.2).
 
     Raises:
         ConfigError: as `check`.
     """
-    if student.plan:
+    if student.plan_path:
         return load_plan(student)
     model, plan = teacher, PrunePlan.everything(shape_of(teacher.config))
     for i, shape in enumerate(way_to(student, teacher.config)):
@@ -118,13 +131,16 @@ def make_plan(teacher: Any, student: Student, measure: Measure) -> PrunePlan:
 def first_units(config: Any, shape: ModelShape) -> PrunePlan:
     """The plan that keeps the first units of each axis: a shape, where weights do not matter."""
     whole = shape_of(config)
-    per_group, size = shape.heads // shape.kv_groups, whole.heads // whole.kv_groups
-    heads = tuple(g * size + i for g in range(shape.kv_groups) for i in range(per_group))
-    blocks = (LayerPlan(i, tuple(range(shape.neurons)), heads) for i in range(shape.layers))
-    return PrunePlan(whole, tuple(range(shape.hidden)), tuple(blocks))
+    per_group, size = (
+        shape.num_attention_heads // shape.num_key_value_heads,
+        whole.num_attention_heads // whole.num_key_value_heads,
+    )
+    heads = tuple(g * size + i for g in range(shape.num_key_value_heads) for i in range(per_group))
+    blocks = (LayerPlan(i, tuple(range(shape.intermediate_size)), heads) for i in range(shape.num_hidden_layers))
+    return PrunePlan(whole, tuple(range(shape.hidden_size)), tuple(blocks))
 
 
-def _round(model: Any, student: Student, shape: ModelShape, measure: Measure) -> PrunePlan:
+def _round(model: Any, student: Prune, shape: ModelShape, measure: Measure) -> PrunePlan:
     """The plan that leads from a model to a shape."""
     whole, config = shape_of(model.config), model.config
     wanted = _axes_by_criterion(student, whole, shape)
@@ -133,30 +149,30 @@ def _round(model: Any, student: Student, shape: ModelShape, measure: Measure) ->
     for name, axes in wanted.items():
         found = criteria[name].score(evidence, student)
         scores |= {axis: found[axis] for axis in axes}
-    kept = _blocks(student, scores, whole.layers, whole.layers - shape.layers)
-    blocks = width_allocators[student.widths](scores, kept, shape, config)
-    if student.head_residual != "off" and shape.heads < whole.heads:
-        weight = RESIDUAL[student.head_residual]
+    kept = _blocks(student, scores, whole.num_hidden_layers, whole.num_hidden_layers - shape.num_hidden_layers)
+    blocks = width_allocators[student.width_allocation](scores, kept, shape, config)
+    if student.head_merging != "off" and shape.num_attention_heads < whole.num_attention_heads:
+        weight = RESIDUAL[student.head_merging]
         blocks = tuple(
             dataclasses.replace(block, merges=residual_merges(scores["head"][block.index], block, whole, weight))
             for block in blocks
         )
-    return PrunePlan(whole, hidden_channels(scores, shape.hidden, whole.hidden), blocks)
+    return PrunePlan(whole, hidden_channels(scores, shape.hidden_size, whole.hidden_size), blocks)
 
 
-def _blocks(student: Student, scores: Scores, whole: int, drop: int) -> Indices:
-    if student.drop:
-        return tuple(i for i in range(whole) if i not in student.drop)
-    return block_allocators[student.blocks].choose(scores, whole, drop) if drop else tuple(range(whole))
+def _blocks(student: Prune, scores: Scores, whole: int, drop: int) -> Indices:
+    if student.drop_layers:
+        return tuple(i for i in range(whole) if i not in student.drop_layers)
+    return block_allocators[student.layer_selection].choose(scores, whole, drop) if drop else tuple(range(whole))
 
 
-def _axes_by_criterion(student: Student, whole: ModelShape, shape: ModelShape) -> dict[str, set[str]]:
+def _axes_by_criterion(student: Prune, whole: ModelShape, shape: ModelShape) -> dict[str, set[str]]:
     """Criterion -> the axes it must score to get from one shape to another."""
     wanted: dict[str, set[str]] = {}
-    for axis, size in (("hidden", "hidden"), ("neuron", "neurons"), ("head", "heads")):
+    for axis, size in (("hidden", "hidden_size"), ("neuron", "intermediate_size"), ("head", "num_attention_heads")):
         if getattr(shape, size) < getattr(whole, size):
-            wanted.setdefault(student.criterion, set()).add(axis)
-    reads = block_allocators[student.blocks].reads
-    if shape.layers < whole.layers and not student.drop and reads:
-        wanted.setdefault(student.block_criterion, set()).add(reads)
+            wanted.setdefault(student.width_criterion, set()).add(axis)
+    reads = block_allocators[student.layer_selection].reads
+    if shape.num_hidden_layers < whole.num_hidden_layers and not student.drop_layers and reads:
+        wanted.setdefault(student.layer_criterion, set()).add(reads)
     return wanted

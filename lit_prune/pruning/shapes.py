@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Profile, Teacher
-from lit_prune.config.overrides import sources_of
+from lit_prune.config.overrides import parents_of
 from lit_prune.models import loading
 
 
@@ -31,7 +31,7 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
         ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
     """
     config = None
-    chain = [cell, *sources_of(cell)][::-1]
+    chain = [cell, *parents_of(cell)][::-1]
     for source, asked in zip([None, *chain], chain, strict=False):
         config = teacher_config(asked) if source is None else _source_config(source, config)
         yield asked, config
@@ -40,8 +40,8 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
 def _source_config(cell: Cell, pruned: Any) -> Any:
     """The config of a source's student."""
     config = config_of_student(cell, pruned)
-    if cell.student.widths != "uniform" or config.is_heterogeneous:
-        raise ConfigError("source.student: its blocks differ in width; only equally wide ones can be pruned further")
+    if cell.prune.width_allocation != "uniform" or config.is_heterogeneous:
+        raise ConfigError("parent.prune: its blocks differ in width; only equally wide ones can be pruned further")
     return config
 
 
@@ -59,10 +59,10 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     """
     from lit_prune.pruning import prune
 
-    student = cell.student
-    if student.model is None:
+    student = cell.prune
+    if student.init_from is None:
         return prune.config_of(student, pruned or pruned_config(cell))
-    place = loading.locate(student.model, student.fingerprint, weights=False, field="student.model")
+    place = loading.locate(student.init_from, student.fingerprint, weights=False, field="prune.init_from")
     return loading.load_config(place)
 
 

@@ -57,7 +57,7 @@ def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
         else:
             block = blocks[index]
             if anatomy.query and rest.rpartition(".")[0] == anatomy.query:
-                weight = _merged(weight, block.merges, plan.original.heads)
+                weight = _merged(weight, block.merges, plan.original.num_attention_heads)
             kept = plan.entries(anatomy.axes_of(name), weight.shape, block)
             yield _Piece(name, f"{anatomy.blocks}.{places[index]}.{rest}", weight, kept)
 
@@ -105,21 +105,25 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
     """
     anatomy, kept, smaller = anatomy_of(config), plan.kept, copy.deepcopy(config)
     for name in anatomy.hidden:
-        setattr(smaller, name, kept.hidden)
+        setattr(smaller, name, kept.hidden_size)
     if not anatomy.tied_width:  # most families would derive another from the new width
         smaller.head_dim = head_dim_of(config)
-    for name, value in _widths(smaller, anatomy, kept.neurons, kept.heads, kept.kv_groups).items():
+    for name, value in _widths(
+        smaller, anatomy, kept.intermediate_size, kept.num_attention_heads, kept.num_key_value_heads
+    ).items():
         setattr(smaller, name, value)
-    smaller.num_hidden_layers = kept.layers
-    for name, values in _per_layer_lists(config, plan.original.layers).items():
+    smaller.num_hidden_layers = kept.num_hidden_layers
+    for name, values in _per_layer_lists(config, plan.original.num_hidden_layers).items():
         setattr(smaller, name, [values[block.index] for block in plan.blocks])
     try:
         if not plan.uniform:
             # Some configs check the heads of the whole model.
-            if any(len(block.heads) != kept.heads for block in plan.blocks):
+            if any(len(block.heads) != kept.num_attention_heads for block in plan.blocks):
                 smaller.allow_global_per_layer_attribute_access = True
             smaller.per_layer_config = {
-                place: _widths(smaller, anatomy, shape.neurons, shape.heads, shape.kv_groups)
+                place: _widths(
+                    smaller, anatomy, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads
+                )
                 for place, shape in enumerate(map(plan.shape_of_block, plan.blocks))
             }
         type(smaller).from_dict(smaller.to_dict())  # as loading does
@@ -129,10 +133,10 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
     return smaller
 
 
-def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, kv_groups: int) -> dict[str, int]:
+def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, num_key_value_heads: int) -> dict[str, int]:
     """The widths of a block by their names in the config."""
     widths = {anatomy.neurons: neurons, "num_attention_heads": heads}
-    return widths | ({"num_key_value_heads": kv_groups} if hasattr(config, "num_key_value_heads") else {})
+    return widths | ({"num_key_value_heads": num_key_value_heads} if hasattr(config, "num_key_value_heads") else {})
 
 
 def _per_layer_lists(config: Any, num_layers: int) -> dict[str, list[Any]]:

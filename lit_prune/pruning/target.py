@@ -5,24 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lit_prune.config import ConfigError, Size, Student
+from lit_prune.config import ConfigError, Prune, Size
 from lit_prune.models.model_family import anatomy_of, head_dim_of
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 
 
-def target(student: Student, config: Any) -> ModelShape:
+def target(student: Prune, config: Any) -> ModelShape:
     """The shape a student's section asks of a teacher with this config.
 
     A share is rounded to the nearest size the family allows; a count is taken at its word; sizes that are "auto" all
-    get the same share, the one that comes nearest to `student.parameters`.
+    get the same share, the one that comes nearest to `prune.num_parameters`.
 
     Raises:
         ConfigError: larger than the teacher, less than one, a count the family's config forbids, or a number of
             parameters that no share meets.
     """
-    free = [name for name in ("layers", "hidden", "neurons", "heads") if getattr(student, name) == "auto"]
-    if bool(free) != (student.parameters is not None):
-        raise ConfigError("student.parameters: give it together with sizes that are auto, and only then")
+    free = [
+        name
+        for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+        if getattr(student, name) == "auto"
+    ]
+    if bool(free) != (student.num_parameters is not None):
+        raise ConfigError("prune.num_parameters: give it together with sizes that are auto, and only then")
     if not free:
         return _fixed(student, config)
     asked = (student, config.to_json_string(use_diff=False))
@@ -31,54 +35,64 @@ def target(student: Student, config: Any) -> ModelShape:
     return _FOUND[asked]
 
 
-_FOUND: dict[tuple[Student, str], ModelShape] = {}
+_FOUND: dict[tuple[Prune, str], ModelShape] = {}
 """Shapes found for a number of parameters: a search takes half a second, and every check of a cell needs its shape."""
 
 
-def _nearest(student: Student, config: Any, free: list[str]) -> ModelShape:
+def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
     count = parameter_counter(config)
-    wanted = _wanted_parameters(student.parameters, count(shape_of(config)))
+    wanted = _wanted_parameters(student.num_parameters, count(shape_of(config)))
 
     def at(share: float) -> ModelShape:
         shares: dict[str, Any] = dict.fromkeys(free, share)
-        return _fixed(replace(student, parameters=None, **shares), config)
+        return _fixed(replace(student, num_parameters=None, **shares), config)
 
     shapes = {at(i / _SHARES) for i in range(1, _SHARES + 1)}
     nearest = min(shapes, key=lambda shape: (abs(count(shape) - wanted), count(shape)))
     least, most = (f(map(count, shapes)) for f in (min, max))
     if not least <= wanted <= most:
         raise ConfigError(
-            f"student.parameters: {wanted:,} asked for; with {', '.join(free)} free there can be {least:,} to {most:,}"
+            f"prune.num_parameters: {wanted:,} asked for; with {', '.join(free)} free there can be {least:,} to "
+            f"{most:,}"
         )
     return nearest
 
 
-def way_to(student: Student, config: Any) -> list[ModelShape]:
+def way_to(student: Prune, config: Any) -> list[ModelShape]:
     """The shapes after each round of pruning: an equal part of the way, the last one the target (Minitron, 2.2).
 
     Raises:
         ConfigError: as `target`, or rounds that would do nothing.
     """
     whole, final = shape_of(config), target(student, config)
-    sizes = ("layers", "hidden", "neurons", "heads", "kv_groups")
-    if student.rounds > max(1, *(getattr(whole, name) - getattr(final, name) for name in sizes)):
-        raise ConfigError(f"student.rounds: {student.rounds} rounds are more than there are sizes on the way")
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    if student.num_iterations > max(1, *(getattr(whole, name) - getattr(final, name) for name in sizes)):
+        raise ConfigError(
+            f"prune.num_iterations: {student.num_iterations} rounds are more than there are sizes on the way"
+        )
     way = []
-    for i in range(1, student.rounds):
+    for i in range(1, student.num_iterations):
         shares = {
-            name: (have - (have - keep) * i / student.rounds) / have
+            name: (have - (have - keep) * i / student.num_iterations) / have
             for name in sizes
             for have, keep in ((getattr(whole, name), getattr(final, name)),)
-            if keep < have and not (name == "kv_groups" and have == whole.heads)  # there they go with their heads
+            if keep < have
+            and not (
+                name == "num_key_value_heads" and have == whole.num_attention_heads
+            )  # there they go with their heads
         }
-        way.append(_fixed(replace(student, parameters=None, **_NOTHING | shares), config))
+        way.append(_fixed(replace(student, num_parameters=None, **_NOTHING | shares), config))
     way.append(final)
-    if len(set(way)) < len(way) or (student.rounds > 1 and way[0] == whole):
-        raise ConfigError(f"student.rounds: {student.rounds} rounds are more than there are sizes on the way")
+    if len(set(way)) < len(way) or (student.num_iterations > 1 and way[0] == whole):
+        raise ConfigError(
+            f"prune.num_iterations: {student.num_iterations} rounds are more than there are sizes on the way"
+        )
     return way
 
 
-_NOTHING: dict[str, Any] = dict.fromkeys(("layers", "hidden", "neurons", "heads", "kv_groups"))
+_NOTHING: dict[str, Any] = dict.fromkeys(
+    ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+)
 
 _SHARES = 1024
 """Steps in which a share is looked for."""
@@ -89,112 +103,138 @@ def _wanted_parameters(parameters: Size, whole: int) -> int:
         return round(parameters * whole)
     if isinstance(parameters, int) and 1 <= parameters <= whole:
         return parameters
-    raise ConfigError(f"student.parameters: {parameters} is neither a share in (0, 1] nor a count up to {whole:,}")
+    raise ConfigError(f"prune.num_parameters: {parameters} is neither a share in (0, 1] nor a count up to {whole:,}")
 
 
-def _fixed(student: Student, config: Any) -> ModelShape:
+def _fixed(student: Prune, config: Any) -> ModelShape:
     """The target where every size is a share, a count or None."""
     whole, anatomy = shape_of(config), anatomy_of(config)
-    layers = _layers(student, whole.layers)
+    layers = _layers(student, whole.num_hidden_layers)
     heads, groups = _heads(student, whole)
     if anatomy.tied_width:
         heads = _heads_of_width(student, whole, head_dim_of(config), groups)
-        groups = heads if whole.heads == whole.kv_groups else groups
+        groups = heads if whole.num_attention_heads == whole.num_key_value_heads else groups
         hidden = heads * head_dim_of(config)
     else:
-        if anatomy.whole_heads and isinstance(student.heads, float) and not isinstance(student.hidden, float):
+        if (
+            anatomy.whole_heads
+            and isinstance(student.num_attention_heads, float)
+            and not isinstance(student.hidden_size, float)
+        ):
             heads, groups = _heads_that_divide(student, whole, heads, groups)
-        if anatomy.whole_heads and student.hidden is None and whole.hidden % heads:
+        if anatomy.whole_heads and student.hidden_size is None and whole.hidden_size % heads:
             raise ConfigError(_heads_forbidden(config, whole, heads, groups))
         step = heads if anatomy.whole_heads else 1
         why = "a multiple of the query heads, as its config demands"
-        hidden = _units("student.hidden", student.hidden, whole.hidden, step, why)
-    return ModelShape(layers, hidden, _units("student.neurons", student.neurons, whole.neurons, 1, ""), heads, groups)
+        hidden = _units("prune.hidden_size", student.hidden_size, whole.hidden_size, step, why)
+    return ModelShape(
+        layers,
+        hidden,
+        _units("prune.intermediate_size", student.intermediate_size, whole.intermediate_size, 1, ""),
+        heads,
+        groups,
+    )
 
 
-def _layers(student: Student, whole: int) -> int:
-    if not student.drop:
-        return _units("student.layers", student.layers, whole, 1, "")
-    if student.layers is not None:
-        raise ConfigError("student.drop: it names the blocks to drop, so leave student.layers null")
-    if wrong := [i for i in student.drop if not 0 <= i < whole]:
-        raise ConfigError(f"student.drop: there is no block {wrong[0]}; there are 0 to {whole - 1}")
-    if len(set(student.drop)) < len(student.drop) or len(student.drop) == whole:
-        raise ConfigError("student.drop: each block may come once, and one must stay")
-    return whole - len(student.drop)
+def _layers(student: Prune, whole: int) -> int:
+    if not student.drop_layers:
+        return _units("prune.num_hidden_layers", student.num_hidden_layers, whole, 1, "")
+    if student.num_hidden_layers is not None:
+        raise ConfigError("prune.drop_layers: it names the blocks to drop, so leave prune.num_hidden_layers null")
+    if wrong := [i for i in student.drop_layers if not 0 <= i < whole]:
+        raise ConfigError(f"prune.drop_layers: there is no block {wrong[0]}; there are 0 to {whole - 1}")
+    if len(set(student.drop_layers)) < len(student.drop_layers) or len(student.drop_layers) == whole:
+        raise ConfigError("prune.drop_layers: each block may come once, and one must stay")
+    return whole - len(student.drop_layers)
 
 
-def _heads(student: Student, whole: ModelShape) -> tuple[int, int]:
+def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
     """Query heads and KV groups; where every head has its own keys and values, a head goes with them."""
-    if whole.heads == whole.kv_groups:
-        if student.kv_groups is not None:
-            raise ConfigError("student.kv_groups: every head of this teacher has its own; set student.heads instead")
-        heads = _units("student.heads", student.heads, whole.heads, 1, "")
+    if whole.num_attention_heads == whole.num_key_value_heads:
+        if student.num_key_value_heads is not None:
+            raise ConfigError(
+                "prune.num_key_value_heads: every head of this teacher has its own; set prune.num_attention_heads "
+                "instead"
+            )
+        heads = _units("prune.num_attention_heads", student.num_attention_heads, whole.num_attention_heads, 1, "")
         return heads, heads
-    if student.kv_groups == "auto":
-        raise ConfigError("student.kv_groups: a count, a share or null; auto is for layers, hidden, neurons and heads")
-    groups = _units("student.kv_groups", student.kv_groups, whole.kv_groups, 1, "")
-    most = whole.heads // whole.kv_groups * groups
-    size = most if student.heads is None else student.heads
+    if student.num_key_value_heads == "auto":
+        raise ConfigError(
+            "prune.num_key_value_heads: a count, a share or null; auto is for layers, hidden, neurons and heads"
+        )
+    groups = _units("prune.num_key_value_heads", student.num_key_value_heads, whole.num_key_value_heads, 1, "")
+    most = whole.num_attention_heads // whole.num_key_value_heads * groups
+    size = most if student.num_attention_heads is None else student.num_attention_heads
     if isinstance(size, float):
-        size = min(most, max(groups, round(size * whole.heads / groups) * groups)) if 0 < size <= 1 else size
-    if isinstance(size, int) and most < size <= whole.heads:
-        raise ConfigError(f"student.heads: {size} asked for, {groups} of the teacher's KV groups have {most}")
+        size = (
+            min(most, max(groups, round(size * whole.num_attention_heads / groups) * groups)) if 0 < size <= 1 else size
+        )
+    if isinstance(size, int) and most < size <= whole.num_attention_heads:
+        raise ConfigError(
+            f"prune.num_attention_heads: {size} asked for, {groups} of the teacher's KV groups have {most}"
+        )
     why = "heads in equal number in each of the KV groups"
-    return _units("student.heads", size, most, groups, why), groups
+    return _units("prune.num_attention_heads", size, most, groups, why), groups
 
 
 def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) -> str:
     """What to say of a number of heads that does not divide the hidden channels, all of which stay."""
-    step = 1 if whole.heads == whole.kv_groups else groups
-    allowed = [n for n in range(step, whole.heads + 1, step) if whole.hidden % n == 0]
+    step = 1 if whole.num_attention_heads == whole.num_key_value_heads else groups
+    allowed = [n for n in range(step, whole.num_attention_heads + 1, step) if whole.hidden_size % n == 0]
     carrier = ""
     if config.model_type == "llama" and not (config.attention_bias or config.mlp_bias):
         carrier = "; in a copy of the teacher with model_type mistral and sliding_window null in config.json, which"
         carrier += " computes the same, any number may stay"
     return (
-        f"student.heads: must divide the {whole.hidden} hidden channels, as the config of {config.model_type} demands, "
+        f"prune.num_attention_heads: must divide the {whole.hidden_size} hidden channels, as the config of "
+        f"{config.model_type} demands, "
         f"got {heads} (allowed: {', '.join(map(str, allowed))}{carrier})"
     )
 
 
-def _heads_that_divide(student: Student, whole: ModelShape, heads: int, groups: int) -> tuple[int, int]:
+def _heads_that_divide(student: Prune, whole: ModelShape, heads: int, groups: int) -> tuple[int, int]:
     """Return heads and KV groups for a share of the heads: the nearest heads that divide the hidden channels."""
-    hidden = whole.hidden if student.hidden is None else student.hidden
+    hidden = whole.hidden_size if student.hidden_size is None else student.hidden_size
     assert isinstance(hidden, int)
-    assert isinstance(student.heads, float)
+    assert isinstance(student.num_attention_heads, float)
     if hidden % heads == 0:
         return heads, groups
-    alone = whole.heads == whole.kv_groups  # each head has its own keys and values
-    step, most = (1, whole.heads) if alone else (groups, whole.heads // whole.kv_groups * groups)
+    alone = whole.num_attention_heads == whole.num_key_value_heads  # each head has its own keys and values
+    step, most = (
+        (1, whole.num_attention_heads)
+        if alone
+        else (groups, whole.num_attention_heads // whole.num_key_value_heads * groups)
+    )
     allowed = [n for n in range(step, most + 1, step) if hidden % n == 0]
-    wanted = student.heads * whole.heads
+    wanted = student.num_attention_heads * whole.num_attention_heads
     nearest = min(allowed, key=lambda n: (abs(n - wanted), n), default=heads)
     return nearest, nearest if alone else groups
 
 
-def _heads_of_width(student: Student, whole: ModelShape, head_dim: int, groups: int) -> int:
+def _heads_of_width(student: Prune, whole: ModelShape, head_dim: int, groups: int) -> int:
     """Heads of a family whose heads together are as wide as the residual stream, which decides.
 
     KV groups that are shared keep equally many heads each.
     """
-    size = whole.heads // whole.kv_groups
-    step, most = (1, whole.heads) if size == 1 else (groups, size * groups)
+    size = whole.num_attention_heads // whole.num_key_value_heads
+    step, most = (1, whole.num_attention_heads) if size == 1 else (groups, size * groups)
     heads_of = "heads" if size == 1 else f"heads for each of {groups} KV groups"
-    if student.hidden is None and student.heads is not None:
+    if student.hidden_size is None and student.num_attention_heads is not None:
         return _heads(student, whole)[0]
     why = f"whole {heads_of} of {head_dim} channels, as the family's attention is as wide as the residual stream"
-    width: Size = most * head_dim if student.hidden is None else student.hidden
+    width: Size = most * head_dim if student.hidden_size is None else student.hidden_size
     if isinstance(width, float) and 0 < width <= 1:
         unit = step * head_dim
-        width = max(1, min(most // step, round(width * whole.hidden / unit))) * unit
-    if isinstance(width, int) and most * head_dim < width <= whole.hidden:
-        raise ConfigError(f"student.hidden: must be <= {most * head_dim}, which {groups} KV groups have, got {width}")
-    heads = _units("student.hidden", width, whole.hidden, step * head_dim, why) // head_dim
-    if isinstance(student.heads, int) and student.heads != heads:
+        width = max(1, min(most // step, round(width * whole.hidden_size / unit))) * unit
+    if isinstance(width, int) and most * head_dim < width <= whole.hidden_size:
         raise ConfigError(
-            f"student.heads: {student.heads} of {head_dim} channels are not the {heads * head_dim} hidden ones this "
-            f"family's attention is as wide as; leave it null, or give {heads}"
+            f"prune.hidden_size: must be <= {most * head_dim}, which {groups} KV groups have, got {width}"
+        )
+    heads = _units("prune.hidden_size", width, whole.hidden_size, step * head_dim, why) // head_dim
+    if isinstance(student.num_attention_heads, int) and student.num_attention_heads != heads:
+        raise ConfigError(
+            f"prune.num_attention_heads: {student.num_attention_heads} of {head_dim} channels are not the "
+            f"{heads * head_dim} hidden ones this family's attention is as wide as; leave it null, or give {heads}"
         )
     return heads
 

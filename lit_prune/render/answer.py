@@ -20,7 +20,7 @@ def answer(report: Report) -> str:
     value = f"{shown(best.value)} {wording.UNITS.get(metric, '')}".strip()
     if best.margin is None:
         return f"Only {best.row} has a result: {name} {value}."
-    side, most = ("above", "highest") if metric in report.table.higher else ("below", "lowest")
+    side, most = ("above", "highest") if metric in report.table.higher_is_better else ("below", "lowest")
     distance = abs(best.margin.difference)
     gap = f", {shown(distance)} {side} {best.runner_up}" if distance > 0 else ""
     if best.decided:

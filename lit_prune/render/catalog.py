@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lit_prune.report import Report
 
-_OBJECTIVE = tuple(f"distill.{name}" for name in ("logit_loss", "temperature", "tau_squared", "top_k"))
+_OBJECTIVE = tuple(f"distill.{name}" for name in ("logit_loss", "temperature", "scale_by_temperature_squared", "top_k"))
 _WINOGRANDE = "In Practice, Figure 9 (there the accuracy on Winogrande)"
 PRINTED = {
     ("aggregation_ablation", "validation"): "Minitron, Figure 5",
@@ -163,6 +163,6 @@ def _of_layers(report: Report) -> Iterator[Picture]:
 def comparable(report: Report) -> bool:
     """Return whether at least two rows are trained with the same logit loss."""
     histories, rows = report.histories, report.tidy[~report.tidy["reference"]]
-    if "logits" not in histories or any(rows[name].map(repr).nunique() > 1 for name in _OBJECTIVE if name in rows):
+    if "kd_loss" not in histories or any(rows[name].map(repr).nunique() > 1 for name in _OBJECTIVE if name in rows):
         return False
-    return histories.dropna(subset=["logits"])["row"].nunique() > 1
+    return histories.dropna(subset=["kd_loss"])["row"].nunique() > 1

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 _TERMS = {
-    "clm": "cross-entropy on the labels (clm)",
-    "logits": "logit loss (logits)",
-    "hidden": "intermediate loss (hidden)",
+    "ce_loss": "cross-entropy on the labels (ce_loss)",
+    "kd_loss": "logit loss (kd_loss)",
+    "hidden_loss": "intermediate loss (hidden_loss)",
     "grad_norm": "gradient norm before clipping (grad_norm)",
 }
 PANELS = "Line: mean over seeds. Band: minimum to maximum. Values are averaged over windows of steps."
@@ -46,7 +46,7 @@ def inline(report: Report) -> dict[str, Any]:
             "validation": "" if report.checks.empty else _validation(report),
             "layers": _layers(report),
             "terms": [
-                {"title": _TERMS.get(name, name), "shared": name == "clm", "panels": panels(report, name)}
+                {"title": _TERMS.get(name, name), "shared": name == "ce_loss", "panels": panels(report, name)}
                 for name in sorted(logged, key=[*_TERMS, *logged].index)
             ],
         }
@@ -75,7 +75,7 @@ def panels(report: Report, term: str, page: str = "") -> dict[str, str]:
     logged = report.histories.dropna(subset=[term])
     curves = {str(row): curve_of(history, term) for row, history in logged.groupby("row", sort=False)}
     # Cross-entropy on the labels is comparable between rows, logit losses are not.
-    shared = (logged[term].min(), logged[term].max()) if term == "clm" else None
+    shared = (logged[term].min(), logged[term].max()) if term == "ce_loss" else None
     return {
         row: svg.inline(panel(curve, shared), f"{page}{term}-{place}", f"{term} of {row}")
         for place, (row, curve) in enumerate(curves.items())
@@ -115,7 +115,7 @@ def validation_curves(report: Report) -> Figure:
 
 def training_curves(report: Report) -> Figure:
     """Draw the logit loss of every row that has one over the steps."""
-    return curves(report, report.histories.dropna(subset=["logits"]), "logits", "logit loss in training")
+    return curves(report, report.histories.dropna(subset=["kd_loss"]), "kd_loss", "logit loss in training")
 
 
 def curves(report: Report, courses: pd.DataFrame, term: str, label: str) -> Figure:

@@ -42,7 +42,7 @@ def model_card(
         f"Base model: {markdown_text(base)}. Licence of the base model: {licence or 'not stated in its folder'}.", "",
         "| model | parameters | LM loss (nats/token) |", "|---|---:|---:|",
         *(f"| {name} | {found['parameters']:,} | {found['lm_loss']:.4f} |" for name, found in rows), "",
-        f"Measured on {student['num_tokens']:,} validation tokens of {markdown_text(cell.corpus.source)}.", "",
+        f"Measured on {student['num_tokens']:,} validation tokens of {markdown_text(cell.corpus.path)}.", "",
         *_cut(shapes), "## Recipe", "", "Settings that differ from the defaults:", "",
         markdown_code("\n".join(f"{path} = {value}" for path, value in _changed(cell))), "",
         "Made by:", "", markdown_code(str(env.get("command", shlex.join(["lit-prune", verb])))), "",

@@ -39,7 +39,7 @@ def fronts(report: Report) -> dict[str, pd.DataFrame]:
     Columns cost, value (of the first metric), front (no row is as good in both and better in one). Empty where the
     first metric is a speed itself.
     """
-    (value, *others), higher = report.table.metrics, report.table.higher
+    (value, *others), higher = report.table.metrics, report.table.higher_is_better
     rows = report.summary[~report.summary["reference"]]
     found: dict[str, pd.DataFrame] = {}
     for name in others if value not in higher else ():
@@ -64,7 +64,7 @@ def trade_offs(report: Report) -> Figure:
 
     found = fronts(report)
     named = {name: _named(pairs) for name, pairs in found.items()}
-    heights = [max(2.3, labels.room_for([*rows, *report.table.references])) for rows in named.values()]
+    heights = [max(2.3, labels.room_for([*rows, *report.table.reference_rows])) for rows in named.values()]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.7 * len(heights)), layout="constrained")
     panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, height, (name, pairs) in zip(panels, heights, found.items(), strict=True):
@@ -85,7 +85,7 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
     axes.errorbar(near["cost"], near["value"], yerr=spread, fmt="none", ecolor=DIM, elinewidth=0.8, alpha=0.6)
     axes.plot(near["cost"], near["value"], "o", color=DIM, markersize=5, alpha=0.75, markeredgewidth=0)
     # A row of the front is available at its cost and above, or at its speed and below.
-    stairs = "steps-pre" if name in report.table.higher else "steps-post"
+    stairs = "steps-pre" if name in report.table.higher_is_better else "steps-post"
     axes.plot(front["cost"], front["value"], color=_FRONT, drawstyle=stairs, linewidth=1.3)
     axes.plot(front["cost"], front["value"], "o", color=_FRONT, markersize=6)
     points = [

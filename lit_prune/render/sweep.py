@@ -23,12 +23,12 @@ _FIELDS = {
     "distill.top_k": "tokens compared (top_k)",
     "distill.temperature": "temperature (tau)",
     "distill.alpha": "weight of the intermediate states (alpha)",
-    "distill.steps": "steps of the retraining",
-    "student.layers": "layers kept (a share where below 1)",
-    "student.rounds": "pruning iterations (T)",
+    "distill.max_steps": "steps of the retraining",
+    "prune.num_hidden_layers": "layers kept (a share where below 1)",
+    "prune.num_iterations": "pruning iterations (T)",
 }
 # Fields whose axis runs from many to few.
-_FALLING = ("student.layers",)
+_FALLING = ("prune.num_hidden_layers",)
 # Ratio of maximum to minimum from which the axis is logarithmic; number of values that all get a tick.
 _DECADES, _TICKED = 30, 8
 
@@ -109,7 +109,7 @@ def curves(report: Report, sweep: Sweep) -> Figure:
     near = _near(sweep)
     colour_of = _colours(report, near)
     named = [name for name in labels.labelled(colour_of) if name]
-    height = max(2.4, labels.room_for([*named, *sweep.levels, *report.table.references]))
+    height = max(2.4, labels.room_for([*named, *sweep.levels, *report.table.reference_rows]))
     figure = Figure(figsize=(WIDTH, height + 0.6), layout="constrained")
     axes = figure.add_subplot(xlabel=sweep.title, ylabel=metric, xscale="log" if sweep.log else "linear")
     for name, curve in near.items():
@@ -144,7 +144,7 @@ def _outliers(sweep: Sweep, near: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _colours(report: Report, curves: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Return name -> colour: the longest curves are emphasised, and of equally long ones the best."""
-    sign = -1 if report.table.metrics[0] in report.table.higher else 1
+    sign = -1 if report.table.metrics[0] in report.table.higher_is_better else 1
     preferred = sorted(curves, key=lambda name: (-len(curves[name]), sign * curves[name]["mean"].mean()))
     return labels.colours(list(curves), preferred)
 

@@ -40,13 +40,13 @@ def quantity(metric: str) -> str:
 
 def better(report: Report, metric: str) -> str:
     """Which values of a metric are the better ones, for an axis."""
-    return "higher is better" if metric in report.table.higher else "lower is better"
+    return "higher is better" if metric in report.table.higher_is_better else "lower is better"
 
 
 def relation(table: Table, claim: Claim) -> str:
     """Return a claim with the direction, quantity and unit it is about."""
     metric = table.metric_of(claim)
-    direction = "same" if claim.within is not None else "higher" if metric in table.higher else "lower"
+    direction = "same" if claim.tolerance is not None else "higher" if metric in table.higher_is_better else "lower"
     return f"{direction} {quantity(metric)}: {table.relation(claim)}"
 
 
@@ -223,7 +223,7 @@ def teacher(report: Report) -> str:
     recipe, fingerprint = report.teacher["pretraining"], report.teacher["fingerprint"]
     name = report.teacher["model"]
     if name is None and recipe:
-        name = f"of {recipe['layers']} layers x {recipe['hidden']}, trained {recipe['steps']} steps"
+        name = f"of {recipe['num_hidden_layers']} layers x {recipe['hidden_size']}, trained {recipe['max_steps']} steps"
     return f"{name} ({fingerprint[:12]})" if fingerprint else str(name)
 
 

@@ -39,7 +39,7 @@ def best_row(table: Table, summary: pd.DataFrame, values: pd.DataFrame) -> BestR
         summary: as of `summarise`.
         values: the first metric, [seeds, rows].
     """
-    higher = table.metrics[0] in table.higher
+    higher = table.metrics[0] in table.higher_is_better
     means = summary.loc[summary["compared"], "mean"].dropna().sort_values(ascending=not higher, kind="stable")
     if means.empty:
         return None

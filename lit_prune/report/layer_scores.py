@@ -48,10 +48,19 @@ def read_blocks(cells: Iterable[Cell], store: Store) -> Blocks | None:
 def drops_blocks(baseline: Cell, cells: pd.DataFrame) -> bool:
     """Whether a student of the table, the baseline's or of a row that differs in that, has fewer blocks than its
     teacher."""
-    student, rows = baseline.student, cells[~cells["reference"]]
-    swept = [value for name in ("student.layers", "student.drop") if name in rows for value in rows[name].dropna()]
+    student, rows = baseline.prune, cells[~cells["reference"]]
+    swept = [
+        value
+        for name in ("prune.num_hidden_layers", "prune.drop_layers")
+        if name in rows
+        for value in rows[name].dropna()
+    ]
     # A list of no blocks, as it is in memory and as a record has it.
-    return student.layers is not None or bool(student.drop) or any(value not in ((), "()") for value in swept)
+    return (
+        student.num_hidden_layers is not None
+        or bool(student.drop_layers)
+        or any(value not in ((), "()") for value in swept)
+    )
 
 
 def _draws(cells: list[Cell], store: Store, stage: str) -> list[dict[str, Any]]:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_prune.config import Cell, ConfigError
+from lit_prune.config import Cell, ConfigError, renames
 from lit_prune.config.overrides import build, plain_of
 from lit_prune.config.table import Table
-from lit_prune.pipeline.request import OLD_FLAGS
 from lit_prune.report import Report, ReportRequest, judged
 from lit_prune.report.layer_scores import Blocks
 from lit_prune.report.results_frame import typed
@@ -27,8 +26,9 @@ RECORD = "record.json"
 _POINTS = 50
 """Lines of curves.csv for each cell; a longer history is averaged over windows."""
 _NOT_CURVES = ("row", "seed", "step", "lr", "tokens_per_second")
+_NOW = ("row", "key", "error", "corpus", "second_corpus", "parent_corpus", "teacher", "commit")
 _KINDS: dict[Any, type] = dict.fromkeys(
-    ("row", "key", "error", "corpus", "second_text", "source_corpus", "teacher", "commit"), str
+    [*_NOW, *(former for former, now in renames.COLUMNS.items() if now in _NOW)], str
 )
 """Columns that are text, also where all of it could be read as numbers."""
 
@@ -57,7 +57,8 @@ def read(folder: Path, table: Table) -> Report:
 
 def _read(folder: Path, table: Table) -> Report:
     plain = json.loads((folder / RECORD).read_text())
-    frames = {name: pd.read_csv(folder / f"{name}.csv", dtype=_KINDS) for name in ("results", "curves", "checks")}
+    tables = {name: pd.read_csv(folder / f"{name}.csv", dtype=_KINDS) for name in ("results", "curves", "checks")}
+    frames = {name: renames.current_frame(frame) for name, frame in tables.items()}
     asked = _asked(plain, table)
     if without := {"row", "seed", "step"} - set(frames["curves"]):
         raise ValueError(f"curves.csv has no column {', '.join(sorted(without))}")
@@ -71,11 +72,11 @@ def _read(folder: Path, table: Table) -> Report:
 
 
 def _asked(plain: dict[str, Any], table: Table) -> ReportRequest:
-    if table.for_profile is not None:
+    if table.build_for_profile is not None:
         table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
-    cell = build(Cell, plain["cell"])
-    flags = tuple(OLD_FLAGS.get(word, word) for word in plain["flags"])
-    return ReportRequest(table.measuring(cell), plain["profile"], plain["settings"], flags, cell)
+    cell = build(Cell, renames.current(plain["cell"], Cell))
+    settings, flags = renames.current(plain["settings"], Cell), renames.current_words(plain["flags"])
+    return ReportRequest(table.measuring(cell), plain["profile"], settings, flags, cell)
 
 
 def _plain(report: Report) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Report(ReportRequest):
     @property
     def ranked(self) -> pd.DataFrame:
         """The summary in the order of a printed table: compared rows, other rows, references, each by result."""
-        ascending = self.table.metrics[0] not in self.table.higher
+        ascending = self.table.metrics[0] not in self.table.higher_is_better
         by_result = self.summary.sort_values("mean", ascending=ascending, kind="stable")
         return by_result.sort_values(["reference", "compared"], ascending=[True, False], kind="stable")
 
@@ -158,7 +158,7 @@ def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
     rows = cells.loc[~cells["reference"]]
     row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
     seeds = rows.loc[rows["row"] == row, "seed"]
-    return [with_seed(asked.cell, asked.table.seeded, int(seed)) for seed in seeds]
+    return [with_seed(asked.cell, asked.table.seed_fields, int(seed)) for seed in seeds]
 
 
 def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +204,9 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     metrics = [table.metric_of(claim) for claim in table.claims]
     values = {metric: _by_seed(tidy, metric) for metric in metrics}
     pairs = [
-        compare(values[m], c.better, c.worse) if c.within is None else alike(values[m], c.better, c.worse, c.within)
+        compare(values[m], c.better, c.worse)
+        if c.tolerance is None
+        else alike(values[m], c.better, c.worse, c.tolerance)
         for m, c in zip(metrics, table.claims, strict=True)
     ]
     verdicts = pd.DataFrame(map(vars, pairs), columns=["difference", "low", "high", "p", "n"])
@@ -219,12 +221,16 @@ def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     ]
     verdicts["p"] = _holm_by_family(verdicts["p"].astype(float), families)
     exact = [
-        pair.constant and (pair.difference != 0 or claim.within is not None)
+        pair.constant and (pair.difference != 0 or claim.tolerance is not None)
         for pair, claim in zip(pairs, table.claims, strict=True)
     ]
     decided = (verdicts["p"] < 0.05) | pd.Series(exact, dtype=bool)
     true = [
-        abs(d) <= claim.within if claim.within is not None else d > 0 if metric in table.higher else d < 0
+        abs(d) <= claim.tolerance
+        if claim.tolerance is not None
+        else d > 0
+        if metric in table.higher_is_better
+        else d < 0
         for d, claim, metric in zip(verdicts["difference"], table.claims, metrics, strict=True)
     ]
     verdicts.loc[decided, "verdict"] = "fails"

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lit_prune.config import Cell, ConfigError, Teacher
-from lit_prune.config.overrides import source_of
+from lit_prune.config.overrides import parent_of
+from lit_prune.config.renames import current_frame
 from lit_prune.config.table import Table
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.pipeline.expand import Entry
@@ -23,15 +24,17 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     """One line a cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
-    the metrics (NaN unless done), corpus, second_text and the source's corpus where there is another one, and teacher
+    the metrics (NaN unless done), corpus, second_corpus and the source's corpus where there is another one, and teacher
     (fingerprints; of a teacher trained here, its text's), tokens of the retraining, train_flops, wall_seconds,
     peak_memory (bytes, of the process while it was at the cell) and commit.
 
     Raises:
         ConfigError: two cells share a row and a seed.
     """
-    swept = dict.fromkeys(path for e in entries if not e.reference for path in e.changes if path not in table.seeded)
-    swept.pop("source", None)  # told by what it has different
+    swept = dict.fromkeys(
+        path for e in entries if not e.reference for path in e.changes if path not in table.seed_fields
+    )
+    swept.pop("parent", None)  # its changes are columns of their own
     # Of objects, so that an absent error, commit or size stays None and is not turned into NaN.
     frame = pd.DataFrame([_line(table, entry, swept, store) for entry in entries], dtype=object)
     first = ["row", "seed", "reference", "key", "state", "error", *swept, *table.metrics]
@@ -55,7 +58,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         ConfigError: the file cannot be read.
     """
     try:
-        return pd.read_csv(path)
+        return current_frame(pd.read_csv(path))
     except ValueError as error:
         raise ConfigError(
             f"{path} is damaged ({error}); without the folder {path.parent} it is computed again"
@@ -63,15 +66,15 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
-    node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second
-    source = source_of(entry.cell)
+    node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second_corpus
+    source = parent_of(entry.cell)
     return {
         "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
         **{path: _value(entry, path) for path in swept},
-        "corpus": entry.cell.corpus.fingerprint, **({"second_text": second.fingerprint} if second else {}),
-        **({"source_corpus": source.corpus.fingerprint} if source and source.corpus != entry.cell.corpus else {}),
+        "corpus": entry.cell.corpus.fingerprint, **({"second_corpus": second.fingerprint} if second else {}),
+        **({"parent_corpus": source.corpus.fingerprint} if source and source.corpus != entry.cell.corpus else {}),
         "teacher": _origin(entry.cell.teacher),
-        "tokens": entry.cell.distill.steps * tokens_of_step(entry.cell.distill),
+        "tokens": entry.cell.distill.max_steps * tokens_of_step(entry.cell.distill),
         **found_of(table.metrics, node),
     }  # fmt: skip
 
@@ -98,7 +101,7 @@ def _value(entry: Entry, path: str) -> Any:
     node: Any = entry.cell
     inside = path
     while inside.startswith("source.") and isinstance(node, Cell):
-        node, inside = source_of(node), inside.removeprefix("source.")
+        node, inside = parent_of(node), inside.removeprefix("source.")
     for name in inside.split("."):
         node = getattr(node, name, None)
     return entry.changes.get(path) if node is None else node

@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 from lit_prune.config import EVIDENCE, Cell
-from lit_prune.config.overrides import source_of
+from lit_prune.config.overrides import parent_of
+from lit_prune.config.renames import former_name, former_value
 
 SCHEMA = dict.fromkeys(("tokenizer", "tokens", "teacher", "correction", *EVIDENCE, "student", "cell"), 1)
 """Meaning of each stage's artifacts; raised by hand when a stage computes something else from the same sections."""
@@ -25,23 +26,26 @@ STAGES: dict[str, tuple[str, ...]] = {
     "student": ("teacher", "corpus", "source", "importance", "student"),
     "cell": ("teacher", "corpus", "source", "importance", "student", "distill", "evaluation", "seed"),
 }
-"""The sections each stage reads: its own and all those upstream."""
+"""The sections each stage reads, by their first names: its own and all those upstream."""
 
 _BEFORE_CORRECTION = ("tokenizer", "teacher", "tokens")
 """Stages that come before the teacher is corrected: training and tokenizer are those of the teacher as it was."""
 
 
 def canonical(node: Any) -> Any:
-    """The part of a node that is identity, as plain data: fingerprints replace places, declared no-ops are left out."""
+    """The part of a node that is identity, as plain data by its first names.
+
+    Fingerprints replace places, declared no-ops are left out.
+    """
     if not dataclasses.is_dataclass(node):
         return list(node) if isinstance(node, tuple) else node
     plain = {
-        f.name: canonical(getattr(node, f.name))
+        former_name(f): canonical(former_value(f, getattr(node, f.name)))
         for f in dataclasses.fields(node)
         if "noop" not in f.metadata or getattr(node, f.name) != f.metadata["noop"]
     }
-    if isinstance(node, Cell) and (source := source_of(node)):
-        plain["source"] = canonical(source)
+    if isinstance(node, Cell) and (parent := parent_of(node)):
+        plain["source"] = canonical(parent)
     if plain.get("fingerprint"):
         plain.pop("source", None)
         plain.pop("model", None)
@@ -59,15 +63,16 @@ def identity(cell: Cell, stage: str) -> dict[str, Any]:
     """What the address of `stage` is made of; of a source, all that its own address is made of."""
     read = STAGES[stage]
     if stage in _BEFORE_CORRECTION:
-        cell = dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, correction=None))
-    sections = {name: canonical(getattr(cell, name)) for name in read if name != "source"}
-    if "source" in read and (source := source_of(cell)):
-        sections["source"] = identity(source, "cell")
+        cell = dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, finetune=None))
+    fields = {former_name(f): f.name for f in dataclasses.fields(Cell)}
+    sections = {name: canonical(getattr(cell, fields[name])) for name in read if name != "source"}
+    if "source" in read and (parent := parent_of(cell)):
+        sections["source"] = identity(parent, "cell")
     upstream = (s for s in STAGES if set(STAGES[s]) <= set(read) and (s == stage or not {s, stage} <= set(EVIDENCE)))
-    if stage != "correction" and cell.teacher.correction is None:
+    if stage != "correction" and cell.teacher.finetune is None:
         upstream = (s for s in upstream if s != "correction")
     schema = {s: SCHEMA[s] for s in upstream if s in _ALWAYS_HASHED or SCHEMA[s] > 1}
-    if "distill" in read and (cell.distill.lora is not None or cell.distill.last is not None):
+    if "distill" in read and (cell.distill.lora is not None or cell.distill.train_last_layers is not None):
         schema["train_flops"] = 2  # version 1 charged gradients of weights that are not trained
     return {"stage": stage, "schema": schema, **sections}
 

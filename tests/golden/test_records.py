@@ -10,6 +10,7 @@ from paths import ROOT
 
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
+from lit_prune.config.renames import current_frame
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.pipeline.expand import entries
 from lit_prune.render import files
@@ -24,7 +25,7 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
         table = importlib.import_module(f"lit_prune.experiments.{record.parents[1].name}").TABLE
         profile = load_profile(record.parent.name)
         found = entries(table.at(profile, tmp_path), profile)
-        recorded = pd.read_csv(record)
+        recorded = current_frame(pd.read_csv(record))
         assert (recorded["state"] == "done").all()
         assert (record.parents[1] / "NOTES.md").is_file()
         assert list(recorded["row"]) == [entry.row for entry in found], record
@@ -36,18 +37,18 @@ def addresses(recorded, found):
     if len(recorded) != len(found):
         return []
     none = pd.Series([None] * len(recorded))
-    others = (recorded.get(name, none) for name in ("second_text", "source_corpus"))
+    others = (recorded.get(name, none) for name in ("second_corpus", "parent_corpus"))
     origins = zip(found, recorded["corpus"], recorded["teacher"], *others, strict=True)
     return [key(pinned(entry.cell, *origin)) for entry, *origin in origins]
 
 
-def pinned(cell, corpus, teacher, second, source_corpus):
+def pinned(cell, corpus, teacher, second, parent_corpus):
     """The cell with the fingerprints of its record."""
-    if isinstance(source_corpus, str):
-        cell = override(cell, {"source.corpus.fingerprint": source_corpus})
+    if isinstance(parent_corpus, str):
+        cell = override(cell, {"parent.corpus.fingerprint": parent_corpus})
     if isinstance(second, str):
-        text = replace(cell.evaluation.second, fingerprint=second)
-        cell = replace(cell, evaluation=replace(cell.evaluation, second=text))
+        text = replace(cell.evaluation.second_corpus, fingerprint=second)
+        cell = replace(cell, evaluation=replace(cell.evaluation, second_corpus=text))
     if cell.teacher.pretraining is None:
         pinned_teacher = replace(cell.teacher, fingerprint=teacher)
     else:
@@ -59,7 +60,7 @@ def pinned(cell, corpus, teacher, second, source_corpus):
 
 def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> None:
     record = ROOT / "experiments/loss_ablation/quick"
-    recorded, store = pd.read_csv(record / "results.csv"), Store(tmp_path)
+    recorded, store = current_frame(pd.read_csv(record / "results.csv")), Store(tmp_path)
     found = []
     for entry, line in zip(entries(TABLE, load_profile("quick")), recorded.to_dict("records"), strict=True):
         corpus = replace(entry.cell.corpus, fingerprint=line["corpus"])
@@ -73,7 +74,8 @@ def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> 
     written = tmp_path / "loss_ablation" / "quick"
     files.write_record(assemble(TABLE, "quick", {}, found, store), written)
     markdown = written / "report.md"
-    assert (written / "results.csv").read_bytes() == (record / "results.csv").read_bytes()
+    assert (written / "results.csv").read_text() == recorded.to_csv(index=False)
+    assert recorded.shape == pd.read_csv(record / "results.csv").shape
     # The rest of the page names versions and machine, which the table of cells does not hold.
     before, after = (path.read_text().partition("- versions:")[0] for path in (record / "report.md", markdown))
     assert after == before

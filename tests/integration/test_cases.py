@@ -24,11 +24,11 @@ from lit_prune.store import Store
 
 TEACHER = loading.SHIPPED / "python-3.1M"
 SHORT = (
-    "importance.block=32",
-    "distill.block=32",
-    "evaluation.block=32",
-    "importance.samples=4",
-    "evaluation.blocks=4",
+    "calibration.seq_len=32",
+    "distill.seq_len=32",
+    "evaluation.seq_len=32",
+    "calibration.num_sequences=4",
+    "evaluation.num_sequences=4",
 )
 
 REFUSED_MODELS = {
@@ -111,7 +111,9 @@ def settings(*values: str) -> list[str]:
 
 def of_model(field: str, folder: Path) -> list[str]:
     sizes = [] if field == "teacher.model" else [f"student.{name}=null" for name in ("hidden", "neurons")]
-    return settings(f"{field}={folder}", "student.heads=null", *sizes, f"corpus.source={folder.parent / 'short.jsonl'}")
+    return settings(
+        f"{field}={folder}", "prune.num_attention_heads=null", *sizes, f"corpus.path={folder.parent / 'short.jsonl'}"
+    )
 
 
 def assert_refused(code: int, said: list[str], store: Path, field: str, named: str) -> None:
@@ -122,7 +124,7 @@ def assert_refused(code: int, said: list[str], store: Path, field: str, named: s
     assert not list(store.glob("*/*/result.json"))
 
 
-@pytest.mark.parametrize("field", ["teacher.model", "student.model"])
+@pytest.mark.parametrize("field", ["teacher.model", "prune.init_from"])
 @pytest.mark.parametrize("case", REFUSED_MODELS)
 def test_a_table_refuses_the_model(case, field, cases, ask):
     found = ask(table, *of_model(field, cases / case))
@@ -136,12 +138,12 @@ def test_evaluate_refuses_the_model(case, cases, ask):
 
 
 def test_a_student_whose_tokens_have_other_ids_is_refused_and_is_a_teacher_of_its_own(cases, ask):
-    found = ask(table, *of_model("student.model", cases / FOREIGN_STUDENT))
-    assert_refused(*found, "student.model", "2 ids differ")
+    found = ask(table, *of_model("prune.init_from", cases / FOREIGN_STUDENT))
+    assert_refused(*found, "prune.init_from", "2 ids differ")
     assert ask(table, *of_model("teacher.model", cases / FOREIGN_STUDENT))[0] == 0
 
 
-@pytest.mark.parametrize("field", ["teacher.model", "student.model"])
+@pytest.mark.parametrize("field", ["teacher.model", "prune.init_from"])
 @pytest.mark.parametrize("case", ACCEPTED_MODELS)
 def test_a_table_accepts_the_model(case, field, cases, ask):
     assert ask(table, *of_model(field, cases / case))[:2] == (0, [])
@@ -168,7 +170,7 @@ def test_code_of_the_folder_is_not_run_whatever_standard_input_says(cases, tmp_p
 @pytest.mark.parametrize("case", TEXTS)
 def test_a_table_reads_the_text_and_counts_it(case, cases, ask):
     column, counts = TEXTS[case]
-    code, said, store = ask(reading, *settings(f"corpus.source={cases / case}", f"corpus.column={column}"))
+    code, said, store = ask(reading, *settings(f"corpus.path={cases / case}", f"corpus.text_column={column}"))
     assert (code, said) == (0, [])
     (path,) = store.glob("tokens/*/tokens.json")
     about = json.loads(path.read_text())
@@ -180,14 +182,14 @@ def test_a_table_reads_the_text_and_counts_it(case, cases, ask):
 
 
 def test_a_nested_column_is_named_where_another_is_asked_for(cases, ask):
-    found = ask(reading, *settings(f"corpus.source={cases / 'nested_text.jsonl'}"))
-    assert_refused(*found, "corpus.column", "there are: meta.text")
+    found = ask(reading, *settings(f"corpus.path={cases / 'nested_text.jsonl'}"))
+    assert_refused(*found, "corpus.text_column", "there are: meta.text")
 
 
 @pytest.mark.parametrize("case", ONE_DOCUMENT)
 def test_copies_of_one_document_cannot_be_split_but_are_read(case, cases, ask):
-    found = ask(reading, *settings(f"corpus.source={cases / case}", "corpus.max_tokens=2000"))
-    assert_refused(*found, "corpus.source", "1 different documents")
+    found = ask(reading, *settings(f"corpus.path={cases / case}", "corpus.max_tokens=2000"))
+    assert_refused(*found, "corpus.path", "1 different documents")
     code, said, store = ask(evaluate, "--model", str(TEACHER), "--corpus", str(cases / case), "--limit", "1")
     assert (code, said) == (0, [])
     (path,) = store.glob("benchmark/*/result.json")
@@ -204,8 +206,8 @@ def test_evaluate_counts_the_rows_it_skips_once(cases, ask, caplog, tmp_path):
 
 
 def test_conversations_need_a_chat_template(cases, ask):
-    text = (f"corpus.source={cases / CHAT}", "corpus.column=messages")
-    assert_refused(*ask(reading, *settings(*text)), "corpus.column", "list of messages")
+    text = (f"corpus.path={cases / CHAT}", "corpus.text_column=messages")
+    assert_refused(*ask(reading, *settings(*text)), "corpus.text_column", "list of messages")
     text = text[0].replace(CHAT, "different.jsonl"), text[1]
     row = json.loads((cases / CHAT).read_text().splitlines()[0])
     rows = [{"messages": [row["messages"][0] | {"content": f"{i}?"}, row["messages"][1]]} for i in range(40)]

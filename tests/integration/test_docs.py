@@ -44,7 +44,7 @@ TABLE_COMMANDS = [
     for place, words in COMMANDS
     if (words[1:2] == ("-m",) and "experiments" in words[2]) or (words[:2] == ("lit-prune", "table") and len(words) > 2)
 ]
-SHORT = ["--set", "corpus.source=stories.jsonl"]
+SHORT = ["--set", "corpus.path=stories.jsonl"]
 HUB = re.compile(r"[\w-]+/[\w.-]+")
 GIVEN = {
     name: SimpleNamespace(documents=pd.DataFrame({"nll": nll, "words": [10.0, 10.0, 20.0]}))
@@ -244,7 +244,7 @@ def test_a_command_would_run(words, registered):
     more = ["--wandb", "disabled"]
     if not {"status", "report"} & set(words):
         more += ["--dry-run"]
-    if "corpus.source" not in " ".join(words):
+    if "corpus.path" not in " ".join(words):
         more += SHORT
     assert cli.main(importlib.import_module(words[2]).TABLE, [*words[3:], *more]) == 0
 

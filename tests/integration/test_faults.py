@@ -43,9 +43,10 @@ def words(texts, tiny_tokenizer, tmp_path_factory) -> list[str]:
     tiny_tokenizer.save_pretrained(folder / "tiny")
     (folder / "text.txt").write_text("".join(texts * 3))
     settings = {
-        "corpus.source": folder / "text.txt", "corpus.heldout": 0.2, "teacher.model": folder / "tiny",
-        "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
-        "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "distill.optim.warmup": 1,
+        "corpus.path": folder / "text.txt", "corpus.holdout_fraction": 0.2, "teacher.model": folder / "tiny",
+        "calibration.num_sequences": 4, "calibration.seq_len": 32, "evaluation.num_sequences": 4,
+        "evaluation.seq_len": 32,
+        "distill.max_steps": 4, "distill.seq_len": 32, "distill.batch_size": 2, "distill.optimizer.warmup_steps": 1,
     }  # fmt: skip
     sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
     rows = ["--filter", "logit_loss=kld", "--filter", "logit_loss=mse", "--seeds", "1"]

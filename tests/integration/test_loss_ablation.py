@@ -16,8 +16,9 @@ from lit_prune.cli.table import main
 from lit_prune.experiments.loss_ablation import TABLE
 
 SMALL = {
-    "importance.samples": 8, "importance.block": 64, "distill.block": 64, "distill.batch": 2, "distill.steps": 8,
-    "distill.optim.warmup": 2, "evaluation.blocks": 4, "evaluation.block": 64,
+    "calibration.num_sequences": 8, "calibration.seq_len": 64, "distill.seq_len": 64, "distill.batch_size": 2,
+    "distill.max_steps": 8,
+    "distill.optimizer.warmup_steps": 2, "evaluation.num_sequences": 4, "evaluation.seq_len": 64,
 }  # fmt: skip
 SETTINGS = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
 COMMAND = [sys.executable, "-m", "lit_prune.experiments.loss_ablation", *SETTINGS]
@@ -43,7 +44,7 @@ def done(tmp_path_factory):
 def test_the_table_comes_with_every_row_and_a_verdict_for_every_claim(done):
     store, said = done
     assert said.returncode == 0, said.stderr
-    for row in {TABLE.label(point) for point in TABLE.grid} | set(TABLE.references):
+    for row in {TABLE.label(point) for point in TABLE.grid} | set(TABLE.reference_rows):
         assert row in said.stdout
     assert sum(said.stdout.count(verdict) for verdict in ("holds", "fails", "undecided")) >= len(TABLE.claims)
     frame = results(store)
@@ -122,11 +123,20 @@ def test_two_processes_share_a_store_and_nothing_is_computed_twice_or_lost(done,
 
 @pytest.mark.slow
 def test_a_cell_that_diverges_is_named_and_the_others_go_on(tmp_path, capfd):
-    words = ["--filter", "logit_loss=kld", "--add-row", "distill.optim.lr=1e30", "--seeds", "1", "--wandb", "disabled"]
+    words = [
+        "--filter",
+        "logit_loss=kld",
+        "--add-row",
+        "distill.optimizer.lr=1e30",
+        "--seeds",
+        "1",
+        "--wandb",
+        "disabled",
+    ]
     assert main(TABLE, [*SETTINGS, *words, "--store", str(tmp_path)]) == 1
     frame = results(tmp_path).set_index("row")
     failed = frame[frame["state"] == "failed"]
-    assert list(failed.index) == ["L_logits(KLD), distill.optim.lr=1e+30"]
+    assert list(failed.index) == ["L_logits(KLD), distill.optimizer.lr=1e+30"]
     assert "Diverged" in failed["error"].iloc[0]
     assert "Diverged" in capfd.readouterr().out
     assert set(frame["state"]) == {"done", "failed"}
@@ -155,32 +165,36 @@ def test_status_and_diff_answer_from_the_store(done, capsys):
 
 BAD = {
     "unknown profile": (["--profile", "quik"], "unknown profile 'quik'; perhaps you meant 'quick'"),
-    "unknown field": (["--set", "distill.step=3"], "unknown field 'distill.step'; perhaps you meant 'distill.steps'"),
-    "wrong type": (["--set", "distill.steps=many"], "distill.steps: should be a valid integer, not 'many'"),
-    "no value": (["--set", "distill.steps"], "--set: must be field=value"),
-    "a space for the equals sign": (["--set", "distill.steps", "50"], "--set distill.steps=50"),
+    "unknown field": (["--set", "distill.step=3"],
+    "unknown field 'distill.step'; perhaps you meant 'distill.max_steps'"),
+    "wrong type": (["--set", "distill.max_steps=many"], "distill.max_steps: should be a valid integer, not 'many'"),
+    "no value": (["--set", "distill.max_steps"], "--set: must be field=value"),
+    "a space for the equals sign": (["--set", "distill.max_steps", "50"], "--set distill.max_steps=50"),
     "swept field": (["--set", "distill.logit_loss=mse"], "--set distill.logit_loss: loss_ablation sweeps it"),
     "swept seed": (["--set", "seed=3"], "--set seed: loss_ablation sweeps it"),
     "unknown loss": (["--add-row", "logit_loss=kdl"], "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
-    "unknown criterion": (["--set", "student.criterion=activaton"], "unknown criterion 'activaton'; perhaps"),
+    "unknown criterion": (["--set", "prune.width_criterion=activaton"], "unknown criterion 'activaton'; perhaps"),
     "unknown hidden loss": (["--set", "distill.hidden_loss=l1"], "unknown hidden loss 'l1'; there are: cosine, mse"),
     "only without a value": (["--filter", "kld"], "--filter: must be field=value, got 'kld'"),
     "no such row": (["--filter", "logit_loss=jsd"], "must be one of mse, reverse_kld, cosine, kld, got jsd"),
     "no seeds": (["--seeds", "0"], "--seeds: "),
     "missing model": (["--set", "teacher.model=./nowhere"], "teacher.model: './nowhere' is not a shipped teacher"),
-    "missing text": (["--set", "corpus.source=./nowhere.txt"], "corpus.source: './nowhere.txt' is not"),
-    "hidden too large": (["--set", "student.hidden=4000"], "student.hidden: 4000 asked for, the teacher has"),
-    "hidden forbidden": (["--set", "student.hidden=101"], "the nearest allowed are 100 and 104"),
-    "heads forbidden": (["--set", "student.heads=5"], "student.heads: 5 is not"),
-    "calibration too large": (["--set", "importance.samples=10000000"], "calibration: 10000000 sequences of 64 tokens"),
-    "evaluation too large": (["--set", "evaluation.blocks=10000000"], "validation: 10000000 sequences of 64 tokens"),
-    "nothing to minimise": (["--set", "distill.w_logits=0", "--filter", "w_clm=0.0"], "there is nothing to minimise"),
+    "missing text": (["--set", "corpus.path=./nowhere.txt"], "corpus.path: './nowhere.txt' is not"),
+    "hidden too large": (["--set", "prune.hidden_size=4000"], "prune.hidden_size: 4000 asked for, the teacher has"),
+    "hidden forbidden": (["--set", "prune.hidden_size=101"], "the nearest allowed are 100 and 104"),
+    "heads forbidden": (["--set", "prune.num_attention_heads=5"], "prune.num_attention_heads: 5 is not"),
+    "calibration too large": (["--set", "calibration.num_sequences=10000000"],
+    "calibration: 10000000 sequences of 64 tokens"),
+    "evaluation too large": (["--set", "evaluation.num_sequences=10000000"],
+    "validation: 10000000 sequences of 64 tokens"),
+    "nothing to minimise": (["--set", "distill.kd_weight=0", "--filter", "ce_weight=0.0"],
+    "there is nothing to minimise"),
     "alpha without states": (["--set", "distill.alpha=dynamic"], "distill.alpha: "),
-    "no such block": (["--set", "distill.block_output=[99:0]"], "distill.block_output: teacher block"),
-    "empty batch": (["--set", "distill.batch=0"], "distill.batch: 0"),
+    "no such block": (["--set", "distill.match_layer_output=[99:0]"], "distill.match_layer_output: teacher block"),
+    "empty batch": (["--set", "distill.batch_size=0"], "distill.batch_size: 0"),
     "no temperature": (["--set", "distill.temperature=0"], "distill.temperature: 0"),
-    "two teachers": (["--set", "teacher.pretraining.layers=2"], "teacher: give either model or pretraining"),
-    "other vocabulary": (["--set", "student.model={foreign}"], "its vocabulary has 256 entries, the teacher's 2048"),
+    "two teachers": (["--set", "teacher.pretraining.num_hidden_layers=2"], "teacher: give either model or pretraining"),
+    "other vocabulary": (["--set", "prune.init_from={foreign}"], "its vocabulary has 256 entries, the teacher's 2048"),
     "model without tokenizer": (["--set", "teacher.model={foreign}"], "has no tokenizer"),
     "diff of one": (["diff", "abc"], "diff takes two addresses"),
     "diff of nothing": (["diff", "abc", "abd"], "is the address of no node"),
@@ -210,16 +224,16 @@ def test_text_that_is_none_is_refused(tmp_path, capsys):
     for name, content in (("empty.txt", b""), ("latin.txt", "caf\xe9 ".encode("latin-1") * 500)):
         (tmp_path / name).write_bytes(content)
         store = tmp_path / name.partition(".")[0]
-        assert main(TABLE, [*SETTINGS, "--set", f"corpus.source={tmp_path / name}", "--store", str(store)]) == 2
-        assert capsys.readouterr().err.count("error: corpus.source: ") == 1
+        assert main(TABLE, [*SETTINGS, "--set", f"corpus.path={tmp_path / name}", "--store", str(store)]) == 2
+        assert capsys.readouterr().err.count("error: corpus.path: ") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["stories260K-hf", "TinyStories-656K"])
 def test_any_llama_and_any_text_by_configuration_alone(model, shared, tmp_path):
     words = ["--set", f"teacher.model={shared / 'models' / model}", "--seeds", "1", "--wandb", "disabled"]
-    words += ["--set", f"corpus.source={shared / 'data/tinystories/tinystories_1000.json'}"]
-    said = command(*words, "--set", "distill.steps=30", store=tmp_path)
+    words += ["--set", f"corpus.path={shared / 'data/tinystories/tinystories_1000.json'}"]
+    said = command(*words, "--set", "distill.max_steps=30", store=tmp_path)
     assert said.returncode == 0, said.stderr
     loss = results(tmp_path).groupby("row")["lm_loss"].mean()
     assert loss["teacher"] < loss["L_logits(KLD)"] < loss["pruned, not retrained"]
@@ -228,7 +242,7 @@ def test_any_llama_and_any_text_by_configuration_alone(model, shared, tmp_path):
 @pytest.mark.slow
 def test_a_teacher_trained_on_the_spot_is_found_again(tmp_path, texts):
     (tmp_path / "text.txt").write_text("\n".join(texts * 3))
-    text = f"corpus.source={tmp_path / 'text.txt'}"
+    text = f"corpus.path={tmp_path / 'text.txt'}"
     recipe = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "neurons": 24, "vocab_size": 300,
               "steps": 3, "block": 32, "batch": 2}  # fmt: skip
     words = [word for name, value in recipe.items() for word in ("--set", f"teacher.pretraining.{name}={value}")]
@@ -242,7 +256,14 @@ def test_a_teacher_trained_on_the_spot_is_found_again(tmp_path, texts):
         "--seeds",
         "1",
     ]
-    words += ["--set", "student.heads=null", "--set", "importance.samples=2", "--set", "evaluation.blocks=2"]
+    words += [
+        "--set",
+        "prune.num_attention_heads=null",
+        "--set",
+        "calibration.num_sequences=2",
+        "--set",
+        "evaluation.num_sequences=2",
+    ]
     first = command(*words, "--wandb", "disabled", store=tmp_path / "store")
     assert first.returncode == 0, first.stderr
     (teacher,) = (tmp_path / "store/teacher").iterdir()

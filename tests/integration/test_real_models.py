@@ -7,7 +7,7 @@ import pytest
 import torch
 from measured import evidence_of
 
-from lit_prune.config import Student
+from lit_prune.config import Prune
 from lit_prune.models.loading import load_model, load_tokenizer
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import evidence_names, make_plan
@@ -19,9 +19,9 @@ CUTS = {
     "neurons 75 %": {"neurons": 0.75},
     "neurons 50 %": {"neurons": 0.5},
     # Of eight heads in four groups six stay only where a group goes, and Llama's config wants a width they divide.
-    "heads 75 %": {"kv_groups": 0.75, "hidden": 0.95},
+    "heads 75 %": {"num_key_value_heads": 0.75, "hidden": 0.95},
     "heads 50 %": {"heads": 0.5},
-    "KV groups 50 %": {"kv_groups": 0.5},
+    "KV groups 50 %": {"num_key_value_heads": 0.5},
 }
 BEATEN_ONCE = {("stories260K-hf", "heads 50 %")}
 """Where one draw of the five was better than the importance; see experiments/aggregation_ablation/NOTES.md."""
@@ -57,9 +57,9 @@ def loss_after(student, seed, real):
 @pytest.mark.parametrize("cut", CUTS)
 def test_importance_beats_chance(real, cut):
     sizes = WHOLE | CUTS[cut]
-    assert evidence_names(Student(**sizes), real[1].config) == {"importance"}
-    ours = loss_after(Student(**sizes), 0, real)
-    chance = [loss_after(Student(**sizes, criterion="random"), seed, real) for seed in SEEDS]
+    assert evidence_names(Prune(**sizes), real[1].config) == {"importance"}
+    ours = loss_after(Prune(**sizes), 0, real)
+    chance = [loss_after(Prune(**sizes, width_criterion="random"), seed, real) for seed in SEEDS]
     assert len(set(chance)) > 1
     assert sum(loss < ours for loss in chance) == ((real[0], cut) in BEATEN_ONCE)
     assert ours < sum(chance) / len(chance)

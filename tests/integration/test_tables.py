@@ -61,10 +61,10 @@ def test_a_table_comes_whole_from_one_command(name, profile, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"student.weights": "random", "student.model": "python-3.1M"}, "student.weights: random goes with a shape"),
-        ({"evaluation.second.source": "nowhere-at-all.txt"}, "evaluation.second.source: "),
-        ({"student.kv_groups": "auto"}, "student.kv_groups: a count, a share or null"),
-        ({"evaluation.checks": 1000}, "evaluation.checks: 1000 asked for in 50 steps"),
+        ({"prune.init": "random", "prune.init_from": "python-3.1M"}, "prune.init: random goes with a shape"),
+        ({"evaluation.second_corpus.path": "nowhere-at-all.txt"}, "evaluation.second_corpus.path: "),
+        ({"prune.num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
+        ({"evaluation.num_validations": 1000}, "evaluation.num_validations: 1000 asked for in 50 steps"),
     ],
 )
 def test_a_bad_request_is_one_line_and_nothing_is_written(settings, message, tmp_path, capsys):

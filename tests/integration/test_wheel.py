@@ -9,8 +9,9 @@ import pytest
 from paths import ROOT
 
 SMALL = (
-    "importance.samples=4", "importance.block=32", "evaluation.blocks=2", "evaluation.block=32", "distill.block=32",
-    "distill.batch=1", "distill.steps=2", "distill.optim.warmup=1",
+    "calibration.num_sequences=4", "calibration.seq_len=32", "evaluation.num_sequences=2", "evaluation.seq_len=32",
+    "distill.seq_len=32",
+    "distill.batch_size=1", "distill.max_steps=2", "distill.optimizer.warmup_steps=1",
 )  # fmt: skip
 
 

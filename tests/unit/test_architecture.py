@@ -40,9 +40,9 @@ def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
     assert table.name == name
     found = entries(table, asked, settings=settings)
     rows = {table.label(point) for point in table.grid}
-    retrained = sum(point.get("distill.steps") != 0 for point in table.grid)
+    retrained = sum(point.get("distill.max_steps") != 0 for point in table.grid)
     drawn = len(table.grid.points) - retrained
-    assert len(found) == retrained * asked.seeds + drawn * asked.draws + len(table.references)
+    assert len(found) == retrained * asked.seeds + drawn * asked.calibration_seeds + len(table.references)
     assert {entry.row for entry in found} == rows | set(table.references)
     assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
     check_rows(table, profile, found)
@@ -52,7 +52,7 @@ def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
 def test_claims_of_one_family_are_of_one_source(name, tmp_path):
     quick = load_profile("quick")
     table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(quick, tmp_path)
-    zero_shot = {entry.row for entry in entries(table, quick) if not entry.cell.distill.steps}
+    zero_shot = {entry.row for entry in entries(table, quick) if not entry.cell.distill.max_steps}
     sources = {}
     for claim in table.claims:
         before = table.metric_of(claim).endswith("_before") or {claim.better, claim.worse} <= zero_shot

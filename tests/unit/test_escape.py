@@ -135,7 +135,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
             node.finish({"lm_loss": 2.0 + entry.seed / 10}, seconds=1.0, commit="<b>")
     with store.claim(last.cell, "cell") as node:
         node.fail(TOLD)
-    return assemble(TABLE, TOLD, {"corpus.source": TOLD}, asked, store, flags=("--add-row", TOLD))
+    return assemble(TABLE, TOLD, {"corpus.path": TOLD}, asked, store, flags=("--add-row", TOLD))
 
 
 def test_every_file_of_a_report_shows_hostile_names_as_text(found: Report, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Board:
     def axes(self) -> tuple[str, ...]:
         """Fields of the cell that tell the rows apart, none too many; `row` where they are no single values."""
         points = [_leaves(entry.cell) for entry in self.cells]
-        swept = dict.fromkeys(path for e in self.cells for path in e.changes if path not in self.table.seeded)
+        swept = dict.fromkeys(path for e in self.cells for path in e.changes if path not in self.table.seed_fields)
         scalar = [path for path in swept if all(isinstance(point.get(path), _SCALAR) for point in points)]
         rows = [{"row": entry.row, **point} for entry, point in zip(self.cells, points, strict=True)]
         # The last that is needed stays: the name of the row is the first to go, then the fields swept last.
@@ -63,17 +63,18 @@ class Board:
     @property
     def terms(self) -> list[str]:
         """What the cells log while they are retrained, the loss first; nothing where none is."""
-        recipes = [entry.cell.distill for entry in self.cells if entry.cell.distill.steps]
+        recipes = [entry.cell.distill for entry in self.cells if entry.cell.distill.max_steps]
         used = {
-            "loss": bool(recipes), "clm": any(r.w_clm for r in recipes), "logits": any(r.w_logits for r in recipes),
-            "hidden": any(r.alpha for r in recipes), "grad_norm": bool(recipes), "lr": bool(recipes),
+            "loss": bool(recipes), "ce_loss": any(r.ce_weight for r in recipes),
+            "kd_loss": any(r.kd_weight for r in recipes),
+            "hidden_loss": any(r.alpha for r in recipes), "grad_norm": bool(recipes), "lr": bool(recipes),
         }  # fmt: skip
         return [name for name, is_used in used.items() if is_used]
 
     @property
     def validation(self) -> list[str]:
         """Losses measured on the way, where the cells ask for checks."""
-        checked = any(entry.cell.evaluation.checks and entry.cell.distill.steps for entry in self.cells)
+        checked = any(entry.cell.evaluation.num_validations and entry.cell.distill.max_steps for entry in self.cells)
         return ["validation/lm_loss", "validation/kd_loss"] if checked else []
 
     @property

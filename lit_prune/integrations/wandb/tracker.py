@@ -17,6 +17,7 @@ import pandas as pd
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_prune.config.overrides import described
+from lit_prune.config.renames import current_frame
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store.store import CHECKS
@@ -186,7 +187,7 @@ def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
     rows: dict[int, dict[str, float]] = {}
     for name, prefix in (("metrics.csv", ""), (CHECKS, "validation/")):
         if (folder / "last.ckpt").exists() and (folder / name).exists():
-            for row in pd.read_csv(folder / name).to_dict("records"):
+            for row in current_frame(pd.read_csv(folder / name)).to_dict("records"):
                 told = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and not math.isnan(v)}
                 rows.setdefault(int(row["step"]), {}).update(told)
     return sorted(rows.items())

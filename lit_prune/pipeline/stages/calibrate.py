@@ -29,7 +29,7 @@ def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for cell, config in itertools.chain.from_iterable(map(pruned_configs, cells)):
         if store.node(cell, "student").result is None:
-            names = evidence_names(cell.student, config)
+            names = evidence_names(cell.prune, config)
             found[_set_of(cell)] = found.get(_set_of(cell), frozenset()) | names
     return found
 
@@ -60,22 +60,24 @@ def collect_once(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) ->
 
 def _measure(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> int:
     ctx.say("calibrating")
-    count = ctx.counter("calibrating", cell.importance.samples, "sequence")
+    count = ctx.counter("calibrating", cell.calibration.num_sequences, "sequence")
     return measure(model, _sequences(cell, ctx), files, ctx.execution, count)
 
 
 def _stats(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> CalibrationStats:
-    count = ctx.counter("leaving out spans of layers", cell.importance.samples, "sequence")
+    count = ctx.counter("leaving out spans of layers", cell.calibration.num_sequences, "sequence")
     return CalibrationStats(
         model=model, statistics={name: load_file(path) for name, path in files.items()},
-        count=cell.importance.samples, seed=cell.importance.seed,
+        count=cell.calibration.num_sequences, seed=cell.calibration.seed,
         removal_losses=lambda length: removal_losses(model, _sequences(cell, ctx), length, ctx.execution, count),
     )  # fmt: skip
 
 
 def _sequences(cell: Cell, ctx: Context) -> CalibrationData:
-    wanted = cell.importance
-    return CalibrationData(artifacts.tokens(cell, ctx), samples=wanted.samples, block=wanted.block, seed=wanted.seed)
+    wanted = cell.calibration
+    return CalibrationData(
+        artifacts.tokens(cell, ctx), samples=wanted.num_sequences, block=wanted.seq_len, seed=wanted.seed
+    )
 
 
 def _set_of(cell: Cell) -> str:

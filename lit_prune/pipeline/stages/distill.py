@@ -24,7 +24,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Retrain the student, pruned or of random weights, and return what is measured."""
     assert ctx.node is not None
     assert ctx.entry is not None
-    student = None if cell.student.weights == "random" else artifacts.student(cell, ctx)
+    student = None if cell.prune.init == "random" else artifacts.student(cell, ctx)
     artifacts.tokens(cell, ctx)  # before the clock starts
     turn = Turn(ctx.node.spend, alone=ctx.together == 1)
     try:
@@ -44,10 +44,10 @@ STAGE = Stage("cell", run)
 
 def _measured(cell: Cell, ctx: Context, student: str | None, turn: Turn) -> dict[str, Any]:
     model = loading.load_model(student) if student else prune.untrained(cell)
-    teacher = ctx.teachers.of(cell, ctx) if cell.distill.steps else None
+    teacher = ctx.teachers.of(cell, ctx) if cell.distill.max_steps else None
     rows = _retrain(cell, ctx, model, teacher, turn)
     result = evaluate.measure(cell, ctx, model, rows) | evaluate.spent(cell, model.config)
-    if cell.distill.teacher_optim is not None and teacher is not None:
+    if cell.distill.teacher_optimizer is not None and teacher is not None:
         result["teacher_lm_loss"], _ = evaluate.lm_loss(cell, ctx, teacher.model)
     return result
 
@@ -55,20 +55,20 @@ def _measured(cell: Cell, ctx: Context, student: str | None, turn: Turn) -> dict
 def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, turn: Turn) -> evaluate.Rows:
     """Train the student for the steps of its recipe; return its validations, none if the cell has none."""
     assert ctx.entry is not None
-    if not cell.distill.steps:
+    if not cell.distill.max_steps:
         model.to(ctx.device)
-        return [evaluate.validation(cell, ctx, teacher)(model, True)] if cell.evaluation.checks else []
+        return [evaluate.validation(cell, ctx, teacher)(model, True)] if cell.evaluation.num_validations else []
     callbacks: list[L.Callback] = [turn]
     checks = None
-    if cell.evaluation.checks:
-        steps = check_steps(cell.distill.steps, cell.evaluation.checks)
+    if cell.evaluation.num_validations:
+        steps = check_steps(cell.distill.max_steps, cell.evaluation.num_validations)
         checks = Checks(ctx.folder / CHECKS, steps, evaluate.validation(cell, ctx, teacher))
         callbacks.append(checks)
     others = f" and {ctx.together - 1} more" if ctx.together > 1 else ""
     with ctx.tracker.logger(ctx.entry, ctx.folder) as loggers:
         train(
             model, teacher, cell.distill, artifacts.tokens(cell, ctx), ctx.folder, seed=cell.seed,
-            execution=ctx.execution, tell=ctx.training(f"{ctx.doing}{others}", cell.distill.steps), loggers=loggers,
+            execution=ctx.execution, tell=ctx.training(f"{ctx.doing}{others}", cell.distill.max_steps), loggers=loggers,
             callbacks=callbacks,
         )  # fmt: skip
     model.save_pretrained(ctx.folder / "model")

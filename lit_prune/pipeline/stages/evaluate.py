@@ -36,11 +36,11 @@ def measure(cell: Cell, ctx: Context, model: Any, rows: Rows) -> dict[str, Any]:
         "num_tokens": num_tokens,
         **sizes_of(model),
     }
-    if cell.evaluation.second is not None:
+    if cell.evaluation.second_corpus is not None:
         result["second_lm_loss"], _ = lm_loss(artifacts.with_second_text(cell), ctx, model)
-    if cell.evaluation.speed is not None:
-        count = ctx.counter("serving requests", cell.evaluation.speed.repeats, "round")
-        result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.speed, ctx.device, count)
+    if cell.evaluation.throughput is not None:
+        count = ctx.counter("serving requests", cell.evaluation.throughput.num_repeats, "round")
+        result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.throughput, ctx.device, count)
     return result | _ends(rows)
 
 
@@ -62,7 +62,7 @@ def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[A
 
 def spent(cell: Cell, student: Any) -> dict[str, Any]:
     """Return what the retraining of a student with this config took: tokens, and FLOPs with the teacher's share."""
-    tokens = cell.distill.steps * tokens_of_step(cell.distill)
+    tokens = cell.distill.max_steps * tokens_of_step(cell.distill)
     return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
 
 

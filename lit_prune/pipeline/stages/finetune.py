@@ -22,12 +22,12 @@ _SEQUENCES = 64
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Fine-tune the teacher of a cell."""
-    recipe = cell.teacher.correction
+    recipe = cell.teacher.finetune
     assert recipe is not None
     tokens = artifacts.tokens(cell, ctx)
     model = loading.load_model(artifacts.base_teacher(cell, ctx)).to(ctx.device)
     artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
-    tell = ctx.training("fine-tuning the teacher", recipe.steps)
+    tell = ctx.training("fine-tuning the teacher", recipe.max_steps)
     return correct(recipe, model, tokens, ctx.folder, ctx.execution, tell)
 
 
@@ -37,8 +37,8 @@ STAGE = Stage("correction", run)
 def objective(recipe: Finetuning) -> Distill:
     """A correction as the training objective that it is: cross-entropy alone."""
     return Distill(
-        w_clm=1.0, w_logits=0.0, block=recipe.block, batch=recipe.batch, steps=recipe.steps,
-        precision=recipe.precision, optim=recipe.optim,
+        ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len, batch_size=recipe.batch_size, max_steps=recipe.max_steps,
+        precision=recipe.precision, optimizer=recipe.optimizer,
     )  # fmt: skip
 
 
@@ -50,17 +50,17 @@ def correct(
     Returns the loss on the validation split (nats/token) before and after, by which share it fell, and the tokens
     scored and trained on.
     """
-    before, num_tokens = _validation_loss(teacher, tokens, recipe.block)
+    before, num_tokens = _validation_loss(teacher, tokens, recipe.seq_len)
     device = teacher.device
     train(teacher, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
-    after, _ = _validation_loss(teacher.to(device), tokens, recipe.block)
+    after, _ = _validation_loss(teacher.to(device), tokens, recipe.seq_len)
     teacher.save_pretrained(folder / "model")
     return {
         "lm_loss_before": before,
         "lm_loss": after,
         "reduction": 1 - after / before,
         "lm_loss_tokens": num_tokens,
-        "tokens": recipe.steps * recipe.batch * recipe.block,
+        "tokens": recipe.max_steps * recipe.batch_size * recipe.seq_len,
     }
 
 

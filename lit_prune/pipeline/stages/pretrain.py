@@ -19,7 +19,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Pretrain the teacher of a cell."""
     recipe = cell.teacher.pretraining
     assert recipe is not None
-    tell = ctx.training("pretraining the teacher", recipe.steps)
+    tell = ctx.training("pretraining the teacher", recipe.max_steps)
     return pretrain(recipe, artifacts.tokenizer(cell, ctx), ctx.folder, ctx.execution, tell)
 
 
@@ -37,11 +37,11 @@ def pretrain(recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execu
     model = new_model(recipe, tokenizer.eos_token_id)
     train(model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
     model.half().save_pretrained(target)
-    loss, num_tokens = heldout_loss(model.float(), tokens, recipe.block)
+    loss, num_tokens = heldout_loss(model.float(), tokens, recipe.seq_len)
     return {
         "lm_loss": loss,
         "lm_loss_tokens": num_tokens,
-        "tokens": recipe.steps * recipe.batch * recipe.block,
+        "tokens": recipe.max_steps * recipe.batch_size * recipe.seq_len,
         "distinct_tokens": json.loads((tokens / "tokens.json").read_text())["num_tokens"]["train"],
         "parameters": model.num_parameters(),
         "corpus": recipe.corpus.fingerprint,
@@ -51,8 +51,8 @@ def pretrain(recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execu
 def objective(recipe: Pretraining) -> Distill:
     """Pretraining as the training objective that it is: cross-entropy alone."""
     return Distill(
-        w_clm=1.0, w_logits=0.0, block=recipe.block, batch=recipe.batch, steps=recipe.steps,
-        optim=recipe.optim,
+        ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len, batch_size=recipe.batch_size, max_steps=recipe.max_steps,
+        optimizer=recipe.optimizer,
     )  # fmt: skip
 
 

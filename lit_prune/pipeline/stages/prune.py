@@ -18,7 +18,7 @@ from lit_prune.pruning.plan import PrunePlan
 from lit_prune.pruning.prune import config_of, make_plan
 from lit_prune.pruning.shapes import teacher_config
 
-_SIZES = ("layers", "hidden", "neurons", "heads", "kv_groups")
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
         return (collect if model is whole else collect_once)(cell, ctx, model, names)
 
-    plan = make_plan(whole, cell.student, stats_of)
+    plan = make_plan(whole, cell.prune, stats_of)
     ctx.say("pruning")
     plan.save(ctx.folder / "plan.json")
     student, keeps_all = whole, plan == PrunePlan.everything(plan.original)
@@ -39,11 +39,11 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     sizes = sizes_of(student)
     return {
         "whole": keeps_all,
-        "requested": {name: getattr(cell.student, name) for name in (*_SIZES, "parameters")},
+        "requested": {name: getattr(cell.prune, name) for name in (*_SIZES, "num_parameters")},
         "achieved": {name: getattr(plan.kept, name) for name in _SIZES},
         "parameters": sizes["parameters"],
-        **_shares("", sizes, sizes_of(whole if cell.source is None else _weightless(teacher_config(cell)))),
-        **({} if cell.source is None else _shares("_of_source", sizes, sizes_of(whole))),
+        **_shares("", sizes, sizes_of(whole if cell.parent is None else _weightless(teacher_config(cell)))),
+        **({} if cell.parent is None else _shares("_of_source", sizes, sizes_of(whole))),
     }
 
 
@@ -52,7 +52,7 @@ STAGE = Stage("student", run)
 
 def untrained(cell: Cell) -> Any:
     """Return a student of the requested shape with random weights: training from scratch."""
-    smaller = config_of(cell.student, teacher_config(cell))
+    smaller = config_of(cell.prune, teacher_config(cell))
     torch.manual_seed(cell.seed)
     return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
 

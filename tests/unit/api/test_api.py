@@ -16,7 +16,7 @@ from lit_prune.cli.main import main
 from lit_prune.config import ConfigError
 from lit_prune.store import Store
 
-FEW = ("importance.samples=4", "evaluation.blocks=4", "corpus.heldout=0.2")
+FEW = ("calibration.num_sequences=4", "evaluation.num_sequences=4", "corpus.holdout_fraction=0.2")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def words(tiny_cell: Any, tmp_path: Path) -> list[str]:
 @pytest.fixture
 def arguments(tiny_cell: Any, tmp_path: Path) -> dict[str, Any]:
     """The same for the functions."""
-    settings = {"importance.samples": 4, "evaluation.blocks": 4, "corpus.heldout": 0.2}
+    settings = {"calibration.num_sequences": 4, "evaluation.num_sequences": 4, "corpus.holdout_fraction": 0.2}
     return {"corpus": str(tmp_path / "text.txt"), "seq_len": 32, "store": tmp_path / "lp", "settings": settings}
 
 

@@ -79,11 +79,11 @@ def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
 
 
 def test_validations_and_layers_are_drawn_where_there_are_any_and_rows_of_one_name_keep_their_figures(tmp_path):
-    points = axis("student.layers", 4, 5) * axis("evaluation.checks", 2)
+    points = axis("prune.num_hidden_layers", 4, 5) * axis("evaluation.num_validations", 2)
     labels = {4: "T = 4", 5: "T (4)"}
     table = dataclasses.replace(
-        TABLE, name="toy", grid=points, label=lambda point: labels[point["student.layers"]], baseline="T = 4",
-        paper={}, claims=(), references={},
+        TABLE, name="toy", grid=points, label=lambda point: labels[point["prune.num_hidden_layers"]], baseline="T = 4",
+        paper={}, claims=(), reference_rows={},
     )  # fmt: skip
     store, pins = Store(tmp_path / "store"), Resolver()
     for entry in entries(table, load_profile("quick")):

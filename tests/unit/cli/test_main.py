@@ -26,10 +26,12 @@ def test_every_command_explains_itself(name, capsys):
 
 
 def test_the_words_of_a_table_are_those_of_its_own_command():
-    verb, flags = parse(["table", "loss_ablation", "diff", "3f2a", "77", "--set", "seed=1", "--set", "distill.steps=2"])
+    verb, flags = parse(
+        ["table", "loss_ablation", "diff", "3f2a", "77", "--set", "seed=1", "--set", "distill.max_steps=2"]
+    )
     assert verb is VERBS["table"]
     assert (flags.table, flags.command, flags.keys) == ("loss_ablation", "diff", ("3f2a", "77"))
-    assert flags.set == ("seed=1", "distill.steps=2")
+    assert flags.set == ("seed=1", "distill.max_steps=2")
 
 
 def test_a_table_is_checked_like_its_own_command(tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_every_stage_of_a_cell_counts(tiny_cell: Any, tiny_runner: Any) -> None:
 
     tiny_runner.bar = bar = Recording(4, quiet=True)
     assert tiny_runner.run([Entry("row", 0, tiny_cell, {})]) == 0
-    assert set(counted["sequence"]) == {tiny_cell.importance.samples, tiny_cell.evaluation.blocks}
+    assert set(counted["sequence"]) == {tiny_cell.calibration.num_sequences, tiny_cell.evaluation.num_sequences}
     assert counted["step"] == [4] * 4
     assert bar.counts()[0] == "cells 1/1"
 

@@ -54,15 +54,15 @@ def test_what_a_kept_cell_is_computed_from_is_kept(store):
 
 
 def test_a_recipe_keeps_its_stages_before_any_of_its_cells_is_begun(store):
-    longer = override(OTHER, {"distill.steps": 7})
+    longer = override(OTHER, {"distill.max_steps": 7})
     freed = {(one.kind, one.folder.name) for one in unneeded(store, [], [identity(longer, "cell")])}
     assert freed == addresses(CELL) | {("cell", key(OTHER))}
 
 
 def test_the_stages_of_a_parent_and_of_a_second_text_are_kept(store):
-    chained = override(OTHER, {"source": {}, "source.corpus.fingerprint": CELL.corpus.fingerprint})
+    chained = override(OTHER, {"source": {}, "parent.corpus.fingerprint": CELL.corpus.fingerprint})
     assert unneeded(store, [key(OTHER)], [identity(chained, "cell")]) == []
-    second = override(OTHER, {"evaluation.second.fingerprint": CELL.corpus.fingerprint})
+    second = override(OTHER, {"evaluation.second_corpus.fingerprint": CELL.corpus.fingerprint})
     freed = unneeded(store, [key(OTHER)], [identity(second, "cell")])
     assert {(one.kind, one.folder.name) for one in freed} == addresses(CELL) - {("tokens", key(CELL, "tokens"))}
 

@@ -26,14 +26,14 @@ def refused(node, changes) -> str:
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("distill.stpes", "distill.steps"),
-        ("distil.steps", "distill.steps"),
-        ("distill.optim.lrr", "distill.optim.lr"),
+        ("distill.stpes", "distill.max_steps"),
+        ("distil.steps", "distill.max_steps"),
+        ("distill.optimizer.lrr", "distill.optimizer.lr"),
         ("sed", "seed"),
         ("teacher.modle", "teacher.model"),
-        ("teacher.pretraining.layres", "teacher.pretraining.layers"),
-        ("teacher.pretrainin.layers", "teacher.pretraining.layers"),
-        ("teacher.pretraining.optim.warmpu", "teacher.pretraining.optim.warmup"),
+        ("teacher.pretraining.layres", "teacher.pretraining.num_hidden_layers"),
+        ("teacher.pretrainin.layers", "teacher.pretraining.num_hidden_layers"),
+        ("teacher.pretraining.optimizer.warmpu", "teacher.pretraining.optimizer.warmup_steps"),
     ],
 )
 def test_an_unknown_field_is_refused_with_its_whole_path_and_the_nearest_name(path, meant):
@@ -46,11 +46,11 @@ def test_an_unknown_field_is_refused_with_its_whole_path_and_the_nearest_name(pa
 def test_the_command_that_an_unknown_field_names_lists_all(capsys):
     assert main([]) == 0
     listed = dict(line.strip().split(" = ") for line in capsys.readouterr().out.splitlines() if " = " in line)
-    assert set(fields_of(Cell)) | {"seeds", "draws", "search.layers"} <= set(listed)
-    assert listed["distill.steps"] == str(Cell().distill.steps)
+    assert set(fields_of(Cell)) | {"seeds", "calibration_seeds", "search_space.num_hidden_layers"} <= set(listed)
+    assert listed["distill.max_steps"] == str(Cell().distill.max_steps)
 
 
-@pytest.mark.parametrize("name", ["distill", "distill.optim.lr"])
+@pytest.mark.parametrize("name", ["distill", "distill.optimizer.lr"])
 def test_a_section_and_a_field_are_explained_alone(name, capsys):
     assert main([name]) == 0
     listed = [line.split(" = ")[0].strip() for line in capsys.readouterr().out.splitlines() if " = " in line]
@@ -62,7 +62,7 @@ def test_an_unknown_section_is_refused_with_the_nearest_ones(capsys):
     assert "'distill'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", ["", ".", "distill.", "seed.x", "teacher.model.x", "student.model.x", "a.b"])
+@pytest.mark.parametrize("path", ["", ".", "distill.", "seed.x", "teacher.model.x", "prune.init_from.x", "a.b"])
 def test_a_path_that_leads_nowhere_is_refused(path):
     assert refused(Cell(), {path: 1}).startswith(f"unknown field {path!r}")
 
@@ -71,33 +71,33 @@ def test_a_path_that_leads_nowhere_is_refused(path):
     ("path", "value", "allowed"),
     [
         ("seed", "a", "integer"),
-        ("distill.steps", 1.5, "integer"),
-        ("distill.steps", True, "integer"),
-        ("distill.steps", "100", "integer"),
-        ("distill.optim.lr", "fast", "number"),
-        ("distill.optim.lr", None, "number"),
-        ("distill.optim.lr", float("nan"), "finite"),
-        ("distill.optim.lr", float("inf"), "finite"),
-        ("distill.embedding", 1, "boolean"),
-        ("distill.embedding", "true", "boolean"),
+        ("distill.max_steps", 1.5, "integer"),
+        ("distill.max_steps", True, "integer"),
+        ("distill.max_steps", "100", "integer"),
+        ("distill.optimizer.lr", "fast", "number"),
+        ("distill.optimizer.lr", None, "number"),
+        ("distill.optimizer.lr", float("nan"), "finite"),
+        ("distill.optimizer.lr", float("inf"), "finite"),
+        ("distill.match_embedding", 1, "boolean"),
+        ("distill.match_embedding", "true", "boolean"),
         ("distill.alpha", "dynamite", "'dynamic'"),
         ("distill.alpha", "dynamite", "number"),
-        ("distill.w_clm", "balance", "'balanced'"),
+        ("distill.ce_weight", "balance", "'balanced'"),
         ("distill.projection", "none", "'per_pair'"),
         ("distill.alpha", True, "'dynamic'"),
-        ("distill.mlp_input", "1:2", "array"),
+        ("distill.match_mlp_input", "1:2", "array"),
         ("distill.precision", "16", "'32-true' or 'bf16-mixed'"),
-        ("student.batch", "l3", "'l2', 'mean' or 'var'"),
-        ("student.hidden", "big", "integer or a valid number"),
-        ("student.hidden", True, "integer or a valid number"),
-        ("corpus.source", 3, "string"),
+        ("prune.batch_aggregation", "l3", "'l2', 'mean' or 'var'"),
+        ("prune.hidden_size", "big", "integer or a valid number"),
+        ("prune.hidden_size", True, "integer or a valid number"),
+        ("corpus.path", 3, "string"),
         ("corpus.max_tokens", 0.5, "integer"),
-        ("distill.optim", 3, "object"),
+        ("distill.optimizer", 3, "object"),
         ("distill", None, "object"),
         ("teacher.pretraining", "yes", "object"),
-        ("teacher.pretraining.layers", "six", "integer"),
-        ("teacher.pretraining.optim.lr", "fast", "number"),
-        ("teacher.pretraining.corpus.heldout", "little", "number"),
+        ("teacher.pretraining.num_hidden_layers", "six", "integer"),
+        ("teacher.pretraining.optimizer.lr", "fast", "number"),
+        ("teacher.pretraining.corpus.holdout_fraction", "little", "number"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_path_value_and_what_is_allowed(path, value, allowed):
@@ -108,33 +108,33 @@ def test_a_value_of_the_wrong_type_is_refused_with_path_value_and_what_is_allowe
 
 
 def test_an_item_of_a_tuple_is_named_by_its_place():
-    assert refused(Cell(), {"distill.mlp_input": ["1:2", 3]}).startswith("distill.mlp_input.1: ")
+    assert refused(Cell(), {"distill.match_mlp_input": ["1:2", 3]}).startswith("distill.match_mlp_input.1: ")
 
 
 def test_an_unknown_field_in_a_section_given_whole_is_refused():
-    message = refused(Cell(), {"distill.optim": {"lr": 1.0, "momentum": 0.9}})
-    assert message.startswith("unknown field 'distill.optim.momentum'")
+    message = refused(Cell(), {"distill.optimizer": {"lr": 1.0, "momentum": 0.9}})
+    assert message.startswith("unknown field 'distill.optimizer.momentum'")
 
 
 # Changing
 
 
 def test_override_changes_what_it_names_and_nothing_else():
-    changed = override(Cell(), {"distill.optim.lr": 0.5, "student.batch": "var", "seed": 3})
-    assert (changed.distill.optim.lr, changed.student.batch, changed.seed) == (0.5, "var", 3)
-    back = {"distill.optim.lr": 1e-3, "student.batch": "l2", "seed": 0}
+    changed = override(Cell(), {"distill.optimizer.lr": 0.5, "prune.batch_aggregation": "var", "seed": 3})
+    assert (changed.distill.optimizer.lr, changed.prune.batch_aggregation, changed.seed) == (0.5, "var", 3)
+    back = {"distill.optimizer.lr": 1e-3, "prune.batch_aggregation": "l2", "seed": 0}
     assert changed != Cell()
     assert override(changed, back) == Cell()
 
 
 def test_override_does_not_touch_what_it_is_given():
     given = Cell()
-    override(given, {"seed": 3, "teacher.pretraining.layers": 2})
+    override(given, {"seed": 3, "teacher.pretraining.num_hidden_layers": 2})
     assert given == Cell()
 
 
 def test_build_is_the_inverse_of_plain_of():
-    changes = {"distill.mlp_input": ["29:13"], "teacher.pretraining.seed": 4, "distill.alpha": "dynamic"}
+    changes = {"distill.match_mlp_input": ["29:13"], "teacher.pretraining.seed": 4, "distill.alpha": "dynamic"}
     cell = override(Cell(), changes)
     assert build(Cell, plain_of(cell)) == cell
     assert build(Profile, {"cell": plain_of(cell), "seeds": 5}) == Profile(cell, 5)
@@ -143,13 +143,13 @@ def test_build_is_the_inverse_of_plain_of():
 @pytest.mark.parametrize(
     ("path", "value", "kept"),
     [
-        ("distill.optim.lr", 1, 1.0),
+        ("distill.optimizer.lr", 1, 1.0),
         ("distill.alpha", 2, 2.0),
         ("distill.alpha", "dynamic", "dynamic"),
-        ("distill.block_output", ["1:1", "last:last"], ("1:1", "last:last")),
-        ("student.hidden", 1, 1),
-        ("student.hidden", 1.0, 1.0),
-        ("student.hidden", None, None),
+        ("distill.match_layer_output", ["1:1", "last:last"], ("1:1", "last:last")),
+        ("prune.hidden_size", 1, 1),
+        ("prune.hidden_size", 1.0, 1.0),
+        ("prune.hidden_size", None, None),
         ("corpus.max_tokens", None, None),
     ],
 )
@@ -163,34 +163,36 @@ def test_values_take_the_type_of_their_field(path, value, kept):
 
 
 def test_a_whole_number_for_a_float_field_has_the_same_address():
-    assert key(override(Cell(), {"distill.w_clm": 1})) == key(override(Cell(), {"distill.w_clm": 1.0}))
+    assert key(override(Cell(), {"distill.ce_weight": 1})) == key(override(Cell(), {"distill.ce_weight": 1.0}))
 
 
 def test_a_count_and_a_share_are_different_sizes():
-    assert key(override(Cell(), {"student.hidden": 1})) != key(override(Cell(), {"student.hidden": 1.0}))
+    assert key(override(Cell(), {"prune.hidden_size": 1})) != key(override(Cell(), {"prune.hidden_size": 1.0}))
 
 
 def test_the_first_change_below_pretraining_starts_from_its_defaults():
-    changes = {"teacher.pretraining.optim.lr": 0.5, "teacher.pretraining.corpus.heldout": 0.3}
+    changes = {"teacher.pretraining.optimizer.lr": 0.5, "teacher.pretraining.corpus.holdout_fraction": 0.3}
     default = Pretraining()
     assert override(Cell(), changes).teacher.pretraining == dataclasses.replace(
         default,
-        optim=dataclasses.replace(default.optim, lr=0.5),
-        corpus=dataclasses.replace(default.corpus, heldout=0.3),
+        optimizer=dataclasses.replace(default.optimizer, lr=0.5),
+        corpus=dataclasses.replace(default.corpus, holdout_fraction=0.3),
     )
 
 
 def test_pretraining_is_reached_from_any_node_that_has_it():
-    two_layers = dataclasses.replace(Pretraining(), layers=2)
-    assert override(Teacher(), {"pretraining.layers": 2}).pretraining == two_layers
+    two_layers = dataclasses.replace(Pretraining(), num_hidden_layers=2)
+    assert override(Teacher(), {"pretraining.num_hidden_layers": 2}).pretraining == two_layers
     assert override(Pretraining(), {"layers": 2}) == two_layers
-    assert refused(Pretraining(), {"pretraining.layers": 2}).startswith("unknown field 'pretraining.layers'")
+    assert refused(Pretraining(), {"pretraining.num_hidden_layers": 2}).startswith(
+        "unknown field 'pretraining.num_hidden_layers'"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "path", "value"),
     [
-        ("distill.optim.lr=1e-3", "distill.optim.lr", 1e-3),
+        ("distill.optimizer.lr=1e-3", "distill.optimizer.lr", 1e-3),
         ("a=1E+3", "a", 1000.0),
         ("a=-.5", "a", -0.5),
         ("a=3", "a", 3),
@@ -219,7 +221,7 @@ def test_parse_setting_reads_what_a_researcher_writes(text, path, value):
     assert type(parsed[1]) is type(value)
 
 
-@pytest.mark.parametrize("text", ["distill.steps", "a={", "a=[1", "a=!!python/object:os.system x"])
+@pytest.mark.parametrize("text", ["distill.max_steps", "a={", "a=[1", "a=!!python/object:os.system x"])
 def test_a_setting_that_cannot_be_read_is_refused_in_one_line(text):
     with pytest.raises(ConfigError, match="--set") as caught:
         parse_setting(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_prune.config import Cell, ConfigError, Profile, Space
+from lit_prune.config import Cell, ConfigError, Profile, SearchSpace
 from lit_prune.config.overrides import build, override
 from lit_prune.config.profiles import load_profile, profiles_folder
 
@@ -17,16 +17,16 @@ def written(folder, text):
 
 def test_a_profile_is_the_default_cell_with_its_changes(tmp_path):
     text = "seeds: 5\ndistill:\n  mlp_input: [29:13]\n  optim: {lr: 1e-4}\nstudent: {hidden: null}\n"
-    changes = {"distill.mlp_input": ["29:13"], "distill.optim.lr": 1e-4, "student.hidden": None}
+    changes = {"distill.match_mlp_input": ["29:13"], "distill.optimizer.lr": 1e-4, "prune.hidden_size": None}
     assert load_profile(written(tmp_path, text)) == Profile(override(Cell(), changes), 5)
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("distill: {stpes: 3}", "perhaps you meant 'distill.steps'"),
-        ("distil: {steps: 3}", "perhaps you meant 'distill.steps'"),
-        ("distill: {steps: many}", "distill.steps: should be a valid integer, not 'many'"),
+        ("distill: {stpes: 3}", "perhaps you meant 'distill.max_steps'"),
+        ("distil: {steps: 3}", "perhaps you meant 'distill.max_steps'"),
+        ("distill: {steps: many}", "distill.max_steps: should be a valid integer, not 'many'"),
         ("seeds: many", "seeds: should be a valid integer, not 'many'"),
         ("distill:", "distill: should be an object, not None"),
         ("", "a mapping of sections"),
@@ -36,7 +36,7 @@ def test_a_profile_is_the_default_cell_with_its_changes(tmp_path):
         ("distill:\n  steps: 2\n  steps: 3\n", "keys must be unique, got 'steps' again in line 3"),
         ("distill: {steps: 2}\nseeds: 2\ndistill: {lr: 1}\n", "keys must be unique, got 'distill' again in line 3"),
         ("distill: {steps: 2, steps: 3}", "keys must be unique, got 'steps' again in line 1"),
-        ("distill: {steps: 2}\ndistill.steps: 3\n", "distill.steps: must be set once, got 2 and 3"),
+        ("distill: {steps: 2}\ndistill.steps: 3\n", "distill.max_steps: must be set once, got 2 and 3"),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_line(tmp_path, text, part):
@@ -64,27 +64,35 @@ def test_a_profile_may_hold_a_space():
         "cell": {},
         "search": {"layers": [6, 0.5, None], "expansion": [2.5, 3], "hidden": [1.0], "least": 0.4, "most": 9_000},
     }
-    space = Space(layers=(6, 0.5, None), expansion=(2.5, 3.0), hidden=(1.0,), least=0.4, most=9_000)
-    assert build(Profile, plain) == Profile(Cell(), search=space)
-    assert Profile(Cell()).search is None
+    space = SearchSpace(
+        num_hidden_layers=(6, 0.5, None), expansion=(2.5, 3.0), hidden_size=(1.0,), min_params=0.4, max_params=9_000
+    )
+    assert build(Profile, plain) == Profile(Cell(), search_space=space)
+    assert Profile(Cell()).search_space is None
 
 
 def test_a_profiles_space_is_read_beside_its_cell(tmp_path):
     text = "seeds: 2\nsearch: {layers: [6, 0.5], heads: [4], most: 1_000}\nstudent: {hidden: null}\n"
-    space = Space(layers=(6, 0.5), heads=(4,), most=1000)
-    expected = Profile(override(Cell(), {"student.hidden": None}), seeds=2, search=space)
+    space = SearchSpace(num_hidden_layers=(6, 0.5), num_attention_heads=(4,), max_params=1000)
+    expected = Profile(override(Cell(), {"prune.hidden_size": None}), seeds=2, search_space=space)
     assert load_profile(written(tmp_path, text)) == expected
-    assert load_profile(written(tmp_path, "seeds: 2")).search is None
+    assert load_profile(written(tmp_path, "seeds: 2")).search_space is None
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("search: {layer: [6]}", "unknown field 'search.layer'; perhaps you meant 'search.layers'"),
-        ("search: {layers: [six]}", "search.layers.0: should be a valid integer or a valid number, not 'six'"),
-        ("search: {layers: [auto]}", "search.layers.0: should be a valid integer or a valid number, not 'auto'"),
-        ("search: {layers: 6}", "search.layers: should be a valid"),
-        ("search: {most: many}", "search.most: should be a valid integer or a valid number, not 'many'"),
+        ("search: {layer: [6]}", "unknown field 'search.layer'; perhaps you meant 'search_space.num_hidden_layers'"),
+        (
+            "search: {layers: [six]}",
+            "search_space.num_hidden_layers.0: should be a valid integer or a valid number, not 'six'",
+        ),
+        (
+            "search: {layers: [auto]}",
+            "search_space.num_hidden_layers.0: should be a valid integer or a valid number, not 'auto'",
+        ),
+        ("search: {layers: 6}", "search_space.num_hidden_layers: should be a valid"),
+        ("search: {most: many}", "search_space.max_params: should be a valid integer or a valid number, not 'many'"),
     ],
 )
 def test_a_wrong_space_is_refused_in_one_line(tmp_path, text, part):

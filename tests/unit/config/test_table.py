@@ -64,12 +64,16 @@ def test_a_row_that_no_point_is_labelled_is_refused_at_construction(wrong):
 
 def test_two_different_points_with_one_label_are_refused_at_construction():
     with pytest.raises(ValueError, match="different points of the grid are labelled 'kld'"):
-        table(grid=axis("distill.w_clm", 0.0, 1.0) * axis("distill.logit_loss", *LOSSES))
+        table(grid=axis("distill.ce_weight", 0.0, 1.0) * axis("distill.logit_loss", *LOSSES))
 
 
 def test_a_claim_reads_as_the_order_it_states():
-    claims = (Claim("kld", "mse", ""), Claim("mse", "kld", "", metric="speedup"), Claim("kld", "mse", "", within=0.1))
-    judged = table(claims=claims, metrics=("lm_loss", "speedup"), higher=("speedup",))
+    claims = (
+        Claim("kld", "mse", ""),
+        Claim("mse", "kld", "", metric="speedup"),
+        Claim("kld", "mse", "", tolerance=0.1),
+    )
+    judged = table(claims=claims, metrics=("lm_loss", "speedup"), higher_is_better=("speedup",))
     assert list(map(judged.stated, claims)) == ["kld < mse", "mse > kld (speedup)", "kld = mse within 0.1"]
     assert judged.relation(claims[1]) == "mse > kld"
 
@@ -84,16 +88,16 @@ def test_a_claim_about_what_is_not_measured_is_refused_at_construction():
     with pytest.raises(ValueError, match=r"toy: no metric is named \['kd_los'\]"):
         table(claims=(Claim("kld", "mse", "", metric="kd_los"),), metrics=("lm_loss", "kd_loss"))
     with pytest.raises(ValueError, match=r"toy: no metric is named \['speed'\]"):
-        table(metrics=("lm_loss", "speedup"), higher=("speed",))
+        table(metrics=("lm_loss", "speedup"), higher_is_better=("speed",))
 
 
 def test_a_reference_that_has_the_name_of_a_row_is_refused_at_construction():
     with pytest.raises(ValueError, match=r"toy: \['mse'\] are rows and references"):
-        table(references={"mse": {"distill.steps": 0}})
+        table(reference_rows={"mse": {"distill.max_steps": 0}})
 
 
 def test_points_that_differ_in_what_a_seed_sets_share_a_label():
-    draws = axis("distill.logit_loss", *LOSSES) * axis("importance.seed", 5, 6)
-    assert table(grid=draws, seeded=("seed", "importance.seed")).seeded == ("seed", "importance.seed")
+    draws = axis("distill.logit_loss", *LOSSES) * axis("calibration.seed", 5, 6)
+    assert table(grid=draws, seed_fields=("seed", "calibration.seed")).seed_fields == ("seed", "calibration.seed")
     with pytest.raises(ValueError, match="different points of the grid are labelled 'kld'"):
         table(grid=draws)

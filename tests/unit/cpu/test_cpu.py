@@ -255,8 +255,9 @@ def test_what_is_ranked_is_measured_plainly(tmp_path):
 
 
 SMALL = {
-    "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2, "distill.steps": 4,
-    "distill.optim.warmup": 1, "evaluation.blocks": 2, "evaluation.block": 32,
+    "calibration.num_sequences": 4, "calibration.seq_len": 32, "distill.seq_len": 32, "distill.batch_size": 2,
+    "distill.max_steps": 4,
+    "distill.optimizer.warmup_steps": 1, "evaluation.num_sequences": 2, "evaluation.seq_len": 32,
 }  # fmt: skip
 
 
@@ -267,7 +268,7 @@ def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(texts, tmp_
     settings = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
 
     def computed(store, how):
-        words = ["--set", f"corpus.source={text}", "--filter", "logit_loss=kld", "--seeds", "1", "--wandb", "disabled"]
+        words = ["--set", f"corpus.path={text}", "--filter", "logit_loss=kld", "--seeds", "1", "--wandb", "disabled"]
         assert main(TABLE, [*settings, *words, "--cpu", how, "--store", str(tmp_path / store)]) == 0
         return {folder.name: Node(folder) for folder in (tmp_path / store / "cell").iterdir()}
 

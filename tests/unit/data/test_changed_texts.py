@@ -40,10 +40,10 @@ def test_other_text_than_at_the_start_is_refused(
 ) -> None:
     """Also where the change lies behind the last token that is taken."""
     source = write(tmp_path / name, texts)
-    corpus = pin(Corpus(source=str(source), heldout=0.3, max_tokens=max_tokens))
+    corpus = pin(Corpus(path=str(source), holdout_fraction=0.3, max_tokens=max_tokens))
     write_tokens(corpus, tiny_tokenizer, tmp_path / "same")
     write(source, [*texts[:-1], texts[-1].replace("9", "8")])
-    with pytest.raises(ConfigError, match=r"^corpus.source: .* must not change") as caught:
+    with pytest.raises(ConfigError, match=r"^corpus.path: .* must not change") as caught:
         write_tokens(corpus, tiny_tokenizer, tmp_path / "other")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "other" / "tokens.json").exists()
@@ -51,7 +51,7 @@ def test_other_text_than_at_the_start_is_refused(
 
 def test_a_file_that_is_added_to_a_folder_is_refused(tmp_path: Path, texts: list[str]) -> None:
     write(tmp_path / "a.jsonl", texts)
-    corpus = pin(Corpus(source=str(tmp_path)))
+    corpus = pin(Corpus(path=str(tmp_path)))
     write(tmp_path / "b.jsonl", texts[:1])
     with pytest.raises(ConfigError, match="must not change"):
         list(documents(corpus))
@@ -69,7 +69,7 @@ def test_a_built_in_text_is_verified_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_cell_of_changed_text_is_not_computed(tiny_cell, tiny_runner) -> None:
-    path = Path(tiny_cell.corpus.source)
+    path = Path(tiny_cell.corpus.path)
     path.write_text(path.read_text().replace("0: ", "1: ", 1))
     with pytest.raises(ConfigError, match="must not change"):
         tiny_runner.check([tiny_cell])
@@ -81,7 +81,7 @@ def test_an_evaluation_of_changed_text_is_refused(
     tmp_path: Path, texts: list[str], tiny_llama, tiny_tokenizer, limit: int | None
 ) -> None:
     source = write(tmp_path / "a.jsonl", texts[:20])
-    known = fingerprint(Corpus(source=str(source)))
+    known = fingerprint(Corpus(path=str(source)))
     text = Text(str(source), limit=limit, fingerprint=known)
     ask = functools.partial(measure_text, tiny_llama, tiny_tokenizer, text)
     assert ask().num_documents == (limit or 20)

@@ -73,7 +73,7 @@ def test_a_conversation_is_a_document_in_the_templates_words(
         source = str(tmp_path / "chat.parquet")
         pd.DataFrame({"messages": chats()}).to_parquet(source)
     tokenizer = tokenizer_with(PLAIN, tiny_tokenizer)
-    write_tokens(pin(Corpus(source=source, column="messages")), tokenizer, tmp_path / "tokens", vocab_size=258)
+    write_tokens(pin(Corpus(path=source, text_column="messages")), tokenizer, tmp_path / "tokens", vocab_size=258)
     text, num_stops = "", 0
     for split in SPLITS:
         for block in written(tokenizer, tmp_path / "tokens", split):
@@ -90,7 +90,7 @@ def test_the_loss_is_on_the_assistants_turns(
     tmp_path: Path, source: str, tiny_tokenizer, template: str, turn_end: str
 ) -> None:
     tokenizer = tokenizer_with(template, tiny_tokenizer)
-    corpus = Corpus(source=source, column="messages", loss_on="assistant")
+    corpus = Corpus(path=source, text_column="messages", loss_on="assistant")
     write_tokens(pin(corpus), tokenizer, tmp_path / "tokens")
     scored = ""
     for split in SPLITS:
@@ -107,7 +107,7 @@ def test_only_sequences_with_scored_tokens_are_kept_and_counted(tmp_path: Path, 
     chat = [{"role": "user", "content": "why " * 300}, {"role": "assistant", "content": "no"}]
     rows = [{"messages": [*chat, {"role": "user", "content": str(i)}]} for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    corpus = Corpus(source=str(tmp_path / "a.jsonl"), column="messages", loss_on="assistant")
+    corpus = Corpus(path=str(tmp_path / "a.jsonl"), text_column="messages", loss_on="assistant")
     counts = write_tokens(corpus, tokenizer_with(PLAIN, tiny_tokenizer), tmp_path / "tokens")
     blocks = TokenSequences(tmp_path / "tokens", "train", 32)
     by_labels = [int((block["labels"][1:] != IGNORED).sum()) for block in blocks]
@@ -126,7 +126,7 @@ def test_a_text_counts_its_scored_tokens(numbered) -> None:
 @pytest.mark.parametrize(
     ("template", "fields", "complaint"),
     [
-        (None, {}, "corpus.column: 'messages' is a list of messages, and the tokenizer has no chat template"),
+        (None, {}, "corpus.text_column: 'messages' is a list of messages, and the tokenizer has no chat template"),
         (FORGETFUL, {"loss_on": "assistant"}, "corpus.loss_on: must be all for this tokenizer"),
         ("{{ raise_exception('roles must alternate') }}", {}, "does not fit the tokenizer's chat template .roles must"),
     ],
@@ -134,7 +134,7 @@ def test_a_text_counts_its_scored_tokens(numbered) -> None:
 def test_what_cannot_be_written_is_refused(
     tmp_path: Path, source: str, tiny_tokenizer, template: str | None, fields: dict[str, Any], complaint: str
 ) -> None:
-    corpus = Corpus(source=source, column="messages", **fields)
+    corpus = Corpus(path=source, text_column="messages", **fields)
     with pytest.raises(ConfigError, match=complaint) as caught:
         write_tokens(corpus, tokenizer_with(template, tiny_tokenizer), tmp_path / "tokens")
     assert "\n" not in str(caught.value)
@@ -143,6 +143,6 @@ def test_what_cannot_be_written_is_refused(
 def test_plain_text_has_no_turns(tmp_path: Path, source: str, tiny_tokenizer) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 50)
     with pytest.raises(ConfigError, match=r"corpus.loss_on: must be all for plain text"):
-        write_tokens(Corpus(source=str(tmp_path / "a.jsonl"), loss_on="assistant"), tiny_tokenizer, tmp_path / "tokens")
+        write_tokens(Corpus(path=str(tmp_path / "a.jsonl"), loss_on="assistant"), tiny_tokenizer, tmp_path / "tokens")
     with pytest.raises(ConfigError, match=r"'messages' must be text here, got a list of messages"):
-        list(documents(Corpus(source=source, column="messages")))
+        list(documents(Corpus(path=source, text_column="messages")))

@@ -40,7 +40,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 
 def read(path: Path, **fields) -> list[str]:
-    return [text for _, text in documents(Corpus(source=str(path), **fields))]
+    return [text for _, text in documents(Corpus(path=str(path), **fields))]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
@@ -81,7 +81,7 @@ def test_the_split_of_a_document_is_its_own(tmp_path: Path, texts: list[str]) ->
 
     def splits(name: str, some: list[str]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for split, text in documents(Corpus(source=str(write(tmp_path / name, some)))):
+        for split, text in documents(Corpus(path=str(write(tmp_path / name, some)))):
             found.setdefault(text, set()).add(split)
         return found
 
@@ -95,17 +95,17 @@ def test_the_split_of_a_document_is_its_own(tmp_path: Path, texts: list[str]) ->
 def test_documents_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
     same = "# Copyright of somebody, all rights reserved.\n" * 20
     source = write(tmp_path / "a.jsonl", [f"{same}{i}" for i in range(200)])
-    assert {split for split, _ in documents(Corpus(source=str(source)))} == set(SPLITS)
+    assert {split for split, _ in documents(Corpus(path=str(source)))} == set(SPLITS)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.parquet"])
 def test_fingerprint_is_of_content_and_not_of_place(tmp_path: Path, texts: list[str], name: str) -> None:
     def of(folder: str, some: list[str]) -> str:
-        return fingerprint(Corpus(source=str(write(tmp_path / folder / name, some))))
+        return fingerprint(Corpus(path=str(write(tmp_path / folder / name, some))))
 
     first = of("here", texts)
     assert of("there", texts) == first
-    assert fingerprint(Corpus(source=str(tmp_path / "there"))) == first
+    assert fingerprint(Corpus(path=str(tmp_path / "there"))) == first
     assert of("changed", [*texts[:-1], texts[-1].replace(".", "!")]) != first
 
 
@@ -119,17 +119,17 @@ def test_fingerprint_knows_how_text_is_read(tmp_path: Path, texts: list[str]) ->
             (tmp_path / folder / f"{number}.txt").write_text(content)
     (tmp_path / "rows.jsonl").write_text(row + row + row)
     sources = [*cut, "rows.jsonl"]
-    assert len({fingerprint(Corpus(source=str(tmp_path / source))) for source in sources}) == len(sources)
+    assert len({fingerprint(Corpus(path=str(tmp_path / source))) for source in sources}) == len(sources)
 
 
 def test_a_packed_file_is_known_by_what_is_in_it(tmp_path: Path, texts: list[str]) -> None:
     plain, packed = write(tmp_path / "a.txt", texts), write(tmp_path / "a.txt.gz", texts)
-    assert fingerprint(Corpus(source=str(plain))) == fingerprint(Corpus(source=str(packed)))
+    assert fingerprint(Corpus(path=str(plain))) == fingerprint(Corpus(path=str(packed)))
 
 
 def test_pin_replaces_the_place_in_the_address(tmp_path: Path, texts: list[str]) -> None:
-    here = pin(Corpus(source=str(write(tmp_path / "a.jsonl", texts))))
-    there = pin(Corpus(source=str(write(tmp_path / "b" / "c.jsonl", texts))))
+    here = pin(Corpus(path=str(write(tmp_path / "a.jsonl", texts))))
+    there = pin(Corpus(path=str(write(tmp_path / "b" / "c.jsonl", texts))))
     assert here != there
     assert canonical(here) == canonical(there)
     (tmp_path / "a.jsonl").unlink()
@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(tmp_path: Path, case: str) -> None:
     make(tmp_path / name)
     column = "wanted" if "parquet" in case else "text"
     with pytest.raises(ConfigError, match=complaint) as caught:
-        pin_and_read(Corpus(source=str(tmp_path / name), column=column))
+        pin_and_read(Corpus(path=str(tmp_path / name), text_column=column))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("corpus.")
 
@@ -190,7 +190,7 @@ def test_bad_input_is_one_line(tmp_path: Path, case: str) -> None:
 def test_an_empty_file_among_others_is_no_error(tmp_path: Path, texts: list[str]) -> None:
     write(tmp_path / "a.jsonl", texts)
     (tmp_path / "b.txt").touch()
-    assert fingerprint(Corpus(source=str(tmp_path)))
+    assert fingerprint(Corpus(path=str(tmp_path)))
     assert read(tmp_path) == texts
 
 
@@ -198,7 +198,7 @@ def test_an_empty_file_among_others_is_no_error(tmp_path: Path, texts: list[str]
 def test_a_hub_id_that_cannot_be_reached_is_one_line(source: str) -> None:
     for act in (fingerprint, lambda corpus: list(documents(corpus))):
         with pytest.raises(ConfigError, match=source) as caught:
-            act(Corpus(source=source))
+            act(Corpus(path=source))
         assert "\n" not in str(caught.value)
 
 
@@ -246,10 +246,10 @@ def test_the_standard_library_is_split_by_name_wherever_it_lies(
 
 
 def test_dependencies_are_only_trained_on(python: dict[str, str]) -> None:
-    alone = list(documents(Corpus(source="python")))
-    more = list(documents(Corpus(source="python+dependencies")))
+    alone = list(documents(Corpus(path="python")))
+    more = list(documents(Corpus(path="python+dependencies")))
     assert more[: len(alone)] == alone
     assert len(more) > len(alone) + 1000
     assert {split for split, _ in more[len(alone) :]} == {"train"}
     assert {split for split, _ in alone} == set(SPLITS)
-    assert [split for split, _ in alone] == [split_of(name, Corpus().heldout) for name in python]
+    assert [split for split, _ in alone] == [split_of(name, Corpus().holdout_fraction) for name in python]

@@ -52,7 +52,7 @@ def test_each_format_gives_the_same_documents(tmp_path: Path, name: str) -> None
         pd.DataFrame(ROWS).to_parquet(path)
     else:
         path.write_bytes(WRITTEN[name])
-    assert list(documents(pin(Corpus(source=str(path))))) == [(split_of(text, 0.1), text) for text in TEXTS]
+    assert list(documents(pin(Corpus(path=str(path))))) == [(split_of(text, 0.1), text) for text in TEXTS]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.txt.gz", "a.txt.zst"])
@@ -60,7 +60,7 @@ def test_plain_text_loses_its_byte_order_mark_and_carriage_returns(tmp_path: Pat
     data = b"\xef\xbb\xbf" + "na\u00efve\r\ntext\r\n".encode() * 50
     pack: Callable[[bytes], bytes] = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(data))
-    assert "".join(text for _, text in documents(pin(Corpus(source=str(tmp_path / name))))) == "na\u00efve\ntext\n" * 50
+    assert "".join(text for _, text in documents(pin(Corpus(path=str(tmp_path / name))))) == "na\u00efve\ntext\n" * 50
 
 
 NESTED = [{"meta": {"text": text, "n": i}, "id": i} for i, text in enumerate(TEXTS)]
@@ -72,14 +72,14 @@ def test_dots_lead_into_nested_columns(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(lines([*NESTED, {"meta": None, "id": 0}]))
     else:
         pd.DataFrame(NESTED).to_parquet(tmp_path / name)
-    corpus = pin(Corpus(source=str(tmp_path / name), column="meta.text", group="meta.n"))
+    corpus = pin(Corpus(path=str(tmp_path / name), text_column="meta.text", group="meta.n"))
     assert list(documents(corpus)) == [(split_of(str(i), 0.1), text) for i, text in enumerate(TEXTS)]
 
 
 def test_a_column_whose_name_has_a_dot_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([{"meta.text": "literal", "meta": {"text": "nested"}}]))
     pd.DataFrame([{"meta.text": "literal"}]).to_parquet(tmp_path / "b.parquet")
-    assert [text for _, text in documents(Corpus(source=str(tmp_path), column="meta.text"))] == ["literal"] * 2
+    assert [text for _, text in documents(Corpus(path=str(tmp_path), text_column="meta.text"))] == ["literal"] * 2
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
@@ -91,7 +91,7 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path: Path, name: str) ->
         rows.to_csv(tmp_path / name)
     else:
         (tmp_path / name).write_bytes(lines([{"text": t} for t in ["one", None, "two", " \n"]]) + b'{"id": 1}\n')
-    reader = Reader(Corpus(source=str(tmp_path / name)))
+    reader = Reader(Corpus(path=str(tmp_path / name)))
     assert [passage.content for passage in reader] == ["one", "two"]
     assert reader.skipped == (3 if name == "a.jsonl" else 2)
 
@@ -103,12 +103,12 @@ def test_other_columns_may_be_anything(tmp_path: Path) -> None:
         {"text": "x", "score": [1, {"a": 2}]},
     ]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
-    assert sum(1 for _ in documents(Corpus(source=str(tmp_path / "a.jsonl")))) == 5002
+    assert sum(1 for _ in documents(Corpus(path=str(tmp_path / "a.jsonl")))) == 5002
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d b"}\n')
-    assert [text for _, text in documents(Corpus(source=str(tmp_path / "a.jsonl")))] == ["a? b"]
+    assert [text for _, text in documents(Corpus(path=str(tmp_path / "a.jsonl")))] == ["a? b"]
 
 
 def test_a_folder_names_what_it_ignores_and_reads_nothing_hidden(tmp_path: Path, caplog) -> None:
@@ -119,31 +119,31 @@ def test_a_folder_names_what_it_ignores_and_reads_nothing_hidden(tmp_path: Path,
     (tmp_path / "empty.parquet").touch()
     for name in ("README.md", "model.bin", "notes.docx", "z.py"):
         (tmp_path / name).write_text("ignored")
-    assert [text for _, text in documents(pin(Corpus(source=str(tmp_path))))] == TEXTS
-    assert caplog.messages == [f"corpus.source: {tmp_path}: ignored README.md, model.bin, notes.docx and 1 more"]
+    assert [text for _, text in documents(pin(Corpus(path=str(tmp_path))))] == TEXTS
+    assert caplog.messages == [f"corpus.path: {tmp_path}: ignored README.md, model.bin, notes.docx and 1 more"]
     caplog.clear()
-    alone = Corpus(source=str(tmp_path / "a.jsonl"))
-    assert fingerprint(alone) == fingerprint(Corpus(source=str(tmp_path)))
+    alone = Corpus(path=str(tmp_path / "a.jsonl"))
+    assert fingerprint(alone) == fingerprint(Corpus(path=str(tmp_path)))
     assert [record for record in caplog.records if "a.jsonl" in record.message] == []
 
 
 def test_markdown_is_read_where_it_is_the_text(tmp_path: Path) -> None:
     for number, text in enumerate(("# one", "# two")):
         (tmp_path / f"{number}.md").write_text(text)
-    assert [text for _, text in documents(Corpus(source=str(tmp_path)))] == ["# one", "# two"]
+    assert [text for _, text in documents(Corpus(path=str(tmp_path)))] == ["# one", "# two"]
 
 
 def test_a_broken_row_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:2]) + b'{"text": \n')
     with pytest.raises(ConfigError, match=r"a.jsonl cannot be read \(line 3: "):
-        list(documents(Corpus(source=str(tmp_path / "a.jsonl"))))
+        list(documents(Corpus(path=str(tmp_path / "a.jsonl"))))
 
 
 def test_real_data_is_read(shared: Path) -> None:
     """Every file format as the world writes it, with its known number of documents."""
-    found = list(documents(Corpus(source=str(shared / "data" / "tinystories" / "tinystories_1000.json"))))
+    found = list(documents(Corpus(path=str(shared / "data" / "tinystories" / "tinystories_1000.json"))))
     assert len(found) == 1000
     shakespeare = shared / "data" / "tinyshakespeare" / "input.txt"
-    assert "".join(text for _, text in documents(Corpus(source=str(shakespeare)))) == shakespeare.read_text()
+    assert "".join(text for _, text in documents(Corpus(path=str(shakespeare)))) == shakespeare.read_text()
     tasks = shared / "data" / "tasks"
-    assert sum(1 for _ in documents(Corpus(source=str(tasks / "HumanEval.jsonl.gz"), column="prompt"))) == 164
+    assert sum(1 for _ in documents(Corpus(path=str(tasks / "HumanEval.jsonl.gz"), text_column="prompt"))) == 164

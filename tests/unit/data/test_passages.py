@@ -31,7 +31,7 @@ def test_one_document_is_cut_into_three_contiguous_parts(
     whole = "".join(texts)
     data = whole.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    found = splits_of(Corpus(source=str(tmp_path / name), heldout=heldout))
+    found = splits_of(Corpus(path=str(tmp_path / name), holdout_fraction=heldout))
     assert list(found) == ["validation", "calibration", "train"]
     assert "".join(found.values()) == whole
     assert all(text.endswith("\n") for text in found.values())
@@ -42,13 +42,13 @@ def test_one_document_is_cut_into_three_contiguous_parts(
 
 def test_a_document_that_is_not_split_is_whole(tmp_path: Path, texts: list[str]) -> None:
     (tmp_path / "a.txt").write_text("".join(texts))
-    assert list(corpora.texts(Corpus(source=str(tmp_path / "a.txt")))) == ["".join(texts)]
+    assert list(corpora.texts(Corpus(path=str(tmp_path / "a.txt")))) == ["".join(texts)]
 
 
 def test_a_text_of_one_line_is_cut_between_words(tmp_path: Path) -> None:
     words = " ".join(f"word{i}" for i in range(2000))
     (tmp_path / "a.txt").write_text(words)
-    found = splits_of(Corpus(source=str(tmp_path / "a.txt"), heldout=0.1))
+    found = splits_of(Corpus(path=str(tmp_path / "a.txt"), holdout_fraction=0.1))
     assert [word for split in found.values() for word in split.split()] == words.split()
     assert found.keys() == set(SPLITS)
 
@@ -58,7 +58,7 @@ def test_parts_of_a_document_are_one_document(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(passages, "LONGEST", 100)
     (tmp_path / "a.txt").write_text("a line of words\n" * 200)
     flags = defaultdict(list)
-    for passage in Reader(Corpus(source=str(tmp_path / "a.txt"))):
+    for passage in Reader(Corpus(path=str(tmp_path / "a.txt"))):
         assert len(passage.content) <= 100
         flags[passage.split].append((passage.begins, passage.ends))
     assert flags.keys() == set(SPLITS)
@@ -90,7 +90,7 @@ def test_a_separator_parts_documents_as_split_does(
 def test_documents_between_separators_are_split_whole(tmp_path: Path, texts: list[str]) -> None:
     texts = [text.strip() for text in texts]
     (tmp_path / "a.txt").write_text("\n\n\n".join([*texts, " \n"]))
-    found = list(documents(Corpus(source=str(tmp_path / "a.txt"), separator="\n\n\n")))
+    found = list(documents(Corpus(path=str(tmp_path / "a.txt"), separator="\n\n\n")))
     assert found == [(split_of(text, 0.1), text) for text in texts]
     assert {split for split, _ in found} == set(SPLITS)
 
@@ -98,7 +98,7 @@ def test_documents_between_separators_are_split_whole(tmp_path: Path, texts: lis
 def test_files_of_a_folder_are_documents(tmp_path: Path, texts: list[str]) -> None:
     for number, text in enumerate(texts[:60]):
         (tmp_path / f"{number:02}.txt").write_text(text)
-    assert list(documents(Corpus(source=str(tmp_path)))) == [(split_of(text, 0.1), text) for text in texts[:60]]
+    assert list(documents(Corpus(path=str(tmp_path)))) == [(split_of(text, 0.1), text) for text in texts[:60]]
 
 
 def test_an_article_of_wikitext_is_a_document(tmp_path: Path) -> None:
@@ -106,20 +106,20 @@ def test_an_article_of_wikitext_is_a_document(tmp_path: Path) -> None:
     first = " \n = Robert = \n \n Robert is an actor . \n \n = = Career = = \n \n He acts . \n = Goals ; A = \n"
     second = " \n = Du Fu = \n \n Du Fu was a poet . \n"
     (tmp_path / "wiki.tokens").write_text(first + second)
-    found = [text for _, text in documents(Corpus(source=str(tmp_path / "wiki.tokens")))]
+    found = [text for _, text in documents(Corpus(path=str(tmp_path / "wiki.tokens")))]
     assert found == [first.removeprefix(" \n") + " \n", second.removeprefix(" \n")]
 
 
 def test_wikitext_has_its_published_number_of_articles(shared: Path) -> None:
     for name, number in (("train", 600), ("valid", 60)):
         path = shared / "data" / "wikitext-2" / f"wiki.{name}.tokens"
-        found = [text for _, text in documents(Corpus(source=str(path)))]
+        found = [text for _, text in documents(Corpus(path=str(path)))]
         assert len(found) == number
         assert "".join(found).strip() == path.read_text().strip()
 
 
 def test_a_readme_is_a_document() -> None:
-    found = {text: split for split, text in documents(Corpus(source="readmes", heldout=0.2))}
+    found = {text: split for split, text in documents(Corpus(path="readmes", holdout_fraction=0.2))}
     for package in ("torch", "lightning", "pandas"):
         text = str(importlib.metadata.metadata(package).json["description"])
         assert found[text] == split_of(package, 0.2)
@@ -137,7 +137,7 @@ def test_rows_of_a_group_share_a_split(tmp_path: Path, texts: list[str], name: s
         rows.to_parquet(path)
     else:
         rows.to_json(path, orient="records", lines=True)
-    found = list(documents(Corpus(source=str(path), group="book")))
+    found = list(documents(Corpus(path=str(path), group="book")))
     assert found == [(split_of(book, 0.1), text) for text, book in zip(texts, rows["book"], strict=True)]
 
 
@@ -157,7 +157,7 @@ def test_fields_without_effect_are_refused(tmp_path: Path, case: str) -> None:
     (tmp_path / name).write_text('{"text": "x"}\n')
     source = name if "." not in name else str(tmp_path / name)
     with pytest.raises(ConfigError, match=complaint):
-        list(documents(pin(Corpus(source=source, **fields))))
+        list(documents(pin(Corpus(path=source, **fields))))
 
 
 def test_text_split_by_document_has_other_fingerprints(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_text_split_by_document_has_other_fingerprints(tmp_path: Path) -> None:
     import hashlib
 
     (tmp_path / "a.txt").write_text("text\n")
-    assert fingerprint(Corpus(source=str(tmp_path / "a.txt"))) != hashlib.sha256(b"text\ntext 5").hexdigest()
+    assert fingerprint(Corpus(path=str(tmp_path / "a.txt"))) != hashlib.sha256(b"text\ntext 5").hexdigest()
     row = json.dumps({"text": "x"}) + "\n"
     (tmp_path / "a.jsonl").write_text(row)
     before = hashlib.sha256(row.encode() + f"json {len(row)}".encode()).hexdigest()
-    assert fingerprint(Corpus(source=str(tmp_path / "a.jsonl"))) != before
+    assert fingerprint(Corpus(path=str(tmp_path / "a.jsonl"))) != before

@@ -33,7 +33,7 @@ def cases(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_are_read_and_counted(
     cases: Path, name: str, column: str, documents: int, skipped: int, duplicates: int
 ) -> None:
-    reader = Reader(pin(Corpus(source=str(cases / name), column=column)))
+    reader = Reader(pin(Corpus(path=str(cases / name), text_column=column)))
     assert sum(1 for _ in reader) == documents
     assert (reader.num_documents, reader.skipped, reader.num_duplicates) == (documents, skipped, duplicates)
 
@@ -44,18 +44,18 @@ def test_no_control_token_comes_from_text(cases: Path, tmp_path: Path) -> None:
         "".join(json.dumps({"text": f"{i} {row['text']}"}) + "\n" for i, row in enumerate(rows))
     )
     tokenizer = loading.load_tokenizer(loading.locate("python-3.1M"))
-    write_tokens(pin(Corpus(source=str(tmp_path / "a.jsonl"))), tokenizer, tmp_path / "tokens")
+    write_tokens(pin(Corpus(path=str(tmp_path / "a.jsonl"))), tokenizer, tmp_path / "tokens")
     ids = np.concatenate([np.fromfile(path, np.uint16) for path in (tmp_path / "tokens").glob("*.bin")])
     assert (ids == tokenizer.eos_token_id).sum() == len(rows)
 
 
 def test_no_byte_order_mark_stays(cases: Path) -> None:
-    (text,) = texts(Corpus(source=str(cases / "crlf_bom.txt")))
+    (text,) = texts(Corpus(path=str(cases / "crlf_bom.txt")))
     assert text.startswith("The quick")
     assert "\r" not in text
 
 
 def test_messages_need_a_chat_template(cases: Path, tmp_path: Path) -> None:
-    corpus = pin(Corpus(source=str(cases / "chat.jsonl"), column="messages"))
+    corpus = pin(Corpus(path=str(cases / "chat.jsonl"), text_column="messages"))
     with pytest.raises(ConfigError, match="is a list of messages, and the tokenizer has no chat template"):
         write_tokens(corpus, loading.load_tokenizer(loading.locate("python-3.1M")), tmp_path / "tokens")

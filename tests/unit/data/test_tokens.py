@@ -20,7 +20,7 @@ from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
 def corpus(tmp_path: Path, texts: list[str]) -> Corpus:
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return Corpus(source=str(source))
+    return Corpus(path=str(source))
 
 
 def expected(corpus: Corpus, tokenizer, split: str) -> list[int]:
@@ -76,7 +76,7 @@ def test_large_vocabularies_are_stored_wider(tmp_path: Path, entries: int, dtype
     assert len(tokenizer) == entries
     rows = [f"w{entries - 1} w{i}" for i in range(1, 60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    corpus = Corpus(source=str(tmp_path / "a.jsonl"))
+    corpus = Corpus(path=str(tmp_path / "a.jsonl"))
     write_tokens(corpus, tokenizer, tmp_path / "tokens")
     assert json.loads((tmp_path / "tokens" / "tokens.json").read_text())["dtype"] == dtype
     ids, _ = blocks_of(tmp_path / "tokens", "train", 3)
@@ -98,7 +98,7 @@ def test_an_end_the_tokenizer_writes_is_not_doubled(tmp_path: Path, corpus: Corp
 @pytest.mark.parametrize("max_tokens", [1, 1000, 1033])
 def test_max_tokens_is_the_train_split(tmp_path: Path, corpus: Corpus, tiny_tokenizer, max_tokens: int) -> None:
     """Exactly the first tokens of the stream, of which the held-out splits take part."""
-    limited = Corpus(source=corpus.source, heldout=0.3, max_tokens=max_tokens)
+    limited = Corpus(path=corpus.path, holdout_fraction=0.3, max_tokens=max_tokens)
     counts = write_tokens(limited, tiny_tokenizer, tmp_path / "tokens")
     assert counts["train"] == max_tokens
     stored = np.fromfile(tmp_path / "tokens" / "train.bin", np.uint16)
@@ -115,7 +115,7 @@ def test_progress_counts_train_tokens(tmp_path: Path, corpus: Corpus, tiny_token
 @pytest.mark.parametrize(("heldout", "split"), [(0.0, "validation"), (0.5, "train")])
 def test_a_split_without_text_is_refused(tmp_path: Path, corpus: Corpus, tiny_tokenizer, heldout, split) -> None:
     with pytest.raises(ConfigError, match=f"no text for the {split} split"):
-        write_tokens(Corpus(source=corpus.source, heldout=heldout), tiny_tokenizer, tmp_path / "tokens")
+        write_tokens(Corpus(path=corpus.path, holdout_fraction=heldout), tiny_tokenizer, tmp_path / "tokens")
     assert not (tmp_path / "tokens" / "tokens.json").exists()
 
 
@@ -130,7 +130,7 @@ def test_passages_of_a_document_have_one_end(
 ) -> None:
     """One end a part of the only document, wherever its passages are cut."""
     (tmp_path / "a.txt").write_text("".join(texts))
-    corpus = Corpus(source=str(tmp_path / "a.txt"))
+    corpus = Corpus(path=str(tmp_path / "a.txt"))
     whole = write_tokens(corpus, tiny_tokenizer, tmp_path / "whole")
     monkeypatch.setattr(passages, "LONGEST", 500)
     assert write_tokens(corpus, tiny_tokenizer, tmp_path / "cut") == whole
@@ -145,7 +145,7 @@ def test_text_that_spells_a_control_token_stays_text(tmp_path: Path, tiny_tokeni
     end = tiny_tokenizer.eos_token
     rows = [f"{i} before {end} after {end}" for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    write_tokens(Corpus(source=str(tmp_path / "a.jsonl")), tiny_tokenizer, tmp_path / "tokens")
+    write_tokens(Corpus(path=str(tmp_path / "a.jsonl")), tiny_tokenizer, tmp_path / "tokens")
     ids = np.concatenate([np.fromfile(tmp_path / "tokens" / f"{split}.bin", np.uint16) for split in SPLITS])
     assert (ids == tiny_tokenizer.eos_token_id).sum() == len(rows)
     found = tiny_tokenizer.decode(ids[ids != tiny_tokenizer.eos_token_id]).split(f"after {end}")
@@ -159,7 +159,7 @@ def test_real_tokenizers_write_what_they_encode(tmp_path: Path, shared: Path, mo
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / model)
     rows = [f"{i} Once upon a time,\n there was  a cat. caf\u00e9" for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    corpus = Corpus(source=str(tmp_path / "a.jsonl"))
+    corpus = Corpus(path=str(tmp_path / "a.jsonl"))
     write_tokens(corpus, tokenizer, tmp_path / "tokens")
     for split in SPLITS:
         wanted = [i for name, text in documents(corpus) if name == split for i in tokenizer(text)["input_ids"]]
@@ -176,7 +176,7 @@ def words(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
 def test_the_largest_id_decides_the_width(tmp_path: Path) -> None:
     """Three entries, of which one has an id that 16 bits do not hold."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "w1 w2 " * i}) + "\n" for i in range(1, 60)))
-    write_tokens(Corpus(source=str(tmp_path / "a.jsonl")), words({"w0": 0, "w1": 1, "w2": 70_000}), tmp_path / "tokens")
+    write_tokens(Corpus(path=str(tmp_path / "a.jsonl")), words({"w0": 0, "w1": 1, "w2": 70_000}), tmp_path / "tokens")
     ids, _ = blocks_of(tmp_path / "tokens", "train", 3)
     assert set(ids.flatten().tolist()) == {0, 1, 70_000}
 
@@ -184,7 +184,7 @@ def test_the_largest_id_decides_the_width(tmp_path: Path) -> None:
 def test_ids_beyond_the_embedding_are_refused_where_they_occur(tmp_path: Path) -> None:
     """And an entry that no text yields is not."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "w1 w2 " * i}) + "\n" for i in range(1, 60)))
-    corpus = Corpus(source=str(tmp_path / "a.jsonl"))
+    corpus = Corpus(path=str(tmp_path / "a.jsonl"))
     unused = {"w0": 0, "w1": 1, "w2": 2, "w3": 3}
     write_tokens(corpus, words(unused), tmp_path / "accepted", vocab_size=3)
     with pytest.raises(ConfigError, match=r"below the model's 3 embeddings, got 3 for 'w2'"):
@@ -195,7 +195,7 @@ def test_ids_beyond_the_embedding_are_refused_where_they_occur(tmp_path: Path) -
 def test_copies_and_rows_without_text_are_counted(tmp_path: Path, texts: list[str], tiny_tokenizer, caplog) -> None:
     rows = [*texts, None, " \n", *texts[:50]]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    write_tokens(Corpus(source=str(tmp_path / "a.jsonl")), tiny_tokenizer, tmp_path / "tokens")
+    write_tokens(Corpus(path=str(tmp_path / "a.jsonl")), tiny_tokenizer, tmp_path / "tokens")
     about = json.loads((tmp_path / "tokens" / "tokens.json").read_text())
     assert (about["num_documents"], about["num_duplicates"], about["num_skipped"]) == (350, 50, 2)
     assert "skipped 2 rows" in caplog.text

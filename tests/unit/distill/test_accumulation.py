@@ -12,7 +12,7 @@ import pytest
 import torch
 from distilled import ALL_STATES, VOCAB, llama, student_of
 
-from lit_prune.config import Distill, Execution, Lora, Optim
+from lit_prune.config import Distill, Execution, Lora, Optimizer
 from lit_prune.data.retraining import RetrainingData, SeededOrder, StepParts, StepSampler
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill.cotrain import JointDistiller
@@ -24,15 +24,17 @@ RAGGED = (11, 1, 4, 0)
 
 OBJECTIVES = {
     "logits": Distill(),
-    "clm": Distill(w_clm=1.0, w_logits=0.0),
-    "top-k": Distill(top_k=5, logit_loss="reverse_kld", temperature=2.0, tau_squared=True),
-    "states": Distill(w_clm=0.3, alpha=0.2, **ALL_STATES),
-    "relations": Distill(alpha="dynamic", attention=("last:last",), relation_heads=2),
+    "clm": Distill(ce_weight=1.0, kd_weight=0.0),
+    "top-k": Distill(top_k=5, logit_loss="reverse_kld", temperature=2.0, scale_by_temperature_squared=True),
+    "states": Distill(ce_weight=0.3, alpha=0.2, **ALL_STATES),
+    "relations": Distill(alpha="dynamic", match_attention=("last:last",), relation_heads=2),
     "dynamic": Distill(alpha="dynamic", **ALL_STATES),
-    "balanced": Distill(w_clm="balanced", top_k=5),
-    "both ratios": Distill(alpha="dynamic", w_clm="balanced", attention=("0:0",), relation_heads=4, **ALL_STATES),
-    "balanced by states alone": Distill(w_clm="balanced", w_logits=0.0, alpha=0.5, **ALL_STATES),
-    "alongside": Distill(w_clm="balanced", alpha="dynamic", teacher_optim=Optim(), **ALL_STATES),
+    "balanced": Distill(ce_weight="balanced", top_k=5),
+    "both ratios": Distill(
+        alpha="dynamic", ce_weight="balanced", match_attention=("0:0",), relation_heads=4, **ALL_STATES
+    ),
+    "balanced by states alone": Distill(ce_weight="balanced", kd_weight=0.0, alpha=0.5, **ALL_STATES),
+    "alongside": Distill(ce_weight="balanced", alpha="dynamic", teacher_optimizer=Optimizer(), **ALL_STATES),
 }
 
 
@@ -58,7 +60,7 @@ def gradients(module: Distiller, parts: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_have_the_gradient_of_the_whole_step(name):
     distill = OBJECTIVES[name]
-    kind = Distiller if distill.teacher_optim is None else JointDistiller
+    kind = Distiller if distill.teacher_optimizer is None else JointDistiller
     modules = {parts: kind(student_of(), llama(), distill, parts) for parts in (1, 2, 4)}
     for module in modules.values():
         module.projection.load_state_dict(modules[1].projection.state_dict())
@@ -77,7 +79,7 @@ def test_the_denominator_is_the_number_of_scored_tokens_of_the_step():
     """By hand: the gradient of the sum of the tokens' cross-entropies over their number, in float64."""
     ids, labels = step()
     student = student_of()
-    module = Distiller(copy.deepcopy(student), None, Distill(w_clm=1.0, w_logits=0.0), 4)
+    module = Distiller(copy.deepcopy(student), None, Distill(ce_weight=1.0, kd_weight=0.0), 4)
     found = gradients(module, 4)
     student.double()
     log_p = student(input_ids=ids).logits[:, :-1].log_softmax(-1)
@@ -101,10 +103,10 @@ def ragged(numbered: Any) -> Path:
 
 
 RUNS = {
-    "both ratios": Distill(alpha="dynamic", w_clm="balanced", **ALL_STATES),
+    "both ratios": Distill(alpha="dynamic", ce_weight="balanced", **ALL_STATES),
     "lora": Distill(alpha="dynamic", lora=Lora(rank=2), **ALL_STATES),
-    "last": Distill(alpha="dynamic", w_clm="balanced", last=1, block_output=("last:last",)),
-    "alongside": Distill(w_clm=0.5, teacher_optim=Optim(lr=1e-3, warmup=1)),
+    "last": Distill(alpha="dynamic", ce_weight="balanced", train_last_layers=1, match_layer_output=("last:last",)),
+    "alongside": Distill(ce_weight=0.5, teacher_optimizer=Optimizer(lr=1e-3, warmup_steps=1)),
 }
 
 
@@ -112,12 +114,14 @@ RUNS = {
 def test_a_run_in_micro_batches_is_the_same_run(ragged, tmp_path, name):
     if name == "lora":
         pytest.importorskip("peft")
-    recipe = dataclasses.replace(RUNS[name], block=8, batch=4, steps=4, optim=Optim(lr=1e-3, warmup=1))
+    recipe = dataclasses.replace(
+        RUNS[name], seq_len=8, batch_size=4, max_steps=4, optimizer=Optimizer(lr=1e-3, warmup_steps=1)
+    )
     students, histories = [], []
     for parts in (1, 2, 4):
         student, folder = student_of(), tmp_path / str(parts)
         folder.mkdir()
-        how = Execution(accelerator="cpu", accumulate=parts, checkpoint_seconds=1e9, log_every=1)
+        how = Execution(accelerator="cpu", grad_accum_steps=parts, checkpoint_seconds=1e9, log_every=1)
         train(student, llama(), recipe, ragged, folder, seed=0, execution=how, tell=lambda *_: None)
         students.append(student.state_dict())
         histories.append(pd.read_csv(folder / "metrics.csv").drop(columns="tokens_per_second"))

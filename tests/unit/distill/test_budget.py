@@ -23,14 +23,14 @@ from lit_prune.report.results_frame import tidy
 from lit_prune.store import Store
 from lit_prune.store.address import key
 
-STEP = Distill(batch=4, block=16)
+STEP = Distill(batch_size=4, seq_len=16)
 """64 tokens a step, 640 FLOPs at 10 a token."""
 
 
 def steps(**budget):
     found = with_steps(dataclasses.replace(STEP, **budget), lambda: 10.0)
-    assert (found.tokens, found.flops) == (None, None)
-    return found.steps
+    assert (found.max_tokens, found.max_flops) == (None, None)
+    return found.max_steps
 
 
 def refused(do, *given, **named):
@@ -53,7 +53,7 @@ def test_a_budget_of_tokens_is_the_nearest_whole_number_of_steps(tokens, expecte
 
 def test_without_a_budget_nothing_changes_and_no_cost_is_asked():
     assert with_steps(STEP, lambda: 1 / 0) is STEP
-    assert with_steps(dataclasses.replace(STEP, tokens=128), lambda: 1 / 0).steps == 2
+    assert with_steps(dataclasses.replace(STEP, max_tokens=128), lambda: 1 / 0).max_steps == 2
 
 
 @pytest.mark.parametrize("budget", [{"tokens": 63}, {"tokens": 0}, {"tokens": -640}, {"flops": 639.0}, {"flops": 0.0}])
@@ -64,36 +64,42 @@ def test_less_than_a_step_is_refused(budget):
 
 def test_two_budgets_are_refused(tmp_path):
     assert "give one of steps, tokens and flops" in refused(steps, tokens=640, flops=640.0)
-    asked = {"distill.steps": 5, "distill.tokens": 640}
-    assert "distill.steps and distill.tokens: give one" in refused(entries, TABLE, Profile(Cell()), settings=asked)
+    asked = {"distill.max_steps": 5, "distill.max_tokens": 640}
+    assert "distill.max_steps and distill.max_tokens: give one" in refused(
+        entries, TABLE, Profile(Cell()), settings=asked
+    )
     profile = tmp_path / "both.yaml"
     profile.write_text("distill: {tokens: 640, flops: 1e9}\n")
-    assert "distill.tokens and distill.flops: give one" in refused(load_profile, str(profile))
+    assert "distill.max_tokens and distill.max_flops: give one" in refused(load_profile, str(profile))
 
 
 def test_what_is_set_later_decides():
-    by_tokens = override(Cell(), {"distill.steps": 7, "distill.tokens": 640})
-    assert by_tokens.distill == Distill(tokens=640)
-    by_flops = override(by_tokens, {"distill.flops": 1e12})
-    assert by_flops.distill == Distill(flops=1e12)
-    assert override(by_flops, {"distill.steps": 0}).distill == Distill(steps=0)
-    assert override(by_flops, {"distill.tokens": None, "distill.batch": 2}).distill == Distill(flops=1e12, batch=2)
+    by_tokens = override(Cell(), {"distill.max_steps": 7, "distill.max_tokens": 640})
+    assert by_tokens.distill == Distill(max_tokens=640)
+    by_flops = override(by_tokens, {"distill.max_flops": 1e12})
+    assert by_flops.distill == Distill(max_flops=1e12)
+    assert override(by_flops, {"distill.max_steps": 0}).distill == Distill(max_steps=0)
+    assert override(by_flops, {"distill.max_tokens": None, "distill.batch_size": 2}).distill == Distill(
+        max_flops=1e12, batch_size=2
+    )
 
 
 def test_a_budget_leaves_what_is_not_retrained_as_it_is():
-    found = entries(TABLE, Profile(Cell(), seeds=1), settings={"distill.tokens": 640})
-    of_rows, of_references = ({e.cell.distill.steps for e in found if e.reference is kind} for kind in (False, True))
+    found = entries(TABLE, Profile(Cell(), seeds=1), settings={"distill.max_tokens": 640})
+    of_rows, of_references = (
+        {e.cell.distill.max_steps for e in found if e.reference is kind} for kind in (False, True)
+    )
     assert of_references == {0}
     assert 0 not in of_rows
 
 
 def test_a_table_that_sweeps_the_length_takes_no_other():
     swept = dataclasses.replace(
-        TABLE, grid=axis("distill.flops", 1e12, 2e12), label=lambda point: f"{point['distill.flops']:.0e}",
+        TABLE, grid=axis("distill.max_flops", 1e12, 2e12), label=lambda point: f"{point['distill.max_flops']:.0e}",
         baseline="1e+12", paper={}, claims=(),
     )  # fmt: skip
-    said = refused(entries, swept, Profile(Cell()), settings={"distill.steps": 5})
-    assert "--set distill.steps: loss_ablation sweeps it" in said
+    said = refused(entries, swept, Profile(Cell()), settings={"distill.max_steps": 5})
+    assert "--set distill.max_steps: loss_ablation sweeps it" in said
 
 
 # Cells of the teacher that ships
@@ -103,7 +109,7 @@ def test_a_table_that_sweeps_the_length_takes_no_other():
 def cell(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n".join(texts * 3))
-    return Resolver().pin(Cell(corpus=Corpus(source=str(path)), distill=STEP))
+    return Resolver().pin(Cell(corpus=Corpus(path=str(path)), distill=STEP))
 
 
 def student_and_teacher(hidden):
@@ -113,47 +119,47 @@ def student_and_teacher(hidden):
     return student, teacher
 
 
-@pytest.mark.parametrize("objective", [{}, {"w_logits": 0.0, "w_clm": 1.0}, {"w_logits": 0.0, "alpha": 1.0}])
+@pytest.mark.parametrize("objective", [{}, {"kd_weight": 0.0, "ce_weight": 1.0}, {"kd_weight": 0.0, "alpha": 1.0}])
 def test_flops_are_those_of_the_student_and_of_the_teacher_where_the_objective_needs_it(cell, objective):
     student, teacher = student_and_teacher(144)
-    step = 64 * training_flops(student, 16, None if "w_clm" in objective else teacher)
+    step = 64 * training_flops(student, 16, None if "ce_weight" in objective else teacher)
     if "alpha" in objective:  # a trained projection of one state, but no gradients through the head
         objective, head = {**objective, "embedding": True}, student.vocab_size * 144
         step += 64 * 2 * (3 * 144 * teacher.hidden_size - 2 * head)
     asked = override(cell, {f"distill.{name}": value for name, value in objective.items()})
-    found = Resolver().pin(override(asked, {"distill.flops": 10.4 * step}))
-    assert found == override(asked, {"distill.steps": 10})
-    assert Resolver().pin(override(asked, {"distill.flops": 10.6 * step})).distill.steps == 11
+    found = Resolver().pin(override(asked, {"distill.max_flops": 10.4 * step}))
+    assert found == override(asked, {"distill.max_steps": 10})
+    assert Resolver().pin(override(asked, {"distill.max_flops": 10.6 * step})).distill.max_steps == 11
 
 
 @pytest.mark.parametrize("part", [{"last": 1}, {"lora.rank": 4}])
 def test_a_budget_of_flops_buys_more_steps_if_less_is_trained(cell, part):
     student, teacher = student_and_teacher(144)
-    budget = {"distill.flops": 100 * 64 * training_flops(student, 16, teacher)}
+    budget = {"distill.max_flops": 100 * 64 * training_flops(student, 16, teacher)}
     least = 64 * (forward_flops(student, 16) + forward_flops(teacher, 16))
     found = Resolver().pin(override(cell, {**budget, **{f"distill.{name}": value for name, value in part.items()}}))
-    assert 100 < found.distill.steps < budget["distill.flops"] / least
+    assert 100 < found.distill.max_steps < budget["distill.max_flops"] / least
 
 
-@pytest.mark.parametrize("shape", [{}, {"student.weights": "random"}, {"student.widths": "global"}])
+@pytest.mark.parametrize("shape", [{}, {"prune.init": "random"}, {"prune.width_allocation": "global"}])
 def test_every_way_to_a_shape_has_its_cost(cell, shape):
     student, teacher = student_and_teacher(144)
-    asked = override(cell, {**shape, "distill.flops": 3 * 64 * training_flops(student, 16, teacher)})
-    assert Resolver().pin(asked).distill.steps == 3
+    asked = override(cell, {**shape, "distill.max_flops": 3 * 64 * training_flops(student, 16, teacher)})
+    assert Resolver().pin(asked).distill.max_steps == 3
 
 
 def test_a_model_of_its_own_is_charged_as_it_is(cell, tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
     step = 64 * training_flops(tiny_llama.config, 16, student_and_teacher(144)[1])
-    asked = override(cell, {"student.model": str(tmp_path), "distill.flops": 2 * step})
-    assert Resolver().pin(asked).distill.steps == 2
+    asked = override(cell, {"prune.init_from": str(tmp_path), "distill.max_flops": 2 * step})
+    assert Resolver().pin(asked).distill.max_steps == 2
 
 
 def test_a_cell_asked_by_its_budget_has_the_address_of_the_equal_steps(cell):
-    by_steps = key(override(cell, {"distill.steps": 9}))
+    by_steps = key(override(cell, {"distill.max_steps": 9}))
     assert key(cell) != by_steps
-    assert key(Resolver().pin(override(cell, {"distill.tokens": 9 * 64}))) == by_steps
-    unresolved = override(cell, {"distill.tokens": 9 * 64})
+    assert key(Resolver().pin(override(cell, {"distill.max_tokens": 9 * 64}))) == by_steps
+    unresolved = override(cell, {"distill.max_tokens": 9 * 64})
     assert key(unresolved) != by_steps
 
 
@@ -161,8 +167,9 @@ def test_a_cell_asked_by_its_budget_has_the_address_of_the_equal_steps(cell):
 
 
 SMALL = {
-    "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2,
-    "distill.optim.warmup": 1, "evaluation.blocks": 4, "evaluation.block": 32, "evaluation.checks": 2,
+    "calibration.num_sequences": 4, "calibration.seq_len": 32, "distill.seq_len": 32, "distill.batch_size": 2,
+    "distill.optimizer.warmup_steps": 1, "evaluation.num_sequences": 4, "evaluation.seq_len": 32,
+    "evaluation.num_validations": 2,
 }  # fmt: skip
 
 
@@ -170,32 +177,32 @@ SMALL = {
 def asked(cell, tmp_path_factory):
     """Words of a command for one cell of four steps, but for how long it is retrained; and its store."""
     store = tmp_path_factory.mktemp("store")
-    settings = SMALL | {"corpus.source": cell.corpus.source}
+    settings = SMALL | {"corpus.path": cell.corpus.path}
     words = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
-    words += ["--filter", "logit_loss=kld", "--filter", "w_clm=0.0", "--seeds", "1", "--wandb", "disabled"]
+    words += ["--filter", "logit_loss=kld", "--filter", "ce_weight=0.0", "--seeds", "1", "--wandb", "disabled"]
     return [*words, "--store", str(store)], store
 
 
 def test_a_dry_run_shows_the_steps_that_a_budget_buys(asked, capsys):
     words, _ = asked
-    assert main(TABLE, [*words, "--set", "distill.tokens=260", "--dry-run"]) == 0
+    assert main(TABLE, [*words, "--set", "distill.max_tokens=260", "--dry-run"]) == 0
     total = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("total"))
     assert total[2] == "4"
-    assert main(TABLE, [*words, "--set", "distill.flops=1e11", "--dry-run"]) == 0
-    assert main(TABLE, [*words, "--set", "distill.flops=1e3"]) == 2
-    assert "error: distill.flops: 1000 asked for, a step takes" in capsys.readouterr().err
+    assert main(TABLE, [*words, "--set", "distill.max_flops=1e11", "--dry-run"]) == 0
+    assert main(TABLE, [*words, "--set", "distill.max_flops=1e3"]) == 2
+    assert "error: distill.max_flops: 1000 asked for, a step takes" in capsys.readouterr().err
 
 
 def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
     words, _ = asked
-    assert main(TABLE, [*words, "--set", "distill.steps=4", "--add-row", "tokens=260", "--dry-run"]) == 2
+    assert main(TABLE, [*words, "--set", "distill.max_steps=4", "--add-row", "tokens=260", "--dry-run"]) == 2
     assert "two points of the grid are the same cell" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def result(asked):
     words, store = asked
-    assert main(TABLE, [*words, "--set", "distill.tokens=260"]) == 0
+    assert main(TABLE, [*words, "--set", "distill.max_tokens=260"]) == 0
     (found,) = [p for p in store.glob("cell/*/result.json") if (p.parent / "model").exists()]
     return found
 
@@ -206,13 +213,13 @@ def test_a_cell_tells_the_tokens_and_flops_it_has_taken(asked, result):
     student, teacher = (AutoConfig.from_pretrained(p) for p in (result.parent / "model", SHIPPED / Teacher().model))
     assert told["train_flops"] == 4 * 2 * 32 * training_flops(student, 32, teacher)
     others = [json.loads(p.read_text()) for p in asked[1].glob("cell/*/result.json") if p != result]
-    assert [(r["tokens"], r["train_flops"]) for r in others] == [(0, 0.0)] * len(TABLE.references)
+    assert [(r["tokens"], r["train_flops"]) for r in others] == [(0, 0.0)] * len(TABLE.reference_rows)
 
 
 def test_steps_find_what_a_budget_computed(asked, result, capsys):
     words, store = asked
     before = {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")}
-    assert main(TABLE, [*words, "--set", "distill.steps=4"]) == 0
+    assert main(TABLE, [*words, "--set", "distill.max_steps=4"]) == 0
     assert {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")} == before
 
 
@@ -233,5 +240,5 @@ def test_results_from_before_costs_were_kept_are_read_without(tmp_path):
     frame = tidy(table, found, store)
     assert (frame["state"] == "done").all()
     assert frame["train_flops"].isna().to_list() == [True] + [False] * (len(found) - 1)
-    swept = dataclasses.replace(found[0], changes={"distill.tokens": 640})
-    assert tidy(table, [swept], store)["distill.tokens"].to_list() == [640]
+    swept = dataclasses.replace(found[0], changes={"distill.max_tokens": 640})
+    assert tidy(table, [swept], store)["distill.max_tokens"].to_list() == [640]

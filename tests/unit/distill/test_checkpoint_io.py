@@ -13,14 +13,14 @@ import torch
 from distilled import llama, student_of
 from process import python
 
-from lit_prune.config import Corpus, Distill, Execution, Optim, Pretraining
+from lit_prune.config import Corpus, Distill, Execution, Optimizer, Pretraining
 from lit_prune.data.bpe import train_tokenizer
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.train import train
 from lit_prune.pipeline.stages.pretrain import tokenise
 
-RECIPE = Distill(block=16, batch=2, steps=4, optim=Optim(warmup=1))
-QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=1)
+RECIPE = Distill(seq_len=16, batch_size=2, max_steps=4, optimizer=Optimizer(warmup_steps=1))
+QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=1)
 
 
 class Stop(Exception):
@@ -143,7 +143,7 @@ def test_half_written_tokens_of_a_pretrained_teacher_are_written_again(texts, tm
     source.mkdir()
     for number, text in enumerate(texts):
         (source / f"{number}.txt").write_text(text)
-    recipe = Pretraining(corpus=Corpus(source=str(source), heldout=0.2), vocab_size=300)
+    recipe = Pretraining(corpus=Corpus(path=str(source), holdout_fraction=0.2), vocab_size=300)
     tokenizer = train_tokenizer(recipe.corpus, recipe.vocab_size)
     tokenise(recipe, tokenizer, tmp_path)
     path = tmp_path / "tokens" / name

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_prune.config import ConfigError, Distill, Execution, Optim
+from lit_prune.config import ConfigError, Distill, Execution, Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
@@ -21,9 +21,11 @@ from lit_prune.distill.train import train
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check_models
 
-THEIRS = Optim(lr=2e-3, min_lr=5e-4, warmup=3, weight_decay=0.05, clip=0.5, beta1=0.8)
-DISTILL = Distill(block=32, batch=4, steps=8, optim=Optim(lr=1e-3, warmup=2), teacher_optim=THEIRS)
-QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+THEIRS = Optimizer(lr=2e-3, min_lr=5e-4, warmup_steps=3, weight_decay=0.05, max_grad_norm=0.5, beta1=0.8)
+DISTILL = Distill(
+    seq_len=32, batch_size=4, max_steps=8, optimizer=Optimizer(lr=1e-3, warmup_steps=2), teacher_optimizer=THEIRS
+)
+QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
 
 
 class Stop(Exception):
@@ -62,7 +64,7 @@ def test_each_gets_the_gradient_of_its_own_loss_and_no_other(tiny_llama):
     alone_teacher.load_state_dict(teacher.state_dict())
     alone_teacher(**batch()).loss.backward()
     Distiller(alone_student, noisy(teacher, 6), DISTILL)
-    module = Distiller(alone_student, alone_teacher, dataclasses.replace(DISTILL, teacher_optim=None))
+    module = Distiller(alone_student, alone_teacher, dataclasses.replace(DISTILL, teacher_optimizer=None))
     module.training_step(batch(), 0).backward()
     for ours, theirs in ((teacher, alone_teacher), (student, alone_student)):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -88,7 +90,7 @@ def test_each_part_has_its_optimizer_and_its_schedule(tiny_llama):
     assert [g["weight_decay"] for g in adamw.param_groups] == [0.1, 0.0, 0.05, 0.0]
     assert [g["betas"] for g in adamw.param_groups] == [(0.9, 0.95)] * 2 + [(0.8, 0.95)] * 2
     for step in range(8):
-        rates = [learning_rate(optim, step, 8) for optim in (DISTILL.optim, THEIRS)]
+        rates = [learning_rate(optim, step, 8) for optim in (DISTILL.optimizer, THEIRS)]
         assert [g["lr"] for g in adamw.param_groups] == pytest.approx([rates[0]] * 2 + [rates[1]] * 2)
         adamw.step()
         schedule.step()
@@ -151,11 +153,14 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, 
 
 
 def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runner):
-    plain = {"distill.teacher_optim": THEIRS, "evaluation.checks": 1}
+    plain = {"distill.teacher_optimizer": THEIRS, "evaluation.num_validations": 1}
     asked = override(tiny_cell, plain)
     shared = tiny_runner.load(tiny_runner.teacher(asked))
     before = {name: value.clone() for name, value in shared.state_dict().items()}
-    entries = [Entry("alongside", 0, asked, {}), Entry("none", 0, override(asked, {"distill.teacher_optim": None}), {})]
+    entries = [
+        Entry("alongside", 0, asked, {}),
+        Entry("none", 0, override(asked, {"distill.teacher_optimizer": None}), {}),
+    ]
     tiny_runner.check(entry.cell for entry in entries)
     assert tiny_runner.run(entries) == 0
     assert tiny_runner.load(tiny_runner.teacher(asked)) is shared
@@ -169,8 +174,8 @@ def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runn
 
 
 def test_correcting_a_teacher_that_nothing_is_learned_from_is_refused(tiny_cell, tiny_llama):
-    changes = {"distill.teacher_optim": THEIRS, "distill.w_clm": 1.0, "distill.w_logits": 0.0}
-    with pytest.raises(ConfigError, match=r"^distill.teacher_optim: "):
+    changes = {"distill.teacher_optimizer": THEIRS, "distill.ce_weight": 1.0, "distill.kd_weight": 0.0}
+    with pytest.raises(ConfigError, match=r"^distill.teacher_optimizer: "):
         check_models(override(tiny_cell, changes))
-    with pytest.raises(ConfigError, match=r"^distill.teacher_optim: "):
-        JointDistiller(noisy(tiny_llama), tiny_llama, dataclasses.replace(DISTILL, w_clm=1.0, w_logits=0.0))
+    with pytest.raises(ConfigError, match=r"^distill.teacher_optimizer: "):
+        JointDistiller(noisy(tiny_llama), tiny_llama, dataclasses.replace(DISTILL, ce_weight=1.0, kd_weight=0.0))

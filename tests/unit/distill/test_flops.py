@@ -15,7 +15,7 @@ from families import CASES, model_of, plan_for, token_ids
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_prune.config import Distill, Lora, Optim
+from lit_prune.config import Distill, Lora, Optimizer
 from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.flops import recipe_flops
 from lit_prune.distill.module import Distiller
@@ -25,8 +25,8 @@ from lit_prune.pruning.surgery import apply
 
 ROWS, SEQ = 2, 17
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-PLAIN = Distill(block=SEQ, w_logits=0.0, w_clm=1.0)
-TAUGHT = Distill(block=SEQ)
+PLAIN = Distill(seq_len=SEQ, kd_weight=0.0, ce_weight=1.0)
+TAUGHT = Distill(seq_len=SEQ)
 
 
 def added_in_place(shape, one, two, out_shape=None, **_):
@@ -39,7 +39,7 @@ COUNTER = {"display": False, "custom_mapping": {torch.ops.aten.addmm_: added_in_
 def counted(student, distill, teacher=None):
     """FLOPs of the forward and backward pass of a training step over [2, 17] tokens."""
     student, ids = copy.deepcopy(student), token_ids()
-    kind = Distiller if distill.teacher_optim is None else JointDistiller
+    kind = Distiller if distill.teacher_optimizer is None else JointDistiller
     module = kind(student, copy.deepcopy(teacher), distill)
     with trained_part(student, distill), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(**COUNTER) as found:
         module.training_step({"input_ids": ids, "labels": ids}, 0).backward()
@@ -67,7 +67,7 @@ def student_of(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_last_layer(name):
-    student, distill = student_of(name), dataclasses.replace(PLAIN, last=1)
+    student, distill = student_of(name), dataclasses.replace(PLAIN, train_last_layers=1)
     assert counted(student, distill) == expected(student, distill, on_scored=3 * head(student))
 
 
@@ -75,7 +75,7 @@ def test_the_last_layer(name):
 @pytest.mark.parametrize("last", [None, 2])
 def test_all_layers(name, last):
     """The last two of two layers are all but the embedding, unless it is tied to the head."""
-    student, distill = student_of(name), dataclasses.replace(PLAIN, last=last)
+    student, distill = student_of(name), dataclasses.replace(PLAIN, train_last_layers=last)
     assert counted(student, distill) == expected(student, distill, on_scored=3 * head(student))
 
 
@@ -92,7 +92,7 @@ def test_adapters_of_one_linear_layer(name):
     """In the lowest layer nothing before the adapter has a gradient, and of attention only what leads to it."""
     student = student_of(name)
     for target in targets_of(student, Lora()):
-        distill = dataclasses.replace(PLAIN, lora=Lora(rank=3, targets=(target,)))
+        distill = dataclasses.replace(PLAIN, lora=Lora(rank=3, target_modules=(target,)))
         assert counted(student, distill) == expected(student, distill, on_scored=2 * head(student)), target
 
 
@@ -133,7 +133,7 @@ def test_projected_states(name, part):
 @pytest.mark.parametrize("part", PARTS)
 def test_relations(name, part):
     teacher, student = model_of(name), student_of(name)
-    distill = dataclasses.replace(TAUGHT, alpha=1.0, attention=("0:0", "2:1"), relation_heads=2, **PARTS[part])
+    distill = dataclasses.replace(TAUGHT, alpha=1.0, match_attention=("0:0", "2:1"), relation_heads=2, **PARTS[part])
     heads = (2 if part == "lora" else 3) * head(student) + head(teacher)
     assert counted(student, distill, teacher) == expected(student, distill, teacher, heads)
 
@@ -141,7 +141,7 @@ def test_relations(name, part):
 def test_without_a_loss_of_logits_the_head_has_no_gradient():
     """The rest of the backward pass takes place: the logits are part of the graph, with the weight 0."""
     teacher, student = model_of("llama"), student_of("llama")
-    distill = dataclasses.replace(TAUGHT, w_logits=0.0, alpha=1.0, attention=("0:0",), relation_heads=2)
+    distill = dataclasses.replace(TAUGHT, kd_weight=0.0, alpha=1.0, match_attention=("0:0",), relation_heads=2)
     assert counted(student, distill, teacher) == expected(student, distill, teacher, head(student) + head(teacher))
 
 
@@ -149,7 +149,7 @@ def test_without_a_loss_of_logits_the_head_has_no_gradient():
 def test_a_teacher_trained_alongside(last):
     """It computes what it learns from and what it shows the student in two forward passes."""
     teacher, student = model_of("llama"), student_of("llama")
-    distill = Distill(block=SEQ, teacher_optim=Optim(), last=last)
+    distill = Distill(seq_len=SEQ, teacher_optimizer=Optimizer(), train_last_layers=last)
     heads = 3 * head(student) + 4 * head(teacher)
     assert counted(student, distill, teacher) == expected(student, distill, teacher, heads)
 

@@ -69,13 +69,15 @@ def test_the_intermediate_loss_is_a_sum_over_pairs_of_means_over_tokens(hidden, 
 
 @pytest.mark.parametrize("name", list(logit_losses))
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("tau_squared", [False, True])
-def test_the_logit_loss_is_the_mean_over_tokens_at_the_temperature(name, temperature, tau_squared):
+@pytest.mark.parametrize("scale_by_temperature_squared", [False, True])
+def test_the_logit_loss_is_the_mean_over_tokens_at_the_temperature(name, temperature, scale_by_temperature_squared):
     teacher, student = llama(), student_of()
-    distill = Distill(logit_loss=name, temperature=temperature, tau_squared=tau_squared)
+    distill = Distill(
+        logit_loss=name, temperature=temperature, scale_by_temperature_squared=scale_by_temperature_squared
+    )
     ids, labels = batch(*IGNORED_PLACES)
     ours, theirs = (model(input_ids=ids).logits.detach() / temperature for model in (student, teacher))
-    expected = by_token(logit_losses[name], ours, theirs) * (temperature**2 if tau_squared else 1)
+    expected = by_token(logit_losses[name], ours, theirs) * (temperature**2 if scale_by_temperature_squared else 1)
     terms = Distiller(student, teacher, distill).objective(ids, labels)
     assert same(terms["logits"], expected)
     assert torch.equal(terms["loss"], terms["logits"])
@@ -86,7 +88,7 @@ def test_the_cross_entropy_is_that_of_the_next_token_where_it_is_scored():
     ids, labels = batch(*IGNORED_PLACES)
     log_p = student(input_ids=ids).logits.double().log_softmax(-1)
     expected = -sum(log_p[b, t, ids[b, t + 1]].item() for b, t in SCORED) / len(SCORED)
-    terms = Distiller(student, None, Distill(w_clm=1.0, w_logits=0.0)).objective(ids, labels)
+    terms = Distiller(student, None, Distill(ce_weight=1.0, kd_weight=0.0)).objective(ids, labels)
     assert same(terms["clm"], expected)
     assert set(terms) == {"clm", "loss"}
 
@@ -94,7 +96,7 @@ def test_the_cross_entropy_is_that_of_the_next_token_where_it_is_scored():
 @pytest.mark.parametrize("name", ["clm", "logits", "hidden"])
 def test_what_is_not_scored_does_not_matter_to_any_term(name):
     """The last id has no successor and the labels in between are ignored: other ids there change no term."""
-    module = Distiller(student_of(), llama(), Distill(w_clm=1.0, alpha=1.0, **ALL_STATES))
+    module = Distiller(student_of(), llama(), Distill(ce_weight=1.0, alpha=1.0, **ALL_STATES))
     ids, labels = batch((0, 9), (1, 9))
     labels[0, 5:] = IGNORED
     other_ids = ids.clone()
@@ -107,17 +109,17 @@ def test_what_is_not_scored_does_not_matter_to_any_term(name):
 @pytest.mark.parametrize(
     "weights",
     [
-        {"w_clm": 1.0},
-        {"w_clm": 0.3, "w_logits": 0.7},
-        {"w_clm": 0.3, "alpha": 0.2, **ALL_STATES},
-        {"w_logits": 0.0, "alpha": 0.2, **ALL_STATES},
-        {"w_logits": 0.0, "w_clm": 1.0},
+        {"ce_weight": 1.0},
+        {"ce_weight": 0.3, "kd_weight": 0.7},
+        {"ce_weight": 0.3, "alpha": 0.2, **ALL_STATES},
+        {"kd_weight": 0.0, "alpha": 0.2, **ALL_STATES},
+        {"kd_weight": 0.0, "ce_weight": 1.0},
     ],
 )
 def test_the_loss_is_the_weighted_sum_of_the_terms(weights):
     distill = Distill(**weights)
     terms = Distiller(student_of(), llama(), distill).objective(*batch())
-    weight = {"clm": distill.w_clm, "logits": distill.w_logits, "hidden": distill.alpha}
+    weight = {"clm": distill.ce_weight, "logits": distill.kd_weight, "hidden": distill.alpha}
     expected = sum(weight[name] * value.item() for name, value in terms.items() if name != "loss")
     assert same(terms["loss"], expected)
     assert set(terms) >= {"loss"} | {name for name in weight if weight[name]}
@@ -141,7 +143,7 @@ def test_dynamic_alpha_makes_the_terms_equal_and_is_a_constant_to_the_gradient(h
 
 def test_a_batch_without_a_scored_token_costs_nothing():
     """A micro-batch may be one block that holds a single token and filling."""
-    module = Distiller(student_of(), llama(), Distill(w_clm=1.0, alpha="dynamic", **ALL_STATES))
+    module = Distiller(student_of(), llama(), Distill(ce_weight=1.0, alpha="dynamic", **ALL_STATES))
     ids, labels = batch()
     terms = module.objective(ids, torch.full_like(labels, IGNORED))
     assert {name: value.item() for name, value in terms.items()} == dict.fromkeys(terms, 0.0)
@@ -157,7 +159,7 @@ def test_a_batch_without_a_scored_token_costs_nothing():
         (24, Distill(alpha=1.0, **ALL_STATES), True),
         (32, Distill(alpha=1.0, **ALL_STATES), False),
         (24, Distill(**ALL_STATES), False),
-        (24, Distill(w_clm=1.0), False),
+        (24, Distill(ce_weight=1.0), False),
     ],
     ids=["narrower", "same width", "alpha 0", "no pairs"],
 )
@@ -208,7 +210,7 @@ def test_a_teacher_that_is_not_needed_is_not_run(teacher_given):
 
     teacher = llama()
     teacher.register_forward_pre_hook(never)
-    module = Distiller(student_of(), teacher if teacher_given else None, Distill(w_clm=1.0, w_logits=0.0))
+    module = Distiller(student_of(), teacher if teacher_given else None, Distill(ce_weight=1.0, kd_weight=0.0))
     assert module.objective(*batch())["loss"].isfinite()
 
 
@@ -218,19 +220,25 @@ def test_a_teacher_that_is_not_needed_is_not_run(teacher_given):
 @pytest.mark.parametrize(
     ("distill", "message"),
     [
-        (Distill(w_logits=0.0), "distill: w_clm, w_logits and alpha are all 0"),
-        (Distill(w_logits=0.0, **ALL_STATES), "distill: w_clm, w_logits and alpha are all 0"),
+        (Distill(kd_weight=0.0), "distill: ce_weight, kd_weight and alpha are all 0"),
+        (Distill(kd_weight=0.0, **ALL_STATES), "distill: ce_weight, kd_weight and alpha are all 0"),
         (Distill(alpha=1.0), "distill.alpha: "),
         (Distill(alpha="dynamic"), "distill.alpha: "),
-        (Distill(alpha=1.0, mlp_input=("1",)), "distill.mlp_input: '1' is not teacher:student"),
-        (Distill(alpha=1.0, mlp_input=("4:0",)), "distill.mlp_input: teacher block '4' is not one of 0 to 3"),
-        (Distill(alpha=1.0, mlp_input=("0:3",)), "distill.mlp_input: student block '3' is not one of 0 to 2"),
-        (Distill(alpha=1.0, block_output=("0:0", "-1:0")), "distill.block_output: teacher block '-1'"),
-        (Distill(alpha=1.0, block_output=("last-4:0",)), "distill.block_output: teacher block 'last-4'"),
-        (Distill(alpha=1.0, block_output=("last:last-3",)), "distill.block_output: student block 'last-3'"),
-        (Distill(alpha=1.0, block_output=("first:0",)), "distill.block_output: teacher block 'first'"),
-        (Distill(alpha=1.0, block_output=("0:1:2",)), "distill.block_output: student block '1:2'"),
-        (Distill(alpha=1.0, block_output=(":",)), "distill.block_output: teacher block ''"),
+        (Distill(alpha=1.0, match_mlp_input=("1",)), "distill.match_mlp_input: '1' is not teacher:student"),
+        (
+            Distill(alpha=1.0, match_mlp_input=("4:0",)),
+            "distill.match_mlp_input: teacher block '4' is not one of 0 to 3",
+        ),
+        (
+            Distill(alpha=1.0, match_mlp_input=("0:3",)),
+            "distill.match_mlp_input: student block '3' is not one of 0 to 2",
+        ),
+        (Distill(alpha=1.0, match_layer_output=("0:0", "-1:0")), "distill.match_layer_output: teacher block '-1'"),
+        (Distill(alpha=1.0, match_layer_output=("last-4:0",)), "distill.match_layer_output: teacher block 'last-4'"),
+        (Distill(alpha=1.0, match_layer_output=("last:last-3",)), "distill.match_layer_output: student block 'last-3'"),
+        (Distill(alpha=1.0, match_layer_output=("first:0",)), "distill.match_layer_output: teacher block 'first'"),
+        (Distill(alpha=1.0, match_layer_output=("0:1:2",)), "distill.match_layer_output: student block '1:2'"),
+        (Distill(alpha=1.0, match_layer_output=(":",)), "distill.match_layer_output: teacher block ''"),
         (Distill(logit_loss="kdl"), "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
         (Distill(hidden_loss="cosin"), "unknown hidden loss 'cosin'; perhaps you meant 'cosine'"),
     ],
@@ -242,7 +250,7 @@ def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, message)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("distill", [Distill(), Distill(w_logits=0.0, alpha=1.0, embedding=True)])
+@pytest.mark.parametrize("distill", [Distill(), Distill(kd_weight=0.0, alpha=1.0, match_embedding=True)])
 def test_a_term_that_needs_a_teacher_is_refused_without_one(distill):
     with pytest.raises(ConfigError, match="need a teacher"):
         Distiller(student_of(), None, distill)

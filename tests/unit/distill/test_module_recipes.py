@@ -56,14 +56,14 @@ def test_the_mix_reaches_the_loss(mix):
     ids, labels = batch(*IGNORED_PLACES)
     ours, theirs = (model(input_ids=ids).logits.detach() for model in (student, teacher))
     expected = by_token(logit_loss_of("jsd", 0.5 if mix is None else mix), ours, theirs)
-    terms = Distiller(student, teacher, Distill(logit_loss="jsd", mix=mix)).objective(ids, labels)
+    terms = Distiller(student, teacher, Distill(logit_loss="jsd", mixture=mix)).objective(ids, labels)
     assert same(terms["logits"], expected)
 
 
 def test_validation_takes_temperature_and_mix_and_the_whole_vocabulary():
     teacher, student = llama(), student_of()
     ids, labels = batch(*IGNORED_PLACES)
-    distill = Distill(logit_loss="skew_kld", mix=0.4, temperature=2.0)
+    distill = Distill(logit_loss="skew_kld", mixture=0.4, temperature=2.0)
     ours, theirs = (model(input_ids=ids).logits.detach() / 2.0 for model in (student, teacher))
     expected = by_token(logit_loss_of("skew_kld", 0.4), ours, theirs)
     for top_k in (None, 2):
@@ -76,12 +76,12 @@ def test_validation_takes_temperature_and_mix_and_the_whole_vocabulary():
 
 
 @pytest.mark.parametrize(
-    "weights", [{}, {"w_logits": 0.3}, {"alpha": 0.2, **ALL_STATES}, {"w_logits": 0.0, "alpha": 0.2, **ALL_STATES}]
+    "weights", [{}, {"kd_weight": 0.3}, {"alpha": 0.2, **ALL_STATES}, {"kd_weight": 0.0, "alpha": 0.2, **ALL_STATES}]
 )
 def test_balanced_cross_entropy_weighs_as_much_as_all_other_terms_and_its_weight_has_no_gradient(weights):
-    module = Distiller(student_of(), llama(), Distill(w_clm="balanced", **weights))
+    module = Distiller(student_of(), llama(), Distill(ce_weight="balanced", **weights))
     terms = module.objective(*batch())
-    distillation = module.distill.w_logits * terms["logits"]
+    distillation = module.distill.kd_weight * terms["logits"]
     if "hidden" in terms:
         distillation = distillation + module.distill.alpha * terms["hidden"]
     assert same(terms["loss"], 2 * distillation.item())
@@ -89,14 +89,14 @@ def test_balanced_cross_entropy_weighs_as_much_as_all_other_terms_and_its_weight
     found = gradients(module, terms["loss"])
     module.distill = Distill(**weights)
     imitation = gradients(module, module.objective(*batch())["loss"])
-    module.distill = Distill(w_clm=ratio, w_logits=0.0)
+    module.distill = Distill(ce_weight=ratio, kd_weight=0.0)
     cross_entropy = gradients(module, module.objective(*batch())["loss"])
     for ours, *theirs in zip(found, imitation, cross_entropy, strict=True):
         torch.testing.assert_close(ours, sum(theirs))
 
 
 def test_the_balanced_weight_is_the_ratio_and_finite_where_the_text_is_known_by_heart():
-    distillation, balanced = torch.tensor(3.0, requires_grad=True), Distill(w_clm="balanced")
+    distillation, balanced = torch.tensor(3.0, requires_grad=True), Distill(ce_weight="balanced")
     weight = ratios(balanced, distillation, {"clm": torch.tensor(6.0)})["clm"]
     assert weight.item() == 0.5
     assert not weight.requires_grad
@@ -105,7 +105,7 @@ def test_the_balanced_weight_is_the_ratio_and_finite_where_the_text_is_known_by_
 
 def test_the_balanced_weight_counts_the_intermediate_loss_at_its_dynamic_weight():
     terms = {"logits": torch.tensor(3.0), "hidden": torch.tensor(5.0), "clm": torch.tensor(12.0)}
-    weights = ratios(Distill(alpha="dynamic", w_clm="balanced"), terms["logits"], terms)
+    weights = ratios(Distill(alpha="dynamic", ce_weight="balanced"), terms["logits"], terms)
     assert {name: weight.item() for name, weight in weights.items()} == pytest.approx({"hidden": 0.6, "clm": 0.5})
 
 
@@ -115,12 +115,12 @@ def test_the_balanced_weight_counts_the_intermediate_loss_at_its_dynamic_weight(
 @pytest.mark.parametrize("hidden_loss", list(hidden_losses))
 def test_each_pair_has_a_projection_of_its_own(hidden_loss):
     teacher, student = llama(), student_of()
-    distill = Distill(alpha=1.0, hidden_loss=hidden_loss, projection="per_pair", attention=("0:0",), **ALL_STATES)
+    distill = Distill(alpha=1.0, hidden_loss=hidden_loss, projection="per_pair", match_attention=("0:0",), **ALL_STATES)
     module = Distiller(student, teacher, distill)
     assert [m.weight.shape for m in module.projection] == [(32, 24)] * 4
     assert len({m.weight.sum().item() for m in module.projection}) == 4
     ids, labels = batch(*IGNORED_PLACES)
-    alone = dataclasses.replace(distill, embedding=False, mlp_input=(), block_output=())
+    alone = dataclasses.replace(distill, match_embedding=False, match_mlp_input=(), match_layer_output=())
     relations = Distiller(student, teacher, alone).objective(ids, labels)["hidden"].item()
     theirs, ours = states_by_hand(teacher, ids), states_by_hand(student, ids)
     pairs = [(("output", 0),) * 2, (("mlp", 2), ("mlp", 1)), (("output", 1),) * 2, (("output", 4), ("output", 3))]
@@ -155,9 +155,12 @@ def test_equal_widths_have_no_projection_either_way():
 @pytest.mark.parametrize(
     ("distill", "message"),
     [
-        (Distill(w_logits=0.0), "distill: w_clm, w_logits and alpha are all 0"),
-        (Distill(w_logits=0.0, alpha="dynamic"), "distill.alpha: dynamic is measured by the logit loss"),
-        (Distill(w_logits=0.0, w_clm="balanced"), "distill.w_clm: balanced is measured by w_logits and alpha"),
+        (Distill(kd_weight=0.0), "distill: ce_weight, kd_weight and alpha are all 0"),
+        (Distill(kd_weight=0.0, alpha="dynamic"), "distill.alpha: dynamic is measured by the logit loss"),
+        (
+            Distill(kd_weight=0.0, ce_weight="balanced"),
+            "distill.ce_weight: balanced is measured by kd_weight and alpha",
+        ),
     ],
 )
 def test_weights_that_are_measured_by_nothing_are_refused(distill, message):
@@ -175,19 +178,25 @@ def check(cell: Cell) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 1.0}, "distill.alpha: name what to compare in distill.embedding, mlp_input, block_output or att"),
+        (
+            {"alpha": 1.0},
+            "distill.alpha: name what to compare in distill.match_embedding, mlp_input, block_output or att",
+        ),
         ({"attention": ["0:0"]}, "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would"),
-        ({"alpha": 1.0, "attention": ["6:0"]}, "distill.attention: teacher block '6' is not one of 0 to 5"),
-        ({"alpha": 1.0, "attention": ["0:last-6"]}, "distill.attention: student block 'last-6' is not one of 0 to 5"),
-        ({"alpha": 1.0, "attention": ["3"]}, "distill.attention: '3' is not teacher:student"),
+        ({"alpha": 1.0, "attention": ["6:0"]}, "distill.match_attention: teacher block '6' is not one of 0 to 5"),
+        (
+            {"alpha": 1.0, "attention": ["0:last-6"]},
+            "distill.match_attention: student block 'last-6' is not one of 0 to 5",
+        ),
+        ({"alpha": 1.0, "attention": ["3"]}, "distill.match_attention: '3' is not teacher:student"),
         ({"alpha": 1.0, "attention": ["0:0"], "relation_heads": 7}, "distill.relation_heads: 7 is no divisor of 32"),
         ({"alpha": 1.0, "attention": ["0:0"], "relation_heads": 0}, "distill.relation_heads: 0 is no divisor of 32"),
-        ({"alpha": "dynamic", "w_logits": 0.0, "embedding": True}, "distill.alpha: dynamic is measured by"),
-        ({"w_clm": "balanced", "w_logits": 0.0}, "distill.w_clm: balanced is measured by"),
+        ({"alpha": "dynamic", "kd_weight": 0.0, "embedding": True}, "distill.alpha: dynamic is measured by"),
+        ({"ce_weight": "balanced", "kd_weight": 0.0}, "distill.ce_weight: balanced is measured by"),
         ({"top_k": 1}, "distill.top_k: 1 asked for; it is 2 to 2048"),
         ({"top_k": 2049}, "distill.top_k: 2049 asked for; it is 2 to 2048"),
-        ({"mix": 0.5}, "distill.mix: kld takes none"),
-        ({"mix": 1.5, "logit_loss": "jsd"}, "distill.mix: 1.5 asked for"),
+        ({"mix": 0.5}, "distill.mixture: kld takes none"),
+        ({"mix": 1.5, "logit_loss": "jsd"}, "distill.mixture: 1.5 asked for"),
     ],
 )
 def test_preflight_refuses_in_one_line(settings, message):
@@ -203,7 +212,7 @@ def test_preflight_refuses_in_one_line(settings, message):
     [
         {"alpha": "dynamic", "attention": ["last-2:last-2", "0:0"], "relation_heads": 32},
         {"alpha": 0.5, "embedding": True, "projection": "per_pair"},
-        {"top_k": 2048, "w_clm": "balanced"},
+        {"top_k": 2048, "ce_weight": "balanced"},
         {"top_k": 2, "logit_loss": "jsd", "mix": 0.9},
     ],
 )

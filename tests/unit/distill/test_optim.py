@@ -6,14 +6,14 @@ import pytest
 from distilled import ALL_STATES, llama, student_of
 from torch import nn
 
-from lit_prune.config import Distill, Optim
+from lit_prune.config import Distill, Optimizer
 from lit_prune.distill import optim
 from lit_prune.distill.module import Distiller
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(10, 100), (1, 2), (0, 5), (200, 7000)])
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum(warmup, steps):
-    recipe = Optim(lr=1e-3, min_lr=1e-5, warmup=warmup)
+    recipe = Optimizer(lr=1e-3, min_lr=1e-5, warmup_steps=warmup)
     rates = [optim.learning_rate(recipe, step, steps) for step in range(steps)]
     assert rates[:warmup] == pytest.approx([1e-3 * (i + 1) / warmup for i in range(warmup)])
     assert rates[min(warmup, steps - 1) - bool(warmup)] == pytest.approx(1e-3)
@@ -24,16 +24,16 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum(warmup, st
 
 @pytest.mark.parametrize("steps", [4, 10])
 def test_a_run_no_longer_than_its_warm_up_has_no_decay(steps):
-    rates = [optim.learning_rate(Optim(lr=1.0, min_lr=0.01, warmup=10), step, steps) for step in range(steps)]
+    rates = [optim.learning_rate(Optimizer(lr=1.0, min_lr=0.01, warmup_steps=10), step, steps) for step in range(steps)]
     assert rates == pytest.approx([(i + 1) / 10 for i in range(steps)])
 
 
 def test_the_learning_rate_is_halfway_in_the_middle_of_the_decay():
-    assert optim.learning_rate(Optim(lr=1.0, min_lr=0.2, warmup=10), 55, 101) == pytest.approx(0.6)
+    assert optim.learning_rate(Optimizer(lr=1.0, min_lr=0.2, warmup_steps=10), 55, 101) == pytest.approx(0.6)
 
 
 def test_the_schedule_gives_every_step_its_learning_rate():
-    recipe = Optim(lr=1e-3, min_lr=1e-5, warmup=3)
+    recipe = Optimizer(lr=1e-3, min_lr=1e-5, warmup_steps=3)
     made = optim.configure(nn.Linear(2, 2), recipe, 10)
     assert made["lr_scheduler"]["interval"] == "step"
     for step in range(10):
@@ -45,13 +45,15 @@ def test_the_schedule_gives_every_step_its_learning_rate():
 
 def test_weight_decay_is_for_matrices_and_not_for_vectors():
     module = Distiller(student_of(), llama(), Distill(alpha=1.0, **ALL_STATES))
-    module.student.model.embed_tokens.weight.requires_grad_(False)
-    recipe = Optim(weight_decay=0.3, beta1=0.8, beta2=0.9)
+    module.prune.init_from.embed_tokens.weight.requires_grad_(False)
+    recipe = Optimizer(weight_decay=0.3, beta1=0.8, beta2=0.9)
     groups = optim.configure(module, recipe, 10)["optimizer"].param_groups
     names = {id(p): name for name, p in module.named_parameters()}
     decay_of = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     vectors = {name for name in names.values() if "norm" in name or name.endswith("bias")}
     assert decay_of == {
-        name: 0.0 if name in vectors else 0.3 for name in names.values() if name != "student.model.embed_tokens.weight"
+        name: 0.0 if name in vectors else 0.3
+        for name in names.values()
+        if name != "prune.init_from.embed_tokens.weight"
     }
     assert all(group["betas"] == (0.8, 0.9) for group in groups)

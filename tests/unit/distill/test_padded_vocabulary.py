@@ -39,7 +39,7 @@ def test_the_logit_loss_is_that_of_the_shared_entries(two, wide):
     expected = kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean().item()
     found = validation_losses(student, teacher, Distill(), [{"input_ids": ids, "labels": ids}])
     assert found["kd_loss"] == pytest.approx(expected, rel=1e-5)
-    terms = Distiller(student, teacher, Distill(w_clm=0.0)).objective(ids, ids)
+    terms = Distiller(student, teacher, Distill(ce_weight=0.0)).objective(ids, ids)
     assert terms["logits"].item() == pytest.approx(expected, rel=1e-5)
     terms["loss"].backward()
     gradient = student.get_output_embeddings().weight.grad
@@ -54,8 +54,8 @@ def test_the_largest_logits_of_a_wider_teacher_are_refused_in_whichever_row_they
         tiny_tokenizer.save_pretrained(tmp_path / name)
         tiny_llama.save_pretrained(tmp_path / name)
         tiny_llama.resize_token_embeddings(264, mean_resizing=False)
-    given = {"student.model": str(tmp_path / "student"), "teacher.model": str(tmp_path / "teacher")}
-    cell = Resolver().pin(override(tiny_cell, given | {"student.hidden": None, "teacher.fingerprint": None}))
+    given = {"prune.init_from": str(tmp_path / "student"), "teacher.model": str(tmp_path / "teacher")}
+    cell = Resolver().pin(override(tiny_cell, given | {"prune.hidden_size": None, "teacher.fingerprint": None}))
     tiny_runner.check([cell])
     with pytest.raises(ConfigError, match=r"distill\.top_k: must be null"):
         tiny_runner.check([cell, override(cell, {"distill.top_k": 8})])
@@ -69,11 +69,11 @@ def test_padding_is_accepted_once_the_tokenizers_agree(
     tiny_llama.resize_token_embeddings(rows, mean_resizing=False)
     tiny_llama.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == rows
-    cell = Resolver().pin(override(tiny_cell, {"student.model": str(folder), "student.hidden": None}))
+    cell = Resolver().pin(override(tiny_cell, {"prune.init_from": str(folder), "prune.hidden_size": None}))
     with pytest.raises(ConfigError, match=f"has {rows} entries, the teacher's 256"):
         tiny_runner.check([cell])
     tiny_tokenizer.save_pretrained(folder)
-    cell = Resolver().pin(override(cell, {"student.fingerprint": None}))
+    cell = Resolver().pin(override(cell, {"prune.fingerprint": None}))
     if rows > 256:
         tiny_runner.check([cell])
     else:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError, Corpus, Distill, Execution, Optim
+from lit_prune.config import ConfigError, Corpus, Distill, Execution, Optimizer
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.data.tokens import write_tokens
 from lit_prune.distill.callbacks import Diverged
@@ -47,7 +47,7 @@ def written(folder: Path, num_tokens: int) -> Path:
     for i in range(60):
         words = [word := (2 * word + draw.randrange(2)) % (VOCAB - 1) for _ in range(30)]
         (texts / f"{i:02}.txt").write_text(f"{' '.join(f'w{w}' for w in words)}\n")
-    corpus = Corpus(source=str(texts), heldout=0.1, max_tokens=num_tokens)
+    corpus = Corpus(path=str(texts), holdout_fraction=0.1, max_tokens=num_tokens)
     counts = write_tokens(corpus, word_tokenizer(), folder / "tokens")
     assert counts["train"] == num_tokens
     return folder / "tokens"
@@ -63,11 +63,12 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 RECIPE = Distill(
-    alpha="dynamic", w_clm=0.5, block=BLOCK, batch=BATCH, steps=STEPS, optim=Optim(lr=3e-3, warmup=2),
+    alpha="dynamic", ce_weight=0.5, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS,
+    optimizer=Optimizer(lr=3e-3, warmup_steps=2),
     **ALL_STATES,
 )  # fmt: skip
 
-QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=5)
+QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=5)
 
 
 class Stop(Exception):
@@ -227,7 +228,7 @@ def test_micro_batches_make_the_same_step(whole, accumulate):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_step_is_told_once_with_the_newest_row(tokens, tmp_path, accumulate):
     told = []
-    how = dataclasses.replace(QUICK, accumulate=accumulate)
+    how = dataclasses.replace(QUICK, grad_accum_steps=accumulate)
     train(
         student_of(), llama(), RECIPE, tokens, tmp_path, seed=0, execution=how,
         tell=lambda step, row: told.append((step, row.get("step"))),
@@ -248,7 +249,7 @@ def test_a_row_is_the_mean_of_its_steps(tokens, tmp_path):
 
 
 def test_the_first_row_is_of_the_first_batch_and_its_gradient_before_clipping(tokens, tmp_path):
-    recipe = dataclasses.replace(RECIPE, alpha=0.0, optim=Optim(clip=1e-3))
+    recipe = dataclasses.replace(RECIPE, alpha=0.0, optimizer=Optimizer(max_grad_norm=1e-3))
     run(tokens, tmp_path, recipe=recipe, log_every=1)
     data = RetrainingData(tokens, block=BLOCK, batch=BATCH, steps=STEPS, seed=0)
     first = next(iter(data.train_dataloader()))
@@ -270,7 +271,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tokens, tmp_path, precision):
 
 
 def test_a_run_that_diverges_on_the_way_stops_at_the_next_row(tokens, tmp_path):
-    recipe = dataclasses.replace(RECIPE, optim=Optim(lr=1e30, min_lr=1e30, warmup=0))
+    recipe = dataclasses.replace(RECIPE, optimizer=Optimizer(lr=1e30, min_lr=1e30, warmup_steps=0))
     with pytest.raises(Diverged, match="at step 5"):
         run(tokens, tmp_path, recipe=recipe, checkpoint_seconds=1e9)
 
@@ -331,7 +332,7 @@ def test_weights_that_the_last_update_breaks_are_told_at_the_end(tokens, tmp_pat
     ],
 )
 def test_micro_batches_are_the_fewest_equal_ones_whose_logits_fit(batch, block, vocab_size, parts):
-    assert micro_batches(Distill(batch=batch, block=block), vocab_size, Execution()) == parts
+    assert micro_batches(Distill(batch_size=batch, seq_len=block), vocab_size, Execution()) == parts
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tokens, tmp_path):
@@ -354,8 +355,9 @@ def test_a_golden_curve(full_tokens, tmp_path, name):
     torch.manual_seed(0)
     student.apply(student._init_weights)
     recipe = Distill(
-        w_clm=float(name == "pretraining"), w_logits=float(name == "distillation"), block=BLOCK, batch=8, steps=60,
-        optim=Optim(lr=1e-2, min_lr=1e-3, warmup=10),
+        ce_weight=float(name == "pretraining"), kd_weight=float(name == "distillation"), seq_len=BLOCK, batch_size=8,
+        max_steps=60,
+        optimizer=Optimizer(lr=1e-2, min_lr=1e-3, warmup_steps=10),
     )  # fmt: skip
     run(full_tokens, tmp_path, recipe=recipe, student=student, log_every=12, checkpoint_seconds=1000.0)
     curve = rows(tmp_path)["loss"].tolist()
@@ -366,7 +368,9 @@ def test_a_golden_curve(full_tokens, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_train_the_same_student_to_rounding_and_are_left_as_they_were(tokens, tmp_path):
-    recipe = dataclasses.replace(RECIPE, alpha=0.0, embedding=False, mlp_input=(), block_output=(), steps=3)
+    recipe = dataclasses.replace(
+        RECIPE, alpha=0.0, match_embedding=False, match_mlp_input=(), match_layer_output=(), max_steps=3
+    )
     plain = run(tokens, tmp_path / "plain", recipe=recipe)
     compiled = run(tokens, tmp_path / "compiled", recipe=recipe, compile=True)
     close(compiled, plain)

@@ -13,7 +13,7 @@ import torch
 from families import CASES, logits, model_of
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell, ConfigError, Distill, Execution, Lora, Optim
+from lit_prune.config import Cell, ConfigError, Distill, Execution, Lora, Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.train import train
 from lit_prune.distill.trainable import check_trained, targets_of, trained_part
@@ -21,7 +21,7 @@ from lit_prune.models.model_family import anatomy_of, blocks_of
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check_models
 
-QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
 LORA = Lora(rank=4, alpha=8.0, dropout=0.1)
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 PARTS = [pytest.param({"last": 1}, id="last"), pytest.param({"lora": LORA}, id="lora", marks=NEEDS_PEFT)]
@@ -37,7 +37,7 @@ def tokens(tiny_cell: Cell, tiny_runner: Any) -> Path:
 
 
 def recipe(**part: Any) -> Distill:
-    return Distill(block=32, batch=4, steps=8, optim=Optim(lr=3e-3, warmup=2), **part)
+    return Distill(seq_len=32, batch_size=4, max_steps=8, optimizer=Optimizer(lr=3e-3, warmup_steps=2), **part)
 
 
 def noisy(model: Any) -> Any:
@@ -138,8 +138,8 @@ def test_every_family_takes_adapters_and_has_its_own_layout_again_when_they_are_
 
 @NEEDS_PEFT
 def test_targets_are_named_as_in_the_block(tiny_llama):
-    assert targets_of(tiny_llama, Lora(targets=("q_proj", "mlp.up_proj"))) == ["self_attn.q_proj", "mlp.up_proj"]
-    with trained_part(tiny_llama, recipe(lora=Lora(targets=("v_proj",)))):
+    assert targets_of(tiny_llama, Lora(target_modules=("q_proj", "mlp.up_proj"))) == ["self_attn.q_proj", "mlp.up_proj"]
+    with trained_part(tiny_llama, recipe(lora=Lora(target_modules=("v_proj",)))):
         modules = {name.split(".lora_")[0] for name in trainable(tiny_llama)}
         assert modules == {f"model.layers.{i}.self_attn.v_proj" for i in range(3)}
 
@@ -162,7 +162,9 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_cell_is_trained_in_part_by_configuration_alone(tiny_cell, tiny_runner, part):
-    asked = override(tiny_cell, {f"distill.{name}": value for name, value in part.items()} | {"evaluation.checks": 2})
+    asked = override(
+        tiny_cell, {f"distill.{name}": value for name, value in part.items()} | {"evaluation.num_validations": 2}
+    )
     tiny_runner.check([asked])
     assert tiny_runner.run([Entry("row", 0, asked, {})]) == 0
     node = tiny_runner.store.node(asked, "cell")
@@ -177,10 +179,16 @@ def test_a_cell_is_trained_in_part_by_configuration_alone(tiny_cell, tiny_runner
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill.last": 0}, r"^distill.last: 0 asked for, the student has 3 blocks$"),
-        ({"distill.last": 4}, r"^distill.last: 4 asked for, the student has 3 blocks$"),
-        ({"distill.last": 3, "student.layers": 2}, r"^distill.last: 3 asked for, the student has 2 blocks$"),
-        ({"distill.last": 1, "distill.lora.rank": 4}, r"^distill.lora: goes without distill.last"),
+        ({"distill.train_last_layers": 0}, r"^distill.train_last_layers: 0 asked for, the student has 3 blocks$"),
+        ({"distill.train_last_layers": 4}, r"^distill.train_last_layers: 4 asked for, the student has 3 blocks$"),
+        (
+            {"distill.train_last_layers": 3, "prune.num_hidden_layers": 2},
+            r"^distill.train_last_layers: 3 asked for, the student has 2 blocks$",
+        ),
+        (
+            {"distill.train_last_layers": 1, "distill.lora.rank": 4},
+            r"^distill.lora: goes without distill.train_last_layers",
+        ),
     ],
 )
 def test_a_part_there_is_not_is_refused(tiny_cell, changes, message):
@@ -194,8 +202,11 @@ def test_a_part_there_is_not_is_refused(tiny_cell, changes, message):
     [
         ({"rank": 0}, r"^distill.lora.rank: 0 asked for, at least 1 is needed$"),
         ({"dropout": 1.0}, r"^distill.lora.dropout: 1.0 asked for"),
-        ({"targets": ["query"]}, r"^distill.lora.targets: no linear layer is named 'query'; there are: self_attn.q_p"),
-        ({"targets": ["lm_head"]}, r"^distill.lora.targets: no linear layer is named 'lm_head'"),
+        (
+            {"targets": ["query"]},
+            r"^distill.lora.target_modules: no linear layer is named 'query'; there are: self_attn.q_p",
+        ),
+        ({"targets": ["lm_head"]}, r"^distill.lora.target_modules: no linear layer is named 'lm_head'"),
     ],
 )
 def test_adapters_there_cannot_be_are_refused(tiny_cell, changes, message):

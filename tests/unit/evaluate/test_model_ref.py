@@ -94,7 +94,7 @@ def test_without_its_teacher_a_node_needs_a_tokenizer_that_is_named(tiny, tmp_pa
 
 
 def test_a_cell_that_was_only_pruned_has_the_weights_of_its_student(tiny_runner, tiny_cell):
-    cell = override(tiny_cell, {"distill.steps": 0})
+    cell = override(tiny_cell, {"distill.max_steps": 0})
     tiny_runner.run([Entry("pruned", 0, cell, {})])
     asked, student = (tiny_runner.store.node(cell, stage) for stage in ("cell", "student"))
     assert not (asked.folder / "model").exists()

@@ -13,7 +13,7 @@ import torch
 from clock import Clock
 from torch import nn
 
-from lit_prune.config import Cell, ConfigError, Speed
+from lit_prune.config import Cell, ConfigError, ThroughputTest
 from lit_prune.config.overrides import override
 from lit_prune.evaluate import throughput as measuring
 from lit_prune.evaluate.memory import peak_of
@@ -31,7 +31,7 @@ from lit_prune.pipeline.validate import check
 from lit_prune.pruning import surgery
 
 CPU = torch.device("cpu")
-SPEED = Speed(batch=2, prompt=10, new=4, repeats=3)
+SPEED = ThroughputTest(batch_size=2, prompt_len=10, max_new_tokens=4, num_repeats=3)
 
 
 class Timed(nn.Module):
@@ -75,7 +75,7 @@ def test_the_first_token_is_the_prefills_and_the_others_are_decoded(clock):
 def test_models_take_turns_and_each_begins_every_other_round(clock):
     models = [Timed(clock, "student", 1.0), Timed(clock, "teacher", 2.0)]
     told: list[int] = []
-    speed = Speed(batch=1, prompt=3, new=2, repeats=3)
+    speed = ThroughputTest(batch_size=1, prompt_len=3, max_new_tokens=2, num_repeats=3)
     ours, theirs = replies_in_turns(models, torch.zeros(1, 3, dtype=torch.int64), speed, told.append)
     requests = clock.log[::2]
     assert requests == ["teacher", "student", "student", "teacher", "teacher", "student", "student", "teacher"]
@@ -153,24 +153,32 @@ def test_blocks_of_different_widths_serve_too():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "evaluation.speed.batch: 0 asked for, at least 1 is needed"),
-        ({"prompt": 0}, "evaluation.speed.prompt: 0 asked for"),
-        ({"new": 1}, "evaluation.speed.new: 1 asked for, at least 2"),
-        ({"repeats": 0}, "evaluation.speed.repeats: 0 asked for"),
-        ({"prompt": 1000, "new": 25}, "evaluation.speed: prompt and new are 1000 + 25 tokens, the model has 1024 posi"),
+        ({"batch": 0}, "evaluation.throughput.batch_size: 0 asked for, at least 1 is needed"),
+        ({"prompt": 0}, "evaluation.throughput.prompt_len: 0 asked for"),
+        ({"new": 1}, "evaluation.throughput.max_new_tokens: 1 asked for, at least 2"),
+        ({"repeats": 0}, "evaluation.throughput.num_repeats: 0 asked for"),
+        (
+            {"prompt": 1000, "new": 25},
+            "evaluation.throughput: prompt and new are 1000 + 25 tokens, the model has 1024 posi",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused(changes, message):
     with pytest.raises(ConfigError) as caught:
-        check(override(Cell(), {f"evaluation.speed.{name}": value for name, value in changes.items()}))
+        check(override(Cell(), {f"evaluation.throughput.{name}": value for name, value in changes.items()}))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 def test_a_cell_that_asks_for_it_says_how_fast_its_student_is(tiny_cell, tiny_runner):
-    asked = {f"evaluation.speed.{name}": value for name, value in dataclasses.asdict(SPEED).items()}
-    changes = {"distill.steps": 0, "student.hidden": None, "student.layers": 1, "student.neurons": None}
-    plain = override(tiny_cell, changes | {"student.blocks": "tail"})
+    asked = {f"evaluation.throughput.{name}": value for name, value in dataclasses.asdict(SPEED).items()}
+    changes = {
+        "distill.max_steps": 0,
+        "prune.hidden_size": None,
+        "prune.num_hidden_layers": 1,
+        "prune.intermediate_size": None,
+    }
+    plain = override(tiny_cell, changes | {"prune.layer_selection": "tail"})
     slow = tiny_runner.cell(Entry("plain", 0, plain, {}))
     fast = tiny_runner.cell(Entry("timed", 0, override(plain, asked), {}))
     assert {"speedup", "prefill_speedup", "decode_speedup", "memory_share", "serving"} == fast.keys() - slow.keys()

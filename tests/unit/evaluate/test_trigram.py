@@ -119,7 +119,7 @@ def save_teacher(tmp_path: Path, tiny_llama, tiny_tokenizer):
         torch.nn.init.zeros_(tiny_llama.lm_head.weight)
         tiny_llama.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
-        recipe = plain_of(Pretraining(block=16))
+        recipe = plain_of(Pretraining(seq_len=16))
         recipe["corpus"] |= {"source": str(source), "heldout": 0.3}
         (folder / "card.json").write_text(json.dumps({"recipe": recipe}))
         return folder
@@ -149,11 +149,11 @@ def test_a_teacher_that_counting_cannot_follow_is_worth_something(save_teacher, 
 
 
 def test_a_card_without_source_is_of_the_default_corpus(tmp_path: Path) -> None:
-    recipe = plain_of(Pretraining(steps=5))
+    recipe = plain_of(Pretraining(max_steps=5))
     del recipe["corpus"]["source"]
     (tmp_path / "card.json").write_text(json.dumps({"recipe": recipe}))
-    assert recipe_of(tmp_path) == Pretraining(steps=5)
-    assert recipe_of(tmp_path).corpus.source == "python+dependencies"
+    assert recipe_of(tmp_path) == Pretraining(max_steps=5)
+    assert recipe_of(tmp_path).corpus.path == "python+dependencies"
 
 
 def test_a_folder_without_teacher_is_refused_in_one_line(tmp_path: Path, capsys) -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_prune.config import Corpus, Distill, Execution, Optim
+from lit_prune.config import Corpus, Distill, Execution, Optimizer
 from lit_prune.data.corpus import documents, fingerprint
 from lit_prune.distill.callbacks import Checks, check_steps
 from lit_prune.distill.train import train
 from lit_prune.evaluate.validation import sizes_of, validation_losses
 
-RECIPE = Distill(block=16, batch=4, steps=6, temperature=2.0, optim=Optim(lr=3e-3, warmup=2))
-CPU = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+RECIPE = Distill(seq_len=16, batch_size=4, max_steps=6, temperature=2.0, optimizer=Optimizer(lr=3e-3, warmup_steps=2))
+CPU = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,11 @@ def test_tied_tables_are_counted_once(tiny_llama):
 
 
 def test_the_readmes_are_prose_on_every_machine_and_fall_into_all_splits():
-    corpus = Corpus(source="readmes", heldout=0.45)
+    corpus = Corpus(path="readmes", holdout_fraction=0.45)
     splits = {split for split, _ in documents(corpus)}
     assert splits == {"train", "validation", "calibration"}
     whole = "".join(text for _, text in documents(corpus))
     assert "PyTorch" in whole
     assert len(whole) > 100_000
     assert fingerprint(corpus) == fingerprint(corpus)
-    assert fingerprint(corpus) != fingerprint(Corpus(source="python"))
+    assert fingerprint(corpus) != fingerprint(Corpus(path="python"))

@@ -41,7 +41,7 @@ def test_of_twelve_blocks_the_last_are_counted_from_the_end_and_others_by_their_
 def test_no_two_rows_are_the_same_at_any_depth(blocks):
     rows = [
         {field: [absolute(pair, blocks, blocks // 2) for pair in changes.get(field, [])] for field in FIELDS.values()}
-        | {"embedding": changes.get("distill.embedding")}
+        | {"embedding": changes.get("distill.match_embedding")}
         for changes in (states(row, blocks) for row in PAPER)
     ]
     assert all(rows.count(row) == 1 for row in rows)
@@ -87,7 +87,7 @@ def test_a_profile_gives_its_deep_teacher_by_name_or_by_recipe(tmp_path):
 
 
 def test_rows_of_states_differ_in_nothing_but_the_objective():
-    assert override(load_profile("quick").cell, states("L_o(29:13) + L_emb", 12)).distill.block_output == (
+    assert override(load_profile("quick").cell, states("L_o(29:13) + L_emb", 12)).distill.match_layer_output == (
         "last-2:last-2",
     )
     assert all(field.startswith("distill.") for row in PAPER for field in states(row, 12))

@@ -27,10 +27,10 @@ def test_students_have_as_many_parameters_and_the_teacher_is_whole(first_of_rows
         if row == "teacher":
             assert shape_of(student) == shape_of(whole)
         elif row.startswith("depth"):
-            assert shape_of(student) == replace(shape_of(whole), layers=3)
+            assert shape_of(student) == replace(shape_of(whole), num_hidden_layers=3)
         else:
-            assert shape_of(student).layers == shape_of(whole).layers
-            assert shape_of(student).heads == shape_of(whole).heads
+            assert shape_of(student).num_hidden_layers == shape_of(whole).num_hidden_layers
+            assert shape_of(student).num_attention_heads == shape_of(whole).num_attention_heads
             assert num_parameters(student) == pytest.approx(1_967_424, rel=0.03)
 
 
@@ -40,21 +40,33 @@ def test_every_request_can_be_served_and_nothing_is_measured_to_choose_what_is_k
     assert len(first_of_rows) == 7
     for cell in first_of_rows.values():
         check(cell)
-        assert evidence_names(cell.student, teacher_config(cell)) == frozenset()
-        assert cell.evaluation.speed.repeats % 2 == 0  # each of the two comes first as often as the other
+        assert evidence_names(cell.prune, teacher_config(cell)) == frozenset()
+        assert cell.evaluation.throughput.num_repeats % 2 == 0  # each of the two comes first as often as the other
 
 
 def test_requests_grow_with_the_profile_and_take_its_precision(tmp_path):
     profile = load_profile("quick")
-    longer = override(profile.cell, {"distill.block": 512, "distill.precision": "bf16-mixed"})
+    longer = override(profile.cell, {"distill.seq_len": 512, "distill.precision": "bf16-mixed"})
     profile = replace(profile, cell=longer)
-    speeds = {e.row: e.cell.evaluation.speed for e in entries(TABLE.at(profile, tmp_path), profile)}
+    speeds = {e.row: e.cell.evaluation.throughput for e in entries(TABLE.at(profile, tmp_path), profile)}
     prompts, answers = speeds["depth, batch 32, long prompts"], speeds["width, batch 1, long answers"]
-    assert (prompts.batch, prompts.prompt, prompts.new, prompts.precision) == (32, 128, 32, "bf16-true")
-    assert (answers.batch, answers.prompt, answers.new) == (1, 32, 64)
+    assert (prompts.batch_size, prompts.prompt_len, prompts.max_new_tokens, prompts.precision) == (
+        32,
+        128,
+        32,
+        "bf16-true",
+    )
+    assert (answers.batch_size, answers.prompt_len, answers.max_new_tokens) == (1, 32, 64)
     assert speeds["teacher"] == prompts
 
 
 def test_a_row_of_both_axes_is_named_by_both():
-    request = {"evaluation.speed.batch": 4, "evaluation.speed.prompt": 8, "evaluation.speed.new": 8}
-    assert label({"student.layers": 2, "student.hidden": "auto", **request}) == "depth + width, batch 4, long answers"
+    request = {
+        "evaluation.throughput.batch_size": 4,
+        "evaluation.throughput.prompt_len": 8,
+        "evaluation.throughput.max_new_tokens": 8,
+    }
+    assert (
+        label({"prune.num_hidden_layers": 2, "prune.hidden_size": "auto", **request})
+        == "depth + width, batch 4, long answers"
+    )

@@ -8,7 +8,7 @@ import torch
 from families import CASES, model_of
 from measured import evidence_of
 
-from lit_prune.config import EVIDENCE, ConfigError, Student
+from lit_prune.config import EVIDENCE, ConfigError, Prune
 from lit_prune.importance.aggregate import STATISTICS
 from lit_prune.importance.criteria import DEPTH, WIDTH, CalibrationStats, Criterion, check_axes, criteria, criterion
 from lit_prune.models.model_family import anatomy_of, parts_of
@@ -34,11 +34,11 @@ def units_of(model):
     """Axis -> units in each of its tensors."""
     whole = shape_of(model.config)
     return {
-        "neuron": [whole.neurons] * whole.layers,
-        "head": [whole.heads] * whole.layers,
-        "hidden": [whole.hidden],
-        "block": [whole.layers],
-        "span": [whole.layers - i for i in range(whole.layers)],
+        "neuron": [whole.intermediate_size] * whole.num_hidden_layers,
+        "head": [whole.num_attention_heads] * whole.num_hidden_layers,
+        "hidden": [whole.hidden_size],
+        "block": [whole.num_hidden_layers],
+        "span": [whole.num_hidden_layers - i for i in range(whole.num_hidden_layers)],
     }
 
 
@@ -46,7 +46,7 @@ def units_of(model):
 def test_a_criterion_scores_every_unit_of_its_axes_from_the_evidence_it_names(name, everything):
     asked = criteria[name]
     evidence = dataclasses.replace(everything, statistics={n: everything.statistics[n] for n in asked.needs})
-    first, again = (asked.score(evidence, Student(criterion=name)) for _ in range(2))
+    first, again = (asked.score(evidence, Prune(width_criterion=name)) for _ in range(2))
     assert asked.axes
     assert first.keys() == set(asked.axes) <= {*WIDTH, *DEPTH}
     assert {axis: [len(s) for s in scores] for axis, scores in first.items()} == {
@@ -67,14 +67,14 @@ def test_the_width_of_every_family_is_scored(case, tmp_path):
     evidence = evidence_of(model, ids, tmp_path, {*EVIDENCE} - {"removals", "distances"})
     for name in criteria:
         wanted = [axis for axis in criteria[name].axes if axis in WIDTH]
-        scores = criteria[name].score(evidence, Student()) if wanted else {}
+        scores = criteria[name].score(evidence, Prune()) if wanted else {}
         assert [[len(s) for s in scores[axis]] for axis in wanted] == [units_of(model)[axis] for axis in wanted]
 
 
 @pytest.mark.parametrize(("batch", "seq"), NINE)
 @pytest.mark.parametrize("name", ACTIVATION)
 def test_silent_units_score_lowest(name, batch, seq, silent):
-    scores = criteria[name].score(silent, Student(batch=batch, seq=seq))
+    scores = criteria[name].score(silent, Prune(batch_aggregation=batch, seq_aggregation=seq))
     for neurons in scores["neuron"]:
         assert set(neurons.argsort()[:2].tolist()) == {2, 5}
     assert scores["hidden"][0].argmin() == 7
@@ -120,11 +120,11 @@ def test_permuting_units_permutes_their_scores(axis, order, tiny_llama, ids, tmp
     assert {*ACTIVATION, "magnitude", "taylor", "taylor_vector", "taylor_fisher"} == set(scoring)
     needed = {*EVIDENCE} - {"removals", "distances"}
     before = evidence_of(tiny_llama, ids, tmp_path / "before", needed)
-    expected = {name: criteria[name].score(before, Student())[axis] for name in scoring}
+    expected = {name: criteria[name].score(before, Prune())[axis] for name in scoring}
     permute(tiny_llama, axis, order)
     after = evidence_of(tiny_llama, ids, tmp_path / "after", needed)
     for name in scoring:
-        for found, old in zip(criteria[name].score(after, Student())[axis], expected[name], strict=True):
+        for found, old in zip(criteria[name].score(after, Prune())[axis], expected[name], strict=True):
             torch.testing.assert_close(found, old[order], rtol=2e-4, atol=1e-9)
             assert not torch.allclose(found, old, rtol=2e-4)
 
@@ -136,7 +136,7 @@ def test_the_head_order_of_modelopt_aggregates_channels_first(tiny_llama, ids, t
         tiny_llama(ids)
     hook.remove()
     evidence = evidence_of(tiny_llama, ids, tmp_path, ["importance", "head_channels"])
-    found = {name: criteria[name].score(evidence, Student()) for name in ("activation", "activation_modelopt")}
+    found = {name: criteria[name].score(evidence, Prune()) for name in ("activation", "activation_modelopt")}
     # L2 over sequences of the mean |x| of each channel; then L2 over the 8 channels of each of the 4 heads.
     channels = seen[0].double().abs().mean(1).square().sum(0).sqrt()
     torch.testing.assert_close(found["activation_modelopt"]["head"][2], channels.view(4, 8).norm(dim=1))
@@ -148,7 +148,7 @@ def test_the_head_order_of_modelopt_aggregates_channels_first(tiny_llama, ids, t
 
 def magnitudes_of(model):
     return criteria["magnitude"].score(
-        CalibrationStats(model, {}, 0, 0, lambda length: pytest.fail("measured")), Student()
+        CalibrationStats(model, {}, 0, 0, lambda length: pytest.fail("measured")), Prune()
     )
 
 
@@ -205,7 +205,7 @@ def test_a_head_with_keys_and_values_of_its_own_has_their_weights_too():
 
 def test_random_scores_are_those_of_their_seed(everything):
     def scores(seed):
-        found = criteria["random"].score(dataclasses.replace(everything, statistics={}, seed=seed), Student())
+        found = criteria["random"].score(dataclasses.replace(everything, statistics={}, seed=seed), Prune())
         return torch.cat([s for tensors in found.values() for s in tensors])
 
     assert torch.equal(scores(1), scores(1))
@@ -221,7 +221,7 @@ def test_scores_that_are_no_numbers_are_named(everything):
     evidence = dataclasses.replace(everything, statistics={"importance": spoilt})
     for batch in STATISTICS:
         with pytest.raises(ConfigError, match=r"'activation': a score of axis neuron of block 2 is NaN or infinite"):
-            criteria["activation"].score(evidence, Student(batch=batch, seq="mean"))
+            criteria["activation"].score(evidence, Prune(batch_aggregation=batch, seq_aggregation="mean"))
 
 
 def test_an_axis_a_criterion_does_not_score_names_those_that_do():
@@ -249,8 +249,8 @@ def test_a_criterion_is_registered_by_its_function(everything, monkeypatch):
 
     made = criteria["inverse_activation"]
     assert made == Criterion("inverse_activation", ("neuron",), ("importance",), inverse_activation)
-    ordinary = criteria["activation"].score(everything, Student())["neuron"]
-    for found, units in zip(made.score(everything, Student())["neuron"], ordinary, strict=True):
+    ordinary = criteria["activation"].score(everything, Prune())["neuron"]
+    for found, units in zip(made.score(everything, Prune())["neuron"], ordinary, strict=True):
         assert found.argmin() == units.argmax()
     with pytest.raises(ValueError, match="registered twice"):
         criterion("inverse_activation", axes=("neuron",))(inverse_activation)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from families import model_of
 from measured import evidence_of
 
-from lit_prune.config import Student
+from lit_prune.config import Prune
 from lit_prune.importance.criteria import criteria
 from lit_prune.importance.gradients import Gradients
 
@@ -56,7 +56,7 @@ def cut(of, index):
 @pytest.mark.parametrize("name", KINDS)
 def test_scores_of_units_by_hand(name, ids, tmp_path):
     model = model_of("llama")  # 6 heads of width 4 in 2 groups, 20 neurons, width 36, 3 blocks
-    found = criteria[name].score(evidence_of(model, ids, tmp_path, ["gradients"]), Student())
+    found = criteria[name].score(evidence_of(model, ids, tmp_path, ["gradients"]), Prune())
     hand = by_hand(model, ids)
     block = {n.removeprefix("model.layers.1."): parts for n, parts in hand.items() if n.startswith("model.layers.1.")}
     units = {
@@ -83,7 +83,7 @@ def test_scores_of_units_by_hand(name, ids, tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_tied_embeddings_and_fused_heads_count_once_and_whole(name, ids, tmp_path):
     model = model_of("gpt2")  # 6 heads of width 4 with keys and values of their own; [in, out] weights; tied
-    found = criteria[name].score(evidence_of(model, ids, tmp_path, ["gradients"]), Student())
+    found = criteria[name].score(evidence_of(model, ids, tmp_path, ["gradients"]), Prune())
     hand = by_hand(model, ids)
     assert "lm_head.weight" not in hand
     block = {n.removeprefix("transformer.h.2."): parts for n, parts in hand.items() if n.startswith("transformer.h.2.")}

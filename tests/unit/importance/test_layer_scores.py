@@ -11,7 +11,7 @@ from families import CASES, model_of
 from measured import CPU, Sequences, evidence_of, quietly
 from torch import nn
 
-from lit_prune.config import ConfigError, Student
+from lit_prune.config import ConfigError, Prune
 from lit_prune.importance import layer_ablation as module
 from lit_prune.importance.criteria import criteria
 from lit_prune.importance.layer_ablation import Removals, next_token_losses, removal_losses
@@ -71,7 +71,7 @@ def test_a_block_that_changes_nothing_is_at_no_distance_and_goes_first(tiny_llam
     losses = evidence.statistics["removals"]
     assert losses["loss"][1] == losses["loss"][2] == losses["whole"] != losses["loss"][0]
     for name in ("influence", "angular", "angular_all"):
-        scores = criteria[name].score(evidence, Student())
+        scores = criteria[name].score(evidence, Prune())
         assert scores["block"][0].argmax() == 0
         assert scores["span"][0].argmax() == 0
         assert scores["span"][1].argmin() == 1
@@ -80,7 +80,7 @@ def test_a_block_that_changes_nothing_is_at_no_distance_and_goes_first(tiny_llam
 def test_a_depth_criterion_reads_its_distance(tiny_llama, ids, tmp_path):
     evidence = evidence_of(tiny_llama, ids, tmp_path, ["distances"])
     for name, kind in (("influence", "influence"), ("angular", "angular_last"), ("angular_all", "angular_all")):
-        matrix, scores = evidence.statistics["distances"][kind], criteria[name].score(evidence, Student())
+        matrix, scores = evidence.statistics["distances"][kind], criteria[name].score(evidence, Prune())
         assert scores["block"][0].tolist() == matrix[:, 0].tolist()
         assert [span.tolist() for span in scores["span"]] == [
             matrix[:, 0].tolist(), matrix[:2, 1].tolist(), matrix[:1, 2].tolist(),
@@ -186,7 +186,7 @@ def test_perplexity_measures_a_span_when_it_is_read_and_once(tiny_llama, ids, tm
         return torch.arange(4.0 - length)
 
     object.__setattr__(evidence, "removal_losses", losses)
-    scores = criteria["perplexity"].score(evidence, Student())
+    scores = criteria["perplexity"].score(evidence, Prune())
     assert scores["block"][0].tolist() == evidence.statistics["removals"]["loss"].tolist()
     assert asked == []
     assert scores["span"][1].tolist() == scores["span"][1].tolist() == [0, 1]

@@ -94,7 +94,7 @@ def test_specs_come_back_from_their_files_as_they_went_and_are_the_same_when_mad
 def test_the_workspace_of_the_loss_table(tmp_path):
     board = board_of("loss_ablation", tmp_path)
     workspace = specs.view_of(specs.view_text(specs.workspace_of(board)))
-    axes = ["cell.distill.w_clm", "cell.distill.logit_loss"]
+    axes = ["cell.distill.ce_weight", "cell.distill.logit_loss"]
     assert [group.name for group in workspace.runset_settings.groupby] == axes
     (first,) = (e.key for e in board.cells if e.row == TABLE.baseline and e.seed == 0)
     assert workspace.runset_settings.baseline_run == first
@@ -117,7 +117,7 @@ def test_checks_on_the_way_are_drawn_and_a_table_without_retraining_has_no_curve
     checked = dict(specs._panels(board_of("axes_ablation", tmp_path)))
     assert {"validation/lm_loss", "validation/kd_loss"} <= {panel.y[0] for panel in checked["Losses by tokens"]}
     board = board_of("depth_ablation", tmp_path)
-    cut = dataclasses.replace(board, cells=tuple(e for e in board.cells if not e.cell.distill.steps))
+    cut = dataclasses.replace(board, cells=tuple(e for e in board.cells if not e.cell.distill.max_steps))
     assert [name for name, _ in specs._panels(cut)] == ["Final", "Cells"]
 
 
@@ -142,19 +142,19 @@ def test_what_is_recorded_stands_in_for_an_empty_store(tmp_path):
 
 
 def test_what_is_set_and_chosen_is_the_question_of_the_tables_own_command(tmp_path, capsys):
-    asked = ["--set", "distill.steps=50", "--add-row", "logit_loss=jsd", "--seeds", "2", "--store", str(tmp_path)]
+    asked = ["--set", "distill.max_steps=50", "--add-row", "logit_loss=jsd", "--seeds", "2", "--store", str(tmp_path)]
     assert cli.main(TABLE, ["report", *asked]) == 0
     capsys.readouterr()
     assert main(["loss_ablation", *asked]) == 0
     *_, following = capsys.readouterr().out.splitlines()
     assert "sync --store" in following
-    assert "--set distill.steps=50 --seeds 2 --add-row logit_loss=jsd;" in following
+    assert "--set distill.max_steps=50 --seeds 2 --add-row logit_loss=jsd;" in following
     (folder,) = (tmp_path / "reports/loss_ablation").iterdir()
     workspace = json.loads((folder / "dashboard/workspace.json").read_text())
     cells = pd.read_csv(folder / "results.csv")
     filters = json.dumps(workspace["spec"]["section"]["runSets"][0]["filters"])
     assert all(key in filters for key in cells.loc[~cells["reference"], "key"])
-    assert workspace["displayName"].startswith("loss_ablation, quick --set distill.steps 50 --seeds 2")
+    assert workspace["displayName"].startswith("loss_ablation, quick --set distill.max_steps 50 --seeds 2")
     report = specs.page_of((folder / "dashboard/report.json").read_text())
     assert (folder / "report.md").read_text() in [getattr(block, "text", "") for block in report.blocks]
 
@@ -200,7 +200,7 @@ def test_publishing_again_changes_what_is_there_and_makes_anew_what_was_deleted(
     (view,) = (v for v in first.values() if v["type"] == "project-view")
     spec = json.loads(view["spec"])["section"]
     assert [key["name"] for key in spec["runSets"][0]["grouping"]] == [
-        "cell.value.distill.w_clm", "cell.value.distill.logit_loss",
+        "cell.value.distill.ce_weight", "cell.value.distill.logit_loss",
     ]  # fmt: skip
     sections = [section["name"] for section in spec["panelBankConfig"]["sections"]]
     assert sections == ["Final", "Losses by step", "Losses by tokens", "Cells"]

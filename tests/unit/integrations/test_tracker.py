@@ -25,7 +25,7 @@ from lit_prune.store import Store
 @pytest.fixture
 def entry(tiny_cell, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "store/wandb/data"))
-    return Entry("kld", 0, override(tiny_cell, {"evaluation.checks": 2}), {"seed": 0})
+    return Entry("kld", 0, override(tiny_cell, {"evaluation.num_validations": 2}), {"seed": 0})
 
 
 @pytest.mark.slow
@@ -53,8 +53,8 @@ def test_a_run_that_is_resumed_tells_each_step_once_and_whole(entry, tmp_path, b
 def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry, tmp_path):
     """Also one that is not retrained, whose row has a name longer than a tag may be."""
     store = tmp_path / "store"
-    untrained = override(entry.cell, {"distill.steps": 0, "evaluation.checks": 0})
-    chained = override(entry.cell, {"source": {"student.hidden": 0.75}, "student.hidden": 0.5})
+    untrained = override(entry.cell, {"distill.max_steps": 0, "evaluation.num_validations": 0})
+    chained = override(entry.cell, {"source": {"prune.hidden_size": 0.75}, "prune.hidden_size": 0.5})
     asked = [
         Entry("a row with a name " * 5, 0, untrained, {}),
         Entry("teacher", 0, override(untrained, {"seed": 1}), {}, reference=True),

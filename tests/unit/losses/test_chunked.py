@@ -36,12 +36,14 @@ def inputs(dtype=torch.float32):
     return [x.to(dtype).clone().requires_grad_() for x in (STATES, WEIGHT, BIAS)]
 
 
-def plain(dtype, name="kld", w_clm=0.0, w_logits=1.0, temperature=1.0, top_k=None, finish=None, tokens=slice(None)):
+def plain(
+    dtype, name="kld", ce_weight=0.0, kd_weight=1.0, temperature=1.0, top_k=None, finish=None, tokens=slice(None)
+):
     """The loss, its terms and its gradients from the logits of all tokens, or of some."""
     states, weight, bias = inputs(dtype)
     clm, *pair = logits_of(states[tokens], weight, bias, temperature, top_k, finish, tokens)
     logits = logit_losses[name](*pair).mean()
-    loss = w_clm * clm + w_logits * logits
+    loss = ce_weight * clm + kd_weight * logits
     return {"loss": loss, "clm": clm, "logits": logits} | gradients(loss, states, weight, bias)
 
 
@@ -62,11 +64,11 @@ def chunked(name="kld", top_k=None, finish=None, given=None, tokens=None, **aske
     chosen, theirs, successors = states, TEACHER.states, SUCCESSORS[: len(states)]
     if tokens is not None:
         chosen, theirs, successors = states[tokens], theirs[tokens], successors[tokens]
-    asked = {"w_logits": 1.0, "target": HeadTarget(theirs, TEACHER.head, top_k), "chunk": 128} | asked
+    asked = {"kd_weight": 1.0, "target": HeadTarget(theirs, TEACHER.head, top_k), "chunk": 128} | asked
     found = head_losses(
         chosen, LMHead(weight, bias, finish), successors=successors, logit_loss=logit_losses[name], **asked
     )
-    values = {"loss": found.loss, "clm": found.clm, "logits": found.logits}
+    values = {"loss": found.loss, "ce_loss": found.ce_loss, "kd_loss": found.kd_loss}
     return values | gradients(found.loss, states, weight, bias)
 
 
@@ -98,9 +100,9 @@ def test_loss_and_gradients_are_those_of_float64(name, temperature, top_k, finis
         assert apart(chunked(name, tokens=tokens, **asked), plain(torch.float64, name, tokens=tokens, **asked)) < 2e-6
 
 
-@pytest.mark.parametrize(("w_clm", "w_logits"), [(1.0, 0.0), (0.3, 0.7), (2.0, 1.0)])
-def test_the_terms_are_weighed(w_clm, w_logits):
-    weights = {"w_clm": w_clm, "w_logits": w_logits}
+@pytest.mark.parametrize(("ce_weight", "kd_weight"), [(1.0, 0.0), (0.3, 0.7), (2.0, 1.0)])
+def test_the_terms_are_weighed(ce_weight, kd_weight):
+    weights = {"ce_weight": ce_weight, "kd_weight": kd_weight}
     expected = plain(torch.float64, **weights)
     assert apart(chunked(**weights), expected) < 2e-6
     as_tensors = {name: torch.tensor(weight) for name, weight in weights.items()}
@@ -108,19 +110,19 @@ def test_the_terms_are_weighed(w_clm, w_logits):
 
 
 def test_a_term_of_no_weight_has_a_value_and_no_gradient():
-    alone = {"w_clm": 1.0, "w_logits": 0.0}
+    alone = {"ce_weight": 1.0, "kd_weight": 0.0}
     both, one = chunked(**alone), chunked(**alone, target=None)
     assert one.pop("logits") is None
     assert both.pop("logits") == chunked()["logits"]
     assert all(torch.equal(both[key], one[key]) for key in both)
-    nothing = chunked(w_logits=0.0)
+    nothing = chunked(kd_weight=0.0)
     assert nothing["loss"] == 0
     assert not any(nothing[key].any() for key in ("states", "weight", "bias"))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 599, 600, 4096])
 def test_the_number_of_chunks_does_not_matter(chunk):
-    asked = {"w_clm": 0.5, "temperature": 2.0}
+    asked = {"ce_weight": 0.5, "temperature": 2.0}
     assert apart(chunked(**asked, chunk=chunk), plain(torch.float64, **asked)) < 2e-6
 
 
@@ -137,7 +139,7 @@ def test_training_a_model_on_the_tokens_that_are_scored_is_as_with_its_logits(na
         return 0.5 * F.cross_entropy(ours, successors) + imitation
 
     def of_states():
-        asked = {"successors": successors, "w_clm": 0.5, "logit_loss": logit_losses["kld"], "w_logits": 1.0}
+        asked = {"successors": successors, "ce_weight": 0.5, "logit_loss": logit_losses["kld"], "kd_weight": 1.0}
         return head_losses(last_states(model, ids)[scored], head_of(model), target=target, chunk=5, **asked).loss
 
     expected, ours = (torch.autograd.grad(loss(), list(model.parameters())) for loss in (of_logits, of_states))
@@ -156,8 +158,8 @@ def test_a_term_by_hand():
     states = torch.ones(3, 1, requires_grad=True)
     teacher = TopKTarget(torch.tensor([[0.9, 0.1]]).log().expand(3, 2), torch.tensor([[1, 0]]).expand(3, 2))
     head = LMHead(torch.tensor([[2.0], [2.0], [5.0]], requires_grad=True))
-    found = head_losses(states, head, target=teacher, logit_loss=logit_losses["kld"], w_logits=1.0)
-    assert found.clm is None
+    found = head_losses(states, head, target=teacher, logit_loss=logit_losses["kld"], kd_weight=1.0)
+    assert found.ce_loss is None
     assert found.logits.item() == pytest.approx(0.3680642, abs=1e-6)
     found.loss.backward()
     assert head.weight.grad.flatten().tolist() == pytest.approx([0.4, -0.4, 0.0], abs=1e-6)
@@ -167,7 +169,7 @@ def test_a_term_by_hand():
 @pytest.mark.parametrize("empty", [{}, {"top_k": 8}])
 def test_no_token_is_a_loss_of_zero_with_a_zero_gradient(empty):
     states, weight, bias = inputs()
-    nothing = chunked(given=(states[:0].detach().requires_grad_(), weight, bias), w_clm=1.0, **empty)
+    nothing = chunked(given=(states[:0].detach().requires_grad_(), weight, bias), ce_weight=1.0, **empty)
     assert nothing.pop("states").shape == (0, WIDTH)
     assert not any(value.any() for value in nothing.values())
 
@@ -204,7 +206,7 @@ def test_where_no_gradient_is_asked_for_there_is_none():
     states, weight, bias = inputs()
     for off in (torch.no_grad, torch.inference_mode):
         with off():
-            asked = {"target": TEACHER, "logit_loss": logit_losses["kld"], "w_logits": 1.0, "chunk": 128}
+            asked = {"target": TEACHER, "logit_loss": logit_losses["kld"], "kd_weight": 1.0, "chunk": 128}
             loss = head_losses(states, LMHead(weight, bias), **asked).loss
         assert loss == expected
         assert not loss.requires_grad
@@ -212,9 +214,9 @@ def test_where_no_gradient_is_asked_for_there_is_none():
 
 def test_what_comes_from_above_multiplies_the_gradient_which_is_given_once():
     states, weight, bias = inputs()
-    found = head_losses(states, LMHead(weight, bias), successors=SUCCESSORS, w_clm=1.0)
+    found = head_losses(states, LMHead(weight, bias), successors=SUCCESSORS, ce_weight=1.0)
     (found.loss * 3).backward(retain_graph=True)
-    once = chunked(w_clm=1.0, target=None)
+    once = chunked(ce_weight=1.0, target=None)
     torch.testing.assert_close(weight.grad, 3 * once["weight"])
     torch.testing.assert_close(states.grad, 3 * once["states"])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -223,7 +225,7 @@ def test_what_comes_from_above_multiplies_the_gradient_which_is_given_once():
 
 @pytest.mark.parametrize("finish", FINISHES)
 def test_under_autocast_factors_are_in_bfloat16_and_logits_and_losses_in_float32(finish):
-    asked = {"w_clm": 0.5, "finish": FINISHES[finish]}
+    asked = {"ce_weight": 0.5, "finish": FINISHES[finish]}
     with torch.autocast("cpu", torch.bfloat16):
         ours = chunked(**asked)
         states, weight, bias = inputs()
@@ -256,7 +258,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("top_k", [None, 8])
 def test_no_tensor_is_larger_than_the_logits_of_a_chunk(top_k):
     with Largest() as largest:
-        chunked(chunk=100, w_clm=1.0, top_k=top_k, finish=FINISHES["capped"])
+        chunked(chunk=100, ce_weight=1.0, top_k=top_k, finish=FINISHES["capped"])
     assert largest.entries == 100 * VOCAB > max(STATES.numel(), WEIGHT.numel())
     with Largest() as largest:
         plain(torch.float32)
@@ -270,7 +272,7 @@ def test_the_logits_of_a_chunk_are_32_megabytes_within_bounds():
 
 @pytest.mark.parametrize("name", list(logit_losses))
 def test_nothing_waits_for_the_value_of_a_tensor(name):
-    asked = {"w_clm": torch.tensor(0.5), "w_logits": torch.tensor(1.0), "temperature": 2.0}
+    asked = {"ce_weight": torch.tensor(0.5), "kd_weight": torch.tensor(1.0), "temperature": 2.0}
     with Counting() as counting:
         chunked(name, **asked)
     assert not counting.waits
@@ -301,7 +303,7 @@ def test_bfloat16_costs_the_gradient_what_its_factors_lose_and_no_more(noise, kn
     with torch.autocast("cpu", torch.bfloat16):
         target = HeadTarget(states, LMHead(weight))
         loss = head_losses(
-            given[0], LMHead(given[1]), target=target, logit_loss=logit_losses["kld"], w_logits=1.0, chunk=128
+            given[0], LMHead(given[1]), target=target, logit_loss=logit_losses["kld"], kd_weight=1.0, chunk=128
         ).loss
     loss.backward()
     rounded = [x.bfloat16().double() for x in (*ours, states, weight)]

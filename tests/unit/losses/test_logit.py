@@ -276,7 +276,7 @@ def test_dynamic_alpha_is_finite_where_the_states_agree():
 
 def test_a_number_is_no_ratio():
     terms = {name: torch.tensor(3.0) for name in ("logits", "hidden", "clm")}
-    assert ratios(Distill(alpha=0.25, w_clm=0.5), terms["logits"], terms) == {}
+    assert ratios(Distill(alpha=0.25, ce_weight=0.5), terms["logits"], terms) == {}
 
 
 # Large vocabularies: float32 sums on a CPU

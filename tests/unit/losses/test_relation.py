@@ -136,13 +136,13 @@ def test_queries_and_keys_are_those_that_attention_works_with_before_it_turns_th
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt_neox", "gpt2"])
-@pytest.mark.parametrize("kind", ["heads", "kv_groups", "uneven"])
+@pytest.mark.parametrize("kind", ["heads", "num_key_value_heads", "uneven"])
 def test_a_pruned_student_is_read_as_widely_as_its_block_is(name, kind):
     plan = plan_for(name, kind)
     student = surgery.apply(model_of(name), plan)
     widths = plan.shape_of_block(plan.blocks[1])
-    groups = widths.heads if name in ("gpt_neox", "gpt2") else widths.kv_groups
-    expected = [widths.heads * HEAD_DIM, groups * HEAD_DIM, groups * HEAD_DIM]
+    groups = widths.num_attention_heads if name in ("gpt_neox", "gpt2") else widths.num_key_value_heads
+    expected = [widths.num_attention_heads * HEAD_DIM, groups * HEAD_DIM, groups * HEAD_DIM]
     assert [vectors.shape[-1] for vectors in read(student)] == expected
 
 
@@ -159,7 +159,7 @@ def test_no_hook_stays():
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_the_term_is_a_sum_over_queries_keys_and_values_of_means_over_scored_tokens(maps, num_heads):
     teacher, student = llama(), student_of()
-    distill = Distill(alpha=1.0, attention=maps, relation_heads=num_heads)
+    distill = Distill(alpha=1.0, match_attention=maps, relation_heads=num_heads)
     ids, labels = batch(*IGNORED_PLACES)
     expected = 0.0
     for theirs, ours in relations_of(distill, 4, 3):
@@ -173,8 +173,8 @@ def test_the_term_is_a_sum_over_queries_keys_and_values_of_means_over_scored_tok
 
 
 def test_it_adds_to_the_other_states():
-    parts = [Distill(alpha=1.0, **ALL_STATES), Distill(alpha=1.0, attention=("2:1",))]
-    both = Distill(alpha=1.0, attention=("2:1",), **ALL_STATES)
+    parts = [Distill(alpha=1.0, **ALL_STATES), Distill(alpha=1.0, match_attention=("2:1",))]
+    both = Distill(alpha=1.0, match_attention=("2:1",), **ALL_STATES)
     torch.manual_seed(0)
     module = Distiller(student_of(32), llama(), both)
     terms = [Distiller(student_of(32), llama(), distill).objective(*batch())["hidden"].item() for distill in parts]
@@ -182,15 +182,15 @@ def test_it_adds_to_the_other_states():
 
 
 def test_queries_keys_and_values_are_all_trained():
-    module = Distiller(student_of(), llama(), Distill(w_logits=0.0, alpha=1.0, attention=("3:2",)))
+    module = Distiller(student_of(), llama(), Distill(kd_weight=0.0, alpha=1.0, match_attention=("3:2",)))
     names = [name for name, _ in module.named_parameters()]
     found = dict(zip(names, gradients(module, module.objective(*batch())["loss"]), strict=True))
     for kind in "qkv":
-        assert found[f"student.model.layers.2.self_attn.{kind}_proj.weight"].any()
+        assert found[f"prune.init_from.layers.2.self_attn.{kind}_proj.weight"].any()
     assert not found["student.lm_head.weight"].any()
 
 
 @pytest.mark.parametrize("num_heads", [3, 16, 0])
 def test_relation_heads_that_cut_no_head_into_equal_parts_are_refused(num_heads):
     with pytest.raises(ConfigError, match=r"distill\.relation_heads: .* is no divisor of 8, the width of a head"):
-        Distiller(student_of(), llama(), Distill(alpha=1.0, attention=("0:0",), relation_heads=num_heads))
+        Distiller(student_of(), llama(), Distill(alpha=1.0, match_attention=("0:0",), relation_heads=num_heads))

@@ -61,7 +61,7 @@ def test_a_split_is_written_with_it(tmp_path: Path, shared: Path) -> None:
     rows = [{"text": f"Once upon a time there were {i} cats."} for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for bos, first in ((True, {tokenizer.bos_token_id}), (None, None)):
-        write_tokens(Corpus(source=str(tmp_path / "a.jsonl"), bos=bos), tokenizer, tmp_path / str(bos))
+        write_tokens(Corpus(path=str(tmp_path / "a.jsonl"), bos=bos), tokenizer, tmp_path / str(bos))
         found = {int(block["input_ids"][0]) for block in TokenSequences(tmp_path / str(bos), "train", 5)}
         assert found == first if first else len(found) > 1
 
@@ -72,7 +72,7 @@ def test_a_tokenizer_without_one_is_refused(tmp_path: Path, tiny_tokenizer) -> N
         tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token=tiny_tokenizer.eos_token
     )
     with pytest.raises(ConfigError, match=r"^corpus.bos: must be null, got true"):
-        write_tokens(Corpus(source=str(tmp_path / "a.jsonl"), bos=True), tokenizer, tmp_path / "tokens")
+        write_tokens(Corpus(path=str(tmp_path / "a.jsonl"), bos=True), tokenizer, tmp_path / "tokens")
     with pytest.raises(ConfigError, match=r"^teacher.pretraining.corpus.bos: must be null"):
         loading.pin(Teacher(model=None, pretraining=Pretraining(corpus=Corpus(bos=True))))
 

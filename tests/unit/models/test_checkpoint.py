@@ -44,11 +44,11 @@ def change(folder, rewrite=None, **config):
 def refused(folder):
     """What is said of a folder before any weight is read; loading says the same."""
     with pytest.raises(ConfigError) as early:
-        loading.check_given(str(folder), None, "student.model")
+        loading.check_given(str(folder), None, "prune.init_from")
     with pytest.raises(ConfigError) as late:
-        loading.load_model(Place(str(folder), field="student.model"))
+        loading.load_model(Place(str(folder), field="prune.init_from"))
     assert str(early.value) == str(late.value)
-    assert str(early.value).startswith("student.model: ")
+    assert str(early.value).startswith("prune.init_from: ")
     assert "\n" not in str(early.value)
     return str(early.value)
 
@@ -258,11 +258,11 @@ def test_loading_is_what_transformers_loads(folder, tiny_llama):
     assert torch.equal(logits(loading.load_model(str(folder))), logits(model))
 
 
-@pytest.mark.parametrize("field", ["teacher.model", "student.model"])
+@pytest.mark.parametrize("field", ["teacher.model", "prune.init_from"])
 def test_a_dry_run_refuses_it_before_anything_is_written(folder, field, tmp_path, capsys):
     change(folder, num_hidden_layers=4)
     (tmp_path / "text.txt").write_text("some text\n" * 999)
-    given = f"{field}={folder}", f"corpus.source={tmp_path / 'text.txt'}", "student.heads=null"
+    given = f"{field}={folder}", f"corpus.path={tmp_path / 'text.txt'}", "prune.num_attention_heads=null"
     whole = [] if field == "teacher.model" else [f"teacher.model={whole_copy(folder)}"]
     short = [f"{section}.block=32" for section in ("importance", "distill", "evaluation")]
     words = [word for setting in (*given, *whole, *short) for word in ("--set", setting)]
@@ -284,16 +284,18 @@ def whole_copy(folder):
 def test_a_student_whose_ids_stand_for_other_tokens_is_refused(folder, tiny_cell, tiny_runner):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
-    cell = override(tiny_cell, {"student.model": str(folder), "student.hidden": None, "student.neurons": None})
+    cell = override(
+        tiny_cell, {"prune.init_from": str(folder), "prune.hidden_size": None, "prune.intermediate_size": None}
+    )
     tiny_runner.check([Resolver().pin(cell)])
     first = min(vocab["e"], vocab["a"])
     vocab["e"], vocab["a"] = vocab["a"], vocab["e"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got {first} for .* \\(2 ids differ\\)"):
+    with pytest.raises(ConfigError, match=f"prune.init_from: {folder}: .* got {first} for .* \\(2 ids differ\\)"):
         tiny_runner.check([Resolver().pin(cell)])
     vocab["e"], vocab["a"] = vocab["a"], 300
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ConfigError, match=f"student.model: {folder}: .* got 300 for 'a', .* \\(1 tokens differ\\)"):
+    with pytest.raises(ConfigError, match=f"prune.init_from: {folder}: .* got 300 for 'a', .* \\(1 tokens differ\\)"):
         tiny_runner.check([Resolver().pin(cell)])
     for path in folder.glob("tokenizer*"):
         path.unlink()

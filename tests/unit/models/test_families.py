@@ -46,7 +46,12 @@ def seen(model, modules):
 def test_every_parameter_has_an_axis_for_each_dimension_that_divides_into_its_units(name):
     model = model_of(name)
     anatomy, shape = anatomy_of(model.config), shape_of(model.config)
-    assert (shape.layers, shape.neurons, shape.heads, head_dim_of(model.config)) == (3, 20, 6, HEAD_DIM)
+    assert (shape.num_hidden_layers, shape.intermediate_size, shape.num_attention_heads, head_dim_of(model.config)) == (
+        3,
+        20,
+        6,
+        HEAD_DIM,
+    )
     found = set()
     for parameter, weight in model.named_parameters():
         axes = anatomy.axes_of(parameter)
@@ -119,7 +124,7 @@ def test_heads_and_neurons_are_read_where_they_are_said_to_be(name):
 def test_states_are_read_after_the_norm_that_follows_or_as_they_are(name):
     model = model_of(name)
     anatomy = anatomy_of(model.config)
-    distill = Distill(embedding=True, block_output=("0:0", "last:last"), mlp_input=("1:1",))
+    distill = Distill(match_embedding=True, match_layer_output=("0:0", "last:last"), match_mlp_input=("1:1",))
     wanted = [pair.teacher for pair in pairs_of(distill, 3, 3)]
     with HiddenStateReader(model, wanted) as states:
         logits(model)
@@ -207,7 +212,9 @@ def test_a_family_built_like_llama_is_one_line(monkeypatch, tmp_path):
     student = surgery.apply(model, PrunePlan(whole.original, tuple(range(5, 29)), blocks))
     loaded, _ = reloaded(student, tmp_path)
     assert torch.equal(logits(loaded), logits(student))
-    assert shape_of(loaded.config) == replace(whole.original, layers=2, hidden=24, neurons=9, heads=4)
+    assert shape_of(loaded.config) == replace(
+        whole.original, num_hidden_layers=2, hidden_size=24, intermediate_size=9, num_attention_heads=4
+    )
 
 
 def test_a_parameter_that_is_not_described_is_named():
@@ -216,5 +223,5 @@ def test_a_parameter_that_is_not_described_is_named():
 
 
 def test_where_every_head_has_its_own_keys_there_are_as_many_groups():
-    assert shape_of(config_of("phi, MHA")).kv_groups == MHA["num_key_value_heads"] == 6
-    assert shape_of(config_of("gpt2")).kv_groups == 6
+    assert shape_of(config_of("phi, MHA")).num_key_value_heads == MHA["num_key_value_heads"] == 6
+    assert shape_of(config_of("gpt2")).num_key_value_heads == 6

@@ -107,7 +107,7 @@ def test_a_blob_of_the_hub_is_what_its_name_says(folder, tmp_path):
 
 
 def test_a_run_stops_at_the_load_of_weights_that_changed(tiny_runner, tiny_cell, tmp_path):
-    cells = [override(tiny_cell, {"distill.steps": 0, "student.neurons": share}) for share in (0.5, 0.75)]
+    cells = [override(tiny_cell, {"distill.max_steps": 0, "prune.intermediate_size": share}) for share in (0.5, 0.75)]
     tiny_runner.run([Entry("first", 0, cells[0], {})])
     other_weights(tmp_path / "tiny")
     tiny_runner.ctx.load.cache_clear()

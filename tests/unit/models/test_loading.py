@@ -77,4 +77,4 @@ def test_a_recipe_that_is_no_llama_is_refused_before_anything_is_read():
     from lit_prune.models.llama import config_of
 
     with pytest.raises(ConfigError, match="no shape of a Llama"):
-        config_of(Pretraining(hidden=50, heads=6, corpus=Corpus()))
+        config_of(Pretraining(hidden_size=50, num_attention_heads=6, corpus=Corpus()))

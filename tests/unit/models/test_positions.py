@@ -43,7 +43,7 @@ def test_a_longer_sequence_is_refused_before_tokenising(section, tiny_cell, tiny
 
 
 def test_a_length_that_nothing_is_trained_at_does_not_count(tiny_cell, tiny_runner):
-    tiny_runner.check([Resolver().pin(override(tiny_cell, {"distill.block": 129, "distill.steps": 0}))])
+    tiny_runner.check([Resolver().pin(override(tiny_cell, {"distill.seq_len": 129, "distill.max_steps": 0}))])
 
 
 @pytest.mark.parametrize("name", ["short_factor", "long_factor"])

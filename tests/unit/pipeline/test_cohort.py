@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_prune.cli.progress import ProgressBar
-from lit_prune.config import Cell, Execution, Optim
+from lit_prune.config import Cell, Execution, Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.teacher import FrozenTeacher
 from lit_prune.integrations.wandb.tracker import WandbTracker
@@ -23,16 +23,22 @@ from lit_prune.pipeline.runner import Runner
 from lit_prune.store import Store
 
 SMALL = {
-    "importance.samples": 4, "importance.block": 32, "distill.block": 32, "distill.batch": 2, "distill.steps": 6,
-    "distill.optim.warmup": 2, "evaluation.blocks": 2, "evaluation.block": 32, "student.hidden": 0.5,
+    "calibration.num_sequences": 4, "calibration.seq_len": 32, "distill.seq_len": 32, "distill.batch_size": 2,
+    "distill.max_steps": 6,
+    "distill.optimizer.warmup_steps": 2, "evaluation.num_sequences": 2, "evaluation.seq_len": 32,
+    "prune.hidden_size": 0.5,
 }  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "kld": {},
-    "with states": {"distill.alpha": "dynamic", "distill.embedding": True, "distill.block_output": ("last:last",)},
-    "other states": {"distill.alpha": 0.5, "distill.mlp_input": ("2:1",), "student.hidden": None},
-    "mse and cross-entropy": {"distill.logit_loss": "mse", "distill.w_clm": 1.0, "evaluation.checks": 2},
-    "three steps": {"distill.steps": 3, "student.neurons": 0.5},
-    "wild": {"distill.optim": Optim(lr=1e30, clip=1e30, warmup=0)},
+    "with states": {
+        "distill.alpha": "dynamic",
+        "distill.match_embedding": True,
+        "distill.match_layer_output": ("last:last",),
+    },
+    "other states": {"distill.alpha": 0.5, "distill.match_mlp_input": ("2:1",), "prune.hidden_size": None},
+    "mse and cross-entropy": {"distill.logit_loss": "mse", "distill.ce_weight": 1.0, "evaluation.num_validations": 2},
+    "three steps": {"distill.max_steps": 3, "prune.intermediate_size": 0.5},
+    "wild": {"distill.optimizer": Optimizer(lr=1e30, max_grad_norm=1e30, warmup_steps=0)},
 }
 SOUND = [row for row in ROWS if row != "wild"]
 
@@ -59,7 +65,7 @@ def entries(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
     """One cell of each row, and one more seed of the first."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("\n\n".join(texts))
-    base, pins = override(Cell(), {**SMALL, "corpus.source": str(text)}), Resolver()
+    base, pins = override(Cell(), {**SMALL, "corpus.path": str(text)}), Resolver()
     cells = {(row, 0): pins.pin(override(base, changes)) for row, changes in ROWS.items()}
     cells["kld", 1] = pins.pin(override(base, {"seed": 1}))
     return [Entry(row, seed, cell, {}) for (row, seed), cell in cells.items()]
@@ -149,11 +155,12 @@ def test_only_cells_that_read_the_same_data_for_the_same_teacher_go_together(ent
     first = entries[0].cell
     apart = [
         override(first, {path: value}) for path, value in (
-            ("distill.batch", 4), ("distill.block", 16), ("distill.precision", "bf16-mixed"), ("distill.steps", 0),
-            ("corpus.heldout", 0.2), ("seed", 5),
+            ("distill.batch_size", 4), ("distill.seq_len", 16), ("distill.precision", "bf16-mixed"),
+            ("distill.max_steps", 0),
+            ("corpus.holdout_fraction", 0.2), ("seed", 5),
         )
     ]  # fmt: skip
-    plain = override(first, {"distill.w_logits": 0.0, "distill.w_clm": 1.0})
+    plain = override(first, {"distill.kd_weight": 0.0, "distill.ce_weight": 1.0})
     mixed = [Entry("", 0, cell, {}) for cell in (first, *apart, plain)]
     assert sizes(mixed) == [1] * len(mixed)
     assert sizes(entries, cohort=False) == [1] * len(entries)

@@ -21,7 +21,9 @@ from lit_prune.store.environment import environment
 @pytest.fixture
 def rows(tiny_cell) -> list[Entry]:
     """Two seeds of a retrained row, and one cell that keeps the teacher."""
-    whole = dict.fromkeys(("student.hidden", "student.neurons", "student.heads")) | {"distill.steps": 0}
+    whole = dict.fromkeys(("prune.hidden_size", "prune.intermediate_size", "prune.num_attention_heads")) | {
+        "distill.max_steps": 0
+    }
     retrained = [Entry("retrained", seed, override(tiny_cell, {"seed": seed}), {}) for seed in range(2)]
     return [*retrained, Entry("whole", 0, override(tiny_cell, whole), {})]
 
@@ -41,7 +43,7 @@ def test_size_tokens_and_time_of_each_row(rows, tmp_path):
 
 
 def test_a_teacher_that_is_trained_first_is_listed_once(rows, tmp_path):
-    rows = [Entry(e.row, e.seed, override(e.cell, {"teacher.correction.steps": 7}), {}) for e in rows]
+    rows = [Entry(e.row, e.seed, override(e.cell, {"teacher.finetune.max_steps": 7}), {}) for e in rows]
     teacher, *_ = costs(rows, Store(tmp_path), [])
     assert (teacher.cells, teacher.steps, teacher.tokens) == (1, 7, 7 * 8 * 256)
 
@@ -56,8 +58,8 @@ def test_earlier_cells_of_other_machines_tell_nothing(rows, tmp_path):
 
 def test_a_dry_run_of_a_teacher_that_must_be_trained_writes_nothing(tmp_path, capsys, texts):
     (tmp_path / "text.txt").write_text("".join(texts))
-    source = f"teacher.pretraining.corpus.source={json.dumps(str(tmp_path / 'text.txt'))}"
-    settings = ("teacher.model=null", "teacher.pretraining.steps=3", source)
+    source = f"teacher.pretraining.corpus.path={json.dumps(str(tmp_path / 'text.txt'))}"
+    settings = ("teacher.model=null", "teacher.pretraining.max_steps=3", source)
     words = [word for setting in settings for word in ("--set", setting)]
     store = tmp_path / "store"
     assert main(TABLE, [*words, "--dry-run", "--store", str(store)]) == 0

@@ -10,7 +10,7 @@ import pytest
 from toy import LOSSES, table
 
 from lit_prune.config import Cell, ConfigError, Profile
-from lit_prune.config.overrides import fields_of, override, sources_of
+from lit_prune.config.overrides import fields_of, override, parents_of
 from lit_prune.config.profiles import load_profile
 from lit_prune.config.table import Grid, axis, seeds
 from lit_prune.pipeline.expand import entries
@@ -55,10 +55,12 @@ def test_a_row_the_table_has_no_name_for_is_the_baseline_and_what_is_changed(lab
 
 def test_rows_that_are_not_retrained_take_the_profiles_draws():
     zero_shot = table(
-        grid=axis("student.seq", "mean") * axis("distill.steps", 0) + axis("student.seq", "mean"),
-        label=lambda point: "before" if "distill.steps" in point else "after", baseline="before", paper={}, claims=(),
+        grid=axis("prune.seq_aggregation", "mean") * axis("distill.max_steps", 0) + axis("prune.seq_aggregation",
+        "mean"),
+        label=lambda point: "before" if "distill.max_steps" in point else "after", baseline="before", paper={},
+        claims=(),
     )  # fmt: skip
-    profile = Profile(Cell(), seeds=2, draws=3)
+    profile = Profile(Cell(), seeds=2, calibration_seeds=3)
     assert rows(entries(zero_shot, profile)) == [
         ("before", 0),
         ("before", 1),
@@ -71,8 +73,8 @@ def test_rows_that_are_not_retrained_take_the_profiles_draws():
 
 def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
     def doubled(table, profile, store):
-        grid = axis("distill.steps", profile.seeds, profile.seeds + 1)
-        return dataclasses.replace(table, grid=grid, label=lambda point: str(point["distill.steps"]), baseline="2")
+        grid = axis("distill.max_steps", profile.seeds, profile.seeds + 1)
+        return dataclasses.replace(table, grid=grid, label=lambda point: str(point["distill.max_steps"]), baseline="2")
 
     open_table = table(grid=Grid(()), baseline="", paper={}, claims=(), for_profile=doubled)
     assert [entry.row for entry in entries(open_table.at(PROFILE, tmp_path), PROFILE, num_seeds=1)] == ["2", "3"]
@@ -80,25 +82,25 @@ def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
 
 
 def test_references_come_last_once_as_the_baseline_with_their_changes():
-    found = entries(table(references={"as it is": {"distill.steps": 0}}), PROFILE)
+    found = entries(table(references={"as it is": {"distill.max_steps": 0}}), PROFILE)
     assert rows(found)[-1] == ("as it is", 0)
     assert [entry.reference for entry in found] == [False] * 6 + [True]
-    assert found[-1].cell == override(Cell(), {"distill.steps": 0, "distill.logit_loss": "kld"})
+    assert found[-1].cell == override(Cell(), {"distill.max_steps": 0, "distill.logit_loss": "kld"})
 
 
 def test_settings_change_every_cell():
-    asked = table(references={"as it is": {"distill.steps": 0}})
-    found = entries(asked, PROFILE, settings={"distill.block": 64})
-    assert {entry.cell.distill.block for entry in found} == {64}
+    asked = table(references={"as it is": {"distill.max_steps": 0}})
+    found = entries(asked, PROFILE, settings={"distill.seq_len": 64})
+    assert {entry.cell.distill.seq_len for entry in found} == {64}
 
 
 def test_a_seed_sets_every_field_that_is_seeded():
-    asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})
+    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE)
     assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
-    assert [(entry.cell.seed, entry.cell.importance.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
-    only_the_draw = entries(table(seeded=("importance.seed",)), PROFILE, num_seeds=3)
-    assert [(e.seed, e.cell.seed, e.cell.importance.seed) for e in only_the_draw[:3]] == [
+    assert [(entry.cell.seed, entry.cell.calibration.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
+    only_the_draw = entries(table(seeded=("calibration.seed",)), PROFILE, num_seeds=3)
+    assert [(e.seed, e.cell.seed, e.cell.calibration.seed) for e in only_the_draw[:3]] == [
         (0, 0, 0),
         (1, 0, 1),
         (2, 0, 2),
@@ -106,64 +108,69 @@ def test_a_seed_sets_every_field_that_is_seeded():
 
 
 def test_a_seed_is_left_out_where_a_row_lacks_the_section():
-    points = ({"teacher.correction": None}, {}, {"source.teacher.correction": None, "source.distill.steps": 3})
+    points = ({"teacher.finetune": None}, {}, {"parent.teacher.finetune": None, "parent.distill.max_steps": 3})
     asked = table(
         grid=Grid(points), label=lambda point: next(iter(point), "corrected"), baseline="corrected", paper={},
-        claims=(), base={"teacher.correction.steps": 7}, seeded=("seed", "teacher.correction.seed"),
-        references={"as it was": {"teacher.correction": None, "distill.steps": 0}, "as it is": {"distill.steps": 0}},
+        claims=(), base={"teacher.finetune.max_steps": 7}, seeded=("seed", "teacher.finetune.seed"),
+        references={"as it was": {"teacher.finetune": None, "distill.max_steps": 0},
+        "as it is": {"distill.max_steps": 0}},
     )  # fmt: skip
     found = entries(asked, PROFILE)
-    corrections = [entry.cell.teacher.correction for entry in found]
-    assert [recipe and (recipe.steps, recipe.seed) for recipe in corrections] == [
+    corrections = [entry.cell.teacher.finetune for entry in found]
+    assert [recipe and (recipe.max_steps, recipe.seed) for recipe in corrections] == [
         None, None, (7, 0), (7, 1), (7, 0), (7, 1), None, (7, 0)
     ]  # fmt: skip
-    assert [source.teacher.correction for entry in found for source in sources_of(entry.cell)] == [None, None]
+    assert [source.teacher.finetune for entry in found for source in parents_of(entry.cell)] == [None, None]
     assert [entry.cell.seed for entry in found] == [0, 1] * 3 + [0, 0]
 
 
 def test_references_have_seed_0_also_where_the_profile_has_another():
-    profile = Profile(override(Cell(), {"seed": 7, "importance.seed": 7}), seeds=1)
-    asked = table(seeded=("seed", "importance.seed"), references={"as it is": {"distill.steps": 0}})
+    profile = Profile(override(Cell(), {"seed": 7, "calibration.seed": 7}), seeds=1)
+    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
     reference = entries(asked, profile)[-1].cell
-    assert (reference.seed, reference.importance.seed) == (0, 0)
+    assert (reference.seed, reference.calibration.seed) == (0, 0)
 
 
 def test_twins_are_refused_among_what_is_seeded_too():
-    draws = axis("distill.logit_loss", "kld", "mse") * axis("importance.seed", 5, 6)
-    twins = table(grid=draws, seeded=("seed", "importance.seed"))
+    draws = axis("distill.logit_loss", "kld", "mse") * axis("calibration.seed", 5, 6)
+    twins = table(grid=draws, seeded=("seed", "calibration.seed"))
     assert refused(twins) == "two points of the grid are the same cell: 'kld' and 'kld', seed 0"
-    assert refused(table(seeded=("seed", "importance.seed")), add_rows={"importance.seed": 3}).startswith("two points")
+    assert refused(table(seeded=("seed", "calibration.seed")), add_rows={"calibration.seed": 3}).startswith(
+        "two points"
+    )
 
 
 def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings():
     asked = table(
-        grid=axis("distill.logit_loss", "kld", "mse") + Grid(({"distill.logit_loss": "cosine", "distill.block": 32},)),
-        base={"distill.block": 64, "evaluation.checks": 8}, references={"as it is": {"distill.steps": 0}},
+        grid=axis("distill.logit_loss", "kld",
+        "mse") + Grid(({"distill.logit_loss": "cosine", "distill.seq_len": 32},)),
+        base={"distill.seq_len": 64, "evaluation.num_validations": 8},
+        references={"as it is": {"distill.max_steps": 0}},
     )  # fmt: skip
-    profile = Profile(override(Cell(), {"distill.block": 128, "distill.batch": 3}), seeds=1)
+    profile = Profile(override(Cell(), {"distill.seq_len": 128, "distill.batch_size": 3}), seeds=1)
     found = entries(asked, profile)
-    assert [entry.cell.distill.block for entry in found] == [64, 64, 32, 64]
-    assert {(entry.cell.evaluation.checks, entry.cell.distill.batch) for entry in found} == {(8, 3)}
-    assert "evaluation.checks" not in found[0].changes
-    set_away = entries(asked, profile, settings={"evaluation.checks": 2})
-    assert {entry.cell.evaluation.checks for entry in set_away} == {2}
-    assert asked.base == {"distill.block": 64, "evaluation.checks": 8}
+    assert [entry.cell.distill.seq_len for entry in found] == [64, 64, 32, 64]
+    assert {(entry.cell.evaluation.num_validations, entry.cell.distill.batch_size) for entry in found} == {(8, 3)}
+    assert "evaluation.num_validations" not in found[0].changes
+    set_away = entries(asked, profile, settings={"evaluation.num_validations": 2})
+    assert {entry.cell.evaluation.num_validations for entry in set_away} == {2}
+    assert asked.base_overrides == {"distill.seq_len": 64, "evaluation.num_validations": 8}
 
 
 def test_a_table_that_changes_an_unknown_field_is_refused():
-    assert "perhaps you meant 'evaluation.checks'" in refused(table(base={"evaluation.cheks": 8}))
+    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base={"evaluation.cheks": 8}))
 
 
-@pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "importance.seed"])
+@pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "calibration.seed"])
 def test_a_setting_on_a_swept_field_is_refused(path):
-    message = refused(table(seeded=("seed", "importance.seed")), settings={path: 0})
+    message = refused(table(seeded=("seed", "calibration.seed")), settings={path: 0})
     assert message.startswith(f"--set {path}: toy sweeps it")
     assert "--filter" in message
     assert "--add-row" in message
 
 
 def test_a_setting_of_an_unknown_field_is_refused():
-    assert "perhaps you meant 'distill.steps'" in refused(table(), settings={"distill.stpes": 3})
+    assert "perhaps you meant 'distill.max_steps'" in refused(table(), settings={"distill.stpes": 3})
 
 
 @pytest.mark.parametrize(
@@ -181,8 +188,8 @@ def test_two_points_with_the_same_cell_are_refused(twins):
 
 def test_a_value_that_is_the_same_after_conversion_is_a_twin():
     whole = table(
-        grid=axis("distill.w_clm", 1, 1.0) * axis("distill.logit_loss", "kld", "mse"),
-        label=lambda point: f"{point['distill.logit_loss']} {point['distill.w_clm']!r}",
+        grid=axis("distill.ce_weight", 1, 1.0) * axis("distill.logit_loss", "kld", "mse"),
+        label=lambda point: f"{point['distill.logit_loss']} {point['distill.ce_weight']!r}",
         baseline="kld 1",
         paper={},
         claims=(),
@@ -200,8 +207,8 @@ def test_also_adds_a_row_that_is_the_baseline_with_one_change():
 
 
 def test_also_on_a_field_the_label_does_not_tell_apart_is_a_row_of_its_own():
-    found = entries(table(), PROFILE, add_rows={"temperature": 2.0, "distill.steps": 7})
-    added = ("kld, temperature=2.0", "kld, distill.steps=7")
+    found = entries(table(), PROFILE, add_rows={"temperature": 2.0, "distill.max_steps": 7})
+    added = ("kld, temperature=2.0", "kld, distill.max_steps=7")
     assert rows(found)[6:] == [(row, seed) for row in added for seed in (0, 1)]
     assert found[6].cell == override(Cell(), {"distill.temperature": 2.0})
     assert [entry.cell.distill.temperature for entry in found if entry.row == "kld"] == [1.0, 1.0]
@@ -214,7 +221,7 @@ def test_also_may_give_one_field_several_values():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("logit_loss", "mse"), ("distill.logit_loss", "kld"), ("w_clm", 0), ("seed", 1)]
+    ("name", "value"), [("logit_loss", "mse"), ("distill.logit_loss", "kld"), ("ce_weight", 0), ("seed", 1)]
 )
 def test_also_what_is_there_already_is_refused(name, value):
     assert refused(table(), add_rows={name: value}).startswith("two points of the grid are the same cell")
@@ -241,7 +248,7 @@ def test_only_applies_to_added_rows_too():
         ({"logit_loss": "kdl"}, " distill.logit_loss: must be one of SWEPT, got kdl"),
         ({"seed": 2}, " seed: must be one of 0, 1, got 2"),
         ({"temperature": 1.0}, " distill.temperature: no row of toy sets it (swept: AXES)"),
-        ({"student.model": None}, " student.model: no row of toy sets it (swept: AXES)"),
+        ({"prune.init_from": None}, " prune.init_from: no row of toy sets it (swept: AXES)"),
     ],
 )
 def test_only_what_no_row_has_is_refused_with_the_values_there_are(only, part):
@@ -274,7 +281,7 @@ def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
 
 def test_a_swept_field_wins_over_others_of_its_short_name():
     swept = table(
-        grid=axis("distill.steps", 1, 2), label=lambda point: str(point["distill.steps"]),
+        grid=axis("distill.max_steps", 1, 2), label=lambda point: str(point["distill.max_steps"]),
         baseline="1", paper={}, claims=(),
     )  # fmt: skip
     assert rows(entries(swept, PROFILE, filters={"steps": 2})) == [("2", 0), ("2", 1)]
@@ -286,7 +293,7 @@ def test_steps_that_follow_the_profile_may_be_set(name, tmp_path):
 
     def steps(profile: Profile, **how: Any) -> list[int]:
         found = entries(table.at(profile, tmp_path), quick, num_seeds=1, **how)
-        return [c.distill.steps for entry in found for c in (entry.cell, *sources_of(entry.cell))]
+        return [c.distill.max_steps for entry in found for c in (entry.cell, *parents_of(entry.cell))]
 
-    twice = dataclasses.replace(quick, cell=override(quick.cell, {"distill.steps": 100}))
-    assert steps(twice, settings={"distill.steps": 100}) == pytest.approx([2 * n for n in steps(quick)], abs=1)
+    twice = dataclasses.replace(quick, cell=override(quick.cell, {"distill.max_steps": 100}))
+    assert steps(twice, settings={"distill.max_steps": 100}) == pytest.approx([2 * n for n in steps(quick)], abs=1)

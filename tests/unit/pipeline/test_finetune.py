@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_prune.config import Cell, ConfigError, Corpus, Execution, Finetuning, Optim, Teacher
+from lit_prune.config import Cell, ConfigError, Corpus, Execution, Finetuning, Optimizer, Teacher
 from lit_prune.config.overrides import fields_of, override
 from lit_prune.models import loading
 from lit_prune.pipeline import artifacts
@@ -23,8 +23,8 @@ from lit_prune.pipeline.validate import check_models, check_sizes
 from lit_prune.store import address
 from lit_prune.store.address import STAGES, identity, key
 
-RECIPE = Finetuning(steps=6, block=32, batch=4, optim=Optim(lr=3e-3, min_lr=1e-3, warmup=1))
-QUICK = Execution(accelerator="cpu", accumulate=1, checkpoint_seconds=0.0, log_every=2)
+RECIPE = Finetuning(max_steps=6, seq_len=32, batch_size=4, optimizer=Optimizer(lr=3e-3, min_lr=1e-3, warmup_steps=1))
+QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
 PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 
 
@@ -35,7 +35,7 @@ class Stop(Exception):
 @pytest.fixture
 def cell(tiny_cell: Cell) -> Cell:
     """A cell with a corrected teacher."""
-    return override(tiny_cell, {"teacher.correction": RECIPE})
+    return override(tiny_cell, {"teacher.finetune": RECIPE})
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def runner(tiny_runner: Runner) -> Runner:
 
 
 def without(cell: Cell) -> Cell:
-    return dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, correction=None))
+    return dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, finetune=None))
 
 
 # Addresses
@@ -52,15 +52,15 @@ def without(cell: Cell) -> Cell:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_correction_changes_the_address_of_all_but_the_teachers_training_and_the_tokens(stage):
-    corrected = override(PINNED, {"teacher.correction.steps": 100})
-    assert corrected.teacher.correction == Finetuning()
+    corrected = override(PINNED, {"teacher.finetune.max_steps": 100})
+    assert corrected.teacher.finetune == Finetuning()
     assert (key(corrected, stage) != key(PINNED, stage)) == (stage not in ("tokenizer", "teacher", "tokens"))
-    longer = override(PINNED, {"teacher.correction.steps": 101})
+    longer = override(PINNED, {"teacher.finetune.max_steps": 101})
     assert (key(corrected, stage) != key(longer, stage)) == (stage not in ("tokenizer", "teacher", "tokens"))
 
 
 def test_a_raised_schema_of_the_correction_touches_only_cells_that_have_one(monkeypatch):
-    corrected = override(PINNED, {"teacher.correction.steps": 100})
+    corrected = override(PINNED, {"teacher.finetune.max_steps": 100})
     before = {stage: (key(PINNED, stage), key(corrected, stage)) for stage in STAGES}
     monkeypatch.setitem(address.SCHEMA, "correction", 2)
     same = {stage for stage in STAGES if key(corrected, stage) == before[stage][1]}
@@ -70,15 +70,15 @@ def test_a_raised_schema_of_the_correction_touches_only_cells_that_have_one(monk
 
 
 def test_a_setting_of_the_correction_asks_for_one():
-    assert "teacher.correction.optim.lr" in fields_of(Cell)
-    assert override(Cell(), {"teacher.correction.optim.lr": 1e-5}).teacher.correction.optim.lr == 1e-5
-    asked = override(Cell(), {"teacher.correction.steps": 7})
-    assert override(asked, {"teacher.correction": None}) == Cell()
+    assert "teacher.finetune.optimizer.lr" in fields_of(Cell)
+    assert override(Cell(), {"teacher.finetune.optimizer.lr": 1e-5}).teacher.finetune.optimizer.lr == 1e-5
+    asked = override(Cell(), {"teacher.finetune.max_steps": 7})
+    assert override(asked, {"teacher.finetune": None}) == Cell()
 
 
 @pytest.mark.parametrize(("name", "least"), [("steps", 1), ("batch", 1), ("block", 2)])
 def test_a_size_that_is_too_small_is_refused(name, least):
-    path = f"teacher.correction.{name}"
+    path = f"teacher.finetune.{name}"
     check_sizes(override(Cell(), {path: least}))
     with pytest.raises(ConfigError, match=f"{path}: {least - 1} asked for, at least {least} is needed"):
         check_sizes(override(Cell(), {path: least - 1}))
@@ -119,7 +119,7 @@ def test_corrected_by_hand_it_has_the_same_weights(cell, runner):
     data = RetrainingData(artifacts.tokens(cell, runner.ctx), block=32, batch=4, steps=6, seed=0)
     for step, batch in enumerate(data.train_dataloader()):
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(RECIPE.optim, step, 6)
+            group["lr"] = learning_rate(RECIPE.optimizer, step, 6)
         adamw.zero_grad()
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -153,9 +153,9 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(cell, runner, tmp_
 
 def test_a_corrected_cell_prunes_and_imitates_the_corrected_teacher_on_the_same_tokens(cell, runner):
     """With the shape of the teacher and no retraining the student is the corrected teacher."""
-    whole = override(cell, {"student.hidden": None, "student.neurons": None, "distill.steps": 0})
+    whole = override(cell, {"prune.hidden_size": None, "prune.intermediate_size": None, "distill.max_steps": 0})
     entries = [Entry("corrected", 0, whole, {}), Entry("not", 0, without(whole), {})]
-    assert planned_steps(runner.store, entries) == RECIPE.steps
+    assert planned_steps(runner.store, entries) == RECIPE.max_steps
     runner.check(entry.cell for entry in entries)
     assert runner.run(entries) == 0
     assert planned_steps(runner.store, entries) == 0
@@ -166,7 +166,7 @@ def test_a_corrected_cell_prunes_and_imitates_the_corrected_teacher_on_the_same_
 
 def test_planned_steps_count_a_correction_once_for_all_its_cells(cell, runner):
     entries = [Entry("row", seed, dataclasses.replace(cell, seed=seed), {}) for seed in range(3)]
-    assert planned_steps(runner.store, entries) == 3 * 4 + RECIPE.steps
+    assert planned_steps(runner.store, entries) == 3 * 4 + RECIPE.max_steps
     artifacts.teacher(cell, runner.ctx)
     assert planned_steps(runner.store, entries) == 3 * 4
 
@@ -174,7 +174,7 @@ def test_planned_steps_count_a_correction_once_for_all_its_cells(cell, runner):
 def test_a_text_without_a_sequence_of_the_corrections_length_is_refused(cell, runner):
     path = Path(cell.teacher.model) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 100_000}))
-    asked = override(cell, {"teacher.correction.block": 100_000, "teacher.fingerprint": None})
+    asked = override(cell, {"teacher.finetune.seq_len": 100_000, "teacher.fingerprint": None})
     with pytest.raises(ConfigError, match="validation: 1 sequences of 100000 tokens asked for"):
         runner.check([Resolver().pin(asked)])
 
@@ -183,7 +183,8 @@ def test_a_sequence_longer_than_the_teachers_positions_is_refused(tmp_path):
     from transformers import GPT2Config
 
     GPT2Config(n_positions=64, n_embd=32, n_head=4, n_layer=2, vocab_size=256).save_pretrained(tmp_path)
-    plain = {"teacher.model": str(tmp_path), "student.hidden": None, "student.heads": None, "importance.block": 64,
-             "evaluation.block": 64, "distill.block": 64, "teacher.correction.block": 65}  # fmt: skip
-    with pytest.raises(ConfigError, match=r"teacher.correction.block: must be at most 64, .*, got 65"):
+    plain = {"teacher.model": str(tmp_path), "prune.hidden_size": None, "prune.num_attention_heads": None,
+    "calibration.seq_len": 64,
+             "evaluation.seq_len": 64, "distill.seq_len": 64, "teacher.finetune.seq_len": 65}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"teacher.finetune.seq_len: must be at most 64, .*, got 65"):
         check_models(override(Cell(), plain))

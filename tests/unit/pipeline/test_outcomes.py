@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_prune.cli.table import main
-from lit_prune.config import Cell, ConfigError, Lora, Space
+from lit_prune.config import Cell, ConfigError, Lora, SearchSpace
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
 from lit_prune.models.shape import parameter_counter, shape_of
@@ -20,10 +20,10 @@ from lit_prune.pruning.shapes import pruned_configs, teacher_config
 from lit_prune.pruning.target import target
 from lit_prune.store import Store
 
-SHALLOW = {"teacher.model": None, "teacher.pretraining.layers": 3}
-FULL = {"student.hidden": 192, "student.neurons": 512, "student.heads": 6}
+SHALLOW = {"teacher.model": None, "teacher.pretraining.num_hidden_layers": 3}
+FULL = {"prune.hidden_size": 192, "prune.intermediate_size": 512, "prune.num_attention_heads": 6}
 """The sizes of the teacher that ships."""
-WHOLE = {"student.hidden": None, "student.neurons": None, "student.heads": None}
+WHOLE = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}
 
 
 def table_of(name: str) -> Any:
@@ -46,13 +46,13 @@ def refused(name: str, tmp_path: Any, settings: dict[str, Any], also: Any = (), 
 @pytest.mark.parametrize(
     ("name", "settings", "also", "rows"),
     [
-        ("residual", {"student.heads": None}, {}, ["off"]),
+        ("residual", {"prune.num_attention_heads": None}, {}, ["off"]),
         ("loss", FULL, {}, ["L_CLM + L_logits(MSE)"]),
         ("aggregation", FULL, {}, ["(L2, mean), retrained"]),
-        ("aggregation", {"student.criterion": "magnitude"}, {}, ["(L2, L2)", "(L2, mean)"]),
+        ("aggregation", {"prune.width_criterion": "magnitude"}, {}, ["(L2, L2)", "(L2, mean)"]),
         ("topk", {}, {"top_k": 2048}, ["all tokens", "top 2048"]),
-        ("temperature", {}, {"tau_squared": True}, ["tau = 1", "tau = 1, times tau^2"]),
-        ("depth", {**SHALLOW, "teacher.pretraining.layers": 4}, {}, ["5/6, PPL", "2/3, PPL"]),
+        ("temperature", {}, {"scale_by_temperature_squared": True}, ["tau = 1", "tau = 1, times tau^2"]),
+        ("depth", {**SHALLOW, "teacher.pretraining.num_hidden_layers": 4}, {}, ["5/6, PPL", "2/3, PPL"]),
         ("axes", SHALLOW, {}, ["depth + width", "width"]),
     ],
 )
@@ -65,14 +65,14 @@ def test_a_table_that_compares_nothing_is_refused_by_name_rows_and_profile(name,
 @pytest.mark.parametrize(
     ("name", "settings", "field"),
     [
-        ("correction", {"corpus.source": "python"}, "corpus.source"),
-        ("correction", {**SHALLOW, "teacher.pretraining.corpus.source": "readmes"}, "corpus.source"),
-        ("phase", {"corpus.source": "readmes"}, "corpus.source"),
-        ("phase", {"source.corpus.source": "readmes"}, "corpus.source"),
-        ("aggregation", {"corpus.source": "readmes"}, "corpus.source"),
-        ("phase", {"distill.steps": 2}, "distill.steps"),
-        ("oneshot", {"distill.steps": 1}, "distill.steps"),
-        ("oneshot", {**SHALLOW, "teacher.pretraining.layers": 2}, "teacher"),
+        ("correction", {"corpus.path": "python"}, "corpus.path"),
+        ("correction", {**SHALLOW, "teacher.pretraining.corpus.path": "readmes"}, "corpus.path"),
+        ("phase", {"corpus.path": "readmes"}, "corpus.path"),
+        ("phase", {"parent.corpus.path": "readmes"}, "corpus.path"),
+        ("aggregation", {"corpus.path": "readmes"}, "corpus.path"),
+        ("phase", {"distill.max_steps": 2}, "distill.max_steps"),
+        ("oneshot", {"distill.max_steps": 1}, "distill.max_steps"),
+        ("oneshot", {**SHALLOW, "teacher.pretraining.num_hidden_layers": 2}, "teacher"),
     ],
 )
 def test_a_table_without_its_treatment_is_refused_by_the_field(name, settings, field, tmp_path):
@@ -82,26 +82,26 @@ def test_a_table_without_its_treatment_is_refused_by_the_field(name, settings, f
 
 
 def test_a_search_with_one_shape_is_refused(tmp_path):
-    only = Space(layers=(1.0,), neurons=(0.5,))
+    only = SearchSpace(num_hidden_layers=(1.0,), intermediate_size=(0.5,))
     assert refused("search", tmp_path, {}, search=only).startswith("search: must have at least 2 shapes")
 
 
 def test_both_texts_of_the_phases_may_be_set(tmp_path):
     quick, table = load_profile("quick"), table_of("phase")
-    settings = {"corpus.source": "second.txt", "source.corpus.source": "first.txt", "student.hidden": 0.5}
+    settings = {"corpus.path": "second.txt", "parent.corpus.path": "first.txt", "prune.hidden_size": 0.5}
     table = table.at(quick, tmp_path, settings)
     found = {entry.row: entry.cell for entry in entries(table, quick, settings=settings, num_seeds=1)}
-    assert {cell.corpus.source for cell in found.values()} == {"second.txt"}
-    sources = {row: dict(cell.source or ()) for row, cell in found.items()}
-    assert sources["early, phase 2"]["corpus.source"] == "first.txt"
-    assert sources["early, phase 2"]["student.hidden"] == 0.5
+    assert {cell.corpus.path for cell in found.values()} == {"second.txt"}
+    sources = {row: dict(cell.parent or ()) for row, cell in found.items()}
+    assert sources["early, phase 2"]["corpus.path"] == "first.txt"
+    assert sources["early, phase 2"]["prune.hidden_size"] == 0.5
     assert not sources["late, phase 2"]
 
 
 @pytest.mark.parametrize("profile", ["quick", "laptop", "h200", "paper"])
 def test_the_new_text_of_a_profile_is_another_than_its_own(profile):
     asked = load_profile(profile)
-    assert dict(asked.new_text)["corpus.source"] != asked.cell.corpus.source
+    assert dict(asked.new_text)["corpus.path"] != asked.cell.corpus.path
 
 
 def test_a_field_of_the_new_text_that_does_not_exist_is_refused(tmp_path):
@@ -112,7 +112,15 @@ def test_a_field_of_the_new_text_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_the_command_refuses_before_any_compute(tmp_path, capsys):
-    words = ["--dry-run", "--set", "student.heads=null", "--store", str(tmp_path / "store"), "--wandb", "disabled"]
+    words = [
+        "--dry-run",
+        "--set",
+        "prune.num_attention_heads=null",
+        "--store",
+        str(tmp_path / "store"),
+        "--wandb",
+        "disabled",
+    ]
     assert main(table_of("residual"), words) == 2
     assert "residual_ablation" in capsys.readouterr().err
     assert not (tmp_path / "store" / "tokens").exists()
@@ -124,38 +132,54 @@ def test_the_command_refuses_before_any_compute(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "others", "same"),
     [
-        ({"student.heads": 4}, {"student.heads": 0.667}, True),
-        ({"student.heads": 4}, {"student.heads": 2}, False),
-        ({"student.parameters": 0.62, "student.layers": "auto", **WHOLE}, {"student.layers": 3, **WHOLE}, True),
-        ({"student.blocks": "contiguous", "student.layers": 5}, {"student.layers": 5}, True),
-        ({"student.blocks": "contiguous", "student.layers": 4}, {"student.layers": 4}, False),
-        ({"student.blocks": "tail", "student.block_criterion": "random"}, {}, True),
-        ({"student.criterion": "random"}, {}, False),
-        ({"student.criterion": "taylor", "student.seq": "var"}, {"student.criterion": "taylor"}, True),
-        ({"student.seq": "var"}, {}, False),
-        ({"student.weights": "random", "student.seq": "var"}, {"student.weights": "random"}, True),
-        ({"student.head_residual": "paper", "student.heads": None}, {"student.heads": None}, True),
-        ({"student.head_residual": "paper"}, {}, False),
-        ({"distill.tau_squared": True}, {}, True),
-        ({"distill.tau_squared": True, "distill.temperature": 2.0}, {"distill.temperature": 2.0}, False),
+        ({"prune.num_attention_heads": 4}, {"prune.num_attention_heads": 0.667}, True),
+        ({"prune.num_attention_heads": 4}, {"prune.num_attention_heads": 2}, False),
+        (
+            {"prune.num_parameters": 0.62, "prune.num_hidden_layers": "auto", **WHOLE},
+            {"prune.num_hidden_layers": 3, **WHOLE},
+            True,
+        ),
+        ({"prune.layer_selection": "contiguous", "prune.num_hidden_layers": 5}, {"prune.num_hidden_layers": 5}, True),
+        ({"prune.layer_selection": "contiguous", "prune.num_hidden_layers": 4}, {"prune.num_hidden_layers": 4}, False),
+        ({"prune.layer_selection": "tail", "prune.layer_criterion": "random"}, {}, True),
+        ({"prune.width_criterion": "random"}, {}, False),
+        (
+            {"prune.width_criterion": "taylor", "prune.seq_aggregation": "var"},
+            {"prune.width_criterion": "taylor"},
+            True,
+        ),
+        ({"prune.seq_aggregation": "var"}, {}, False),
+        ({"prune.init": "random", "prune.seq_aggregation": "var"}, {"prune.init": "random"}, True),
+        ({"prune.head_merging": "paper", "prune.num_attention_heads": None}, {"prune.num_attention_heads": None}, True),
+        ({"prune.head_merging": "paper"}, {}, False),
+        ({"distill.scale_by_temperature_squared": True}, {}, True),
+        (
+            {"distill.scale_by_temperature_squared": True, "distill.temperature": 2.0},
+            {"distill.temperature": 2.0},
+            False,
+        ),
         ({"distill.top_k": 2048}, {}, True),
         ({"distill.top_k": 2047}, {}, False),
-        ({"distill.steps": 0, "distill.batch": 7}, {"distill.steps": 0}, True),
-        ({"distill.batch": 7}, {}, False),
+        ({"distill.max_steps": 0, "distill.batch_size": 7}, {"distill.max_steps": 0}, True),
+        ({"distill.batch_size": 7}, {}, False),
         ({"distill.lora": Lora()}, {}, False),
         ({"seed": 1}, {}, False),
         (
-            {"distill.alpha": 1.0, "distill.block_output": ["last:last"]},
-            {"distill.alpha": 1.0, "distill.block_output": ["5:5"]},
+            {"distill.alpha": 1.0, "distill.match_layer_output": ["last:last"]},
+            {"distill.alpha": 1.0, "distill.match_layer_output": ["5:5"]},
             True,
         ),
         (
-            {"distill.alpha": 1.0, "distill.block_output": ["4:4"]},
-            {"distill.alpha": 1.0, "distill.mlp_input": ["5:5"]},
+            {"distill.alpha": 1.0, "distill.match_layer_output": ["4:4"]},
+            {"distill.alpha": 1.0, "distill.match_mlp_input": ["5:5"]},
             False,
         ),
-        ({"source.student.layers": 5, "source.student.blocks": "contiguous"}, {"source.student.layers": 5}, True),
-        ({"source.student.layers": 5}, {"source.student.layers": 4}, False),
+        (
+            {"parent.prune.num_hidden_layers": 5, "parent.prune.layer_selection": "contiguous"},
+            {"parent.prune.num_hidden_layers": 5},
+            True,
+        ),
+        ({"parent.prune.num_hidden_layers": 5}, {"parent.prune.num_hidden_layers": 4}, False),
     ],
 )
 def test_settings_without_effect_leave_the_outcome(changes, others, same):
@@ -175,14 +199,14 @@ def test_a_share_of_heads_becomes_the_nearest_number_the_family_allows(share, hi
         hidden_size=hidden, num_attention_heads=8, num_key_value_heads=kv_heads, head_dim=32, num_hidden_layers=2,
         intermediate_size=64, vocab_size=64,
     )  # fmt: skip
-    student = override(Cell(), {**WHOLE, "student.heads": share}).student
-    assert target(student, config).heads == heads
+    student = override(Cell(), {**WHOLE, "prune.num_attention_heads": share}).prune
+    assert target(student, config).num_attention_heads == heads
 
 
 # Sizes set for all rows
 
 
-AUTO = {"student.hidden": "auto", "student.neurons": "auto", "student.heads": "auto"}
+AUTO = {"prune.hidden_size": "auto", "prune.intermediate_size": "auto", "prune.num_attention_heads": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +214,7 @@ AUTO = {"student.hidden": "auto", "student.neurons": "auto", "student.heads": "a
     [("aggregation", 0.5), ("loss", 0.5), ("temperature", 0.5), ("topk", 0.5), ("residual", 0.5), ("strategy", 0.4)],
 )
 def test_a_number_of_parameters_may_be_set_and_the_teacher_stays_whole(name, share, tmp_path):
-    quick, settings = load_profile("quick"), {"student.parameters": share, **AUTO}
+    quick, settings = load_profile("quick"), {"prune.num_parameters": share, **AUTO}
     table = table_of(name).at(quick, tmp_path, settings)
     asked = entries(table, quick, settings=settings, num_seeds=1)
     check_rows(table, "quick", asked)
@@ -200,7 +224,7 @@ def test_a_number_of_parameters_may_be_set_and_the_teacher_stays_whole(name, sha
     whole = count(shape_of(config))
     for row, cell in found.items():
         *_, (_, pruned) = pruned_configs(cell)
-        parameters = count(target(cell.student, pruned))
+        parameters = count(target(cell.prune, pruned))
         expected = whole if row == "teacher" else share * whole
         assert parameters == pytest.approx(expected, rel=0.02), row
 
@@ -208,10 +232,13 @@ def test_a_number_of_parameters_may_be_set_and_the_teacher_stays_whole(name, sha
 @pytest.mark.parametrize(
     ("changes", "chained"),
     [
-        ({}, {"student.hidden": 0.75, "student.neurons": 0.5625}),
+        ({}, {"prune.hidden_size": 0.75, "prune.intermediate_size": 0.5625}),
         # 0.6 of 192 channels is 116, in whole heads; 0.9 of the middle model's 126 would be 112.
-        ({"student.hidden": 0.6}, {"student.hidden": 116, "student.neurons": 192}),
-        ({"student.hidden": 96, "student.heads": 2}, {"student.hidden": 96, "student.heads": 2}),
+        ({"prune.hidden_size": 0.6}, {"prune.hidden_size": 116, "prune.intermediate_size": 192}),
+        (
+            {"prune.hidden_size": 96, "prune.num_attention_heads": 2},
+            {"prune.hidden_size": 96, "prune.num_attention_heads": 2},
+        ),
     ],
 )
 def test_the_chain_ends_at_the_shape_of_the_others(changes, chained, tmp_path):
@@ -222,12 +249,14 @@ def test_the_chain_ends_at_the_shape_of_the_others(changes, chained, tmp_path):
     shapes = []
     for row in ("pruned + KD", "chained + KD"):
         *_, (cell, config) = pruned_configs(found[row].cell)
-        shapes.append(target(cell.student, config))
+        shapes.append(target(cell.prune, config))
     assert shapes[0] == shapes[1]
 
 
 def test_a_student_larger_than_the_middle_model_is_refused(tmp_path):
-    assert refused("strategy", tmp_path, {"student.hidden": 0.7}).startswith("student.hidden: must keep at most 126")
+    assert refused("strategy", tmp_path, {"prune.hidden_size": 0.7}).startswith(
+        "prune.hidden_size: must keep at most 126"
+    )
 
 
 def test_strategy_says_what_it_keeps(tmp_path):
@@ -240,16 +269,16 @@ def test_an_error_names_the_row_it_comes_from(tmp_path):
     table = dataclasses.replace(table_of("loss"), references={"odd": {"distill.stpes": 0}})
     with pytest.raises(ConfigError, match=r"'distill\.stpes'.*'odd'"):
         entries(table, load_profile("quick"))
-    table = dataclasses.replace(table_of("loss"), references={"odd": {"student.parameters": 0.5}})
+    table = dataclasses.replace(table_of("loss"), references={"odd": {"prune.num_parameters": 0.5}})
     with pytest.raises(ConfigError, match=r"^student\.parameters: .*'odd'"):
         check_rows(table, "quick", entries(table, load_profile("quick")))
 
 
 def test_a_text_that_one_row_lacks_is_refused_by_row(tmp_path):
     (tmp_path / "text.txt").write_text("A document.\n" * 9)
-    missing = {"corpus.source": str(tmp_path / "nowhere.txt"), "distill.steps": 0}
+    missing = {"corpus.path": str(tmp_path / "nowhere.txt"), "distill.max_steps": 0}
     table = dataclasses.replace(table_of("loss"), references={"odd": missing})
-    question = TableRequest(set=(f"corpus.source={tmp_path / 'text.txt'}",))
+    question = TableRequest(set=(f"corpus.path={tmp_path / 'text.txt'}",))
     with pytest.raises(ConfigError, match=r"^corpus\.source: .*'odd'"):
         requested_entries(table, question, Store(tmp_path / "store"))
 
@@ -261,9 +290,9 @@ def test_more_likely_tokens_than_the_vocabulary_has_are_refused_by_row(tmp_path)
 
 
 def test_turns_without_a_second_axis_are_refused(tmp_path):
-    cell = override(load_profile("quick").cell, {"student.neurons": None, "student.heads": None})
+    cell = override(load_profile("quick").cell, {"prune.intermediate_size": None, "prune.num_attention_heads": None})
     assert refused("oneshot", tmp_path, {}, cell=cell).startswith("student: must prune neurons or heads")
 
 
 def test_an_error_of_all_rows_names_none(tmp_path):
-    assert "(row" not in refused("loss", tmp_path, {"student.parameters": 0.5})
+    assert "(row" not in refused("loss", tmp_path, {"prune.num_parameters": 0.5})

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Cell, ConfigError, Corpus, Execution, Profile, Teacher
-from lit_prune.config.overrides import override, plain_of, source_of, sources_of
+from lit_prune.config.overrides import override, parent_of, parents_of, plain_of
 from lit_prune.config.profiles import load_profile
 from lit_prune.config.table import Claim, Table, axis
 from lit_prune.integrations.wandb.tracker import WandbTracker
@@ -31,9 +31,9 @@ from lit_prune.store import Store
 from lit_prune.store.address import STAGES, identity, key
 
 PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
-WHOLE = {"student.hidden": None, "student.neurons": None, "student.heads": None}
+WHOLE = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}
 KEPT = {f"source.{path}": value for path, value in WHOLE.items()}
-CHAIN = {**KEPT, "source.student.neurons": 0.75, "student.neurons": 0.5, "source.distill.steps": 3}
+CHAIN = {**KEPT, "parent.prune.intermediate_size": 0.75, "prune.intermediate_size": 0.5, "parent.distill.max_steps": 3}
 """48 neurons, then 36, then 18."""
 
 
@@ -41,45 +41,50 @@ CHAIN = {**KEPT, "source.student.neurons": 0.75, "student.neurons": 0.5, "source
 
 
 def test_a_source_inherits_all_it_does_not_change_itself():
-    cell = override(Cell(), {"source.student.layers": 0.8, "student.layers": 3, "seed": 7, "distill.steps": 5})
-    plain = dataclasses.replace(cell, source=None)
-    assert source_of(plain) is None
-    assert source_of(cell) == override(plain, {"student.layers": 0.8})
+    cell = override(
+        Cell(), {"parent.prune.num_hidden_layers": 0.8, "prune.num_hidden_layers": 3, "seed": 7, "distill.max_steps": 5}
+    )
+    plain = dataclasses.replace(cell, parent=None)
+    assert parent_of(plain) is None
+    assert parent_of(cell) == override(plain, {"prune.num_hidden_layers": 0.8})
 
 
 def test_the_order_of_changes_and_calls_does_not_matter():
-    first = override(override(Cell(), {"source.seed": 5, "source.source.student.layers": 5}), {"seed": 3})
-    second = override(Cell(), {"seed": 3, "source.source.student.layers": 5, "source.seed": 5})
-    assert sources_of(first) == sources_of(second)
-    assert [cell.seed for cell in (first, *sources_of(first))] == [3, 5, 5]
-    assert [cell.student.layers for cell in (first, *sources_of(first))] == [None, None, 5]
+    first = override(override(Cell(), {"parent.seed": 5, "parent.parent.prune.num_hidden_layers": 5}), {"seed": 3})
+    second = override(Cell(), {"seed": 3, "parent.parent.prune.num_hidden_layers": 5, "parent.seed": 5})
+    assert parents_of(first) == parents_of(second)
+    assert [cell.seed for cell in (first, *parents_of(first))] == [3, 5, 5]
+    assert [cell.prune.num_hidden_layers for cell in (first, *parents_of(first))] == [None, None, 5]
     assert key(first) == key(second)
 
 
 def test_a_later_change_of_a_source_takes_the_place_of_an_earlier_one():
-    cell = override(override(Cell(), {"source.distill.optim.lr": 0.5}), {"source.distill": {"optim": {"lr": 0.25}}})
-    assert source_of(cell).distill == override(cell, {"distill.optim.lr": 0.25}).distill
+    cell = override(override(Cell(), {"parent.distill.optimizer.lr": 0.5}), {"parent.distill": {"optim": {"lr": 0.25}}})
+    assert parent_of(cell).distill == override(cell, {"distill.optimizer.lr": 0.25}).distill
     assert override(cell, {"source": {}}) == cell
-    assert override(cell, {"source": None}).source is None
-    assert sources_of(override(cell, {"source.source": {}, "source.source.seed": 4}))[1].seed == 4
+    assert override(cell, {"source": None}).parent is None
+    assert parents_of(override(cell, {"parent.source": {}, "parent.parent.seed": 4}))[1].seed == 4
 
 
 def test_a_profile_names_a_source(tmp_path):
     path = tmp_path / "chain.yaml"
     path.write_text("student: {layers: 3}\nsource:\n  student: {layers: 4, drop: []}\n  source: {}\nseeds: 2\n")
     cell = load_profile(str(path)).cell
-    assert [c.student.layers for c in (cell, *sources_of(cell))] == [3, 4, 4]
-    assert plain_of(cell)["source"] == {"student.layers": 4, "student.drop": (), "source": ()}
+    assert [c.prune.num_hidden_layers for c in (cell, *parents_of(cell))] == [3, 4, 4]
+    assert plain_of(cell)["source"] == {"prune.num_hidden_layers": 4, "prune.drop_layers": (), "source": ()}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source.student.layesr": 3}, "source: unknown field 'student.layesr'; perhaps you meant 'student.layers'"),
-        ({"source.source.student.hiden": 3}, "source: unknown field 'student.hiden'; perhaps"),
+        (
+            {"parent.prune.layesr": 3},
+            "source: unknown field 'student.layesr'; perhaps you meant 'prune.num_hidden_layers'",
+        ),
+        ({"parent.parent.prune.hiden": 3}, "parent: unknown field 'prune.hiden'; perhaps"),
         ({"source": 5}, "source: takes fields of a cell, {} or null, not 5"),
-        ({"source.source": "all"}, "source: source: takes fields of a cell"),
-        ({"source.student.layers": "three"}, "source: student.layers: should be a valid integer"),
+        ({"parent.source": "all"}, "source: source: takes fields of a cell"),
+        ({"parent.prune.num_hidden_layers": "three"}, "source: prune.num_hidden_layers: should be a valid integer"),
     ],
 )
 def test_a_source_is_strict_in_names_and_types(changes, message):
@@ -94,31 +99,32 @@ def test_a_source_is_strict_in_names_and_types(changes, message):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_measured_and_cut_depends_on_the_source_alone_text_and_teacher_do_not(stage):
-    cell = override(PINNED, {"source.student.layers": 5})
+    cell = override(PINNED, {"parent.prune.num_hidden_layers": 5})
     expected = "source" in STAGES[stage]
-    for other in (PINNED, override(cell, {"source.distill.steps": 9}), override(cell, {"source.seed": 9})):
+    for other in (PINNED, override(cell, {"parent.distill.max_steps": 9}), override(cell, {"parent.seed": 9})):
         assert (key(cell, stage) != key(other, stage)) == expected
 
 
 def test_what_says_the_same_is_the_same_address_and_shows_the_source_whole():
-    short = override(PINNED, {"source.student.layers": 5})
-    long = override(PINNED, {"source.seed": PINNED.seed, "source.source": None, "source.student.layers": 5})
+    short = override(PINNED, {"parent.prune.num_hidden_layers": 5})
+    long = override(PINNED, {"parent.seed": PINNED.seed, "parent.source": None, "parent.prune.num_hidden_layers": 5})
     assert key(short) == key(long)
-    assert identity(short, "cell")["source"] == identity(source_of(short), "cell")
-    assert key(source_of(short)) == key(override(PINNED, {"student.layers": 5}))
+    assert identity(short, "cell")["source"] == identity(parent_of(short), "cell")
+    assert key(parent_of(short)) == key(override(PINNED, {"prune.num_hidden_layers": 5}))
 
 
 def test_rows_may_sweep_what_a_source_changes(tmp_path):
     table = Table(
-        name="t", question="?", source="here", grid=axis("source.student.layers", 5, 4) * axis("seed", 0),
-        label=lambda point: str(point["source.student.layers"]), baseline="5", paper={}, claims=(Claim("5", "4", "x"),),
-        references={"teacher": {"source": None}},
+        name="t", question="?", source="here", grid=axis("parent.prune.num_hidden_layers", 5, 4) * axis("seed", 0),
+        label=lambda point: str(point["parent.prune.num_hidden_layers"]), baseline="5", paper={},
+        claims=(Claim("5", "4", "x"),),
+        reference_rows={"teacher": {"source": None}},
     )  # fmt: skip
-    found = entries(table, Profile(PINNED), filters={"source.student.layers": 4}, num_seeds=1)
-    assert [source_of(entry.cell) and source_of(entry.cell).student.layers for entry in found] == [4, None]
-    assert list(tidy(table, found, Store(tmp_path))["source.student.layers"]) == [4, None]
-    (more, _) = entries(table, Profile(PINNED), add_rows={"source.seed": 8}, filters={"source.seed": 8}, num_seeds=1)
-    assert source_of(more.cell).seed == 8
+    found = entries(table, Profile(PINNED), filters={"parent.prune.num_hidden_layers": 4}, num_seeds=1)
+    assert [parent_of(entry.cell) and parent_of(entry.cell).prune.num_hidden_layers for entry in found] == [4, None]
+    assert list(tidy(table, found, Store(tmp_path))["parent.prune.num_hidden_layers"]) == [4, None]
+    (more, _) = entries(table, Profile(PINNED), add_rows={"parent.seed": 8}, filters={"parent.seed": 8}, num_seeds=1)
+    assert parent_of(more.cell).seed == 8
 
 
 # What it gives
@@ -144,9 +150,10 @@ def plain(make_folder, texts, tmp_path) -> Cell:
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": document}) + "\n" for document in texts))
     changes = {
-        **WHOLE, "teacher.model": str(make_folder("teacher")), "corpus.source": str(text),
-        "importance.samples": 4, "importance.block": 16, "distill.block": 16, "distill.batch": 2, "distill.steps": 2,
-        "distill.optim.warmup": 1, "evaluation.blocks": 4, "evaluation.block": 16,
+        **WHOLE, "teacher.model": str(make_folder("teacher")), "corpus.path": str(text),
+        "calibration.num_sequences": 4, "calibration.seq_len": 16, "distill.seq_len": 16, "distill.batch_size": 2,
+        "distill.max_steps": 2,
+        "distill.optimizer.warmup_steps": 1, "evaluation.num_sequences": 4, "evaluation.seq_len": 16,
     }  # fmt: skip
     return Resolver().pin(override(Cell(), changes))
 
@@ -172,18 +179,18 @@ def weights(store: Store, cell: Cell, stage: str) -> dict[str, torch.Tensor]:
 
 
 def test_a_budget_buys_a_source_the_steps_of_its_own_size(plain):
-    cell = Resolver().pin(override(plain, {**CHAIN, "source.distill.steps": 3, "distill.flops": 1e8}))
-    assert source_of(cell).distill.steps == 3
-    inherits = Resolver().pin(override(plain, {**KEPT, "student.neurons": 0.5, "distill.flops": 1e8}))
-    for each in (inherits, source_of(inherits)):
-        assert each.distill.flops is None
-        assert each.distill.steps == pytest.approx(1e8 / (2 * 16 * flops_of_token(each)), abs=0.5)
-    assert source_of(inherits).distill.steps < inherits.distill.steps
+    cell = Resolver().pin(override(plain, {**CHAIN, "parent.distill.max_steps": 3, "distill.max_flops": 1e8}))
+    assert parent_of(cell).distill.max_steps == 3
+    inherits = Resolver().pin(override(plain, {**KEPT, "prune.intermediate_size": 0.5, "distill.max_flops": 1e8}))
+    for each in (inherits, parent_of(inherits)):
+        assert each.distill.max_flops is None
+        assert each.distill.max_steps == pytest.approx(1e8 / (2 * 16 * flops_of_token(each)), abs=0.5)
+    assert parent_of(inherits).distill.max_steps < inherits.distill.max_steps
 
 
 def test_a_source_that_keeps_everything_and_is_not_trained_changes_nothing(plain, tmp_path):
-    alone = asked(plain, **{"student.neurons": 0.5, "student.layers": 2})
-    chained = asked(alone.cell, **KEPT, **{"source.student.layers": None, "source.distill.steps": 0})
+    alone = asked(plain, **{"prune.intermediate_size": 0.5, "prune.num_hidden_layers": 2})
+    chained = asked(alone.cell, **KEPT, **{"parent.prune.num_hidden_layers": None, "parent.distill.max_steps": 0})
     first, second = compute(tmp_path / "store", alone, chained)
     assert first == second
     assert {path.name for path in (tmp_path / "store").glob("cell/*")} == {alone.key, chained.key}
@@ -191,7 +198,7 @@ def test_a_source_that_keeps_everything_and_is_not_trained_changes_nothing(plain
 
 def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
     entry, store = asked(plain, **CHAIN), Store(tmp_path / "store")
-    source = source_of(entry.cell)
+    source = parent_of(entry.cell)
     assert planned_steps(store, [entry, Entry("middle", 0, source, {})]) == 5
     compute(store.root, entry)
     plan = json.loads((store.node(entry.cell, "student").folder / "plan.json").read_text())
@@ -208,7 +215,10 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
 
 def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plain, tmp_path):
     first, bar = asked(plain, **CHAIN), ProgressBar(0, quiet=True)
-    second, middle = asked(first.cell, **{"student.neurons": 0.25}), Entry("middle", 0, source_of(first.cell), {})
+    second, middle = (
+        asked(first.cell, **{"prune.intermediate_size": 0.25}),
+        Entry("middle", 0, parent_of(first.cell), {}),
+    )
     store = Store(tmp_path / "store")
     assert runner_of(store.root, bar).run([first, second, middle]) == 0
     assert {path.name for path in store.root.glob("cell/*")} == {first.key, second.key, middle.key}
@@ -234,14 +244,14 @@ def test_killed_between_a_source_and_its_cell_the_source_is_found_again(plain, t
         runner_of(tmp_path / "store", Killed(0, quiet=True)).run([entry])
     store = Store(tmp_path / "store")
     assert planned_steps(store, [entry]) == 2
-    source = store.node(source_of(entry.cell), "cell").folder / "result.json"
+    source = store.node(parent_of(entry.cell), "cell").folder / "result.json"
     written = source.stat().st_mtime_ns
     assert compute(store.root, entry) == [whole]
     assert source.stat().st_mtime_ns == written
 
 
 def test_a_source_that_fails_fails_its_cell_and_no_other(plain, tmp_path):
-    bad = asked(plain, **CHAIN, **{"source.distill.optim.lr": 1e30, "source.distill.optim.clip": 1e30})
+    bad = asked(plain, **CHAIN, **{"parent.distill.optimizer.lr": 1e30, "parent.distill.optimizer.max_grad_norm": 1e30})
     runner, good = runner_of(tmp_path / "store"), asked(plain)
     assert runner.run([bad, good]) == 1
     assert runner.store.node(bad.cell, "cell").error
@@ -250,10 +260,12 @@ def test_a_source_that_fails_fails_its_cell_and_no_other(plain, tmp_path):
 
 def test_a_source_of_another_teacher_is_another_start_with_the_same_teacher_to_imitate(plain, make_folder, tmp_path):
     early = str(make_folder("early", seed=1))
-    entry = asked(plain, **KEPT, **{"source.teacher.model": early, "source.distill.steps": 0, "student.neurons": 0.5})
-    source = source_of(entry.cell)
+    entry = asked(
+        plain, **KEPT, **{"parent.teacher.model": early, "parent.distill.max_steps": 0, "prune.intermediate_size": 0.5}
+    )
+    source = parent_of(entry.cell)
     assert source.teacher.fingerprint not in (None, entry.cell.teacher.fingerprint)
-    direct = asked(plain, **{"teacher.model": early, "student.neurons": 0.5, "distill.steps": 0})
+    direct = asked(plain, **{"teacher.model": early, "prune.intermediate_size": 0.5, "distill.max_steps": 0})
     compute(tmp_path / "store", entry, direct)
     ours, theirs = (weights(Store(tmp_path / "store"), e.cell, "student") for e in (entry, direct))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -261,12 +273,14 @@ def test_a_source_of_another_teacher_is_another_start_with_the_same_teacher_to_i
 
 def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
     """Also of one of two prunings, the first from random weights."""
-    first = {"source.source.student.layers": 2, "source.source.distill.steps": 1}
-    entry = asked(plain, **CHAIN, **first, **{"source.source.student.weights": "random", "source.student.layers": None})
+    first = {"parent.parent.prune.num_hidden_layers": 2, "parent.parent.distill.max_steps": 1}
+    entry = asked(
+        plain, **CHAIN, **first, **{"parent.parent.prune.init": "random", "parent.prune.num_hidden_layers": None}
+    )
     expected = pruned_config(entry.cell)
     compute(tmp_path / "store", entry)
     store = Store(tmp_path / "store")
-    folder = store.node(source_of(entry.cell), "cell").folder / "model"
+    folder = store.node(parent_of(entry.cell), "cell").folder / "model"
     found = type(expected).from_pretrained(folder)
     for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         assert getattr(found, name) == getattr(expected, name), name
@@ -278,17 +292,20 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"student.neurons": 40}, "student.neurons: 40 asked for, its source has 36"),
-        ({"source.student.neurons": 60}, "source: student.neurons: 60 asked for, the teacher has 48"),
-        ({"source.source.student.neurons": 60}, "source: source: student.neurons: 60 asked for, the teacher has 48"),
-        ({"source.student.criterion": "actvation"}, "source: unknown criterion 'actvation'"),
-        ({"source.distill.steps": -1}, "source: distill.steps: -1 asked for"),
-        ({"student.weights": "random"}, "source: has no effect where student.weights is random"),
-        ({"student.model": "MODEL"}, "source: has no effect where student.model is "),
-        ({"source.student.weights": "random", "source.distill.steps": 0}, "source.student.weights: random ones"),
-        ({"source.student.widths": "global"}, "source.student: its blocks differ in width"),
-        ({"source.student.plan": "nowhere.json"}, "source: student.plan: there is no file nowhere.json"),
-        ({"source.teacher.model": "OTHER"}, "source: its vocabulary has 300 entries, the teacher's 256"),
+        ({"prune.intermediate_size": 40}, "prune.intermediate_size: 40 asked for, its source has 36"),
+        ({"parent.prune.intermediate_size": 60}, "source: prune.intermediate_size: 60 asked for, the teacher has 48"),
+        (
+            {"parent.parent.prune.intermediate_size": 60},
+            "source: source: prune.intermediate_size: 60 asked for, the teacher has 48",
+        ),
+        ({"parent.prune.width_criterion": "actvation"}, "source: unknown criterion 'actvation'"),
+        ({"parent.distill.max_steps": -1}, "source: distill.max_steps: -1 asked for"),
+        ({"prune.init": "random"}, "source: has no effect where prune.init is random"),
+        ({"prune.init_from": "MODEL"}, "source: has no effect where prune.init_from is "),
+        ({"parent.prune.init": "random", "parent.distill.max_steps": 0}, "parent.prune.init: random ones"),
+        ({"parent.prune.width_allocation": "global"}, "parent.prune: its blocks differ in width"),
+        ({"parent.prune.plan_path": "nowhere.json"}, "source: prune.plan_path: there is no file nowhere.json"),
+        ({"parent.teacher.model": "OTHER"}, "source: its vocabulary has 300 entries, the teacher's 256"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_in_one_line(changes, message, plain, make_folder):

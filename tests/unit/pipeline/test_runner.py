@@ -12,7 +12,7 @@ from process import python
 from transformers import PreTrainedModel
 
 from lit_prune.cli.progress import ProgressBar
-from lit_prune.config import Optim
+from lit_prune.config import Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.callbacks import Diverged
 from lit_prune.pipeline import artifacts
@@ -36,12 +36,12 @@ with Store(folder.parents[1]).hold("cell", __import__("json").loads(sys.argv[2])
 """
 
 
-WILD = {"distill.optim": Optim(lr=1e30, clip=1e30, warmup=0)}
+WILD = {"distill.optimizer": Optimizer(lr=1e30, max_grad_norm=1e30, warmup_steps=0)}
 
 
 @pytest.fixture
 def entry(tiny_cell) -> Entry:
-    return Entry("row", 0, override(tiny_cell, {"student.hidden": 0.5, "distill.steps": 2}), {})
+    return Entry("row", 0, override(tiny_cell, {"prune.hidden_size": 0.5, "distill.max_steps": 2}), {})
 
 
 class Asking(ProgressBar):
@@ -76,9 +76,9 @@ def test_a_busy_cell_is_waited_for_and_computed_where_its_process_leaves_it(entr
 @pytest.mark.parametrize("cohort", [True, False])
 def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, tiny_runner, cohort, monkeypatch):
     """Without a garbage collection: nothing may refer to itself."""
-    rows = [{}, {"distill.alpha": "dynamic", "distill.embedding": True}, {"student.weights": "random"}, WILD]
+    rows = [{}, {"distill.alpha": "dynamic", "distill.match_embedding": True}, {"prune.init": "random"}, WILD]
     entries = [
-        Entry(f"row {place}", seed, override(entry.cell, {**row, "seed": seed, "evaluation.checks": 1}), {})
+        Entry(f"row {place}", seed, override(entry.cell, {**row, "seed": seed, "evaluation.num_validations": 1}), {})
         for seed in range(2)
         for place, row in enumerate(rows)
     ]
@@ -173,8 +173,8 @@ def test_debug_raises_what_a_cell_raised(entry, tiny_runner):
 
 
 def test_a_student_that_keeps_everything_is_the_teacher_where_it_lies(entry, tiny_runner):
-    sizes = ("layers", "hidden", "neurons", "heads", "kv_groups", "parameters")
-    cell = override(entry.cell, {f"student.{name}": None for name in sizes} | {"distill.steps": 0})
+    sizes = ("layers", "hidden", "neurons", "heads", "num_key_value_heads", "parameters")
+    cell = override(entry.cell, {f"student.{name}": None for name in sizes} | {"distill.max_steps": 0})
     assert tiny_runner.run([dataclasses.replace(entry, cell=cell)]) == 0
     student = tiny_runner.store.node(cell, "student")
     assert student.result["share"] == 1.0

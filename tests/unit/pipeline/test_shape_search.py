@@ -11,7 +11,7 @@ import torch
 from published import MODELS
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell, ConfigError, Space, Student
+from lit_prune.config import Cell, ConfigError, Prune, SearchSpace
 from lit_prune.config.overrides import override
 from lit_prune.evaluate.throughput import Speedup, Throughput
 from lit_prune.models.shape import ModelShape, num_parameters, shape_of
@@ -30,13 +30,15 @@ PARAMETERS = {
 }  # fmt: skip
 
 FACTORS = (2.5, 3, 3.5, 4)
-SPACE_8B = Space(
-    layers=(29, 30, 31, 32), heads=(32, 48), expansion=FACTORS, hidden=(4096, 4608, 5120, 5632, 6144),
-    least=7_800_000_000, most=8_500_000_000,
+SPACE_8B = SearchSpace(
+    num_hidden_layers=(29, 30, 31, 32), num_attention_heads=(32, 48), expansion=FACTORS,
+    hidden_size=(4096, 4608, 5120, 5632, 6144),
+    min_params=7_800_000_000, max_params=8_500_000_000,
 )  # fmt: skip
-SPACE_4B = Space(
-    layers=(29, 30, 31, 32), heads=(24, 32, 48), expansion=FACTORS, hidden=(2560, 3072, 3584, 4096, 4608),
-    least=3_800_000_000, most=4_200_000_000,
+SPACE_4B = SearchSpace(
+    num_hidden_layers=(29, 30, 31, 32), num_attention_heads=(24, 32, 48), expansion=FACTORS,
+    hidden_size=(2560, 3072, 3584, 4096, 4608),
+    min_params=3_800_000_000, max_params=4_200_000_000,
 )  # fmt: skip
 
 # Minitron, Table 19: layers, heads, neurons, hidden; and their parameters in billions.
@@ -59,10 +61,10 @@ CANDIDATES_4B = [
 
 def sizes(candidate: Candidate) -> tuple[int, int, int, int]:
     shape = candidate.shape
-    return shape.layers, shape.heads, shape.neurons, shape.hidden
+    return shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size, shape.hidden_size
 
 
-def refused(config, space: Space) -> str:
+def refused(config, space: SearchSpace) -> str:
     with pytest.raises(ConfigError) as caught:
         candidates(config, space)
     assert "\n" not in str(caught.value)
@@ -87,9 +89,9 @@ def test_the_space_has_exactly_the_published_candidates(space, published):
     found = candidates(MODELS["Nemotron-4 15B"], space)
     assert [sizes(candidate) for candidate in found] == [row[:4] for row in published]
     for candidate, row in zip(found, published, strict=True):
-        vectors = 2 * (2 * candidate.shape.layers + 1) * candidate.shape.hidden
+        vectors = 2 * (2 * candidate.shape.num_hidden_layers + 1) * candidate.shape.hidden_size
         assert round((candidate.parameters - vectors) / BILLION, 3) == row[4]
-        assert candidate.shape.kv_groups == 8
+        assert candidate.shape.num_key_value_heads == 8
 
 
 def test_the_published_models_are_among_the_candidates():
@@ -99,16 +101,18 @@ def test_the_published_models_are_among_the_candidates():
 
 
 def test_the_window_decides():
-    wide = candidates(MODELS["Nemotron-4 15B"], replace(SPACE_8B, least=None, most=None))
+    wide = candidates(MODELS["Nemotron-4 15B"], replace(SPACE_8B, min_params=None, max_params=None))
     assert len(wide) == 4 * 2 * 4 * 5
-    literal = candidates(MODELS["Nemotron-4 15B"], replace(SPACE_8B, least=7_600_000_000, most=8_400_000_000))
+    literal = candidates(
+        MODELS["Nemotron-4 15B"], replace(SPACE_8B, min_params=7_600_000_000, max_params=8_400_000_000)
+    )
     assert len(literal) == 18
     assert len({sizes(c) for c in literal} & {row[:4] for row in CANDIDATES_8B}) == 13
 
 
 @pytest.mark.parametrize("asked", [{"layers": 16, "blocks": "tail_but_last"}, {"drop": tuple(range(15, 31))}])
 def test_dropping_the_published_layers_keeps_the_first_fifteen_and_the_last(asked):
-    student = Student(hidden=None, neurons=None, heads=None, **asked)
+    student = Prune(hidden_size=None, intermediate_size=None, num_attention_heads=None, **asked)
     teacher = SimpleNamespace(config=MODELS["Llama-3.1 8B"])
     plan = make_plan(teacher, student, lambda model, names: {})
     assert [block.index + 1 for block in plan.blocks] == [*range(1, 16), 32]
@@ -124,13 +128,23 @@ def config(tiny_llama):
 
 
 def test_without_choices_there_is_the_teacher_alone(config):
-    whole = Candidate(ModelShape(layers=3, hidden=32, neurons=48, heads=4, kv_groups=2), 39_648)
-    assert candidates(config, Space()) == [whole]
-    assert candidates(config, Space(layers=(None,), heads=(None,), neurons=(None,), hidden=(None,))) == [whole]
+    whole = Candidate(
+        ModelShape(
+            num_hidden_layers=3, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2
+        ),
+        39_648,
+    )
+    assert candidates(config, SearchSpace()) == [whole]
+    assert candidates(
+        config,
+        SearchSpace(
+            num_hidden_layers=(None,), num_attention_heads=(None,), intermediate_size=(None,), hidden_size=(None,)
+        ),
+    ) == [whole]
 
 
 def test_parameters_are_those_counted_by_hand(config):
-    space = Space(layers=(2,), heads=(2,), neurons=(24,), hidden=(16,))
+    space = SearchSpace(num_hidden_layers=(2,), num_attention_heads=(2,), intermediate_size=(24,), hidden_size=(16,))
     embeddings, norms = 2 * 256 * 16, 2 * 16
     attention, mlp = 16 * 16 + 2 * 16 * 16 + 16 * 16, 3 * 16 * 24
     by_hand = embeddings + 2 * (attention + mlp + norms) + 16
@@ -139,24 +153,38 @@ def test_parameters_are_those_counted_by_hand(config):
 
 def test_shapes_come_deepest_first_and_then_from_the_smallest(config):
     axes = ((1, 3, 2), (4, 2), (48, 12, 24), (32, 16))
-    found = candidates(config, Space(*axes[:3], hidden=axes[3]))
+    found = candidates(config, SearchSpace(*axes[:3], hidden_size=axes[3]))
     expected = itertools.product((3, 2, 1), (2, 4), (12, 24, 48), (16, 32))
     assert [sizes(candidate) for candidate in found] == list(expected)
 
 
 def test_a_combination_the_family_forbids_is_left_out(config):
-    found = candidates(config, Space(heads=(2, 4), hidden=(24, 30, 32)))
-    assert [(c.shape.heads, c.shape.hidden) for c in found] == [(2, 24), (2, 30), (2, 32), (4, 24), (4, 32)]
+    found = candidates(config, SearchSpace(num_attention_heads=(2, 4), hidden_size=(24, 30, 32)))
+    assert [(c.shape.num_attention_heads, c.shape.hidden_size) for c in found] == [
+        (2, 24),
+        (2, 30),
+        (2, 32),
+        (4, 24),
+        (4, 32),
+    ]
 
 
 def test_a_share_is_of_the_teacher_and_a_shape_comes_once(config):
-    found = candidates(config, Space(layers=(1, 1.0), neurons=(0.5, 24, 0.51), hidden=(0.75,)))
+    found = candidates(
+        config, SearchSpace(num_hidden_layers=(1, 1.0), intermediate_size=(0.5, 24, 0.51), hidden_size=(0.75,))
+    )
     assert [sizes(candidate) for candidate in found] == [(3, 4, 24, 24), (1, 4, 24, 24)]
 
 
 def test_an_expansion_is_of_the_hidden_channels_of_the_same_shape(config):
-    found = candidates(config, Space(expansion=(1.5, 2), hidden=(16, 20, 32)))
-    assert [(c.shape.neurons, c.shape.hidden) for c in found] == [(24, 16), (30, 20), (32, 16), (40, 20), (48, 32)]
+    found = candidates(config, SearchSpace(expansion=(1.5, 2), hidden_size=(16, 20, 32)))
+    assert [(c.shape.intermediate_size, c.shape.hidden_size) for c in found] == [
+        (24, 16),
+        (30, 20),
+        (32, 16),
+        (40, 20),
+        (48, 32),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +201,8 @@ def test_an_expansion_is_of_the_hidden_channels_of_the_same_shape(config):
 )
 def test_the_bounds_are_counts_or_shares_and_belong_to_the_window(config, least, most, layers):
     # 39,648, 31,904 (0.805 of them) and 24,160 parameters: 7,744 a block
-    found = candidates(config, Space(layers=(1, 2, 3), least=least, most=most))
-    assert [candidate.shape.layers for candidate in found] == layers
+    found = candidates(config, SearchSpace(num_hidden_layers=(1, 2, 3), min_params=least, max_params=most))
+    assert [candidate.shape.num_hidden_layers for candidate in found] == layers
 
 
 @pytest.mark.parametrize(
@@ -189,24 +217,36 @@ def test_the_bounds_are_counts_or_shares_and_belong_to_the_window(config, least,
     ],
 )  # fmt: skip
 def test_a_window_nobody_meets_names_the_nearest(config, least, most, nearest):
-    message = refused(config, Space(layers=(1, 2, 3), least=least, most=most))
+    message = refused(config, SearchSpace(num_hidden_layers=(1, 2, 3), min_params=least, max_params=most))
     assert message == f"search: no shape has {least or 0:,} to {most:,} parameters; the nearest have {nearest}"
 
 
 @pytest.mark.parametrize(
     ("space", "part"),
     [
-        (Space(heads=(2, 3)), "search.heads: 3 is not heads in equal number in each of the KV groups"),
-        (Space(layers=(1, 2), hidden=(16, 33)), "search.hidden: 33 asked for, the teacher has 32"),
-        (Space(hidden=(31,), heads=(2, 4)), "search.hidden: 31 is not a multiple of the query heads"),
-        (Space(layers=(2, 0)), "search.layers: 0 asked for"),
-        (Space(neurons=(1.5,)), "search.neurons: a share lies in (0, 1]"),
-        (Space(expansion=(1, 2), hidden=(32,)), "search.expansion: 2 x 32 are 64 neurons, the teacher has 48"),
-        (Space(expansion=(0.0,)), "search.expansion: 0 x 32 are 0 neurons"),
-        (Space(expansion=(1,), neurons=(8,)), "either neurons or expansion"),
-        (Space(least=20_000, most=10_000), "least is 20,000 parameters and most 10,000"),
-        (Space(least=0), "search.least: 0 is neither a share"),
-        (Space(most=1.5), "search.most: 1.5 is neither a share"),
+        (
+            SearchSpace(num_attention_heads=(2, 3)),
+            "search_space.num_attention_heads: 3 is not heads in equal number in each of the KV groups",
+        ),
+        (
+            SearchSpace(num_hidden_layers=(1, 2), hidden_size=(16, 33)),
+            "search_space.hidden_size: 33 asked for, the teacher has 32",
+        ),
+        (
+            SearchSpace(hidden_size=(31,), num_attention_heads=(2, 4)),
+            "search_space.hidden_size: 31 is not a multiple of the query heads",
+        ),
+        (SearchSpace(num_hidden_layers=(2, 0)), "search_space.num_hidden_layers: 0 asked for"),
+        (SearchSpace(intermediate_size=(1.5,)), "search_space.intermediate_size: a share lies in (0, 1]"),
+        (
+            SearchSpace(expansion=(1, 2), hidden_size=(32,)),
+            "search_space.expansion: 2 x 32 are 64 neurons, the teacher has 48",
+        ),
+        (SearchSpace(expansion=(0.0,)), "search_space.expansion: 0 x 32 are 0 neurons"),
+        (SearchSpace(expansion=(1,), intermediate_size=(8,)), "either neurons or expansion"),
+        (SearchSpace(min_params=20_000, max_params=10_000), "least is 20,000 parameters and most 10,000"),
+        (SearchSpace(min_params=0), "search_space.min_params: 0 is neither a share"),
+        (SearchSpace(max_params=1.5), "search_space.max_params: 1.5 is neither a share"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused(config, space, part):
@@ -214,14 +254,17 @@ def test_a_space_that_cannot_be_is_refused(config, space, part):
 
 
 def test_a_candidate_makes_a_cell_of_its_shape_and_names_its_row(config):
-    space = Space(layers=(1, 3), heads=(2, 4), neurons=(0.25, 48), hidden=(16, 30))
+    space = SearchSpace(
+        num_hidden_layers=(1, 3), num_attention_heads=(2, 4), intermediate_size=(0.25, 48), hidden_size=(16, 30)
+    )
     found = candidates(config, space)
     assert len(found) == 12
     for candidate in found:
         cell = override(Cell(), candidate.changes)
-        assert target(cell.student, config) == candidate.shape
+        assert target(cell.prune, config) == candidate.shape
     assert found[-1].changes == {
-        "student.layers": 1, "student.heads": 4, "student.neurons": 48, "student.hidden": 16
+        "prune.num_hidden_layers": 1, "prune.num_attention_heads": 4, "prune.intermediate_size": 48,
+        "prune.hidden_size": 16
     }  # fmt: skip
     assert found[-1].label == "1 layers, 4 heads, 48 neurons, 16 hidden"
 
@@ -250,10 +293,10 @@ def measured(monkeypatch):
 
 
 def test_candidates_as_fast_as_asked_stay_and_are_measured_once(tiny_llama, measured, tmp_path):
-    space = Space(layers=(1, 2, 3), hidden=(16,), speedup=4.0)
+    space = SearchSpace(num_hidden_layers=(1, 2, 3), hidden_size=(16,), speedup=4.0)
     for _ in range(2):
         fast = searched(tiny_llama.config, space, 2, 8, tmp_path)
-        assert [candidate.shape.layers for candidate in fast] == [2, 1]
+        assert [candidate.shape.num_hidden_layers for candidate in fast] == [2, 1]
     whole = ModelShape(3, 32, 48, 4, 2)
     assert [call[:4] for call in measured] == [(ModelShape(layers, 16, 48, 4, 2), whole, 2, 8) for layers in (3, 2, 1)]
     slower = searched(tiny_llama.config, replace(space, speedup=1.0), 2, 8, tmp_path)
@@ -261,28 +304,28 @@ def test_candidates_as_fast_as_asked_stay_and_are_measured_once(tiny_llama, meas
 
 
 def test_another_batch_is_measured_anew(tiny_llama, measured, tmp_path):
-    space = Space(layers=(2, 3), speedup=1.0)
+    space = SearchSpace(num_hidden_layers=(2, 3), speedup=1.0)
     for batch in (2, 4):
         searched(tiny_llama.config, space, batch, 8, tmp_path)
     assert [call[2] for call in measured] == [2, 2, 4, 4]
 
 
 def test_without_a_speed_nothing_is_measured(tiny_llama, measured, tmp_path):
-    space = Space(layers=(2, 3))
+    space = SearchSpace(num_hidden_layers=(2, 3))
     found = searched(tiny_llama.config, space, 2, 8, tmp_path)
     assert (found, measured, list(tmp_path.iterdir())) == (candidates(tiny_llama.config, space), [], [])
 
 
 def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
-    fastest = r"^search.speedup: .* 4\.00 \(2 layers, 4 heads, 48 neurons, 32 hidden\), got 5"
+    fastest = r"^search_space.speedup: .* 4\.00 \(2 layers, 4 heads, 48 neurons, 32 hidden\), got 5"
     with pytest.raises(ConfigError, match=fastest):
-        searched(tiny_llama.config, Space(layers=(2, 3), speedup=5.0), 2, 8, tmp_path)
+        searched(tiny_llama.config, SearchSpace(num_hidden_layers=(2, 3), speedup=5.0), 2, 8, tmp_path)
 
 
 def test_before_a_run_all_candidates_are_listed_and_nothing_is_measured_or_written(tiny_llama, measured, tmp_path):
-    search = Search(tiny_llama.config, Space(layers=(1, 2, 3), hidden=(16,), speedup=4.0), 2, 8, tmp_path)
+    search = Search(tiny_llama.config, SearchSpace(num_hidden_layers=(1, 2, 3), hidden_size=(16,), speedup=4.0), 2, 8, tmp_path)
     assert search.found() == search.inside
     assert (search.measured, measured, list(tmp_path.iterdir())) == (False, [], [])
     search.measure()
     assert search.measured
-    assert [candidate.shape.layers for candidate in search.found()] == [2, 1]
+    assert [candidate.shape.num_hidden_layers for candidate in search.found()] == [2, 1]

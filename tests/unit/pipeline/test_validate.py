@@ -10,20 +10,20 @@ from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.validate import check, check_execution
 
 RECIPES = {
-    "distill.optim.lr": (0.0, "distill.optim.lr: 0.0 asked for, it is above 0"),
-    "distill.optim.min_lr": (-1.0, "distill.optim.min_lr: -1.0 asked for, it is at least 0"),
-    "distill.optim.warmup": (-3, "distill.optim.warmup: -3"),
-    "distill.optim.beta1": (1.5, "distill.optim.beta1: 1.5 asked for, it is at least 0 and below 1"),
-    "distill.optim.weight_decay": (-1.0, "distill.optim.weight_decay"),
-    "distill.optim.clip": (0.0, "distill.optim.clip: 0.0 asked for, it is above 0"),
-    "distill.teacher_optim.lr": (0.0, "distill.teacher_optim.lr: 0.0"),
-    "teacher.correction.optim.lr": (-1.0, "teacher.correction.optim.lr: -1.0"),
-    "distill.w_logits": (-1.0, "distill.w_logits: -1.0 asked for, at least 0"),
-    "distill.w_clm": (-0.5, "distill.w_clm: -0.5"),
+    "distill.optimizer.lr": (0.0, "distill.optimizer.lr: 0.0 asked for, it is above 0"),
+    "distill.optimizer.min_lr": (-1.0, "distill.optimizer.min_lr: -1.0 asked for, it is at least 0"),
+    "distill.optimizer.warmup_steps": (-3, "distill.optimizer.warmup_steps: -3"),
+    "distill.optimizer.beta1": (1.5, "distill.optimizer.beta1: 1.5 asked for, it is at least 0 and below 1"),
+    "distill.optimizer.weight_decay": (-1.0, "distill.optimizer.weight_decay"),
+    "distill.optimizer.max_grad_norm": (0.0, "distill.optimizer.max_grad_norm: 0.0 asked for, it is above 0"),
+    "distill.teacher_optimizer.lr": (0.0, "distill.teacher_optimizer.lr: 0.0"),
+    "teacher.finetune.optimizer.lr": (-1.0, "teacher.finetune.optimizer.lr: -1.0"),
+    "distill.kd_weight": (-1.0, "distill.kd_weight: -1.0 asked for, at least 0"),
+    "distill.ce_weight": (-0.5, "distill.ce_weight: -0.5"),
     "distill.projection": ("per_pair", "distill.projection: per_pair is for embedding"),
     "distill.relation_heads": (4, "distill.relation_heads: is for attention"),
     "seed": (-1, "seed: -1 asked for, at least 0 is needed"),
-    "source.seed": (-1, "source: seed: -1 asked for"),
+    "parent.seed": (-1, "source: seed: -1 asked for"),
 }
 
 
@@ -39,7 +39,7 @@ def test_a_recipe_that_cannot_be_is_refused(path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"accumulate": 3}, "--accumulate: distill.batch, 8, cannot be cut into 3 parts"),
+        ({"accumulate": 3}, "--accumulate: distill.batch_size, 8, cannot be cut into 3 parts"),
         ({"accumulate": 0}, "--accumulate: 0 asked for, at least 1"),
         ({"workers": -1}, "--workers: -1"),
         ({"log_every": 0}, "--log-every: 0"),
@@ -53,15 +53,15 @@ def test_a_flag_that_cannot_be_is_refused(flags, message):
 
 
 def test_one_budget_a_cell_and_its_source_its_own():
-    refuse_two_budgets({"distill.tokens": 1000, "source.distill.steps": 4})
-    with pytest.raises(ConfigError, match=r"source.distill.tokens and source.distill.steps: give one"):
-        refuse_two_budgets({"source.distill.tokens": 1000, "source.distill.steps": 4})
+    refuse_two_budgets({"distill.max_tokens": 1000, "parent.distill.max_steps": 4})
+    with pytest.raises(ConfigError, match=r"parent.distill.max_tokens and parent.distill.max_steps: give one"):
+        refuse_two_budgets({"parent.distill.max_tokens": 1000, "parent.distill.max_steps": 4})
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_teacher_that_is_trained_too_is_paid_for_in_whatever_order_cells_are_pinned(order):
-    base = override(Cell(), {"distill.flops": 1e13, "distill.block": 64, "distill.batch": 2})
-    cells = [base, override(base, {"distill.teacher_optim.lr": 1e-4})]
+    base = override(Cell(), {"distill.max_flops": 1e13, "distill.seq_len": 64, "distill.batch_size": 2})
+    cells = [base, override(base, {"distill.teacher_optimizer.lr": 1e-4})]
     pins = Resolver()
-    steps = {place: pins.pin(cells[place]).distill.steps for place in order}
+    steps = {place: pins.pin(cells[place]).distill.max_steps for place in order}
     assert steps[0] > 1.5 * steps[1]

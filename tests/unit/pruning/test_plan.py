@@ -32,7 +32,7 @@ def test_a_plan_survives_the_disk_and_can_be_read_by_eye(tmp_path):
     "text",
     [
         "", "[]", "{}", '{"original": {"hidden": 3}, "hidden": [], "blocks": []}',
-        '{"original": {"layers": 1, "hidden": 1, "neurons": 1, "heads": 1, "kv_groups": 1}, "hidden": [0], '
+        '{"original": {"layers": 1, "hidden": 1, "neurons": 1, "heads": 1, "num_key_value_heads": 1}, "hidden": [0], '
         '"blocks": [{"index": 0, "neurons": [0], "heads": [0], "merges": [[0]]}]}',
     ],
 )  # fmt: skip
@@ -87,7 +87,7 @@ def test_two_rounds_are_the_one_plan_they_compose_to(name):
     model, first = model_of(name), plan_for(name, "all")
     between = surgery.apply(model, first)
     whole = PrunePlan.everything(shape_of(between.config))
-    heads = (1, 3) if first.kept.kv_groups in (2, 4) else (1,)
+    heads = (1, 3) if first.kept.num_key_value_heads in (2, 4) else (1,)
     hidden = tuple(range(2, 2 + (8 if name == "gpt2" else 20)))
     second = PrunePlan(whole.original, hidden, (LayerPlan(1, (0, 4, 12), heads),))
     composed = second.after(first)
@@ -146,7 +146,7 @@ EVERYTHING = PrunePlan.everything(WHOLE)
     ("plan", "message"),
     [
         (
-            PrunePlan.everything(replace(WHOLE, neurons=41)),
+            PrunePlan.everything(replace(WHOLE, intermediate_size=41)),
             r"it is for ModelShape.*41.*, the model has ModelShape.*40.*",
         ),
         (replace(EVERYTHING, hidden=()), "hidden: none is kept, at least one must be"),

@@ -6,7 +6,7 @@ import measured
 import pytest
 import torch
 
-from lit_prune.config import ConfigError, Student
+from lit_prune.config import ConfigError, Prune
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import prune, surgery
 from lit_prune.pruning.plan import PrunePlan
@@ -38,7 +38,7 @@ def evidence_of(tmp_path):
         ({"criterion": "activation_pre"}, {"importance", "preactivations"}),
         ({"criterion": "taylor"}, {"gradients"}),
         (WHOLE | {"layers": 2}, {"distances"}),
-        (WHOLE | {"layers": 2, "block_criterion": "perplexity"}, {"removals"}),
+        (WHOLE | {"layers": 2, "layer_criterion": "perplexity"}, {"removals"}),
         (WHOLE | {"layers": 2, "blocks": "tail"}, set()),
         (WHOLE | {"drop": (1,)}, set()),
         ({"layers": 2}, {"importance", "distances"}),
@@ -46,9 +46,9 @@ def evidence_of(tmp_path):
     ],
 )
 def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, names):
-    student = Student(**asked)
+    student = Prune(**asked)
     assert evidence_names(student, tiny_llama.config) == names
-    if student.weights == "teacher":
+    if student.init == "teacher":
         make_plan(tiny_llama, student, evidence_of)
         assert evidence_of.asked == [(32, names)]
 
@@ -56,7 +56,14 @@ def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, nam
 @pytest.mark.parametrize("blocks", ["lowest", "contiguous", "tail", "tail_but_last"])
 @pytest.mark.parametrize("criterion", ["influence", "angular", "angular_all", "perplexity", "random"])
 def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, blocks):
-    student = Student(layers=1, block_criterion=criterion, blocks=blocks, hidden=0.5, neurons=0.5, heads=2)
+    student = Prune(
+        num_hidden_layers=1,
+        layer_criterion=criterion,
+        layer_selection=blocks,
+        hidden_size=0.5,
+        intermediate_size=0.5,
+        num_attention_heads=2,
+    )
     plan = make_plan(tiny_llama, student, evidence_of)
     plan.check(tiny_llama.config)
     assert plan.kept == target(student, tiny_llama.config) == ModelShape(1, 16, 24, 2, 2)
@@ -70,18 +77,18 @@ def test_the_block_whose_loss_is_least_goes(tiny_llama, evidence_of):
     losses = []
     for drop in range(3):
         kept = tuple(i for i in range(3) if i != drop)
-        plan = make_plan(tiny_llama, Student(**WHOLE, drop=(drop,)), evidence_of)
+        plan = make_plan(tiny_llama, Prune(**WHOLE, drop_layers=(drop,)), evidence_of)
         assert tuple(block.index for block in plan.blocks) == kept
         with torch.no_grad():
             losses.append(surgery.apply(tiny_llama, plan)(IDS, labels=IDS).loss.item())
-    plan = make_plan(tiny_llama, Student(**WHOLE, layers=2, block_criterion="perplexity"), evidence_of)
+    plan = make_plan(tiny_llama, Prune(**WHOLE, num_hidden_layers=2, layer_criterion="perplexity"), evidence_of)
     (gone,) = set(range(3)) - {block.index for block in plan.blocks}
     assert gone == losses.index(min(losses))
 
 
 def test_rounds_measure_again_on_what_is_left_and_end_at_the_target(tiny_llama, evidence_of):
-    student = Student(hidden=16, neurons=None, heads=None, rounds=4)
-    assert [shape.hidden for shape in way_to(student, tiny_llama.config)] == [28, 24, 20, 16]
+    student = Prune(hidden_size=16, intermediate_size=None, num_attention_heads=None, num_iterations=4)
+    assert [shape.hidden_size for shape in way_to(student, tiny_llama.config)] == [28, 24, 20, 16]
     plan = make_plan(tiny_llama, student, evidence_of)
     assert [hidden for hidden, _ in evidence_of.asked] == [32, 28, 24, 20]
     assert plan.kept == ModelShape(3, 16, 48, 4, 2)
@@ -90,19 +97,19 @@ def test_rounds_measure_again_on_what_is_left_and_end_at_the_target(tiny_llama, 
 
 
 def test_one_round_after_another_is_one_plan(tiny_llama, evidence_of):
-    student = Student(hidden=24, neurons=30, heads=None, layers=2)
+    student = Prune(hidden_size=24, intermediate_size=30, num_attention_heads=None, num_hidden_layers=2)
     first = make_plan(tiny_llama, student, evidence_of)
     smaller = surgery.apply(tiny_llama, first)
-    second = make_plan(smaller, Student(hidden=16, neurons=20, heads=2), evidence_of)
+    second = make_plan(smaller, Prune(hidden_size=16, intermediate_size=20, num_attention_heads=2), evidence_of)
     twice, at_once = surgery.apply(smaller, second), surgery.apply(tiny_llama, second.after(first))
     for ours, theirs in zip(twice.parameters(), at_once.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_a_plan_can_be_carried_out_again_from_its_file(tiny_llama, evidence_of, tmp_path):
-    plan = make_plan(tiny_llama, Student(), evidence_of)
+    plan = make_plan(tiny_llama, Prune(), evidence_of)
     plan.save(tmp_path / "plan.json")
-    student = Student(plan=str(tmp_path / "plan.json"))
+    student = Prune(plan_path=str(tmp_path / "plan.json"))
     prune.check(student, tiny_llama.config)
     assert make_plan(tiny_llama, student, evidence_of) == plan
     assert len(evidence_of.asked) == 1
@@ -110,8 +117,8 @@ def test_a_plan_can_be_carried_out_again_from_its_file(tiny_llama, evidence_of, 
 
 @pytest.mark.parametrize(("sign", "weight"), [("paper", 1.0), ("opposite", -1.0)])
 def test_the_residual_of_pruned_heads_goes_to_the_queries_of_kept_ones(tiny_llama, evidence_of, sign, weight):
-    off = make_plan(tiny_llama, Student(**WHOLE | {"heads": 2}), evidence_of)
-    plan = make_plan(tiny_llama, Student(**WHOLE | {"heads": 2}, head_residual=sign), evidence_of)
+    off = make_plan(tiny_llama, Prune(**WHOLE | {"heads": 2}), evidence_of)
+    plan = make_plan(tiny_llama, Prune(**WHOLE | {"heads": 2}, head_merging=sign), evidence_of)
     before, after = (surgery.apply(tiny_llama, p) for p in (off, plan))
     queries = tiny_llama.model.layers[1].self_attn.q_proj.weight.view(4, 8, 32)
     block = plan.blocks[1]
@@ -135,30 +142,33 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
     ("asked", "message"),
     [
         ({"criterion": "influence"}, "'influence' does not score axis .*; those that do: activation"),
-        ({"layers": 2, "block_criterion": "activation"}, "'activation' does not score axis block"),
-        ({"layers": 2, "blocks": "contiguous", "block_criterion": "magnitude"}, "does not score axis span"),
-        ({"drop": (3,)}, "student.drop: there is no block 3; there are 0 to 2"),
-        ({"drop": (1, 1)}, "student.drop: each block may come once"),
-        ({"drop": (0, 1, 2)}, "student.drop: .* one must stay"),
-        ({"drop": (1,), "layers": 2}, "student.drop: .* leave student.layers null"),
-        ({"layers": 0}, "student.layers: 0 asked for"),
-        ({"rounds": 2, "drop": (1,)}, "student.rounds: "),
-        ({"rounds": 2, "widths": "global"}, "student.rounds: "),
-        ({"rounds": 3, **WHOLE}, "student.rounds: 3 rounds are more than there are sizes"),
-        ({"hidden": "auto"}, "student.parameters: give it together with sizes that are auto"),
-        ({"parameters": 0.5}, "student.parameters: give it together with sizes that are auto"),
-        ({"layers": "auto", "parameters": 0.01, **WHOLE}, "student.parameters: .* there can be"),
-        ({"kv_groups": 1, "heads": None, "head_residual": "paper"}, "student.head_residual: "),
-        ({"kv_groups": "auto"}, "student.kv_groups: a count, a share or null"),
-        ({"kv_groups": 1, "heads": 3}, "student.heads: 3 asked for, 1 of the teacher's KV groups have 2"),
-        ({"rounds": 10**9}, "student.rounds: 1000000000 rounds are more than"),
-        ({"weights": "random", "widths": "global"}, "student.widths: has no effect where student.weights is given"),
-        ({"plan": "nowhere.json", "drop": (1,)}, "student.drop: has no effect where student.plan is given"),
+        ({"layers": 2, "layer_criterion": "activation"}, "'activation' does not score axis block"),
+        ({"layers": 2, "blocks": "contiguous", "layer_criterion": "magnitude"}, "does not score axis span"),
+        ({"drop": (3,)}, "prune.drop_layers: there is no block 3; there are 0 to 2"),
+        ({"drop": (1, 1)}, "prune.drop_layers: each block may come once"),
+        ({"drop": (0, 1, 2)}, "prune.drop_layers: .* one must stay"),
+        ({"drop": (1,), "layers": 2}, "prune.drop_layers: .* leave prune.num_hidden_layers null"),
+        ({"layers": 0}, "prune.num_hidden_layers: 0 asked for"),
+        ({"rounds": 2, "drop": (1,)}, "prune.num_iterations: "),
+        ({"rounds": 2, "widths": "global"}, "prune.num_iterations: "),
+        ({"rounds": 3, **WHOLE}, "prune.num_iterations: 3 rounds are more than there are sizes"),
+        ({"hidden": "auto"}, "prune.num_parameters: give it together with sizes that are auto"),
+        ({"parameters": 0.5}, "prune.num_parameters: give it together with sizes that are auto"),
+        ({"layers": "auto", "parameters": 0.01, **WHOLE}, "prune.num_parameters: .* there can be"),
+        ({"num_key_value_heads": 1, "heads": None, "head_merging": "paper"}, "prune.head_merging: "),
+        ({"num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
+        (
+            {"num_key_value_heads": 1, "heads": 3},
+            "prune.num_attention_heads: 3 asked for, 1 of the teacher's KV groups have 2",
+        ),
+        ({"rounds": 10**9}, "prune.num_iterations: 1000000000 rounds are more than"),
+        ({"weights": "random", "widths": "global"}, "prune.width_allocation: has no effect where prune.init is given"),
+        ({"plan": "nowhere.json", "drop": (1,)}, "prune.drop_layers: has no effect where prune.plan_path is given"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        prune.check(Student(**asked), tiny_llama.config)
+        prune.check(Prune(**asked), tiny_llama.config)
     assert "\n" not in str(caught.value)
 
 
@@ -176,13 +186,13 @@ def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
     whole = PrunePlan.everything(shape_of(tiny_llama.config))
     whole.save(path)
     good = path.read_text()
-    prune.check(Student(plan=str(path)), tiny_llama.config)
+    prune.check(Prune(plan_path=str(path)), tiny_llama.config)
     floats, unknown = good.replace('"hidden": 32', '"hidden": 32.0'), good.replace('"heads":', '"mergs": [], "heads":')
     assert good not in (floats, unknown)
     for text in ("", "{}", '{"original": 3}', "[" * 100_000, floats, unknown):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"plan: .* is not one"):
-            prune.check(Student(plan=str(path)), tiny_llama.config)
+            prune.check(Prune(plan_path=str(path)), tiny_llama.config)
     PrunePlan.everything(ModelShape(9, 9, 9, 9, 9)).save(path)
     with pytest.raises(ConfigError, match="plan: it is for"):
-        prune.check(Student(plan=str(path)), tiny_llama.config)
+        prune.check(Prune(plan_path=str(path)), tiny_llama.config)

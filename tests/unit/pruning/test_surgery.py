@@ -58,7 +58,7 @@ def by_hand(model, plan):
             block.register_forward_hook(lambda module, inputs, output: inputs[0])
             continue
         heads = [head * HEAD_DIM + i for head in kept[index].heads for i in range(HEAD_DIM)]
-        groups = {head // (whole.heads // whole.kv_groups) for head in kept[index].heads}
+        groups = {head // (whole.heads // whole.num_key_value_heads) for head in kept[index].heads}
         keys = [group * HEAD_DIM + i for group in sorted(groups) for i in range(HEAD_DIM)]
         for name, units in ((anatomy.attention_output, heads), (anatomy.mlp_output, kept[index].neurons)):
             module = block.get_submodule(name)

@@ -9,7 +9,7 @@ from families import CASES, model_of, plan_for
 from shapes import GPT2, HELIUM, KEEP, LLAMA, MHA, NEOX, OPT, QWEN, WHOLE
 from transformers import AutoConfig, LlamaConfig
 
-from lit_prune.config import ConfigError, Student
+from lit_prune.config import ConfigError, Prune
 from lit_prune.models.loading import load_model
 from lit_prune.models.shape import ModelShape, num_parameters, parameter_counter
 from lit_prune.pruning import surgery
@@ -21,7 +21,7 @@ from lit_prune.pruning.target import target
     [
         (LLAMA, {}, ModelShape(3, 36, 28, 4, 2)),
         (LLAMA, vars(KEEP), WHOLE),
-        (LLAMA, {"hidden": 1.0, "neurons": 1.0, "heads": 1.0, "layers": 1.0, "kv_groups": 1.0}, WHOLE),
+        (LLAMA, {"hidden": 1.0, "neurons": 1.0, "heads": 1.0, "layers": 1.0, "num_key_value_heads": 1.0}, WHOLE),
         (LLAMA, {"hidden": 40, "neurons": 7, "heads": 4}, ModelShape(3, 40, 7, 4, 2)),
         (LLAMA, {"hidden": 0.45, "heads": 4}, ModelShape(3, 20, 28, 4, 2)),
         (QWEN, {"hidden": 41, "heads": 4}, ModelShape(3, 41, 28, 4, 2)),
@@ -29,10 +29,14 @@ from lit_prune.pruning.target import target
         (QWEN, {"layers": 2}, ModelShape(2, 36, 28, 4, 2)),
         (QWEN, {"layers": 0.6}, ModelShape(2, 36, 28, 4, 2)),
         (QWEN, {"drop": (0, 2)}, ModelShape(1, 36, 28, 4, 2)),
-        (QWEN, {"kv_groups": 1, "heads": None}, ModelShape(3, 36, 28, 3, 1)),
-        (QWEN, {"kv_groups": 0.5, "heads": 2}, ModelShape(3, 36, 28, 2, 1)),
-        (QWEN, {"kv_groups": 1, "heads": 0.667}, ModelShape(3, 36, 28, 3, 1)),  # 4 of 6 heads, but the group has 3
-        (QWEN, {"kv_groups": 1, "heads": 0.2}, ModelShape(3, 36, 28, 1, 1)),
+        (QWEN, {"num_key_value_heads": 1, "heads": None}, ModelShape(3, 36, 28, 3, 1)),
+        (QWEN, {"num_key_value_heads": 0.5, "heads": 2}, ModelShape(3, 36, 28, 2, 1)),
+        (
+            QWEN,
+            {"num_key_value_heads": 1, "heads": 0.667},
+            ModelShape(3, 36, 28, 3, 1),
+        ),  # 4 of 6 heads, but the group has 3
+        (QWEN, {"num_key_value_heads": 1, "heads": 0.2}, ModelShape(3, 36, 28, 1, 1)),
         (MHA, {"hidden": None, "heads": 0.5}, ModelShape(3, 48, 28, 3, 3)),
         (MHA, {"hidden": 1.0, "heads": 5}, ModelShape(3, 45, 28, 5, 5)),  # 48 is not a multiple of 5
         (NEOX, {}, ModelShape(3, 16, 14, 4, 4)),  # 18 of 24 channels are 4.5 heads: to even
@@ -42,53 +46,73 @@ from lit_prune.pruning.target import target
         (OPT, {"hidden": None, "heads": None}, ModelShape(3, 24, 14, 6, 6)),
         # 6 heads of 4 channels in 2 KV groups: the width is a multiple of 8, or of 4 where one group stays.
         (HELIUM, {}, ModelShape(3, 16, 14, 4, 2)),  # 18 of 24 channels
-        (HELIUM, {"hidden": None, "heads": None, "kv_groups": 1}, ModelShape(3, 12, 14, 3, 1)),
-        (HELIUM, {"hidden": 0.4, "kv_groups": 1}, ModelShape(3, 8, 14, 2, 1)),  # 9.6 of 24 channels
-        (HELIUM, {"hidden": 1.0, "kv_groups": 1}, ModelShape(3, 12, 14, 3, 1)),
+        (HELIUM, {"hidden": None, "heads": None, "num_key_value_heads": 1}, ModelShape(3, 12, 14, 3, 1)),
+        (HELIUM, {"hidden": 0.4, "num_key_value_heads": 1}, ModelShape(3, 8, 14, 2, 1)),  # 9.6 of 24 channels
+        (HELIUM, {"hidden": 1.0, "num_key_value_heads": 1}, ModelShape(3, 12, 14, 3, 1)),
         (HELIUM, {"hidden": None, "heads": 2}, ModelShape(3, 8, 14, 2, 2)),
     ],
 )
 def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
-    assert target(Student(**asked), config) == shape
+    assert target(Prune(**asked), config) == shape
 
 
 @pytest.mark.parametrize(
     ("config", "asked", "message"),
     [
-        (LLAMA, {"hidden": 49}, "student.hidden: 49 asked for, the teacher has 48"),
-        (LLAMA, {"neurons": 41}, "student.neurons: 41 asked for, the teacher has 40"),
-        (LLAMA, {"neurons": 0}, "student.neurons: 0 asked for"),
-        (LLAMA, {"layers": 4}, "student.layers: 4 asked for, the teacher has 3"),
-        (LLAMA, {"heads": 5}, "student.heads: 5 is not .* nearest allowed are 4 and 6"),
-        (LLAMA, {"hidden": 38, "heads": 4}, "student.hidden: 38 is not .* nearest allowed are 36 and 40"),
-        (LLAMA, {"hidden": 1.5}, r"student.hidden: a share lies in \(0, 1\], not 1.5"),
-        (LLAMA, {"hidden": 0.0}, r"student.hidden: a share lies in \(0, 1\], not 0.0"),
-        (LLAMA, {"heads": -0.5}, r"student.heads: a share lies in \(0, 1\], not -0.5"),
-        (LLAMA, {"kv_groups": 3}, "student.kv_groups: 3 asked for, the teacher has 2"),
-        (LLAMA, {"kv_groups": 1, "heads": 4}, "student.heads: 4 asked for, 1 of the teacher's KV groups have 3"),
-        (MHA, {"kv_groups": 3}, "student.kv_groups: every head of this teacher has its own"),
-        (LLAMA, {"drop": (3,)}, "student.drop: there is no block 3; there are 0 to 2"),
-        (LLAMA, {"drop": (1, 1)}, "student.drop: each block may come once, and one must stay"),
-        (LLAMA, {"drop": (0, 1, 2)}, "student.drop: each block may come once, and one must stay"),
-        (LLAMA, {"drop": (0,), "layers": 2}, "student.drop: it names the blocks to drop, so leave student.layers null"),
-        (LLAMA, {"hidden": "auto"}, "student.parameters: give it together with sizes that are auto"),
-        (LLAMA, {"parameters": 0.5}, "student.parameters: give it together with sizes that are auto"),
-        (LLAMA, {"hidden": "auto", "parameters": 1.5}, "student.parameters: 1.5 is neither a share"),
-        (LLAMA, {"hidden": "auto", "parameters": 9}, "student.parameters: 9 asked for; with hidden free there can be"),
-        (NEOX, {"hidden": 18}, "student.hidden: 18 is not whole heads of 4 channels.*nearest allowed are 16 and 20"),
-        (HELIUM, {"hidden": 12}, "student.hidden: 12 is not whole heads for each of 2 KV groups.*are 8 and 16"),
-        (HELIUM, {"hidden": 16, "kv_groups": 1}, "student.hidden: must be <= 12, which 1 KV groups have, got 16"),
-        (NEOX, {"hidden": 16, "heads": 3}, "student.heads: 3 of 4 channels are not the 16 hidden ones.*or give 4"),
+        (LLAMA, {"hidden": 49}, "prune.hidden_size: 49 asked for, the teacher has 48"),
+        (LLAMA, {"neurons": 41}, "prune.intermediate_size: 41 asked for, the teacher has 40"),
+        (LLAMA, {"neurons": 0}, "prune.intermediate_size: 0 asked for"),
+        (LLAMA, {"layers": 4}, "prune.num_hidden_layers: 4 asked for, the teacher has 3"),
+        (LLAMA, {"heads": 5}, "prune.num_attention_heads: 5 is not .* nearest allowed are 4 and 6"),
+        (LLAMA, {"hidden": 38, "heads": 4}, "prune.hidden_size: 38 is not .* nearest allowed are 36 and 40"),
+        (LLAMA, {"hidden": 1.5}, r"prune.hidden_size: a share lies in \(0, 1\], not 1.5"),
+        (LLAMA, {"hidden": 0.0}, r"prune.hidden_size: a share lies in \(0, 1\], not 0.0"),
+        (LLAMA, {"heads": -0.5}, r"prune.num_attention_heads: a share lies in \(0, 1\], not -0.5"),
+        (LLAMA, {"num_key_value_heads": 3}, "prune.num_key_value_heads: 3 asked for, the teacher has 2"),
+        (
+            LLAMA,
+            {"num_key_value_heads": 1, "heads": 4},
+            "prune.num_attention_heads: 4 asked for, 1 of the teacher's KV groups have 3",
+        ),
+        (MHA, {"num_key_value_heads": 3}, "prune.num_key_value_heads: every head of this teacher has its own"),
+        (LLAMA, {"drop": (3,)}, "prune.drop_layers: there is no block 3; there are 0 to 2"),
+        (LLAMA, {"drop": (1, 1)}, "prune.drop_layers: each block may come once, and one must stay"),
+        (LLAMA, {"drop": (0, 1, 2)}, "prune.drop_layers: each block may come once, and one must stay"),
+        (
+            LLAMA,
+            {"drop": (0,), "layers": 2},
+            "prune.drop_layers: it names the blocks to drop, so leave prune.num_hidden_layers null",
+        ),
+        (LLAMA, {"hidden": "auto"}, "prune.num_parameters: give it together with sizes that are auto"),
+        (LLAMA, {"parameters": 0.5}, "prune.num_parameters: give it together with sizes that are auto"),
+        (LLAMA, {"hidden": "auto", "parameters": 1.5}, "prune.num_parameters: 1.5 is neither a share"),
+        (
+            LLAMA,
+            {"hidden": "auto", "parameters": 9},
+            "prune.num_parameters: 9 asked for; with hidden free there can be",
+        ),
+        (NEOX, {"hidden": 18}, "prune.hidden_size: 18 is not whole heads of 4 channels.*nearest allowed are 16 and 20"),
+        (HELIUM, {"hidden": 12}, "prune.hidden_size: 12 is not whole heads for each of 2 KV groups.*are 8 and 16"),
+        (
+            HELIUM,
+            {"hidden": 16, "num_key_value_heads": 1},
+            "prune.hidden_size: must be <= 12, which 1 KV groups have, got 16",
+        ),
+        (
+            NEOX,
+            {"hidden": 16, "heads": 3},
+            "prune.num_attention_heads: 3 of 4 channels are not the 16 hidden ones.*or give 4",
+        ),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused_with_what_can(config, asked, message):
     with pytest.raises(ConfigError, match=message):
-        target(Student(**asked), config)
+        target(Prune(**asked), config)
 
 
 def parameters_by_hand(shape, vocab=96, head_dim=8):
     """Of an untied Llama."""
-    attention = 2 * shape.hidden * head_dim * (shape.heads + shape.kv_groups)
+    attention = 2 * shape.hidden * head_dim * (shape.heads + shape.num_key_value_heads)
     block = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
     return shape.layers * block + 2 * vocab * shape.hidden + shape.hidden
 
@@ -100,7 +124,7 @@ def test_parameters_are_counted_as_by_hand():
     assert num_parameters(LLAMA) == parameters_by_hand(WHOLE)
 
 
-@pytest.mark.parametrize("kind", ["all", "kv_groups"])
+@pytest.mark.parametrize("kind", ["all", "num_key_value_heads"])
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_counted_as_those_of_the_real_model(name, kind):
     model, plan = model_of(name), plan_for(name, kind)
@@ -112,20 +136,20 @@ def test_parameters_are_counted_as_those_of_the_real_model(name, kind):
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_auto_sizes_meet_a_number_of_parameters_as_closely_as_any_common_share(share):
     whole = parameters_by_hand(WHOLE)
-    asked = replace(KEEP, hidden="auto", neurons="auto", parameters=share)
+    asked = replace(KEEP, hidden_size="auto", intermediate_size="auto", num_parameters=share)
     found = target(asked, LLAMA)
-    assert (found.layers, found.heads, found.kv_groups) == (3, 6, 2)
+    assert (found.num_hidden_layers, found.num_attention_heads, found.num_key_value_heads) == (3, 6, 2)
     shares = [i / 5000 for i in range(1, 5001)]
-    shapes = {target(replace(KEEP, hidden=s, neurons=s), LLAMA) for s in shares}
+    shapes = {target(replace(KEEP, hidden_size=s, intermediate_size=s), LLAMA) for s in shares}
     best = min(abs(parameters_by_hand(shape) - round(share * whole)) for shape in shapes)
     assert abs(parameters_by_hand(found) - round(share * whole)) == best
 
 
 def test_a_number_of_parameters_is_a_count_or_a_share():
     whole = parameters_by_hand(WHOLE)
-    asked = replace(KEEP, neurons="auto", parameters=whole * 3 // 4)
-    assert target(asked, LLAMA) == target(replace(asked, parameters=(whole * 3 // 4) / whole), LLAMA)
-    assert target(replace(asked, parameters=whole), LLAMA) == WHOLE
+    asked = replace(KEEP, intermediate_size="auto", num_parameters=whole * 3 // 4)
+    assert target(asked, LLAMA) == target(replace(asked, num_parameters=(whole * 3 // 4) / whole), LLAMA)
+    assert target(replace(asked, num_parameters=whole), LLAMA) == WHOLE
 
 
 def test_heads_that_do_not_divide_the_hidden_channels_are_named_and_mistral_carries_them(tmp_path, tiny_llama):
@@ -133,8 +157,8 @@ def test_heads_that_do_not_divide_the_hidden_channels_are_named_and_mistral_carr
         vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=8,
         num_key_value_heads=8, head_dim=8,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"student.heads: .* got 6 \(allowed: 1, 2, 4, 8; .*mistral"):
-        target(Student(hidden=None, neurons=None, heads=6), config)
+    with pytest.raises(ConfigError, match=r"prune.num_attention_heads: .* got 6 \(allowed: 1, 2, 4, 8; .*mistral"):
+        target(Prune(hidden_size=None, intermediate_size=None, num_attention_heads=6), config)
     tiny_llama.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     carrier = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
@@ -143,7 +167,10 @@ def test_heads_that_do_not_divide_the_hidden_channels_are_named_and_mistral_carr
     with torch.no_grad():
         assert torch.equal(load_model(str(tmp_path))(ids).logits, tiny_llama(ids).logits)
     as_mistral = AutoConfig.for_model("mistral", **{name: getattr(config, name) for name in SIZES})
-    assert target(Student(hidden=None, neurons=None, heads=6), as_mistral).heads == 6
+    assert (
+        target(Prune(hidden_size=None, intermediate_size=None, num_attention_heads=6), as_mistral).num_attention_heads
+        == 6
+    )
 
 
 SIZES = (

@@ -19,7 +19,7 @@ from lit_prune.render.catalog import captions, overviews
 from lit_prune.report import Report, record
 from lit_prune.report.layer_scores import Blocks
 
-KEPT = {f"{k} blocks": {"student.layers": k} for k in (5, 4, 3)}
+KEPT = {f"{k} blocks": {"prune.num_hidden_layers": k} for k in (5, 4, 3)}
 METRICS = ("lm_loss", "parameters")
 FOUND = {row: [{"lm_loss": 3.0 + k / 10, "parameters": 2e6 - k * 1e5}] for k, row in enumerate(KEPT)}
 COURSES = {row: {0: 4.0 - k / 10, 10: 3.0 + k / 10} for k, row in enumerate(KEPT)}
@@ -64,7 +64,7 @@ def test_logit_losses_of_another_kind_are_not_compared(tmp_path: Path) -> None:
     found = {row: [{"lm_loss": 3.0}] for row in points}
     logits = {row: {10: 1.0, 20: 0.5} for row in points}
     assert list(captions(answered(tmp_path / "two", toy(points), found, logits=logits))) == ["final"]
-    alone = {"kld": points["kld"], "scratch": {"distill.w_logits": 0.0}}
+    alone = {"kld": points["kld"], "scratch": {"distill.kd_weight": 0.0}}
     report = answered(tmp_path / "one", toy(alone), {"kld": found["kld"]}, logits={"kld": logits["kld"]})
     assert list(captions(report)) == ["final"]
 

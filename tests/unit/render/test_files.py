@@ -165,8 +165,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(whole: report.Report, tmp_p
 
 def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
     settings = {
-        "distill.steps": 5, "student.heads": None, "teacher.model": "./a model", "corpus.column": "12",
-        "distill.mlp_input": ["last:last"], "distill.tau_squared": True, "distill.optim.lr": 1e-5,
+        "distill.max_steps": 5, "prune.num_attention_heads": None, "teacher.model": "./a model",
+        "corpus.text_column": "12",
+        "distill.match_mlp_input": ["last:last"], "distill.scale_by_temperature_squared": True,
+        "distill.optimizer.lr": 1e-5,
     }  # fmt: skip
     found = report.assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
     words = shlex.split(command(found))
@@ -188,7 +190,7 @@ def test_status_and_diff(whole: report.Report, store: Store) -> None:
     lines = [line.split() for line in stream.getvalue()[len(status) :].splitlines()]
     assert ["seed", "0", "1"] in lines
     assert ["result.lm_loss", "3.1", "3.21"] in lines
-    assert not [line for line in lines if line and line[0] == "distill.steps"]
+    assert not [line for line in lines if line and line[0] == "distill.max_steps"]
 
 
 def test_curves_of_seeds_logged_at_different_steps() -> None:

@@ -55,7 +55,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def answers(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
     """One table at three scales: whole, with cells in every state and from two commits, and with one seed."""
     whole = dataclasses.replace(answer(complete), commits=frozenset({"abc", "def"}))
-    alone = assemble(whole.table, "alone", {"distill.steps": 40}, asked(1), complete, flags=("--seeds", "1"))
+    alone = assemble(whole.table, "alone", {"distill.max_steps": 40}, asked(1), complete, flags=("--seeds", "1"))
     broken = dataclasses.replace(partly(complete, tmp_path_factory.mktemp("partly") / "store"), profile="partly")
     return [
         Answer(whole, "store", NOTES),
@@ -132,9 +132,9 @@ def test_every_section_says_what_makes_it_worth_less(page: str) -> None:
         "from the record in experiments/", "the store has 3 of its 20 cells",
     ):  # fmt: skip
         assert words in partly
-    alone = section(page, anchor("loss_ablation", "alone", "--set distill.steps=40 --seeds 1"))
+    alone = section(page, anchor("loss_ablation", "alone", "--set distill.max_steps=40 --seeds 1"))
     assert "n = 1: one seed has no error bar" in alone
-    assert "--set distill.steps=40 --seeds 1" in alone
+    assert "--set distill.max_steps=40 --seeds 1" in alone
 
 
 def test_a_section_has_all_that_is_known_of_a_table(page: str, answers: list[Answer]) -> None:
@@ -173,7 +173,7 @@ def test_cost_is_the_mean_of_a_row_and_the_sum_of_all(answers: list[Answer]) -> 
 def test_no_two_questions_have_one_name() -> None:
     assert anchor("loss_ablation", "quick") == "loss_ablation-quick"
     assert anchor("loss_ablation", "") == "loss_ablation"
-    near = {anchor("loss_ablation", "quick", f"--set student.drop={blocks}") for blocks in ("[1]", "[-1]", "1")}
+    near = {anchor("loss_ablation", "quick", f"--set prune.drop_layers={blocks}") for blocks in ("[1]", "[-1]", "1")}
     assert len(near) == 3
     assert len(anchor("loss_ablation", "quick", "--also distill.temperature=2 " * 20)) < 100
 

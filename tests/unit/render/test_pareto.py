@@ -76,7 +76,9 @@ def test_what_is_far_from_the_rows_is_told(tmp_path: Path) -> None:
 
 
 def test_a_speed_that_was_asked_for_beside_the_table_is_weighed(tmp_path: Path) -> None:
-    table = toy({"a": {"distill.alpha": 0.0}, "b": {"distill.alpha": 1.0}}, base={"evaluation.speed.batch": 2})
+    table = toy(
+        {"a": {"distill.alpha": 0.0}, "b": {"distill.alpha": 1.0}}, base={"evaluation.throughput.batch_size": 2}
+    )
     cells = {
         "a": [{"lm_loss": 3.0, "speedup": 1.2, "memory_share": 0.9}],
         "b": [{"lm_loss": 3.1, "speedup": 1.5, "memory_share": 0.8}],

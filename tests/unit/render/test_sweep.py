@@ -41,25 +41,27 @@ def test_values_are_in_order_with_mean_and_interval_and_none_is_a_level(tmp_path
 
 def test_lines_of_another_field_and_a_row_that_stands_alone(tmp_path: Path) -> None:
     points = {
-        f"{share}, {name}": {"student.layers": share, "student.blocks": blocks, "distill.steps": 0}
+        f"{share}, {name}": {"prune.num_hidden_layers": share, "prune.layer_selection": blocks, "distill.max_steps": 0}
         for share in (0.75, 0.5, 0.25)
         for name, blocks in (("lowest", "lowest"), ("tail", "tail"))
     }
-    found = swept(tmp_path, points | {"0.5, lowest, again": {"student.layers": 0.5, "student.blocks": "lowest"}})
+    found = swept(
+        tmp_path, points | {"0.5, lowest, again": {"prune.num_hidden_layers": 0.5, "prune.layer_selection": "lowest"}}
+    )
     assert {name: list(curve.index) for name, curve in found.curves.items()} == {
         "lowest": [0.25, 0.5, 0.75], "tail": [0.25, 0.5, 0.75], "0.5, lowest, again": [0.5],
     }  # fmt: skip
     assert found.curves["tail"]["mean"].to_list() == pytest.approx([3.5, 3.3, 3.1])
-    assert (found.field, found.log, found.levels) == ("student.layers", False, {})
+    assert (found.field, found.log, found.levels) == ("prune.num_hidden_layers", False, {})
 
 
 def test_curves_whose_rows_share_no_name_are_told_by_their_fields(tmp_path: Path) -> None:
     points = {
-        f"{weight}/{tau}": {"distill.temperature": tau, "distill.w_clm": weight}
+        f"{weight}/{tau}": {"distill.temperature": tau, "distill.ce_weight": weight}
         for weight in (0.0, 1.0)
         for tau in (0.5, 1.0, 3.0)
     }
-    assert list(swept(tmp_path, points).curves) == ["w_clm 0.0", "w_clm 1.0"]
+    assert list(swept(tmp_path, points).curves) == ["ce_weight 0.0", "ce_weight 1.0"]
 
 
 def test_nought_and_words_have_no_place_on_a_scale_of_decades(tmp_path: Path) -> None:
@@ -79,10 +81,10 @@ def test_nought_has_its_place_where_no_decades_are_spanned(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "points",
     [
-        {"off": {"distill.tau_squared": False}, "on": {"distill.tau_squared": True}},
+        {"off": {"distill.scale_by_temperature_squared": False}, "on": {"distill.scale_by_temperature_squared": True}},
         {loss: {"distill.logit_loss": loss} for loss in ("kld", "mse", "cosine")},
-        {f"{k}": {"student.rounds": k} for k in (1, 2)},
-        {f"{k}": {"student.layers": k, "student.hidden": 32 * k} for k in (2, 3, 4)},
+        {f"{k}": {"prune.num_iterations": k} for k in (1, 2)},
+        {f"{k}": {"prune.num_hidden_layers": k, "prune.hidden_size": 32 * k} for k in (2, 3, 4)},
     ],
     ids=["switch", "words", "two values", "always with another"],
 )
@@ -118,7 +120,7 @@ def test_a_reference_far_away_does_not_squeeze_the_curve(tmp_path: Path) -> None
 
 
 def test_fewer_layers_are_on_the_right(tmp_path: Path) -> None:
-    whole = report(tmp_path, {f"{k} blocks": {"student.layers": k} for k in (5, 4, 3)})
+    whole = report(tmp_path, {f"{k} blocks": {"prune.num_hidden_layers": k} for k in (5, 4, 3)})
     found = sweep.sweep_of(whole)
     assert found is not None
     left, right = sweep.curves(whole, found).axes[0].get_xlim()

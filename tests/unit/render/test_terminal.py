@@ -32,7 +32,7 @@ TABLE = Table(
         Claim("kld", "mse", "Table 1"), Claim("kld", "mse", "Table 1", metric="kd_loss_before"),
         Claim("kld", "cosine", "Table 1", metric="kd_loss"),
     ),
-    metrics=METRICS, seeded=("seed", "importance.seed"), references={"whole": {"distill.steps": 0}},
+    metrics=METRICS, seed_fields=("seed", "calibration.seed"), reference_rows={"whole": {"distill.max_steps": 0}},
 )  # fmt: skip
 # Row -> metric -> values of two seeds.
 FOUND = {

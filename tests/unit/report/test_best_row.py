@@ -11,7 +11,7 @@ from drawn import answered, toy
 from lit_prune.render.answer import answer
 from lit_prune.report import Report
 
-ROWS = {name: {"student.layers": place} for place, name in enumerate("abc", 3)}
+ROWS = {name: {"prune.num_hidden_layers": place} for place, name in enumerate("abc", 3)}
 
 
 def found(folder: Path, losses: dict[str, list[float]], higher: tuple[str, ...] = ()) -> Report:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lit_prune.config import Cell, Corpus, Importance, Profile, Teacher
+from lit_prune.config import Calibration, Cell, Corpus, Profile, Teacher
 from lit_prune.config.table import Table, axis
 from lit_prune.pipeline.expand import entries
 from lit_prune.render import depth, files, svg
@@ -20,8 +20,9 @@ from lit_prune.store import Node, Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 TABLE = Table(
-    name="toy", question="Which?", source="nowhere", label=lambda point: f"keep {point['student.layers']}",
-    grid=axis("student.layers", 2, 1), baseline="keep 2", paper={}, claims=(), seeded=("seed", "importance.seed"),
+    name="toy", question="Which?", source="nowhere", label=lambda point: f"keep {point['prune.num_hidden_layers']}",
+    grid=axis("prune.num_hidden_layers", 2, 1), baseline="keep 2", paper={}, claims=(),
+    seed_fields=("seed", "calibration.seed"),
     metrics=("lm_loss",),
 )  # fmt: skip
 NONE = np.nan
@@ -32,7 +33,7 @@ ANGULAR = np.array([[0.30, 0.34, 0.50], [0.10, 0.20, NONE], [0.24, NONE, NONE]])
 
 def measure(store: Store, seed: int, stage: str, done: bool = True) -> None:
     """Evidence of one calibration draw; that of a later seed is 0.2 more."""
-    cell = dataclasses.replace(CELL, importance=Importance(seed=seed))
+    cell = dataclasses.replace(CELL, calibration=Calibration(seed=seed))
     found = {
         "distances": {
             "influence": INFLUENCE + 0.2 * seed, "angular_last": ANGULAR + 0.2 * seed, "angular_all": ANGULAR / 2
@@ -91,17 +92,20 @@ def test_what_was_not_measured_or_not_finished_is_none(tmp_path: Path) -> None:
 
 def test_a_table_that_drops_no_block_says_nothing_of_them(store: Store) -> None:
     widths = dataclasses.replace(
-        TABLE, grid=axis("student.hidden", 2, 1), label=lambda point: f"keep {point['student.hidden']}"
+        TABLE, grid=axis("prune.hidden_size", 2, 1), label=lambda point: f"keep {point['prune.hidden_size']}"
     )
     assert answer(store, widths).blocks is None
     listed = dataclasses.replace(
-        TABLE, grid=axis("student.drop", (), (1,)), label=lambda point: str(point["student.drop"]), baseline="()"
+        TABLE,
+        grid=axis("prune.drop_layers", (), (1,)),
+        label=lambda point: str(point["prune.drop_layers"]),
+        baseline="()",
     )
     assert answer(store, listed).blocks is not None
 
 
 def test_evidence_of_another_teacher_or_calibration_is_not_read(store: Store) -> None:
-    other = dataclasses.replace(TABLE, base={"importance.samples": 7})
+    other = dataclasses.replace(TABLE, base_overrides={"calibration.num_sequences": 7})
     assert answer(store, other).blocks is None
 
 

@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Store:
     """A store in which one question was answered and another one, with a setting of its own, was asked."""
     store = filled(tmp_path / "store")
     files.write_files(answer(store), store.root / "reports/loss_ablation/tiny")
-    other = assemble(TABLE, "tiny", {"distill.steps": 40}, asked(), store)
+    other = assemble(TABLE, "tiny", {"distill.max_steps": 40}, asked(), store)
     files.write_asked(other, store.root / "reports/loss_ablation/tiny-1")
     return store
 
@@ -62,7 +62,7 @@ def test_profiles_choose(store: Store, records: Path) -> None:
 def test_frame_has_every_cell_and_ledger_every_claim(store: Store, records: Path) -> None:
     cells = frame(store.root, records)
     assert len(cells) == 2 * 20
-    assert set(cells["settings"]) == {"", "--set distill.steps=40"}
+    assert set(cells["settings"]) == {"", "--set distill.max_steps=40"}
     assert cells.loc[cells["row"] == MSE, "lm_loss"].to_list() == [3.10, 3.21, 3.33] * 2
     claims = ledger(gather(store, records))
     assert len(claims) == 2 * len(TABLE.claims)

@@ -35,7 +35,7 @@ def written(found: Report, folder: Path) -> Path:
 
 
 def test_what_is_read_is_what_was_written(complete: Store, tmp_path: Path) -> None:
-    settings = {"distill.steps": 40, "distill.mlp_input": ["last:last"]}
+    settings = {"distill.max_steps": 40, "distill.match_mlp_input": ["last:last"]}
     found = assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
     again = record.read(written(found, tmp_path), TABLE)
     assert (again.cell, again.settings, again.flags) == (found.cell, settings, ("--seeds", "3"))
@@ -126,9 +126,10 @@ def test_a_run_that_is_cut_off_has_left_what_was_asked(
 
     monkeypatch.setattr(Runner, "run", cut_off)
     settings = {
-        "corpus.source": tiny_cell.corpus.source, "corpus.heldout": 0.2, "teacher.model": tiny_cell.teacher.model,
-        "importance.samples": 4, "importance.block": 32, "evaluation.blocks": 4, "evaluation.block": 32,
-        "distill.steps": 4, "distill.block": 32, "distill.batch": 2, "student.heads": None,
+        "corpus.path": tiny_cell.corpus.path, "corpus.holdout_fraction": 0.2, "teacher.model": tiny_cell.teacher.model,
+        "calibration.num_sequences": 4, "calibration.seq_len": 32, "evaluation.num_sequences": 4,
+        "evaluation.seq_len": 32,
+        "distill.max_steps": 4, "distill.seq_len": 32, "distill.batch_size": 2, "prune.num_attention_heads": None,
     }  # fmt: skip
     words = [word for path, value in settings.items() for word in ("--set", f"{path}={literal(value)}")]
     flags = ("--seeds", "1")
@@ -142,7 +143,7 @@ def test_a_run_that_is_cut_off_has_left_what_was_asked(
 def test_profiles_of_one_name_have_each_their_report_and_no_record(
     tmp_path: Path, tiny_cell: Cell, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus = f"corpus: {{source: {tiny_cell.corpus.source}}}\nteacher: {{model: {tiny_cell.teacher.model}}}\n"
+    corpus = f"corpus: {{source: {tiny_cell.corpus.path}}}\nteacher: {{model: {tiny_cell.teacher.model}}}\n"
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         profile = tmp_path / place / "quick.yaml"

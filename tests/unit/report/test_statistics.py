@@ -49,7 +49,7 @@ def test_a_claim_that_two_rows_are_alike_is_judged_by_its_bounds(values, verdict
     table = Table(
         name="t", question="", source="", grid=axis("distill.temperature", 1.0, 2.0),
         label=lambda point: "a" if point["distill.temperature"] == 1 else "b", baseline="a", paper={},
-        claims=(Claim("a", "b", "", within=0.01),), metrics=("lm_loss",),
+        claims=(Claim("a", "b", "", tolerance=0.01),), metrics=("lm_loss",),
     )  # fmt: skip
     tidy = values.melt(ignore_index=False, var_name="row", value_name="lm_loss").rename_axis("seed").reset_index()
     (line,) = judge(table, tidy.assign(reference=False)).to_dict("records")
@@ -88,7 +88,7 @@ def lines(values: pd.DataFrame, zero_shot: tuple[str, ...] = ()) -> pd.DataFrame
 )
 def test_a_difference_that_is_the_same_in_every_draw_is_judged_by_its_sign(b, within, higher, verdict):
     same = pd.DataFrame({"a": [2.0] * 5, "b": [b] * 5})
-    (line,) = judge(toy(Claim("a", "b", "", within=within), higher=higher), lines(same)).to_dict("records")
+    (line,) = judge(toy(Claim("a", "b", "", tolerance=within), higher=higher), lines(same)).to_dict("records")
     assert line["verdict"] == verdict
     assert line["n"] == 5
     assert math.isnan(line["p"])

@@ -18,7 +18,7 @@ from lit_prune.report import Report, assemble
 from lit_prune.report.trajectories import flips, ranks
 from lit_prune.store import Store
 
-CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=30))
+CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(max_steps=30))
 TABLE = Table(
     name="toy", question="Which?", source="nowhere", label=lambda point: point["distill.logit_loss"],
     grid=axis("distill.logit_loss", "kld", "mse", "cosine"), baseline="kld", paper={},
@@ -27,7 +27,7 @@ TABLE = Table(
         Claim("mse", "cosine", ""),
     ),
     metrics=("lm_loss", "kd_loss_before"),
-    references={"as it is": {"distill.steps": 0}},
+    reference_rows={"as it is": {"distill.max_steps": 0}},
 )  # fmt: skip
 STEPS = [0, 10, 20, 30]
 # By row, of seed 0; seed 1 is the same and 0.02 more.

@@ -7,22 +7,23 @@ import dataclasses
 import pytest
 
 from lit_prune import config
-from lit_prune.config import Cell, Corpus, Pretraining, Student, Teacher
+from lit_prune.config import Cell, Corpus, Pretraining, Prune, Teacher
 from lit_prune.config.overrides import OPTIONAL, fields_of, override
+from lit_prune.config.renames import former_name
 from lit_prune.store import address
 from lit_prune.store.address import STAGES, canonical, identity, key
 
 PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 
 CHANGE_IN = {
-    "corpus": {"corpus.heldout": 0.2},
+    "corpus": {"corpus.holdout_fraction": 0.2},
     "teacher": {"teacher.fingerprint": "2" * 64},
-    "importance": {"importance.samples": 7},
-    "student": {"student.neurons": 0.5},
-    "distill": {"distill.optim.lr": 0.5},
-    "evaluation": {"evaluation.blocks": 7},
+    "importance": {"calibration.num_sequences": 7},
+    "student": {"prune.intermediate_size": 0.5},
+    "distill": {"distill.optimizer.lr": 0.5},
+    "evaluation": {"evaluation.num_sequences": 7},
     "seed": {"seed": 7},
-    "source": {"source.student.layers": 5},
+    "source": {"parent.prune.num_hidden_layers": 5},
 }
 
 
@@ -34,7 +35,7 @@ def test_an_address_changes_exactly_with_the_sections_its_stage_reads(stage, sec
     assert (key(changed, stage) != key(PINNED, stage)) == (section in STAGES[stage])
 
 
-@pytest.mark.parametrize("part", [{"distill.last": 1}, {"distill.lora.rank": 4}])
+@pytest.mark.parametrize("part", [{"distill.train_last_layers": 1}, {"distill.lora.rank": 4}])
 def test_results_that_charged_gradients_of_frozen_weights_are_not_found(part):
     partly = override(PINNED, part)
     now = identity(partly, "cell")
@@ -45,16 +46,16 @@ def test_results_that_charged_gradients_of_frozen_weights_are_not_found(part):
 
 
 def test_every_section_of_a_cell_is_read_by_the_cell():
-    assert set(STAGES["cell"]) == set(CHANGE_IN) == {f.name for f in dataclasses.fields(Cell)}
+    assert set(STAGES["cell"]) == set(CHANGE_IN) == {former_name(f) for f in dataclasses.fields(Cell)}
 
 
 @pytest.mark.parametrize("path", fields_of(Cell))
 def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
     sections = {
-        "teacher": ("pretraining", "correction"),
-        "distill": ("teacher_optim", "lora"),
-        "evaluation": ("second", "speed"),
+        "teacher": ("pretraining", "finetune"),
+        "distill": ("teacher_optimizer", "lora"),
+        "evaluation": ("second_corpus", "throughput"),
     }
     optional = {f"{section}.{name}": OPTIONAL[name] for section, names in sections.items() for name in names}
     base = override(Cell(), optional)
@@ -66,38 +67,38 @@ def test_every_field_is_part_of_the_address(path):
 
 def other_than(path, value):
     choices = {
-        "student.batch": "var",
-        "student.seq": "l2",
-        "student.kv_groups": 1,
-        "student.layers": 3,
-        "student.parameters": 0.5,
-        "student.drop": [1],
-        "source": {"student.layers": 3},
-        "student.head_residual": "paper",
-        "student.weights": "random",
-        "evaluation.second": {"source": "readmes"},
-        "teacher.correction.precision": "bf16-mixed",
+        "prune.batch_aggregation": "var",
+        "prune.seq_aggregation": "l2",
+        "prune.num_key_value_heads": 1,
+        "prune.num_hidden_layers": 3,
+        "prune.num_parameters": 0.5,
+        "prune.drop_layers": [1],
+        "parent": {"prune.num_hidden_layers": 3},
+        "prune.head_merging": "paper",
+        "prune.init": "random",
+        "evaluation.second_corpus": {"path": "readmes"},
+        "teacher.finetune.precision": "bf16-mixed",
         "distill.precision": "bf16-mixed",
-        "evaluation.speed.precision": "bf16-true",
-        "distill.last": 1,
-        "distill.lora.targets": ["q_proj"],
-        "distill.mlp_input": ["0:0"],
-        "distill.block_output": ["0:0"],
-        "distill.attention": ["0:0"],
+        "evaluation.throughput.precision": "bf16-true",
+        "distill.train_last_layers": 1,
+        "distill.lora.target_modules": ["q_proj"],
+        "distill.match_mlp_input": ["0:0"],
+        "distill.match_layer_output": ["0:0"],
+        "distill.match_attention": ["0:0"],
         "distill.projection": "per_pair",
-        "distill.mix": 0.5,
+        "distill.mixture": 0.5,
         "distill.top_k": 100,
-        "distill.tokens": 5,
-        "distill.flops": 5.0,
+        "distill.max_tokens": 5,
+        "distill.max_flops": 5.0,
         "corpus.max_tokens": 5,
         "corpus.bos": True,
         "teacher.pretraining.corpus.bos": True,
-        "evaluation.second.bos": True,
+        "evaluation.second_corpus.bos": True,
         "corpus.loss_on": "assistant",
         "teacher.pretraining.corpus.loss_on": "assistant",
-        "evaluation.second.loss_on": "assistant",
+        "evaluation.second_corpus.loss_on": "assistant",
         "teacher.pretraining.corpus.max_tokens": 5,
-        "evaluation.second.max_tokens": 5,
+        "evaluation.second_corpus.max_tokens": 5,
     }
     if path in choices:
         return choices[path]
@@ -109,9 +110,9 @@ def other_than(path, value):
 def test_a_fingerprint_replaces_the_place():
     here, there = (
         Cell(
-            corpus=Corpus(source=place, fingerprint="0" * 64),
+            corpus=Corpus(path=place, fingerprint="0" * 64),
             teacher=Teacher(model=place, fingerprint="1" * 64),
-            student=Student(model=place, fingerprint="2" * 64),
+            prune=Prune(init_from=place, fingerprint="2" * 64),
         )
         for place in ("here", "there")
     )
@@ -120,7 +121,7 @@ def test_a_fingerprint_replaces_the_place():
 
 
 def test_the_place_of_a_corpus_a_teacher_is_trained_on_does_not_matter():
-    recipes = (Pretraining(corpus=Corpus(source=place, fingerprint="0" * 64)) for place in ("here", "there"))
+    recipes = (Pretraining(corpus=Corpus(path=place, fingerprint="0" * 64)) for place in ("here", "there"))
     here, there = (Cell(teacher=Teacher(model=None, pretraining=recipe)) for recipe in recipes)
     assert key(here, "teacher") == key(there, "teacher")
 
@@ -130,7 +131,7 @@ def test_another_fingerprint_is_another_address(stage):
     assert key(override(PINNED, {"corpus.fingerprint": "f" * 64}), stage) != key(PINNED, stage)
 
 
-@pytest.mark.parametrize("path", ["corpus.source", "teacher.model", "student.model"])
+@pytest.mark.parametrize("path", ["corpus.path", "teacher.model", "prune.init_from"])
 def test_a_fingerprint_does_not_outlive_the_place_it_was_taken_of(path):
     section, name = path.split(".")
     pinned = override(override(Cell(), {path: "old"}), {f"{section}.fingerprint": "0" * 64})
@@ -161,8 +162,8 @@ def test_a_declared_noop_is_left_out_and_a_default_is_not():
 
 
 def test_declared_noops_of_the_sections_are_left_out():
-    assert set(canonical(Student())) == {"criterion", "batch", "seq", "hidden", "neurons", "heads"}
-    assert canonical(Student(model="small"))["model"] == "small"
+    assert set(canonical(Prune())) == {"criterion", "batch", "seq", "hidden", "neurons", "heads"}
+    assert canonical(Prune(init_from="small"))["model"] == "small"
 
 
 def test_a_raised_schema_changes_its_own_stage_and_all_downstream(monkeypatch):

@@ -15,7 +15,7 @@ from lit_prune.config.overrides import override
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Node, Store, integrity
 
-CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(steps=1))
+CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(max_steps=1))
 LARGE = np.arange(2**19, dtype=np.float32)
 RESULT = {"lm_loss": 2.5, "perplexity": math.inf, "sizes": (1, 2), 3: None}
 
@@ -131,7 +131,7 @@ def test_a_result_without_digests_is_damaged_where_its_model_is_cut_or_gone(node
 
 
 def test_a_cell_that_was_not_retrained_needs_no_model(store):
-    with store.claim(override(CELL, {"distill.steps": 0}), "cell") as node:
+    with store.claim(override(CELL, {"distill.max_steps": 0}), "cell") as node:
         node.finish({})
     without_digests(node.folder, {"lm_loss": 2.5})
     assert node.verified == {"lm_loss": 2.5}
@@ -163,7 +163,7 @@ def stages_of(store, cell) -> dict[str, Node]:
     ],
 )  # fmt: skip
 def test_only_a_damaged_stage_is_computed_again_and_the_answer_is_the_same(tiny_cell, tiny_runner, stage, name, spoil):
-    cell = override(tiny_cell, {"student.hidden": 0.5, "distill.steps": 2})
+    cell = override(tiny_cell, {"prune.hidden_size": 0.5, "distill.max_steps": 2})
     store, entry = tiny_runner.store, Entry("row", 0, cell, {})
     assert tiny_runner.run([entry]) == 0
     nodes = stages_of(store, cell)

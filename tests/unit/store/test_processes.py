@@ -59,7 +59,7 @@ def test_a_node_held_by_another_process_is_busy(store, holder):
 
 @pytest.mark.parametrize(("seq", "stage"), [("mean", "cell"), ("l2", "student")])
 def test_other_nodes_are_free_meanwhile(store, holder, seq, stage):
-    with store.claim(override(CELL, {"student.seq": seq}), stage) as node:
+    with store.claim(override(CELL, {"prune.seq_aggregation": seq}), stage) as node:
         assert node.result is None
 
 
