@@ -323,7 +323,8 @@ def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
 
 
 def test_before_a_run_all_candidates_are_listed_and_nothing_is_measured_or_written(tiny_llama, measured, tmp_path):
-    search = Search(tiny_llama.config, SearchSpace(num_hidden_layers=(1, 2, 3), hidden_size=(16,), speedup=4.0), 2, 8, tmp_path)
+    space = SearchSpace(num_hidden_layers=(1, 2, 3), hidden_size=(16,), speedup=4.0)
+    search = Search(tiny_llama.config, space, 2, 8, tmp_path)
     assert search.found() == search.inside
     assert (search.measured, measured, list(tmp_path.iterdir())) == (False, [], [])
     search.measure()
