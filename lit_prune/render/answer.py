@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 
-def answer(report: Report) -> str:
+def answer_line(report: Report) -> str:
     """Return the answer of the table in one line: best row, value, and distance to the next row."""
     best, metric = report.best, report.table.metrics[0]
     if best is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lit_prune.render import depth, figures, pareto, ranks, sweep, wording
+from lit_prune.render import depth, figures, pareto, ranks, svg, sweep, wording
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +61,20 @@ def _sentence(text: str) -> str:
 def captions(report: Report) -> dict[str, str]:
     """Return name -> caption of each figure that the report has data for."""
     return {picture.name: picture.caption for picture in pictures(report)}
+
+
+def inline(report: Report, prefix: str = "") -> list[dict[str, Any]]:
+    """Return name, caption and inline SVG of each figure; the ids in it begin with `prefix`."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(svg.style(report.table.name)):
+        return [
+            {
+                "name": picture.name, "caption": picture.caption,
+                "svg": svg.inline(picture.draw(), prefix + picture.name, picture.caption),
+            }
+            for picture in pictures(report)
+        ]  # fmt: skip
 
 
 def overviews(report: Report) -> dict[str, Figure]:

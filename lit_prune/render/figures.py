@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_prune.render import depth, labels, svg, wording
+from lit_prune.render import labels, svg, wording
 from lit_prune.render.numbers import number
 from lit_prune.render.svg import DIM, LINE
 
@@ -31,43 +31,16 @@ _NOT_TERMS = ("row", "seed", "step", "loss", "lr", "tokens_per_second")
 _POINTS = 150
 
 
-def inline(report: Report) -> dict[str, Any]:
-    """Return inline SVG of a report page; an entry without data is empty.
-
-    `final`, `validation`, `layers` (title -> name, figure) and `terms`, each with its title, whether the panels share
-    a scale, and row -> panel.
-    """
+def terms(report: Report) -> list[dict[str, Any]]:
+    """Return each logged term of the loss: its title, whether the panels share a scale, and row -> inline SVG."""
     import matplotlib as mpl
 
     logged = [name for name in report.histories if name not in _NOT_TERMS]
     with mpl.rc_context(svg.style(report.table.name)):
-        return {
-            "final": "" if measured_rows(report).empty else _final(report),
-            "validation": "" if report.checks.empty else _validation(report),
-            "layers": _layers(report),
-            "terms": [
-                {"title": _TERMS.get(name, name), "shared": name == "ce_loss", "panels": panels(report, name)}
-                for name in sorted(logged, key=[*_TERMS, *logged].index)
-            ],
-        }
-
-
-def _final(report: Report) -> str:
-    return svg.inline(final_values(report), "final", f"{wording.title(report.table.metrics[0])} of each row")
-
-
-def _validation(report: Report) -> str:
-    return svg.inline(validation_curves(report), "validation", "validation LM loss of each row during the retraining")
-
-
-def _layers(report: Report) -> dict[str, tuple[str, str]]:
-    """Return title -> name and SVG of the scores of the layers of the teacher."""
-    if report.blocks is None:
-        return {}
-    found = {"Importance of each layer": ("layers", depth.layer_scores(report.blocks))}
-    if report.blocks.spans is not None:
-        found["Angular distance of each span of layers"] = ("spans", depth.span_distances(report.blocks.spans))
-    return {title: (name, svg.inline(figure, name, title)) for title, (name, figure) in found.items()}
+        return [
+            {"title": _TERMS.get(name, name), "shared": name == "ce_loss", "panels": panels(report, name)}
+            for name in sorted(logged, key=[*_TERMS, *logged].index)
+        ]
 
 
 def panels(report: Report, term: str, page: str = "") -> dict[str, str]:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from lit_prune.config import ConfigError
 from lit_prune.escape import latex_text, markdown_code, markdown_text
 from lit_prune.render import figures, page, wording
-from lit_prune.render.answer import answer
+from lit_prune.render.answer import answer_line
 from lit_prune.store.atomic import write_text
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def markdown(report: Report) -> str:
     table, absent = report.table, wording.absent(report)
     failed = [f"{row}, seed {seed}: {error}" for row, seed, error in report.failures]
     parts = [
-        f"# {markdown_text(table.name)}", markdown_text(table.question), f"**{markdown_text(answer(report))}**",
+        f"# {markdown_text(table.name)}", markdown_text(table.question), f"**{markdown_text(answer_line(report))}**",
         f"*{markdown_text(table.source)}* · {markdown_text(wording.headline(report))}",
         markdown_list(wording.warnings(report)),
         "## Claims of the paper", markdown_table(wording.claims_table(report)),
@@ -210,6 +210,8 @@ def latex_table(
 def _html(report: Report, digest: str) -> str:
     from lit_prune.render import catalog
 
-    captions = {picture.name: picture.caption for picture in catalog.pictures(report)} | {"panels": figures.PANELS}
     template = page.environment().get_template(_PAGE)
-    return template.render(told=page.told(report), digest=digest, captions=captions, **figures.inline(report))
+    return template.render(
+        told=page.told(report), digest=digest, drawn=catalog.inline(report), terms=figures.terms(report),
+        panels=figures.PANELS,
+    )  # fmt: skip

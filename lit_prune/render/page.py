@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lit_prune.config.overrides import plain_of
 from lit_prune.escape import html_text
 from lit_prune.render import wording
-from lit_prune.render.answer import answer
+from lit_prune.render.answer import answer_line
+from lit_prune.render.details import by_seed, cost
+from lit_prune.render.numbers import number
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,18 +38,23 @@ def told(report: Report) -> dict[str, Any]:
     """Everything of a report but its figures, as text: `told` of the templates."""
     import yaml
 
-    from lit_prune.report.command import command  # pandas comes with it
+    from lit_prune.report.claims_summary import standardize  # pandas comes with it
+    from lit_prune.report.command import command
 
-    main = wording.main_table(report)
+    main, effects = wording.main_table(report), standardize(report.verdicts)
+    main.insert(2, "95\u00a0%\u00a0t", wording.intervals(report))
+    claims = wording.claims_table(report).assign(d=[number(effect, 1, "+") for effect in effects])
     return {
-        "table": report.table, "profile": report.profile, "answer": answer(report),
+        "table": report.table, "profile": report.profile, "answer": answer_line(report),
         "headline": wording.headline(report), "order": wording.order(report), "main": main,
         "kinds": [" ".join(sorted(kind)) for kind in wording.kinds(report)],
-        "spread": [wording.has_spread(column) for _, column in main.items()],
-        "claims": wording.claims_table(report).to_dict("records"), "marks": wording.VERDICTS,
+        "spread": [wording.has_spread(column) for name, column in main.items()],
+        "claims": claims.to_dict("records"), "marks": wording.VERDICTS,
         "agreement": wording.agreement(report), "warnings": wording.warnings(report), "absent": wording.absent(report),
-        "failed": report.failures, "notes": wording.notes(report), "ranks": wording.rank_table(report),
-        "flips": wording.flips(report), "command": command(report), "provenance": wording.provenance(report),
+        "failed": [f"{row}, seed {seed}: {error}" for row, seed, error in report.failures],
+        "notes": wording.notes(report), "ranks": wording.rank_table(report), "flips": wording.flips(report),
+        "seeds": by_seed(report), "cost": cost(report), "command": command(report),
+        "provenance": wording.provenance(report),
         # Through JSON, which turns tuples into the lists that YAML has.
         "recipe": yaml.safe_dump(json.loads(json.dumps(plain_of(report.cell))), sort_keys=False),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_prune.escape import printable, terminal_text
 from lit_prune.render import wording
-from lit_prune.render.answer import answer
+from lit_prune.render.answer import answer_line
 from lit_prune.render.numbers import amount, duration
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def print_report(report: Report, console: Console) -> None:
     table, tight = report.table, console.width < _ROOMY
     console.print()
     console.print(terminal_text(table.question))
-    console.print(terminal_text(answer(report), "bold"))
+    console.print(terminal_text(answer_line(report), "bold"))
     console.print(terminal_text(f"{table.source} · {wording.headline(report)}", "dim"))
     for warning in filter(None, [*wording.warnings(report), wording.absent(report)]):
         console.print(_hanging("!", warning, "bold yellow"))

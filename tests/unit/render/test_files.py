@@ -16,13 +16,11 @@ from rich.console import Console
 from lit_prune.config import ConfigError
 from lit_prune.config.overrides import parse_setting
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.render import figures, terminal
+from lit_prune.render import catalog, figures, terminal
 from lit_prune.render import files as report_files
 from lit_prune.report import report
 from lit_prune.report.command import command
 from lit_prune.store import Store
-
-UNDRAWN = {"final": "", "validation": "", "layers": {}, "terms": []}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def test_an_empty_store_is_reported_too(tmp_path: Path) -> None:
 def test_a_table_without_claims_and_paper_is_reported_too(
     complete: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "inline", lambda found: UNDRAWN)
+    monkeypatch.setattr(catalog, "inline", lambda found: [])
     found = answer(complete, claims=(), paper={})
     assert "paper" not in shown(found, 100).split("Claims")[0].split("LM loss")[1]
     assert len(report_files.write_files(found, tmp_path / "files")) == 4
@@ -120,9 +118,11 @@ def test_page_says_everything(files: dict[str, str]) -> None:
         "1" * 64, "python -m lit_prune.experiments.loss_ablation --profile tiny", "logit_loss: kld", "abc",
     ):  # fmt: skip
         assert words in page
-    assert page.index("Claims of the paper") < page.index("<h2>Table</h2>") < page.index("<h2>Training</h2>")
-    # One figure of the final loss; logits and grad_norm for six rows, clm for the four that use it.
-    assert page.count("<svg") == 1 + 2 * 6 + 4
+    parts = ['class="finding"', '<table class="claims"', '<table class="results"', "<h2>Figures</h2>", "<details>"]
+    assert sorted(parts, key=page.index) == parts
+    assert page.count('class="best"') == page.count('class="baseline"') == 1
+    # Final loss and the paper's beside ours; logits and grad_norm for six rows, clm for the four that use it.
+    assert page.count("<svg") == 2 + 2 * 6 + 4
     assert not re.findall(r"#01\d{4}|#04\d{4}|#07\d{4}", page)
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(figures, "inline", lambda found: drawn.append("drawn") or UNDRAWN)
+    monkeypatch.setattr(catalog, "inline", lambda found: drawn.append("drawn") or [])
     folder = tmp_path / "files"
     paths = report_files.write_files(answer(store), folder)
     before = [path.stat().st_mtime_ns for path in paths]

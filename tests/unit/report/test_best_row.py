@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from drawn import answered, toy
 
-from lit_prune.render.answer import answer
+from lit_prune.render.answer import answer_line
 from lit_prune.report import Report
 
 ROWS = {name: {"prune.num_hidden_layers": place} for place, name in enumerate("abc", 3)}
@@ -16,7 +16,7 @@ ROWS = {name: {"prune.num_hidden_layers": place} for place, name in enumerate("a
 
 def found(folder: Path, losses: dict[str, list[float]], higher: tuple[str, ...] = ()) -> Report:
     measured = {row: [{"lm_loss": loss} for loss in values] for row, values in losses.items()}
-    return answered(folder, toy(ROWS, metrics=("lm_loss",), higher=higher), measured)
+    return answered(folder, toy(ROWS, metrics=("lm_loss",), higher_is_better=higher), measured)
 
 
 def test_the_best_row_is_told_apart_from_each_other_one(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_the_best_row_is_told_apart_from_each_other_one(tmp_path: Path) -> None:
     assert best.margin is not None
     assert best.margin.difference == pytest.approx(-0.096667, abs=1e-6)
     assert best.margin.p == pytest.approx(2 * 0.0011869, rel=1e-3)
-    assert [text in answer(report) for text in ("b is best", "3.0033 nats/token", "0.0967 below a")] == [True] * 3
+    assert [text in answer_line(report) for text in ("b is best", "3.0033 nats/token", "0.0967 below a")] == [True] * 3
     assert list(report.ranked.index) == ["b", "a", "c", "teacher"]
 
 
@@ -40,7 +40,7 @@ def test_seeds_that_overlap_decide_nothing(tmp_path: Path) -> None:
     assert best is not None
     assert (best.row, best.decided) == ("b", False)
     assert "a" in best.rivals
-    assert answer(report).startswith("Undecided: b ")
+    assert answer_line(report).startswith("Undecided: b ")
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_higher_is_better_where_the_table_says_so(tmp_path: Path) -> None:
     report = found(tmp_path, {"a": [3.0, 3.1], "b": [2.0, 2.1], "c": [4.0, 4.1]}, higher=("lm_loss",))
     assert report.best is not None
     assert (report.best.row, report.best.runner_up, report.best.decided) == ("c", "a", True)
-    assert "1.0000 above a" in answer(report)
+    assert "1.0000 above a" in answer_line(report)
     assert list(report.ranked.index) == ["c", "a", "b", "teacher"]
 
 

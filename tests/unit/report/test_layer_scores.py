@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lit_prune.config import Calibration, Cell, Corpus, Profile, Teacher
 from lit_prune.config.table import Table, axis
 from lit_prune.pipeline.expand import entries
 from lit_prune.render import depth, files, svg
+from lit_prune.render.catalog import captions
 from lit_prune.report import Report, assemble
 from lit_prune.report.layer_scores import read_blocks
 from lit_prune.store import Node, Store
@@ -112,8 +114,10 @@ def test_evidence_of_another_teacher_or_calibration_is_not_read(store: Store) ->
 def test_the_page_has_a_bar_a_block_and_the_least_of_each_length_framed(store: Store, tmp_path: Path) -> None:
     page = files.write_files(answer(store), tmp_path / "files")[-1].read_text()
     assert page.count("<svg") == 2
-    for label in ("Importance of each layer", "Angular distance of each span of layers"):
-        assert page.count(f'aria-label="{label}"') == 1
+    found = captions(answer(store))
+    assert list(found) == ["layers", "spans"]
+    for caption in found.values():
+        assert page.count(f'aria-label="{html.escape(caption)}"') == 1
     assert "<image" not in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from lit_prune.config import Cell, Corpus, Distill, Profile, Teacher
 from lit_prune.config.table import Claim, Table, axis
 from lit_prune.pipeline.expand import Entry, entries
 from lit_prune.render import figures, files, terminal, wording
+from lit_prune.render.catalog import captions
 from lit_prune.report import Report, assemble
 from lit_prune.report.trajectories import flips, ranks
 from lit_prune.store import Store
@@ -158,7 +160,7 @@ def test_terminal_markdown_and_page_say_when_the_order_is_that_of_the_end(found:
     assert f"- {FLIP}" in markdown
     assert '<th scope="row">20</th><td>−0.33</td><td>3</td>' in page
     assert f"<li>{FLIP}" in page
-    assert page.count('aria-label="validation LM loss of each row during the retraining"') == 1
+    assert page.count(f'aria-label="{html.escape(captions(found)["validation"])}"') == 1
     assert markdown.index("## Results") < markdown.index("## During the retraining") < markdown.index("## How to run")
 
 
