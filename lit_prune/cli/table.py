@@ -195,10 +195,12 @@ class Command:
     def _report(self) -> int:
         """Print the report and write its files."""
         from lit_prune.render.files import write_files
-        from lit_prune.render.terminal import print_report
+        from lit_prune.render.terminal import print_report, print_students
+        from lit_prune.report.students import students
 
         report = self._assemble()
         print_report(report, self.console)
+        print_students(list(students(report, self.store)), self.console)
         for path in write_files(report, self.flags.folder(self.table, self.store)):
             self.console.print(terminal_text(f"written: {path}"), soft_wrap=True)
         if self.flags.record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
     from lit_prune.pipeline.costs import Cost
     from lit_prune.report import Report
+    from lit_prune.report.students import Student
     from lit_prune.store import Node
 
 _STYLES = {"best": "bold", "reference": "dim"}
 _STATES = {"done": "", "damaged": "red", "failed": "red", "unfinished": "yellow", "missing": "dim"}
 # Columns of a terminal below which the tables leave out what only makes them airy.
 _ROOMY = 96
+_STUDENTS = 3
+"""Students that are listed one by one."""
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -125,6 +129,22 @@ def _rich_claims(report: Report, tight: bool) -> RichTable:
             Text(line["difference [95 %]"].replace(" [", "\n[")), line["p"], line["n"],
         )  # fmt: skip
     return shown
+
+
+def print_students(found: Sequence[Student], console: Console) -> None:
+    """Print where the best students lie and how large they are; the others are counted."""
+    from rich.filesize import decimal
+
+    if not found:
+        return
+    console.print(terminal_text("\nStudents, best first", "bold", keep="\n"))
+    for student in found[:_STUDENTS]:
+        size = [] if math.isnan(student.parameters) else [f"{amount(student.parameters)} parameters"]
+        about = ", ".join([f"{student.row}, seed {student.seed}", *size, decimal(student.num_bytes)])
+        console.print(terminal_text(about))
+        console.print(terminal_text(f"  {student.folder}", "dim"), soft_wrap=True)
+    if len(found) > _STUDENTS:
+        console.print(terminal_text(f"and {len(found) - _STUDENTS} more; `status` lists the addresses of all cells"))
 
 
 def print_status(tidy: pd.DataFrame, console: Console) -> None:
