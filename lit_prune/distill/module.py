@@ -225,4 +225,5 @@ class Distiller(L.LightningModule):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
 
 
-NOTHING_COMPARED = "name what to compare in distill.match_embedding, mlp_input, block_output or attention"
+NOTHING_COMPARED = "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or "
+"match_attention"

@@ -197,9 +197,9 @@ def _check_texts(table: Table, cell: Cell) -> None:
 
 def _text(cell: Cell, path: str) -> Corpus | None:
     """The text at a dotted path; None if the cell has no such section."""
-    if path.startswith("source."):
+    if path.startswith("parent."):
         source = parent_of(cell)
-        return None if source is None else _text(source, path.removeprefix("source."))
+        return None if source is None else _text(source, path.removeprefix("parent."))
     if path == "teacher.pretraining.corpus":
         shipped = Pretraining() if cell.teacher.model == Cell().teacher.model else None
         recipe = cell.teacher.pretraining or shipped

@@ -123,7 +123,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         num_blocks = student_config.num_hidden_layers
     if cell.prune.init_from is None and student_config.vocab_size != config.vocab_size:
         raise ConfigError(
-            f"source: its vocabulary has {student_config.vocab_size} entries, the teacher's {config.vocab_size}"
+            f"parent: its vocabulary has {student_config.vocab_size} entries, the teacher's {config.vocab_size}"
         )
     check_speed(cell, student_config, config)
     check_trained(cell.distill, student_config, num_blocks)
@@ -148,13 +148,20 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
         raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
     if (pairs or relations) and not distill.alpha:
         raise ConfigError(
-            "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would have no effect"
+            "distill.alpha: 0, so that match_embedding, match_mlp_input, match_layer_output and match_attention
+            would
+          
+           
+            have
+            no
+            effect"
         )
     check_weights(distill)
     if distill.projection == "per_pair" and not pairs:
-        raise ConfigError("distill.projection: per_pair is for embedding, mlp_input, block_output, and none is given")
+        raise ConfigError("distill.projection: per_pair is for match_embedding, match_mlp_input and "
+        "match_layer_output, and none is given")
     if distill.relation_heads != DEFAULT.relation_heads and not relations:
-        raise ConfigError("distill.relation_heads: is for attention, and none is given")
+        raise ConfigError("distill.relation_heads: is for match_attention, and none is given")
     if distill.teacher_optimizer is not None and not distill.needs_teacher:
         raise ConfigError(
             "distill.teacher_optimizer: kd_weight and alpha are 0, so nothing is learned from the teacher"

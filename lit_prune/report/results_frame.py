@@ -100,8 +100,8 @@ def _value(entry: Entry, path: str) -> Any:
     """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
     node: Any = entry.cell
     inside = path
-    while inside.startswith("source.") and isinstance(node, Cell):
-        node, inside = parent_of(node), inside.removeprefix("source.")
+    while inside.startswith("parent.") and isinstance(node, Cell):
+        node, inside = parent_of(node), inside.removeprefix("parent.")
     for name in inside.split("."):
         node = getattr(node, name, None)
     return entry.changes.get(path) if node is None else node

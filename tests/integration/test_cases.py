@@ -110,7 +110,7 @@ def settings(*values: str) -> list[str]:
 
 
 def of_model(field: str, folder: Path) -> list[str]:
-    sizes = [] if field == "teacher.model" else [f"student.{name}=null" for name in ("hidden", "neurons")]
+    sizes = [] if field == "teacher.model" else [f"prune.{name}=null" for name in ("hidden_size", "intermediate_size")]
     return settings(
         f"{field}={folder}", "prune.num_attention_heads=null", *sizes, f"corpus.path={folder.parent / 'short.jsonl'}"
     )

@@ -243,8 +243,9 @@ def test_any_llama_and_any_text_by_configuration_alone(model, shared, tmp_path):
 def test_a_teacher_trained_on_the_spot_is_found_again(tmp_path, texts):
     (tmp_path / "text.txt").write_text("\n".join(texts * 3))
     text = f"corpus.path={tmp_path / 'text.txt'}"
-    recipe = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "neurons": 24, "vocab_size": 300,
-              "steps": 3, "block": 32, "batch": 2}  # fmt: skip
+    recipe = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 8, "intermediate_size": 24, "vocab_size": 300,
+              "max_steps": 3, "seq_len": 32, "batch_size": 2}  # fmt: skip
     words = [word for name, value in recipe.items() for word in ("--set", f"teacher.pretraining.{name}={value}")]
     words += [
         "--set",

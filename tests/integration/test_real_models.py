@@ -12,15 +12,15 @@ from lit_prune.models.loading import load_model, load_tokenizer
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import evidence_names, make_plan
 
-WHOLE = {"hidden": None, "neurons": None, "heads": None}
+WHOLE = {"hidden_size": None, "intermediate_size": None, "num_attention_heads": None}
 CUTS = {
-    "hidden 75 %": {"hidden": 0.75},
-    "hidden 50 %": {"hidden": 0.5},
-    "neurons 75 %": {"neurons": 0.75},
-    "neurons 50 %": {"neurons": 0.5},
+    "hidden 75 %": {"hidden_size": 0.75},
+    "hidden 50 %": {"hidden_size": 0.5},
+    "neurons 75 %": {"intermediate_size": 0.75},
+    "neurons 50 %": {"intermediate_size": 0.5},
     # Of eight heads in four groups six stay only where a group goes, and Llama's config wants a width they divide.
-    "heads 75 %": {"num_key_value_heads": 0.75, "hidden": 0.95},
-    "heads 50 %": {"heads": 0.5},
+    "heads 75 %": {"num_key_value_heads": 0.75, "hidden_size": 0.95},
+    "heads 50 %": {"num_attention_heads": 0.5},
     "KV groups 50 %": {"num_key_value_heads": 0.5},
 }
 BEATEN_ONCE = {("stories260K-hf", "heads 50 %")}

@@ -14,15 +14,16 @@ from lit_prune.config.profiles import profiles_folder
 
 TINY = {
     "seeds": 1,
-    "draws": 1,
+    "calibration_seeds": 1,
     "importance": {"samples": 8, "block": 32},
-    "distill": {"block": 32, "batch": 2, "steps": 6, "optim": {"lr": 1e-3, "warmup": 2}},
-    "evaluation": {"blocks": 4, "block": 32},
+    "distill": {"seq_len": 32, "batch_size": 2, "max_steps": 6, "optimizer": {"lr": 1e-3, "warmup_steps": 2}},
+    "evaluation": {"num_sequences": 4, "seq_len": 32},
     "deep_teacher": {
         "model": None,
         "pretraining": {
-            "layers": 12, "hidden": 48, "heads": 3, "head_dim": 16, "kv_heads": 1, "neurons": 64, "block": 32,
-            "batch": 2, "steps": 6, "corpus": {"source": "python"},
+            "num_hidden_layers": 12, "hidden_size": 48, "num_attention_heads": 3, "head_dim": 16,
+            "num_key_value_heads": 1, "intermediate_size": 64, "seq_len": 32,
+            "batch_size": 2, "max_steps": 6, "corpus": {"path": "python"},
         },
     },
 }  # fmt: skip

@@ -28,7 +28,7 @@ def store(tmp_path):
     for place, entry in enumerate(entries(TABLE, load_profile("quick"))):
         entry = dataclasses.replace(entry, cell=pins.pin(entry.cell))
         with store.claim(entry.cell, "cell") as node:
-            history = {"step": [10, 20], "logits": [2.0, 1.0], "loss": [2.0, 1.0], "grad_norm": [1.0, 1.0]}
+            history = {"step": [10, 20], "kd_loss": [2.0, 1.0], "loss": [2.0, 1.0], "grad_norm": [1.0, 1.0]}
             pd.DataFrame(history).to_csv(node.folder / "metrics.csv", index=False)
             node.finish({"lm_loss": 3 + place / 10, "perplexity": 20.0 + place}, seconds=1.0)
     return store

@@ -60,7 +60,7 @@ def test_a_recipe_keeps_its_stages_before_any_of_its_cells_is_begun(store):
 
 
 def test_the_stages_of_a_parent_and_of_a_second_text_are_kept(store):
-    chained = override(OTHER, {"source": {}, "parent.corpus.fingerprint": CELL.corpus.fingerprint})
+    chained = override(OTHER, {"parent": {}, "parent.corpus.fingerprint": CELL.corpus.fingerprint})
     assert unneeded(store, [key(OTHER)], [identity(chained, "cell")]) == []
     second = override(OTHER, {"evaluation.second_corpus.fingerprint": CELL.corpus.fingerprint})
     freed = unneeded(store, [key(OTHER)], [identity(second, "cell")])

@@ -183,7 +183,7 @@ def test_the_first_change_below_pretraining_starts_from_its_defaults():
 def test_pretraining_is_reached_from_any_node_that_has_it():
     two_layers = dataclasses.replace(Pretraining(), num_hidden_layers=2)
     assert override(Teacher(), {"pretraining.num_hidden_layers": 2}).pretraining == two_layers
-    assert override(Pretraining(), {"layers": 2}) == two_layers
+    assert override(Pretraining(), {"num_hidden_layers": 2}) == two_layers
     assert refused(Pretraining(), {"pretraining.num_hidden_layers": 2}).startswith(
         "unknown field 'pretraining.num_hidden_layers'"
     )

@@ -62,7 +62,13 @@ def test_an_unknown_profile_is_refused():
 def test_a_profile_may_hold_a_space():
     plain = {
         "cell": {},
-        "search": {"layers": [6, 0.5, None], "expansion": [2.5, 3], "hidden": [1.0], "least": 0.4, "most": 9_000},
+        "search_space": {
+            "num_hidden_layers": [6, 0.5, None],
+            "expansion": [2.5, 3],
+            "hidden_size": [1.0],
+            "min_params": 0.4,
+            "max_params": 9_000,
+        },
     }
     space = SearchSpace(
         num_hidden_layers=(6, 0.5, None), expansion=(2.5, 3.0), hidden_size=(1.0,), min_params=0.4, max_params=9_000
@@ -82,7 +88,10 @@ def test_a_profiles_space_is_read_beside_its_cell(tmp_path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("search: {layer: [6]}", "unknown field 'search.layer'; perhaps you meant 'search_space.num_hidden_layers'"),
+        (
+            "search: {layer: [6]}",
+            "unknown field 'search_space.layer'; perhaps you meant 'search_space.num_hidden_layers'",
+        ),
         (
             "search: {layers: [six]}",
             "search_space.num_hidden_layers.0: should be a valid integer or a valid number, not 'six'",

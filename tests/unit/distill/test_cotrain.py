@@ -77,7 +77,7 @@ def test_the_teachers_loss_is_a_term_of_its_own_and_no_part_of_the_students(tiny
     clm = tiny_llama(**batch()).loss
     torch.testing.assert_close(module.terms["teacher_clm"], clm)
     torch.testing.assert_close(both - module.terms["loss"], clm)
-    torch.testing.assert_close(module.terms["loss"], module.terms["logits"])
+    torch.testing.assert_close(module.terms["loss"], module.terms["kd_loss"])
 
 
 def test_each_part_has_its_optimizer_and_its_schedule(tiny_llama):

@@ -107,7 +107,7 @@ def test_layers_that_differ_in_width(part):
 # The objective
 
 
-STATES = {"embedding": True, "block_output": ("0:0", "last:last"), "mlp_input": ("1:1",)}
+STATES = {"match_embedding": True, "match_layer_output": ("0:0", "last:last"), "match_mlp_input": ("1:1",)}
 """Four states of students that have two layers and are narrower than their teachers."""
 
 WITH_GRADIENT = {

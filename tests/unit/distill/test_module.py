@@ -33,14 +33,14 @@ from lit_prune.losses.logit import logit_losses
 @pytest.mark.parametrize(
     ("states", "pairs"),
     [
-        ({"embedding": True}, [(("output", 0), ("output", 0))]),
-        ({"mlp_input": ("1:0",)}, [(("mlp", 1), ("mlp", 0))]),
-        ({"mlp_input": ("last:last",)}, [(("mlp", 3), ("mlp", 2))]),
-        ({"block_output": ("0:1",)}, [(("output", 1), ("output", 2))]),
-        ({"block_output": ("3:2",)}, [(("output", 4), ("output", 3))]),
-        ({"block_output": ("last:last-1",)}, [(("output", 4), ("output", 2))]),
+        ({"match_embedding": True}, [(("output", 0), ("output", 0))]),
+        ({"match_mlp_input": ("1:0",)}, [(("mlp", 1), ("mlp", 0))]),
+        ({"match_mlp_input": ("last:last",)}, [(("mlp", 3), ("mlp", 2))]),
+        ({"match_layer_output": ("0:1",)}, [(("output", 1), ("output", 2))]),
+        ({"match_layer_output": ("3:2",)}, [(("output", 4), ("output", 3))]),
+        ({"match_layer_output": ("last:last-1",)}, [(("output", 4), ("output", 2))]),
         (
-            {"block_output": ("last-2:last-2", "2:0")},
+            {"match_layer_output": ("last-2:last-2", "2:0")},
             [(("output", 2), ("output", 1)), (("output", 3), ("output", 1))],
         ),
         (
@@ -64,7 +64,7 @@ def test_the_intermediate_loss_is_a_sum_over_pairs_of_means_over_tokens(hidden, 
         by_token(hidden_losses[hidden_loss], module.projection(ours[student_state]), theirs[teacher_state])
         for teacher_state, student_state in pairs
     )
-    assert same(module.objective(ids, labels)["hidden"], expected)
+    assert same(module.objective(ids, labels)["hidden_loss"], expected)
 
 
 @pytest.mark.parametrize("name", list(logit_losses))
@@ -79,8 +79,8 @@ def test_the_logit_loss_is_the_mean_over_tokens_at_the_temperature(name, tempera
     ours, theirs = (model(input_ids=ids).logits.detach() / temperature for model in (student, teacher))
     expected = by_token(logit_losses[name], ours, theirs) * (temperature**2 if scale_by_temperature_squared else 1)
     terms = Distiller(student, teacher, distill).objective(ids, labels)
-    assert same(terms["logits"], expected)
-    assert torch.equal(terms["loss"], terms["logits"])
+    assert same(terms["kd_loss"], expected)
+    assert torch.equal(terms["loss"], terms["kd_loss"])
 
 
 def test_the_cross_entropy_is_that_of_the_next_token_where_it_is_scored():
@@ -89,11 +89,11 @@ def test_the_cross_entropy_is_that_of_the_next_token_where_it_is_scored():
     log_p = student(input_ids=ids).logits.double().log_softmax(-1)
     expected = -sum(log_p[b, t, ids[b, t + 1]].item() for b, t in SCORED) / len(SCORED)
     terms = Distiller(student, None, Distill(ce_weight=1.0, kd_weight=0.0)).objective(ids, labels)
-    assert same(terms["clm"], expected)
-    assert set(terms) == {"clm", "loss"}
+    assert same(terms["ce_loss"], expected)
+    assert set(terms) == {"ce_loss", "loss"}
 
 
-@pytest.mark.parametrize("name", ["clm", "logits", "hidden"])
+@pytest.mark.parametrize("name", ["ce_loss", "kd_loss", "hidden_loss"])
 def test_what_is_not_scored_does_not_matter_to_any_term(name):
     """The last id has no successor and the labels in between are ignored: other ids there change no term."""
     module = Distiller(student_of(), llama(), Distill(ce_weight=1.0, alpha=1.0, **ALL_STATES))
@@ -119,7 +119,7 @@ def test_what_is_not_scored_does_not_matter_to_any_term(name):
 def test_the_loss_is_the_weighted_sum_of_the_terms(weights):
     distill = Distill(**weights)
     terms = Distiller(student_of(), llama(), distill).objective(*batch())
-    weight = {"clm": distill.ce_weight, "logits": distill.kd_weight, "hidden": distill.alpha}
+    weight = {"ce_loss": distill.ce_weight, "kd_loss": distill.kd_weight, "hidden_loss": distill.alpha}
     expected = sum(weight[name] * value.item() for name, value in terms.items() if name != "loss")
     assert same(terms["loss"], expected)
     assert set(terms) >= {"loss"} | {name for name in weight if weight[name]}
@@ -129,8 +129,8 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(weights):
 def test_dynamic_alpha_makes_the_terms_equal_and_is_a_constant_to_the_gradient(hidden):
     module = Distiller(student_of(hidden), llama(), Distill(alpha="dynamic", **ALL_STATES))
     terms = module.objective(*batch())
-    assert same(terms["loss"], 2 * terms["logits"].item())
-    alpha = terms["logits"].item() / terms["hidden"].item()
+    assert same(terms["loss"], 2 * terms["kd_loss"].item())
+    alpha = terms["kd_loss"].item() / terms["hidden_loss"].item()
     found = gradients(module, terms["loss"])
     module.distill = Distill(alpha=alpha)
     expected = gradients(module, module.objective(*batch())["loss"])

@@ -47,7 +47,7 @@ def test_the_logit_loss_over_the_likeliest_tokens_is_that_of_the_two_renormalise
         losses.append(logit_losses[name](*both).item())
     distill = Distill(logit_loss=name, temperature=temperature, top_k=top_k)
     terms = Distiller(student, teacher, distill).objective(ids, labels)
-    assert same(terms["logits"], sum(losses) / len(losses))
+    assert same(terms["kd_loss"], sum(losses) / len(losses))
 
 
 @pytest.mark.parametrize("mix", [None, 0.3])
@@ -57,7 +57,7 @@ def test_the_mix_reaches_the_loss(mix):
     ours, theirs = (model(input_ids=ids).logits.detach() for model in (student, teacher))
     expected = by_token(logit_loss_of("jsd", 0.5 if mix is None else mix), ours, theirs)
     terms = Distiller(student, teacher, Distill(logit_loss="jsd", mixture=mix)).objective(ids, labels)
-    assert same(terms["logits"], expected)
+    assert same(terms["kd_loss"], expected)
 
 
 def test_validation_takes_temperature_and_mix_and_the_whole_vocabulary():
@@ -81,11 +81,11 @@ def test_validation_takes_temperature_and_mix_and_the_whole_vocabulary():
 def test_balanced_cross_entropy_weighs_as_much_as_all_other_terms_and_its_weight_has_no_gradient(weights):
     module = Distiller(student_of(), llama(), Distill(ce_weight="balanced", **weights))
     terms = module.objective(*batch())
-    distillation = module.distill.kd_weight * terms["logits"]
-    if "hidden" in terms:
-        distillation = distillation + module.distill.alpha * terms["hidden"]
+    distillation = module.distill.kd_weight * terms["kd_loss"]
+    if "hidden_loss" in terms:
+        distillation = distillation + module.distill.alpha * terms["hidden_loss"]
     assert same(terms["loss"], 2 * distillation.item())
-    ratio = distillation.item() / terms["clm"].item()
+    ratio = distillation.item() / terms["ce_loss"].item()
     found = gradients(module, terms["loss"])
     module.distill = Distill(**weights)
     imitation = gradients(module, module.objective(*batch())["loss"])
@@ -97,16 +97,18 @@ def test_balanced_cross_entropy_weighs_as_much_as_all_other_terms_and_its_weight
 
 def test_the_balanced_weight_is_the_ratio_and_finite_where_the_text_is_known_by_heart():
     distillation, balanced = torch.tensor(3.0, requires_grad=True), Distill(ce_weight="balanced")
-    weight = ratios(balanced, distillation, {"clm": torch.tensor(6.0)})["clm"]
+    weight = ratios(balanced, distillation, {"ce_loss": torch.tensor(6.0)})["ce_loss"]
     assert weight.item() == 0.5
     assert not weight.requires_grad
-    assert ratios(balanced, distillation, {"clm": torch.tensor(0.0)})["clm"].isfinite()
+    assert ratios(balanced, distillation, {"ce_loss": torch.tensor(0.0)})["ce_loss"].isfinite()
 
 
 def test_the_balanced_weight_counts_the_intermediate_loss_at_its_dynamic_weight():
-    terms = {"logits": torch.tensor(3.0), "hidden": torch.tensor(5.0), "clm": torch.tensor(12.0)}
-    weights = ratios(Distill(alpha="dynamic", ce_weight="balanced"), terms["logits"], terms)
-    assert {name: weight.item() for name, weight in weights.items()} == pytest.approx({"hidden": 0.6, "clm": 0.5})
+    terms = {"kd_loss": torch.tensor(3.0), "hidden_loss": torch.tensor(5.0), "ce_loss": torch.tensor(12.0)}
+    weights = ratios(Distill(alpha="dynamic", ce_weight="balanced"), terms["kd_loss"], terms)
+    assert {name: weight.item() for name, weight in weights.items()} == pytest.approx(
+        {"hidden_loss": 0.6, "ce_loss": 0.5}
+    )
 
 
 # Projections
@@ -121,14 +123,14 @@ def test_each_pair_has_a_projection_of_its_own(hidden_loss):
     assert len({m.weight.sum().item() for m in module.projection}) == 4
     ids, labels = batch(*IGNORED_PLACES)
     alone = dataclasses.replace(distill, match_embedding=False, match_mlp_input=(), match_layer_output=())
-    relations = Distiller(student, teacher, alone).objective(ids, labels)["hidden"].item()
+    relations = Distiller(student, teacher, alone).objective(ids, labels)["hidden_loss"].item()
     theirs, ours = states_by_hand(teacher, ids), states_by_hand(student, ids)
     pairs = [(("output", 0),) * 2, (("mlp", 2), ("mlp", 1)), (("output", 1),) * 2, (("output", 4), ("output", 3))]
     expected = sum(
         by_token(hidden_losses[hidden_loss], project(ours[student_state]), theirs[teacher_state])
         for project, (teacher_state, student_state) in zip(module.projection, pairs, strict=True)
     )
-    assert same(module.objective(ids, labels)["hidden"], expected + relations)
+    assert same(module.objective(ids, labels)["hidden_loss"], expected + relations)
 
 
 def test_the_projections_of_pairs_are_trained_and_are_no_part_of_the_student():
@@ -180,23 +182,33 @@ def check(cell: Cell) -> None:
     [
         (
             {"alpha": 1.0},
-            "distill.alpha: name what to compare in distill.match_embedding, mlp_input, block_output or att",
+            "distill.alpha: name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or "
+            "match_att",
         ),
-        ({"attention": ["0:0"]}, "distill.alpha: 0, so that embedding, mlp_input, block_output and attention would"),
-        ({"alpha": 1.0, "attention": ["6:0"]}, "distill.match_attention: teacher block '6' is not one of 0 to 5"),
         (
-            {"alpha": 1.0, "attention": ["0:last-6"]},
+            {"match_attention": ["0:0"]},
+            "distill.alpha: 0, so that match_embedding, match_mlp_input, match_layer_output and match_attention would",
+        ),
+        ({"alpha": 1.0, "match_attention": ["6:0"]}, "distill.match_attention: teacher block '6' is not one of 0 to 5"),
+        (
+            {"alpha": 1.0, "match_attention": ["0:last-6"]},
             "distill.match_attention: student block 'last-6' is not one of 0 to 5",
         ),
-        ({"alpha": 1.0, "attention": ["3"]}, "distill.match_attention: '3' is not teacher:student"),
-        ({"alpha": 1.0, "attention": ["0:0"], "relation_heads": 7}, "distill.relation_heads: 7 is no divisor of 32"),
-        ({"alpha": 1.0, "attention": ["0:0"], "relation_heads": 0}, "distill.relation_heads: 0 is no divisor of 32"),
-        ({"alpha": "dynamic", "kd_weight": 0.0, "embedding": True}, "distill.alpha: dynamic is measured by"),
+        ({"alpha": 1.0, "match_attention": ["3"]}, "distill.match_attention: '3' is not teacher:student"),
+        (
+            {"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 7},
+            "distill.relation_heads: 7 is no divisor of 32",
+        ),
+        (
+            {"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 0},
+            "distill.relation_heads: 0 is no divisor of 32",
+        ),
+        ({"alpha": "dynamic", "kd_weight": 0.0, "match_embedding": True}, "distill.alpha: dynamic is measured by"),
         ({"ce_weight": "balanced", "kd_weight": 0.0}, "distill.ce_weight: balanced is measured by"),
         ({"top_k": 1}, "distill.top_k: 1 asked for; it is 2 to 2048"),
         ({"top_k": 2049}, "distill.top_k: 2049 asked for; it is 2 to 2048"),
-        ({"mix": 0.5}, "distill.mixture: kld takes none"),
-        ({"mix": 1.5, "logit_loss": "jsd"}, "distill.mixture: 1.5 asked for"),
+        ({"mixture": 0.5}, "distill.mixture: kld takes none"),
+        ({"mixture": 1.5, "logit_loss": "jsd"}, "distill.mixture: 1.5 asked for"),
     ],
 )
 def test_preflight_refuses_in_one_line(settings, message):
@@ -210,10 +222,10 @@ def test_preflight_refuses_in_one_line(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"alpha": "dynamic", "attention": ["last-2:last-2", "0:0"], "relation_heads": 32},
-        {"alpha": 0.5, "embedding": True, "projection": "per_pair"},
+        {"alpha": "dynamic", "match_attention": ["last-2:last-2", "0:0"], "relation_heads": 32},
+        {"alpha": 0.5, "match_embedding": True, "projection": "per_pair"},
         {"top_k": 2048, "ce_weight": "balanced"},
-        {"top_k": 2, "logit_loss": "jsd", "mix": 0.9},
+        {"top_k": 2, "logit_loss": "jsd", "mixture": 0.9},
     ],
 )
 def test_preflight_lets_through_what_can_be_computed(settings):

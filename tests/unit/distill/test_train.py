@@ -243,7 +243,7 @@ def test_a_row_is_the_mean_of_its_steps(tokens, tmp_path):
     each, some = rows(tmp_path / "each"), rows(tmp_path / "some")
     assert each["step"].tolist() == list(range(1, STEPS + 1))
     assert some["step"].tolist() == [5, 10, 12]
-    for name in ("loss", "clm", "logits", "hidden", "grad_norm"):
+    for name in ("loss", "ce_loss", "kd_loss", "hidden_loss", "grad_norm"):
         means = [each[name][a:b].mean() for a, b in ((0, 5), (5, 10), (10, 12))]
         assert some[name].tolist() == pytest.approx(means, rel=1e-5)
 

@@ -178,7 +178,7 @@ def test_a_cell_that_asks_for_it_says_how_fast_its_student_is(tiny_cell, tiny_ru
         "prune.num_hidden_layers": 1,
         "prune.intermediate_size": None,
     }
-    plain = override(tiny_cell, changes | {"prune.layer_selection": "tail"})
+    plain = override(tiny_cell, changes | {"prune.layer_selection": "last"})
     slow = tiny_runner.cell(Entry("plain", 0, plain, {}))
     fast = tiny_runner.cell(Entry("timed", 0, override(plain, asked), {}))
     assert {"speedup", "prefill_speedup", "decode_speedup", "memory_share", "serving"} == fast.keys() - slow.keys()

@@ -104,7 +104,7 @@ def test_the_workspace_of_the_loss_table(tmp_path):
     assert list(sections) == ["Final", "Losses by step", "Losses by tokens", "Cells"]
     for name, axis in (("Losses by step", "trainer/global_step"), ("Losses by tokens", "tokens")):
         assert {panel.x.name for panel in sections[name]} == {axis}
-        assert {"loss", "clm", "logits"} <= {panel.y[0].name for panel in sections[name]}
+        assert {"loss", "ce_loss", "kd_loss"} <= {panel.y[0].name for panel in sections[name]}
         for panel in sections[name]:
             assert (panel.groupby.name, panel.groupby_aggfunc, panel.groupby_rangefunc) == ("row", "mean", "stderr")
     assert [bars.metrics[0].name for bars in sections["Final"]] == ["lm_loss", "perplexity"]

@@ -54,7 +54,7 @@ def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry,
     """Also one that is not retrained, whose row has a name longer than a tag may be."""
     store = tmp_path / "store"
     untrained = override(entry.cell, {"distill.max_steps": 0, "evaluation.num_validations": 0})
-    chained = override(entry.cell, {"source": {"prune.hidden_size": 0.75}, "prune.hidden_size": 0.5})
+    chained = override(entry.cell, {"parent": {"prune.hidden_size": 0.75}, "prune.hidden_size": 0.5})
     asked = [
         Entry("a row with a name " * 5, 0, untrained, {}),
         Entry("teacher", 0, override(untrained, {"seed": 1}), {}, reference=True),
@@ -77,8 +77,8 @@ def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry,
     assert summary["summary"]["lm_loss"] == pytest.approx(result["lm_loss"], rel=1e-12)
     config = summary["config"]
     assert (config["row"], config["seed"]) == ("chained", 0)
-    assert config["cell"]["source"]["student"]["hidden"] == 0.75
-    assert config["cell"]["source"]["source"] is None
+    assert config["cell"]["parent"]["prune"]["hidden_size"] == 0.75
+    assert config["cell"]["parent"]["parent"] is None
 
 
 class EndingBar(ProgressBar):

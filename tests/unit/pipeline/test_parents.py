@@ -32,7 +32,7 @@ from lit_prune.store.address import STAGES, identity, key
 
 PINNED = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 WHOLE = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}
-KEPT = {f"source.{path}": value for path, value in WHOLE.items()}
+KEPT = {f"parent.{path}": value for path, value in WHOLE.items()}
 CHAIN = {**KEPT, "parent.prune.intermediate_size": 0.75, "prune.intermediate_size": 0.5, "parent.distill.max_steps": 3}
 """48 neurons, then 36, then 18."""
 
@@ -59,11 +59,13 @@ def test_the_order_of_changes_and_calls_does_not_matter():
 
 
 def test_a_later_change_of_a_source_takes_the_place_of_an_earlier_one():
-    cell = override(override(Cell(), {"parent.distill.optimizer.lr": 0.5}), {"parent.distill": {"optim": {"lr": 0.25}}})
+    cell = override(
+        override(Cell(), {"parent.distill.optimizer.lr": 0.5}), {"parent.distill": {"optimizer": {"lr": 0.25}}}
+    )
     assert parent_of(cell).distill == override(cell, {"distill.optimizer.lr": 0.25}).distill
-    assert override(cell, {"source": {}}) == cell
-    assert override(cell, {"source": None}).parent is None
-    assert parents_of(override(cell, {"parent.source": {}, "parent.parent.seed": 4}))[1].seed == 4
+    assert override(cell, {"parent": {}}) == cell
+    assert override(cell, {"parent": None}).parent is None
+    assert parents_of(override(cell, {"parent.parent": {}, "parent.parent.seed": 4}))[1].seed == 4
 
 
 def test_a_profile_names_a_source(tmp_path):
@@ -71,7 +73,7 @@ def test_a_profile_names_a_source(tmp_path):
     path.write_text("student: {layers: 3}\nsource:\n  student: {layers: 4, drop: []}\n  source: {}\nseeds: 2\n")
     cell = load_profile(str(path)).cell
     assert [c.prune.num_hidden_layers for c in (cell, *parents_of(cell))] == [3, 4, 4]
-    assert plain_of(cell)["source"] == {"prune.num_hidden_layers": 4, "prune.drop_layers": (), "source": ()}
+    assert plain_of(cell)["parent"] == {"prune.num_hidden_layers": 4, "prune.drop_layers": (), "parent": ()}
 
 
 @pytest.mark.parametrize(
@@ -79,12 +81,12 @@ def test_a_profile_names_a_source(tmp_path):
     [
         (
             {"parent.prune.layesr": 3},
-            "source: unknown field 'student.layesr'; perhaps you meant 'prune.num_hidden_layers'",
+            "parent: unknown field 'prune.layesr'; perhaps you meant 'prune.num_hidden_layers'",
         ),
         ({"parent.parent.prune.hiden": 3}, "parent: unknown field 'prune.hiden'; perhaps"),
-        ({"source": 5}, "source: takes fields of a cell, {} or null, not 5"),
-        ({"parent.source": "all"}, "source: source: takes fields of a cell"),
-        ({"parent.prune.num_hidden_layers": "three"}, "source: prune.num_hidden_layers: should be a valid integer"),
+        ({"parent": 5}, "parent: takes fields of a cell, {} or null, not 5"),
+        ({"parent.parent": "all"}, "parent: parent: takes fields of a cell"),
+        ({"parent.prune.num_hidden_layers": "three"}, "parent: prune.num_hidden_layers: should be a valid integer"),
     ],
 )
 def test_a_source_is_strict_in_names_and_types(changes, message):
@@ -107,7 +109,7 @@ def test_what_is_measured_and_cut_depends_on_the_source_alone_text_and_teacher_d
 
 def test_what_says_the_same_is_the_same_address_and_shows_the_source_whole():
     short = override(PINNED, {"parent.prune.num_hidden_layers": 5})
-    long = override(PINNED, {"parent.seed": PINNED.seed, "parent.source": None, "parent.prune.num_hidden_layers": 5})
+    long = override(PINNED, {"parent.seed": PINNED.seed, "parent.parent": None, "parent.prune.num_hidden_layers": 5})
     assert key(short) == key(long)
     assert identity(short, "cell")["source"] == identity(parent_of(short), "cell")
     assert key(parent_of(short)) == key(override(PINNED, {"prune.num_hidden_layers": 5}))
@@ -118,7 +120,7 @@ def test_rows_may_sweep_what_a_source_changes(tmp_path):
         name="t", question="?", source="here", grid=axis("parent.prune.num_hidden_layers", 5, 4) * axis("seed", 0),
         label=lambda point: str(point["parent.prune.num_hidden_layers"]), baseline="5", paper={},
         claims=(Claim("5", "4", "x"),),
-        reference_rows={"teacher": {"source": None}},
+        reference_rows={"teacher": {"parent": None}},
     )  # fmt: skip
     found = entries(table, Profile(PINNED), filters={"parent.prune.num_hidden_layers": 4}, num_seeds=1)
     assert [parent_of(entry.cell) and parent_of(entry.cell).prune.num_hidden_layers for entry in found] == [4, None]
@@ -293,19 +295,19 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
     ("changes", "message"),
     [
         ({"prune.intermediate_size": 40}, "prune.intermediate_size: 40 asked for, its source has 36"),
-        ({"parent.prune.intermediate_size": 60}, "source: prune.intermediate_size: 60 asked for, the teacher has 48"),
+        ({"parent.prune.intermediate_size": 60}, "parent: prune.intermediate_size: 60 asked for, the teacher has 48"),
         (
             {"parent.parent.prune.intermediate_size": 60},
-            "source: source: prune.intermediate_size: 60 asked for, the teacher has 48",
+            "parent: parent: prune.intermediate_size: 60 asked for, the teacher has 48",
         ),
-        ({"parent.prune.width_criterion": "actvation"}, "source: unknown criterion 'actvation'"),
-        ({"parent.distill.max_steps": -1}, "source: distill.max_steps: -1 asked for"),
-        ({"prune.init": "random"}, "source: has no effect where prune.init is random"),
-        ({"prune.init_from": "MODEL"}, "source: has no effect where prune.init_from is "),
+        ({"parent.prune.width_criterion": "actvation"}, "parent: unknown criterion 'actvation'"),
+        ({"parent.distill.max_steps": -1}, "parent: distill.max_steps: -1 asked for"),
+        ({"prune.init": "random"}, "parent: has no effect where prune.init is random"),
+        ({"prune.init_from": "MODEL"}, "parent: has no effect where prune.init_from is "),
         ({"parent.prune.init": "random", "parent.distill.max_steps": 0}, "parent.prune.init: random ones"),
         ({"parent.prune.width_allocation": "global"}, "parent.prune: its blocks differ in width"),
-        ({"parent.prune.plan_path": "nowhere.json"}, "source: prune.plan_path: there is no file nowhere.json"),
-        ({"parent.teacher.model": "OTHER"}, "source: its vocabulary has 300 entries, the teacher's 256"),
+        ({"parent.prune.plan_path": "nowhere.json"}, "parent: prune.plan_path: there is no file nowhere.json"),
+        ({"parent.teacher.model": "OTHER"}, "parent: its vocabulary has 300 entries, the teacher's 256"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_in_one_line(changes, message, plain, make_folder):

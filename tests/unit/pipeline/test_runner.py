@@ -173,8 +173,15 @@ def test_debug_raises_what_a_cell_raised(entry, tiny_runner):
 
 
 def test_a_student_that_keeps_everything_is_the_teacher_where_it_lies(entry, tiny_runner):
-    sizes = ("layers", "hidden", "neurons", "heads", "num_key_value_heads", "parameters")
-    cell = override(entry.cell, {f"student.{name}": None for name in sizes} | {"distill.max_steps": 0})
+    sizes = (
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_parameters",
+    )
+    cell = override(entry.cell, {f"prune.{name}": None for name in sizes} | {"distill.max_steps": 0})
     assert tiny_runner.run([dataclasses.replace(entry, cell=cell)]) == 0
     student = tiny_runner.store.node(cell, "student")
     assert student.result["share"] == 1.0

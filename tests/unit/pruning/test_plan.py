@@ -32,7 +32,7 @@ def test_a_plan_survives_the_disk_and_can_be_read_by_eye(tmp_path):
     "text",
     [
         "", "[]", "{}", '{"original": {"hidden": 3}, "hidden": [], "blocks": []}',
-        '{"original": {"layers": 1, "hidden": 1, "neurons": 1, "heads": 1, "num_key_value_heads": 1}, "hidden": [0], '
+        '{"original": {"layers": 1, "hidden": 1, "neurons": 1, "heads": 1, "kv_groups": 1}, "hidden": [0], '
         '"blocks": [{"index": 0, "neurons": [0], "heads": [0], "merges": [[0]]}]}',
     ],
 )  # fmt: skip

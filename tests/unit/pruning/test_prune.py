@@ -14,7 +14,7 @@ from lit_prune.pruning.prune import evidence_names, first_units, make_plan
 from lit_prune.pruning.target import target, way_to
 
 IDS = torch.randint(0, 256, (8, 24), generator=torch.Generator().manual_seed(3))
-WHOLE = {"hidden": None, "neurons": None, "heads": None}
+WHOLE = {"hidden_size": None, "intermediate_size": None, "num_attention_heads": None}
 
 
 @pytest.fixture
@@ -34,15 +34,15 @@ def evidence_of(tmp_path):
     [
         ({}, {"importance"}),
         (WHOLE, set()),
-        ({"criterion": "magnitude"}, set()),
-        ({"criterion": "activation_pre"}, {"importance", "preactivations"}),
-        ({"criterion": "taylor"}, {"gradients"}),
-        (WHOLE | {"layers": 2}, {"distances"}),
-        (WHOLE | {"layers": 2, "layer_criterion": "perplexity"}, {"removals"}),
-        (WHOLE | {"layers": 2, "blocks": "tail"}, set()),
-        (WHOLE | {"drop": (1,)}, set()),
-        ({"layers": 2}, {"importance", "distances"}),
-        ({"weights": "random"}, set()),
+        ({"width_criterion": "magnitude"}, set()),
+        ({"width_criterion": "activation_pre"}, {"importance", "preactivations"}),
+        ({"width_criterion": "taylor"}, {"gradients"}),
+        (WHOLE | {"num_hidden_layers": 2}, {"distances"}),
+        (WHOLE | {"num_hidden_layers": 2, "layer_criterion": "perplexity"}, {"removals"}),
+        (WHOLE | {"num_hidden_layers": 2, "layer_selection": "last"}, set()),
+        (WHOLE | {"drop_layers": (1,)}, set()),
+        ({"num_hidden_layers": 2}, {"importance", "distances"}),
+        ({"init": "random"}, set()),
     ],
 )
 def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, names):
@@ -53,7 +53,7 @@ def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, nam
         assert evidence_of.asked == [(32, names)]
 
 
-@pytest.mark.parametrize("blocks", ["lowest", "contiguous", "tail", "tail_but_last"])
+@pytest.mark.parametrize("blocks", ["lowest_score", "contiguous", "last", "last_but_final"])
 @pytest.mark.parametrize("criterion", ["influence", "angular", "angular_all", "perplexity", "random"])
 def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, blocks):
     student = Prune(
@@ -115,10 +115,10 @@ def test_a_plan_can_be_carried_out_again_from_its_file(tiny_llama, evidence_of, 
     assert len(evidence_of.asked) == 1
 
 
-@pytest.mark.parametrize(("sign", "weight"), [("paper", 1.0), ("opposite", -1.0)])
+@pytest.mark.parametrize(("sign", "weight"), [("paper", 1.0), ("reversed_sign", -1.0)])
 def test_the_residual_of_pruned_heads_goes_to_the_queries_of_kept_ones(tiny_llama, evidence_of, sign, weight):
-    off = make_plan(tiny_llama, Prune(**WHOLE | {"heads": 2}), evidence_of)
-    plan = make_plan(tiny_llama, Prune(**WHOLE | {"heads": 2}, head_merging=sign), evidence_of)
+    off = make_plan(tiny_llama, Prune(**WHOLE | {"num_attention_heads": 2}), evidence_of)
+    plan = make_plan(tiny_llama, Prune(**WHOLE | {"num_attention_heads": 2}, head_merging=sign), evidence_of)
     before, after = (surgery.apply(tiny_llama, p) for p in (off, plan))
     queries = tiny_llama.model.layers[1].self_attn.q_proj.weight.view(4, 8, 32)
     block = plan.blocks[1]
@@ -141,29 +141,38 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"criterion": "influence"}, "'influence' does not score axis .*; those that do: activation"),
-        ({"layers": 2, "layer_criterion": "activation"}, "'activation' does not score axis block"),
-        ({"layers": 2, "blocks": "contiguous", "layer_criterion": "magnitude"}, "does not score axis span"),
-        ({"drop": (3,)}, "prune.drop_layers: there is no block 3; there are 0 to 2"),
-        ({"drop": (1, 1)}, "prune.drop_layers: each block may come once"),
-        ({"drop": (0, 1, 2)}, "prune.drop_layers: .* one must stay"),
-        ({"drop": (1,), "layers": 2}, "prune.drop_layers: .* leave prune.num_hidden_layers null"),
-        ({"layers": 0}, "prune.num_hidden_layers: 0 asked for"),
-        ({"rounds": 2, "drop": (1,)}, "prune.num_iterations: "),
-        ({"rounds": 2, "widths": "global"}, "prune.num_iterations: "),
-        ({"rounds": 3, **WHOLE}, "prune.num_iterations: 3 rounds are more than there are sizes"),
-        ({"hidden": "auto"}, "prune.num_parameters: give it together with sizes that are auto"),
-        ({"parameters": 0.5}, "prune.num_parameters: give it together with sizes that are auto"),
-        ({"layers": "auto", "parameters": 0.01, **WHOLE}, "prune.num_parameters: .* there can be"),
-        ({"num_key_value_heads": 1, "heads": None, "head_merging": "paper"}, "prune.head_merging: "),
+        ({"width_criterion": "influence"}, "'influence' does not score axis .*; those that do: activation"),
+        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "'activation' does not score axis block"),
+        (
+            {"num_hidden_layers": 2, "layer_selection": "contiguous", "layer_criterion": "magnitude"},
+            "does not score axis span",
+        ),
+        ({"drop_layers": (3,)}, "prune.drop_layers: there is no block 3; there are 0 to 2"),
+        ({"drop_layers": (1, 1)}, "prune.drop_layers: each block may come once"),
+        ({"drop_layers": (0, 1, 2)}, "prune.drop_layers: .* one must stay"),
+        ({"drop_layers": (1,), "num_hidden_layers": 2}, "prune.drop_layers: .* leave prune.num_hidden_layers null"),
+        ({"num_hidden_layers": 0}, "prune.num_hidden_layers: 0 asked for"),
+        ({"num_iterations": 2, "drop_layers": (1,)}, "prune.num_iterations: "),
+        ({"num_iterations": 2, "width_allocation": "global"}, "prune.num_iterations: "),
+        ({"num_iterations": 3, **WHOLE}, "prune.num_iterations: 3 rounds are more than there are sizes"),
+        ({"hidden_size": "auto"}, "prune.num_parameters: give it together with sizes that are auto"),
+        ({"num_parameters": 0.5}, "prune.num_parameters: give it together with sizes that are auto"),
+        ({"num_hidden_layers": "auto", "num_parameters": 0.01, **WHOLE}, "prune.num_parameters: .* there can be"),
+        ({"num_key_value_heads": 1, "num_attention_heads": None, "head_merging": "paper"}, "prune.head_merging: "),
         ({"num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
         (
             {"num_key_value_heads": 1, "heads": 3},
             "prune.num_attention_heads: 3 asked for, 1 of the teacher's KV groups have 2",
         ),
-        ({"rounds": 10**9}, "prune.num_iterations: 1000000000 rounds are more than"),
-        ({"weights": "random", "widths": "global"}, "prune.width_allocation: has no effect where prune.init is given"),
-        ({"plan": "nowhere.json", "drop": (1,)}, "prune.drop_layers: has no effect where prune.plan_path is given"),
+        ({"num_iterations": 10**9}, "prune.num_iterations: 1000000000 rounds are more than"),
+        (
+            {"init": "random", "width_allocation": "global"},
+            "prune.width_allocation: has no effect where prune.init is given",
+        ),
+        (
+            {"plan_path": "nowhere.json", "drop_layers": (1,)},
+            "prune.drop_layers: has no effect where prune.plan_path is given",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, message):

@@ -194,11 +194,13 @@ def test_status_and_diff(whole: report.Report, store: Store) -> None:
 
 
 def test_curves_of_seeds_logged_at_different_steps() -> None:
-    history = pd.DataFrame({"step": [10, 20, 30, 10, 30], "seed": [0, 0, 0, 1, 1], "clm": [3.0, 2.0, 1.0, 5.0, 1.0]})
-    assert figures.curve_of(history, "clm").to_dict("list") == {
+    history = pd.DataFrame(
+        {"step": [10, 20, 30, 10, 30], "seed": [0, 0, 0, 1, 1], "ce_loss": [3.0, 2.0, 1.0, 5.0, 1.0]}
+    )
+    assert figures.curve_of(history, "ce_loss").to_dict("list") == {
         "step": [10, 20, 30], "mean": [4, 2.5, 1], "min": [3, 2, 1], "max": [5, 3, 1]
     }  # fmt: skip
-    long = pd.DataFrame({"step": range(1000), "seed": 0, "clm": range(1000)})
-    thin = figures.curve_of(long, "clm")
+    long = pd.DataFrame({"step": range(1000), "seed": 0, "ce_loss": range(1000)})
+    thin = figures.curve_of(long, "ce_loss")
     assert len(thin) <= 150
     assert (thin["min"].iloc[0], thin["max"].iloc[-1]) == (0, 999)
