@@ -148,18 +148,15 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: in
         raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
     if (pairs or relations) and not distill.alpha:
         raise ConfigError(
-            "distill.alpha: 0, so that match_embedding, match_mlp_input, match_layer_output and match_attention
-            would
-          
-           
-            have
-            no
-            effect"
+            "distill.alpha: 0, so that match_embedding, match_mlp_input, match_layer_output and match_attention "
+            "would have no effect"
         )
     check_weights(distill)
     if distill.projection == "per_pair" and not pairs:
-        raise ConfigError("distill.projection: per_pair is for match_embedding, match_mlp_input and "
-        "match_layer_output, and none is given")
+        raise ConfigError(
+            "distill.projection: per_pair is for match_embedding, match_mlp_input and "
+            "match_layer_output, and none is given"
+        )
     if distill.relation_heads != DEFAULT.relation_heads and not relations:
         raise ConfigError("distill.relation_heads: is for match_attention, and none is given")
     if distill.teacher_optimizer is not None and not distill.needs_teacher:
