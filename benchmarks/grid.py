@@ -1,10 +1,10 @@
-"""What a table of five losses costs: run by run, and in turns with one pass of the teacher for all.
+"""What a table of five losses costs: run by run, and with one cache of the teacher's outputs for all.
 
     python -m benchmarks grid [--steps 20] [--repeats 3] [--threads N] [--json FILE]
 
 The shipped teacher and the profile `quick`, through the runner that every table uses, each time in a fresh process and
 a copy of a store that holds all that comes before the retraining. With r the share of its teacher in a run, N runs that
-share its passes cost N - (N - 1) r of one at best.
+share its outputs cost N - (N - 1) r of one at best.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ TABLE = Table(
     claims=(),
 )
 
-WAYS = {"one run": (1, False), "five runs": (5, False), "five in turns": (5, True)}
-"""Name -> number of cells, and whether they share the teacher's passes."""
+WAYS = {"one run": (1, False), "five runs": (5, False), "five with a cache": (5, True)}
+"""Name -> number of cells, and whether they share a cache of the teacher's outputs."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
         alone(prepare, base, asked.steps)
         costs: dict[str, list[Cost]] = {what: [] for what in WAYS}
         for i in range(asked.repeats):
-            for what, (count, cohort) in reversed(WAYS.items()) if i % 2 else WAYS.items():
+            for what, (count, cache) in reversed(WAYS.items()) if i % 2 else WAYS.items():
                 print(f"\r{what:<20}", end="", file=sys.stderr, flush=True)
                 store = Path(folder) / "store"
                 shutil.copytree(base, store)
-                costs[what].append(alone(run, store, asked.steps, count, cohort, asked.threads))
+                costs[what].append(alone(run, store, asked.steps, count, cache, asked.threads))
                 shutil.rmtree(store)
     print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
     print_costs(costs, asked.steps)
@@ -132,7 +132,7 @@ def prepare(store: Path, steps: int) -> None:
         artifacts.student(cell, computing.ctx)
 
 
-def run(store: Path, steps: int, count: int, cohort: bool, threads: int) -> Cost:
+def run(store: Path, steps: int, count: int, cache: bool, threads: int) -> Cost:
     """Compute the first `count` cells."""
     import torch
 
@@ -141,7 +141,7 @@ def run(store: Path, steps: int, count: int, cohort: bool, threads: int) -> Cost
     torch.set_num_threads(threads)
     asked = cells(steps)[:count]
     passes: list[float] = []
-    with runner(store, Execution(accelerator="cpu", cohort=cohort)) as computing:
+    with runner(store, Execution(accelerator="cpu", cache_teacher=cache)) as computing:
         load = functools.lru_cache(maxsize=1)(lambda location: timed(loading.load_model(location), passes))
         computing.ctx = replace(computing.ctx, load=load)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -182,9 +182,9 @@ def print_costs(costs: dict[str, list[Cost]], steps: int) -> None:
             f"{found[0].teacher_passes} |"
         )
     share = statistics.median(one.teacher_share for one in ones)
-    solo, shared = costs["five runs"][0].models, costs["five in turns"][0].models
+    solo, shared = costs["five runs"][0].models, costs["five with a cache"][0].models
     same = sum(solo[row] == shared[row] for row in solo)
-    print(f"\nthe teacher's share r is {share:.2f}: five runs that share it cost {5 - 4 * share:.2f} at best")
+    print(f"\nthe teacher's share r is {share:.2f}: five runs that share its outputs cost {5 - 4 * share:.2f} at best")
     print(f"{same} of {len(solo)} models are bit for bit what they are alone\n")
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 FLAGS = {
     "--also": "--add-row", "--only": "--filter", "--accumulate": "--grad-accum-steps", "--workers": "--num-workers",
-    "--teacher-cache": "--cache-teacher", "--no-teacher-cache": "--no-cache-teacher",
+    "--teacher-cache": "--keep-teacher-cache", "--no-teacher-cache": "--no-keep-teacher-cache",
+    "--cohort": "--cache-teacher", "--no-cohort": "--no-cache-teacher",
 }  # fmt: skip
 """Former flags -> their names now. Folders of reports and older stores know the former ones."""
 

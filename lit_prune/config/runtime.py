@@ -23,12 +23,12 @@ class Execution:
     """Time between checkpoints: the most that an interruption costs."""
     log_every: int = 10
     """Steps between rows of metrics.csv."""
-    cohort: bool = True
-    """Retrain cells that see the same data side by side, a step each in turn, with one pass of their teacher."""
-    cache_teacher: bool = False
-    """Keep what the teacher shows on disk, for any number of runs over the same data, of as many steps: the states its
-    head reads, which lose nothing, or with distill.top_k its likeliest tokens alone. Rows with an intermediate loss ask
-    the teacher."""
+    cache_teacher: bool = True
+    """Cache teacher outputs on disk where two or more missing cells need the same ones and the disk has room. Results
+    are bit for bit the same in float32. The cache is removed when its cells are computed."""
+    keep_teacher_cache: bool = False
+    """Keep the cache for later runs over the same data, and write one for a single cell too. It holds the states that
+    the output head reads, the hidden states that are compared, or the logits of distill.top_k."""
     compile: bool = False
     """Compile the student's blocks where no intermediate states are compared, which takes a minute or so for each
     shape: for long runs. Results agree to rounding."""

@@ -1,191 +1,239 @@
-"""What a teacher shows of a whole run's data, computed once, kept on disk and read by any number of runs.
+"""Teacher outputs of the data of a run, computed once, kept on disk and read by any number of runs.
 
-The states its head reads, which lose nothing; or the logits of its likeliest tokens, where only those are compared, and
-the probability that the others have.
+The cache holds the states that the head reads, `4 * width` bytes per token in float32 where logits take `4 * vocab`,
+and each hidden state that is compared. The head is applied again when they are read, to the same tokens at a time, so
+that the logits are the same bits. If only the `top_k` largest logits are compared, the cache holds these instead.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torchmetrics
 from torch import Tensor, nn
 
-from lit_prune.config import Distill
+from lit_prune.data.tokens import IGNORED
 from lit_prune.distill.hidden_states import State, States
-from lit_prune.distill.teacher import FrozenTeacher, ObservedOutput, TeacherOutput
-from lit_prune.losses.chunked import Target, TopKTarget
-from lit_prune.models.lm_head import LMHead, head_of
+from lit_prune.distill.teacher import FrozenTeacher, HeadOutput, TeacherOutput
+from lit_prune.losses.chunked import Target, TopKTarget, tokens_at_once
+from lit_prune.models.lm_head import head_of
 from lit_prune.store.atomic import preallocate
+
+_LAST, _LOGITS, _IDS = "last", "top_k.logits", "top_k.ids"
+
+
+class DiskFull(RuntimeError):
+    """The cache does not fit on the disk."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a cache holds, or what runs need of one."""
+
+    sequences: int
+    """The first ones of the run's data."""
+    states: frozenset[State] = frozenset()
+    """Hidden states."""
+    top_k: int | None = None
+    """Largest logits of each token; None is the states that the head reads, from which any number can be computed."""
+
+    def __or__(self, other: Contents) -> Contents:
+        """Return the contents that serve both."""
+        top_k = self.top_k if self.top_k == other.top_k else None
+        return Contents(max(self.sequences, other.sequences), self.states | other.states, top_k)
+
+    def serves(self, need: Contents) -> bool:
+        """Return whether a cache with these contents has everything that `need` names."""
+        return self | need == self
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a cache: a number or a vector for every position of every sequence."""
+    """A file of a cache: one vector for every token."""
 
     name: str
     width: int
-    dtype: torch.dtype
-
-
-def parts_of(width: int, top_k: int | None, states: torch.dtype) -> tuple[Part, ...]:
-    """The files of a cache: the states, or the `top_k` likeliest tokens and the probability that the others have."""
-    if top_k is None:
-        return (Part("states", width, states),)
-    return (
-        Part("logits", top_k, torch.float32),
-        Part("ids", top_k, torch.int32),
-        Part("missing_mass", 1, torch.float32),
-    )
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The files in a folder, for `sequences` sequences of `block` tokens."""
+    """The files of a cache, for sequences of `seq_len` tokens."""
 
     folder: Path
+    contents: Contents
+    seq_len: int
     parts: tuple[Part, ...]
-    sequences: int
-    block: int
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """Bytes of all files."""
         return sum(self._bytes(part) for part in self.parts)
 
-    def open(self, write: bool = False) -> dict[str, Tensor]:
-        """The files, mapped into memory: [sequences, block, width] each."""
-        if write:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.parts:
-                with (self.folder / part.name).open("wb") as file:  # all of it now: later a full disk would kill us
-                    preallocate(file, self._bytes(part))
-        return {part.name: self._map(part, write) for part in self.parts}
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Everything but the folder, as JSON."""
+        return {
+            "sequences": self.contents.sequences, "states": sorted(map(list, self.contents.states)),
+            "top_k": self.contents.top_k, "seq_len": self.seq_len, "bytes": self.num_bytes,
+            "parts": [asdict(part) for part in self.parts],
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, folder: Path, plain: Mapping[str, Any]) -> Cache:
+        """Return the cache in a folder that `plain` describes."""
+        states = frozenset((kind, index) for kind, index in plain["states"])
+        contents = Contents(plain["sequences"], states, plain["top_k"])
+        return cls(folder, contents, plain["seq_len"], tuple(Part(**part) for part in plain["parts"]))
+
+    def allocate(self) -> dict[str, Tensor]:
+        """Create the files and map them for writing: part -> [sequences, seq_len, width].
+
+        Raises:
+            OSError: if the disk has no room, which would otherwise kill the process at the first write to the map.
+        """
+        for part in self.parts:
+            with (self.folder / part.name).open("wb") as file:
+                preallocate(file, self._bytes(part))
+        return self.map(shared=True)
+
+    def map(self, *, shared: bool = False) -> dict[str, Tensor]:
+        """Map the files into memory. They stay readable when the folder is removed."""
+        found = {}
+        for part in self.parts:
+            size = self.contents.sequences, self.seq_len, part.width
+            path, dtype = str(self.folder / part.name), getattr(torch, part.dtype)
+            found[part.name] = torch.from_file(path, shared=shared, size=math.prod(size), dtype=dtype).view(size)
+        return found
 
     def _bytes(self, part: Part) -> int:
-        return self.sequences * self.block * part.width * part.dtype.itemsize
-
-    def _map(self, part: Part, write: bool) -> Tensor:
-        size = self.sequences, self.block, part.width
-        path = str(self.folder / part.name)
-        return torch.from_file(path, shared=write, size=math.prod(size), dtype=part.dtype).view(size)
+        return self.contents.sequences * self.seq_len * part.width * getattr(torch, part.dtype).itemsize
 
 
 class CachedTeacher:
-    """A frozen teacher whose states or likeliest tokens are read from a cache; it makes no forward pass."""
+    """A frozen teacher whose outputs are read from a cache; it makes no forward pass."""
 
-    def __init__(self, teacher: nn.Module, cache: Cache) -> None:
-        self.model, self.head = teacher.eval().requires_grad_(False), head_of(teacher)
-        self._files = cache.open()
+    def __init__(self, model: nn.Module, cache: Cache) -> None:
+        self.model, self.head = model.eval().requires_grad_(False), head_of(model)
+        self.origin = f"{cache.folder.parent.name}/{cache.folder.name}"
+        self._files = cache.map()
 
-    def want(self, states: Iterable[State]) -> None:
-        """Ask for states on the way, of which a cache has none.
-
-        Raises:
-            ValueError: any is asked for.
-        """
-        if asked := list(states):
-            raise ValueError(f"a cached teacher shows no states on the way, and {asked} are asked for")
-
-    def observe(self, input_ids: Tensor, position: int | None = None) -> TeacherOutput:
-        """What the teacher showed of the batch at `position`, ids int64 [batch, seq]."""
+    def observe(self, input_ids: Tensor, position: int | None, states: Collection[State]) -> TeacherOutput:
+        """Read the output for the micro-batch at `position`, ids int64 [batch, seq]."""
         assert position is not None
-        size = len(input_ids)
-        rows = {name: file[position * size : (position + 1) * size] for name, file in self._files.items()}
-        rows = {name: part.to(input_ids.device) for name, part in rows.items()}
-        if "states" in rows:
-            return ObservedOutput(rows["states"], {}, self.head)
-        return TopKTeacherOutput(rows["logits"], rows["ids"])
+        rows = slice(position * len(input_ids), (position + 1) * len(input_ids))
+
+        def read(name: str) -> Tensor:
+            # A copy, aligned as the output of a forward pass is: some kernels round by alignment.
+            return self._files[name][rows].to(input_ids.device, copy=True)
+
+        found = {state: read(_file_of(state)) for state in states}
+        if _LAST in self._files:
+            return HeadOutput(read(_LAST), found, self.head)
+        return TopKOutput(read(_LOGITS), read(_IDS), found)
 
 
 @dataclass(frozen=True)
-class TopKTeacherOutput:
-    """The tokens a teacher holds likeliest, at every position of one micro-batch."""
+class TopKOutput:
+    """The largest logits of a teacher at every position of one micro-batch."""
 
     logits: Tensor
     """[batch, seq, k]."""
     ids: Tensor
     """int32 [batch, seq, k]."""
-    states: States = dataclasses.field(default_factory=dict)
+    states: States = field(default_factory=dict)
 
     def target(self, scored: Tensor, top_k: int | None) -> Target:
-        """What the student's logits are compared with, at the positions `scored`, bool [batch, seq - 1].
+        """Return what the student's logits are compared with at the positions `scored`, bool [batch, seq - 1].
 
         Raises:
-            ValueError: another number of tokens is asked for than was kept.
+            ValueError: if `top_k` is not the number of logits in the cache.
         """
         if top_k != self.ids.shape[-1]:
-            raise ValueError(f"the cache holds the {self.ids.shape[-1]} likeliest tokens, not {top_k}")
+            raise ValueError(f"top_k: must be {self.ids.shape[-1]}, the number of logits in the cache, got {top_k}")
         return TopKTarget(self.logits[:, :-1][scored], self.ids[:, :-1][scored].long())
 
 
 @torch.no_grad()
 def write_cache(
-    teaching: FrozenTeacher, batches: Iterable[dict[str, Tensor]], folder: Path, *,
-    sequences: int, block: int, top_k: int | None, precision: str, device: torch.device, tell: Callable[[int], None],
+    teacher: FrozenTeacher, batches: Iterable[dict[str, Tensor]], folder: Path, contents: Contents, *,
+    seq_len: int, precision: str, device: torch.device, share_of_disk: float, tell: Callable[[int], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Keep what a teacher shows of `sequences` sequences, given in batches, calling `tell` with those done.
+    """Write the outputs for the micro-batches of a run to `folder`; call `tell` with the number of finished sequences.
 
-    Returns the description of the cache that `read_cache` takes, with the mean probability that a cache of likeliest
-    tokens leaves out.
+    Returns the description for `Cache.read`, with `missing_mass` if only the largest logits are kept: the mean
+    probability of all other tokens.
+
+    Raises:
+        DiskFull: if the cache needs more than a share of the free disk space. Nothing is left in the folder.
     """
+    teacher.model.to(device)
     files: dict[str, Tensor] = {}
+    missing_mass = torchmetrics.MeanMetric()
     done = 0
-    teaching.model.to(device)
     for batch in batches:
-        ids = batch["input_ids"].to(device)
+        ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            shown = teaching.observe(ids)
-        assert isinstance(shown, ObservedOutput)
+            output = teacher.observe(ids, None, contents.states)
+            values = {_file_of(state): value for state, value in output.states.items()}
+            if contents.top_k is None:
+                values[_LAST] = output.last
+            else:
+                values |= _largest(output, labels, contents.top_k, missing_mass)
         if not files:
-            cache = Cache(folder, parts_of(shown.last.shape[-1], top_k, shown.last.dtype), sequences, block)
-            files = cache.open(write=True)
-        for name, values in _contents(shown, top_k).items():
-            files[name][done : done + len(ids)].copy_(values)
+            cache = Cache(folder, contents, seq_len, tuple(map(_part, values, values.values())))
+            files = _allocated(cache, share_of_disk)
+        for name, value in values.items():
+            files[name][done : done + len(ids)].copy_(value)
         done += len(ids)
         tell(done)
-    missing = {"missing_mass": files["missing_mass"].mean().item()} if top_k else {}
-    return {"sequences": sequences, "block": block, "parts": [_plain(part) for part in cache.parts], **missing}
+    return cache.plain | ({"missing_mass": missing_mass.compute().item()} if contents.top_k else {})
 
 
-def clear(folder: Path) -> None:
-    """Remove what is left of a cache that was cut short."""
-    for name in ("states", "logits", "ids", "missing_mass"):
-        (folder / name).unlink(missing_ok=True)
+def _part(name: str, value: Tensor) -> Part:
+    return Part(name, value.shape[-1], str(value.dtype).removeprefix("torch."))
 
 
-def bytes_of(teacher: Any, sequences: int, distill: Distill) -> int:
-    """Bytes that a cache of `sequences` sequences takes at the most."""
-    parts = parts_of(teacher.config.hidden_size, distill.top_k, torch.float32)
-    return Cache(Path(), parts, sequences, distill.seq_len).bytes
+def _file_of(state: State) -> str:
+    """Name of the file of a hidden state, such as output.3."""
+    kind, index = state
+    return f"{kind}.{index}"
 
 
-def read_cache(folder: Path, description: dict[str, Any]) -> Cache:
-    """The cache in a folder, as `write_cache` described it."""
-    parts = tuple(Part(part["name"], part["width"], getattr(torch, part["dtype"])) for part in description["parts"])
-    return Cache(folder, parts, description["sequences"], description["block"])
+def _allocated(cache: Cache, share: float) -> dict[str, Tensor]:
+    free = shutil.disk_usage(cache.folder).free
+    if cache.num_bytes > share * free:
+        raise DiskFull(f"{cache.num_bytes >> 20} MiB are needed, the store has {free >> 20} MiB left")
+    try:
+        return cache.allocate()
+    except OSError as error:
+        for part in cache.parts:
+            (cache.folder / part.name).unlink(missing_ok=True)
+        raise DiskFull(f"{cache.num_bytes >> 20} MiB are needed ({error.strerror})") from error
 
 
-def _plain(part: Part) -> dict[str, Any]:
-    return {"name": part.name, "width": part.width, "dtype": str(part.dtype).removeprefix("torch.")}
-
-
-def _contents(shown: ObservedOutput, top_k: int | None) -> dict[str, Tensor]:
-    """What is kept of a micro-batch, a sequence at a time where logits are needed: they are large."""
-    if top_k is None:
-        return {"states": shown.last}
-    found = [_likeliest(shown.head, states, top_k) for states in shown.last]
-    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
-
-
-def _likeliest(head: LMHead, states: Tensor, top_k: int) -> dict[str, Tensor]:
-    """Of one sequence's states [seq, width]."""
-    logits = head.logits(states)
-    largest, ids = logits.topk(top_k)
-    kept = (largest.double() - logits.double().logsumexp(-1, keepdim=True)).exp().sum(-1, keepdim=True)
-    return {"logits": largest, "ids": ids, "missing_mass": (1 - kept).clamp_min(0)}
+def _largest(
+    output: HeadOutput, labels: Tensor, top_k: int, missing_mass: torchmetrics.MeanMetric
+) -> dict[str, Tensor]:
+    """The largest logits of a micro-batch, from the products that a run computes: of scored tokens, in its chunks."""
+    scored = labels[:, 1:] != IGNORED
+    target = output.target(scored, None)
+    chunk = tokens_at_once(len(output.head.weight), labels.is_cuda)
+    found = []
+    for start in range(0, int(scored.sum()), chunk):
+        logits, _ = target.logits(slice(start, start + chunk))
+        largest, ids = logits.topk(top_k)
+        kept = (largest.double() - logits.double().logsumexp(-1, keepdim=True)).exp().sum(-1)
+        missing_mass.update((1 - kept).clamp_min(0).cpu())
+        found.append((largest, ids.int()))
+    shape = *labels.shape, top_k
+    values = {_LOGITS: labels.new_zeros(shape, dtype=torch.float32), _IDS: labels.new_zeros(shape, dtype=torch.int32)}
+    for name, pieces in zip(values, zip(*found, strict=True), strict=False):
+        values[name][:, :-1][scored] = torch.cat(pieces)
+    return values

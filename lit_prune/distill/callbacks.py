@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -41,10 +39,6 @@ class History(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter() - self._seconds
-
-    def pause(self, seconds: float) -> None:
-        """Leave out time in which the run did not go on."""
-        self._since += seconds
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -185,19 +179,20 @@ class Checkpoint(L.Callback):
                 raise Diverged(f"{what} is not finite at step {trainer.global_step}")
 
 
-class ProcessSignals(L.Callback):
-    """Keep the process's own handler of SIGTERM during a fit.
+class Spending(L.Callback):
+    """Call `spend` at every checkpoint with the seconds since this object was made."""
 
-    Lightning sets one for each trainer and puts the previous one back at its end. Of runs in turns, the handler of a
-    trainer that has ended would stay, without the trainer it needs.
-    """
+    def __init__(self, spend: Callable[[float], None]) -> None:
+        self.spend = spend
+        self._started = time.perf_counter()
 
-    def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return round(time.perf_counter() - self._started, 1)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # the only one that Lightning sets a handler in
-            signal.signal(signal.SIGTERM, self.handler)
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.spend(self.seconds)
 
 
 def _finite(tensors: Collection[torch.Tensor]) -> bool:

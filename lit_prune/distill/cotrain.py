@@ -31,11 +31,11 @@ class JointDistiller(Distiller):
         super().__init__(student, teacher, distill, micro_batches)
         assert distill.teacher_optimizer is not None
         self._teacher_optim = distill.teacher_optimizer
-        if self.teaching is None or not distill.needs_teacher:
+        if self.teacher is None or not distill.needs_teacher:
             raise ConfigError(
                 "distill.teacher_optimizer: kd_weight and alpha are 0, so nothing is learned from the teacher"
             )
-        self.corrected = self.teaching.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
+        self.corrected = self.teacher.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The student's objective and the teacher's cross-entropy, added: their graphs have no parameter in common."""

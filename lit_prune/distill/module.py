@@ -18,13 +18,13 @@ from lit_prune.distill.accumulation import Accumulation, Compared
 from lit_prune.distill.hidden_states import (
     HiddenStateReader,
     Pair,
+    State,
     States,
     check_relation_heads,
     pairs_of,
     relations_of,
 )
 from lit_prune.distill.teacher import FrozenTeacher, Teacher
-from lit_prune.distill.turns import random_state, set_random_state
 from lit_prune.losses.chunked import Target, head_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_loss_of
@@ -36,7 +36,7 @@ from lit_prune.models.lm_head import head_of, last_states
 class Distiller(L.LightningModule):
     """Minimise ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is over a student (Minitron, section 3).
 
-    The teacher is a model, or one that several runs share. Of vocabularies padded differently, L_logits compares the
+    The teacher is a model, or one whose outputs are cached. Of vocabularies padded differently, L_logits compares the
     entries that both have. Every mean is over the tokens of an optimizer step that have
     a successor to predict, the same for all terms; a step comes in `micro_batches`. `terms` holds the scalars of the
     newest step.
@@ -52,7 +52,7 @@ class Distiller(L.LightningModule):
         super().__init__()
         self.student, self.distill = student, distill
         # No submodule: checkpoints, optimizer and summary must not see the teacher.
-        self.teaching = FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        self.teacher = FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
         self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
         self._measured: dict[str, Tensor] = {}
@@ -63,14 +63,15 @@ class Distiller(L.LightningModule):
         self.projection: nn.Module = nn.Identity()
         self._pairs: list[Pair] = []
         self._relations: list[Pair] = []
+        self._teacher_states: list[State] = []
         if self.distill.needs_teacher:
             self._pair_up()
         self._read_student = HiddenStateReader(student, [p.student for p in self._pairs + self._relations])
 
     def _pair_up(self) -> None:
-        if self.teaching is None:
+        if self.teacher is None:
             raise ConfigError("distill: kd_weight and alpha need a teacher")
-        ours, theirs = self.student.config, self.teaching.model.config
+        ours, theirs = self.student.config, self.teacher.model.config
         if self.distill.alpha:
             depths = theirs.num_hidden_layers, ours.num_hidden_layers  # type: ignore[union-attr]
             self._pairs = pairs_of(self.distill, *depths)  # type: ignore[arg-type]
@@ -86,7 +87,7 @@ class Distiller(L.LightningModule):
                 for _ in (self._pairs if self.distill.projection == "per_pair" else self._pairs[:1])
             ]
             self.projection = nn.ModuleList(maps) if self.distill.projection == "per_pair" else maps[0]
-        self.teaching.want(pair.teacher for pair in self._pairs + self._relations)
+        self._teacher_states = list(dict.fromkeys(pair.teacher for pair in self._pairs + self._relations))
 
     @property
     def compares_states(self) -> bool:
@@ -95,12 +96,12 @@ class Distiller(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: Lightning does not know it."""
-        if self.teaching is not None:
-            self.teaching.model.to(self.device)
+        if self.teacher is not None:
+            self.teacher.model.to(self.device)
 
     def on_train_start(self) -> None:
         if self._random_state is not None:
-            set_random_state(self._random_state)
+            _set_random_state(self._random_state)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
@@ -133,10 +134,9 @@ class Distiller(L.LightningModule):
             self._accumulation.conclude(self.parameters())
 
     def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
-        """Return the terms of the objective, scalars: `ce_loss`, `kd_loss` and `hidden_loss` where they are used, "
-        "and `loss`.
+        """Return the terms of the objective, scalars: `loss`, and the `ce_loss`, `kd_loss` and `hidden_loss` in use.
 
-        The batch is a step of its own. Runs that share a teacher say at which `position` of their data it stands.
+        The batch is a step of its own. A cached teacher needs its `position` in the data.
         """
         return self._compare(input_ids, labels, position, None).weighed(self.distill)
 
@@ -146,18 +146,18 @@ class Distiller(L.LightningModule):
         scored = successors != IGNORED
         with self._read_student as our_states:
             last = last_states(self.student, input_ids)[:, :-1][scored]
-        shown = None
+        output = None
         if self.distill.needs_teacher:
-            assert self.teaching is not None
-            shown = self.teaching.observe(input_ids, position)
-        target = None if shown is None else shown.target(scored, self.distill.top_k)
+            assert self.teacher is not None
+            output = self.teacher.observe(input_ids, position, self._teacher_states)
+        target = None if output is None else output.target(scored, self.distill.top_k)
         count = (int(scored.sum()) if count is None else count) or 1
         next_ids = successors[scored] if self.distill.ce_weight else None
         balanced = self.distill.ce_weight == "balanced"
         measured: dict[str, Tensor] = {}
         fixed, terms = self._compare_logits(last, None if balanced else next_ids, target, count)
-        if shown is not None and self.compares_states:
-            terms["hidden_loss"] = self._compare_states(scored, our_states, shown.states, count)
+        if output is not None and self.compares_states:
+            terms["hidden_loss"] = self._compare_states(scored, our_states, output.states, count)
             if isinstance(self.distill.alpha, str):
                 measured["hidden_loss"] = terms["hidden_loss"]
             else:
@@ -211,7 +211,7 @@ class Distiller(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning keeps no random state; with dropout a resumed run would differ."""
-        checkpoint["random_state"] = random_state()
+        checkpoint["random_state"] = _random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state, and the place in the run, which Lightning counts in micro-batches, in ours.
@@ -225,5 +225,19 @@ class Distiller(L.LightningModule):
             count.update(ready=done, started=done, processed=done, completed=done - 1)
 
 
-NOTHING_COMPARED = "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or "
-"match_attention"
+NOTHING_COMPARED = (
+    "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or match_attention"
+)
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the state of torch's random numbers on every device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `_random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,11 +1,8 @@
-"""What a teacher shows of each micro-batch: the states its head reads, and those before it that are asked for.
-
-The newest are kept: runs in turns over the same data share one forward pass. `cache.py` keeps them all, on disk.
-"""
+"""What a student learns from: the outputs of a frozen teacher for each micro-batch. `cache.py` reads them from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,69 +14,57 @@ from lit_prune.losses.chunked import HeadTarget, Target
 from lit_prune.models.lm_head import LMHead, head_of, last_states
 
 
-@dataclass(frozen=True)
-class ObservedOutput:
-    """A forward pass of the teacher over one micro-batch."""
-
-    last: Tensor
-    """What the head reads, [batch, seq, width]."""
-    states: States
-    """States before it, each [batch, seq, width]."""
-    head: LMHead
-
-    def target(self, scored: Tensor, top_k: int | None) -> Target:
-        """What the student's logits are compared with, at the positions `scored`, bool [batch, seq - 1]."""
-        return HeadTarget(self.last[:, :-1][scored], self.head, top_k)
-
-
 class TeacherOutput(Protocol):
-    """A micro-batch as a teacher shows it."""
+    """The output for one micro-batch."""
 
     @property
     def states(self) -> States:
-        """States on the way, each [batch, seq, width]."""
+        """The requested hidden states, each [batch, seq, width]."""
 
     def target(self, scored: Tensor, top_k: int | None) -> Target:
-        """What the student's logits are compared with, at the positions `scored`, bool [batch, seq - 1]."""
+        """Return what the student's logits are compared with at the positions `scored`, bool [batch, seq - 1]."""
 
 
 class Teacher(Protocol):
-    """Who shows micro-batches: a model, or what is left of one on disk."""
+    """A teacher whose outputs are computed or read from a cache."""
 
     model: nn.Module
-    """Whose config tells the shape."""
+    """The model; its config gives the shape."""
+    origin: str
+    """Where the outputs come from, for env.json: "model", or the folder of the cache in the store."""
 
-    def want(self, states: Iterable[State]) -> None:
-        """Ask for states on the way to be shown from now on."""
+    def observe(self, input_ids: Tensor, position: int | None, states: Collection[State]) -> TeacherOutput:
+        """Return the output with some hidden states, for ids int64 [batch, seq].
 
-    def observe(self, input_ids: Tensor, position: int | None = None) -> TeacherOutput:
-        """What is shown of ids, int64 [batch, seq], which stand at `position` in the data."""
+        `position` is the place of the micro-batch in the data of the run.
+        """
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """The output of a forward pass without the head, which is applied to a few tokens at a time."""
+
+    last: Tensor
+    """The states that the head reads, [batch, seq, width]."""
+    states: States
+    head: LMHead
+
+    def target(self, scored: Tensor, top_k: int | None) -> Target:
+        """Return what the student's logits are compared with at the positions `scored`, bool [batch, seq - 1]."""
+        return HeadTarget(self.last[:, :-1][scored], self.head, top_k)
 
 
 class FrozenTeacher:
-    """A frozen teacher and the last thing it showed."""
+    """A model that is not trained, with one forward pass per micro-batch."""
 
-    def __init__(self, teacher: nn.Module) -> None:
-        self.model, self.head = teacher.eval().requires_grad_(False), head_of(teacher)
-        self.passes = 0
-        """Forward passes so far."""
-        self._wanted: set[State] = set()
-        self._newest: tuple[int, ObservedOutput] | None = None
+    origin = "model"
 
-    def want(self, states: Iterable[State]) -> None:
-        """Ask for states on the way to be shown from now on."""
-        if more := set(states) - self._wanted:
-            self._wanted |= more
-            self._newest = None
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.head = model.eval().requires_grad_(False), head_of(model)
 
     @torch.no_grad()
-    def observe(self, input_ids: Tensor, position: int | None = None) -> TeacherOutput:
-        """What the teacher shows of ids, int64 [batch, seq]; at the same `position` in the data the same again."""
-        if self._newest is not None and position is not None and self._newest[0] == position:
-            return self._newest[1]
-        with HiddenStateReader(self.model, list(self._wanted)) as states:
+    def observe(self, input_ids: Tensor, position: int | None, states: Collection[State]) -> HeadOutput:
+        """Run the model on ids int64 [batch, seq]; `position` is not used."""
+        with HiddenStateReader(self.model, list(states)) as found:
             last = last_states(self.model, input_ids)
-        self.passes += 1
-        shown = ObservedOutput(last, states, self.head)
-        self._newest = None if position is None else (position, shown)
-        return shown
+        return HeadOutput(last, found, self.head)

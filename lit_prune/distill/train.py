@@ -15,7 +15,7 @@ from torch import nn
 
 from lit_prune.config import Distill, Execution
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.distill.callbacks import Checkpoint, Diverged, History, ProcessSignals, Progress
+from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
@@ -58,7 +58,6 @@ def train(
         devices=1,
         logger=list(loggers) or False,
         callbacks=[
-            ProcessSignals(),
             history,
             Progress(history, tell),
             *callbacks,

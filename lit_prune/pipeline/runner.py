@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +11,14 @@ from typing import Any, Literal
 from lit_prune import cpu
 from lit_prune.config import Cell, ConfigError, Execution
 from lit_prune.config.overrides import parents_of
-from lit_prune.distill.turns import in_turns
 from lit_prune.evaluate.memory import reset_peak
 from lit_prune.pipeline import artifacts
-from lit_prune.pipeline.cohort import Cohort, cohorts
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.model_files import check_same_tokens
 from lit_prune.pipeline.schedule import waves
 from lit_prune.pipeline.stage import Context, Stage, Tracker, Untracked
 from lit_prune.pipeline.stages import calibrate, distill, finetune, pretrain, prune, tokenise, tokenizer
-from lit_prune.pipeline.teachers import Teachings
+from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
 from lit_prune.pipeline.validate import check_cells, check_tokens, check_validation
 from lit_prune.progress import Progress
 from lit_prune.store import Locked, Store
@@ -44,8 +41,8 @@ class Runner:
         debug: bool = False,
     ) -> None:  # fmt: skip
         self.store, self.execution, self.debug = store, execution, debug
-        self.teachings = Teachings(store, execution)
-        self.ctx = Context(store, execution, progress, tracker or Untracked(), STAGES, self.teachings)
+        self.teacher_outputs = TeacherOutputs(store, execution)
+        self.ctx = Context(store, execution, progress, tracker or Untracked(), STAGES, self.teacher_outputs)
         """What every stage is given."""
         self.num_cells = 1
 
@@ -91,25 +88,21 @@ class Runner:
         planned = waves(self.store, entries)
         self.num_cells = len({entry.key for wave in planned for entry in wave})
         self.ctx.progress.cells(0, self.num_cells)
-        for wave in planned:
-            for cohort in cohorts(wave, self.execution):
-                self._compute(cohort, outcomes)
+        for wave in [self.teacher_outputs.expect(wave, self.ctx) for wave in planned]:
+            for entry in wave:
+                self._compute(entry, outcomes)
             # The next wave is cut from these.
             self._wait((entry for entry in wave if entry.source), outcomes)
         # Only now, when this process holds no cell: two processes never wait for each other.
         self._wait(entries, outcomes)
-        self.teachings.end()
         return sum(outcomes[entry.key] == "failed" for entry in entries)
 
-    def _compute(self, cohort: Cohort, outcomes: dict[str, Outcome]) -> None:
-        """Compute the cells of a cohort in turns and note how each ended."""
-        self.teachings.begin(cohort)
-        together = len(cohort.entries)
-        if together > 1:
-            self._prepare(cohort.entries)
-        ctx = dataclasses.replace(self.ctx, together=together, measurable=reset_peak())
-        found = in_turns(functools.partial(self._attempt, entry, ctx) for entry in cohort.entries)
-        outcomes.update(zip((entry.key for entry in cohort.entries), found, strict=True))
+    def _compute(self, entry: Entry, outcomes: dict[str, Outcome]) -> None:
+        """Compute a cell and note how it ended."""
+        ctx = dataclasses.replace(self.ctx, entry=entry, measurable=reset_peak())
+        outcomes[entry.key] = self._attempt(entry, ctx)
+        if outcomes[entry.key] != "busy":
+            self.teacher_outputs.release(entry.cell, ctx)
         self.ctx.progress.cells(sum(outcome != "busy" for outcome in outcomes.values()), self.num_cells)
 
     def _wait(self, entries: Iterable[Entry], outcomes: dict[str, Outcome]) -> None:
@@ -121,24 +114,12 @@ class Runner:
                     done = node.result is not None
                 if done:
                     outcomes[entry.key] = "done"
+                    self.teacher_outputs.release(entry.cell, self.ctx)
                 else:
-                    self._compute(Cohort([entry]), outcomes)
-
-    def _prepare(self, cohort: list[Entry]) -> None:
-        """Compute what comes before the runs of a cohort: among them, one might wait for what another one holds."""
-        for entry in cohort:
-            ctx = dataclasses.replace(self.ctx, entry=entry)
-            try:
-                artifacts.tokens(entry.cell, ctx)
-                artifacts.teacher(entry.cell, ctx)
-                if entry.cell.prune.init != "random":
-                    artifacts.student(entry.cell, ctx)
-            except Exception as error:  # raised and reported again where the cell is attempted
-                release_frames(error)
+                    self._compute(entry, outcomes)
 
     def _attempt(self, entry: Entry, ctx: Context) -> Outcome:
         """Compute a cell, or record why it failed."""
-        ctx = dataclasses.replace(ctx, entry=entry)
         outcome: Outcome = "done"
         try:
             self.cell(entry, ctx)

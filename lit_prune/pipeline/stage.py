@@ -89,10 +89,8 @@ class Context:
     """The node that the stage fills."""
     env: dict[str, Any] = field(default_factory=dict)
     """What the stage adds to env.json."""
-    together: int = 1
-    """Cells that are retrained in turns."""
     measurable: bool = False
-    """Whether the peak memory of the cells at work is known."""
+    """Whether the peak memory of the cell at work is known."""
     _steps: dict[str, int] = field(default_factory=dict)
     _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
 

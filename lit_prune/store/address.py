@@ -28,6 +28,9 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """The sections each stage reads, by their first names: its own and all those upstream."""
 
+CACHE = "teacher_outputs"
+"""Nodes that cache teacher outputs. They are computed again where they are missing or damaged."""
+
 _BEFORE_CORRECTION = ("tokenizer", "teacher", "tokens")
 """Stages that come before the teacher is corrected: training and tokenizer are those of the teacher as it was."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import EVIDENCE
+from lit_prune.store.address import CACHE
 from lit_prune.store.atomic import sync
 
 RECORD = "integrity"
@@ -105,7 +106,7 @@ def _damage_without_digests(folder: Path) -> str | None:
     if (env or {}).get("store_format") == FORMAT:
         return "result.json has no record of files"
     stage = folder.parent.name
-    if stage == "teaching":  # a cache, not a result: making it again costs less than trusting it
+    if stage == CACHE:  # a cache, not a result: writing it again costs less than trusting it
         return "has no digests"
     required = _REQUIRED.get(stage, ())
     if stage == "cell" and ((config or {}).get("distill") or {}).get("steps"):

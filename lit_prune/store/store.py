@@ -107,6 +107,11 @@ class Node:
         write_json(self.folder / "config.json", about)
         write_json(self.folder / "env.json", here | {"attempts": [*before, attempt]})
 
+    def reopen(self) -> None:
+        """Mark a finished node as not done, and note one more attempt at it."""
+        (self.folder / "result.json").unlink()
+        self.begin(self.config)
+
     def spend(self, seconds: float) -> None:
         """Record how long the attempt at hand has taken so far, so that a kill does not lose it."""
         write_json(self.folder / "env.json", self.env | {"attempts": self._attempts(seconds=seconds)})
@@ -195,12 +200,6 @@ class Store:
                     node.begin(about)
                 yield node
                 return
-
-    def discard(self, kind: str, about: Mapping[str, Any]) -> None:
-        """Remove a node and all its files once no other process holds it."""
-        with self.hold(kind, about, wait=True) as node:
-            (node.folder / "result.json").unlink(missing_ok=True)  # first: killed after it, the node is not done
-            shutil.rmtree(node.folder)
 
     def remove(self, folder: Path) -> None:
         """Remove the folder of a node that no process holds.

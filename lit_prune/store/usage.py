@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_prune.store.address import STAGES
+from lit_prune.store.address import CACHE, STAGES
 from lit_prune.store.store import Locked, Node, Store
 
-CACHE = "teaching"
-"""Nodes that cache teacher outputs: computed again where they are missing."""
 DAMAGED = "damaged"
 """Folder of the nodes whose files were damaged and that were computed again."""
+FORMER_CACHE = "teaching"
+"""Nodes that cached teacher outputs in version 0.1. Nothing reads them."""
 
 _NODE = ("config.json", "result.json")
 """Files that make a folder a node."""
@@ -57,7 +57,7 @@ def unneeded(store: Store, cells: Iterable[str], recipes: Iterable[Mapping[str, 
 
     A node is kept if it is one of the `cells` (addresses), or comes before one of them or of the `recipes` (identities
     of cells that need not be in the store). Caches of teacher outputs are kept only for cells that are not done, and
-    damaged nodes never. Evaluations of models, reports and W&B runs are always kept.
+    damaged nodes and caches of version 0.1 never. Evaluations of models, reports and W&B runs are always kept.
     """
     wanted = [store.root / "cell" / address for address in cells]
     roots = [dict(about) for about in recipes] + [about for folder in wanted if (about := Node(folder).config)]
@@ -71,7 +71,7 @@ def unneeded(store: Store, cells: Iterable[str], recipes: Iterable[Mapping[str, 
         elif one.kind in STAGES:
             needed = any(_comes_before(about, cell) for cell in parents)
         else:
-            needed = one.kind != DAMAGED
+            needed = one.kind not in (DAMAGED, FORMER_CACHE)
         if needed:
             kept.add(one.folder)
     return [one for one in usage(store) if one.folder not in kept]

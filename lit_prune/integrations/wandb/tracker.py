@@ -161,7 +161,7 @@ class WandbTracker:
             project=os.environ.get("WANDB_PROJECT", "lit-prune"), id=entry.key, name=f"{entry.row} seed {entry.seed}",
             group=self.table, job_type=_job_type(entry), tags=[self.table, entry.row[:_TAG]], dir=str(self.folder),
             resume="allow", mode=self.mode, config=config, settings=_quiet(wandb),
-            reinit="create_new",  # cells in turns each have a run of their own
+            reinit="create_new",  # the run of a cell that failed may still be open
         )  # fmt: skip
         self._open_runs[entry.key] = run
         run.define_metric(_STEP)

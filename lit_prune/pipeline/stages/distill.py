@@ -8,10 +8,9 @@ from typing import Any
 import lightning as L
 
 from lit_prune.config import Cell
-from lit_prune.distill.callbacks import Checks, check_steps
+from lit_prune.distill.callbacks import Checks, Spending, check_steps
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import train
-from lit_prune.distill.turns import Turn
 from lit_prune.evaluate.memory import peak_memory
 from lit_prune.models import loading
 from lit_prune.pipeline import artifacts
@@ -26,15 +25,14 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     assert ctx.entry is not None
     student = None if cell.prune.init == "random" else artifacts.student(cell, ctx)
     artifacts.tokens(cell, ctx)  # before the clock starts
-    turn = Turn(ctx.node.spend, alone=ctx.together == 1)
+    spending = Spending(ctx.node.spend)
     try:
-        result = _measured(cell, ctx, student, turn)
+        result = _measured(cell, ctx, student, spending)
     except BaseException:
         with contextlib.suppress(OSError):  # the disk may be full
-            ctx.node.spend(round(turn.seconds, 1))
+            ctx.node.spend(spending.seconds)
         raise
-    # If cells take turns, the peak is that of all of them up to the end of this one.
-    ctx.env.update(seconds=round(turn.seconds, 1), peak_memory=peak_memory() if ctx.measurable else None)
+    ctx.env.update(seconds=spending.seconds, peak_memory=peak_memory() if ctx.measurable else None)
     ctx.tracker.conclude(ctx.entry, result)
     return result
 
@@ -42,33 +40,33 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
 STAGE = Stage("cell", run)
 
 
-def _measured(cell: Cell, ctx: Context, student: str | None, turn: Turn) -> dict[str, Any]:
+def _measured(cell: Cell, ctx: Context, student: str | None, spending: Spending) -> dict[str, Any]:
     model = loading.load_model(student) if student else prune.untrained(cell)
-    teacher = ctx.teachers.of(cell, ctx) if cell.distill.max_steps else None
-    rows = _retrain(cell, ctx, model, teacher, turn)
+    teacher = ctx.teachers.of(cell, ctx)
+    ctx.env["teacher_outputs"] = None if teacher is None else teacher.origin
+    rows = _retrain(cell, ctx, model, teacher, spending)
     result = evaluate.measure(cell, ctx, model, rows) | evaluate.spent(cell, model.config)
     if cell.distill.teacher_optimizer is not None and teacher is not None:
         result["teacher_lm_loss"], _ = evaluate.lm_loss(cell, ctx, teacher.model)
     return result
 
 
-def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, turn: Turn) -> evaluate.Rows:
+def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, spending: Spending) -> evaluate.Rows:
     """Train the student for the steps of its recipe; return its validations, none if the cell has none."""
     assert ctx.entry is not None
     if not cell.distill.max_steps:
         model.to(ctx.device)
         return [evaluate.validation(cell, ctx, teacher)(model, True)] if cell.evaluation.num_validations else []
-    callbacks: list[L.Callback] = [turn]
+    callbacks: list[L.Callback] = [spending]
     checks = None
     if cell.evaluation.num_validations:
         steps = check_steps(cell.distill.max_steps, cell.evaluation.num_validations)
         checks = Checks(ctx.folder / CHECKS, steps, evaluate.validation(cell, ctx, teacher))
         callbacks.append(checks)
-    others = f" and {ctx.together - 1} more" if ctx.together > 1 else ""
     with ctx.tracker.logger(ctx.entry, ctx.folder) as loggers:
         train(
             model, teacher, cell.distill, artifacts.tokens(cell, ctx), ctx.folder, seed=cell.seed,
-            execution=ctx.execution, tell=ctx.training(f"{ctx.doing}{others}", cell.distill.max_steps), loggers=loggers,
+            execution=ctx.execution, tell=ctx.training(ctx.doing, cell.distill.max_steps), loggers=loggers,
             callbacks=callbacks,
         )  # fmt: skip
     model.save_pretrained(ctx.folder / "model")

@@ -11,7 +11,7 @@ from lit_prune.cli.store import main
 from lit_prune.config import Cell, Corpus, Teacher
 from lit_prune.config.overrides import override
 from lit_prune.store import Store
-from lit_prune.store.address import identity, key
+from lit_prune.store.address import CACHE, identity, key
 from lit_prune.store.usage import unneeded, usage
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
@@ -70,7 +70,7 @@ def test_the_stages_of_a_parent_and_of_a_second_text_are_kept(store):
 def test_a_cache_of_teacher_outputs_is_kept_for_an_unfinished_cell_only(store):
     for cell in (CELL, OTHER):
         sections = identity(cell, "cell")
-        with store.hold("teaching", {name: sections[name] for name in ("teacher", "corpus")}) as node:
+        with store.hold(CACHE, {name: sections[name] for name in ("teacher", "corpus")}) as node:
             node.finish({"bytes": 1})
     freed = {one.folder for one in unneeded(store, [key(CELL), key(OTHER)], [])}
     corpora = {folder: Store(store.root).find(folder.name).config["corpus"] for folder in freed}

@@ -73,8 +73,8 @@ def test_a_busy_cell_is_waited_for_and_computed_where_its_process_leaves_it(entr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cohort", [True, False])
-def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, tiny_runner, cohort, monkeypatch):
+@pytest.mark.parametrize("cached", [True, False])
+def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, tiny_runner, cached, monkeypatch):
     """Without a garbage collection: nothing may refer to itself."""
     rows = [{}, {"distill.alpha": "dynamic", "distill.match_embedding": True}, {"prune.init": "random"}, WILD]
     entries = [
@@ -90,7 +90,7 @@ def test_of_finished_and_failed_cells_only_the_teacher_stays_in_memory(entry, ti
         live.add(model)
 
     monkeypatch.setattr(PreTrainedModel, "__init__", counted)
-    how = dataclasses.replace(tiny_runner.execution, cohort=cohort)
+    how = dataclasses.replace(tiny_runner.execution, cache_teacher=cached)
     runner = Runner(tiny_runner.store, how, Silent())
     gc.collect()
     gc.disable()

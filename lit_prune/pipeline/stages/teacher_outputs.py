@@ -1,0 +1,172 @@
+"""The teacher of each cell; its outputs are cached where several missing cells need the same ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import Cell, ConfigError, Distill, Execution
+from lit_prune.config.overrides import parents_of
+from lit_prune.data.retraining import RetrainingData
+from lit_prune.distill.cache import Cache, CachedTeacher, Contents, DiskFull, write_cache
+from lit_prune.distill.hidden_states import pairs_of, relations_of
+from lit_prune.distill.teacher import FrozenTeacher, Teacher
+from lit_prune.distill.train import micro_batches
+from lit_prune.models.loading import load_model
+from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.stage import Context
+from lit_prune.pruning.shapes import config_of_student, teacher_config
+from lit_prune.store import Locked, Node, Store
+from lit_prune.store.address import CACHE, canonical, digest, key
+
+_SHARE = 0.5
+"""Of the free disk space, what a cache that nobody requested may take."""
+
+
+@dataclass
+class _Group:
+    """Cells of a run that need the outputs of one teacher for the same micro-batches."""
+
+    identity: dict[str, Any]
+    need: Contents
+    """What all of them need together."""
+    waiting: dict[str, Cell]
+    """Those that are not computed yet, by address."""
+    declined: bool = False
+    """Whether the cache did not fit on the disk."""
+
+
+class TeacherOutputs:
+    """Finds or writes the caches of a store."""
+
+    def __init__(self, store: Store, execution: Execution) -> None:
+        self.store, self.execution = store, execution
+        self._groups: dict[str, _Group] = {}
+
+    def expect(self, entries: Iterable[Entry], ctx: Context) -> list[Entry]:
+        """Note the cells that are about to be computed; return them with those of a group one after the other."""
+        ordered: dict[str, list[Entry]] = {}
+        for entry in entries:
+            about = self._identity(entry.cell, ctx)
+            address = entry.key if about is None else digest(about)
+            ordered.setdefault(address, []).append(entry)
+            if about is not None and self.store.node(entry.cell, "cell").result is None:
+                need = self._need(entry.cell)
+                group = self._groups.setdefault(address, _Group(about, need, {}))
+                group.need |= need
+                group.waiting[entry.key] = entry.cell
+        return [entry for group in ordered.values() for entry in group]
+
+    def of(self, cell: Cell, ctx: Context) -> Teacher | None:
+        """Return the teacher of a cell's retraining; None if its objective needs none."""
+        distill = cell.distill
+        if not distill.max_steps or not distill.needs_teacher:
+            return None
+        location = artifacts.teacher(cell, ctx)
+        if distill.teacher_optimizer is not None:  # it is trained too, for this cell alone
+            return FrozenTeacher(load_model(location))
+        model, cache = ctx.load(location), self._cache(cell, ctx)
+        return FrozenTeacher(model) if cache is None else CachedTeacher(model, cache)
+
+    def release(self, cell: Cell, ctx: Context) -> None:
+        """Note that a cell is computed or has failed; remove the cache that no other cell of the run waits for."""
+        group = self._group(cell, ctx)
+        if group is None or group.waiting.pop(key(cell), None) is None or group.waiting:
+            return
+        folder = self._folder(group)
+        if folder.is_dir() and not (Node(folder).result or {}).get("keep"):
+            with contextlib.suppress(Locked):  # the process that writes it removes it
+                self.store.remove(folder)
+
+    def _folder(self, group: _Group) -> Path:
+        return self.store.root / CACHE / digest(group.identity)
+
+    def _group(self, cell: Cell, ctx: Context) -> _Group | None:
+        about = self._identity(cell, ctx)
+        return None if about is None else self._groups.get(digest(about))
+
+    def _identity(self, cell: Cell, ctx: Context) -> dict[str, Any] | None:
+        """What two cells have in common if one cache can serve both; None if none can serve the cell."""
+        distill, execution = cell.distill, self.execution
+        if not execution.cache_teacher or not _uses_frozen_teacher(distill):
+            return None
+        return {
+            "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "seed": cell.seed,
+            "seq_len": distill.seq_len, "batch_size": distill.batch_size, "precision": distill.precision,
+            "micro_batches": micro_batches(distill, _vocab_size(cell), execution), "device": ctx.device.type,
+        }  # fmt: skip
+
+    def _need(self, cell: Cell) -> Contents:
+        """What the objective of a cell reads of the teacher's outputs."""
+        distill, pairs = cell.distill, []
+        if distill.alpha:
+            depths = teacher_config(cell).num_hidden_layers, config_of_student(cell).num_hidden_layers
+            pairs = pairs_of(distill, *depths) + relations_of(distill, *depths)
+        return Contents(
+            distill.max_steps * distill.batch_size, frozenset(pair.teacher for pair in pairs), distill.top_k
+        )
+
+    def _cache(self, cell: Cell, ctx: Context) -> Cache | None:
+        """Return the cache that serves a cell, written if it is worth it; None if the teacher is to be run.
+
+        Raises:
+            ConfigError: if the cache was requested and does not fit on the disk.
+        """
+        group, keep = self._group(cell, ctx), self.execution.keep_teacher_cache
+        if group is None or group.declined:
+            return None
+        missing = [one for one in group.waiting.values() if self.store.node(one, "cell").result is None]
+        worthwhile = keep or len(missing) > 1
+        if not worthwhile and not self._folder(group).is_dir():
+            return None
+        with self.store.hold(CACHE, group.identity, wait=True) as node:
+            found = node.result
+            if found is None or not Cache.read(node.folder, found).contents.serves(self._need(cell)):
+                found = self._write(cell, ctx, group, node, found) if worthwhile else None
+            elif keep and not found["keep"]:
+                found = node.finish({**found, "keep": True})
+            return None if found is None else Cache.read(node.folder, found)
+
+    def _write(
+        self, cell: Cell, ctx: Context, group: _Group, node: Node, found: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Write the cache of a group, with what an older one has; return its description, None if it does not fit."""
+        keep, contents = self.execution.keep_teacher_cache, group.need
+        if found is not None:
+            keep, contents = keep or found["keep"], contents | Cache.read(node.folder, found).contents
+            node.reopen()
+        distill = cell.distill
+        data = RetrainingData(
+            artifacts.tokens(cell, ctx), block=distill.seq_len, batch=distill.batch_size,
+            steps=contents.sequences // distill.batch_size, seed=cell.seed,
+            accumulate=group.identity["micro_batches"],
+            num_workers=self.execution.num_workers,
+        )  # fmt: skip
+        try:
+            written = write_cache(
+                FrozenTeacher(ctx.load(artifacts.teacher(cell, ctx))), data.train_dataloader(), node.folder,
+                contents, seq_len=distill.seq_len, precision=distill.precision, device=ctx.device,
+                share_of_disk=1.0 if self.execution.keep_teacher_cache else _SHARE,
+                tell=ctx.counter("caching teacher outputs", contents.sequences, "sequence"),
+            )  # fmt: skip
+        except DiskFull as full:
+            if self.execution.keep_teacher_cache:
+                raise ConfigError(f"--keep-teacher-cache: {full}") from full
+            group.declined = True
+            ctx.say(f"teacher outputs are not cached: {full}")
+            return None
+        return node.finish({**written, "keep": keep})
+
+
+def _uses_frozen_teacher(distill: Distill) -> bool:
+    return bool(distill.max_steps and distill.needs_teacher and distill.teacher_optimizer is None)
+
+
+def _vocab_size(cell: Cell) -> int:
+    """The vocabulary of a cell's student, which need not exist yet. Pruning keeps it."""
+    given = next((one for one in (cell, *parents_of(cell)) if one.prune.init_from is not None), None)
+    return (teacher_config(cell) if given is None else config_of_student(given)).vocab_size
