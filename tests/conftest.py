@@ -13,14 +13,15 @@ os.environ.update(
 )
 
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from counted import count_up
 from paths import SHARED
 
 torch.set_num_threads(1)
@@ -69,9 +70,7 @@ def tiny_tokenizer(texts: list[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
 
 
-@pytest.fixture
-def tiny_llama() -> Any:
-    """A Llama of 3 blocks, width 32, 4 heads in 2 groups, MLP 48, vocabulary 256, always the same weights."""
+def _tiny_llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -85,18 +84,29 @@ def tiny_llama() -> Any:
 
 
 @pytest.fixture
-def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer: Any) -> Any:
-    """A cell of a second: `tiny_llama` on 900 documents of `texts`, 4 steps of 2 sequences of 32 tokens."""
+def tiny_llama() -> Any:
+    """A Llama of 3 blocks, width 32, 4 heads in 2 groups, MLP 48, vocabulary 256, always the same weights."""
+    return _tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str], tiny_tokenizer: Any) -> Path:
+    """`tiny_llama` with its tokenizer in `tiny`, and 900 documents in `text.txt`; leave it as it is."""
+    folder = tmp_path_factory.mktemp("given")
+    _tiny_llama().save_pretrained(folder / "tiny")
+    tiny_tokenizer.save_pretrained(folder / "tiny")
+    (folder / "text.txt").write_text("".join(texts * 3))
+    return folder
+
+
+def _tiny_cell(folder: Path) -> Any:
     from lit_prune.config import Cell
     from lit_prune.config.overrides import override
     from lit_prune.pipeline.resolve import Resolver
 
-    tiny_llama.save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "text.txt").write_text("".join(texts * 3))
     plain = {
-        "corpus.path": str(tmp_path / "text.txt"), "corpus.holdout_fraction": 0.2,
-        "teacher.model": str(tmp_path / "tiny"),
+        "corpus.path": str(folder / "text.txt"), "corpus.holdout_fraction": 0.2,
+        "teacher.model": str(folder / "tiny"),
         "calibration.num_sequences": 4, "calibration.seq_len": 32, "evaluation.num_sequences": 4,
         "evaluation.seq_len": 32,
         "distill.max_steps": 4, "distill.seq_len": 32, "distill.batch_size": 2, "prune.num_attention_heads": None,
@@ -105,31 +115,45 @@ def tiny_cell(tmp_path: Path, texts: list[str], tiny_llama: Any, tiny_tokenizer:
 
 
 @pytest.fixture
-def tiny_runner(tmp_path: Path) -> Any:
-    """A runner on an empty store, which logs every second step."""
+def tiny_cell(tmp_path: Path, tiny_folder: Path) -> Any:
+    """A cell of a second: `tiny_llama` on 900 documents of `texts`, 4 steps of 2 sequences of 32 tokens."""
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    return _tiny_cell(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared_cell(tiny_folder: Path) -> Any:
+    """The same over files that all tests share; leave them as they are."""
+    return _tiny_cell(tiny_folder)
+
+
+def _tiny_runner(folder: Path) -> Any:
     from lit_prune.config import Execution
     from lit_prune.pipeline.runner import Runner
     from lit_prune.progress import Silent
     from lit_prune.store import Store
 
     quick = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
-    return Runner(Store(tmp_path / "store"), quick, Silent())
+    return Runner(Store(folder / "store"), quick, Silent())
+
+
+@pytest.fixture
+def tiny_runner(tmp_path: Path) -> Any:
+    """A runner on an empty store, which logs every second step."""
+    return _tiny_runner(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory: pytest.TempPathFactory, shared_cell: Any) -> Path:
+    """A store in which `shared_cell` is done, to be copied."""
+    from lit_prune.pipeline.expand import Entry
+
+    folder = tmp_path_factory.mktemp("finished")
+    assert _tiny_runner(folder).run([Entry("row", 0, shared_cell, {})]) == 0
+    return folder / "store"
 
 
 @pytest.fixture
 def numbered(tmp_path: Path) -> Callable[..., Path]:
-    """A maker of token folders whose ids count up from 0 in every split: a block is known by its first."""
-
-    def make(**num_tokens: int) -> Path:
-        import json
-
-        folder = tmp_path / "numbered"
-        folder.mkdir()
-        counts = {"train": 0, "validation": 0, "calibration": 0} | num_tokens
-        for split, count in counts.items():
-            np.arange(count, dtype=np.uint16).tofile(folder / f"{split}.bin")
-        about = {"dtype": "uint16", "eos": 0, "num_tokens": counts}
-        (folder / "tokens.json").write_text(json.dumps(about))
-        return folder
-
-    return make
+    """A maker of token folders, each in the place of the one before."""
+    return lambda **num_tokens: count_up(tmp_path / "numbered", **num_tokens)

@@ -17,7 +17,7 @@ from lit_prune.experiments.loss_ablation import TABLE
 
 SMALL = {
     "calibration.num_sequences": 8, "calibration.seq_len": 64, "distill.seq_len": 64, "distill.batch_size": 2,
-    "distill.max_steps": 8,
+    "distill.max_steps": 8, "corpus.max_tokens": 200_000,
     "distill.optimizer.warmup_steps": 2, "evaluation.num_sequences": 4, "evaluation.seq_len": 64,
 }  # fmt: skip
 SETTINGS = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]

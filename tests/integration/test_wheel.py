@@ -12,6 +12,7 @@ SMALL = (
     "calibration.num_sequences=4", "calibration.seq_len=32", "evaluation.num_sequences=2", "evaluation.seq_len=32",
     "distill.seq_len=32",
     "distill.batch_size=1", "distill.max_steps=2", "distill.optimizer.warmup_steps=1",
+    "corpus.max_tokens=200000",
 )  # fmt: skip
 
 

@@ -15,27 +15,34 @@ from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.registry import table_of, tables
 from lit_prune.render import files
 from lit_prune.report import assemble
-from lit_prune.report.load import frame, gather, ledger
+from lit_prune.report.load import frame, frame_of, gather, ledger
 from lit_prune.store import Store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A store in which one question was answered and another one, with a setting of its own, was asked."""
-    store = filled(tmp_path / "store")
-    files.write_files(answer(store), store.root / "reports/loss_ablation/tiny")
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store and records: one question was answered, and another one, with a setting of its own, was asked."""
+    folder = tmp_path_factory.mktemp("answered")
+    store = filled(folder / "store")
+    files.write_asked(answer(store), store.root / "reports/loss_ablation/tiny")
     other = assemble(TABLE, "tiny", {"distill.max_steps": 40}, asked(), store)
     files.write_asked(other, store.root / "reports/loss_ablation/tiny-1")
-    return store
+    record = folder / "records/loss_ablation/tiny"
+    files.write_record(answer(store), record)
+    (record.parent / "NOTES.md").write_text("# What was seen\n")
+    return folder
 
 
 @pytest.fixture
-def records(store: Store, tmp_path: Path) -> Path:
+def store(answered: Path, tmp_path: Path) -> Store:
+    """A copy of the store, which a test may change."""
+    return Store(shutil.copytree(answered / "store", tmp_path / "store"))
+
+
+@pytest.fixture
+def records(answered: Path) -> Path:
     """The record of the first question, with notes."""
-    folder = tmp_path / "records" / "loss_ablation" / "tiny"
-    files.write_record(answer(store), folder)
-    (folder.parent / "NOTES.md").write_text("# What was seen\n")
-    return tmp_path / "records"
+    return answered / "records"
 
 
 def test_of_one_question_the_answer_with_more_cells_is_taken_and_the_store_where_they_are_equal(
@@ -60,11 +67,12 @@ def test_profiles_choose(store: Store, records: Path) -> None:
 
 
 def test_frame_has_every_cell_and_ledger_every_claim(store: Store, records: Path) -> None:
-    cells = frame(store.root, records)
+    answers = gather(store, records)
+    cells = frame_of(answers)
     assert len(cells) == 2 * 20
     assert set(cells["settings"]) == {"", "--set distill.max_steps=40"}
     assert cells.loc[cells["row"] == MSE, "lm_loss"].to_list() == [3.10, 3.21, 3.33] * 2
-    claims = ledger(gather(store, records))
+    claims = ledger(answers)
     assert len(claims) == 2 * len(TABLE.claims)
     assert set(claims.columns) >= {
         "table",
