@@ -64,6 +64,9 @@ from lit_prune.config.schema import (
     ThroughputTest as ThroughputTest,
 )
 from lit_prune.config.schema import (
+    errors_of as errors_of,
+)
+from lit_prune.config.schema import (
     expand as expand,
 )
 from lit_prune.config.schema import (

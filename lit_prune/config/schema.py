@@ -6,9 +6,10 @@ workers, store) is never in here. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,27 @@ Changes = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
 
 
 class ConfigError(ValueError):
-    """A request that cannot be met; its message is one line that says what is wrong and what is allowed."""
+    """A request that cannot be met, in one line: what is wrong and what is allowed, after the field if it is one's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        field, colon, problem = message.partition(": ")
+        self.field, self.problem = (field, problem) if colon and " " not in field else ("", message)
+
+
+@contextlib.contextmanager
+def errors_of(fields: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name other fields: those of a section that is read in the place of another, or flags.
+
+    `fields` maps sections or fields to what stands in their place, such as corpus -> evaluation.second_corpus.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        for old, new in fields.items():
+            if error.field == old or error.field.startswith(f"{old}."):
+                raise ConfigError(f"{new}{error.field.removeprefix(old)}: {error.problem}") from None
+        raise
 
 
 def renamed(default: Any, was: str, values: Mapping[str, str] = MappingProxyType({})) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import ConfigError, Corpus, errors_of
 from lit_prune.data import corpus
 
 DEFAULT_WINDOW = 2048
@@ -111,8 +111,5 @@ def text(
 
 def _with_flags(ask: Callable[[], Any]) -> Any:
     """Return what `ask` does; an error of a corpus names the flag instead of the field."""
-    try:
+    with errors_of({"corpus.path": "--corpus", "corpus.text_column": "--text-column"}):
         return ask()
-    except ConfigError as error:
-        message = str(error).replace("corpus.path:", "--corpus:", 1).replace("corpus.text_column:", "--text-column:", 1)
-        raise ConfigError(message) from None

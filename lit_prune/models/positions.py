@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lit_prune.config import ConfigError
@@ -23,6 +24,20 @@ def positions_of(config: Any) -> int | None:
         return stated
     before = scaling.get("original_max_position_embeddings") or stated
     return max(stated, int(before * scaling.get("factor", 1.0)))
+
+
+def check_lengths(lengths: Mapping[str, int], config: Any, whose: str) -> None:
+    """Validate that no sequence is longer than a model with this config is made for.
+
+    `lengths` maps fields to tokens, and `whose` says which model it is.
+
+    Raises:
+        ConfigError: if a sequence is longer.
+    """
+    most = positions_of(config)
+    for field, length in lengths.items():
+        if most is not None and length > most:
+            raise ConfigError(f"{field}: must be at most {most}, the positions of {whose}, got {length}")
 
 
 def check_longrope(location: str, config: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus, Teacher
+from lit_prune.config import Cell, ConfigError, Corpus, Teacher, errors_of
 from lit_prune.config.overrides import flatten, override, parent_of, plain_of
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
@@ -71,11 +71,14 @@ class Resolver:
 
 @contextlib.contextmanager
 def of_parent(depth: int = 1) -> Iterator[None]:
-    """Say of what is wrong with a source, or with the source of one, that it is the source's."""
+    """Let errors name the fields of a source, or those of the source of one."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError("parent: " * depth + str(error)) from None
+        if not depth:
+            raise
+        place = ".".join(["parent"] * depth)
+        raise ConfigError(f"{place}.{error}" if error.field else f"{place}: {error}") from None
 
 
 def _expects_bos(teacher: Teacher) -> bool:
@@ -85,7 +88,5 @@ def _expects_bos(teacher: Teacher) -> bool:
 
 
 def _pin_second(text: Corpus) -> Corpus:
-    try:
+    with errors_of({"corpus": "evaluation.second_corpus"}):
         return corpus.pin(text)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("corpus.", "evaluation.second_corpus.", 1)) from None

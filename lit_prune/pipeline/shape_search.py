@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune import cpu
-from lit_prune.config import ConfigError, Prune, SearchSpace, name_of_shape
+from lit_prune.config import ConfigError, Prune, SearchSpace, errors_of, name_of_shape
 from lit_prune.config.renames import former_sizes
 from lit_prune.evaluate.throughput import random_model, speedup
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
@@ -163,18 +163,19 @@ def _shapes(config: Any, space: SearchSpace) -> set[ModelShape]:
         raise ConfigError("search_space: give either intermediate_size or expansion, and leave the other empty")
     shapes: set[ModelShape] = set()
     possible: set[tuple[int, str]] = set()
-    refused: list[tuple[set[tuple[int, str]], str]] = []
+    refused: list[tuple[set[tuple[int, str]], ConfigError]] = []
     for choice in _combinations(space):
         # By their text: 1 is a count and 1.0 a share, and they are equal.
         sizes = {(axis, repr(size)) for axis, size in enumerate(choice)}
         try:
-            shapes.add(_shape(config, *choice))
+            with errors_of({"prune": "search_space"}):
+                shapes.add(_shape(config, *choice))
             possible |= sizes
         except ConfigError as error:
-            refused.append((sizes, str(error).replace("prune.", "search_space.")))
+            refused.append((sizes, error))
     for sizes, reason in refused:
         if not sizes <= possible:
-            raise ConfigError(reason)
+            raise reason
     return shapes
 
 

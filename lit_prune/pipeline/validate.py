@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Distill, Execution, Optimizer
+from lit_prune.config import Cell, ConfigError, Execution, Optimizer
 from lit_prune.config.overrides import parent_of, parents_of
+from lit_prune.distill.objective import check_objective
+from lit_prune.distill.trainable import check_trained
+from lit_prune.evaluate.throughput import check_positions
 from lit_prune.models import loading
+from lit_prune.models.positions import check_lengths
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
 from lit_prune.pipeline.resolve import of_parent
+from lit_prune.pruning import prune
 from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
-
-DEFAULT = Distill()
 
 NAMED = (
     "prune.width_criterion", "prune.layer_criterion", "prune.layer_selection", "prune.width_allocation",
@@ -106,113 +109,38 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
             does not fit, an objective without terms.
     """
-    from lit_prune.distill.trainable import check_trained
-    from lit_prune.pruning import prune
-
     config = teacher_config(cell)
     if cell.prune.init_from is not None and cell.prune.init == "random":
         raise ConfigError("prune.init: random goes with a shape or a plan, not with prune.init_from")
-    check_positions(cell, config)
+    _check_lengths(cell, config, "the teacher")
     if cell.prune.init_from is None:
         pruned = pruned or pruned_config(cell)
-        _check_cut(cell, pruned)
+        if cell.parent is not None:
+            _check_lengths(cell, pruned, "its source")
+        prune.check(cell.prune, pruned)
         num_blocks, student_config = prune.num_blocks(cell.prune, pruned), pruned
     else:
         student_config = config_of_student(cell)
-        check_positions(cell, student_config, "the student")
+        _check_lengths(cell, student_config, "the student")
         num_blocks = student_config.num_hidden_layers
     if cell.prune.init_from is None and student_config.vocab_size != config.vocab_size:
         raise ConfigError(
             f"parent: its vocabulary has {student_config.vocab_size} entries, the teacher's {config.vocab_size}"
         )
-    check_speed(cell, student_config, config)
+    if cell.evaluation.throughput is not None:
+        for one in (student_config, config):
+            check_positions(cell.evaluation.throughput, one)
     check_trained(cell.distill, student_config, num_blocks)
     check_objective(cell.distill, config, student_config, num_blocks)
 
 
-def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: int) -> None:
-    """See that an objective can be computed between models with these configs, the student's of `num_blocks` blocks.
-
-    Raises:
-        ConfigError: it cannot, or it names what would have no effect.
-    """
-    from lit_prune.distill.hidden_states import check_relation_heads, pairs_of, relations_of
-    from lit_prune.distill.module import NOTHING_COMPARED
-    from lit_prune.losses.weighting import check_weights
-
-    pairs = pairs_of(distill, teacher.num_hidden_layers, num_blocks)
-    relations = relations_of(distill, teacher.num_hidden_layers, num_blocks)
-    if relations:
-        check_relation_heads(distill, teacher, student)
-    if distill.alpha and not pairs and not relations:
-        raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
-    if (pairs or relations) and not distill.alpha:
-        raise ConfigError(
-            "distill.alpha: 0, so that match_embedding, match_mlp_input, match_layer_output and match_attention "
-            "would have no effect"
-        )
-    check_weights(distill)
-    if distill.projection == "per_pair" and not pairs:
-        raise ConfigError(
-            "distill.projection: per_pair is for match_embedding, match_mlp_input and "
-            "match_layer_output, and none is given"
-        )
-    if distill.relation_heads != DEFAULT.relation_heads and not relations:
-        raise ConfigError("distill.relation_heads: is for match_attention, and none is given")
-    if distill.teacher_optimizer is not None and not distill.needs_teacher:
-        raise ConfigError(
-            "distill.teacher_optimizer: kd_weight and alpha are 0, so nothing is learned from the teacher"
-        )
-    if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
-        raise ConfigError(
-            f"distill.top_k: {distill.top_k} asked for; it is 2 to {teacher.vocab_size}, all of the vocabulary (of one "
-            "token alone both are certain, and nothing would be learned)"
-        )
-
-
-def _check_cut(cell: Cell, config: Any) -> None:
-    """See that the student can be cut from the model with this config: the teacher, or the student of its source."""
-    from lit_prune.pruning import prune
-
-    if cell.parent is None:
-        prune.check(cell.prune, config)
-        return
-    try:
-        check_positions(cell, config)
-        prune.check(cell.prune, config)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("the teacher", "its source")) from None
-
-
-def check_positions(cell: Cell, config: Any, whose: str = "the teacher") -> None:
-    """Check that no sequence of a cell is longer than a model with this config is made for.
-
-    Raises:
-        ConfigError: one is.
-    """
-    from lit_prune.models.positions import positions_of
-
-    most = positions_of(config)
+def _check_lengths(cell: Cell, config: Any, whose: str) -> None:
+    """Check that no sequence of a cell is longer than a model with this config is made for."""
     sections = ("calibration", "distill", "evaluation") if cell.distill.max_steps else ("calibration", "evaluation")
-    blocks = {name: getattr(cell, name).seq_len for name in sections}
+    lengths = {f"{name}.seq_len": getattr(cell, name).seq_len for name in sections}
     if cell.teacher.finetune is not None:
-        blocks["teacher.finetune"] = cell.teacher.finetune.seq_len
-    for name, block in blocks.items():
-        if most is not None and block > most:
-            raise ConfigError(f"{name}.seq_len: must be at most {most}, the positions of {whose}, got {block}")
-
-
-def check_speed(cell: Cell, *configs: Any) -> None:
-    """See that models with these configs have a position for every token of the requests that are timed, if any are.
-
-    Raises:
-        ConfigError: one has not.
-    """
-    from lit_prune.evaluate.throughput import check_positions
-
-    if cell.evaluation.throughput is not None:
-        for config in configs:
-            check_positions(cell.evaluation.throughput, config)
+        lengths["teacher.finetune.seq_len"] = cell.teacher.finetune.seq_len
+    check_lengths(lengths, config, whose)
 
 
 def check_sizes(cell: Cell) -> None:

@@ -170,9 +170,7 @@ def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
             min(most, max(groups, round(size * whole.num_attention_heads / groups) * groups)) if 0 < size <= 1 else size
         )
     if isinstance(size, int) and most < size <= whole.num_attention_heads:
-        raise ConfigError(
-            f"prune.num_attention_heads: {size} asked for, {groups} of the teacher's KV groups have {most}"
-        )
+        raise ConfigError(f"prune.num_attention_heads: {size} asked for, {groups} of its KV groups have {most}")
     why = "heads in equal number in each of the KV groups"
     return _units("prune.num_attention_heads", size, most, groups, why), groups
 
@@ -249,7 +247,7 @@ def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
         size = max(step, min(whole // step, round(size * whole / step)) * step)
     assert isinstance(size, int)
     if not 1 <= size <= whole:
-        raise ConfigError(f"{name}: {size} asked for, the teacher has {whole}")
+        raise ConfigError(f"{name}: {size} asked for, the model to prune has {whole}")
     if size % step:
         below, above = size - size % step, size - size % step + step
         nearest = " and ".join(str(n) for n in (below, above) if 0 < n <= whole)

@@ -180,7 +180,7 @@ BAD = {
     "no seeds": (["--seeds", "0"], "--seeds: "),
     "missing model": (["--set", "teacher.model=./nowhere"], "teacher.model: './nowhere' is not a shipped teacher"),
     "missing text": (["--set", "corpus.path=./nowhere.txt"], "corpus.path: './nowhere.txt' is not"),
-    "hidden too large": (["--set", "prune.hidden_size=4000"], "prune.hidden_size: 4000 asked for, the teacher has"),
+    "hidden too large": (["--set", "prune.hidden_size=4000"], "prune.hidden_size: 4000 asked for"),
     "hidden forbidden": (["--set", "prune.hidden_size=101"], "the nearest allowed are 100 and 104"),
     "heads forbidden": (["--set", "prune.num_attention_heads=5"], "prune.num_attention_heads: 5 is not"),
     "calibration too large": (["--set", "calibration.num_sequences=10000000"],

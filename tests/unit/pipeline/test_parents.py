@@ -294,19 +294,22 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prune.intermediate_size": 40}, "prune.intermediate_size: 40 asked for, its source has 36"),
-        ({"parent.prune.intermediate_size": 60}, "parent: prune.intermediate_size: 60 asked for, the teacher has 48"),
+        ({"prune.intermediate_size": 40}, "prune.intermediate_size: 40 asked for, the model to prune has 36"),
+        (
+            {"parent.prune.intermediate_size": 60},
+            "parent.prune.intermediate_size: 60 asked for, the model to prune has 48",
+        ),
         (
             {"parent.parent.prune.intermediate_size": 60},
-            "parent: parent: prune.intermediate_size: 60 asked for, the teacher has 48",
+            "parent.parent.prune.intermediate_size: 60 asked for, the model to prune has 48",
         ),
         ({"parent.prune.width_criterion": "actvation"}, "parent: unknown criterion 'actvation'"),
-        ({"parent.distill.max_steps": -1}, "parent: distill.max_steps: -1 asked for"),
+        ({"parent.distill.max_steps": -1}, "parent.distill.max_steps: -1 asked for"),
         ({"prune.init": "random"}, "parent: has no effect where prune.init is random"),
         ({"prune.init_from": "MODEL"}, "parent: has no effect where prune.init_from is "),
         ({"parent.prune.init": "random", "parent.distill.max_steps": 0}, "parent.prune.init: random ones"),
         ({"parent.prune.width_allocation": "global"}, "parent.prune: its blocks differ in width"),
-        ({"parent.prune.plan_path": "nowhere.json"}, "parent: prune.plan_path: there is no file nowhere.json"),
+        ({"parent.prune.plan_path": "nowhere.json"}, "parent.prune.plan_path: there is no file nowhere.json"),
         ({"parent.teacher.model": "OTHER"}, "parent: its vocabulary has 300 entries, the teacher's 256"),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_window_nobody_meets_names_the_nearest(config, least, most, nearest):
         ),
         (
             SearchSpace(num_hidden_layers=(1, 2), hidden_size=(16, 33)),
-            "search_space.hidden_size: 33 asked for, the teacher has 32",
+            "search_space.hidden_size: 33 asked for, the model to prune has 32",
         ),
         (
             SearchSpace(hidden_size=(31,), num_attention_heads=(2, 4)),

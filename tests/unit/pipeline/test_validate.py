@@ -23,7 +23,7 @@ RECIPES = {
     "distill.projection": ("per_pair", "distill.projection: per_pair is for embedding"),
     "distill.relation_heads": (4, "distill.relation_heads: is for attention"),
     "seed": (-1, "seed: -1 asked for, at least 0 is needed"),
-    "parent.seed": (-1, "parent: seed: -1 asked for"),
+    "parent.seed": (-1, "parent.seed: -1 asked for"),
 }
 
 

@@ -162,7 +162,7 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
         ({"num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
         (
             {"num_key_value_heads": 1, "heads": 3},
-            "prune.num_attention_heads: 3 asked for, 1 of the teacher's KV groups have 2",
+            "prune.num_attention_heads: 3 asked for, 1 of its KV groups have 2",
         ),
         ({"num_iterations": 10**9}, "prune.num_iterations: 1000000000 rounds are more than"),
         (

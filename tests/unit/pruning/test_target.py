@@ -82,10 +82,10 @@ def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
 @pytest.mark.parametrize(
     ("config", "asked", "message"),
     [
-        (LLAMA, {"hidden_size": 49}, "prune.hidden_size: 49 asked for, the teacher has 48"),
-        (LLAMA, {"intermediate_size": 41}, "prune.intermediate_size: 41 asked for, the teacher has 40"),
+        (LLAMA, {"hidden_size": 49}, "prune.hidden_size: 49 asked for, the model to prune has 48"),
+        (LLAMA, {"intermediate_size": 41}, "prune.intermediate_size: 41 asked for, the model to prune has 40"),
         (LLAMA, {"intermediate_size": 0}, "prune.intermediate_size: 0 asked for"),
-        (LLAMA, {"num_hidden_layers": 4}, "prune.num_hidden_layers: 4 asked for, the teacher has 3"),
+        (LLAMA, {"num_hidden_layers": 4}, "prune.num_hidden_layers: 4 asked for, the model to prune has 3"),
         (LLAMA, {"num_attention_heads": 5}, "prune.num_attention_heads: 5 is not .* nearest allowed are 4 and 6"),
         (
             LLAMA,
@@ -95,11 +95,11 @@ def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
         (LLAMA, {"hidden_size": 1.5}, r"prune.hidden_size: a share lies in \(0, 1\], not 1.5"),
         (LLAMA, {"hidden_size": 0.0}, r"prune.hidden_size: a share lies in \(0, 1\], not 0.0"),
         (LLAMA, {"num_attention_heads": -0.5}, r"prune.num_attention_heads: a share lies in \(0, 1\], not -0.5"),
-        (LLAMA, {"num_key_value_heads": 3}, "prune.num_key_value_heads: 3 asked for, the teacher has 2"),
+        (LLAMA, {"num_key_value_heads": 3}, "prune.num_key_value_heads: 3 asked for, the model to prune has 2"),
         (
             LLAMA,
             {"num_key_value_heads": 1, "num_attention_heads": 4},
-            "prune.num_attention_heads: 4 asked for, 1 of the teacher's KV groups have 3",
+            "prune.num_attention_heads: 4 asked for, 1 of its KV groups have 3",
         ),
         (MHA, {"num_key_value_heads": 3}, "prune.num_key_value_heads: every head of this teacher has its own"),
         (LLAMA, {"drop_layers": (3,)}, "prune.drop_layers: there is no block 3; there are 0 to 2"),
