@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -68,15 +69,14 @@ def execute(
         ConfigError: only if the flags have `debug` set; so the traceback is shown.
     """
     flags = None
-    warnings.showwarning = _hint_or(warnings.showwarning)
-    warnings.simplefilter("once", RenamedField)
     try:
-        words = with_new_flags(sys.argv[1:] if argv is None else argv, renamed)
-        check_field_values(words)
-        verb, flags = parse(words)
-        begin(f"{verb.name}: {verb.begins}", argv, asks=verb.asks)
-        stop_on_signals()
-        return verb.run(flags)
+        with _hints():
+            words = with_new_flags(sys.argv[1:] if argv is None else argv, renamed)
+            check_field_values(words)
+            verb, flags = parse(words)
+            begin(f"{verb.name}: {verb.begins}", argv, asks=verb.asks)
+            stop_on_signals()
+            return verb.run(flags)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -121,8 +121,10 @@ def with_new_flags(words: Sequence[str], renamed: Mapping[str, str]) -> list[str
     return found
 
 
-def _hint_or(show: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that shows a `RenamedField` warning as a hint and any other warning as before."""
+@contextlib.contextmanager
+def _hints() -> Iterator[None]:
+    """Print each `RenamedField` warning once, as a hint; show other warnings as before."""
+    show = warnings.showwarning
 
     def hint(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, RenamedField):
@@ -130,7 +132,10 @@ def _hint_or(show: Callable[..., None]) -> Callable[..., None]:
         else:
             show(message, category, *place, **more)
 
-    return hint
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", RenamedField)
+        warnings.showwarning = hint
+        yield
 
 
 def check_field_values(words: Sequence[str]) -> None:

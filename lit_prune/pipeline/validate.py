@@ -218,8 +218,8 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     import torch
 
     for flag, value, least in (
-        ("--accumulate", execution.grad_accum_steps, 1),
-        ("--workers", execution.num_workers, 0),
+        ("--grad-accum-steps", execution.grad_accum_steps, 1),
+        ("--num-workers", execution.num_workers, 0),
         ("--log-every", execution.log_every, 1),
         ("--checkpoint-seconds", execution.checkpoint_seconds, 0),
     ):
@@ -235,7 +235,7 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
         for place, recipe in recipes.items():
             if recipe is not None and recipe.batch_size % (execution.grad_accum_steps or 1):
                 raise ConfigError(
-                    f"--accumulate: {place}.batch, {recipe.batch_size}, cannot be cut into "
+                    f"--grad-accum-steps: {place}.batch_size, {recipe.batch_size}, cannot be cut into "
                     f"{execution.grad_accum_steps} parts"
                 )
 

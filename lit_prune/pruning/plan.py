@@ -222,7 +222,7 @@ class PrunePlan:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(f"plan: {path} is not one ({where + ': ' if where else ''}{first['msg']})") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"plan: {path} is not one ({error})") from None
         assert isinstance(plan, PrunePlan)
         return plan

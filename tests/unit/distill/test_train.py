@@ -121,7 +121,7 @@ class Whole:
         how = dropout, accumulate
         if how not in self.made:
             folder = self.folder / f"{dropout} {accumulate}"
-            self.made[how] = Run(run(self.tokens, folder, dropout=dropout, accumulate=accumulate), folder)
+            self.made[how] = Run(run(self.tokens, folder, dropout=dropout, grad_accum_steps=accumulate), folder)
         return self.made[how]
 
 
@@ -151,9 +151,9 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path, s
     """A pass over the 22 blocks ends in the middle of step 6; a step is told before its checkpoint is written."""
     uninterrupted = whole(dropout, accumulate)
     for stop in stops:
-        run(whole.tokens, tmp_path, dropout=dropout, accumulate=accumulate, stop_at=stop)
+        run(whole.tokens, tmp_path, dropout=dropout, grad_accum_steps=accumulate, stop_at=stop)
         assert (tmp_path / "last.ckpt").exists() == (stop > 1)
-    resumed = run(whole.tokens, tmp_path, dropout=dropout, accumulate=accumulate)
+    resumed = run(whole.tokens, tmp_path, dropout=dropout, grad_accum_steps=accumulate)
     assert equal(resumed, uninterrupted.student)
     pd.testing.assert_frame_equal(rows(tmp_path), rows(uninterrupted.folder), check_exact=True)
 
@@ -161,8 +161,8 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path, s
 @pytest.mark.slow
 def test_workers_that_read_ahead_lose_and_repeat_nothing(whole, tmp_path):
     for stop in (4, 8):
-        run(whole.tokens, tmp_path, stop_at=stop, workers=2)
-    assert equal(run(whole.tokens, tmp_path, workers=2), whole(0.0, 1).student)
+        run(whole.tokens, tmp_path, stop_at=stop, num_workers=2)
+    assert equal(run(whole.tokens, tmp_path, num_workers=2), whole(0.0, 1).student)
 
 
 def test_a_run_that_was_over_when_it_was_interrupted_is_found_as_it_was(whole, tmp_path):
@@ -176,15 +176,15 @@ def test_a_checkpoint_is_never_of_half_a_step(whole, tmp_path):
     """The time for one comes between the two micro-batches of step 3, whose gradients no checkpoint holds."""
     slow, calls = student_of(dropout=0.1), iter(range(1, 100))
     slow.register_forward_pre_hook(lambda *_: time.sleep(0.6) if next(calls) == 5 else None)
-    run(whole.tokens, tmp_path, accumulate=2, student=slow, stop_at=3, checkpoint_seconds=0.5)
-    assert equal(run(whole.tokens, tmp_path, accumulate=2, dropout=0.1), whole(0.1, 2).student)
+    run(whole.tokens, tmp_path, grad_accum_steps=2, student=slow, stop_at=3, checkpoint_seconds=0.5)
+    assert equal(run(whole.tokens, tmp_path, grad_accum_steps=2, dropout=0.1), whole(0.1, 2).student)
     pd.testing.assert_frame_equal(rows(tmp_path), rows(whole(0.1, 2).folder), check_exact=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
 def test_a_run_may_go_on_in_other_micro_batches(whole, tmp_path, before, after):
-    run(whole.tokens, tmp_path, stop_at=6, accumulate=before)
-    resumed = run(whole.tokens, tmp_path, accumulate=after)
+    run(whole.tokens, tmp_path, stop_at=6, grad_accum_steps=before)
+    resumed = run(whole.tokens, tmp_path, grad_accum_steps=after)
     close(resumed, whole(0.0, 1).student)
     pd.testing.assert_frame_equal(rows(tmp_path), rows(whole(0.0, 1).folder), rtol=1e-4)
 
@@ -337,7 +337,7 @@ def test_micro_batches_are_the_fewest_equal_ones_whose_logits_fit(batch, block, 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tokens, tmp_path):
     with pytest.raises(ConfigError, match=r"distill\.batch: 4 is no multiple"):
-        run(tokens, tmp_path, accumulate=3)
+        run(tokens, tmp_path, grad_accum_steps=3)
 
 
 GOLDEN_CURVES = {

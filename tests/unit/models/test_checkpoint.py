@@ -264,7 +264,7 @@ def test_a_dry_run_refuses_it_before_anything_is_written(folder, field, tmp_path
     (tmp_path / "text.txt").write_text("some text\n" * 999)
     given = f"{field}={folder}", f"corpus.path={tmp_path / 'text.txt'}", "prune.num_attention_heads=null"
     whole = [] if field == "teacher.model" else [f"teacher.model={whole_copy(folder)}"]
-    short = [f"{section}.block=32" for section in ("importance", "distill", "evaluation")]
+    short = [f"{section}.seq_len=32" for section in ("calibration", "distill", "evaluation")]
     words = [word for setting in (*given, *whole, *short) for word in ("--set", setting)]
     flags = ["--dry-run", "--store", str(tmp_path / "store"), "--wandb", "disabled"]
     assert main(TABLE, [*words, *flags]) == 2

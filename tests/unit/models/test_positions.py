@@ -34,11 +34,11 @@ def test_the_longest_sequence_a_config_allows(family, fields, positions):
     assert positions_of(AutoConfig.for_model(family, **fields)) == positions
 
 
-@pytest.mark.parametrize("section", ["importance", "distill", "evaluation"])
+@pytest.mark.parametrize("section", ["calibration", "distill", "evaluation"])
 def test_a_longer_sequence_is_refused_before_tokenising(section, tiny_cell, tiny_runner):
-    at_most, longer = (override(tiny_cell, {f"{section}.block": block}) for block in (128, 129))
+    at_most, longer = (override(tiny_cell, {f"{section}.seq_len": block}) for block in (128, 129))
     tiny_runner.check([Resolver().pin(at_most)])
-    with pytest.raises(ConfigError, match=f"{section}.block: must be at most 128, .*, got 129"):
+    with pytest.raises(ConfigError, match=f"{section}.seq_len: must be at most 128, .*, got 129"):
         tiny_runner.check([Resolver().pin(longer)])
 
 

@@ -76,30 +76,30 @@ def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
         grid = axis("distill.max_steps", profile.seeds, profile.seeds + 1)
         return dataclasses.replace(table, grid=grid, label=lambda point: str(point["distill.max_steps"]), baseline="2")
 
-    open_table = table(grid=Grid(()), baseline="", paper={}, claims=(), for_profile=doubled)
+    open_table = table(grid=Grid(()), baseline="", paper={}, claims=(), build_for_profile=doubled)
     assert [entry.row for entry in entries(open_table.at(PROFILE, tmp_path), PROFILE, num_seeds=1)] == ["2", "3"]
     assert table().at(PROFILE, tmp_path).name == "toy"
 
 
 def test_references_come_last_once_as_the_baseline_with_their_changes():
-    found = entries(table(references={"as it is": {"distill.max_steps": 0}}), PROFILE)
+    found = entries(table(reference_rows={"as it is": {"distill.max_steps": 0}}), PROFILE)
     assert rows(found)[-1] == ("as it is", 0)
     assert [entry.reference for entry in found] == [False] * 6 + [True]
     assert found[-1].cell == override(Cell(), {"distill.max_steps": 0, "distill.logit_loss": "kld"})
 
 
 def test_settings_change_every_cell():
-    asked = table(references={"as it is": {"distill.max_steps": 0}})
+    asked = table(reference_rows={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE, settings={"distill.seq_len": 64})
     assert {entry.cell.distill.seq_len for entry in found} == {64}
 
 
 def test_a_seed_sets_every_field_that_is_seeded():
-    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
+    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE)
     assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
     assert [(entry.cell.seed, entry.cell.calibration.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
-    only_the_draw = entries(table(seeded=("calibration.seed",)), PROFILE, num_seeds=3)
+    only_the_draw = entries(table(seed_fields=("calibration.seed",)), PROFILE, num_seeds=3)
     assert [(e.seed, e.cell.seed, e.cell.calibration.seed) for e in only_the_draw[:3]] == [
         (0, 0, 0),
         (1, 0, 1),
@@ -111,8 +111,8 @@ def test_a_seed_is_left_out_where_a_row_lacks_the_section():
     points = ({"teacher.finetune": None}, {}, {"parent.teacher.finetune": None, "parent.distill.max_steps": 3})
     asked = table(
         grid=Grid(points), label=lambda point: next(iter(point), "corrected"), baseline="corrected", paper={},
-        claims=(), base={"teacher.finetune.max_steps": 7}, seeded=("seed", "teacher.finetune.seed"),
-        references={"as it was": {"teacher.finetune": None, "distill.max_steps": 0},
+        claims=(), base_overrides={"teacher.finetune.max_steps": 7}, seed_fields=("seed", "teacher.finetune.seed"),
+        reference_rows={"as it was": {"teacher.finetune": None, "distill.max_steps": 0},
         "as it is": {"distill.max_steps": 0}},
     )  # fmt: skip
     found = entries(asked, PROFILE)
@@ -126,16 +126,16 @@ def test_a_seed_is_left_out_where_a_row_lacks_the_section():
 
 def test_references_have_seed_0_also_where_the_profile_has_another():
     profile = Profile(override(Cell(), {"seed": 7, "calibration.seed": 7}), seeds=1)
-    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
+    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
     reference = entries(asked, profile)[-1].cell
     assert (reference.seed, reference.calibration.seed) == (0, 0)
 
 
 def test_twins_are_refused_among_what_is_seeded_too():
     draws = axis("distill.logit_loss", "kld", "mse") * axis("calibration.seed", 5, 6)
-    twins = table(grid=draws, seeded=("seed", "calibration.seed"))
+    twins = table(grid=draws, seed_fields=("seed", "calibration.seed"))
     assert refused(twins) == "two points of the grid are the same cell: 'kld' and 'kld', seed 0"
-    assert refused(table(seeded=("seed", "calibration.seed")), add_rows={"calibration.seed": 3}).startswith(
+    assert refused(table(seed_fields=("seed", "calibration.seed")), add_rows={"calibration.seed": 3}).startswith(
         "two points"
     )
 
@@ -144,8 +144,8 @@ def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings()
     asked = table(
         grid=axis("distill.logit_loss", "kld",
         "mse") + Grid(({"distill.logit_loss": "cosine", "distill.seq_len": 32},)),
-        base={"distill.seq_len": 64, "evaluation.num_validations": 8},
-        references={"as it is": {"distill.max_steps": 0}},
+        base_overrides={"distill.seq_len": 64, "evaluation.num_validations": 8},
+        reference_rows={"as it is": {"distill.max_steps": 0}},
     )  # fmt: skip
     profile = Profile(override(Cell(), {"distill.seq_len": 128, "distill.batch_size": 3}), seeds=1)
     found = entries(asked, profile)
@@ -158,12 +158,12 @@ def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings()
 
 
 def test_a_table_that_changes_an_unknown_field_is_refused():
-    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base={"evaluation.cheks": 8}))
+    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base_overrides={"evaluation.cheks": 8}))
 
 
 @pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "calibration.seed"])
 def test_a_setting_on_a_swept_field_is_refused(path):
-    message = refused(table(seeded=("seed", "calibration.seed")), settings={path: 0})
+    message = refused(table(seed_fields=("seed", "calibration.seed")), settings={path: 0})
     assert message.startswith(f"--set {path}: toy sweeps it")
     assert "--filter" in message
     assert "--add-row" in message
@@ -178,7 +178,7 @@ def test_a_setting_of_an_unknown_field_is_refused():
     [
         table(grid=axis("distill.logit_loss", "kld", "mse", "kld")),
         table(grid=axis("distill.logit_loss", "kld", "mse") * seeds(2)),
-        table(references={"the same": {}}),
+        table(reference_rows={"the same": {}}),
     ],
     ids=["value", "seed", "reference"],
 )
@@ -274,7 +274,7 @@ def test_an_unknown_short_name_is_refused(request_, name, hint):
 
 def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
     message = refused(table(), add_rows={"samples": 3, "block": 3})
-    ours = sorted(path for path in fields_of(Cell) if path.endswith(".block"))
+    ours = sorted(path for path in fields_of(Cell) if path.endswith(".seq_len"))
     assert len(ours) > 1
     assert message.endswith("there are: " + ", ".join(ours))
 

@@ -266,10 +266,10 @@ def test_strategy_says_what_it_keeps(tmp_path):
 
 
 def test_an_error_names_the_row_it_comes_from(tmp_path):
-    table = dataclasses.replace(table_of("loss"), references={"odd": {"distill.stpes": 0}})
+    table = dataclasses.replace(table_of("loss"), reference_rows={"odd": {"distill.stpes": 0}})
     with pytest.raises(ConfigError, match=r"'distill\.stpes'.*'odd'"):
         entries(table, load_profile("quick"))
-    table = dataclasses.replace(table_of("loss"), references={"odd": {"prune.num_parameters": 0.5}})
+    table = dataclasses.replace(table_of("loss"), reference_rows={"odd": {"prune.num_parameters": 0.5}})
     with pytest.raises(ConfigError, match=r"^student\.parameters: .*'odd'"):
         check_rows(table, "quick", entries(table, load_profile("quick")))
 
@@ -277,7 +277,7 @@ def test_an_error_names_the_row_it_comes_from(tmp_path):
 def test_a_text_that_one_row_lacks_is_refused_by_row(tmp_path):
     (tmp_path / "text.txt").write_text("A document.\n" * 9)
     missing = {"corpus.path": str(tmp_path / "nowhere.txt"), "distill.max_steps": 0}
-    table = dataclasses.replace(table_of("loss"), references={"odd": missing})
+    table = dataclasses.replace(table_of("loss"), reference_rows={"odd": missing})
     question = TableRequest(set=(f"corpus.path={tmp_path / 'text.txt'}",))
     with pytest.raises(ConfigError, match=r"^corpus\.source: .*'odd'"):
         requested_entries(table, question, Store(tmp_path / "store"))

@@ -39,9 +39,9 @@ def test_a_recipe_that_cannot_be_is_refused(path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"accumulate": 3}, "--accumulate: distill.batch_size, 8, cannot be cut into 3 parts"),
-        ({"accumulate": 0}, "--accumulate: 0 asked for, at least 1"),
-        ({"workers": -1}, "--workers: -1"),
+        ({"grad_accum_steps": 3}, "--grad-accum-steps: distill.batch_size, 8, cannot be cut into 3 parts"),
+        ({"grad_accum_steps": 0}, "--grad-accum-steps: 0 asked for, at least 1"),
+        ({"num_workers": -1}, "--num-workers: -1"),
         ({"log_every": 0}, "--log-every: 0"),
         ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds: -1.0"),
     ],

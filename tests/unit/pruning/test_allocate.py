@@ -60,16 +60,16 @@ def scores_of(blocks=4):
     "target", [ModelShape(4, 24, 5, 4, 2), ModelShape(3, 20, 10, 2, 2), ModelShape(4, 24, 7, 6, 2)]
 )
 def test_every_width_allocator_makes_plans_that_can_be_carried_out_and_meet_the_budget(name, target):
-    kept = tuple(range(target.layers))
+    kept = tuple(range(target.num_hidden_layers))
     blocks = width_allocators[name](scores_of(), kept, target, QWEN)
-    plan = PrunePlan(shape_of(QWEN), tuple(range(target.hidden)), blocks)
+    plan = PrunePlan(shape_of(QWEN), tuple(range(target.hidden_size)), blocks)
     plan.check(QWEN)
     count = parameter_counter(QWEN)
-    table = count(ModelShape(target.layers, target.hidden, 0, 0, 0))  # what is no block's width
+    table = count(ModelShape(target.num_hidden_layers, target.hidden_size, 0, 0, 0))  # what is no block's width
     shapes = [plan.shape_of_block(block) for block in blocks]
-    spent = sum((count(shape) - table) / target.layers for shape in shapes)
+    spent = sum((count(shape) - table) / target.num_hidden_layers for shape in shapes)
     asked = count(target) - table
-    price_of_a_neuron = 3 * target.hidden
+    price_of_a_neuron = 3 * target.hidden_size
     assert asked - price_of_a_neuron < spent <= asked
 
 

@@ -212,3 +212,18 @@ def test_where_heads_are_as_wide_as_the_stream_all_layers_keep_equally_many_kv_g
     blocks = tuple(LayerPlan(i, tuple(range(20)), kept) for i, kept in enumerate(heads))
     with pytest.raises(ConfigError, match="must keep equally many KV groups"):
         PrunePlan(shape_of(config), tuple(range(8)), blocks).check(config)
+
+
+def test_a_plan_with_the_former_names_of_sizes_is_read(tmp_path):
+    plan = PrunePlan.everything(shape_of(config_of("llama")))
+    plan.save(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    for former, name in (
+        ("layers", "num_hidden_layers"),
+        ("hidden", "hidden_size"),
+        ("kv_groups", "num_key_value_heads"),
+    ):
+        assert f'"{name}"' in text
+        text = text.replace(f'"{name}"', f'"{former}"')
+    (tmp_path / "former.json").write_text(text)
+    assert PrunePlan.load(tmp_path / "former.json") == plan

@@ -161,7 +161,7 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
         ({"num_key_value_heads": 1, "num_attention_heads": None, "head_merging": "paper"}, "prune.head_merging: "),
         ({"num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
         (
-            {"num_key_value_heads": 1, "heads": 3},
+            {"num_key_value_heads": 1, "num_attention_heads": 3},
             "prune.num_attention_heads: 3 asked for, 1 of its KV groups have 2",
         ),
         ({"num_iterations": 10**9}, "prune.num_iterations: 1000000000 rounds are more than"),
@@ -196,7 +196,8 @@ def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
     whole.save(path)
     good = path.read_text()
     prune.check(Prune(plan_path=str(path)), tiny_llama.config)
-    floats, unknown = good.replace('"hidden": 32', '"hidden": 32.0'), good.replace('"heads":', '"mergs": [], "heads":')
+    floats, unknown = (good.replace('"hidden_size": 32', '"hidden_size": 32.0'),)
+    good.replace('"heads":', '"mergs": [], "heads":')
     assert good not in (floats, unknown)
     for text in ("", "{}", '{"original": 3}', "[" * 100_000, floats, unknown):
         path.write_text(text)

@@ -42,7 +42,7 @@ def by_hand(model, plan):
     """The model with all that is not kept silenced by hooks on its modules; knows no parameter's axes."""
     model = copy.deepcopy(model)
     anatomy, whole = anatomy_of(model.config), plan.original
-    gone = torch.ones(whole.hidden, dtype=torch.bool)
+    gone = torch.ones(whole.hidden_size, dtype=torch.bool)
     gone[list(plan.hidden)] = False
 
     def without_channels(module, inputs, output):
@@ -58,7 +58,7 @@ def by_hand(model, plan):
             block.register_forward_hook(lambda module, inputs, output: inputs[0])
             continue
         heads = [head * HEAD_DIM + i for head in kept[index].heads for i in range(HEAD_DIM)]
-        groups = {head // (whole.heads // whole.num_key_value_heads) for head in kept[index].heads}
+        groups = {head // (whole.num_attention_heads // whole.num_key_value_heads) for head in kept[index].heads}
         keys = [group * HEAD_DIM + i for group in sorted(groups) for i in range(HEAD_DIM)]
         for name, units in ((anatomy.attention_output, heads), (anatomy.mlp_output, kept[index].neurons)):
             module = block.get_submodule(name)
@@ -67,7 +67,7 @@ def by_hand(model, plan):
         for name, module in block.named_modules():
             if name in anatomy.wide_norms:
                 norm_by_hand(module, heads if anatomy.wide_norms[name] == anatomy.query else keys, anatomy)
-            elif "Norm" in type(module).__name__ and normalized(module) == whole.hidden:
+            elif "Norm" in type(module).__name__ and normalized(module) == whole.hidden_size:
                 norm_by_hand(module, plan.hidden, anatomy)
     return model
 

@@ -116,7 +116,7 @@ def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
         (
             LLAMA,
             {"hidden_size": "auto", "num_parameters": 9},
-            "prune.num_parameters: 9 asked for; with hidden free there can be",
+            "prune.num_parameters: 9 asked for; with hidden_size free there can be",
         ),
         (
             NEOX,
@@ -143,9 +143,9 @@ def test_a_shape_that_cannot_be_is_refused_with_what_can(config, asked, message)
 
 def parameters_by_hand(shape, vocab=96, head_dim=8):
     """Of an untied Llama."""
-    attention = 2 * shape.hidden * head_dim * (shape.heads + shape.num_key_value_heads)
-    block = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
-    return shape.layers * block + 2 * vocab * shape.hidden + shape.hidden
+    attention = 2 * shape.hidden_size * head_dim * (shape.num_attention_heads + shape.num_key_value_heads)
+    block = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
+    return shape.num_hidden_layers * block + 2 * vocab * shape.hidden_size + shape.hidden_size
 
 
 def test_parameters_are_counted_as_by_hand():

@@ -23,7 +23,7 @@ def report(folder: Path, rows: dict[str, tuple[float, ...]], metrics: tuple[str,
     points = {row: {"distill.alpha": float(place)} for place, row in enumerate(rows)}
     found = {row: [dict(zip(metrics, values, strict=True))] for row, values in rows.items()}
     higher = tuple(name for name in metrics if name.endswith("speedup"))
-    return answered(folder, toy(points, metrics=metrics, higher=higher), found | TEACHER)
+    return answered(folder, toy(points, metrics=metrics, higher_is_better=higher), found | TEACHER)
 
 
 def front(pairs: pd.DataFrame) -> set[str]:
@@ -77,7 +77,8 @@ def test_what_is_far_from_the_rows_is_told(tmp_path: Path) -> None:
 
 def test_a_speed_that_was_asked_for_beside_the_table_is_weighed(tmp_path: Path) -> None:
     table = toy(
-        {"a": {"distill.alpha": 0.0}, "b": {"distill.alpha": 1.0}}, base={"evaluation.throughput.batch_size": 2}
+        {"a": {"distill.alpha": 0.0}, "b": {"distill.alpha": 1.0}},
+        base_overrides={"evaluation.throughput.batch_size": 2},
     )
     cells = {
         "a": [{"lm_loss": 3.0, "speedup": 1.2, "memory_share": 0.9}],

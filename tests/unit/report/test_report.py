@@ -129,7 +129,7 @@ def test_verdicts(complete: Store) -> None:
 def test_where_more_is_better_a_claim_holds_above_zero(complete: Store) -> None:
     claims = (Claim(KLD, MSE, ""), Claim(MSE, KLD, ""), Claim(MSE, KLD, "", tolerance=1.0))
     lower = answer(complete, claims=claims).verdicts
-    higher = answer(complete, claims=claims, higher=("lm_loss",)).verdicts
+    higher = answer(complete, claims=claims, higher_is_better=("lm_loss",)).verdicts
     assert lower["verdict"].to_list() == ["holds", "fails", "holds"]
     assert higher["verdict"].to_list() == ["fails", "holds", "holds"]
     assert higher["claim"].to_list()[:2] == [f"{KLD} > {MSE}", f"{MSE} > {KLD}"]

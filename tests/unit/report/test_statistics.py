@@ -88,7 +88,7 @@ def lines(values: pd.DataFrame, zero_shot: tuple[str, ...] = ()) -> pd.DataFrame
 )
 def test_a_difference_that_is_the_same_in_every_draw_is_judged_by_its_sign(b, within, higher, verdict):
     same = pd.DataFrame({"a": [2.0] * 5, "b": [b] * 5})
-    (line,) = judge(toy(Claim("a", "b", "", tolerance=within), higher=higher), lines(same)).to_dict("records")
+    (line,) = judge(toy(Claim("a", "b", "", tolerance=within), higher_is_better=higher), lines(same)).to_dict("records")
     assert line["verdict"] == verdict
     assert line["n"] == 5
     assert math.isnan(line["p"])
