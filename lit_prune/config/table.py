@@ -1,8 +1,8 @@
-"""A question: the grid of cells that answers it, the rows they belong to, the paper's numbers and claims. No torch."""
+"""A table of a paper as an experiment: rows, the paper's numbers and claims. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from lit_prune.config import Cell, Profile
 from lit_prune.config.overrides import override
 
 Changes = dict[str, Any]
-"""Dotted field -> value: what one point of a grid changes in the base cell."""
-
+"""Dotted field -> value: what a row changes in the base cell."""
 
 WHOLE: Changes = {
     "prune.num_hidden_layers": None, "prune.hidden_size": None, "prune.intermediate_size": None,
@@ -25,36 +24,6 @@ WHOLE: Changes = {
 
 UNPRUNED: Changes = {"parent": None, "distill.max_steps": 0, **WHOLE}
 """Changes that make a reference row the teacher as it is."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Points, in the order they are run: `*` combines every point with every other, `+` chains."""
-
-    points: tuple[Changes, ...]
-
-    def __mul__(self, other: Grid) -> Grid:
-        return Grid(tuple({**a, **b} for a in self.points for b in other.points))
-
-    def __add__(self, other: Grid) -> Grid:
-        return Grid(self.points + other.points)
-
-    def __iter__(self) -> Iterator[Changes]:
-        return iter(self.points)
-
-    def axes(self) -> tuple[str, ...]:
-        """The fields that are swept."""
-        return tuple(dict.fromkeys(path for point in self.points for path in point))
-
-
-def axis(path: str, *values: Any) -> Grid:
-    """One field, several values."""
-    return Grid(tuple({path: value} for value in values))
-
-
-def seeds(count: int, paths: tuple[str, ...] = ("seed",)) -> Grid:
-    """Seeds 0 to count - 1, of every field in `paths` at once."""
-    return Grid(tuple(dict.fromkeys(paths, number) for number in range(count)))
 
 
 @dataclass(frozen=True)
@@ -76,45 +45,43 @@ class Claim:
 @dataclass(frozen=True)
 class Table:
     """A table of a paper as an experiment. Rows are compared by the first metric, and so are claims that name no
-    other; lower is better unless `higher` names it."""
+    other; lower is better unless `higher_is_better` names it."""
 
     name: str
     question: str
     source: str
-    grid: Grid
-    label: Callable[[Changes], str]
-    """The row a point belongs to; points that differ in nothing but what the seed sets share one."""
+    rows: Mapping[str, Changes]
+    """Name of a row, as in the paper -> what it changes in the base cell; empty if `build_for_profile` adds them."""
     baseline: str
     """The row all others are compared with."""
-    paper: Mapping[str, Mapping[str, float]]
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Row -> metric -> the paper's value."""
-    claims: tuple[Claim, ...]
+    claims: tuple[Claim, ...] = ()
     metrics: tuple[str, ...] = ("lm_loss", "perplexity")
     higher_is_better: tuple[str, ...] = ()
     """Metrics of which more is better."""
-    reference_rows: Mapping[str, Changes] = field(default_factory=dict)
-    """Rows measured once for scale, outside the comparison."""
+    reference_rows: Mapping[str, Changes] = field(default_factory=lambda: {"teacher": UNPRUNED})
+    """Rows measured once, outside the comparison; what they change goes over the changes of the baseline."""
     caveats: tuple[str, ...] = ()
     """What a reader must know before comparing the columns."""
     seed_fields: tuple[str, ...] = ("seed",)
     """Fields a seed sets, all to its number; without retraining, noise comes from "calibration.seed". A field of a
     section that a row does not have, such as "teacher.finetune.seed", is left out there."""
     base_overrides: Changes = field(default_factory=dict)
-    """What the table changes in the cell of every profile; the grid and --set go over it."""
-
+    """What the table changes in the cell of every profile; rows and --set go over it."""
     build_for_profile: Callable[[Table, Profile, Path], Table] | None = None
     """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
     prepare: Callable[[Profile, Path], None] | None = None
-    """(profile, store): measure what `for_profile` chooses rows by. Only a run does so."""
+    """(profile, store): measure what `build_for_profile` chooses rows by. Only a run does so."""
     pending: str = ""
     """What `prepare` is still to measure and may change, in one line."""
     profile_fields: tuple[str, ...] = ()
-    """Swept fields whose values `for_profile` takes from the profile's own, which --set may therefore change."""
+    """Swept fields whose values `build_for_profile` takes from the profile's own, which --set may therefore change."""
     different_texts: tuple[tuple[str, str], ...] = ()
     """Pairs of corpora, such as ("corpus", "parent.corpus"), that must differ in the rows that have both."""
 
     def at(self, profile: Profile, store: Path, settings: Mapping[str, Any] | None = None) -> Table:
-        """Return the table at a profile, whose `for_profile` sees the base cell of its rows.
+        """Return the table at a profile, whose `build_for_profile` sees the base cell of its rows.
 
         Args:
             store: folder of measurements that decide about rows.
@@ -146,26 +113,21 @@ class Table:
         )
 
     def __post_init__(self) -> None:
-        if self.build_for_profile is not None and not self.grid.points:
-            return  # its rows are not known yet
-        rows = set(map(self.label, self.grid))
-        named = {
-            self.baseline,
-            *self.paper,
-            *(row for claim in self.claims for row in (claim.better, claim.worse)),
-        }
-        if named - rows:
-            raise ValueError(f"{self.name}: no point of the grid is labelled {sorted(named - rows)}")
-        if twice := rows & set(self.reference_rows):
-            raise ValueError(f"{self.name}: {sorted(twice)} are rows and references")
+        if self.build_for_profile is not None and not self.rows:
+            return
+        claimed = (row for claim in self.claims for row in (claim.better, claim.worse))
+        if unknown := {self.baseline, *self.paper, *claimed} - set(self.rows):
+            raise ValueError(f"{self.name}: baseline, paper and claims must name rows, got {sorted(unknown)}")
+        if twice := set(self.rows) & set(self.reference_rows):
+            raise ValueError(f"{self.name}: names of rows and reference rows must differ, got {sorted(twice)} twice")
         named_metrics = {*self.higher_is_better, *(claim.metric for claim in self.claims if claim.metric)}
         if unmeasured := named_metrics - set(self.metrics):
-            raise ValueError(f"{self.name}: no metric is named {sorted(unmeasured)}")
-        of_row: dict[str, Changes] = {}
-        for point in self.grid:
-            seedless = {path: value for path, value in point.items() if path not in self.seed_fields}
-            if of_row.setdefault(self.label(point), seedless) != seedless:
-                raise ValueError(f"{self.name}: different points of the grid are labelled {self.label(point)!r}")
+            raise ValueError(f"{self.name}: metrics must have {sorted(unmeasured)}, which a claim or direction names")
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The fields that rows change."""
+        return tuple(dict.fromkeys(path for changes in self.rows.values() for path in changes))
 
     def metric_of(self, claim: Claim) -> str:
         """The metric a claim is judged by."""

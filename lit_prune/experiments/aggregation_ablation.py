@@ -5,16 +5,16 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
+from lit_prune.config.table import Changes, Claim, Table
 
-SYMBOLS = {"l2": "L2", "mean": "mean", "var": "var"}
+SYMBOLS = {"L2": "l2", "mean": "mean", "var": "var"}
 BEST = "(L2, mean)"
-
-
-def label(point: Changes) -> str:
-    """The row's name in the paper: (batch, sequence)."""
-    pair = f"({SYMBOLS[point['prune.batch_aggregation']]}, {SYMBOLS[point['prune.seq_aggregation']]})"
-    return pair if "distill.max_steps" in point else f"{pair}, retrained"
+AGGREGATIONS: dict[str, Changes] = {
+    f"({batch}, {seq})": {"prune.batch_aggregation": SYMBOLS[batch], "prune.seq_aggregation": SYMBOLS[seq]}
+    for batch in SYMBOLS
+    for seq in SYMBOLS
+}
+"""Row in the paper, (batch, sequence) -> its aggregations."""
 
 
 def with_second_text(table: Table, profile: Profile, store: Path) -> Table:
@@ -38,11 +38,8 @@ TABLE = Table(
     name="aggregation_ablation",
     question="Which aggregation of activations over batch and sequence picks the units a model can spare?",
     source="Minitron (arXiv 2407.14679v2), Table 13; after retraining: Figure 5",
-    grid=axis("prune.batch_aggregation", *SYMBOLS)
-    * axis("prune.seq_aggregation", "l2", "mean", "var")
-    * axis("distill.max_steps", 0)
-    + axis("prune.batch_aggregation", "l2") * axis("prune.seq_aggregation", "mean", "l2"),
-    label=label,
+    rows={row: changes | {"distill.max_steps": 0} for row, changes in AGGREGATIONS.items()}
+    | {f"{row}, retrained": AGGREGATIONS[row] for row in (BEST, "(L2, L2)")},
     baseline=BEST,
     paper={row: {"lm_loss": ours, "second_lm_loss": second} for row, (ours, second) in PAPER.items()},
     claims=(
@@ -51,7 +48,6 @@ TABLE = Table(
         Claim(f"{BEST}, retrained", "(L2, L2), retrained", "Figure 5, after 400 steps"),
     ),
     metrics=("lm_loss", "second_lm_loss"),
-    reference_rows={"teacher": UNPRUNED},
     seed_fields=("seed", "calibration.seed"),
     build_for_profile=with_second_text,
     different_texts=(("corpus", "evaluation.second_corpus"),),

@@ -5,15 +5,9 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table, axis
+from lit_prune.config.table import Claim, Table
 
 DYNAMIC, CONSTANTS = "alpha dynamic", (0.1, 1.0, 10.0)
-
-
-def label(point: Changes) -> str:
-    """The weight."""
-    alpha = point["distill.alpha"]
-    return f"alpha {alpha:g}" if isinstance(alpha, float) else f"alpha {alpha}"
 
 
 def with_deep_teacher(table: Table, profile: Profile, store: Path) -> Table:
@@ -28,15 +22,16 @@ TABLE = Table(
     name="alpha_ablation",
     question="Is the weight of the intermediate states better a constant, or measured by the logit loss at every step?",
     source="Minitron (arXiv 2407.14679v2), section 3: better dynamic; no numbers",
-    grid=axis("distill.alpha", "dynamic", *CONSTANTS)
-    * Grid(({"distill.match_embedding": True, "distill.match_layer_output": ["last-2:last-2"]},))
-    + axis("distill.alpha", 0.0),
-    label=label,
+    rows={
+        f"alpha {alpha if isinstance(alpha, str) else format(alpha, 'g')}": {
+            "distill.alpha": alpha, "distill.match_embedding": True, "distill.match_layer_output": ["last-2:last-2"],
+        }
+        for alpha in ("dynamic", *CONSTANTS)
+    }
+    | {"alpha 0": {"distill.alpha": 0.0}},
     baseline=DYNAMIC,
-    paper={},
     claims=tuple(Claim(DYNAMIC, f"alpha {alpha:g}", "section 3") for alpha in CONSTANTS),
     metrics=("lm_loss", "parameters"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={
         "prune.num_hidden_layers": 0.5, "prune.hidden_size": None, "prune.intermediate_size": None,
         "prune.num_attention_heads": None,

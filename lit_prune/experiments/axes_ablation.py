@@ -1,7 +1,7 @@
 """Which axes to prune for a number of parameters? Minitron, Tables 1 and 10."""
 
 from lit_prune.cli.table import main
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import Changes, Claim, Table
 
 ROWS: dict[str, Changes] = {
     "depth + width": {
@@ -20,19 +20,11 @@ ROWS: dict[str, Changes] = {
 }  # fmt: skip
 
 
-def label(point: Changes) -> str:
-    """The axes that are pruned."""
-    return next(row for row, changes in ROWS.items() if changes == {k: v for k, v in point.items() if k in FIELDS})
-
-
-FIELDS = {field for changes in ROWS.values() for field in changes}
-
 TABLE = Table(
     name="axes_ablation",
     question="For a number of parameters, is it better to prune width, depth or both, and does retraining change it?",
     source="Minitron (arXiv 2407.14679v2), Tables 1 and 10, Figure 6",
-    grid=Grid(tuple(ROWS.values())),
-    label=label,
+    rows=ROWS,
     baseline="width",
     paper={
         "depth + width": {"lm_loss": 2.062, "kd_loss_before": 5.35, "kd_loss": 0.38},
@@ -50,7 +42,6 @@ TABLE = Table(
         Claim("depth + width", "width", "Table 1 and Figure 6, before retraining", metric="kd_loss_before"),
     ),
     metrics=("lm_loss", "kd_loss_before", "kd_loss", "parameters"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={
         "prune.num_parameters": 0.62,
         "prune.layer_criterion": "perplexity",

@@ -5,20 +5,13 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, Changes, Claim, Table
 
 ROWS: dict[str, Changes] = {
     "before": {"distill.teacher_optimizer": None},
     "none": {"teacher.finetune": None, "distill.teacher_optimizer": None},
     "alongside": {"teacher.finetune": None},
 }
-
-
-def label(point: Changes) -> str:
-    """When the teacher is corrected."""
-    if "teacher.finetune" not in point:
-        return "before"
-    return "none" if "distill.teacher_optimizer" in point else "alongside"
 
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
@@ -41,10 +34,8 @@ TABLE = Table(
     name="correction_ablation",
     question="Does a teacher that is first, or alongside, fine-tuned on the distillation text teach better?",
     source="LLM Pruning and Distillation in Practice (arXiv 2408.11796v4), Figures 4 and 5",
-    grid=Grid(tuple(ROWS.values())),
-    label=label,
+    rows=ROWS,
     baseline="before",
-    paper={},
     claims=(
         Claim("before", "none", "Figure 4"),
         Claim("alongside", "none", "Figure 5: on par with a teacher corrected before", family="Figure 5"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import Changes, Claim, Table
 
 METHODS: dict[str, Changes] = {
     "PPL": {"prune.layer_criterion": "perplexity", "prune.layer_selection": "lowest_score"},
@@ -20,34 +20,30 @@ KEEP = {0.84: "5/6", 0.67: "2/3", 0.5: "1/2"}
 RETRAINED = ("PPL", "BI", "PPL, contiguous", "angular, contiguous", "tail but last")
 
 
-def label(point: Changes) -> str:
-    """Blocks kept and how they were chosen."""
-    method = next(name for name, changes in METHODS.items() if changes.items() <= point.items())
-    row = f"{KEEP[point['prune.num_hidden_layers']]}, {method}"
-    return row if "distill.max_steps" in point else f"{row}, retrained"
-
-
 def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
     """Return the table without contiguous PPL where a single layer goes: there it chooses the same one as PPL."""
     from lit_prune.pruning.shapes import teacher_config
 
     whole = teacher_config(profile.cell).num_hidden_layers
     span = METHODS["PPL, contiguous"].items()
-    points = (
-        p for p in table.grid if not (span <= p.items() and whole - round(p["prune.num_hidden_layers"] * whole) == 1)
-    )
-    return dataclasses.replace(table, grid=Grid(tuple(points)))
+    rows = {
+        row: changes
+        for row, changes in table.rows.items()
+        if not (span <= changes.items() and whole - round(changes["prune.num_hidden_layers"] * whole) == 1)
+    }
+    return dataclasses.replace(table, rows=rows)
 
 
 TABLE = Table(
     name="depth_ablation",
     question="Which blocks can a model spare: the least important one by one, a contiguous span, the last ones?",
     source="Minitron (arXiv 2407.14679v2), Table 10; LLM Pruning and Distillation in Practice (2408.11796v4), Figure 8",
-    grid=Grid(
-        tuple({"prune.num_hidden_layers": keep, **m, "distill.max_steps": 0} for keep in KEEP for m in METHODS.values())
-        + tuple({"prune.num_hidden_layers": 0.5, **METHODS[name]} for name in RETRAINED)
-    ),
-    label=label,
+    rows={
+        f"{name}, {method}": {"prune.num_hidden_layers": keep, **changes, "distill.max_steps": 0}
+        for keep, name in KEEP.items()
+        for method, changes in METHODS.items()
+    }
+    | {f"1/2, {method}, retrained": {"prune.num_hidden_layers": 0.5, **METHODS[method]} for method in RETRAINED},
     baseline="1/2, PPL, retrained",
     paper={"1/2, PPL, retrained": {"lm_loss": 2.155}, "1/2, BI, retrained": {"lm_loss": 2.177}},
     claims=(
@@ -55,7 +51,6 @@ TABLE = Table(
         Claim("1/2, PPL", "1/2, PPL, contiguous", "In Practice, Figure 8: the dashed line, LM loss only"),
     ),
     metrics=("lm_loss", "parameters"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None},
     seed_fields=("seed", "calibration.seed"),
     build_for_profile=without_spans_of_one,

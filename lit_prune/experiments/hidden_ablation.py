@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import Changes, Claim, Table
 
 THEIRS = (32, 16)
 """Blocks of the paper's teacher and student."""
@@ -67,8 +67,7 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     return dataclasses.replace(
         table,
         base_overrides={**table.base_overrides, "teacher": teacher},
-        grid=Grid(tuple(rows.values())),
-        label=lambda point: next(row for row, changes in rows.items() if changes.items() == point.items()),
+        rows=rows,
         caveats=(about, *table.caveats),
     )
 
@@ -89,13 +88,11 @@ TABLE = Table(
     name="hidden_ablation",
     question="Which intermediate states help a student of half the depth, and do they help one of less width?",
     source="Minitron (arXiv 2407.14679v2), Tables 17 and 18",
-    grid=Grid(()),
-    label=str,
+    rows={},
     baseline="L_logits",
     paper={row: {"lm_loss": loss} for row, loss in PAPER.items()},
     claims=CLAIMS,
     metrics=("lm_loss", "parameters"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={
         "prune.num_hidden_layers": 0.5, "prune.hidden_size": None, "prune.intermediate_size": None,
         "prune.num_attention_heads": None,

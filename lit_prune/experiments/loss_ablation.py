@@ -1,24 +1,20 @@
 """Which logit loss distils best, and does cross-entropy help? Minitron, Tables 15 and 16."""
 
 from lit_prune.cli.table import main
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
-
-SYMBOLS = {"mse": "MSE", "reverse_kld": "RKLD", "cosine": "Cosine", "kld": "KLD"}
-
-
-def label(point: Changes) -> str:
-    """The row's name in the paper."""
-    loss = point["distill.logit_loss"]
-    return ("L_CLM + " if point["distill.ce_weight"] else "") + f"L_logits({SYMBOLS.get(loss, loss)})"
-
+from lit_prune.config.table import UNPRUNED, Claim, Table
 
 TABLE = Table(
     name="loss_ablation",
     question="Which logit loss distils a pruned student best, and does adding cross-entropy help?",
     source="Minitron (arXiv 2407.14679v2), Table 15; reverse KLD alone: Table 16",
-    grid=axis("distill.ce_weight", 1.0) * axis("distill.logit_loss", "mse", "reverse_kld", "cosine", "kld")
-    + axis("distill.ce_weight", 0.0) * axis("distill.logit_loss", "kld", "reverse_kld"),
-    label=label,
+    rows={
+        "L_CLM + L_logits(MSE)": {"distill.ce_weight": 1.0, "distill.logit_loss": "mse"},
+        "L_CLM + L_logits(RKLD)": {"distill.ce_weight": 1.0, "distill.logit_loss": "reverse_kld"},
+        "L_CLM + L_logits(Cosine)": {"distill.ce_weight": 1.0, "distill.logit_loss": "cosine"},
+        "L_CLM + L_logits(KLD)": {"distill.ce_weight": 1.0, "distill.logit_loss": "kld"},
+        "L_logits(KLD)": {"distill.ce_weight": 0.0, "distill.logit_loss": "kld"},
+        "L_logits(RKLD)": {"distill.ce_weight": 0.0, "distill.logit_loss": "reverse_kld"},
+    },
     baseline="L_logits(KLD)",
     paper={
         "L_CLM + L_logits(MSE)": {"lm_loss": 2.144, "perplexity": 9.007},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import Changes, Claim, Table
 
 DEPTH: Changes = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}
 DEPTH_ONCE, DEPTH_IN_TURNS = "depth, at once", "depth, one by one"
@@ -45,28 +45,20 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
         },
     }  # fmt: skip
 
-    def label(point: Changes) -> str:
-        return next(
-            row for row in (AXES_IN_TURNS, DEPTH_ONCE, DEPTH_IN_TURNS, AXES_ONCE) if rows[row].items() <= point.items()
-        )
-
-    return dataclasses.replace(table, grid=Grid(tuple(rows.values())), label=label)
+    return dataclasses.replace(table, rows=rows)
 
 
 TABLE = Table(
     name="oneshot_ablation",
     question="Is it better to prune once than to prune and distil in turns, block by block or axis by axis?",
     source="Minitron (arXiv 2407.14679v2), Figures 7 and 8",
-    grid=Grid(()),
-    label=str,
+    rows={},
     baseline=DEPTH_ONCE,
-    paper={},
     claims=(
         Claim(DEPTH_ONCE, DEPTH_IN_TURNS, "Figure 7: curves of accuracy without numbers"),
         Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers", family="Figure 8"),
     ),
     metrics=("lm_loss", "perplexity", "parameters"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={"prune.layer_criterion": "influence"},
     seed_fields=("seed", "calibration.seed"),
     build_for_profile=with_turns,

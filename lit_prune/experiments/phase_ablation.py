@@ -5,18 +5,11 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile
-from lit_prune.config.table import UNPRUNED, WHOLE, Changes, Claim, Grid, Table
+from lit_prune.config.table import UNPRUNED, WHOLE, Claim, Table
 
 LATE, EARLY, BOTH = "late, phase 2", "early, phase 2", "early, phases 1 and 2"
 FIRST = 19 / 94
 """Tokens of phase 1 for each of phase 2 (Table 20: 113B and 94B in all)."""
-
-
-def label(point: Changes) -> str:
-    """The checkpoint that is pruned, and the texts its student learns from."""
-    if "parent" in point:
-        return LATE
-    return BOTH if point["parent.distill.max_steps"] else EARLY
 
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
@@ -41,7 +34,7 @@ def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     return dataclasses.replace(
         table,
         base_overrides=table.base_overrides | second | late | early,
-        grid=Grid(({"parent": None}, *rows)),
+        rows={LATE: {"parent": None}} | dict(zip((EARLY, BOTH), rows, strict=True)),
         caveats=(about, *table.caveats),
     )
 
@@ -50,10 +43,8 @@ TABLE = Table(
     name="phase_ablation",
     question="Of a teacher trained in two phases, should the early or the late checkpoint be pruned?",
     source="Minitron (arXiv 2407.14679v2), Table 20",
-    grid=Grid(()),
-    label=label,
+    rows={},
     baseline=LATE,
-    paper={},
     claims=(
         Claim(LATE, BOTH, "Table 20: MMLU 61.9, 54.7; HumanEval 30.5, 25.6; HellaSwag 80.1, 80.3; PIQA 76.7, 77.2"),
     ),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import UNPRUNED, Claim, Table, axis
+from lit_prune.config.table import Claim, Table
 
-ROWS = {"off": "off", "paper": "as printed", "reversed_sign": "opposite sign"}
+ROWS = {"off": "off", "as printed": "paper", "opposite sign": "reversed_sign"}
 
 KEPT = 2 / 3
 """Share of the query heads to keep at a profile that keeps all: 32 of 48 in Minitron, Table 1."""
@@ -24,13 +24,10 @@ TABLE = Table(
     name="residual_ablation",
     question="Does adding the difference to pruned heads back to the weakest kept ones help?",
     source="Minitron (arXiv 2407.14679v2), section 2.3",
-    grid=axis("prune.head_merging", *ROWS),
-    label=lambda point: ROWS[point["prune.head_merging"]],
+    rows={row: {"prune.head_merging": value} for row, value in ROWS.items()},
     baseline="off",
-    paper={},
     claims=(Claim("as printed", "off", "section 2.3: a boost to accuracy"),),
     metrics=("lm_loss", "lm_loss_before"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={"prune.hidden_size": None, "prune.intermediate_size": None, "evaluation.num_validations": 2},
     seed_fields=("seed", "calibration.seed"),
     build_for_profile=with_fewer_heads,

@@ -5,18 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.cli.table import main
-from lit_prune.config import ConfigError, Profile, name_of_shape
-from lit_prune.config.table import UNPRUNED, Changes, Grid, Table
-
-
-def label(point: Changes) -> str:
-    """The shape, as in the paper's list of candidates: layers, heads, neurons, hidden channels."""
-    return name_of_shape(
-        *(
-            point[f"prune.{name}"]
-            for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size")
-        )
-    )
+from lit_prune.config import ConfigError, Profile
+from lit_prune.config.table import Table
 
 
 def search_of(profile: Profile, store: Path) -> Any:
@@ -38,22 +28,19 @@ def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
     found = search.found()
     if len(found) < 2:
         raise ConfigError(f"search: must have at least 2 shapes within its bounds, got {found[0].label!r} alone")
-    grid = Grid(tuple(candidate.changes for candidate in found))
     pending = "" if search.measured else "shapes slower than search_space.speedup drop out; speeds are measured by run"
-    return dataclasses.replace(table, grid=grid, baseline=label(grid.points[0]), pending=pending)
+    return dataclasses.replace(
+        table, rows={one.label: one.changes for one in found}, baseline=found[0].label, pending=pending
+    )
 
 
 TABLE = Table(
     name="search_ablation",
     question="Does the ranking of candidate shapes before retraining last, and when does it settle?",
     source="Minitron (arXiv 2407.14679v2), Figure 9; search space and candidates: Tables 12 and 19",
-    grid=Grid(()),
-    label=label,
+    rows={},
     baseline="",
-    paper={},
-    claims=(),
     metrics=("lm_loss", "lm_loss_before", "parameters"),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={
         "evaluation.num_validations": 5,
         "prune.layer_criterion": "perplexity",

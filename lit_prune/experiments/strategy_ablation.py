@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile, Prune
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Grid, Table
+from lit_prune.config.table import Changes, Claim, Table
 
 SCRATCH: Changes = {"parent": None, "prune.init": "random"}
 RANDOM: Changes = {"parent": None, "prune.width_criterion": "random", "prune.layer_criterion": "random"}
@@ -75,23 +75,15 @@ def with_steps(table: Table, profile: Profile, store: Path) -> Table:
     }
     kept = ", ".join(f"{getattr(final, a)} of {getattr(whole, a)} {name}" for a, name in axes.items())
     about = f"Every student keeps {kept}; each KV group keeps as many heads."
-    nearest_last = sorted(points, key=lambda row: len(points[row]), reverse=True)
-
-    def label(point: Changes) -> str:
-        return next(row for row in nearest_last if points[row].items() <= point.items())
-
-    grid = Grid(tuple(points.values()))
-    return dataclasses.replace(table, grid=grid, label=label, caveats=(about, *table.caveats))
+    return dataclasses.replace(table, rows=points, caveats=(about, *table.caveats))
 
 
 TABLE = Table(
     name="strategy_ablation",
     question="Where should a small model come from: random weights, pruning at random or by score, a middle model?",
     source="Minitron (arXiv 2407.14679v2), Table 11; LLM Pruning and Distillation in Practice (2408.11796v4), Figure 6",
-    grid=Grid(()),
-    label=str,
+    rows={},
     baseline="pruned + KD",
-    paper={},
     metrics=("lm_loss", "perplexity", "train_flops"),
     claims=(
         Claim("pruned + CE, 1.5 x", "scratch + CE, 1.5 x", "Table 11: HellaSwag 50.85, 46.22; MMLU 24.57, 24.36"),
@@ -102,7 +94,6 @@ TABLE = Table(
         Claim("pruned + KD", "randomly pruned + KD", "In Practice, Figure 6", family="Figure 6"),
         Claim("pruned + KD", "pruned + CE", "In Practice, Figure 6", family="Figure 6"),
     ),
-    reference_rows={"teacher": UNPRUNED},
     base_overrides={"prune.hidden_size": 0.5, "prune.intermediate_size": 0.375, "prune.num_attention_heads": 0.5},
     seed_fields=("seed", "calibration.seed"),
     build_for_profile=with_steps,

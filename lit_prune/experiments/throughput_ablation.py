@@ -5,26 +5,9 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import Changes, Claim, Grid, Table, axis
+from lit_prune.config.table import Changes, Claim, Table
 
 PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
-
-
-def label(point: Changes) -> str:
-    """What is pruned, sequences at once, and whether more tokens are read or written; the teacher is measured once."""
-    pruned = [
-        name
-        for name, size in (("depth", "num_hidden_layers"), ("width", "hidden_size"))
-        if point[f"prune.{size}"] is not None
-    ]
-    long = (
-        "prompts"
-        if point["evaluation.throughput.prompt_len"] > point["evaluation.throughput.max_new_tokens"]
-        else "answers"
-    )
-    return (
-        f"{' + '.join(pruned)}, batch {point['evaluation.throughput.batch_size']}, long {long}" if pruned else "teacher"
-    )
 
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
@@ -42,11 +25,16 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
     )
     unit = max(2, profile.cell.distill.seq_len // 16)
     requests = [_request(32, 4 * unit, unit), _request(32, unit, 2 * unit), _request(1, unit, 2 * unit)]
-    points = Grid(tuple({**shape, **asked} for asked in requests for shape in (depth, width)))
-    points += Grid(({**teacher, **requests[0], "parent": None},))
+    names = (PROMPTS, ANSWERS, "batch 1, long answers")
+    rows = {
+        f"{axis}, {name}": {**shape, **asked, "distill.max_steps": 0}
+        for name, asked in zip(names, requests, strict=True)
+        for axis, shape in (("depth", depth), ("width", width))
+    }
+    rows["teacher"] = {**teacher, **requests[0], "parent": None, "distill.max_steps": 0}
     precision = "bf16-true" if profile.cell.distill.precision == "bf16-mixed" else "32-true"
     base = {**table.base_overrides, "evaluation.throughput.precision": precision}
-    return dataclasses.replace(table, grid=points * axis("distill.max_steps", 0), base_overrides=base)
+    return dataclasses.replace(table, rows=rows, base_overrides=base)
 
 
 def _shape(**sizes: int | str) -> Changes:
@@ -68,8 +56,7 @@ TABLE = Table(
     name="throughput_ablation",
     question="With as many parameters, how much faster than their teacher are students with fewer or narrower blocks?",
     source="LLM Pruning and Distillation in Practice (2408.11796v4), Figure 10 and the section on runtime performance",
-    grid=Grid(()),
-    label=label,
+    rows={},
     baseline=f"depth, {PROMPTS}",
     paper={f"depth, {PROMPTS}": {"speedup": 2.7}, f"width, {PROMPTS}": {"speedup": 1.8}, "teacher": {"speedup": 1.0}},
     claims=(
@@ -78,6 +65,7 @@ TABLE = Table(
         Claim(f"width, {PROMPTS}", "teacher", "In Practice, Figure 10: 1.8 times the teacher"),
         Claim(f"depth, {PROMPTS}", "teacher", "In Practice, Figure 10: 2.7 times the teacher"),
     ),
+    reference_rows={},
     metrics=("speedup", "prefill_speedup", "decode_speedup", "memory_share", "parameters"),
     higher_is_better=("speedup", "prefill_speedup", "decode_speedup"),
     # What is kept makes no difference here, so that nothing need be measured to choose it, nor is the loss of use.

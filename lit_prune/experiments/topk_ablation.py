@@ -1,31 +1,23 @@
 """Are the teacher's likeliest tokens enough to distil from? Minitron, appendix A.3."""
 
 from lit_prune.cli.table import main
-from lit_prune.config.table import UNPRUNED, Changes, Claim, Table, axis
+from lit_prune.config.table import Claim, Table
 
 ALL = "all tokens"
-
-
-def label(point: Changes) -> str:
-    """How many tokens are compared."""
-    return f"top {k}" if (k := point["distill.top_k"]) else ALL
 
 
 TABLE = Table(
     name="topk_ablation",
     question="Is it enough to compare the tokens that the teacher finds likeliest, and does it help?",
     source="Minitron (arXiv 2407.14679v2), appendix A.3: K up to 100 loses, more neither loses nor gains; no numbers",
-    grid=axis("distill.top_k", None, 1000, 100, 10, 2),
-    label=label,
+    rows={ALL: {"distill.top_k": None}} | {f"top {k}": {"distill.top_k": k} for k in (1000, 100, 10, 2)},
     baseline=ALL,
-    paper={},
     claims=(
         Claim(ALL, "top 2", "appendix A.3: K <= 100"),
         Claim(ALL, "top 10", "appendix A.3: K <= 100"),
         Claim(ALL, "top 100", "appendix A.3: K <= 100"),
         Claim(ALL, "top 1000", "appendix A.3: larger K", tolerance=0.01),
     ),
-    reference_rows={"teacher": UNPRUNED},
     caveats=(
         "K is a number of tokens, as in the paper, whose vocabulary has 256,000. Of the 2,048 of the teacher that "
         "ships, 1000 are half, and the paper's 100 would be less than one by share: it has no row here, since of one "

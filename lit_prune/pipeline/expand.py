@@ -10,7 +10,7 @@ from typing import Any
 from lit_prune.config.overrides import BUDGETS, fields_of, override, refuse_two_budgets
 from lit_prune.config.renames import current_change, former_path, hint
 from lit_prune.config.schema import Cell, ConfigError, Profile, unknown, unknown_field
-from lit_prune.config.table import Changes, Table, seeds
+from lit_prune.config.table import Changes, Table
 from lit_prune.store.address import key
 
 
@@ -40,13 +40,13 @@ def entries(
     """Every cell of a table at a profile, references last.
 
     `settings` change the base cell, which is the profile's with the table's own changes. Each of `add_rows` adds a row
-    that is the baseline with that one change. `filters` keeps the points with these values, any of them if a field is
+    that is the baseline with that one change. `filters` keeps the rows with these values, any of them if a field is
     given again. Both accept short names.
 
     Raises:
-        ConfigError: a setting on a swept field, a field that is none, no point left, or two points with the same cell.
+        ConfigError: a setting on a swept field, a field that is none, no row left, or two rows with the same cell.
     """
-    axes = (*table.grid.axes(), *table.seed_fields)
+    axes = (*table.swept, *table.seed_fields)
     refuse_two_budgets(settings or {})
     lengths = {f"distill.{name}" for name in BUDGETS}
     for path in settings or {}:
@@ -55,19 +55,16 @@ def entries(
         ):
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --filter or --add-row to choose its values")
     base = override(override(profile.cell, table.base_overrides), settings or {})
-    at_baseline = next(point for point in table.grid if table.label(point) == table.baseline)
-    rows = [(table.label(point), point) for point in table.grid]
+    at_baseline = table.rows[table.baseline]
+    rows = dict(table.rows)
     for name, value in _pairs(add_rows):
-        point = at_baseline | dict([_full_change(name, value, axes)])
-        row = _label_of(table, point)
-        rows.append((f"{row}, {name}={value}" if row in dict(rows) else row, point))
-    found = [
-        Entry(row, number, with_seed(_cell_of(row, base, point), table.seed_fields, number), point | seed)
-        for row, point in rows
-        for number, seed in enumerate(
-            seeds(num_seeds or seeds_of(_cell_of(row, base, point), profile), table.seed_fields)
-        )
-    ]
+        rows[f"{table.baseline}, {name}={_shown(value)}"] = at_baseline | dict([_full_change(name, value, axes)])
+    found = []
+    for row, changes in rows.items():
+        cell = _cell_of(row, base, changes)
+        for number in range(num_seeds or seeds_of(cell, profile)):
+            seed = dict.fromkeys(table.seed_fields, number)
+            found.append(Entry(row, number, with_seed(cell, table.seed_fields, number), changes | seed))
     wanted = [_full_change(name, value, axes) for name, value in _pairs(filters)]
     found = _only(found, wanted, table)
     baseline = with_seed(override(base, at_baseline), table.seed_fields, 0)
@@ -99,14 +96,6 @@ def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
         raise ConfigError(f"{error} (row {row!r})") from None
 
 
-def _label_of(table: Table, point: Changes) -> str:
-    """The row of a point the table may not have a name for; then that of the baseline."""
-    try:
-        return table.label(point)
-    except (KeyError, StopIteration, TypeError):
-        return table.baseline
-
-
 def seeds_of(cell: Cell, profile: Profile) -> int:
     """How often a profile measures the row of a cell."""
     return profile.seeds if cell.distill.max_steps else profile.calibration_seeds
@@ -126,7 +115,7 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> li
     for path, value in wanted:
         there = [e.changes[path] for e in found if path in e.changes]
         if not there:
-            swept = ", ".join(table.grid.axes())
+            swept = ", ".join(table.swept)
             raise ConfigError(f"--filter {path}: no row of {table.name} sets it (swept: {swept})")
         if value not in there:
             values = ", ".join(dict.fromkeys(map(_shown, there)))
@@ -177,4 +166,4 @@ def refuse_twins(found: list[Entry]) -> None:
         twin = seen.setdefault(entry.key, entry)
         if twin is not entry:
             rows = f"{twin.row!r} and {entry.row!r}, seed {entry.seed}"
-            raise ConfigError(f"two points of the grid are the same cell: {rows}")
+            raise ConfigError(f"two rows are the same cell: {rows}")
