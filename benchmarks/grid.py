@@ -29,19 +29,19 @@ from typing import Any
 from benchmarks import measuring
 from lit_prune.config import Execution
 from lit_prune.config.profiles import load_profile
-from lit_prune.config.table import Table, axis
+from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry, entries
 
 TABLE = Table(
     name="grid_benchmark",
     question="What does a table cost?",
     source="a benchmark",
-    grid=axis("distill.temperature", 1.0) * axis("distill.logit_loss", "kld", "reverse_kld", "mse", "cosine")
-    + axis("distill.temperature", 2.0) * axis("distill.logit_loss", "kld"),
-    label=lambda point: f"{point['distill.logit_loss']}, temperature {point['distill.temperature']}",
+    rows={
+        f"{loss}, temperature {temperature}": {"distill.temperature": temperature, "distill.logit_loss": loss}
+        for loss, temperature in (("kld", 1.0), ("reverse_kld", 1.0), ("mse", 1.0), ("cosine", 1.0), ("kld", 2.0))
+    },
     baseline="kld, temperature 1.0",
-    paper={},
-    claims=(),
+    reference_rows={},
 )
 
 WAYS = {"one run": (1, False), "five runs": (5, False), "five with a cache": (5, True)}

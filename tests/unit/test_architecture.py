@@ -39,11 +39,10 @@ def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
     table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, tmp_path, settings)
     assert table.name == name
     found = entries(table, asked, settings=settings)
-    rows = {table.label(point) for point in table.grid}
-    retrained = sum(point.get("distill.max_steps") != 0 for point in table.grid)
-    drawn = len(table.grid.points) - retrained
-    assert len(found) == retrained * asked.seeds + drawn * asked.calibration_seeds + len(table.references)
-    assert {entry.row for entry in found} == rows | set(table.references)
+    retrained = sum(changes.get("distill.max_steps") != 0 for changes in table.rows.values())
+    drawn = len(table.rows) - retrained
+    assert len(found) == retrained * asked.seeds + drawn * asked.calibration_seeds + len(table.reference_rows)
+    assert {entry.row for entry in found} == set(table.rows) | set(table.reference_rows)
     assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
     check_rows(table, profile, found)
 

@@ -19,7 +19,7 @@ from lit_prune.cli.evaluate import main
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Cell, ConfigError, Corpus, Profile, Teacher
 from lit_prune.config.overrides import override
-from lit_prune.config.table import Claim, Table, axis
+from lit_prune.config.table import Claim, Table
 from lit_prune.escape import latex_text, markdown_code, markdown_text, printable, terminal_text
 from lit_prune.integrations.wandb.specs import Board, page_of, page_text, report_of
 from lit_prune.pipeline.expand import entries
@@ -117,8 +117,9 @@ NAMES = {"kld": "[2in]<img src=x>|[/x]", "mse": r"\input{x}</td>", "cosine": 'id
 TOLD = " ".join((*HOSTILE, UNSEEN.replace(" \udce9", "")))
 """What a user names in a cell; a name that is no UTF-8 is refused there."""
 TABLE = Table(
-    name="toy", question="Which?", source="nowhere", label=lambda point: NAMES[point["distill.logit_loss"]],
-    grid=axis("distill.logit_loss", *NAMES), baseline=NAMES["kld"], paper={}, metrics=("lm_loss",), caveats=(TOLD,),
+    name="toy", question="Which?", source="nowhere", baseline=NAMES["kld"],
+    rows={name: {"distill.logit_loss": loss} for loss, name in NAMES.items()}, reference_rows={},
+    metrics=("lm_loss",), caveats=(TOLD,),
     claims=(Claim(NAMES["kld"], NAMES["mse"], "nowhere"),),
 )  # fmt: skip
 

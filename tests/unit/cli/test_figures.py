@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 from lit_prune.cli.figures import draw, main
 from lit_prune.config import ConfigError
 from lit_prune.config.profiles import load_profile
-from lit_prune.config.table import axis
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.resolve import Resolver
@@ -79,12 +78,11 @@ def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
 
 
 def test_validations_and_layers_are_drawn_where_there_are_any_and_rows_of_one_name_keep_their_figures(tmp_path):
-    points = axis("prune.num_hidden_layers", 4, 5) * axis("evaluation.num_validations", 2)
-    labels = {4: "T = 4", 5: "T (4)"}
-    table = dataclasses.replace(
-        TABLE, name="toy", grid=points, label=lambda point: labels[point["prune.num_hidden_layers"]], baseline="T = 4",
-        paper={}, claims=(), reference_rows={},
-    )  # fmt: skip
+    rows = {
+        name: {"prune.num_hidden_layers": layers, "evaluation.num_validations": 2}
+        for name, layers in (("T = 4", 4), ("T (4)", 5))
+    }
+    table = dataclasses.replace(TABLE, name="toy", rows=rows, baseline="T = 4", paper={}, claims=(), reference_rows={})
     store, pins = Store(tmp_path / "store"), Resolver()
     for entry in entries(table, load_profile("quick")):
         entry = dataclasses.replace(entry, cell=pins.pin(entry.cell))

@@ -10,7 +10,6 @@ from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError, Corpus, Distill, Profile, Teacher
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
-from lit_prune.config.table import axis
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.distill.budget import with_steps
 from lit_prune.evaluate.perplexity import language_model_loss
@@ -95,7 +94,7 @@ def test_a_budget_leaves_what_is_not_retrained_as_it_is():
 
 def test_a_table_that_sweeps_the_length_takes_no_other():
     swept = dataclasses.replace(
-        TABLE, grid=axis("distill.max_flops", 1e12, 2e12), label=lambda point: f"{point['distill.max_flops']:.0e}",
+        TABLE, rows={f"{flops:.0e}": {"distill.max_flops": flops} for flops in (1e12, 2e12)},
         baseline="1e+12", paper={}, claims=(),
     )  # fmt: skip
     said = refused(entries, swept, Profile(Cell()), settings={"distill.max_steps": 5})

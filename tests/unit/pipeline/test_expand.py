@@ -12,7 +12,6 @@ from toy import LOSSES, table
 from lit_prune.config import Cell, ConfigError, Profile
 from lit_prune.config.overrides import fields_of, override, parents_of
 from lit_prune.config.profiles import load_profile
-from lit_prune.config.table import Grid, axis, seeds
 from lit_prune.pipeline.expand import entries
 from lit_prune.store.address import key
 
@@ -44,22 +43,15 @@ def test_the_number_of_seeds_can_be_asked_for():
     assert rows(entries(table(), PROFILE, num_seeds=1)) == [(loss, 0) for loss in LOSSES]
 
 
-@pytest.mark.parametrize("label", [{"kld": "KLD", "mse": "MSE", "cosine": "Cosine"}.__getitem__, lambda loss: next(
-    name for name in LOSSES if name == loss
-)])  # fmt: skip
-def test_a_row_the_table_has_no_name_for_is_the_baseline_and_what_is_changed(label):
-    named = table(label=lambda point: label(point["distill.logit_loss"]), paper={}, claims=(), baseline=label("kld"))
+def test_an_added_row_is_named_after_the_baseline_and_its_change():
+    named = table(rows={"KLD": {"distill.logit_loss": "kld"}}, paper={}, claims=(), baseline="KLD")
     found = entries(named, PROFILE, num_seeds=1, add_rows=[("logit_loss", "reverse_kld")])
-    assert found[-1].row == f"{label('kld')}, logit_loss=reverse_kld"
+    assert found[-1].row == "KLD, logit_loss=reverse_kld"
 
 
 def test_rows_that_are_not_retrained_take_the_profiles_draws():
-    zero_shot = table(
-        grid=axis("prune.seq_aggregation", "mean") * axis("distill.max_steps", 0) + axis("prune.seq_aggregation",
-        "mean"),
-        label=lambda point: "before" if "distill.max_steps" in point else "after", baseline="before", paper={},
-        claims=(),
-    )  # fmt: skip
+    rows_of = {"before": {"distill.max_steps": 0}, "after": {}}
+    zero_shot = table(rows=rows_of, baseline="before", paper={}, claims=())
     profile = Profile(Cell(), seeds=2, calibration_seeds=3)
     assert rows(entries(zero_shot, profile)) == [
         ("before", 0),
@@ -73,33 +65,33 @@ def test_rows_that_are_not_retrained_take_the_profiles_draws():
 
 def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
     def doubled(table, profile, store):
-        grid = axis("distill.max_steps", profile.seeds, profile.seeds + 1)
-        return dataclasses.replace(table, grid=grid, label=lambda point: str(point["distill.max_steps"]), baseline="2")
+        steps = (profile.seeds, profile.seeds + 1)
+        return dataclasses.replace(table, rows={str(n): {"distill.max_steps": n} for n in steps}, baseline="2")
 
-    open_table = table(grid=Grid(()), baseline="", paper={}, claims=(), build_for_profile=doubled)
+    open_table = table(rows={}, baseline="", paper={}, claims=(), for_profile=doubled)
     assert [entry.row for entry in entries(open_table.at(PROFILE, tmp_path), PROFILE, num_seeds=1)] == ["2", "3"]
     assert table().at(PROFILE, tmp_path).name == "toy"
 
 
 def test_references_come_last_once_as_the_baseline_with_their_changes():
-    found = entries(table(reference_rows={"as it is": {"distill.max_steps": 0}}), PROFILE)
+    found = entries(table(references={"as it is": {"distill.max_steps": 0}}), PROFILE)
     assert rows(found)[-1] == ("as it is", 0)
     assert [entry.reference for entry in found] == [False] * 6 + [True]
     assert found[-1].cell == override(Cell(), {"distill.max_steps": 0, "distill.logit_loss": "kld"})
 
 
 def test_settings_change_every_cell():
-    asked = table(reference_rows={"as it is": {"distill.max_steps": 0}})
+    asked = table(references={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE, settings={"distill.seq_len": 64})
     assert {entry.cell.distill.seq_len for entry in found} == {64}
 
 
 def test_a_seed_sets_every_field_that_is_seeded():
-    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
+    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE)
     assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
     assert [(entry.cell.seed, entry.cell.calibration.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
-    only_the_draw = entries(table(seed_fields=("calibration.seed",)), PROFILE, num_seeds=3)
+    only_the_draw = entries(table(seeded=("calibration.seed",)), PROFILE, num_seeds=3)
     assert [(e.seed, e.cell.seed, e.cell.calibration.seed) for e in only_the_draw[:3]] == [
         (0, 0, 0),
         (1, 0, 1),
@@ -108,12 +100,16 @@ def test_a_seed_sets_every_field_that_is_seeded():
 
 
 def test_a_seed_is_left_out_where_a_row_lacks_the_section():
-    points = ({"teacher.finetune": None}, {}, {"parent.teacher.finetune": None, "parent.distill.max_steps": 3})
+    rows_of = {
+        "none": {"teacher.finetune": None}, "corrected": {},
+        "parent": {"parent.teacher.finetune": None, "parent.distill.max_steps": 3},
+    }  # fmt: skip
     asked = table(
-        grid=Grid(points), label=lambda point: next(iter(point), "corrected"), baseline="corrected", paper={},
-        claims=(), base_overrides={"teacher.finetune.max_steps": 7}, seed_fields=("seed", "teacher.finetune.seed"),
-        reference_rows={"as it was": {"teacher.finetune": None, "distill.max_steps": 0},
-        "as it is": {"distill.max_steps": 0}},
+        rows=rows_of, baseline="corrected", paper={}, claims=(), base_overrides={"teacher.finetune.max_steps": 7},
+        seed_fields=("seed", "teacher.finetune.seed"),
+        reference_rows={
+            "as it was": {"teacher.finetune": None, "distill.max_steps": 0}, "as it is": {"distill.max_steps": 0},
+        },
     )  # fmt: skip
     found = entries(asked, PROFILE)
     corrections = [entry.cell.teacher.finetune for entry in found]
@@ -126,27 +122,22 @@ def test_a_seed_is_left_out_where_a_row_lacks_the_section():
 
 def test_references_have_seed_0_also_where_the_profile_has_another():
     profile = Profile(override(Cell(), {"seed": 7, "calibration.seed": 7}), seeds=1)
-    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
+    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
     reference = entries(asked, profile)[-1].cell
     assert (reference.seed, reference.calibration.seed) == (0, 0)
 
 
-def test_twins_are_refused_among_what_is_seeded_too():
-    draws = axis("distill.logit_loss", "kld", "mse") * axis("calibration.seed", 5, 6)
-    twins = table(grid=draws, seed_fields=("seed", "calibration.seed"))
-    assert refused(twins) == "two points of the grid are the same cell: 'kld' and 'kld', seed 0"
-    assert refused(table(seed_fields=("seed", "calibration.seed")), add_rows={"calibration.seed": 3}).startswith(
-        "two points"
-    )
+def test_an_added_row_that_only_a_seed_tells_apart_is_refused():
+    twins = refused(table(seed_fields=("seed", "calibration.seed")), add_rows={"calibration.seed": 3})
+    assert twins == "two rows are the same cell: 'kld' and 'kld, calibration.seed=3', seed 0"
 
 
 def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings():
     asked = table(
-        grid=axis("distill.logit_loss", "kld",
-        "mse") + Grid(({"distill.logit_loss": "cosine", "distill.seq_len": 32},)),
+        rows=table().rows | {"cosine": {"distill.logit_loss": "cosine", "distill.seq_len": 32}},
         base_overrides={"distill.seq_len": 64, "evaluation.num_validations": 8},
         reference_rows={"as it is": {"distill.max_steps": 0}},
-    )  # fmt: skip
+    )
     profile = Profile(override(Cell(), {"distill.seq_len": 128, "distill.batch_size": 3}), seeds=1)
     found = entries(asked, profile)
     assert [entry.cell.distill.seq_len for entry in found] == [64, 64, 32, 64]
@@ -158,12 +149,12 @@ def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings()
 
 
 def test_a_table_that_changes_an_unknown_field_is_refused():
-    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base_overrides={"evaluation.cheks": 8}))
+    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base={"evaluation.cheks": 8}))
 
 
 @pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "calibration.seed"])
 def test_a_setting_on_a_swept_field_is_refused(path):
-    message = refused(table(seed_fields=("seed", "calibration.seed")), settings={path: 0})
+    message = refused(table(seeded=("seed", "calibration.seed")), settings={path: 0})
     assert message.startswith(f"--set {path}: toy sweeps it")
     assert "--filter" in message
     assert "--add-row" in message
@@ -176,20 +167,18 @@ def test_a_setting_of_an_unknown_field_is_refused():
 @pytest.mark.parametrize(
     "twins",
     [
-        table(grid=axis("distill.logit_loss", "kld", "mse", "kld")),
-        table(grid=axis("distill.logit_loss", "kld", "mse") * seeds(2)),
-        table(reference_rows={"the same": {}}),
+        table(rows=table().rows | {"again": {"distill.logit_loss": "kld"}}),
+        table(references={"the same": {}}),
     ],
-    ids=["value", "seed", "reference"],
+    ids=["row", "reference"],
 )
-def test_two_points_with_the_same_cell_are_refused(twins):
-    assert refused(twins).startswith("two points of the grid are the same cell: 'kld' and ")
+def test_two_rows_with_the_same_cell_are_refused(twins):
+    assert refused(twins).startswith("two rows are the same cell: 'kld' and ")
 
 
 def test_a_value_that_is_the_same_after_conversion_is_a_twin():
     whole = table(
-        grid=axis("distill.ce_weight", 1, 1.0) * axis("distill.logit_loss", "kld", "mse"),
-        label=lambda point: f"{point['distill.logit_loss']} {point['distill.ce_weight']!r}",
+        rows={"kld 1": {"distill.ce_weight": 1}, "kld 1.0": {"distill.ce_weight": 1.0}},
         baseline="kld 1",
         paper={},
         claims=(),
@@ -202,11 +191,11 @@ def test_a_value_that_is_the_same_after_conversion_is_a_twin():
 
 def test_also_adds_a_row_that_is_the_baseline_with_one_change():
     found = entries(table(), PROFILE, add_rows={"logit_loss": "mse_logits"})
-    assert rows(found)[6:] == [("mse_logits", 0), ("mse_logits", 1)]
+    assert rows(found)[6:] == [("kld, logit_loss=mse_logits", 0), ("kld, logit_loss=mse_logits", 1)]
     assert found[6].cell == override(Cell(), {"distill.logit_loss": "mse_logits"})
 
 
-def test_also_on_a_field_the_label_does_not_tell_apart_is_a_row_of_its_own():
+def test_also_takes_a_field_that_no_row_changes():
     found = entries(table(), PROFILE, add_rows={"temperature": 2.0, "distill.max_steps": 7})
     added = ("kld, temperature=2.0", "kld, distill.max_steps=7")
     assert rows(found)[6:] == [(row, seed) for row in added for seed in (0, 1)]
@@ -224,7 +213,7 @@ def test_also_may_give_one_field_several_values():
     ("name", "value"), [("logit_loss", "mse"), ("distill.logit_loss", "kld"), ("ce_weight", 0), ("seed", 1)]
 )
 def test_also_what_is_there_already_is_refused(name, value):
-    assert refused(table(), add_rows={name: value}).startswith("two points of the grid are the same cell")
+    assert refused(table(), add_rows={name: value}).startswith("two rows are the same cell")
 
 
 @pytest.mark.parametrize("name", ["logit_loss", "distill.logit_loss"])
@@ -239,7 +228,7 @@ def test_only_with_several_values_keeps_any_of_them_and_with_several_fields_all_
 
 def test_only_applies_to_added_rows_too():
     found = entries(table(), PROFILE, add_rows={"logit_loss": "mse_logits"}, filters={"logit_loss": "mse_logits"})
-    assert rows(found) == [("mse_logits", 0), ("mse_logits", 1)]
+    assert rows(found) == [("kld, logit_loss=mse_logits", 0), ("kld, logit_loss=mse_logits", 1)]
 
 
 @pytest.mark.parametrize(
@@ -252,8 +241,8 @@ def test_only_applies_to_added_rows_too():
     ],
 )
 def test_only_what_no_row_has_is_refused_with_the_values_there_are(only, part):
-    swept = ", ".join(dict.fromkeys(point["distill.logit_loss"] for point in table().grid))
-    expected = part.replace("SWEPT", swept).replace("AXES", ", ".join(table().grid.axes()))
+    swept = ", ".join(dict.fromkeys(changes["distill.logit_loss"] for changes in table().rows.values()))
+    expected = part.replace("SWEPT", swept).replace("AXES", ", ".join(table().swept))
     assert refused(table(), filters=only) == f"--filter{expected}"
 
 
@@ -274,15 +263,14 @@ def test_an_unknown_short_name_is_refused(request_, name, hint):
 
 def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
     message = refused(table(), add_rows={"samples": 3, "block": 3})
-    ours = sorted(path for path in fields_of(Cell) if path.endswith(".seq_len"))
+    ours = sorted(path for path in fields_of(Cell) if path.endswith(".block"))
     assert len(ours) > 1
     assert message.endswith("there are: " + ", ".join(ours))
 
 
 def test_a_swept_field_wins_over_others_of_its_short_name():
     swept = table(
-        grid=axis("distill.max_steps", 1, 2), label=lambda point: str(point["distill.max_steps"]),
-        baseline="1", paper={}, claims=(),
+        rows={str(n): {"distill.max_steps": n} for n in (1, 2)}, baseline="1", paper={}, claims=(),
     )  # fmt: skip
     assert rows(entries(swept, PROFILE, filters={"steps": 2})) == [("2", 0), ("2", 1)]
 

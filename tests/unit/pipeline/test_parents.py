@@ -17,7 +17,7 @@ from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Cell, ConfigError, Corpus, Execution, Profile, Teacher
 from lit_prune.config.overrides import override, parent_of, parents_of, plain_of
 from lit_prune.config.profiles import load_profile
-from lit_prune.config.table import Claim, Table, axis
+from lit_prune.config.table import Claim, Table
 from lit_prune.integrations.wandb.tracker import WandbTracker
 from lit_prune.pipeline.costs import flops_of_token
 from lit_prune.pipeline.expand import Entry, entries
@@ -117,8 +117,8 @@ def test_what_says_the_same_is_the_same_address_and_shows_the_source_whole():
 
 def test_rows_may_sweep_what_a_source_changes(tmp_path):
     table = Table(
-        name="t", question="?", source="here", grid=axis("parent.prune.num_hidden_layers", 5, 4) * axis("seed", 0),
-        label=lambda point: str(point["parent.prune.num_hidden_layers"]), baseline="5", paper={},
+        name="t", question="?", source="here", baseline="5",
+        rows={str(n): {"parent.prune.num_hidden_layers": n} for n in (5, 4)},
         claims=(Claim("5", "4", "x"),),
         reference_rows={"teacher": {"parent": None}},
     )  # fmt: skip

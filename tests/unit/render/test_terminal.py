@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from lit_prune.config import Cell, Corpus, Profile, Teacher
-from lit_prune.config.table import Claim, Table, axis
+from lit_prune.config.table import Claim, Table
 from lit_prune.pipeline.expand import entries
 from lit_prune.render import figures, files, numbers, terminal, wording
 from lit_prune.report import Report, assemble, judge, statistics
@@ -22,8 +22,8 @@ from lit_prune.store import Store
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 METRICS = ("lm_loss", "lm_loss_before", "kd_loss_before", "kd_loss", "second_lm_loss", "parameters")
 TABLE = Table(
-    name="toy", question="Which?", source="nowhere", label=lambda point: point["distill.logit_loss"],
-    grid=axis("distill.logit_loss", "kld", "mse", "cosine"), baseline="kld",
+    name="toy", question="Which?", source="nowhere", baseline="kld",
+    rows={loss: {"distill.logit_loss": loss} for loss in ("kld", "mse", "cosine")},
     paper={
         "kld": {"lm_loss": 2.062, "kd_loss_before": 5.35, "kd_loss": 0.38, "parameters": 7.91e9},
         "mse": {"lm_loss": 2.049, "kd_loss_before": 6.33, "kd_loss": 0.37},

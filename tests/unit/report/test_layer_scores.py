@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lit_prune.config import Calibration, Cell, Corpus, Profile, Teacher
-from lit_prune.config.table import Table, axis
+from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import entries
 from lit_prune.render import depth, files, svg
 from lit_prune.render.catalog import captions
@@ -22,8 +22,8 @@ from lit_prune.store import Node, Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 TABLE = Table(
-    name="toy", question="Which?", source="nowhere", label=lambda point: f"keep {point['prune.num_hidden_layers']}",
-    grid=axis("prune.num_hidden_layers", 2, 1), baseline="keep 2", paper={}, claims=(),
+    name="toy", question="Which?", source="nowhere", baseline="keep 2", reference_rows={},
+    rows={f"keep {n}": {"prune.num_hidden_layers": n} for n in (2, 1)},
     seed_fields=("seed", "calibration.seed"),
     metrics=("lm_loss",),
 )  # fmt: skip
@@ -93,15 +93,10 @@ def test_what_was_not_measured_or_not_finished_is_none(tmp_path: Path) -> None:
 
 
 def test_a_table_that_drops_no_block_says_nothing_of_them(store: Store) -> None:
-    widths = dataclasses.replace(
-        TABLE, grid=axis("prune.hidden_size", 2, 1), label=lambda point: f"keep {point['prune.hidden_size']}"
-    )
+    widths = dataclasses.replace(TABLE, rows={f"keep {n}": {"prune.hidden_size": n} for n in (2, 1)})
     assert answer(store, widths).blocks is None
     listed = dataclasses.replace(
-        TABLE,
-        grid=axis("prune.drop_layers", (), (1,)),
-        label=lambda point: str(point["prune.drop_layers"]),
-        baseline="()",
+        TABLE, rows={str(layers): {"prune.drop_layers": layers} for layers in ((), (1,))}, baseline="()"
     )
     assert answer(store, listed).blocks is not None
 

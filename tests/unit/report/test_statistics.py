@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lit_prune.config.table import Claim, Grid, Table, axis
+from lit_prune.config.table import Claim, Table
 from lit_prune.report import judge, summarise
 from lit_prune.report.statistics import alike, compare, holm
 
@@ -47,8 +47,8 @@ def test_seeds_that_change_nothing_are_no_test():
 @pytest.mark.parametrize(("values", "verdict"), [(CLOSE, "holds"), (APART, "fails"), (NOISY, "undecided")])
 def test_a_claim_that_two_rows_are_alike_is_judged_by_its_bounds(values, verdict):
     table = Table(
-        name="t", question="", source="", grid=axis("distill.temperature", 1.0, 2.0),
-        label=lambda point: "a" if point["distill.temperature"] == 1 else "b", baseline="a", paper={},
+        name="t", question="", source="", baseline="a",
+        rows={"a": {"distill.temperature": 1.0}, "b": {"distill.temperature": 2.0}},
         claims=(Claim("a", "b", "", tolerance=0.01),), metrics=("lm_loss",),
     )  # fmt: skip
     tidy = values.melt(ignore_index=False, var_name="row", value_name="lm_loss").rename_axis("seed").reset_index()
@@ -60,10 +60,9 @@ def test_a_claim_that_two_rows_are_alike_is_judged_by_its_bounds(values, verdict
 
 
 def toy(*claims: Claim, rows: tuple[str, ...] = ("a", "b"), **fields: object) -> Table:
-    points = tuple({"distill.temperature": 1.0 + i} for i in range(len(rows)))
+    changes = {row: {"distill.temperature": 1.0 + i} for i, row in enumerate(rows)}
     return Table(
-        name="t", question="", source="", grid=Grid(points),
-        label=lambda point: rows[int(point["distill.temperature"]) - 1], baseline="a", paper={}, claims=claims,
+        name="t", question="", source="", rows=changes, baseline="a", claims=claims,
         metrics=("lm_loss",), **fields,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lit_prune.config import Cell, Corpus, Distill, Profile, Teacher
-from lit_prune.config.table import Claim, Table, axis
+from lit_prune.config.table import Claim, Table
 from lit_prune.pipeline.expand import Entry, entries
 from lit_prune.render import figures, files, terminal, wording
 from lit_prune.render.catalog import captions
@@ -22,8 +22,8 @@ from lit_prune.store import Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64), distill=Distill(max_steps=30))
 TABLE = Table(
-    name="toy", question="Which?", source="nowhere", label=lambda point: point["distill.logit_loss"],
-    grid=axis("distill.logit_loss", "kld", "mse", "cosine"), baseline="kld", paper={},
+    name="toy", question="Which?", source="nowhere", baseline="kld",
+    rows={loss: {"distill.logit_loss": loss} for loss in ("kld", "mse", "cosine")},
     claims=(
         Claim("kld", "mse", ""), Claim("mse", "kld", "", metric="kd_loss_before"), Claim("kld", "cosine", ""),
         Claim("mse", "cosine", ""),
