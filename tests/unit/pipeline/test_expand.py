@@ -68,30 +68,30 @@ def test_a_table_that_depends_on_the_profile_is_made_at_it(tmp_path):
         steps = (profile.seeds, profile.seeds + 1)
         return dataclasses.replace(table, rows={str(n): {"distill.max_steps": n} for n in steps}, baseline="2")
 
-    open_table = table(rows={}, baseline="", paper={}, claims=(), for_profile=doubled)
+    open_table = table(rows={}, baseline="", paper={}, claims=(), build_for_profile=doubled)
     assert [entry.row for entry in entries(open_table.at(PROFILE, tmp_path), PROFILE, num_seeds=1)] == ["2", "3"]
     assert table().at(PROFILE, tmp_path).name == "toy"
 
 
 def test_references_come_last_once_as_the_baseline_with_their_changes():
-    found = entries(table(references={"as it is": {"distill.max_steps": 0}}), PROFILE)
+    found = entries(table(reference_rows={"as it is": {"distill.max_steps": 0}}), PROFILE)
     assert rows(found)[-1] == ("as it is", 0)
     assert [entry.reference for entry in found] == [False] * 6 + [True]
     assert found[-1].cell == override(Cell(), {"distill.max_steps": 0, "distill.logit_loss": "kld"})
 
 
 def test_settings_change_every_cell():
-    asked = table(references={"as it is": {"distill.max_steps": 0}})
+    asked = table(reference_rows={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE, settings={"distill.seq_len": 64})
     assert {entry.cell.distill.seq_len for entry in found} == {64}
 
 
 def test_a_seed_sets_every_field_that_is_seeded():
-    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
+    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
     found = entries(asked, PROFILE)
     assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
     assert [(entry.cell.seed, entry.cell.calibration.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
-    only_the_draw = entries(table(seeded=("calibration.seed",)), PROFILE, num_seeds=3)
+    only_the_draw = entries(table(seed_fields=("calibration.seed",)), PROFILE, num_seeds=3)
     assert [(e.seed, e.cell.seed, e.cell.calibration.seed) for e in only_the_draw[:3]] == [
         (0, 0, 0),
         (1, 0, 1),
@@ -122,7 +122,7 @@ def test_a_seed_is_left_out_where_a_row_lacks_the_section():
 
 def test_references_have_seed_0_also_where_the_profile_has_another():
     profile = Profile(override(Cell(), {"seed": 7, "calibration.seed": 7}), seeds=1)
-    asked = table(seeded=("seed", "calibration.seed"), references={"as it is": {"distill.max_steps": 0}})
+    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
     reference = entries(asked, profile)[-1].cell
     assert (reference.seed, reference.calibration.seed) == (0, 0)
 
@@ -149,12 +149,12 @@ def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings()
 
 
 def test_a_table_that_changes_an_unknown_field_is_refused():
-    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base={"evaluation.cheks": 8}))
+    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base_overrides={"evaluation.num_validaions": 8}))
 
 
 @pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "calibration.seed"])
 def test_a_setting_on_a_swept_field_is_refused(path):
-    message = refused(table(seeded=("seed", "calibration.seed")), settings={path: 0})
+    message = refused(table(seed_fields=("seed", "calibration.seed")), settings={path: 0})
     assert message.startswith(f"--set {path}: toy sweeps it")
     assert "--filter" in message
     assert "--add-row" in message
@@ -168,7 +168,7 @@ def test_a_setting_of_an_unknown_field_is_refused():
     "twins",
     [
         table(rows=table().rows | {"again": {"distill.logit_loss": "kld"}}),
-        table(references={"the same": {}}),
+        table(reference_rows={"the same": {}}),
     ],
     ids=["row", "reference"],
 )
@@ -262,8 +262,8 @@ def test_an_unknown_short_name_is_refused(request_, name, hint):
 
 
 def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
-    message = refused(table(), add_rows={"samples": 3, "block": 3})
-    ours = sorted(path for path in fields_of(Cell) if path.endswith(".block"))
+    message = refused(table(), add_rows={"seq_len": 3, "batch_size": 3})
+    ours = sorted(path for path in fields_of(Cell) if path.endswith(".seq_len"))
     assert len(ours) > 1
     assert message.endswith("there are: " + ", ".join(ours))
 
@@ -272,7 +272,7 @@ def test_a_swept_field_wins_over_others_of_its_short_name():
     swept = table(
         rows={str(n): {"distill.max_steps": n} for n in (1, 2)}, baseline="1", paper={}, claims=(),
     )  # fmt: skip
-    assert rows(entries(swept, PROFILE, filters={"steps": 2})) == [("2", 0), ("2", 1)]
+    assert rows(entries(swept, PROFILE, filters={"max_steps": 2})) == [("2", 0), ("2", 1)]
 
 
 @pytest.mark.parametrize("name", ["strategy_ablation", "oneshot_ablation"])

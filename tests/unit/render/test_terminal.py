@@ -105,7 +105,7 @@ def test_claims_name_their_metric_and_say_where_seeds_change_nothing(found: Repo
 
 
 def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Path) -> None:
-    table = Table(**{**vars(TABLE), "higher": ("lm_loss",)})
+    table = Table(**{**vars(TABLE), "higher_is_better": ("lm_loss",)})
     turned = dataclasses.replace(found, table=table, verdicts=judge(table, found.tidy))
     assert figures.final_values(found).axes[0].get_xlabel() == "LM loss (lower is better)"
     assert figures.final_values(turned).axes[0].get_xlabel() == "LM loss (higher is better)"
