@@ -149,7 +149,8 @@ def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings()
 
 
 def test_a_table_that_changes_an_unknown_field_is_refused():
-    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base_overrides={"evaluation.num_validaions": 8}))
+    wrong = {"evaluation.num_validaions": 8}
+    assert "perhaps you meant 'evaluation.num_validations'" in refused(table(base_overrides=wrong))
 
 
 @pytest.mark.parametrize("path", ["distill.logit_loss", "seed", "calibration.seed"])
