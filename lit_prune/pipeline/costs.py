@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lit_prune.config import Cell, Pretraining
+from lit_prune.config import Cell, Finetuning, Pretraining
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.flops import recipe_flops
 from lit_prune.models.llama import config_of
@@ -63,12 +63,13 @@ def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run]) -> list[C
     return [*(_of_teacher(*one) for one in teachers), *(_of_row(row, of_row, runs) for row, of_row in rows.items())]
 
 
-def _of_teacher(cell: Cell, recipe: Any) -> Cost:
-    pretraining = isinstance(recipe, Pretraining)
-    config = config_of(recipe) if pretraining else teacher_config(cell)
-    tokens = recipe.steps * recipe.batch * recipe.block
-    what = "teacher: pretraining" if pretraining else "teacher: fine-tuning"
-    return Cost(what, 1, num_parameters(config), recipe.steps, tokens, None)
+def _of_teacher(cell: Cell, recipe: Pretraining | Finetuning) -> Cost:
+    if isinstance(recipe, Pretraining):
+        what, config = "teacher: pretraining", config_of(recipe)
+    else:
+        what, config = "teacher: fine-tuning", teacher_config(cell)
+    tokens = recipe.max_steps * recipe.batch_size * recipe.seq_len
+    return Cost(what, 1, num_parameters(config), recipe.max_steps, tokens, None)
 
 
 def _of_row(row: str, entries: list[Entry], runs: list[Run]) -> Cost:
