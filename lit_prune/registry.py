@@ -23,7 +23,7 @@ PLUGINS = "lit_prune.plugins"
 _HOME = {
     "logit_losses": "lit_prune.losses.logit", "hidden_losses": "lit_prune.losses.hidden",
     "criteria": "lit_prune.importance.criteria", "block_allocators": "lit_prune.pruning.allocate",
-    "width_allocators": "lit_prune.pruning.allocate",
+    "width_allocators": "lit_prune.pruning.allocate", "methods": "lit_prune.methods",
 }  # fmt: skip
 """Registry -> the module that defines it."""
 _EXPERIMENTS = "lit_prune.experiments"
@@ -76,7 +76,12 @@ def register_table(table: Table) -> Table:
 
 
 def _shipped_tables() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(importlib.import_module(_EXPERIMENTS).__path__)]
+    return [name.rpartition(".")[2] for name in _modules_of(_EXPERIMENTS)]
+
+
+@functools.cache
+def _modules_of(package: str) -> list[str]:
+    return [f"{package}.{module.name}" for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
 
 
 @functools.cache
@@ -104,8 +109,10 @@ def load_plugins() -> None:
 class Registry(Generic[Part]):
     """Parts of one kind, by name; `register` is the decorator that adds one."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind = kind
+        self.package = package
+        """Package whose modules each register parts; they are imported when the registry is first read."""
         self._parts: dict[str, Part] = {}
 
     def register(self, name: str) -> Callable[[Part], Part]:
@@ -125,11 +132,16 @@ class Registry(Generic[Part]):
         Raises:
             ConfigError: there is none.
         """
-        load_plugins()
+        self._load()
         if name not in self._parts:
             raise ConfigError(unknown(self.kind, name, self._parts))
         return self._parts[name]
 
     def __iter__(self) -> Iterator[str]:
-        load_plugins()
+        self._load()
         return iter(sorted(self._parts))
+
+    def _load(self) -> None:
+        for name in _modules_of(self.package) if self.package else ():
+            importlib.import_module(name)
+        load_plugins()

@@ -13,8 +13,9 @@ import tyro
 from rich.padding import Padding
 
 from lit_prune.cli.process import Output, Verb
-from lit_prune.config import Cell, ConfigError, Profile, unknown_field
-from lit_prune.config.overrides import OPTIONAL
+from lit_prune.config import Cell, ConfigError, Profile, PruneMethod, unknown_field
+from lit_prune.config.overrides import OPTIONAL, default_of
+from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
 from lit_prune.escape import terminal_text
 
 
@@ -53,9 +54,13 @@ def settings() -> list[Setting]:
 def _settings(kind: type, prefix: str, optional: str | None = None) -> Iterator[Setting]:
     import docstring_parser
 
-    docs = {param.arg_name: param.description or "" for param in docstring_parser.parse_from_object(kind).params}
+    docs = {
+        param.arg_name: param.description or ""
+        for section in reversed(kind.__mro__[:-1])
+        for param in docstring_parser.parse_from_object(section).params
+    }
     for field in dataclasses.fields(kind):
-        path, value = f"{prefix}{field.name}", OPTIONAL.get(field.name, field.default)
+        path, value = f"{prefix}{field.name}", OPTIONAL.get(field.name, default_of(field))
         if field.name == "fingerprint":  # filled in by the program
             continue
         if dataclasses.is_dataclass(value):
@@ -63,6 +68,7 @@ def _settings(kind: type, prefix: str, optional: str | None = None) -> Iterator[
             yield from _settings(type(value), f"{path}.", around)
         elif field.name != "cell":
             default = None if field.default is dataclasses.MISSING else field.default
+            default = kind.name if issubclass(kind, PruneMethod) and field.name == "method" else default
             yield Setting(path, _named(str(field.type)), default, docs.get(field.name, ""), optional)
 
 
@@ -83,7 +89,11 @@ _ALIASES = {
 def run(flags: CliArgs) -> int:
     """Print the settings of the section: with their first sentences if all are listed, else with all that is said."""
     console, wanted = Output(), flags.section
-    everything = settings()
+    section, _, method = (wanted or "").partition(".")
+    if section == "prune" and method in method_names():
+        everything, wanted = list(_settings(method_class(method), "prune.")), "prune"
+    else:
+        everything = settings()
     found = [one for one in everything if wanted is None or one.path == wanted or one.path.startswith(f"{wanted}.")]
     if not found:
         names = {one.path: None for one in everything} | {one.section: None for one in everything if one.section}
@@ -98,6 +108,9 @@ def run(flags: CliArgs) -> int:
             console.print(terminal_text(f"  {one.path} = {json.dumps(one.default)}"), soft_wrap=True)
             console.print(Padding(terminal_text(text, style="dim"), (0, 0, 0, 6)))
         console.print()
+    if wanted == "prune":
+        others = ", ".join(f"prune.{name}" for name in method_names() if name != DEFAULT_METHOD)
+        console.print(terminal_text(f"Settings of other methods: lit-prune fields NAME, of {others}"), soft_wrap=True)
     return 0
 
 

@@ -1,5 +1,38 @@
 """What is asked: cells, tables, profiles and runtime flags. No torch."""
 
+from lit_prune.config.fields import (
+    Changes as Changes,
+)
+from lit_prune.config.fields import (
+    ConfigError as ConfigError,
+)
+from lit_prune.config.fields import (
+    Scalar as Scalar,
+)
+from lit_prune.config.fields import (
+    Size as Size,
+)
+from lit_prune.config.fields import (
+    errors_of as errors_of,
+)
+from lit_prune.config.fields import (
+    expand as expand,
+)
+from lit_prune.config.fields import (
+    later as later,
+)
+from lit_prune.config.fields import (
+    unknown as unknown,
+)
+from lit_prune.config.fields import (
+    unknown_field as unknown_field,
+)
+from lit_prune.config.prune import (
+    Prune as Prune,
+)
+from lit_prune.config.prune import (
+    PruneMethod as PruneMethod,
+)
 from lit_prune.config.runtime import (
     Execution as Execution,
 )
@@ -13,13 +46,7 @@ from lit_prune.config.schema import (
     Cell as Cell,
 )
 from lit_prune.config.schema import (
-    Changes as Changes,
-)
-from lit_prune.config.schema import (
     Choices as Choices,
-)
-from lit_prune.config.schema import (
-    ConfigError as ConfigError,
 )
 from lit_prune.config.schema import (
     Corpus as Corpus,
@@ -46,16 +73,7 @@ from lit_prune.config.schema import (
     Profile as Profile,
 )
 from lit_prune.config.schema import (
-    Prune as Prune,
-)
-from lit_prune.config.schema import (
-    Scalar as Scalar,
-)
-from lit_prune.config.schema import (
     SearchSpace as SearchSpace,
-)
-from lit_prune.config.schema import (
-    Size as Size,
 )
 from lit_prune.config.schema import (
     Teacher as Teacher,
@@ -64,20 +82,5 @@ from lit_prune.config.schema import (
     ThroughputTest as ThroughputTest,
 )
 from lit_prune.config.schema import (
-    errors_of as errors_of,
-)
-from lit_prune.config.schema import (
-    expand as expand,
-)
-from lit_prune.config.schema import (
-    later as later,
-)
-from lit_prune.config.schema import (
     name_of_shape as name_of_shape,
-)
-from lit_prune.config.schema import (
-    unknown as unknown,
-)
-from lit_prune.config.schema import (
-    unknown_field as unknown_field,
 )

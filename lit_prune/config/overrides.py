@@ -20,12 +20,12 @@ from lit_prune.config import (
     Optimizer,
     Pretraining,
     Profile,
-    Prune,
     SearchSpace,
     Teacher,
     ThroughputTest,
     unknown_field,
 )
+from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
 from lit_prune.config.renames import current_change
 from lit_prune.config.yaml_loader import read_yaml
 
@@ -41,7 +41,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
     import pydantic
 
     try:
-        return _adapter(kind).validate_json(json.dumps(plain), strict=True)  # type: ignore[arg-type]
+        return _adapter(kind, tuple(method_names())).validate_json(json.dumps(plain), strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(kind, error.errors(), plain)) from None
 
@@ -64,7 +64,8 @@ _UNION_TAGS = {
 
 
 @functools.cache
-def _adapter(kind: type) -> Any:
+def _adapter(kind: type, methods: tuple[str, ...]) -> Any:
+    """The validator of a section; `methods` are those there are, which decide what the `prune` section may be."""
     import pydantic
 
     return pydantic.TypeAdapter(_forbidding(kind))
@@ -81,7 +82,6 @@ def _forbidding(kind: type) -> type:
         Finetuning,
         Teacher,
         Calibration,
-        Prune,
         Lora,
         Distill,
         ThroughputTest,
@@ -99,7 +99,8 @@ def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
     for path, value in flatten(plain):
         if not is_unicode(value):
             return f"{path}: must be valid UTF-8, got {value!r}"
-    paths = [".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) for error in errors]
+    tags = _UNION_TAGS.union(method_names())
+    paths = [".".join(str(part) for part in error["loc"] if part not in tags) for error in errors]
     if errors[0]["type"] == "unexpected_keyword_argument":
         return unknown_field(paths[0], fields_of(kind))
     here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
@@ -127,7 +128,12 @@ def fields_of(kind: Any, prefix: str = "") -> list[str]:
 
 def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
     nested = OPTIONAL | {"cell": Cell()}
-    return [(f, nested.get(f.name, f.default)) for f in dataclasses.fields(kind)]
+    return [(f, nested.get(f.name, default_of(f))) for f in dataclasses.fields(kind)]
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field, which may be made by a function."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def plain_of(node: Any) -> dict[str, Any]:
@@ -230,7 +236,7 @@ def parents_of(cell: Cell) -> list[Cell]:
 def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
     """`override`, with the changes of a source noted and not yet carried out."""
     plain = dataclasses.asdict(node)  # type: ignore[call-overload]
-    for path, value in changes.items():
+    for path, value in sorted(changes.items(), key=_method_first):
         first, _, rest = path.partition(".")
         if first == "parent" and isinstance(node, Cell):
             plain["parent"] = _noted(plain["parent"], rest, value)
@@ -242,13 +248,31 @@ def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
                 place[parent] = plain_of(OPTIONAL[parent])
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            raise ConfigError(unknown_field(path, fields_of(type(node))))
+            raise ConfigError(_unknown(path, type(node), parents, place))
+        if parents[-1:] == ["prune"] and name == "method":
+            if value != place["method"]:  # the settings of another method mean nothing to this one
+                place.clear()
+                place.update(plain_of(method_class(value)()))
+            continue
         if parents[-1:] == ["distill"] and name in BUDGETS and value is not None:
             place.update({other: default for other, default in BUDGETS.items() if other != name})
         if name in _PLACES and place[name] != value:
             place["fingerprint"] = None
         place[name] = plain_of(value) if dataclasses.is_dataclass(value) else value
     return build(type(node), plain)
+
+
+def _method_first(change: tuple[str, Any]) -> bool:
+    """The key that puts the choice of a method before the settings that are given with it."""
+    return not f".{change[0]}".endswith(".prune.method")
+
+
+def _unknown(path: str, kind: type, parents: list[str], place: Any) -> str:
+    """One line about a field that does not exist."""
+    if parents[-1:] == ["prune"] and isinstance(place, dict) and place["method"] != DEFAULT_METHOD:
+        allowed = ", ".join(name for name in place if name != "fingerprint")
+        return f"{path}: unknown field of method {place['method']} (allowed: {allowed})"
+    return unknown_field(path, fields_of(kind))
 
 
 def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:

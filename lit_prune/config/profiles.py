@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lit_prune.config.fields import ConfigError, unknown
 from lit_prune.config.overrides import flatten, override, refuse_two_budgets
 from lit_prune.config.renames import current_change, current_path
-from lit_prune.config.schema import Cell, ConfigError, Profile, unknown
+from lit_prune.config.schema import Cell, Profile
 from lit_prune.config.yaml_loader import read_yaml
 
 RECORDS = Path(__file__).parents[2] / "experiments"

@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.config.schema import Cell, Changes, Prune
+from lit_prune.config.fields import Changes
+from lit_prune.config.prune import Prune, PruneMethod, default_method
+from lit_prune.config.schema import Cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,4 +153,5 @@ def section_of(kind: type, name: str) -> type | None:
     kinds = (hint, *typing.get_args(hint))
     if Changes in kinds:
         return Cell
-    return next((one for one in kinds if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
+    found = next((one for one in kinds if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
+    return type(default_method()) if found is PruneMethod else found  # other methods have no former names

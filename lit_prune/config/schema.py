@@ -6,63 +6,14 @@ workers, store) is never in here. No torch.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import os
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
+
+from lit_prune.config.fields import Changes, later, renamed
+from lit_prune.config.prune import PruneMethod, default_method
 
 EVIDENCE = ("importance", "head_channels", "preactivations", "distances", "removals", "gradients")
 """What a calibration pass can measure, each a stage of its own: "importance" are the moments of every site."""
-
-Size = int | float | Literal["auto"] | None
-"""Target of one axis: a whole number is a count, a fraction in (0, 1] a share of the teacher, None keeps it, and
-"auto" is whatever share meets a number of parameters."""
-
-
-Scalar = bool | int | float | str | None
-Changes = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
-"""Dotted field and value, in the order they are made."""
-
-
-class ConfigError(ValueError):
-    """A request that cannot be met, in one line: what is wrong and what is allowed, after the field if it is one's."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        field, colon, problem = message.partition(": ")
-        self.field, self.problem = (field, problem) if colon and " " not in field else ("", message)
-
-
-@contextlib.contextmanager
-def errors_of(fields: Mapping[str, str]) -> Iterator[None]:
-    """Let errors name other fields: those of a section that is read in the place of another, or flags.
-
-    `fields` maps sections or fields to what stands in their place, such as corpus -> evaluation.second_corpus.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        for old, new in fields.items():
-            if error.field == old or error.field.startswith(f"{old}."):
-                raise ConfigError(f"{new}{error.field.removeprefix(old)}: {error.problem}") from None
-        raise
-
-
-def renamed(default: Any, was: str, values: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """Declare a field that had another name, or values with other names (new -> old): addresses keep the old ones."""
-    return field(default=default, metadata={"was": was, "values": values})
-
-
-def later(default: Any, noop: Any, was: str | None = None, values: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """Declare a field added after results exist: left out of the address while it holds `noop`, so old ones stand.
-
-    `was` and `values` are as for `renamed`.
-    """
-    return field(default=default, metadata={"noop": noop, "values": values} | ({"was": was} if was else {}))
 
 
 @dataclass(frozen=True)
@@ -200,61 +151,6 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Prune:
-    """What is kept of the teacher, and by which score."""
-
-    width_criterion: str = renamed("activation", was="criterion")
-    """Score that ranks the units of each axis."""
-    batch_aggregation: Literal["l2", "mean", "var"] = renamed("l2", was="batch")
-    """Aggregation of activation scores over sequences (Minitron, section 2.2)."""
-    seq_aggregation: Literal["l2", "mean", "var"] = renamed("mean", was="seq")
-    """Aggregation of activation scores over the tokens of a sequence."""
-    hidden_size: Size = renamed(0.75, was="hidden")
-    """Hidden channels to keep, the same in every block."""
-    intermediate_size: Size = renamed(0.6875, was="neurons")
-    """MLP neurons to keep in each block."""
-    num_attention_heads: Size = renamed(0.667, was="heads")
-    """Query heads to keep in each block, in equal number inside every KV group."""
-    num_key_value_heads: Size = later(None, noop=None, was="kv_groups")
-    """KV groups to keep in each block, each with its query heads; None keeps all."""
-    num_hidden_layers: Size = later(None, noop=None, was="layers")
-    """Blocks to keep; None keeps all."""
-    num_parameters: Size = later(None, noop=None, was="parameters")
-    """Parameters to keep, a count or a share of the teacher's: the sizes that are "auto" all get the share that comes
-    nearest to it."""
-    drop_layers: tuple[int, ...] = later((), noop=(), was="drop")
-    """Blocks to drop, 0-based, instead of a number of `layers` chosen by score."""
-    layer_criterion: str = later("influence", noop="influence", was="block_criterion")
-    """Score that ranks the blocks."""
-    layer_selection: str = later(
-        "lowest_score",
-        noop="lowest_score",
-        was="blocks",
-        values={"lowest_score": "lowest", "last": "tail", "last_but_final": "tail_but_last"},
-    )
-    """Which blocks go: those that score lowest one by one, the contiguous span that scores lowest as a whole, the last
-    ones, or the last ones but the very last."""
-    width_allocation: str = later("uniform", noop="uniform", was="widths")
-    """Neurons and heads of each block: as many in every one, or wherever they score highest across the model, with as
-    many parameters in all."""
-    num_iterations: int = later(1, noop=1, was="rounds")
-    """Rounds of importance estimation, each followed by an equal part of the pruning (Minitron, section 2.2)."""
-    head_merging: Literal["off", "paper", "reversed_sign"] = later(
-        "off", noop="off", was="head_residual", values={"reversed_sign": "opposite"}
-    )
-    """Add the difference to pruned heads back to the weakest kept ones: as printed (Minitron, section 2.3: the query
-    weights become 2 kept - pruned), or with the opposite sign (they become those of the pruned head)."""
-    init: Literal["teacher", "random"] = later("teacher", noop="teacher", was="weights")
-    """Where the student's weights come from; random ones of the same shape are training from scratch."""
-    plan_path: str | None = later(None, noop=None, was="plan")
-    """A plan (plan.json of another run, perhaps edited) to carry out instead of making one."""
-    init_from: str | None = later(None, noop=None, was="model")
-    """An already small model (folder or hub id) to start from instead of pruning the teacher."""
-    fingerprint: str | None = later(None, noop=None)
-    """sha256 of `model`'s weights or of `plan`. Filled in by the program."""
-
-
-@dataclass(frozen=True)
 class Lora:
     """Low-rank adapters (LoRA), which are trained in the place of the weights and merged into them at the end."""
 
@@ -379,8 +275,8 @@ class Cell:
     """The model that is compressed."""
     calibration: Calibration = renamed(Calibration(), was="importance")
     """The calibration pass."""
-    prune: Prune = renamed(Prune(), was="student")
-    """The pruned shape."""
+    prune: PruneMethod = field(default_factory=default_method, metadata={"was": "student"})
+    """The pruning method, `prune.method`, and its settings."""
     distill: Distill = Distill()
     """The retraining."""
     evaluation: Evaluation = Evaluation()
@@ -447,32 +343,3 @@ class Profile:
     deep_teacher: Teacher | None = None
     """A teacher with enough blocks for the tables that compare them, where that of the cell has too few; None: there is
     no other."""
-
-
-def unknown(what: str, name: str, allowed: Any) -> str:
-    """Return one line for a name that does not exist, with the nearest one and all that do."""
-    names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; perhaps you meant {near[0]!r}" if near else ""
-    return f"unknown {what} {name!r}{hint}; there are: {', '.join(names)}"
-
-
-def _alike(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def unknown_field(path: str, fields: Iterable[str]) -> str:
-    """Return one line for a field that does not exist, with the three nearest ones and the command that lists all."""
-
-    def distance(field: str) -> float:
-        wanted, name = path.rpartition(".")[2], field.rpartition(".")[2]
-        return -_alike(path, field) - max(_alike(wanted, word) for word in (name, *name.split("_")))
-
-    *first, last = (repr(field) for field in sorted(fields, key=distance)[:3])
-    near = f"{', '.join(first)} or {last}" if first else last
-    return f"unknown field {path!r}; perhaps you meant {near}; `lit-prune fields` lists all"
-
-
-def expand(path: str | os.PathLike[str]) -> Path:
-    """A path as the shell would read it."""
-    return Path(os.path.expandvars(path)).expanduser()

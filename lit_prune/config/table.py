@@ -9,11 +9,13 @@ from typing import Any
 
 from lit_prune.config import Cell, Profile
 from lit_prune.config.overrides import override
+from lit_prune.config.prune import DEFAULT_METHOD
 
 Changes = dict[str, Any]
 """Dotted field -> value: what a row changes in the base cell."""
 
 WHOLE: Changes = {
+    "prune.method": DEFAULT_METHOD,
     "prune.num_hidden_layers": None, "prune.hidden_size": None, "prune.intermediate_size": None,
     "prune.num_attention_heads": None,
     "prune.num_key_value_heads": None, "prune.num_parameters": None, "prune.drop_layers": (), "prune.num_iterations": 1,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile
+from lit_prune.config.prune import sizes_of
 from lit_prune.config.table import Changes, Claim, Table
 
 DEPTH: Changes = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}
@@ -18,7 +19,7 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the blocks and steps that each of its prunings has at a profile."""
     from lit_prune.pruning.shapes import teacher_config
 
-    student, steps = profile.cell.prune, profile.cell.distill.max_steps
+    student, steps = sizes_of(profile.cell.prune, table.name), profile.cell.distill.max_steps
     if student.num_parameters is not None or student.hidden_size is None:
         raise ConfigError(f"{table.name}: give prune.hidden_size a share or a count, and prune.num_parameters none")
     if student.intermediate_size is None and student.num_attention_heads is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
+from lit_prune.config.prune import sizes_of
 from lit_prune.config.table import Claim, Table
 
 ROWS = {"off": "off", "as printed": "paper", "opposite sign": "reversed_sign"}
@@ -15,7 +16,7 @@ KEPT = 2 / 3
 
 def with_fewer_heads(table: Table, profile: Profile, store: Path) -> Table:
     """Return the table with heads to prune, also at a profile that prunes none."""
-    if profile.cell.prune.num_attention_heads is not None:
+    if sizes_of(profile.cell.prune, table.name).num_attention_heads is not None:
         return table
     return dataclasses.replace(table, base_overrides={**table.base_overrides, "prune.num_attention_heads": KEPT})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_prune.cli.table import main
 from lit_prune.config import ConfigError, Profile, Prune
+from lit_prune.config.prune import sizes_of
 from lit_prune.config.table import Changes, Claim, Table
 
 SCRATCH: Changes = {"parent": None, "prune.init": "random"}
@@ -63,7 +64,11 @@ def with_steps(table: Table, profile: Profile, store: Path) -> Table:
     from lit_prune.pruning.shapes import teacher_config
     from lit_prune.pruning.target import target
 
-    student, steps, config = profile.cell.prune, profile.cell.distill.max_steps, teacher_config(profile.cell)
+    student, steps, config = (
+        sizes_of(profile.cell.prune, table.name),
+        profile.cell.distill.max_steps,
+        teacher_config(profile.cell),
+    )
     final, whole = target(student, config), shape_of(config)
     rows = ROWS | {CHAINED: (by_way_of_middle(student, config), 1.0)}
     points = {row: {**changes, "distill.max_steps": round(times * steps)} for row, (changes, times) in rows.items()}

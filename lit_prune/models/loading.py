@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import ConfigError, Prune, Teacher, expand
+from lit_prune.config import ConfigError, PruneMethod, Teacher, expand
 from lit_prune.models.files import (
     Place,
     check_folder,
@@ -87,7 +87,7 @@ def pin(teacher: Teacher) -> Teacher:
     return teacher if teacher.fingerprint else dataclasses.replace(teacher, fingerprint=fingerprint(teacher.model))
 
 
-def pin_student(student: Prune) -> Prune:
+def pin_student(student: PruneMethod) -> PruneMethod:
     """The same student with the fingerprint of the plan or the model it starts from, if any.
 
     Raises:

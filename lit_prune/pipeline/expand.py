@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lit_prune.config import Cell, ConfigError, Profile, unknown, unknown_field
 from lit_prune.config.overrides import BUDGETS, fields_of, override, refuse_two_budgets
 from lit_prune.config.renames import current_change, former_path, hint
-from lit_prune.config.schema import Cell, ConfigError, Profile, unknown, unknown_field
 from lit_prune.config.table import Changes, Table
 from lit_prune.store.address import key
 

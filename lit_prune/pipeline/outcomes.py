@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from lit_prune.config import Calibration, Cell, ConfigError, Corpus, Distill, Pretraining, Prune
+from lit_prune.config import Calibration, Cell, ConfigError, Corpus, Distill, Pretraining
 from lit_prune.config.overrides import parent_of
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry
@@ -88,60 +88,20 @@ def outcome(cell: Cell) -> tuple[str, ...]:
 
 
 def _effective(cell: Cell, pruned: Any) -> Cell:
-    student = _effective_student(cell.prune, pruned)
+    student = cell.prune
     calibrated = student.init_from is None and student.plan_path is None and student.init == "teacher"
     return dataclasses.replace(
         cell,
         parent=None,
         calibration=cell.calibration if calibrated else Calibration(),
-        prune=student,
+        prune=student if student.init_from else student.effective(pruned),
         distill=_effective_distill(cell, pruned),
     )
-
-
-def _effective_student(student: Prune, pruned: Any) -> Prune:
-    """The student with sizes as counts and without criteria that choose nothing."""
-    from lit_prune.importance.criteria import criteria
-    from lit_prune.models.shape import shape_of
-    from lit_prune.pruning.allocate import block_allocators
-    from lit_prune.pruning.target import target
-
-    def kept(*names: str) -> dict[str, Any]:
-        return {name: getattr(student, name) for name in names}
-
-    if student.init_from is not None or student.plan_path is not None:
-        return Prune(**kept("init_from", "plan_path", "fingerprint", "init"))
-    shape, whole = target(student, pruned), shape_of(pruned)
-    fields = dataclasses.asdict(shape)
-    if student.init == "random":
-        return Prune(**fields, init="random")
-    dropped = whole.num_hidden_layers - shape.num_hidden_layers
-    fields |= kept("drop_layers")
-    if dropped and not student.drop_layers:
-        reads = block_allocators[student.layer_selection].reads
-        # The least important span of one layer is the least important layer.
-        fields["layer_selection"] = (
-            "lowest_score" if (dropped, student.layer_selection) == (1, "contiguous") else student.layer_selection
-        )
-        fields |= kept("layer_criterion") if reads else {}
-    if (
-        shape.hidden_size < whole.hidden_size
-        or shape.intermediate_size < whole.intermediate_size
-        or shape.num_attention_heads < whole.num_attention_heads
-    ):
-        moments = {"importance", "head_channels", "preactivations"} & set(criteria[student.width_criterion].needs)
-        fields |= kept("width_criterion") | (kept("batch_aggregation", "seq_aggregation") if moments else {})
-    if shape.intermediate_size < whole.intermediate_size or shape.num_attention_heads < whole.num_attention_heads:
-        fields |= kept("width_allocation")
-    if shape.num_attention_heads < whole.num_attention_heads:
-        fields |= kept("head_merging")
-    return Prune(**fields, num_iterations=student.num_iterations)
 
 
 def _effective_distill(cell: Cell, pruned: Any) -> Distill:
     """The recipe with layers by number and without parts of the objective that have no effect."""
     from lit_prune.distill.hidden_states import pairs_of, relations_of
-    from lit_prune.pruning.prune import num_blocks
 
     distill, defaults = cell.distill, Distill()
     if not distill.max_steps:
@@ -156,8 +116,7 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
         changes["top_k"] = None if distill.top_k == vocab_size else distill.top_k
     if distill.alpha:
         theirs = teacher_config(cell).num_hidden_layers
-        given = cell.prune.init_from is not None
-        ours = config_of_student(cell).num_hidden_layers if given else num_blocks(cell.prune, pruned)
+        ours = config_of_student(cell, pruned).num_hidden_layers
         for name, other in (("match_mlp_input", "match_layer_output"), ("match_layer_output", "match_mlp_input")):
             hidden: dict[str, Any] = {"match_embedding": False, other: ()}
             alone = dataclasses.replace(distill, **hidden)
@@ -171,7 +130,6 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
 def _imitates_itself(cell: Cell) -> bool:
     """Whether a cell is retrained to imitate the very model it starts from."""
     from lit_prune.models.shape import shape_of
-    from lit_prune.pruning.target import target
 
     student, distill = cell.prune, cell.distill
     if not (distill.max_steps and distill.needs_teacher) or cell.parent is not None or student.init == "random":
@@ -179,7 +137,7 @@ def _imitates_itself(cell: Cell) -> bool:
     if student.init_from is not None or student.plan_path is not None:
         return False
     config = teacher_config(cell)
-    return target(student, config) == shape_of(config)
+    return shape_of(student.config_of(config)) == shape_of(config)
 
 
 # Texts

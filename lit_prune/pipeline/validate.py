@@ -15,7 +15,6 @@ from lit_prune.models import loading
 from lit_prune.models.positions import check_lengths
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
 from lit_prune.pipeline.resolve import of_parent
-from lit_prune.pruning import prune
 from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
 
 NAMED = (
@@ -32,19 +31,11 @@ def check_names(cell: Cell) -> None:
     Raises:
         ConfigError: one does not, or is not the kind that takes what it is given.
     """
-    from lit_prune.importance.criteria import criteria
     from lit_prune.losses.hidden import hidden_losses
     from lit_prune.losses.logit import logit_loss_of
-    from lit_prune.pruning.allocate import block_allocators, width_allocators
 
-    _ = (
-        criteria[cell.prune.width_criterion],
-        criteria[cell.prune.layer_criterion],
-        block_allocators[cell.prune.layer_selection],
-        width_allocators[cell.prune.width_allocation],
-        logit_loss_of(cell.distill.logit_loss, cell.distill.mixture),
-        hidden_losses[cell.distill.hidden_loss],
-    )
+    cell.prune.check_settings()
+    _ = logit_loss_of(cell.distill.logit_loss, cell.distill.mixture), hidden_losses[cell.distill.hidden_loss]
 
 
 def check_cells(cells: Iterable[Cell], execution: Execution) -> None:
@@ -117,8 +108,8 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         pruned = pruned or pruned_config(cell)
         if cell.parent is not None:
             _check_lengths(cell, pruned, "its source")
-        prune.check(cell.prune, pruned)
-        num_blocks, student_config = prune.num_blocks(cell.prune, pruned), pruned
+        cell.prune.check(pruned)
+        num_blocks, student_config = cell.prune.config_of(pruned).num_hidden_layers, pruned
     else:
         student_config = config_of_student(cell)
         _check_lengths(cell, student_config, "the student")
@@ -159,7 +150,6 @@ def check_sizes(cell: Cell) -> None:
         ("evaluation.num_sequences", evaluation.num_sequences, 1),
         ("evaluation.seq_len", evaluation.seq_len, 2),
         ("evaluation.num_validations", evaluation.num_validations, 0),
-        ("prune.num_iterations", cell.prune.num_iterations, 1),
         ("seed", cell.seed, 0),
         ("calibration.seed", importance.seed, 0),
         *((f"teacher.finetune.{name}", value, least) for name, value, least in _correction_sizes(cell)),

@@ -30,6 +30,18 @@ def evidence_names(student: Prune, config: Any) -> frozenset[str]:
     return frozenset().union(*(criteria[name].needs for name in wanted))
 
 
+def check_names(student: Prune) -> None:
+    """See that the criteria and allocators a student's section names exist, and that it has a round.
+
+    Raises:
+        ConfigError: one does not, or it has none.
+    """
+    _ = criteria[student.width_criterion], criteria[student.layer_criterion]
+    _ = block_allocators[student.layer_selection], width_allocators[student.width_allocation]
+    if student.num_iterations < 1:
+        raise ConfigError(f"prune.num_iterations: must be >= 1, got {student.num_iterations}")
+
+
 def check(student: Prune, config: Any) -> None:
     """See that a student can be cut from a teacher with this config.
 
@@ -84,22 +96,26 @@ def _check_alone(student: Prune, field: str, others: tuple[str, ...]) -> None:
 _DEFAULT = Prune()
 
 
+def shape_plan(student: Prune, config: Any) -> PrunePlan:
+    """A plan of the student's shape, before its units are chosen.
+
+    Where `width_allocation` is global it is the uniform one, which has as many parameters.
+
+    Raises:
+        ConfigError: a shape there cannot be.
+    """
+    return load_plan(student) if student.plan_path else first_units(config, target(student, config))
+
+
 def config_of(student: Prune, config: Any) -> Any:
     """The config of a student cut from a teacher with this config, before its units are chosen.
-
-    Where `widths` are global it has the uniform ones, which are as many parameters.
 
     Raises:
         ConfigError: a shape there cannot be, or a plan that does not fit.
     """
-    plan = load_plan(student) if student.plan_path else first_units(config, target(student, config))
+    plan = shape_plan(student, config)
     plan.check(config)
     return surgery.smaller_config(config, plan)
-
-
-def num_blocks(student: Prune, config: Any) -> int:
-    """Blocks of the student that is cut from a teacher with this config."""
-    return len(load_plan(student).blocks) if student.plan_path else target(student, config).num_hidden_layers
 
 
 def load_plan(student: Prune) -> PrunePlan:

@@ -40,7 +40,7 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
 def _source_config(cell: Cell, pruned: Any) -> Any:
     """The config of a source's student."""
     config = config_of_student(cell, pruned)
-    if cell.prune.width_allocation != "uniform" or config.is_heterogeneous:
+    if not cell.prune.equal_layers or config.is_heterogeneous:
         raise ConfigError("parent.prune: its blocks differ in width; only equally wide ones can be pruned further")
     return config
 
@@ -57,11 +57,9 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     Raises:
         ConfigError: it cannot be cut from it.
     """
-    from lit_prune.pruning import prune
-
     student = cell.prune
     if student.init_from is None:
-        return prune.config_of(student, pruned or pruned_config(cell))
+        return student.config_of(pruned or pruned_config(cell))
     place = loading.locate(student.init_from, student.fingerprint, weights=False, field="prune.init_from")
     return loading.load_config(place)
 

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lit_prune.config import Cell
+from lit_prune.config.overrides import plain_of
 from lit_prune.store import Store
 
 Array = NDArray[np.float64]
@@ -48,7 +49,7 @@ def read_blocks(cells: Iterable[Cell], store: Store) -> Blocks | None:
 def drops_blocks(baseline: Cell, cells: pd.DataFrame) -> bool:
     """Whether a student of the table, the baseline's or of a row that differs in that, has fewer blocks than its
     teacher."""
-    student, rows = baseline.prune, cells[~cells["reference"]]
+    student, rows = plain_of(baseline.prune), cells[~cells["reference"]]
     swept = [
         value
         for name in ("prune.num_hidden_layers", "prune.drop_layers")
@@ -57,8 +58,8 @@ def drops_blocks(baseline: Cell, cells: pd.DataFrame) -> bool:
     ]
     # A list of no blocks, as it is in memory and as a record has it.
     return (
-        student.num_hidden_layers is not None
-        or bool(student.drop_layers)
+        student.get("num_hidden_layers") is not None
+        or bool(student.get("drop_layers"))
         or any(value not in ((), "()") for value in swept)
     )
 

@@ -18,7 +18,6 @@ from lit_prune.importance.criteria import CalibrationStats
 from lit_prune.importance.layer_ablation import removal_losses
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context
-from lit_prune.pruning.prune import evidence_names
 from lit_prune.pruning.shapes import pruned_configs
 from lit_prune.store import Store
 from lit_prune.store.address import key
@@ -29,7 +28,7 @@ def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for cell, config in itertools.chain.from_iterable(map(pruned_configs, cells)):
         if store.node(cell, "student").result is None:
-            names = evidence_names(cell.prune, config)
+            names = cell.prune.statistics(config)
             found[_set_of(cell)] = found.get(_set_of(cell), frozenset()) | names
     return found
 

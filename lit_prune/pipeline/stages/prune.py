@@ -10,15 +10,11 @@ from transformers import AutoModelForCausalLM
 from lit_prune.config import Cell
 from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
+from lit_prune.methods import PruneContext
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import collect, collect_once
-from lit_prune.pruning import surgery
-from lit_prune.pruning.plan import PrunePlan
-from lit_prune.pruning.prune import config_of, make_plan
 from lit_prune.pruning.shapes import teacher_config
-
-_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
@@ -28,19 +24,18 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
         return (collect if model is whole else collect_once)(cell, ctx, model, names)
 
-    plan = make_plan(whole, cell.prune, stats_of)
-    ctx.say("pruning")
-    plan.save(ctx.folder / "plan.json")
-    student, keeps_all = whole, plan == PrunePlan.everything(plan.original)
+    found = cell.prune.prune(whole, PruneContext(stats_of, cell.calibration.seed, ctx.say))
+    if found.plan is not None:
+        found.plan.save(ctx.folder / "plan.json")
+    keeps_all = found.model is whole
     if not keeps_all:  # else it is evaluated and trained from where the whole model lies
-        student = surgery.apply(whole, plan)
-        student.save_pretrained(ctx.folder / "model")
+        found.model.save_pretrained(ctx.folder / "model")
         artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
-    sizes = sizes_of(student)
+    sizes = sizes_of(found.model)
     return {
         "whole": keeps_all,
-        "requested": {name: getattr(cell.prune, name) for name in (*_SIZES, "num_parameters")},
-        "achieved": {name: getattr(plan.kept, name) for name in _SIZES},
+        "requested": found.requested,
+        "achieved": found.achieved,
         "parameters": sizes["parameters"],
         **_shares("", sizes, sizes_of(whole if cell.parent is None else _weightless(teacher_config(cell)))),
         **({} if cell.parent is None else _shares("_of_source", sizes, sizes_of(whole))),
@@ -52,7 +47,7 @@ STAGE = Stage("student", run)
 
 def untrained(cell: Cell) -> Any:
     """Return a student of the requested shape with random weights: training from scratch."""
-    smaller = config_of(cell.prune, teacher_config(cell))
+    smaller = cell.prune.config_of(teacher_config(cell))
     torch.manual_seed(cell.seed)
     return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
 

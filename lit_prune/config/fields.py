@@ -1,0 +1,86 @@
+"""What declares the fields of a cell, and the errors about them. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+Size = int | float | Literal["auto"] | None
+"""Target of one axis: a whole number is a count, a fraction in (0, 1] a share of the teacher, None keeps it, and
+"auto" is whatever share meets a number of parameters."""
+
+Scalar = bool | int | float | str | None
+Changes = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
+"""Dotted field and value, in the order they are made."""
+
+
+class ConfigError(ValueError):
+    """A request that cannot be met, in one line: what is wrong and what is allowed, after the field if it is one's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        field, colon, problem = message.partition(": ")
+        self.field, self.problem = (field, problem) if colon and " " not in field else ("", message)
+
+
+@contextlib.contextmanager
+def errors_of(fields: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name other fields: those of a section that is read in the place of another, or flags.
+
+    `fields` maps sections or fields to what stands in their place, such as corpus -> evaluation.second_corpus.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        for old, new in fields.items():
+            if error.field == old or error.field.startswith(f"{old}."):
+                raise ConfigError(f"{new}{error.field.removeprefix(old)}: {error.problem}") from None
+        raise
+
+
+def renamed(default: Any, was: str, values: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Declare a field that had another name, or values with other names (new -> old): addresses keep the old ones."""
+    return field(default=default, metadata={"was": was, "values": values})
+
+
+def later(default: Any, noop: Any, was: str | None = None, values: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Declare a field added after results exist: left out of the address while it holds `noop`, so old ones stand.
+
+    `was` and `values` are as for `renamed`.
+    """
+    return field(default=default, metadata={"noop": noop, "values": values} | ({"was": was} if was else {}))
+
+
+def unknown(what: str, name: str, allowed: Any) -> str:
+    """Return one line for a name that does not exist, with the nearest one and all that do."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; perhaps you meant {near[0]!r}" if near else ""
+    return f"unknown {what} {name!r}{hint}; there are: {', '.join(names)}"
+
+
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def unknown_field(path: str, fields: Iterable[str]) -> str:
+    """Return one line for a field that does not exist, with the three nearest ones and the command that lists all."""
+
+    def distance(field: str) -> float:
+        wanted, name = path.rpartition(".")[2], field.rpartition(".")[2]
+        return -_alike(path, field) - max(_alike(wanted, word) for word in (name, *name.split("_")))
+
+    *first, last = (repr(field) for field in sorted(fields, key=distance)[:3])
+    near = f"{', '.join(first)} or {last}" if first else last
+    return f"unknown field {path!r}; perhaps you meant {near}; `lit-prune fields` lists all"
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path as the shell would read it."""
+    return Path(os.path.expandvars(path)).expanduser()

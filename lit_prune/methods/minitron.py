@@ -1,0 +1,33 @@
+"""Minitron: width by activations, depth by block influence, or both (arXiv 2407.14679, 2408.11796)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_prune.config import Prune
+from lit_prune.methods import ScoreAndCut, method
+
+
+@method("minitron")
+@dataclass(frozen=True)
+class Minitron(ScoreAndCut, Prune):
+    """Score every axis from one forward pass, keep the best units of each and cut the others out (section 2.2).
+
+    Every size, criterion and allocator is a setting.
+    """
+
+    @property
+    def equal_layers(self) -> bool:
+        """Whether all layers of the student are equally wide if its config says so."""
+        return self.width_allocation == "uniform"
+
+    def check_settings(self) -> None:
+        """Raise a ConfigError for a criterion or an allocator that does not exist."""
+        from lit_prune.pruning.prune import check_names
+
+        check_names(self)
+
+    def recipe(self, config: Any) -> Prune:
+        """Return the settings themselves."""
+        return self
