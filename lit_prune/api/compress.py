@@ -237,22 +237,20 @@ def _run(
 
 def _check_smaller(cell: Cell) -> None:
     """Refuse a student that keeps the whole teacher: there is nothing to write."""
-    from lit_prune.models.shape import shape_of
-    from lit_prune.pruning.shapes import config_of_student, teacher_config
+    from lit_prune.pruning.shapes import config_of_student, keeps_all, teacher_config
 
-    if cell.prune.init_from is None and cell.prune.plan_path is None:
-        ours, theirs = shape_of(config_of_student(cell)), shape_of(teacher_config(cell))
-        if ours == theirs:
-            raise ConfigError(f"prune: must remove something, got sizes that keep all of {cell.teacher.model}")
+    given = cell.prune.init_from is not None or cell.prune.plan_path is not None
+    if not given and keeps_all(config_of_student(cell), teacher_config(cell)):
+        raise ConfigError(f"prune: must remove something, got sizes that keep all of {cell.teacher.model}")
 
 
 def _shapes(found: Compressed) -> dict[str, tuple[int, int]]:
-    """Return the sizes that pruning changed: name -> teacher's and student's."""
-    from lit_prune.models.loading import load_config
-    from lit_prune.models.shape import shape_of
-    from lit_prune.pruning.shapes import teacher_config
+    """Return the sizes that pruning changed, of the widest layer: name -> teacher's and student's."""
+    from lit_prune.pruning.plan import PrunePlan
 
-    whole, pruned = vars(shape_of(teacher_config(found.cell))), vars(shape_of(load_config(str(found.folder))))
+    assert found.plan is not None
+    plan = PrunePlan.load(found.plan)
+    whole, pruned = vars(plan.original), vars(plan.kept)
     return {name: (size, pruned[name]) for name, size in whole.items() if size != pruned[name]}
 
 

@@ -11,7 +11,7 @@ from lit_prune.config.overrides import parent_of
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check
-from lit_prune.pruning.shapes import config_of_student, pruned_configs, teacher_config
+from lit_prune.pruning.shapes import config_of_student, keeps_all, pruned_configs, teacher_config
 from lit_prune.store.address import key
 
 Answer = TypeVar("Answer")
@@ -129,7 +129,6 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
 
 def _imitates_itself(cell: Cell) -> bool:
     """Whether a cell is retrained to imitate the very model it starts from."""
-    from lit_prune.models.shape import shape_of
 
     student, distill = cell.prune, cell.distill
     if not (distill.max_steps and distill.needs_teacher) or cell.parent is not None or student.init == "random":
@@ -137,7 +136,7 @@ def _imitates_itself(cell: Cell) -> bool:
     if student.init_from is not None or student.plan_path is not None:
         return False
     config = teacher_config(cell)
-    return shape_of(student.config_of(config)) == shape_of(config)
+    return keeps_all(student.config_of(config), config)
 
 
 # Texts

@@ -64,6 +64,13 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     return loading.load_config(place)
 
 
+def keeps_all(student: Any, config: Any) -> bool:
+    """Return whether a student with one config has all units of a model with the other."""
+    from lit_prune.models.shape import shape_of
+
+    return not student.is_heterogeneous and shape_of(student) == shape_of(config)
+
+
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
     """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
 

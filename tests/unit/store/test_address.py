@@ -67,6 +67,7 @@ def test_every_field_is_part_of_the_address(path):
 
 def other_than(path, value):
     choices = {
+        "prune.method": "shortgpt",
         "prune.batch_aggregation": "var",
         "prune.seq_aggregation": "l2",
         "prune.num_key_value_heads": 1,
