@@ -184,9 +184,9 @@ def test_begun_with_a_cache_and_ended_without(entries, without, tmp_path):
 )  # fmt: skip
 def test_micro_batches_and_precisions_give_the_same_bits(base, tmp_path, changes, passes):
     cells = pair(base, changes, {**changes, "distill.logit_loss": "reverse_kld"})
-    run(tmp_path / "cached", cells, accumulate=2)
+    run(tmp_path / "cached", cells, grad_accum_steps=2)
     assert passes() == 12
-    run(tmp_path / "without", cells, accumulate=2, cache_teacher=False)
+    run(tmp_path / "without", cells, grad_accum_steps=2, cache_teacher=False)
     same(cells, tmp_path / "cached", tmp_path / "without")
 
 
