@@ -79,6 +79,7 @@ def workplace(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     lines = [json.dumps({"text": f"{part} {text}"}) for part in range(16) for text in texts]
     (folder / "stories.jsonl").write_text("\n".join(lines))
     (folder / "my-llama").symlink_to(ROOT / "lit_prune/teachers/python-3.1M")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
     return folder
 
 
