@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lit_prune.config import Cell, ConfigError, Execution, expand
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
+from lit_prune.config.prune import DEFAULT_METHOD
 from lit_prune.config.table import UNPRUNED, WHOLE
 from lit_prune.pipeline.expand import Entry
 from lit_prune.progress import ProgressOf, Silent
@@ -49,6 +50,7 @@ def prune(
     model: Any,
     *,
     out: str | Path | None = None,
+    method: str = DEFAULT_METHOD,
     num_parameters: int | float | None = None,
     hidden_size: int | float | None = None,
     intermediate_size: int | float | None = None,
@@ -68,6 +70,7 @@ def prune(
     Args:
         model: a shipped teacher, a folder, a hub id, or a transformers model in memory.
         out: folder to copy the student to, with plan.json and a model card; must be empty or not exist.
+        method: pruning method, one of `lit_prune.registry.methods`; a size that it has no setting for is refused.
         num_parameters: parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and
             MLP neurons are pruned to the same share.
         hidden_size: hidden channels to keep, a count or a share; likewise `intermediate_size` (MLP neurons of a layer),
@@ -90,12 +93,14 @@ def prune(
         )
     )
     settings = dict(settings or {})
-    if all(size is None for size in sizes.values()) and not any(path.startswith("prune.") for path in settings):
+    if method != DEFAULT_METHOD:  # its sizes have defaults
+        sizes = {name: size for name, size in sizes.items() if size is not None}
+    elif all(size is None for size in sizes.values()) and not any(path.startswith("prune.") for path in settings):
         raise ConfigError("prune: must be given a size to keep (--num-parameters, --hidden-size, --num-hidden-layers)")
-    if num_parameters is not None and all(sizes[name] is None for name in list(SIZES)[1:]):
+    if num_parameters is not None and all(sizes.get(name) is None for name in list(SIZES)[1:]):
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
     opened, target = Store(store), _target(out)
-    asked = {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
+    asked = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
     place = _place(model, tokenizer, opened, "model")
     cell = override(_base(profile), asked | {"teacher.model": place, "distill.max_steps": 0} | settings)
     return _compress(cell, opened, target, execution or Execution(), progress, "disabled", "prune")

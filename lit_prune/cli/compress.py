@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +19,7 @@ from lit_prune.cli.process import Output, Verb
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Execution
 from lit_prune.config.overrides import parse_setting
+from lit_prune.config.prune import DEFAULT_METHOD, method_class
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.escape import printable, terminal_text
 from lit_prune.store import DEFAULT_ROOT
@@ -53,10 +57,13 @@ class _Common:
 
 @dataclasses.dataclass(frozen=True)
 class PruneArgs(_Common):
-    """Prune one model by activation-based importance and write it as a Hugging Face folder, with its losses."""
+    """Prune one model and write it as a Hugging Face folder, with its losses."""
 
     model: tyro.conf.Positional[str] = tyro.MISSING
     """Model to prune: a shipped teacher, a folder or a hub id."""
+    method: str = DEFAULT_METHOD
+    """Pruning method: minitron (scores from activations), shortgpt, deeper_layers, reassessing, llm_pruner or that of a
+    plugin. `lit-prune fields prune.NAME` lists the settings of one."""
     num_parameters: Share = None
     """Parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and MLP neurons are
     pruned to the same share."""
@@ -91,12 +98,26 @@ class DistillArgs(_Common):
 
 
 def run_prune(flags: PruneArgs) -> int:
-    """Prune, write and print; return 1 if the computation failed."""
+    """Prune, write and print, with the retraining that the method publishes; return 1 if the computation failed."""
     sizes = {
         name: getattr(flags, name)
         for name in ("num_parameters", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     }
-    return _carried_out(prune, flags, model=flags.model, **sizes)
+    code = _carried_out(prune, flags, model=flags.model, method=flags.method, **sizes)
+    retraining = method_class(flags.method).retraining
+    if code == 0 and retraining:
+        command = ["lit-prune", "distill", str(flags.out), "--teacher", flags.model, "--corpus", flags.corpus]
+        command += ["--out", f"{flags.out}-retrained", *distill_flags(retraining)]
+        Output().print(terminal_text(f"retrain as published: {shlex.join(command)}"), soft_wrap=True)
+    return code
+
+
+def distill_flags(changes: Mapping[str, Any]) -> list[str]:
+    """Return fields of `distill` as flags of `lit-prune distill`."""
+    flags = {"distill.max_steps": "--max-steps", "distill.batch_size": "--batch-size", "distill.optimizer.lr": "--lr"}
+    given = [(flags[path], str(value)) for path, value in changes.items() if path in flags]
+    others = [("--set", f"{path}={json.dumps(value)}") for path, value in changes.items() if path not in flags]
+    return [word for pair in given + others for word in pair]
 
 
 def run_distill(flags: DistillArgs) -> int:

@@ -93,4 +93,6 @@ def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], i
 
 def num_parameters(config: Any) -> int:
     """Parameters of the model a Hugging Face config describes; no weight is made."""
+    if config.is_heterogeneous:
+        return meta_model(config).num_parameters()
     return parameter_counter(config)(shape_of(config))

@@ -1,0 +1,264 @@
+"""Contracts of every registered pruning method, each method by an independent computation, and one from user code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import measured
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import lit_prune as lp
+from lit_prune.cli.compress import distill_flags
+from lit_prune.cli.main import main
+from lit_prune.config import Cell, ConfigError, Execution, Prune
+from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
+from lit_prune.methods import PruneContext, Pruned, ScoreAndCut, method, methods
+from lit_prune.models.shape import num_parameters
+from lit_prune.pipeline.validate import check_names
+from lit_prune.store.address import key
+
+IDS = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(1))
+LAYERS = 8
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A Llama of 8 layers whose heads share keys and values in pairs."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=40, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, tie_word_embeddings=False, initializer_range=0.2, dtype="float32",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def ctx(tmp_path: Path) -> PruneContext:
+    def collect(model: Any, names: frozenset[str]) -> Any:
+        return measured.evidence_of(model, IDS, tmp_path / "stats", names)
+
+    return PruneContext(collect, 0, lambda what: None)
+
+
+def made(name: str, **settings: Any) -> Any:
+    """A method whose other settings are its defaults; a quarter of the heads of one with four cannot go evenly."""
+    return methods[name](**{"num_attention_heads": None} | settings if name == "minitron" else settings)
+
+
+# Contracts
+
+
+@pytest.mark.parametrize("name", list(methods))
+def test_what_is_predicted_is_what_is_made(name: str, model: Any, ctx: PruneContext, tmp_path: Path) -> None:
+    chosen = made(name)
+    chosen.check(model.config)
+    predicted, before = chosen.config_of(model.config), model.config.to_dict()
+    found = chosen.prune(model, ctx)
+    assert found.model is not model
+    assert model.config.to_dict() == before
+    assert predicted.to_dict() == found.model.config.to_dict()
+    assert num_parameters(predicted) == found.model.num_parameters() < model.num_parameters()
+    found.model.save_pretrained(tmp_path / "small")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(loaded(IDS).logits, found.model(IDS).logits)
+    again = chosen.prune(model, ctx)
+    assert again.plan == found.plan
+    assert all(map(torch.equal, again.model.state_dict().values(), found.model.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", list(methods))
+def test_check_refuses_what_cannot_be_pruned(name: str, model: Any, ctx: PruneContext) -> None:
+    size = next(path for path in ("num_hidden_layers", "intermediate_size") if hasattr(methods[name](), path))
+    chosen = made(name, **{size: 1000})
+    for compute in (chosen.check, chosen.config_of, lambda config: chosen.prune(model, ctx)):
+        with pytest.raises(ConfigError):
+            compute(model.config)
+
+
+@pytest.mark.parametrize("name", list(methods))
+def test_settings_are_identity_and_survive_plain_data(name: str) -> None:
+    cell = override(Cell(), {"prune.method": name})
+    assert type(cell.prune) is methods[name]
+    assert cell.prune.method == name
+    assert build(Cell, plain_of(cell)) == cell
+    assert (key(cell) == key(Cell())) == (name == "minitron")
+
+
+@pytest.mark.parametrize("name", list(methods))
+def test_retraining_is_valid_and_can_be_given_as_flags(name: str) -> None:
+    changes = methods[name].retraining
+    check_names(override(Cell(), changes))
+    words = iter(distill_flags(changes))
+    given = {word: value for word in words for value in [next(words)]}
+    assert len([word for word in distill_flags(changes) if word.startswith("--")]) == len(changes)
+    assert set(given) <= {"--max-steps", "--batch-size", "--lr", "--set"}
+
+
+# The section
+
+
+def test_a_method_begins_with_its_defaults_whatever_the_order() -> None:
+    before = override(Cell(), {"prune.num_hidden_layers": 3, "prune.init": "random"})
+    changes = {"prune.num_hidden_layers": 0.5, "prune.method": "shortgpt"}
+    for given in (changes, dict(reversed(changes.items()))):
+        assert override(before, given).prune == methods["shortgpt"](num_hidden_layers=0.5)
+    assert override(before, {"prune.method": "minitron"}) == before
+    parent = override(Cell(), {"parent.prune.num_hidden_layers": 5, "parent.prune.method": "reassessing"})
+    assert lp.config.overrides.parent_of(parent).prune == methods["reassessing"](num_hidden_layers=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prune.method": "shortgtp"}, ("shortgpt", "minitron")),
+        ({"prune.method": "shortgpt", "prune.hidden_size": 16}, ("prune.hidden_size", "shortgpt", "num_hidden_layers")),
+        ({"prune.method": "shortgpt", "prune.num_hidden_layers": "half"}, ("prune.num_hidden_layers", "half")),
+        ({"prune.method": 3}, ("prune.method", "minitron")),
+    ],
+)
+def test_what_a_method_lacks_is_refused(changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as error:
+        override(Cell(), changes)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_fields_of_each_method_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fields", "prune"]) == 0
+    shown = capsys.readouterr().out
+    assert all(path in shown for path in fields_of(Cell) if path.startswith("prune."))
+    assert "prune.deeper_layers" in shown
+    assert main(["fields", "prune.deeper_layers"]) == 0
+    shown = capsys.readouterr().out
+    assert "prune.selection" in shown
+    assert "prune.hidden_size" not in shown
+
+
+# Each method
+
+
+def states(model: Any) -> torch.Tensor:
+    """Inputs of all layers and the output of the last one, before the final norm: [layers + 1, batch, seq, hidden]."""
+    seen: list[torch.Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, given: seen.append(given[0])) for layer in model.model.layers]
+    hooks.append(model.model.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0])))
+    with torch.no_grad():
+        model(IDS)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(seen).double()
+
+
+def layers_of(found: Pruned) -> list[int]:
+    assert found.plan is not None
+    return [block.index for block in found.plan.blocks]
+
+
+def test_shortgpt_drops_the_layers_of_least_influence(model: Any, ctx: PruneContext) -> None:
+    x = states(model)
+    influence = (1 - torch.cosine_similarity(x[:-1], x[1:], dim=-1)).mean((1, 2))
+    gone = influence.argsort()[:3].tolist()
+    found = methods["shortgpt"](num_hidden_layers=LAYERS - 3).prune(model, ctx)
+    assert layers_of(found) == [i for i in range(LAYERS) if i not in gone]
+
+
+@pytest.mark.parametrize("drop", [1, 2, 3])
+def test_deeper_layers_drops_the_span_that_turns_the_last_token_least(model: Any, ctx: PruneContext, drop: int) -> None:
+    x = states(model)[:, :, -1]
+    cosines = torch.cosine_similarity(x[:-drop], x[drop:], dim=-1)
+    start = int((cosines.arccos() / math.pi).mean(1).argmin())
+    found = methods["deeper_layers"](num_hidden_layers=LAYERS - drop).prune(model, ctx)
+    assert layers_of(found) == [i for i in range(LAYERS) if not start <= i < start + drop]
+    simple = methods["deeper_layers"](num_hidden_layers=LAYERS - drop, selection="simple")
+    assert layers_of(simple.prune(model, ctx)) == [*range(LAYERS - drop - 1), LAYERS - 1]
+    assert simple.statistics(model.config) == frozenset()
+
+
+def test_reassessing_drops_the_last_quarter(model: Any, ctx: PruneContext) -> None:
+    assert layers_of(methods["reassessing"]().prune(model, ctx)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_llm_pruner_keeps_first_and_last_layers_whole_and_the_best_units_of_the_others(
+    model: Any, ctx: PruneContext
+) -> None:
+    twin = LlamaForCausalLM(model.config).double()
+    twin.load_state_dict(model.state_dict())
+    twin(IDS, labels=IDS).loss.backward()
+    found = methods["llm_pruner"](first=2, last=1, num_key_value_heads=1).prune(model, ctx)
+    assert found.plan is not None
+    for i, (block, layer) in enumerate(zip(found.plan.blocks, twin.model.layers, strict=True)):
+        if i < 2 or i == LAYERS - 1:
+            assert (len(block.neurons), len(block.heads)) == (40, 4)
+            continue
+        change = {name: (p * p.grad).abs() for name, p in layer.named_parameters()}
+        neurons = change["mlp.gate_proj.weight"].sum(1) + change["mlp.up_proj.weight"].sum(1)
+        neurons = neurons + change["mlp.down_proj.weight"].sum(0)
+        assert block.neurons == tuple(sorted(neurons.argsort(descending=True)[:30].tolist()))
+        heads = change["self_attn.q_proj.weight"].sum(1) + change["self_attn.o_proj.weight"].sum(0)
+        group = int(heads.view(2, -1).sum(1).argmax())
+        assert block.heads == (2 * group, 2 * group + 1)
+    with pytest.raises(ConfigError):
+        methods["llm_pruner"](first=5, last=3).check(model.config)
+
+
+def test_rows_of_two_methods_that_prune_alike_are_recognised(model: Any) -> None:
+    tail = Prune(num_hidden_layers=6, layer_selection="last", hidden_size=None, intermediate_size=None)
+    tail = dataclasses.replace(tail, num_attention_heads=None)
+    ours, theirs = methods["reassessing"](), methods["minitron"](**{
+        field.name: getattr(tail, field.name) for field in dataclasses.fields(tail)
+    })  # fmt: skip
+    assert ours.effective(model.config) == theirs.effective(model.config)
+    assert ours.effective(model.config) != methods["shortgpt"]().effective(model.config)
+
+
+# From user code
+
+
+@pytest.fixture
+def own_method(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A method that keeps the first layers."""
+    monkeypatch.setattr(methods, "_parts", dict(methods._parts))
+
+    @method("own")
+    @dataclasses.dataclass(frozen=True)
+    class Own(ScoreAndCut):
+        share: float = 0.5
+
+        def recipe(self, config: Any) -> Prune:
+            return self.keep(num_hidden_layers=self.share, layer_selection="last")
+
+    return "own"
+
+
+def test_a_method_of_user_code_prunes_through_the_pipeline(own_method: str, tiny_cell: Any, tmp_path: Path) -> None:
+    assert own_method in lp.registry.names()["methods"]
+    assert lp.registry.methods is methods
+    found = lp.prune(
+        tmp_path / "tiny", method=own_method, out=tmp_path / "small", corpus=str(tmp_path / "text.txt"), seq_len=32,
+        store=tmp_path / "store", execution=Execution(accelerator="cpu"),
+        settings={
+            "prune.share": 0.34, "calibration.num_sequences": 4, "evaluation.num_sequences": 4,
+            "corpus.holdout_fraction": 0.2,
+        },
+    )  # fmt: skip
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 1
+    assert found.student["parameters"] < found.teacher["parameters"]
+
+
+def test_the_command_prunes_by_a_method(tiny_cell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("calibration.num_sequences=4", "evaluation.num_sequences=4", "corpus.holdout_fraction=0.2")
+    words = ["prune", str(tmp_path / "tiny"), "--method", "deeper_layers", "--num-hidden-layers", "2"]
+    words += ["--corpus", str(tmp_path / "text.txt"), "--seq-len", "32", "--store", str(tmp_path / "store")]
+    words += [word for setting in few for word in ("--set", setting)]
+    assert main([*words, "--out", str(tmp_path / "small")]) == 0
+    assert "--set distill.lora.rank=2" in capsys.readouterr().out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 2
+    assert main([*words, "--out", str(tmp_path / "other"), "--hidden-size", "16"]) == 2
+    assert "prune.hidden_size" in capsys.readouterr().err
+    assert parse_setting("prune.method=shortgpt") == ("prune.method", "shortgpt")
