@@ -41,7 +41,7 @@ REFERENCES = {
 
 
 def test_the_losses_that_take_a_mix_are_these():
-    takers = {name for name in logit_losses if "mix" in inspect.signature(logit_losses[name]).parameters}
+    takers = {name for name in logit_losses if "mixture" in inspect.signature(logit_losses[name]).parameters}
     assert takers == set(MIXED) == set(REFERENCES)
 
 

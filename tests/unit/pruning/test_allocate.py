@@ -21,10 +21,10 @@ SPANS = {"span": [torch.zeros(5), torch.tensor([7.0, 4.0, 5.0, 3.0])]}
 @pytest.mark.parametrize(
     ("name", "scores", "kept"),
     [
-        ("lowest", BLOCKS, (0, 2, 4)),
+        ("lowest_score", BLOCKS, (0, 2, 4)),
         ("contiguous", SPANS, (0, 1, 2)),
-        ("tail", {}, (0, 1, 2)),
-        ("tail_but_last", {}, (0, 1, 4)),
+        ("last", {}, (0, 1, 2)),
+        ("last_but_final", {}, (0, 1, 4)),
     ],
 )
 def test_which_two_of_five_blocks_go(name, scores, kept):
@@ -43,7 +43,7 @@ def test_every_block_allocator_drops_as_many_as_asked_for(name):
 
 
 def test_published_layers_16_to_31_of_32_are_the_last_but_the_very_last():
-    kept = block_allocators["tail_but_last"].choose({}, 32, 16)
+    kept = block_allocators["last_but_final"].choose({}, 32, 16)
     assert [index + 1 for index in kept] == [*range(1, 16), 32]
 
 
