@@ -44,7 +44,7 @@ def plain(
     clm, *pair = logits_of(states[tokens], weight, bias, temperature, top_k, finish, tokens)
     logits = logit_losses[name](*pair).mean()
     loss = ce_weight * clm + kd_weight * logits
-    return {"loss": loss, "clm": clm, "logits": logits} | gradients(loss, states, weight, bias)
+    return {"loss": loss, "ce_loss": clm, "kd_loss": logits} | gradients(loss, states, weight, bias)
 
 
 def logits_of(states, weight, bias, temperature, top_k, finish, tokens=slice(None)):
@@ -112,8 +112,8 @@ def test_the_terms_are_weighed(ce_weight, kd_weight):
 def test_a_term_of_no_weight_has_a_value_and_no_gradient():
     alone = {"ce_weight": 1.0, "kd_weight": 0.0}
     both, one = chunked(**alone), chunked(**alone, target=None)
-    assert one.pop("logits") is None
-    assert both.pop("logits") == chunked()["logits"]
+    assert one.pop("kd_loss") is None
+    assert both.pop("kd_loss") == chunked()["kd_loss"]
     assert all(torch.equal(both[key], one[key]) for key in both)
     nothing = chunked(kd_weight=0.0)
     assert nothing["loss"] == 0
