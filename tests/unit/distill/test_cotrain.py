@@ -18,7 +18,9 @@ from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.optim import learning_rate
 from lit_prune.distill.train import train
+from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.stages import evaluate
 from lit_prune.pipeline.validate import check_models
 
 THEIRS = Optimizer(lr=2e-3, min_lr=5e-4, warmup_steps=3, weight_decay=0.05, max_grad_norm=0.5, beta1=0.8)
@@ -34,7 +36,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def tokens(tiny_cell: Any, tiny_runner: Any) -> Path:
-    return tiny_runner.tokens(tiny_cell)
+    return artifacts.tokens(tiny_cell, tiny_runner.ctx)
 
 
 def noisy(model: Any, seed: int = 1) -> Any:
@@ -75,7 +77,7 @@ def test_the_teachers_loss_is_a_term_of_its_own_and_no_part_of_the_students(tiny
     module = JointDistiller(noisy(tiny_llama), tiny_llama, DISTILL)
     both = module.training_step(batch(), 0)
     clm = tiny_llama(**batch()).loss
-    torch.testing.assert_close(module.terms["teacher_clm"], clm)
+    torch.testing.assert_close(module.terms["teacher_ce_loss"], clm)
     torch.testing.assert_close(both - module.terms["loss"], clm)
     torch.testing.assert_close(module.terms["loss"], module.terms["kd_loss"])
 
@@ -127,7 +129,7 @@ def test_both_learn_whatever_the_arithmetic(tokens, tmp_path, tiny_llama, precis
         pairs = zip(before.parameters(), after.parameters(), strict=True)
         assert all(not torch.equal(a, b) for a, b in pairs)
     history = pd.read_csv(tmp_path / "metrics.csv")
-    assert history["teacher_clm"].iloc[-1] < history["teacher_clm"].iloc[0]
+    assert history["teacher_ce_loss"].iloc[-1] < history["teacher_ce_loss"].iloc[0]
     assert not teacher.training
 
 
@@ -155,7 +157,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, 
 def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runner):
     plain = {"distill.teacher_optimizer": THEIRS, "evaluation.num_validations": 1}
     asked = override(tiny_cell, plain)
-    shared = tiny_runner.load(tiny_runner.teacher(asked))
+    shared = tiny_runner.ctx.load(artifacts.teacher(asked, tiny_runner.ctx))
     before = {name: value.clone() for name, value in shared.state_dict().items()}
     entries = [
         Entry("alongside", 0, asked, {}),
@@ -163,10 +165,10 @@ def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runn
     ]
     tiny_runner.check(entry.cell for entry in entries)
     assert tiny_runner.run(entries) == 0
-    assert tiny_runner.load(tiny_runner.teacher(asked)) is shared
+    assert tiny_runner.ctx.load(artifacts.teacher(asked, tiny_runner.ctx)) is shared
     assert all(torch.equal(value, before[name]) for name, value in shared.state_dict().items())
     alongside, none = (tiny_runner.store.node(entry.cell, "cell").result for entry in entries)
-    teacher_before = tiny_runner.evaluations.lm_loss(asked, shared, tiny_runner.tokens(asked))[0]
+    teacher_before = evaluate.lm_loss(asked, tiny_runner.ctx, shared)[0]
     assert alongside["teacher_lm_loss"] < teacher_before
     assert "teacher_lm_loss" not in none
     assert alongside["kd_loss_before"] == none["kd_loss_before"]

@@ -18,13 +18,14 @@ from lit_prune.config.overrides import override
 from lit_prune.distill.train import train
 from lit_prune.distill.trainable import check_trained, targets_of, trained_part
 from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check_models
 
 QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
 LORA = Lora(rank=4, alpha=8.0, dropout=0.1)
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-PARTS = [pytest.param({"last": 1}, id="last"), pytest.param({"lora": LORA}, id="lora", marks=NEEDS_PEFT)]
+PARTS = [pytest.param({"train_last_layers": 1}, id="last"), pytest.param({"lora": LORA}, id="lora", marks=NEEDS_PEFT)]
 
 
 class Stop(Exception):
@@ -33,7 +34,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def tokens(tiny_cell: Cell, tiny_runner: Any) -> Path:
-    return tiny_runner.tokens(tiny_cell)
+    return artifacts.tokens(tiny_cell, tiny_runner.ctx)
 
 
 def recipe(**part: Any) -> Distill:
@@ -76,7 +77,7 @@ def trainable(model: Any) -> set[str]:
 
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_only_the_last_blocks_the_final_norm_and_the_head_are_trained(tokens, tmp_path, tiny_llama, last):
-    student = trained(tiny_llama, tokens, tmp_path / "run", last=last)
+    student = trained(tiny_llama, tokens, tmp_path / "run", train_last_layers=last)
     parts = [f"model.layers.{3 - i}." for i in range(1, last + 1)] + ["model.norm.", "lm_head."]
     expected = {name for name in student.state_dict() if name.startswith(tuple(parts))}
     assert changed(noisy(tiny_llama), student) == expected
@@ -88,7 +89,7 @@ def test_of_every_family_the_last_block_and_what_follows_it_is_trained(name):
     """A head that is tied to the embedding is trained as both."""
     model = copy.deepcopy(model_of(name))
     anatomy = anatomy_of(model.config)
-    with trained_part(model, recipe(last=1)):
+    with trained_part(model, recipe(train_last_layers=1)):
         parts = f"{anatomy.blocks}.2.", f"{anatomy.final_norm}.", "lm_head.", "embed_out."
         table = "embed", "wte"
         for parameter in trainable(model):
@@ -168,7 +169,7 @@ def test_a_cell_is_trained_in_part_by_configuration_alone(tiny_cell, tiny_runner
     tiny_runner.check([asked])
     assert tiny_runner.run([Entry("row", 0, asked, {})]) == 0
     node = tiny_runner.store.node(asked, "cell")
-    student = AutoModelForCausalLM.from_pretrained(tiny_runner.students.student(asked))
+    student = AutoModelForCausalLM.from_pretrained(artifacts.student(asked, tiny_runner.ctx))
     assert (
         0
         < len(changed(student, AutoModelForCausalLM.from_pretrained(node.folder / "model")))
@@ -203,10 +204,10 @@ def test_a_part_there_is_not_is_refused(tiny_cell, changes, message):
         ({"rank": 0}, r"^distill.lora.rank: 0 asked for, at least 1 is needed$"),
         ({"dropout": 1.0}, r"^distill.lora.dropout: 1.0 asked for"),
         (
-            {"targets": ["query"]},
+            {"target_modules": ["query"]},
             r"^distill.lora.target_modules: no linear layer is named 'query'; there are: self_attn.q_p",
         ),
-        ({"targets": ["lm_head"]}, r"^distill.lora.target_modules: no linear layer is named 'lm_head'"),
+        ({"target_modules": ["lm_head"]}, r"^distill.lora.target_modules: no linear layer is named 'lm_head'"),
     ],
 )
 def test_adapters_there_cannot_be_are_refused(tiny_cell, changes, message):
