@@ -14,8 +14,8 @@ from rich.padding import Padding
 
 from lit_prune.cli.process import Output, Verb
 from lit_prune.config import Cell, ConfigError, Profile, PruneMethod, unknown_field
-from lit_prune.config.overrides import OPTIONAL, default_of
 from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
+from lit_prune.config.sections import section_of
 from lit_prune.escape import terminal_text
 
 
@@ -41,8 +41,8 @@ class CliArgs:
     """List the settings that --set and profiles accept, with their defaults and meaning."""
 
     section: tyro.conf.Positional[str | None] = None
-    """Section (corpus, teacher, distill, distill.optimizer, ...) or field to explain in full; default: all, in "
-    "short."""
+    """Section (corpus, teacher, distill, distill.optimizer, ...) or field to explain in full; default: all, in
+    short."""
 
 
 def settings() -> list[Setting]:
@@ -60,13 +60,11 @@ def _settings(kind: type, prefix: str, optional: str | None = None) -> Iterator[
         for param in docstring_parser.parse_from_object(section).params
     }
     for field in dataclasses.fields(kind):
-        path, value = f"{prefix}{field.name}", OPTIONAL.get(field.name, default_of(field))
-        if field.name == "fingerprint":  # filled in by the program
-            continue
-        if dataclasses.is_dataclass(value):
+        path, section = f"{prefix}{field.name}", section_of(kind, field.name)
+        if section is not None and field.name != "cell":
             around = path if field.default is None else optional
-            yield from _settings(type(value), f"{path}.", around)
-        elif field.name != "cell":
+            yield from _settings(section, f"{path}.", around)
+        elif field.name not in ("cell", "fingerprint"):  # the program fills in fingerprints
             default = None if field.default is dataclasses.MISSING else field.default
             default = kind.name if issubclass(kind, PruneMethod) and field.name == "method" else default
             yield Setting(path, _named(str(field.type)), default, docs.get(field.name, ""), optional)
@@ -76,13 +74,28 @@ def _named(annotation: str) -> str:
     """Return a type as a person writes its values: aliases of the source spelled out, literals as alternatives."""
     for alias, meaning in _ALIASES.items():
         annotation = re.sub(rf"\b{alias}\b", meaning, annotation)
+    annotation = re.sub(r"Annotated\[([^\]]*)\]", _with_range, annotation)
     return re.sub(r"Literal\[([^\]]*)\]", lambda literal: literal[1].replace(", ", " | "), annotation)
+
+
+def _with_range(annotated: re.Match[str]) -> str:
+    """Return `float > 0, < 1` for `Annotated[float, Gt(0), Lt(1)]`."""
+    text = annotated[1].replace(", ", " ", 1)
+    for name, sign in (("Ge", ">="), ("Gt", ">"), ("Le", "<="), ("Lt", "<")):
+        text = re.sub(rf"{name}\(([^)]*)\)", rf"{sign} \1", text)
+    return text
 
 
 _ALIASES = {
     "Size": 'int | float | "auto" | None',
     "Changes": "fields of a cell",
     "Choices": "list of int | float | None",
+    "Count": "int >= 1",
+    "Natural": "int >= 0",
+    "SeqLen": "int >= 2",
+    "Positive": "float > 0",
+    "NonNegative": "float >= 0",
+    "Fraction": "float >= 0, < 1",
 }
 
 

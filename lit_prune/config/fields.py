@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 Size = int | float | Literal["auto"] | None
 """Target of one axis: a whole number is a count, a fraction in (0, 1] a share of the teacher, None keeps it, and
@@ -18,6 +20,17 @@ Size = int | float | Literal["auto"] | None
 Scalar = bool | int | float | str | None
 Changes = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
 """Dotted field and value, in the order they are made."""
+
+
+Count = Annotated[int, Ge(1)]
+"""A number of things of which there is one at least."""
+Natural = Annotated[int, Ge(0)]
+"""A number of things, or a seed."""
+SeqLen = Annotated[int, Ge(2)]
+"""Tokens of a sequence: one predicts the next."""
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
 
 
 class ConfigError(ValueError):
@@ -44,17 +57,33 @@ def errors_of(fields: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def of_parent(depth: int = 1) -> Iterator[None]:
+    """Let errors name the fields of a source, or those of the source of one."""
+    try:
+        yield
+    except ConfigError as error:
+        if not depth:
+            raise
+        place = ".".join(["parent"] * depth)
+        raise ConfigError(f"{place}.{error}" if error.field else f"{place}: {error}") from None
+
+
 def renamed(default: Any, was: str, values: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Declare a field that had another name, or values with other names (new -> old): addresses keep the old ones."""
     return field(default=default, metadata={"was": was, "values": values})
 
 
-def later(default: Any, noop: Any, was: str | None = None, values: Mapping[str, str] = MappingProxyType({})) -> Any:
+def later(
+    default: Any, noop: Any, was: str | None = None, values: Mapping[str, str] = MappingProxyType({}), begin: Any = None
+) -> Any:
     """Declare a field added after results exist: left out of the address while it holds `noop`, so old ones stand.
 
-    `was` and `values` are as for `renamed`.
+    `was` and `values` are as for `renamed`. `begin` is the section that setting one of its fields begins with where
+    the field is None; by default that of all defaults.
     """
-    return field(default=default, metadata={"noop": noop, "values": values} | ({"was": was} if was else {}))
+    metadata = {"noop": noop, "values": values, "begin": begin} | ({"was": was} if was else {})
+    return field(default=default, metadata=metadata)
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:

@@ -8,25 +8,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from lit_prune.config import (
-    Calibration,
-    Cell,
-    ConfigError,
-    Corpus,
-    Distill,
-    Evaluation,
-    Finetuning,
-    Lora,
-    Optimizer,
-    Pretraining,
-    Profile,
-    SearchSpace,
-    Teacher,
-    ThroughputTest,
-    unknown_field,
-)
+from lit_prune.config import Cell, ConfigError, Distill, Execution, PruneMethod, errors_of, unknown_field
+from lit_prune.config.fields import of_parent
 from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
 from lit_prune.config.renames import current_change
+from lit_prune.config.sections import begin_of, section_of, sections
 from lit_prune.config.yaml_loader import read_yaml
 
 Node = TypeVar("Node")
@@ -46,52 +32,14 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         raise ConfigError(_explain(kind, error.errors(), plain)) from None
 
 
-_UNION_TAGS = {
-    "int",
-    "float",
-    "str",
-    "literal['dynamic']",
-    "literal['auto']",
-    "literal['balanced']",
-    "Pretraining",
-    "Finetuning",
-    "Optimizer",
-    "Lora",
-    "Corpus",
-    "ThroughputTest",
-    "SearchSpace",
-}
-
-
 @functools.cache
 def _adapter(kind: type, methods: tuple[str, ...]) -> Any:
     """The validator of a section; `methods` are those there are, which decide what the `prune` section may be."""
     import pydantic
 
-    return pydantic.TypeAdapter(_forbidding(kind))
-
-
-@functools.cache
-def _forbidding(kind: type) -> type:
-    """Mark a section and those nested in it so that an unknown field is an error."""
-    strict = {"extra": "forbid", "allow_inf_nan": False}
-    for section in (
-        Corpus,
-        Optimizer,
-        Pretraining,
-        Finetuning,
-        Teacher,
-        Calibration,
-        Lora,
-        Distill,
-        ThroughputTest,
-        Evaluation,
-        Cell,
-        SearchSpace,
-        Profile,
-    ):
-        section.__pydantic_config__ = strict  # type: ignore[union-attr]
-    return kind
+    for section in sections(kind):  # an unknown field is an error in each
+        section.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
+    return pydantic.TypeAdapter(kind)
 
 
 def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
@@ -99,13 +47,38 @@ def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
     for path, value in flatten(plain):
         if not is_unicode(value):
             return f"{path}: must be valid UTF-8, got {value!r}"
-    tags = _UNION_TAGS.union(method_names())
-    paths = [".".join(str(part) for part in error["loc"] if part not in tags) for error in errors]
+    paths = [_path(kind, error) for error in errors]
     if errors[0]["type"] == "unexpected_keyword_argument":
         return unknown_field(paths[0], fields_of(kind))
-    here = [error["msg"] for path, error in zip(paths, errors, strict=True) if path == paths[0]]
-    allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in here))
-    return f"{paths[0]}: should be {allowed}, not {errors[0]['input']!r}"
+    here = [_rule(error["msg"]) for path, error in zip(paths, errors, strict=True) if path == paths[0]]
+    return f"{paths[0]}: must be {' or '.join(dict.fromkeys(here))}, got {errors[0]['input']!r}"
+
+
+def _path(kind: type | None, error: Any) -> str:
+    """Return the dotted path of an error: fields and places in lists, without the members of unions."""
+    *location, last = error["loc"]
+    parts = []
+    for part in [*location, last]:
+        names = [field.name for field in dataclasses.fields(kind)] if kind else []
+        if kind and issubclass(kind, PruneMethod) and part in method_names():
+            kind = method_class(part)
+        elif isinstance(part, int) or part in names:
+            parts.append(str(part))
+            kind = section_of(kind, part) if kind and isinstance(part, str) else None
+    return ".".join([*parts, last] if error["type"] == "unexpected_keyword_argument" else parts)
+
+
+def _rule(message: str) -> str:
+    """Return what pydantic demands, as an error of ours says it."""
+    rule = message.removeprefix("Input should be ")
+    for words, sign in _SIGNS.items():
+        rule = rule.replace(words, sign)
+    return rule
+
+
+_SIGNS = {
+    "greater than or equal to": ">=", "less than or equal to": "<=", "greater than": ">", "less than": "<",
+}  # fmt: skip
 
 
 def is_unicode(value: Any) -> bool:
@@ -116,24 +89,13 @@ def is_unicode(value: Any) -> bool:
 def fields_of(kind: Any, prefix: str = "") -> list[str]:
     """Dotted paths of all fields of a section, those filled in by the program left out."""
     paths: list[str] = []
-    for f, value in _fields_and_defaults(kind):
-        if f.name == "fingerprint":
-            continue
-        if dataclasses.is_dataclass(value):
-            paths += fields_of(value, f"{prefix}{f.name}.")
-        else:
-            paths.append(prefix + f.name)
+    for field in dataclasses.fields(kind):
+        section = section_of(kind, field.name)
+        if section is not None:
+            paths += fields_of(section, f"{prefix}{field.name}.")
+        elif field.name != "fingerprint":
+            paths.append(prefix + field.name)
     return paths
-
-
-def _fields_and_defaults(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
-    nested = OPTIONAL | {"cell": Cell()}
-    return [(f, nested.get(f.name, default_of(f))) for f in dataclasses.fields(kind)]
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field, which may be made by a function."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def plain_of(node: Any) -> dict[str, Any]:
@@ -142,6 +104,16 @@ def plain_of(node: Any) -> dict[str, Any]:
     if isinstance(node, Cell) and node.parent is not None:
         plain["parent"] = dict(node.parent)
     return plain
+
+
+def check_flags(execution: Execution) -> None:
+    """Check that runtime flags are in the ranges of their fields.
+
+    Raises:
+        ConfigError: if one is not; its name is that of the flag.
+    """
+    with errors_of({field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(execution)}):
+        build(Execution, plain_of(execution))
 
 
 def described(node: Any) -> Any:
@@ -158,18 +130,6 @@ def described(node: Any) -> Any:
         plain = {name: value for name, value in plain.items() if name not in _PLACES}
     return plain
 
-
-OPTIONAL = {
-    "pretraining": Pretraining(),
-    "finetune": Finetuning(),
-    "teacher_optimizer": Finetuning().optimizer,
-    "lora": Lora(),
-    "second_corpus": Corpus(),
-    "throughput": ThroughputTest(),
-    "search_space": SearchSpace(),
-    "deep_teacher": Teacher(),
-}
-"""Sections that may be left out; setting a field of one that is begins with these."""
 
 _PLACES = ("path", "model", "plan_path", "init_from")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
@@ -217,10 +177,8 @@ def parent_of(cell: Cell) -> Cell | None:
     """
     if cell.parent is None:
         return None
-    try:
+    with of_parent():
         return _changed(dataclasses.replace(cell, parent=None), dict(cell.parent))
-    except ConfigError as error:
-        raise ConfigError(f"parent: {error}") from None
 
 
 def parents_of(cell: Cell) -> list[Cell]:
@@ -243,10 +201,12 @@ def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
             continue
         *parents, name = path.split(".")
         place: Any = plain
+        kind: type | None = type(node)
         for parent in parents:
-            if isinstance(place, dict) and parent in OPTIONAL and place.get(parent, ()) is None:
-                place[parent] = plain_of(OPTIONAL[parent])
-            place = place.get(parent) if isinstance(place, dict) else None
+            section = section_of(kind, parent) if kind else None
+            if kind and section and place.get(parent) is None:
+                place[parent] = plain_of(begin_of(kind, parent))
+            place, kind = place.get(parent) if isinstance(place, dict) else None, section
         if not isinstance(place, dict) or name not in place:
             raise ConfigError(_unknown(path, type(node), parents, place))
         if parents[-1:] == ["prune"] and name == "method":

@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lit_prune.config.fields import ConfigError, Size, later, renamed
+from lit_prune.config.fields import ConfigError, Count, Size, later, renamed
 
 DEFAULT_METHOD = "minitron"
 
@@ -122,7 +122,7 @@ class Prune(PruneMethod):
     width_allocation: str = later("uniform", noop="uniform", was="widths")
     """Neurons and heads of each block: as many in every one, or wherever they score highest across the model, with as
     many parameters in all."""
-    num_iterations: int = later(1, noop=1, was="rounds")
+    num_iterations: Count = later(1, noop=1, was="rounds")
     """Rounds of importance estimation, each followed by an equal part of the pruning (Minitron, section 2.2)."""
     head_merging: Literal["off", "paper", "reversed_sign"] = later(
         "off", noop="off", was="head_residual", values={"reversed_sign": "opposite"}

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.config.fields import Changes
-from lit_prune.config.prune import Prune, PruneMethod, default_method
+from lit_prune.config.prune import Prune
 from lit_prune.config.schema import Cell
+from lit_prune.config.sections import changes_cell, section_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,19 +138,8 @@ def _follow(
     field = field or next((f for f in fields if former_name(f) == first), None)
     if field is None:
         return path, None, None
-    section = section_of(kind, field.name)
+    section = Cell if changes_cell(kind, field.name) else section_of(kind, field.name)
     if not dot or section is None:
         return name_of(field) + dot + rest, None if dot else field, section
     inside, leaf, below = _follow(rest, section, name_of)
     return f"{name_of(field)}.{inside}", leaf, below
-
-
-@functools.cache
-def section_of(kind: type, name: str) -> type | None:
-    """Return the class of a field that is a section, Cell of one that changes a cell, and None of any other."""
-    hint = typing.get_type_hints(kind)[name]
-    kinds = (hint, *typing.get_args(hint))
-    if Changes in kinds:
-        return Cell
-    found = next((one for one in kinds if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
-    return type(default_method()) if found is PruneMethod else found  # other methods have no former names

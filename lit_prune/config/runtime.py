@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_prune.config.fields import Count, Natural, NonNegative
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -13,15 +15,15 @@ class Execution:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where models run; auto takes a GPU where there is one."""
-    grad_accum_steps: int | None = None
+    grad_accum_steps: Count | None = None
     """Micro-batches a step is cut into; None: as few as keep the logits of one under a GiB. The step is the same to
     rounding. With more than one, alpha "dynamic" and ce_weight "balanced" each cost a second backward pass of the
     student and one more gradient in memory."""
-    num_workers: int = 0
+    num_workers: Natural = 0
     """Processes that load data."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: NonNegative = 30.0
     """Time between checkpoints: the most that an interruption costs."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between rows of metrics.csv."""
     cache_teacher: bool = True
     """Cache teacher outputs on disk where two or more missing cells need the same ones and the disk has room. Results
@@ -35,5 +37,5 @@ class Execution:
     cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
     """On a processor: auto probes for the fastest attention and matrix products, keeps freed memory, and takes idle
     cores only; plain is PyTorch as it is. Results agree to rounding; env.json says what was used."""
-    threads: int | None = None
+    threads: Count | None = None
     """Threads of a process on a processor; None: one for each idle core."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lit_prune.config import ConfigError, Execution
+from lit_prune.config import Execution
+from lit_prune.config.overrides import check_flags
 from lit_prune.store.environment import runtime
 
 _chosen: Execution | None = None
@@ -20,11 +21,10 @@ def choose(execution: Execution) -> None:
     """Say how this process shall use its processor; nothing is done before `prepare`.
 
     Raises:
-        ConfigError: less than one thread.
+        ConfigError: if a flag is out of its range.
     """
     global _chosen
-    if execution.threads is not None and execution.threads < 1:
-        raise ConfigError(f"--threads: {execution.threads} asked for, at least 1 is needed")
+    check_flags(execution)
     _chosen = execution
 
 

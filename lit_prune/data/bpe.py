@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import Corpus
 from lit_prune.data.corpus import documents
 
 END_OF_TEXT = "<|endoftext|>"
@@ -17,8 +17,6 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
     Raises:
         ConfigError: too few entries for all bytes and the end of text.
     """
-    if vocab_size < 257:
-        raise ConfigError(f"pretraining.vocab_size: {vocab_size} asked for; 256 bytes and the end of text take 257")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -237,12 +237,6 @@ def fingerprint(corpus: Corpus) -> str:
     Raises:
         ConfigError: the source does not exist, is empty, or is not UTF-8 text.
     """
-    if corpus.max_tokens is not None and corpus.max_tokens < 1:
-        raise ConfigError(f"corpus.max_tokens: {corpus.max_tokens} asked for, at least 1 is needed; null takes all")
-    if not 0 < corpus.holdout_fraction < 0.5:
-        raise ConfigError(
-            f"corpus.holdout_fraction: {corpus.holdout_fraction} leaves a split empty; it lies between 0 and 0.5"
-        )
     files = [] if corpus.path in BUILT_IN else local_files(corpus.path)
     _check_fields(corpus, files)
     digest = hashlib.sha256()

@@ -78,9 +78,10 @@ def check_trained(distill: Distill, config: Any, num_blocks: int) -> None:
     """
     if distill.lora is not None and distill.train_last_layers is not None:
         raise ConfigError("distill.lora: goes without distill.train_last_layers; set one of the two to null")
-    if distill.train_last_layers is not None and not 1 <= distill.train_last_layers <= num_blocks:
+    if distill.train_last_layers is not None and distill.train_last_layers > num_blocks:
         raise ConfigError(
-            f"distill.train_last_layers: {distill.train_last_layers} asked for, the student has {num_blocks} blocks"
+            f"distill.train_last_layers: must be <= {num_blocks}, the layers of the student, got "
+            f"{distill.train_last_layers}"
         )
     if distill.lora is not None:
         _check_lora(distill.lora, config)
@@ -89,12 +90,6 @@ def check_trained(distill: Distill, config: Any, num_blocks: int) -> None:
 def _check_lora(lora: Lora, config: Any) -> None:
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("distill.lora: needs peft, which is not installed (pip install 'lit-prune[lora]')")
-    if lora.rank < 1:
-        raise ConfigError(f"distill.lora.rank: {lora.rank} asked for, at least 1 is needed")
-    if not 0 <= lora.dropout < 1:
-        raise ConfigError(f"distill.lora.dropout: {lora.dropout} asked for, it is at least 0 and below 1")
-    if lora.alpha <= 0:
-        raise ConfigError(f"distill.lora.alpha: {lora.alpha} asked for, it is above 0")
     if lora.target_modules is not None:
         if not lora.target_modules or len(set(lora.target_modules)) < len(lora.target_modules):
             raise ConfigError("distill.lora.target_modules: name one linear layer at least, each once, or null for all")

@@ -27,7 +27,7 @@ def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
     search = search_of(profile, store)
     found = search.found()
     if len(found) < 2:
-        raise ConfigError(f"search: must have at least 2 shapes within its bounds, got {found[0].label!r} alone")
+        raise ConfigError(f"search_space: must have at least 2 shapes within its bounds, got {found[0].label!r} alone")
     pending = "" if search.measured else "shapes slower than search_space.speedup drop out; speeds are measured by run"
     return dataclasses.replace(
         table, rows={one.label: one.changes for one in found}, baseline=found[0].label, pending=pending

@@ -147,7 +147,7 @@ def _check_texts(table: Table, cell: Cell) -> None:
         text, against = _text(cell, path), _text(cell, other)
         if text is not None and against is not None and _same_text(text, against):
             raise ConfigError(
-                f"{path}.source: must be another text than {other}.source in {table.name}, got {text.path!r} and "
+                f"{path}.path: must be another text than {other}.path in {table.name}, got {text.path!r} and "
                 f"{against.path!r}; set one of the two"
             )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Corpus, Teacher, errors_of
+from lit_prune.config import Cell, Corpus, Teacher, errors_of
+from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import flatten, override, parent_of, plain_of
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
@@ -67,18 +66,6 @@ class Resolver:
         if section not in self._known:
             self._known[section] = pin(section)
         return self._known[section]
-
-
-@contextlib.contextmanager
-def of_parent(depth: int = 1) -> Iterator[None]:
-    """Let errors name the fields of a source, or those of the source of one."""
-    try:
-        yield
-    except ConfigError as error:
-        if not depth:
-            raise
-        place = ".".join(["parent"] * depth)
-        raise ConfigError(f"{place}.{error}" if error.field else f"{place}: {error}") from None
 
 
 def _expects_bos(teacher: Teacher) -> bool:

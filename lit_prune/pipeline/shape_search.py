@@ -97,10 +97,8 @@ class Search:
         """The candidates within the bounds of the space.
 
         Raises:
-            ConfigError: as `candidates`, or if the speedup is not above 0.
+            ConfigError: as `candidates`.
         """
-        if self.space.speedup is not None and self.space.speedup <= 0:
-            raise ConfigError(f"search_space.speedup: must be > 0, got {self.space.speedup:g}")
         return candidates(self.config, self.space)
 
     @property
@@ -226,7 +224,7 @@ def _bound(name: str, size: int | float | None, otherwise: int, whole: int) -> i
         return round(size * whole)
     if isinstance(size, int) and size >= 1:
         return size
-    raise ConfigError(f"search.{name}: {size} is neither a share in (0, 1] nor a whole number of parameters")
+    raise ConfigError(f"search_space.{name}: {size} is neither a share in (0, 1] nor a whole number of parameters")
 
 
 def _nearest(found: Sequence[Candidate], least: int, most: int) -> str:

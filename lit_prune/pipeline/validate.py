@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Execution, Optimizer
-from lit_prune.config.overrides import parent_of, parents_of
+from lit_prune.config import Cell, ConfigError, Execution
+from lit_prune.config.fields import of_parent
+from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
 from lit_prune.distill.objective import check_objective
 from lit_prune.distill.trainable import check_trained
 from lit_prune.evaluate.throughput import check_positions
 from lit_prune.models import loading
 from lit_prune.models.positions import check_lengths
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
-from lit_prune.pipeline.resolve import of_parent
 from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
 
 NAMED = (
@@ -70,7 +71,7 @@ def check(cell: Cell) -> None:
     for place, (asked, pruned) in enumerate(pruned_configs(cell)):
         with of_parent(depth - place):
             check_names(asked)
-            check_sizes(asked)
+            check_ranges(asked)
             check_source(asked)
             check_models(asked, pruned)
 
@@ -134,69 +135,16 @@ def _check_lengths(cell: Cell, config: Any, whose: str) -> None:
     check_lengths(lengths, config, whose)
 
 
-def check_sizes(cell: Cell) -> None:
-    """See that every number of things is one there can be.
+def check_ranges(cell: Cell) -> None:
+    """Check that every value is in the range of its field, also in a cell that was not made by `override`.
 
     Raises:
-        ConfigError: one is too small.
+        ConfigError: if one is not, or there are more validations than steps.
     """
-    distill, importance, evaluation = cell.distill, cell.calibration, cell.evaluation
-    for name, value, least in (
-        ("distill.batch_size", distill.batch_size, 1),
-        ("distill.seq_len", distill.seq_len, 2),
-        ("distill.max_steps", distill.max_steps, 0),
-        ("calibration.num_sequences", importance.num_sequences, 1),
-        ("calibration.seq_len", importance.seq_len, 2),
-        ("evaluation.num_sequences", evaluation.num_sequences, 1),
-        ("evaluation.seq_len", evaluation.seq_len, 2),
-        ("evaluation.num_validations", evaluation.num_validations, 0),
-        ("seed", cell.seed, 0),
-        ("calibration.seed", importance.seed, 0),
-        *((f"teacher.finetune.{name}", value, least) for name, value, least in _correction_sizes(cell)),
-        *((f"evaluation.throughput.{name}", value, least) for name, value, least in _speed_sizes(cell)),
-    ):
-        if value < least:
-            raise ConfigError(f"{name}: {value} asked for, at least {least} is needed")
-    if distill.max_steps and evaluation.num_validations > distill.max_steps:
-        raise ConfigError(
-            f"evaluation.num_validations: {evaluation.num_validations} asked for in {distill.max_steps} steps; at "
-            f"most one a step"
-        )
-    if distill.temperature <= 0:
-        raise ConfigError(f"distill.temperature: {distill.temperature} asked for, it is above 0")
-    for name in ("ce_weight", "kd_weight", "alpha"):
-        weight = getattr(distill, name)
-        if not isinstance(weight, str) and weight < 0:
-            raise ConfigError(f"distill.{name}: {weight} asked for, at least 0 is needed")
-    _check_optimizers(cell)
-
-
-def _check_optimizers(cell: Cell) -> None:
-    check_optim("distill.optimizer", cell.distill.optimizer)
-    if cell.distill.teacher_optimizer is not None:
-        check_optim("distill.teacher_optimizer", cell.distill.teacher_optimizer)
-    for name, recipe in (("finetune", cell.teacher.finetune), ("pretraining", cell.teacher.pretraining)):
-        if recipe is not None:
-            check_optim(f"teacher.{name}.optim", recipe.optimizer)
-
-
-def check_optim(place: str, optim: Optimizer) -> None:
-    """See that an optimizer can be one; `place` is its section.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    for name, fine, allowed in (
-        ("lr", optim.lr > 0, "above 0"),
-        ("min_lr", optim.min_lr >= 0, "at least 0"),
-        ("warmup_steps", optim.warmup_steps >= 0, "at least 0"),
-        ("beta1", 0 <= optim.beta1 < 1, "at least 0 and below 1"),
-        ("beta2", 0 <= optim.beta2 < 1, "at least 0 and below 1"),
-        ("weight_decay", optim.weight_decay >= 0, "at least 0"),
-        ("max_grad_norm", optim.max_grad_norm > 0, "above 0"),
-    ):
-        if not fine:
-            raise ConfigError(f"{place}.{name}: {getattr(optim, name)} asked for, it is {allowed}")
+    build(Cell, dataclasses.asdict(cell))
+    steps, validations = cell.distill.max_steps, cell.evaluation.num_validations
+    if steps and validations > steps:
+        raise ConfigError(f"evaluation.num_validations: must be <= distill.max_steps, {steps}, got {validations}")
 
 
 def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
@@ -207,14 +155,7 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     """
     import torch
 
-    for flag, value, least in (
-        ("--grad-accum-steps", execution.grad_accum_steps, 1),
-        ("--num-workers", execution.num_workers, 0),
-        ("--log-every", execution.log_every, 1),
-        ("--checkpoint-seconds", execution.checkpoint_seconds, 0),
-    ):
-        if value is not None and value < least:
-            raise ConfigError(f"{flag}: {value} asked for, at least {least} is needed")
+    check_flags(execution)
     if execution.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--accelerator gpu: there is none here; auto takes what there is")
     for cell in cells:
@@ -228,21 +169,6 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
                     f"--grad-accum-steps: {place}.batch_size, {recipe.batch_size}, cannot be cut into "
                     f"{execution.grad_accum_steps} parts"
                 )
-
-
-def _correction_sizes(cell: Cell) -> list[tuple[str, int, int]]:
-    recipe = cell.teacher.finetune
-    return (
-        [("max_steps", recipe.max_steps, 1), ("batch_size", recipe.batch_size, 1), ("seq_len", recipe.seq_len, 2)]
-        if recipe
-        else []
-    )
-
-
-def _speed_sizes(cell: Cell) -> list[tuple[str, int, int]]:
-    least = {"batch_size": 1, "prompt_len": 1, "max_new_tokens": 2, "num_repeats": 1}
-    speed = cell.evaluation.throughput
-    return [(name, getattr(speed, name), number) for name, number in least.items()] if speed else []
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:

@@ -167,7 +167,7 @@ BAD = {
     "unknown profile": (["--profile", "quik"], "unknown profile 'quik'; perhaps you meant 'quick'"),
     "unknown field": (["--set", "distill.step=3"],
     "unknown field 'distill.step'; perhaps you meant 'distill.max_steps'"),
-    "wrong type": (["--set", "distill.max_steps=many"], "distill.max_steps: should be a valid integer, not 'many'"),
+    "wrong type": (["--set", "distill.max_steps=many"], "distill.max_steps: must be a valid integer, got 'many'"),
     "no value": (["--set", "distill.max_steps"], "--set: must be field=value"),
     "a space for the equals sign": (["--set", "distill.max_steps", "50"], "--set distill.max_steps=50"),
     "swept field": (["--set", "distill.logit_loss=mse"], "--set distill.logit_loss: loss_ablation sweeps it"),

@@ -66,7 +66,10 @@ def test_a_table_comes_whole_from_one_command(name, profile, tmp_path, capsys):
         ({"prune.init": "random", "prune.init_from": "python-3.1M"}, "prune.init: random goes with a shape"),
         ({"evaluation.second_corpus.path": "nowhere-at-all.txt"}, "evaluation.second_corpus.path: "),
         ({"prune.num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
-        ({"evaluation.num_validations": 1000}, "evaluation.num_validations: 1000 asked for in 50 steps"),
+        (
+            {"evaluation.num_validations": 1000},
+            "evaluation.num_validations: must be <= distill.max_steps, 50, got 1000",
+        ),
     ],
 )
 def test_a_bad_request_is_one_line_and_nothing_is_written(settings, message, tmp_path, capsys):

@@ -102,9 +102,9 @@ def test_a_path_that_leads_nowhere_is_refused(path):
 )
 def test_a_value_of_the_wrong_type_is_refused_with_path_value_and_what_is_allowed(path, value, allowed):
     message = refused(Cell(), {path: value})
-    assert message.startswith(f"{path}: should be ")
+    assert message.startswith(f"{path}: must be ")
     assert allowed in message
-    assert message.endswith(f", not {value!r}")
+    assert message.endswith(f", got {value!r}")
 
 
 def test_an_item_of_a_tuple_is_named_by_its_place():
@@ -226,3 +226,26 @@ def test_a_setting_that_cannot_be_read_is_refused_in_one_line(text):
     with pytest.raises(ConfigError, match="--set") as caught:
         parse_setting(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        ("distill.max_steps", -1, ">= 0"), ("distill.batch_size", 0, ">= 1"), ("distill.seq_len", 1, ">= 2"),
+        ("distill.temperature", 0.0, "> 0"), ("distill.kd_weight", -1.0, ">= 0"),
+        ("distill.ce_weight", -0.5, ">= 0 or 'balanced'"), ("distill.mixture", 0.0, "> 0"),
+        ("distill.mixture", 1.0, "< 1"), ("distill.max_tokens", 0, ">= 1"), ("distill.lora.dropout", 1.0, "< 1"),
+        ("corpus.holdout_fraction", 0.5, "< 0.5"), ("corpus.holdout_fraction", 0.0, "> 0"),
+        ("corpus.max_tokens", 0, ">= 1"), ("evaluation.second_corpus.max_tokens", 0, ">= 1"),
+        ("teacher.pretraining.vocab_size", 256, ">= 257"), ("teacher.finetune.optimizer.beta1", 1.5, "< 1"),
+        ("calibration.num_sequences", 0, ">= 1"), ("seed", -1, ">= 0"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_with_the_rule(path, value, rule):
+    assert refused(Cell(), {path: value}) == f"{path}: must be {rule}, got {value!r}"
+    assert refused(Cell(), {f"parent.{path}": value}) == f"parent.{path}: must be {rule}, got {value!r}"
+
+
+@pytest.mark.parametrize("name", ["seeds", "calibration_seeds"])
+def test_a_profile_has_one_seed_at_least(name):
+    assert refused(Profile(Cell()), {name: 0}) == f"{name}: must be >= 1, got 0"

@@ -26,9 +26,9 @@ def test_a_profile_is_the_default_cell_with_its_changes(tmp_path):
     [
         ("distill: {stpes: 3}", "perhaps you meant 'distill.max_steps'"),
         ("distil: {steps: 3}", "perhaps you meant 'distill.max_steps'"),
-        ("distill: {steps: many}", "distill.max_steps: should be a valid integer, not 'many'"),
-        ("seeds: many", "seeds: should be a valid integer, not 'many'"),
-        ("distill:", "distill: should be an object, not None"),
+        ("distill: {steps: many}", "distill.max_steps: must be a valid integer, got 'many'"),
+        ("seeds: many", "seeds: must be a valid integer, got 'many'"),
+        ("distill:", "distill: must be an object, got None"),
         ("", "a mapping of sections"),
         ("- 1", "a mapping of sections"),
         ("1: {2: 3}", "unknown field '1.2'"),
@@ -94,14 +94,14 @@ def test_a_profiles_space_is_read_beside_its_cell(tmp_path):
         ),
         (
             "search: {layers: [six]}",
-            "search_space.num_hidden_layers.0: should be a valid integer or a valid number, not 'six'",
+            "search_space.num_hidden_layers.0: must be a valid integer or a valid number, got 'six'",
         ),
         (
             "search: {layers: [auto]}",
-            "search_space.num_hidden_layers.0: should be a valid integer or a valid number, not 'auto'",
+            "search_space.num_hidden_layers.0: must be a valid integer or a valid number, got 'auto'",
         ),
-        ("search: {layers: 6}", "search_space.num_hidden_layers: should be a valid"),
-        ("search: {most: many}", "search_space.max_params: should be a valid integer or a valid number, not 'many'"),
+        ("search: {layers: 6}", "search_space.num_hidden_layers: must be a valid"),
+        ("search: {most: many}", "search_space.max_params: must be a valid integer or a valid number, got 'many'"),
     ],
 )
 def test_a_wrong_space_is_refused_in_one_line(tmp_path, text, part):

@@ -236,7 +236,7 @@ def test_as_many_threads_as_cores_are_idle():
         assert threads.switch(True, None) == 2  # OMP_NUM_THREADS is set, and a user's word
     finally:
         torch.set_num_threads(1)
-    with pytest.raises(ConfigError, match="--threads: 0 asked for"):
+    with pytest.raises(ConfigError, match="--threads: must be >= 1, got 0"):
         cpu.choose(Execution(threads=0))
 
 

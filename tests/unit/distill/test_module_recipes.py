@@ -201,14 +201,14 @@ def check(cell: Cell) -> None:
         ),
         (
             {"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 0},
-            "distill.relation_heads: 0 is no divisor of 32",
+            "distill.relation_heads: must be >= 1, got 0",
         ),
         ({"alpha": "dynamic", "kd_weight": 0.0, "match_embedding": True}, "distill.alpha: dynamic is measured by"),
         ({"ce_weight": "balanced", "kd_weight": 0.0}, "distill.ce_weight: balanced is measured by"),
         ({"top_k": 1}, "distill.top_k: 1 asked for; it is 2 to 2048"),
         ({"top_k": 2049}, "distill.top_k: 2049 asked for; it is 2 to 2048"),
         ({"mixture": 0.5}, "distill.mixture: kld takes none"),
-        ({"mixture": 1.5, "logit_loss": "jsd"}, "distill.mixture: 1.5 asked for"),
+        ({"mixture": 1.5, "logit_loss": "jsd"}, "distill.mixture: must be < 1, got 1.5"),
     ],
 )
 def test_preflight_refuses_in_one_line(settings, message):

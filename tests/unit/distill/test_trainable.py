@@ -180,11 +180,14 @@ def test_a_cell_is_trained_in_part_by_configuration_alone(tiny_cell, tiny_runner
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill.train_last_layers": 0}, r"^distill.train_last_layers: 0 asked for, the student has 3 blocks$"),
-        ({"distill.train_last_layers": 4}, r"^distill.train_last_layers: 4 asked for, the student has 3 blocks$"),
+        ({"distill.train_last_layers": 0}, r"^distill.train_last_layers: must be >= 1, got 0$"),
+        (
+            {"distill.train_last_layers": 4},
+            r"^distill.train_last_layers: must be <= 3, the layers of the student, got 4$",
+        ),
         (
             {"distill.train_last_layers": 3, "prune.num_hidden_layers": 2},
-            r"^distill.train_last_layers: 3 asked for, the student has 2 blocks$",
+            r"^distill.train_last_layers: must be <= 2, the layers of the student, got 3$",
         ),
         (
             {"distill.train_last_layers": 1, "distill.lora.rank": 4},
@@ -201,8 +204,8 @@ def test_a_part_there_is_not_is_refused(tiny_cell, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, r"^distill.lora.rank: 0 asked for, at least 1 is needed$"),
-        ({"dropout": 1.0}, r"^distill.lora.dropout: 1.0 asked for"),
+        ({"rank": 0}, r"^distill.lora.rank: must be >= 1, got 0$"),
+        ({"dropout": 1.0}, r"^distill.lora.dropout: must be < 1, got 1.0"),
         (
             {"target_modules": ["query"]},
             r"^distill.lora.target_modules: no linear layer is named 'query'; there are: self_attn.q_p",

@@ -153,12 +153,12 @@ def test_blocks_of_different_widths_serve_too():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "evaluation.throughput.batch_size: 0 asked for, at least 1 is needed"),
-        ({"prompt": 0}, "evaluation.throughput.prompt_len: 0 asked for"),
-        ({"new": 1}, "evaluation.throughput.max_new_tokens: 1 asked for, at least 2"),
-        ({"repeats": 0}, "evaluation.throughput.num_repeats: 0 asked for"),
+        ({"batch_size": 0}, "evaluation.throughput.batch_size: must be >= 1, got 0"),
+        ({"prompt_len": 0}, "evaluation.throughput.prompt_len: must be >= 1, got 0"),
+        ({"max_new_tokens": 1}, "evaluation.throughput.max_new_tokens: must be >= 2, got 1"),
+        ({"num_repeats": 0}, "evaluation.throughput.num_repeats: must be >= 1, got 0"),
         (
-            {"prompt": 1000, "new": 25},
+            {"prompt_len": 1000, "max_new_tokens": 25},
             "evaluation.throughput: prompt and new are 1000 + 25 tokens, the model has 1024 posi",
         ),
     ],

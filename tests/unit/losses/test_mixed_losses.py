@@ -111,9 +111,6 @@ def test_a_mixed_loss_is_bounded_where_the_divergence_is_not():
     ("name", "mix", "message"),
     [
         ("kld", 0.5, "distill.mixture: kld takes none; those that do: jsd, skew_kld, skew_reverse_kld"),
-        ("jsd", 0.0, "distill.mixture: 0.0 asked for"),
-        ("skew_kld", 1.0, "distill.mixture: 1.0 asked for"),
-        ("skew_reverse_kld", -0.1, "distill.mixture: -0.1 asked for"),
         ("sjd", 0.5, "unknown logit loss 'sjd'; perhaps you meant 'jsd'"),
     ],
 )

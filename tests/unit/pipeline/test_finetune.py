@@ -19,7 +19,7 @@ from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.runner import Runner
 from lit_prune.pipeline.schedule import planned_steps
 from lit_prune.pipeline.stages.finetune import correct
-from lit_prune.pipeline.validate import check_models, check_sizes
+from lit_prune.pipeline.validate import check_models, check_ranges
 from lit_prune.store import address
 from lit_prune.store.address import STAGES, identity, key
 
@@ -76,12 +76,12 @@ def test_a_setting_of_the_correction_asks_for_one():
     assert override(asked, {"teacher.finetune": None}) == Cell()
 
 
-@pytest.mark.parametrize(("name", "least"), [("steps", 1), ("batch", 1), ("block", 2)])
+@pytest.mark.parametrize(("name", "least"), [("max_steps", 1), ("batch_size", 1), ("seq_len", 2)])
 def test_a_size_that_is_too_small_is_refused(name, least):
     path = f"teacher.finetune.{name}"
-    check_sizes(override(Cell(), {path: least}))
-    with pytest.raises(ConfigError, match=f"{path}: {least - 1} asked for, at least {least} is needed"):
-        check_sizes(override(Cell(), {path: least - 1}))
+    check_ranges(override(Cell(), {path: least}))
+    with pytest.raises(ConfigError, match=f"{path}: must be >= {least}, got {least - 1}"):
+        override(Cell(), {path: least - 1})
 
 
 # The node

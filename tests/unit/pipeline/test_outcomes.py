@@ -50,8 +50,13 @@ def refused(name: str, tmp_path: Any, settings: dict[str, Any], also: Any = (), 
         ("loss", FULL, {}, ["L_CLM + L_logits(MSE)"]),
         ("aggregation", FULL, {}, ["(L2, mean), retrained"]),
         ("aggregation", {"prune.width_criterion": "magnitude"}, {}, ["(L2, L2)", "(L2, mean)"]),
-        ("topk", {}, {"top_k": 2048}, ["all tokens", "top 2048"]),
-        ("temperature", {}, {"scale_by_temperature_squared": True}, ["tau = 1", "tau = 1, times tau^2"]),
+        ("topk", {}, {"top_k": 2048}, ["all tokens", "all tokens, top_k=2048"]),
+        (
+            "temperature",
+            {},
+            {"scale_by_temperature_squared": True},
+            ["tau = 1", "tau = 1, scale_by_temperature_squared=true"],
+        ),
         ("depth", {**SHALLOW, "teacher.pretraining.num_hidden_layers": 4}, {}, ["5/6, PPL", "2/3, PPL"]),
         ("axes", SHALLOW, {}, ["depth + width", "width"]),
     ],
@@ -83,7 +88,7 @@ def test_a_table_without_its_treatment_is_refused_by_the_field(name, settings, f
 
 def test_a_search_with_one_shape_is_refused(tmp_path):
     only = SearchSpace(num_hidden_layers=(1.0,), intermediate_size=(0.5,))
-    assert refused("search", tmp_path, {}, search=only).startswith("search: must have at least 2 shapes")
+    assert refused("search", tmp_path, {}, search_space=only).startswith("search_space: must have at least 2 shapes")
 
 
 def test_both_texts_of_the_phases_may_be_set(tmp_path):
@@ -106,8 +111,8 @@ def test_the_new_text_of_a_profile_is_another_than_its_own(profile):
 
 def test_a_field_of_the_new_text_that_does_not_exist_is_refused(tmp_path):
     path = tmp_path / "profile.yaml"
-    path.write_text("new_text: {corpus: {sorce: x}}\n")
-    with pytest.raises(ConfigError, match=r"corpus\.source"):
+    path.write_text("new_text: {corpus: {pth: x}}\n")
+    with pytest.raises(ConfigError, match=r"corpus\.path"):
         load_profile(str(path))
 
 
@@ -141,7 +146,7 @@ def test_the_command_refuses_before_any_compute(tmp_path, capsys):
         ),
         ({"prune.layer_selection": "contiguous", "prune.num_hidden_layers": 5}, {"prune.num_hidden_layers": 5}, True),
         ({"prune.layer_selection": "contiguous", "prune.num_hidden_layers": 4}, {"prune.num_hidden_layers": 4}, False),
-        ({"prune.layer_selection": "tail", "prune.layer_criterion": "random"}, {}, True),
+        ({"prune.layer_selection": "last", "prune.layer_criterion": "random"}, {}, True),
         ({"prune.width_criterion": "random"}, {}, False),
         (
             {"prune.width_criterion": "taylor", "prune.seq_aggregation": "var"},
@@ -270,7 +275,7 @@ def test_an_error_names_the_row_it_comes_from(tmp_path):
     with pytest.raises(ConfigError, match=r"'distill\.stpes'.*'odd'"):
         entries(table, load_profile("quick"))
     table = dataclasses.replace(table_of("loss"), reference_rows={"odd": {"prune.num_parameters": 0.5}})
-    with pytest.raises(ConfigError, match=r"^student\.parameters: .*'odd'"):
+    with pytest.raises(ConfigError, match=r"^prune\.num_parameters: .*'odd'"):
         check_rows(table, "quick", entries(table, load_profile("quick")))
 
 
@@ -279,7 +284,7 @@ def test_a_text_that_one_row_lacks_is_refused_by_row(tmp_path):
     missing = {"corpus.path": str(tmp_path / "nowhere.txt"), "distill.max_steps": 0}
     table = dataclasses.replace(table_of("loss"), reference_rows={"odd": missing})
     question = TableRequest(set=(f"corpus.path={tmp_path / 'text.txt'}",))
-    with pytest.raises(ConfigError, match=r"^corpus\.source: .*'odd'"):
+    with pytest.raises(ConfigError, match=r"^corpus\.path: .*'odd'"):
         requested_entries(table, question, Store(tmp_path / "store"))
 
 

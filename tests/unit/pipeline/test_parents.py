@@ -80,13 +80,13 @@ def test_a_profile_names_a_source(tmp_path):
     ("changes", "message"),
     [
         (
-            {"parent.prune.layesr": 3},
-            "parent: unknown field 'prune.layesr'; perhaps you meant 'prune.num_hidden_layers'",
+            {"parent.prune.num_hiden_layers": 3},
+            "parent: unknown field 'prune.num_hiden_layers'; perhaps you meant 'prune.num_hidden_layers'",
         ),
         ({"parent.parent.prune.hiden": 3}, "parent: unknown field 'prune.hiden'; perhaps"),
         ({"parent": 5}, "parent: takes fields of a cell, {} or null, not 5"),
-        ({"parent.parent": "all"}, "parent: parent: takes fields of a cell"),
-        ({"parent.prune.num_hidden_layers": "three"}, "parent: prune.num_hidden_layers: should be a valid integer"),
+        ({"parent.parent": "all"}, "parent.parent: takes fields of a cell"),
+        ({"parent.prune.num_hidden_layers": "three"}, "parent.prune.num_hidden_layers: must be a valid integer"),
     ],
 )
 def test_a_source_is_strict_in_names_and_types(changes, message):
@@ -204,7 +204,7 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
     assert planned_steps(store, [entry, Entry("middle", 0, source, {})]) == 5
     compute(store.root, entry)
     plan = json.loads((store.node(entry.cell, "student").folder / "plan.json").read_text())
-    assert (plan["original"]["neurons"], len(plan["blocks"][0]["neurons"])) == (36, 18)
+    assert (plan["original"]["intermediate_size"], len(plan["blocks"][0]["neurons"])) == (36, 18)
     middle, small = weights(store, source, "cell"), weights(store, entry.cell, "student")
     for index, block in enumerate(plan["blocks"]):
         name = f"model.layers.{index}.mlp.up_proj.weight"
@@ -304,7 +304,7 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
             "parent.parent.prune.intermediate_size: 60 asked for, the model to prune has 48",
         ),
         ({"parent.prune.width_criterion": "actvation"}, "parent: unknown criterion 'actvation'"),
-        ({"parent.distill.max_steps": -1}, "parent.distill.max_steps: -1 asked for"),
+        ({"parent.distill.max_steps": -1}, "parent.distill.max_steps: must be >= 0, got -1"),
         ({"prune.init": "random"}, "parent: has no effect where prune.init is random"),
         ({"prune.init_from": "MODEL"}, "parent: has no effect where prune.init_from is "),
         ({"parent.prune.init": "random", "parent.distill.max_steps": 0}, "parent.prune.init: random ones"),

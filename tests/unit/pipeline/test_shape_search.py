@@ -110,7 +110,9 @@ def test_the_window_decides():
     assert len({sizes(c) for c in literal} & {row[:4] for row in CANDIDATES_8B}) == 13
 
 
-@pytest.mark.parametrize("asked", [{"layers": 16, "blocks": "tail_but_last"}, {"drop": tuple(range(15, 31))}])
+@pytest.mark.parametrize(
+    "asked", [{"num_hidden_layers": 16, "layer_selection": "last_but_final"}, {"drop_layers": tuple(range(15, 31))}]
+)
 def test_dropping_the_published_layers_keeps_the_first_fifteen_and_the_last(asked):
     student = Prune(hidden_size=None, intermediate_size=None, num_attention_heads=None, **asked)
     teacher = SimpleNamespace(config=MODELS["Llama-3.1 8B"])
@@ -243,8 +245,8 @@ def test_a_window_nobody_meets_names_the_nearest(config, least, most, nearest):
             "search_space.expansion: 2 x 32 are 64 neurons, the teacher has 48",
         ),
         (SearchSpace(expansion=(0.0,)), "search_space.expansion: 0 x 32 are 0 neurons"),
-        (SearchSpace(expansion=(1,), intermediate_size=(8,)), "either neurons or expansion"),
-        (SearchSpace(min_params=20_000, max_params=10_000), "least is 20,000 parameters and most 10,000"),
+        (SearchSpace(expansion=(1,), intermediate_size=(8,)), "either intermediate_size or expansion"),
+        (SearchSpace(min_params=20_000, max_params=10_000), "min_params is 20,000 and max_params 10,000"),
         (SearchSpace(min_params=0), "search_space.min_params: 0 is neither a share"),
         (SearchSpace(max_params=1.5), "search_space.max_params: 1.5 is neither a share"),
     ],

@@ -10,20 +10,20 @@ from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.validate import check, check_execution
 
 RECIPES = {
-    "distill.optimizer.lr": (0.0, "distill.optimizer.lr: 0.0 asked for, it is above 0"),
-    "distill.optimizer.min_lr": (-1.0, "distill.optimizer.min_lr: -1.0 asked for, it is at least 0"),
-    "distill.optimizer.warmup_steps": (-3, "distill.optimizer.warmup_steps: -3"),
-    "distill.optimizer.beta1": (1.5, "distill.optimizer.beta1: 1.5 asked for, it is at least 0 and below 1"),
+    "distill.optimizer.lr": (0.0, "distill.optimizer.lr: must be > 0, got 0.0"),
+    "distill.optimizer.min_lr": (-1.0, "distill.optimizer.min_lr: must be >= 0, got -1.0"),
+    "distill.optimizer.warmup_steps": (-3, "distill.optimizer.warmup_steps: must be >= 0, got -3"),
+    "distill.optimizer.beta1": (1.5, "distill.optimizer.beta1: must be < 1, got 1.5"),
     "distill.optimizer.weight_decay": (-1.0, "distill.optimizer.weight_decay"),
-    "distill.optimizer.max_grad_norm": (0.0, "distill.optimizer.max_grad_norm: 0.0 asked for, it is above 0"),
-    "distill.teacher_optimizer.lr": (0.0, "distill.teacher_optimizer.lr: 0.0"),
-    "teacher.finetune.optimizer.lr": (-1.0, "teacher.finetune.optimizer.lr: -1.0"),
-    "distill.kd_weight": (-1.0, "distill.kd_weight: -1.0 asked for, at least 0"),
-    "distill.ce_weight": (-0.5, "distill.ce_weight: -0.5"),
-    "distill.projection": ("per_pair", "distill.projection: per_pair is for embedding"),
-    "distill.relation_heads": (4, "distill.relation_heads: is for attention"),
-    "seed": (-1, "seed: -1 asked for, at least 0 is needed"),
-    "parent.seed": (-1, "parent.seed: -1 asked for"),
+    "distill.optimizer.max_grad_norm": (0.0, "distill.optimizer.max_grad_norm: must be > 0, got 0.0"),
+    "distill.teacher_optimizer.lr": (0.0, "distill.teacher_optimizer.lr: must be > 0, got 0.0"),
+    "teacher.finetune.optimizer.lr": (-1.0, "teacher.finetune.optimizer.lr: must be > 0, got -1.0"),
+    "distill.kd_weight": (-1.0, "distill.kd_weight: must be >= 0, got -1.0"),
+    "distill.ce_weight": (-0.5, "distill.ce_weight: must be >= 0 or 'balanced', got -0.5"),
+    "distill.projection": ("per_pair", "distill.projection: per_pair is for match_embedding"),
+    "distill.relation_heads": (4, "distill.relation_heads: is for match_attention"),
+    "seed": (-1, "seed: must be >= 0, got -1"),
+    "parent.seed": (-1, "parent.seed: must be >= 0, got -1"),
 }
 
 
@@ -40,10 +40,10 @@ def test_a_recipe_that_cannot_be_is_refused(path):
     ("flags", "message"),
     [
         ({"grad_accum_steps": 3}, "--grad-accum-steps: distill.batch_size, 8, cannot be cut into 3 parts"),
-        ({"grad_accum_steps": 0}, "--grad-accum-steps: 0 asked for, at least 1"),
-        ({"num_workers": -1}, "--num-workers: -1"),
-        ({"log_every": 0}, "--log-every: 0"),
-        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds: -1.0"),
+        ({"grad_accum_steps": 0}, "--grad-accum-steps: must be >= 1, got 0"),
+        ({"num_workers": -1}, "--num-workers: must be >= 0, got -1"),
+        ({"log_every": 0}, "--log-every: must be >= 1, got 0"),
+        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds: must be >= 0, got -1.0"),
     ],
 )
 def test_a_flag_that_cannot_be_is_refused(flags, message):

@@ -196,8 +196,8 @@ def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
     whole.save(path)
     good = path.read_text()
     prune.check(Prune(plan_path=str(path)), tiny_llama.config)
-    floats, unknown = (good.replace('"hidden_size": 32', '"hidden_size": 32.0'),)
-    good.replace('"heads":', '"mergs": [], "heads":')
+    floats = good.replace('"hidden_size": 32', '"hidden_size": 32.0')
+    unknown = good.replace('"heads":', '"mergs": [], "heads":')
     assert good not in (floats, unknown)
     for text in ("", "{}", '{"original": 3}', "[" * 100_000, floats, unknown):
         path.write_text(text)

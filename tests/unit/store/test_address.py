@@ -8,8 +8,9 @@ import pytest
 
 from lit_prune import config
 from lit_prune.config import Cell, Corpus, Pretraining, Prune, Teacher
-from lit_prune.config.overrides import OPTIONAL, fields_of, override
+from lit_prune.config.overrides import fields_of, override
 from lit_prune.config.renames import former_name
+from lit_prune.config.sections import begin_of, section_of
 from lit_prune.store import address
 from lit_prune.store.address import STAGES, canonical, identity, key
 
@@ -57,7 +58,11 @@ def test_every_field_is_part_of_the_address(path):
         "distill": ("teacher_optimizer", "lora"),
         "evaluation": ("second_corpus", "throughput"),
     }
-    optional = {f"{section}.{name}": OPTIONAL[name] for section, names in sections.items() for name in names}
+    optional = {
+        f"{section}.{name}": begin_of(section_of(Cell, section), name)
+        for section, names in sections.items()
+        for name in names
+    }
     base = override(Cell(), optional)
     value = base
     for part in path.split("."):
@@ -105,7 +110,9 @@ def other_than(path, value):
         return choices[path]
     if isinstance(value, bool):
         return not value
-    return value + 1 if isinstance(value, int | float) else f"{value} and more"
+    if isinstance(value, float):
+        return value / 2 + 0.01
+    return value + 1 if isinstance(value, int) else f"{value} and more"
 
 
 def test_a_fingerprint_replaces_the_place():

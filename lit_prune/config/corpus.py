@@ -1,0 +1,45 @@
+"""The section of a text. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Lt
+
+from lit_prune.config.fields import Count, later, renamed
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text, split by document into train, validation and calibration.
+
+    A document is a file of plain text (or what `separator` parts), an article of WikiText, a row of JSON, CSV, Parquet
+    or a hub data set, or a README. A source that is one single document is cut into three contiguous parts."""
+
+    path: str = renamed("python", was="source")
+    """"python" (this machine's standard library and its documentation topics), "python+dependencies" (and the
+    source of six packages lit_prune depends on), "readmes" (the descriptions of the packages it depends on), a file or
+    folder (.txt .md .tokens .json .jsonl .ndjson .csv, each also with .gz or .zst, and .parquet), or the id of a data
+    set on the Hugging Face hub, which is streamed."""
+    text_column: str = renamed("text", was="column")
+    """Column that holds the text, in JSON, CSV, Parquet and hub data; dots lead into nested objects (meta.text)."""
+    separator: str | None = later(None, noop=None)
+    """Text between two documents of a text file, such as three newlines; None makes each file a document."""
+    group: str | None = later(None, noop=None)
+    """Column whose value is the same in rows that belong to the same split, such as a book's title; None splits rows
+    by their text."""
+    name: str | None = renamed(None, was="subset")
+    """Configuration name of a hub data set."""
+    loss_on: Literal["all", "assistant"] = later("all", noop="all")
+    """Tokens that are scored where the column holds conversations (messages with a role and a content): all, or the
+    assistant's turns alone. They are written with the tokenizer's chat template."""
+    bos: bool | None = later(None, noop=None)
+    """Begin every sequence of tokens with the tokenizer's begin-of-text token; None does so if the tokenizer begins
+    texts with it. The loss may go down or up, as the model was trained. It takes one position of each sequence."""
+    holdout_fraction: Annotated[float, Gt(0), Lt(0.5)] = renamed(0.1, was="heldout")
+    """Share of the documents kept for validation; the same share again is kept for calibration."""
+    max_tokens: Count | None = None
+    """Tokens of the train split to take from the stream; None takes all there are."""
+    fingerprint: str | None = None
+    """sha256 of the text, or revision on the hub. Filled in by the program: it replaces `source` in the address."""

@@ -1,0 +1,166 @@
+"""Sections of a cell that train a model. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from lit_prune.config.corpus import Corpus
+from lit_prune.config.fields import Count, Fraction, Natural, NonNegative, Positive, SeqLen, later, renamed
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up and cosine decay, stepped once a batch."""
+
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    min_lr: NonNegative = 1e-5
+    """Learning rate at the last step of a run longer than `warmup`."""
+    warmup_steps: Natural = renamed(10, was="warmup")
+    """Steps of linear warm-up. A run of no more steps has no decay and ends at lr * steps / warmup."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment. The papers do not state theirs."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment. The papers do not state theirs."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+    max_grad_norm: Positive = renamed(1.0, was="clip")
+    """Largest global gradient norm."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A Llama with grouped-query attention and an untied head, trained from random weights. The defaults are the
+    recipe of the teacher that ships with the package."""
+
+    corpus: Corpus = Corpus(path="python+dependencies")
+    """Text to train on; its train split also trains the byte-level BPE tokenizer."""
+    vocab_size: Annotated[int, Ge(257)] = 2048
+    """Entries of the tokenizer."""
+    hidden_size: Count = renamed(192, was="hidden")
+    """Width of the residual stream."""
+    num_hidden_layers: Count = renamed(6, was="layers")
+    """Blocks."""
+    num_attention_heads: Count = renamed(6, was="heads")
+    """Query heads."""
+    num_key_value_heads: Count = renamed(2, was="kv_heads")
+    """Key/value groups."""
+    head_dim: Count = 32
+    """Width of one head."""
+    intermediate_size: Count = renamed(512, was="neurons")
+    """Width of the MLP."""
+    seq_len: SeqLen = renamed(256, was="block")
+    """Tokens in a sequence."""
+    batch_size: Count = renamed(8, was="batch")
+    """Sequences in a step."""
+    max_steps: Count = renamed(7000, was="steps")
+    """Optimizer steps."""
+    optimizer: Optimizer = renamed(Optimizer(lr=3e-3, min_lr=1e-4, warmup_steps=200), was="optim")
+    """Optimizer and schedule."""
+    seed: Natural = 0
+    """Seed of the initial weights and the data order."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Light fine-tuning of the unpruned teacher with cross-entropy on the cell's text, before it is pruned and imitated
+    (In Practice, section on teacher correction)."""
+
+    max_steps: Count = renamed(100, was="steps")
+    """Optimizer steps."""
+    seq_len: SeqLen = renamed(256, was="block")
+    """Tokens in a sequence."""
+    batch_size: Count = renamed(8, was="batch")
+    """Sequences in a step."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the training steps."""
+    optimizer: Optimizer = renamed(Optimizer(lr=6e-4, min_lr=1e-4, warmup_steps=10), was="optim")
+    """Optimizer and schedule. The paper's peak is a fifth of that of the teacher's own training, after 120 steps of
+    warm-up; this is a fifth for the teacher that ships with the package."""
+    seed: Natural = 0
+    """Seed of the order of the data."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA), which are trained in the place of the weights and merged into them at the end."""
+
+    rank: Count = 8
+    """Rank of each adapter."""
+    alpha: Positive = 16.0
+    """An adapter is multiplied by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Share of each adapter's input that is dropped."""
+    target_modules: tuple[str, ...] | None = renamed(None, was="targets")
+    """Linear layers of the blocks that get one, such as q_proj or down_proj; None is all of them."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    """L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is (Minitron, section 3)."""
+
+    logit_loss: str = "kld"
+    """Loss between the vocabularies' distributions of teacher and student."""
+    temperature: Positive = 1.0
+    """Both logits are divided by it first."""
+    scale_by_temperature_squared: bool = renamed(False, was="tau_squared")
+    """Multiply L_logits by temperature squared; the papers do not."""
+    mixture: Annotated[float, Gt(0), Lt(1)] | None = later(None, noop=None, was="mix")
+    """Parameter, above 0 and below 1, of a logit loss that compares with a mixture of teacher and student: of the
+    teacher's share in it for jsd and skew_kld, of the student's for skew_reverse_kld; None is the published default."""
+    top_k: int | None = later(None, noop=None)
+    """L_logits over the teacher's likeliest tokens alone, both distributions renormalised over these; None takes the
+    whole vocabulary. Validation always does."""
+    ce_weight: NonNegative | Literal["balanced"] = renamed(0.0, was="w_clm")
+    """Weight of the student's cross-entropy on the labels; "balanced" is that of all other terms together over L_CLM,
+    detached, at every step."""
+    kd_weight: NonNegative = renamed(1.0, was="w_logits")
+    """Weight of the logit loss."""
+    alpha: NonNegative | Literal["dynamic"] = 0.0
+    """Weight of the intermediate loss; "dynamic" is L_logits / L_is, detached, at every step."""
+    hidden_loss: str = "cosine"
+    """Loss between intermediate states."""
+    match_embedding: bool = renamed(False, was="embedding")
+    """L_emb: compare the embedding output, read after the first block's norm."""
+    match_mlp_input: tuple[str, ...] = renamed((), was="mlp_input")
+    """L_i: "teacher:student" blocks (0-based, or last, last-1, ...) compared at the input of the MLP."""
+    match_layer_output: tuple[str, ...] = renamed((), was="block_output")
+    """L_o: "teacher:student" blocks compared at their output, read after the norm that follows."""
+    match_attention: tuple[str, ...] = later((), noop=(), was="attention")
+    """L_att: "teacher:student" blocks whose relations between tokens are compared: of queries, of keys and of values,
+    as their linears give them, before rotary embedding."""
+    relation_heads: Count = later(8, noop=8)
+    """Parts that queries, keys and values are each cut into for L_att, whatever heads the models have."""
+    projection: Literal["shared", "per_pair"] = later("shared", noop="shared")
+    """Linear map from the student's states to the teacher's width: one for all, or one for each pair of states. There
+    is none where the widths are equal, nor for L_att."""
+    seq_len: SeqLen = renamed(256, was="block")
+    """Tokens in a sequence."""
+    batch_size: Count = renamed(8, was="batch")
+    """Sequences in a step."""
+    max_steps: Natural = renamed(100, was="steps")
+    """Optimizer steps; 0 evaluates the pruned student as it is."""
+    max_tokens: Count | None = later(None, noop=None, was="tokens")
+    """Budget in tokens instead of `steps`, which become the nearest whole number; None leaves it to them."""
+    max_flops: Positive | None = later(None, noop=None, was="flops")
+    """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
+    of `steps`; None leaves it to them."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the training steps."""
+    optimizer: Optimizer = renamed(Optimizer(), was="optim")
+    """Optimizer and schedule."""
+    teacher_optimizer: Optimizer | None = later(None, noop=None, was="teacher_optim", begin=Finetuning().optimizer)
+    """Correct the teacher alongside: with every batch it takes a step of its own on cross-entropy, by this optimizer
+    and schedule (In Practice, Figure 5); None leaves it as it is."""
+    lora: Lora | None = later(None, noop=None)
+    """Train low-rank adapters instead of the weights; needs peft."""
+    train_last_layers: Count | None = later(None, noop=None, was="last")
+    """Train only so many last blocks, the final norm and the head (with it the embedding, where they are tied)."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective has a term that compares with the teacher."""
+        return bool(self.kd_weight or self.alpha)
