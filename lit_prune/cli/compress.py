@@ -62,8 +62,7 @@ class PruneArgs(_Common):
     model: tyro.conf.Positional[str] = tyro.MISSING
     """Model to prune: a shipped teacher, a folder or a hub id."""
     method: str = DEFAULT_METHOD
-    """Pruning method: minitron (scores from activations), shortgpt, deeper_layers, reassessing, llm_pruner or that of a
-    plugin. `lit-prune fields prune.NAME` lists the settings of one."""
+    """Pruning method, whose other settings --set changes; `lit-prune fields prune` names all."""
     num_parameters: Share = None
     """Parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and MLP neurons are
     pruned to the same share."""
