@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import ConfigError, Prune, Size
+from lit_prune.config.fields import Natural
 from lit_prune.methods import ScoreAndCut, method
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class LLMPruner(ScoreAndCut):
     """KV groups to keep in each pruned layer with their query heads, a count or a share; heads, if none share keys."""
     criterion: Literal["taylor_vector", "taylor", "taylor_fisher"] = "taylor"
     """Score of a unit."""
-    first: int = 4
+    spare_first: Natural = 4
     """Layers at the beginning that stay whole (4 of the 32 of LLaMA-7B)."""
-    last: int = 2
+    spare_last: Natural = 2
     """Layers at the end that stay whole (2 of the 32 of LLaMA-7B)."""
 
     retraining: ClassVar[dict[str, Any]] = {
@@ -56,13 +57,13 @@ class LLMPruner(ScoreAndCut):
         """Return the plan with the first and last layers whole; a given plan stays as it is."""
         if self.plan_path:
             return plan
-        end = plan.original.num_hidden_layers - self.last
-        if not 0 <= self.first < end <= plan.original.num_hidden_layers:
-            layers = f"the {plan.original.num_hidden_layers} layers"
-            raise ConfigError(f"prune.first: must leave some of {layers} with prune.last={self.last}, got {self.first}")
+        end = plan.original.num_hidden_layers - self.spare_last
+        if self.spare_first >= end:
+            least = plan.original.num_hidden_layers - self.spare_first - 1
+            raise ConfigError(f"prune.spare_last: must be <= {least} to leave a layer to prune, got {self.spare_last}")
         whole = type(plan).everything(plan.original).blocks
         blocks: tuple[LayerPlan, ...] = tuple(
-            block if self.first <= block.index < end else whole[block.index] for block in plan.blocks
+            block if self.spare_first <= block.index < end else whole[block.index] for block in plan.blocks
         )
         return dataclasses.replace(plan, blocks=blocks)
 

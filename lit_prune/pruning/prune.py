@@ -31,15 +31,13 @@ def evidence_names(student: Prune, config: Any) -> frozenset[str]:
 
 
 def check_names(student: Prune) -> None:
-    """See that the criteria and allocators a student's section names exist, and that it has a round.
+    """See that the criteria and allocators a student's section names exist.
 
     Raises:
-        ConfigError: one does not, or it has none.
+        ConfigError: one does not.
     """
     _ = criteria[student.width_criterion], criteria[student.layer_criterion]
     _ = block_allocators[student.layer_selection], width_allocators[student.width_allocation]
-    if student.num_iterations < 1:
-        raise ConfigError(f"prune.num_iterations: must be >= 1, got {student.num_iterations}")
 
 
 def check(student: Prune, config: Any) -> None:

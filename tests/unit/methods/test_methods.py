@@ -190,7 +190,7 @@ def test_llm_pruner_keeps_first_and_last_layers_whole_and_the_best_units_of_the_
     twin = LlamaForCausalLM(model.config).double()
     twin.load_state_dict(model.state_dict())
     twin(IDS, labels=IDS).loss.backward()
-    found = methods["llm_pruner"](first=2, last=1, num_key_value_heads=1).prune(model, ctx)
+    found = methods["llm_pruner"](spare_first=2, spare_last=1, num_key_value_heads=1).prune(model, ctx)
     assert found.plan is not None
     for i, (block, layer) in enumerate(zip(found.plan.blocks, twin.model.layers, strict=True)):
         if i < 2 or i == LAYERS - 1:
@@ -204,7 +204,7 @@ def test_llm_pruner_keeps_first_and_last_layers_whole_and_the_best_units_of_the_
         group = int(heads.view(2, -1).sum(1).argmax())
         assert block.heads == (2 * group, 2 * group + 1)
     with pytest.raises(ConfigError):
-        methods["llm_pruner"](first=5, last=3).check(model.config)
+        methods["llm_pruner"](spare_first=5, spare_last=3).check(model.config)
 
 
 def test_rows_of_two_methods_that_prune_alike_are_recognised(model: Any) -> None:
