@@ -59,8 +59,8 @@ class LLMPruner(ScoreAndCut):
             return plan
         end = plan.original.num_hidden_layers - self.spare_last
         if self.spare_first >= end:
-            least = plan.original.num_hidden_layers - self.spare_first - 1
-            raise ConfigError(f"prune.spare_last: must be <= {least} to leave a layer to prune, got {self.spare_last}")
+            most = f"{plan.original.num_hidden_layers - 1} together with prune.spare_last={self.spare_last}"
+            raise ConfigError(f"prune.spare_first: must be at most {most}, got {self.spare_first}")
         whole = type(plan).everything(plan.original).blocks
         blocks: tuple[LayerPlan, ...] = tuple(
             block if self.spare_first <= block.index < end else whole[block.index] for block in plan.blocks
