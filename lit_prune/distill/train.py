@@ -50,27 +50,8 @@ def train(
         accumulate=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
     history = History(folder / "metrics.csv", execution.log_every)
-    trainer = L.Trainer(
-        max_steps=distill.max_steps,
-        accumulate_grad_batches=accumulate,
-        precision=distill.precision,
-        accelerator=execution.accelerator,
-        devices=1,
-        logger=list(loggers) or False,
-        callbacks=[
-            history,
-            Progress(history, tell),
-            *callbacks,
-            Checkpoint(folder, execution.checkpoint_seconds),
-        ],
-        enable_checkpointing=False,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
+    every = [history, Progress(history, tell), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)]
+    trainer = _trainer(distill, execution, folder, accumulate, loggers, every)
     path = folder / "last.ckpt"
     compiled = execution.compile and not module.compares_states
     try:
@@ -83,6 +64,18 @@ def train(
         # Trainer, loops, strategy and module refer to each other: models and optimizer states would stay in memory.
         vars(trainer).clear()
     student.eval()
+
+
+def _trainer(
+    distill: Distill, execution: Execution, folder: Path, accumulate: int, loggers: Iterable[Logger],
+    callbacks: list[L.Callback],
+) -> L.Trainer:  # fmt: skip
+    return L.Trainer(
+        max_steps=distill.max_steps, accumulate_grad_batches=accumulate, precision=distill.precision,
+        accelerator=execution.accelerator, devices=1, logger=list(loggers) or False, callbacks=callbacks,
+        enable_checkpointing=False, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
 
 
 def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:

@@ -336,7 +336,7 @@ def test_micro_batches_are_the_fewest_equal_ones_whose_logits_fit(batch, block, 
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tokens, tmp_path):
-    with pytest.raises(ConfigError, match=r"distill\.batch: 4 is no multiple"):
+    with pytest.raises(ConfigError, match=r"distill\.batch_size: 4 is no multiple"):
         run(tokens, tmp_path, grad_accum_steps=3)
 
 

@@ -168,7 +168,7 @@ def test_the_term_is_a_sum_over_queries_keys_and_values_of_means_over_scored_tok
         losses = by_hand(of_student[ours].detach(), of_teacher[theirs], num_heads)
         expected += sum(losses[place].item() for place in SCORED) / len(SCORED)
     module = Distiller(student, teacher, distill)
-    assert same(module.objective(ids, labels)["hidden"], expected)
+    assert same(module.objective(ids, labels)["hidden_loss"], expected)
     assert list(module.projection.parameters()) == []
 
 
@@ -177,8 +177,8 @@ def test_it_adds_to_the_other_states():
     both = Distill(alpha=1.0, match_attention=("2:1",), **ALL_STATES)
     torch.manual_seed(0)
     module = Distiller(student_of(32), llama(), both)
-    terms = [Distiller(student_of(32), llama(), distill).objective(*batch())["hidden"].item() for distill in parts]
-    assert same(module.objective(*batch())["hidden"], sum(terms))
+    terms = [Distiller(student_of(32), llama(), distill).objective(*batch())["hidden_loss"].item() for distill in parts]
+    assert same(module.objective(*batch())["hidden_loss"], sum(terms))
 
 
 def test_queries_keys_and_values_are_all_trained():
