@@ -108,7 +108,7 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
     columns = [column for column in (corpus.text_column, corpus.group) if column is not None]
-    for field, column in zip(("column", "group"), columns, strict=False):
+    for field, column in zip(("text_column", "group"), columns, strict=False):
         if column not in names and column.partition(".")[0] not in names:
             raise _no_column(field, column, corpus.path, names)
     for batch in parquet.iter_batches(batch_size=1024, columns=columns):
@@ -117,7 +117,7 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
 
 def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
     """The text and the group of each row; a row that is a string is its text."""
-    wanted = {"column": corpus.text_column} | ({"group": corpus.group} if corpus.group else {})
+    wanted = {"text_column": corpus.text_column} | ({"group": corpus.group} if corpus.group else {})
     names: dict[str, None] = {}
     missing = dict.fromkeys(wanted, True)
     number = 0
@@ -133,7 +133,7 @@ def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
         if number == _PATIENCE and any(missing.values()):
             break
         group = values["group"][1] if "group" in values else None
-        yield _text(values["column"][1], corpus.text_column, where, number), None if group is None else str(group)
+        yield _text(values["text_column"][1], corpus.text_column, where, number), None if group is None else str(group)
     for field, column in wanted.items():
         if number and missing[field]:
             raise _no_column(field, column, where, names)

@@ -45,15 +45,13 @@ def test_the_schedule_gives_every_step_its_learning_rate():
 
 def test_weight_decay_is_for_matrices_and_not_for_vectors():
     module = Distiller(student_of(), llama(), Distill(alpha=1.0, **ALL_STATES))
-    module.prune.init_from.embed_tokens.weight.requires_grad_(False)
+    module.student.model.embed_tokens.weight.requires_grad_(False)
     recipe = Optimizer(weight_decay=0.3, beta1=0.8, beta2=0.9)
     groups = optim.configure(module, recipe, 10)["optimizer"].param_groups
     names = {id(p): name for name, p in module.named_parameters()}
     decay_of = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     vectors = {name for name in names.values() if "norm" in name or name.endswith("bias")}
     assert decay_of == {
-        name: 0.0 if name in vectors else 0.3
-        for name in names.values()
-        if name != "prune.init_from.embed_tokens.weight"
+        name: 0.0 if name in vectors else 0.3 for name in names.values() if name != "student.model.embed_tokens.weight"
     }
     assert all(group["betas"] == (0.8, 0.9) for group in groups)

@@ -186,7 +186,7 @@ def test_queries_keys_and_values_are_all_trained():
     names = [name for name, _ in module.named_parameters()]
     found = dict(zip(names, gradients(module, module.objective(*batch())["loss"]), strict=True))
     for kind in "qkv":
-        assert found[f"prune.init_from.layers.2.self_attn.{kind}_proj.weight"].any()
+        assert found[f"student.model.layers.2.self_attn.{kind}_proj.weight"].any()
     assert not found["student.lm_head.weight"].any()
 
 

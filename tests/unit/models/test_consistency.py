@@ -32,7 +32,7 @@ def test_a_step_after_the_head_that_is_not_described_is_refused_when_the_model_i
     parallel = replace(LLAMA, mlp_norm="input_layernorm", norm="layer", whole_heads=False)
     monkeypatch.setitem(FAMILIES, "cohere", parallel)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("cohere", **SIZES)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^student\.model: .*: cohere must be .* its head differs$"):
+    with pytest.raises(ConfigError, match=r"^prune\.init_from: .*: cohere must be .* its head differs$"):
         load_model(Place(str(tmp_path), field="prune.init_from"))
     monkeypatch.setitem(FAMILIES, "cohere", replace(parallel, after_head=("logit_scale", "multiply")))
     load_model(str(tmp_path))
