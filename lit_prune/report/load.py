@@ -16,7 +16,6 @@ import pandas as pd
 
 from lit_prune.config import ConfigError, expand
 from lit_prune.config.profiles import RECORDS
-from lit_prune.pipeline.costs import Run
 from lit_prune.registry import table_of
 from lit_prune.report import Report, record, reread
 from lit_prune.report.command import extra_flags
@@ -134,7 +133,7 @@ def stored(store: Store, records: Path = RECORDS, tables: Collection[str] | None
     return found
 
 
-def recorded_runs(table: str, records: Path = RECORDS) -> list[Run]:
+def recorded_runs(table: str, records: Path = RECORDS) -> list[tuple[float, float]]:
     """Return FLOPs and seconds of the cells in a table's records that were made on this machine."""
     here, runs = machine(environment()), []
     for report in (answer.report for answer in recorded(records, [table])):

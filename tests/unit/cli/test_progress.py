@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_every_stage_of_a_cell_counts(tiny_cell: Any, tiny_runner: Any) -> None:
             counted.setdefault(unit, []).append(total)
             assert total is None or done <= total
 
-    tiny_runner.bar = bar = Recording(4, quiet=True)
+    bar = Recording(4, quiet=True)
+    tiny_runner.ctx = dataclasses.replace(tiny_runner.ctx, progress=bar)
     assert tiny_runner.run([Entry("row", 0, tiny_cell, {})]) == 0
     assert set(counted["sequence"]) == {tiny_cell.calibration.num_sequences, tiny_cell.evaluation.num_sequences}
     assert counted["step"] == [4] * 4

@@ -59,7 +59,7 @@ def test_a_folder_is_all_its_files(tmp_path: Path, texts: list[str]) -> None:
 def test_another_column_and_no_empty_rows(tmp_path: Path) -> None:
     rows = [{"body": "one"}, {"body": " \n"}, {"body": "two"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read(tmp_path, column="body") == ["one", "two"]
+    assert read(tmp_path, text_column="body") == ["one", "two"]
 
 
 def test_the_home_folder_is_found(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

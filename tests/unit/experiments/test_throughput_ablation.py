@@ -6,7 +6,7 @@ import pytest
 
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
-from lit_prune.experiments.throughput_ablation import TABLE, label
+from lit_prune.experiments.throughput_ablation import TABLE
 from lit_prune.models.shape import num_parameters, shape_of
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.validate import check
@@ -58,15 +58,3 @@ def test_requests_grow_with_the_profile_and_take_its_precision(tmp_path):
     )
     assert (answers.batch_size, answers.prompt_len, answers.max_new_tokens) == (1, 32, 64)
     assert speeds["teacher"] == prompts
-
-
-def test_a_row_of_both_axes_is_named_by_both():
-    request = {
-        "evaluation.throughput.batch_size": 4,
-        "evaluation.throughput.prompt_len": 8,
-        "evaluation.throughput.max_new_tokens": 8,
-    }
-    assert (
-        label({"prune.num_hidden_layers": 2, "prune.hidden_size": "auto", **request})
-        == "depth + width, batch 4, long answers"
-    )
