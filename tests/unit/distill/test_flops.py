@@ -97,7 +97,7 @@ def test_adapters_of_one_linear_layer(name):
 
 
 @NEEDS_PEFT
-@pytest.mark.parametrize("part", [{"last": 1}, {"lora": Lora(rank=2)}, {}])
+@pytest.mark.parametrize("part", [{"train_last_layers": 1}, {"lora": Lora(rank=2)}, {}])
 def test_layers_that_differ_in_width(part):
     student, distill = apply(model_of("llama"), plan_for("llama", "uneven")), dataclasses.replace(PLAIN, **part)
     on_scored = (2 if "lora" in part else 3) * head(student)
@@ -115,7 +115,7 @@ WITH_GRADIENT = {
     ("olmo2", "full"): 4, ("olmo2", "last"): 2, ("olmo2", "lora"): 3,  # no trained norm follows the frozen layer
     ("gemma2", "full"): 4, ("gemma2", "last"): 4, ("gemma2", "lora"): 3,  # the embedding is tied to the trained head
 }  # fmt: skip
-PARTS = {"full": {}, "last": {"last": 1}, "lora": {"lora": Lora(rank=3)}}
+PARTS = {"full": {}, "last": {"train_last_layers": 1}, "lora": {"lora": Lora(rank=3)}}
 
 
 @NEEDS_PEFT
