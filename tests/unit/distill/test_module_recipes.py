@@ -212,9 +212,8 @@ def check(cell: Cell) -> None:
     ],
 )
 def test_preflight_refuses_in_one_line(settings, message):
-    cell = override(Cell(), {f"distill.{name}": value for name, value in settings.items()})
-    with pytest.raises(ConfigError) as caught:
-        check(cell)
+    with pytest.raises(ConfigError) as caught:  # a range is checked as soon as the field is set
+        check(override(Cell(), {f"distill.{name}": value for name, value in settings.items()}))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
