@@ -12,6 +12,7 @@ from lit_prune.config.fields import unknown as unknown
 from lit_prune.config.fields import unknown_field as unknown_field
 from lit_prune.config.prune import Prune as Prune
 from lit_prune.config.prune import PruneMethod as PruneMethod
+from lit_prune.config.prune import sizes_of as sizes_of
 from lit_prune.config.runtime import Execution as Execution
 from lit_prune.config.schema import EVIDENCE as EVIDENCE
 from lit_prune.config.schema import Calibration as Calibration

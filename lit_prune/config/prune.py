@@ -74,11 +74,11 @@ class PruneMethod:
 
     def config_of(self, config: Any) -> Any:
         """Return the Hugging Face config of the student."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__}.config_of: must be defined by the method")
 
     def prune(self, model: Any, ctx: Any) -> Any:
         """Return the student as `lit_prune.methods.Pruned`; `ctx` is a `lit_prune.methods.PruneContext`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__}.prune: must be defined by the method")
 
 
 @dataclass(frozen=True)

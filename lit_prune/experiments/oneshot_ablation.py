@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from lit_prune.cli.table import main
-from lit_prune.config import ConfigError, Profile
-from lit_prune.config.prune import sizes_of
+from lit_prune.config import ConfigError, Profile, sizes_of
 from lit_prune.config.table import Changes, Claim, Table
 
 DEPTH: Changes = {"prune.hidden_size": None, "prune.intermediate_size": None, "prune.num_attention_heads": None}

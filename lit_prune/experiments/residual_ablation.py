@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from lit_prune.cli.table import main
-from lit_prune.config import Profile
-from lit_prune.config.prune import sizes_of
+from lit_prune.config import Profile, sizes_of
 from lit_prune.config.table import Claim, Table
 
 ROWS = {"off": "off", "as printed": "paper", "opposite sign": "reversed_sign"}

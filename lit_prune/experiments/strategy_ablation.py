@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.cli.table import main
-from lit_prune.config import ConfigError, Profile, Prune
-from lit_prune.config.prune import sizes_of
+from lit_prune.config import ConfigError, Profile, Prune, sizes_of
 from lit_prune.config.table import Changes, Claim, Table
 
 SCRATCH: Changes = {"parent": None, "prune.init": "random"}

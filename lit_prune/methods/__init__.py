@@ -70,7 +70,7 @@ class ScoreAndCut(PruneMethod):
 
     def recipe(self, config: Any) -> Prune:
         """Return the sizes, criteria and allocators for a model with this config."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__}.recipe: must be defined by the method")
 
     def adjust(self, plan: PrunePlan) -> PrunePlan:
         """Return a plan with what the allocators cannot express."""

@@ -150,7 +150,7 @@ def test_a_teacher_that_counting_cannot_follow_is_worth_something(save_teacher, 
 
 def test_a_card_without_source_is_of_the_default_corpus(tmp_path: Path) -> None:
     recipe = plain_of(Pretraining(max_steps=5))
-    del recipe["corpus"]["source"]
+    del recipe["corpus"]["path"]
     (tmp_path / "card.json").write_text(json.dumps({"recipe": recipe}))
     assert recipe_of(tmp_path) == Pretraining(max_steps=5)
     assert recipe_of(tmp_path).corpus.path == "python+dependencies"

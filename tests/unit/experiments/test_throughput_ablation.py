@@ -35,12 +35,10 @@ def test_students_have_as_many_parameters_and_the_teacher_is_whole(first_of_rows
 
 
 def test_every_request_can_be_served_and_nothing_is_measured_to_choose_what_is_kept(first_of_rows):
-    from lit_prune.pruning.prune import evidence_names
-
     assert len(first_of_rows) == 7
     for cell in first_of_rows.values():
         check(cell)
-        assert evidence_names(cell.prune, teacher_config(cell)) == frozenset()
+        assert cell.prune.statistics(teacher_config(cell)) == frozenset()
         assert cell.evaluation.throughput.num_repeats % 2 == 0  # each of the two comes first as often as the other
 
 

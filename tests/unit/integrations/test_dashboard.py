@@ -70,7 +70,7 @@ def test_runs_are_the_tables_cells_and_grouped_by_what_makes_a_row(name, tmp_pat
     assert [key["name"] for key in runs["grouping"]] == [
         "row.value" if path == "row" else f"cell.value.{path}" for path in board.axes
     ]
-    assert not set(board.axes) & set(board.table.seeded)
+    assert not set(board.axes) & set(board.table.seed_fields)
     points = {}
     for entry in board.cells:
         leaves = {"row": entry.row} | specs._leaves(entry.cell)
