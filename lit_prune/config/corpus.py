@@ -42,4 +42,4 @@ class Corpus:
     max_tokens: Count | None = None
     """Tokens of the train split to take from the stream; None takes all there are."""
     fingerprint: str | None = None
-    """sha256 of the text, or revision on the hub. Filled in by the program: it replaces `source` in the address."""
+    """sha256 of the text, or revision on the hub. Filled in by the program: it replaces `path` in the address."""

@@ -36,7 +36,7 @@ class PruneMethod:
     init_from: str | None = later(None, noop=None, was="model")
     """An already small model (folder or hub id) to start from instead of pruning the teacher."""
     fingerprint: str | None = later(None, noop=None)
-    """sha256 of `model`'s weights or of `plan`. Filled in by the program."""
+    """sha256 of the weights of `init_from` or of `plan_path`. Filled in by the program."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", self.name)
@@ -108,7 +108,7 @@ class Prune(PruneMethod):
     """Parameters to keep, a count or a share of the teacher's: the sizes that are "auto" all get the share that comes
     nearest to it."""
     drop_layers: tuple[int, ...] = later((), noop=(), was="drop")
-    """Blocks to drop, 0-based, instead of a number of `layers` chosen by score."""
+    """Blocks to drop, 0-based, instead of a number of layers chosen by score."""
     layer_criterion: str = later("influence", noop="influence", was="block_criterion")
     """Score that ranks the blocks."""
     layer_selection: str = later(

@@ -101,7 +101,7 @@ class Cell:
     """The cell whose retrained student is pruned instead of the teacher, by what it has different from this one:
     `parent.prune.num_hidden_layers` and so on, `{}` for nothing, null for no source. It may have a source in turn,
     to any depth,
-    and as it lies inside this cell no chain leads back to itself. Sizes of `student` are shares of its student."""
+    and as it lies inside this cell no chain leads back to itself. Sizes of `prune` are shares of its student."""
 
 
 Choices = tuple[int | float | None, ...]
@@ -121,7 +121,7 @@ class SearchSpace:
     intermediate_size: Choices = renamed((), was="neurons")
     """MLP neurons of each block."""
     expansion: tuple[float, ...] = ()
-    """MLP neurons of each block as multiples of the hidden channels of the same shape, instead of `neurons`."""
+    """MLP neurons of each block as multiples of the hidden channels of the same shape, instead of `intermediate_size`."""
     hidden_size: Choices = renamed((), was="hidden")
     """Hidden channels."""
     min_params: int | float | None = renamed(None, was="least")

@@ -18,9 +18,9 @@ class Optimizer:
     lr: Positive = 1e-3
     """Peak learning rate."""
     min_lr: NonNegative = 1e-5
-    """Learning rate at the last step of a run longer than `warmup`."""
+    """Learning rate at the last step of a run longer than `warmup_steps`."""
     warmup_steps: Natural = renamed(10, was="warmup")
-    """Steps of linear warm-up. A run of no more steps has no decay and ends at lr * steps / warmup."""
+    """Steps of linear warm-up. A run of no more steps has no decay and ends at lr * max_steps / warmup_steps."""
     beta1: Fraction = 0.9
     """Decay of the first moment. The papers do not state theirs."""
     beta2: Fraction = 0.95
@@ -144,10 +144,10 @@ class Distill:
     max_steps: Natural = renamed(100, was="steps")
     """Optimizer steps; 0 evaluates the pruned student as it is."""
     max_tokens: Count | None = later(None, noop=None, was="tokens")
-    """Budget in tokens instead of `steps`, which become the nearest whole number; None leaves it to them."""
+    """Budget in tokens instead of `max_steps`, which become the nearest whole number; None leaves it to them."""
     max_flops: Positive | None = later(None, noop=None, was="flops")
     """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
-    of `steps`; None leaves it to them."""
+    of `max_steps`; None leaves it to them."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the training steps."""
     optimizer: Optimizer = renamed(Optimizer(), was="optim")

@@ -42,7 +42,7 @@ def _share_of_peak(optim: Optimizer, steps: int, step: int) -> float:
 def learning_rate(optim: Optimizer, step: int, steps: int) -> float:
     """Return the learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step.
 
-    A run of at most `warmup` steps ends within the warm-up, without a decay.
+    A run of at most `warmup_steps` steps ends within the warm-up, without a decay.
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
