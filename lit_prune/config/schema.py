@@ -121,7 +121,8 @@ class SearchSpace:
     intermediate_size: Choices = renamed((), was="neurons")
     """MLP neurons of each block."""
     expansion: tuple[float, ...] = ()
-    """MLP neurons of each block as multiples of the hidden channels of the same shape, instead of `intermediate_size`."""
+    """MLP neurons of each block as multiples of the hidden channels of the same shape, instead of
+    `intermediate_size`."""
     hidden_size: Choices = renamed((), was="hidden")
     """Hidden channels."""
     min_params: int | float | None = renamed(None, was="least")
