@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from lit_prune.pipeline.resolve import Resolver
 
 
+_NAMED = (
+    "prune.width_criterion", "prune.layer_criterion", "prune.layer_selection", "prune.width_allocation",
+    "distill.logit_loss",
+    "distill.hidden_loss",
+)  # fmt: skip
+"""Fields that name a registered part."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TableRequest:
     """Choose the cells of a table."""
@@ -112,9 +120,9 @@ def _resolved(resolver: Resolver, found: list[Entry]) -> Iterator[tuple[Entry, C
 
 def _check_names(texts: Iterable[str], found: list[Entry]) -> None:
     """Check the names of registered parts that were typed, also if every cell is already done."""
-    from lit_prune.pipeline.validate import NAMED, check_names
-
     typed = [parse_setting(text)[0] for text in texts]
-    if any(path.endswith(name) for path in NAMED for name in typed):
+    if any(path.endswith(name) for path in _NAMED for name in typed):
+        from lit_prune.pipeline.validate import check_names  # it imports torch
+
         for cell in (c for entry in found for c in (entry.cell, *parents_of(entry.cell))):
             check_names(cell)

@@ -18,13 +18,6 @@ from lit_prune.models.positions import check_lengths
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
 from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
 
-NAMED = (
-    "prune.width_criterion", "prune.layer_criterion", "prune.layer_selection", "prune.width_allocation",
-    "distill.logit_loss",
-    "distill.hidden_loss",
-)  # fmt: skip
-"""Fields that name a registered part."""
-
 
 def check_names(cell: Cell) -> None:
     """See that every part a cell names exists.

@@ -160,7 +160,7 @@ def test_a_term_by_hand():
     head = LMHead(torch.tensor([[2.0], [2.0], [5.0]], requires_grad=True))
     found = head_losses(states, head, target=teacher, logit_loss=logit_losses["kld"], kd_weight=1.0)
     assert found.ce_loss is None
-    assert found.logits.item() == pytest.approx(0.3680642, abs=1e-6)
+    assert found.kd_loss.item() == pytest.approx(0.3680642, abs=1e-6)
     found.loss.backward()
     assert head.weight.grad.flatten().tolist() == pytest.approx([0.4, -0.4, 0.0], abs=1e-6)
     assert states.grad.flatten().tolist() == pytest.approx([0.0] * 3, abs=1e-6)
