@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterable
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
 from lit_prune.config.profiles import profiles_folder
+from lit_prune.render.typography import unbroken, with_minus_signs
 
 
 def as_html(text: str, profile: str, below: int = 3) -> Markup:
     """The notes on one profile: without what stands under the name of another, headings below level `below`.
 
-    Nothing in it is fetched: HTML is shown as text, and a picture as a link to it.
+    Numbers get real minus signs, except in code. Nothing in it is fetched: HTML is shown as text, and a picture as a
+    link to it.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     others = {path.stem for path in profiles_folder().glob("*.yaml")} - {profile}
@@ -22,6 +25,8 @@ def as_html(text: str, profile: str, below: int = 3) -> Markup:
     for token in tokens:
         if token.type.startswith("heading"):
             token.tag = f"h{min(6, int(token.tag[1]) + below - 1)}"
+        if token.children:
+            token.children = _typeset(token.children)
     return Markup(reader.renderer.render(tokens, reader.options, {}))
 
 
@@ -37,4 +42,19 @@ def _of_profile(tokens: list[Token], others: Collection[str]) -> list[Token]:
         if not skipping and not title:
             kept.append(token)
         title = title and token.type != "heading_close"
+    return kept
+
+
+def _typeset(children: Iterable[Token]) -> list[Token]:
+    """The pieces of a paragraph or table cell with their text typeset; code and addresses stay as they are."""
+    kept: list[Token] = []
+    for is_text, run in itertools.groupby(children, lambda token: token.type in ("text", "softbreak")):
+        pieces = list(run)
+        if is_text and not (kept and kept[-1].markup == "autolink" and kept[-1].nesting == 1):
+            text = "".join("\n" if piece.type == "softbreak" else piece.content for piece in pieces)
+            # What follows code or the end of emphasis continues a word.
+            joined = bool(kept) and (kept[-1].nesting == -1 or kept[-1].type == "code_inline")
+            found = unbroken(with_minus_signs(f"_{text}")[1:] if joined else with_minus_signs(text))
+            pieces = [Token("text", "", 0, content=found)]
+        kept += pieces
     return kept

@@ -12,6 +12,7 @@ from lit_prune.render import wording
 from lit_prune.render.answer import answer_line
 from lit_prune.render.details import by_seed, cost
 from lit_prune.render.numbers import number
+from lit_prune.render.typography import unbroken
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,14 +25,17 @@ FOLDER = Path(__file__).parent
 def environment(*folders: Path) -> Environment:
     """The templates of `folders` and of this one; a name they are not given is an error.
 
-    Every string they are given is escaped, but markup that is marked as such.
+    Every string they are given is escaped, but markup that is marked as such. The filter `unbroken` is that of
+    `typography`.
     """
     import jinja2
 
-    return jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, FOLDER]), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, finalize=html_text,
     )  # fmt: skip
+    found.filters["unbroken"] = unbroken
+    return found
 
 
 def told(report: Report) -> dict[str, Any]:
