@@ -131,6 +131,13 @@ class Table:
         """The fields that rows change."""
         return tuple(dict.fromkeys(path for changes in self.rows.values() for path in changes))
 
+    @property
+    def named_rows(self) -> list[str]:
+        """The rows of the table; where a profile decides about them, those that the paper's numbers and claims name."""
+        rows = () if self.build_for_profile is not None else self.rows
+        claimed = (row for claim in self.claims for row in (claim.better, claim.worse))
+        return list(dict.fromkeys([*rows, *self.paper, *claimed]))
+
     def metric_of(self, claim: Claim) -> str:
         """The metric a claim is judged by."""
         return claim.metric or self.metrics[0]

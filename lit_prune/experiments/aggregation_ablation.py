@@ -8,7 +8,7 @@ from lit_prune.config import Profile
 from lit_prune.config.table import Changes, Claim, Table
 
 SYMBOLS = {"L2": "l2", "mean": "mean", "var": "var"}
-BEST = "(L2, mean)"
+BEST, SECOND = "(L2, mean)", "(mean, mean)"
 AGGREGATIONS: dict[str, Changes] = {
     f"({batch}, {seq})": {"prune.batch_aggregation": SYMBOLS[batch], "prune.seq_aggregation": SYMBOLS[seq]}
     for batch in SYMBOLS
@@ -27,7 +27,7 @@ PAPER = {
     BEST: (7.18, 7.23),
     "(L2, var)": (8.18, 8.61),
     "(mean, L2)": (8.41, 7.84),
-    "(mean, mean)": (7.21, 6.89),
+    SECOND: (7.21, 6.89),
     "(mean, var)": (7.94, 8.29),
     "(var, L2)": (9.01, 9.30),
     "(var, mean)": (8.34, 8.72),
@@ -44,7 +44,8 @@ TABLE = Table(
     paper={row: {"lm_loss": ours, "second_lm_loss": second} for row, (ours, second) in PAPER.items()},
     claims=(
         *(Claim(BEST, row, "Table 13") for row in PAPER if row != BEST),
-        Claim("(mean, mean)", BEST, "Table 13, WikiText2 column", metric="second_lm_loss"),
+        *(Claim(SECOND, row, "Table 13: the best but one of nine") for row in PAPER if row not in (BEST, SECOND)),
+        Claim(SECOND, BEST, "Table 13, WikiText2 column", metric="second_lm_loss"),
         Claim(f"{BEST}, retrained", "(L2, L2), retrained", "Figure 5, after 400 steps"),
     ),
     metrics=("lm_loss", "second_lm_loss"),

@@ -246,6 +246,13 @@ def absent(report: Report) -> str:
     return f"{sum(absent.values())} of {len(report.tidy)} cells are not done: {listed}" if absent else ""
 
 
+def later_rows(report: Report) -> list[str]:
+    """Return the rows of the table that a report has no cell of, as they were added after it was recorded."""
+    if "--filter" in report.flags:  # it leaves rows out
+        return []
+    return [row for row in report.table.named_rows if row not in report.summary.index]
+
+
 def warnings(report: Report) -> list[str]:
     """What makes the numbers worth less than they seem."""
     found, commits = [], ", ".join(sorted(report.commits))
@@ -255,6 +262,8 @@ def warnings(report: Report) -> list[str]:
         found.append(f"the code had changes that are not in commit {commits[:-1]}")
     if report.num_seeds == 1:
         found.append("n = 1: one seed has no error bar and decides no claim")
+    if rows := later_rows(report):
+        found.append(f"rows added to the table since, not measured here: {', '.join(rows)}")
     return found
 
 

@@ -14,7 +14,9 @@ from lit_prune.config.renames import current_frame
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.pipeline.expand import entries
 from lit_prune.render import files
+from lit_prune.render.wording import later_rows
 from lit_prune.report import assemble
+from lit_prune.report.record import read
 from lit_prune.store import Store
 from lit_prune.store.address import key
 
@@ -28,8 +30,17 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
         recorded = current_frame(pd.read_csv(record))
         assert (recorded["state"] == "done").all()
         assert (record.parents[1] / "NOTES.md").is_file()
-        assert list(recorded["row"]) == [entry.row for entry in found], record
-        assert addresses(recorded, found) == list(recorded["key"]), record
+        known = cells_of(recorded, found)
+        assert list(recorded["row"]) == [entry.row for entry in known], record
+        assert addresses(recorded, known) == list(recorded["key"]), record
+        later = {entry.row for entry in found} - set(recorded["row"])
+        assert later == set(later_rows(read(record.parent, table))), record
+
+
+def cells_of(recorded, found):
+    """The entries that a record has; rows that the table has got since are none of them."""
+    cells = set(zip(recorded["row"], recorded["seed"], strict=True))
+    return [entry for entry in found if (entry.row, entry.seed) in cells]
 
 
 def addresses(recorded, found):
@@ -62,7 +73,8 @@ def test_the_record_of_the_repository_is_what_its_cells_give(tmp_path: Path) -> 
     record = ROOT / "experiments/loss_ablation/quick"
     recorded, store = current_frame(pd.read_csv(record / "results.csv")), Store(tmp_path)
     found = []
-    for entry, line in zip(entries(TABLE, load_profile("quick")), recorded.to_dict("records"), strict=True):
+    known = cells_of(recorded, entries(TABLE, load_profile("quick")))
+    for entry, line in zip(known, recorded.to_dict("records"), strict=True):
         corpus = replace(entry.cell.corpus, fingerprint=line["corpus"])
         teacher = replace(entry.cell.teacher, fingerprint=line["teacher"])
         found.append(replace(entry, cell=replace(entry.cell, corpus=corpus, teacher=teacher)))

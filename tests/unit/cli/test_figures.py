@@ -73,7 +73,7 @@ def test_no_half_written_figure_is_left_on_a_full_disk(store, tmp_path):
 def test_a_figure_for_each_row_and_one_of_all(store, tmp_path):
     paths = draw(report_of(TABLE, store), tmp_path / "figures", "png")
     assert [path.stem.removeprefix("loss_ablation-quick-") for path in paths[:2]] == ["final", "agreement"]
-    assert len(paths) == 2 + 6
+    assert len(paths) == 2 + 7
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 

@@ -94,7 +94,7 @@ def test_specs_come_back_from_their_files_as_they_went_and_are_the_same_when_mad
 def test_the_workspace_of_the_loss_table(tmp_path):
     board = board_of("loss_ablation", tmp_path)
     workspace = specs.view_of(specs.view_text(specs.workspace_of(board)))
-    axes = ["cell.distill.ce_weight", "cell.distill.logit_loss"]
+    axes = ["cell.distill.ce_weight", "cell.distill.logit_loss", "cell.distill.kd_weight"]
     assert [group.name for group in workspace.runset_settings.groupby] == axes
     (first,) = (e.key for e in board.cells if e.row == TABLE.baseline and e.seed == 0)
     assert workspace.runset_settings.baseline_run == first

@@ -55,7 +55,7 @@ def test_printed_report(whole: report.Report, width: int) -> None:
     flat = " ".join(text.split())
     for words in (
         TABLE.question, "3 seeds", "corpus sha256 000000000000", "python-3.1M", "3.0000 ± 0.1000", "2/3",
-        "8.720", "3 of 20 cells are not done: 1 failed, 1 unfinished, 1 missing", "? undecided", "Table 15",
+        "8.720", "3 of 23 cells are not done: 1 failed, 1 unfinished, 1 missing", "? undecided", "Table 15",
         f"✗ {MSE}, seed 1: Diverged: <nan> at [step] and then some", "Kendall's tau", *TABLE.caveats,
     ):  # fmt: skip
         assert words in flat
@@ -64,7 +64,7 @@ def test_printed_report(whole: report.Report, width: int) -> None:
 
 def test_an_empty_store_is_reported_too(tmp_path: Path) -> None:
     found = answer(Store(tmp_path / "none"))
-    assert "20 of 20 cells are not done: 20 missing" in shown(found, 80)
+    assert "23 of 23 cells are not done: 23 missing" in shown(found, 80)
     assert found.agreement.n == 0
     paths = report_files.write_files(found, tmp_path / "files")
     assert "<svg" not in paths[-1].read_text()
@@ -121,8 +121,8 @@ def test_page_says_everything(files: dict[str, str]) -> None:
     parts = ['class="finding"', '<table class="claims"', '<table class="results"', "<h2>Figures</h2>", "<details>"]
     assert sorted(parts, key=page.index) == parts
     assert page.count('class="best"') == page.count('class="baseline"') == 1
-    # Final loss and the paper's beside ours; logits and grad_norm for six rows, clm for the four that use it.
-    assert page.count("<svg") == 2 + 2 * 6 + 4
+    # Final loss and the paper's beside ours; logits and grad_norm for seven rows, clm for the five that use it.
+    assert page.count("<svg") == 2 + 2 * 7 + 5
     assert not re.findall(r"#01\d{4}|#04\d{4}|#07\d{4}", page)
 
 
@@ -184,7 +184,7 @@ def test_status_and_diff(whole: report.Report, store: Store) -> None:
     terminal.print_status(whole.tidy, console)
     status = stream.getvalue()
     assert all(key in status for key in whole.tidy["key"])
-    assert "20 cells: 17 done" in status
+    assert "23 cells: 20 done" in status
     first, second = (store.node(entry.cell, "cell") for entry in asked()[:2])
     terminal.print_diff(first, second, console)
     lines = [line.split() for line in stream.getvalue()[len(status) :].splitlines()]

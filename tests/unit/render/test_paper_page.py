@@ -60,7 +60,7 @@ def answers(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> list[A
     broken = dataclasses.replace(partly(complete, tmp_path_factory.mktemp("partly") / "store"), profile="partly")
     return [
         Answer(whole, "store", NOTES),
-        Answer(broken, "record", "", ("the store has 3 of its 20 cells",)),
+        Answer(broken, "record", "", ("the store has 3 of its 23 cells",)),
         Answer(alone, "store", ""),
     ]
 
@@ -132,8 +132,8 @@ def test_every_section_says_what_makes_it_worth_less(page: str) -> None:
     assert "2 versions of the code: abc, def" in section(page, "loss_ablation-tiny")
     partly = section(page, "loss_ablation-partly")
     for words in (
-        "3 of 20 cells are not done: 1 failed, 1 unfinished, 1 missing", "Diverged: <nan> at [step]", "2/3",
-        "from the record in experiments/", "the store has 3 of its 20 cells",
+        "3 of 23 cells are not done: 1 failed, 1 unfinished, 1 missing", "Diverged: <nan> at [step]", "2/3",
+        "from the record in experiments/", "the store has 3 of its 23 cells",
     ):  # fmt: skip
         assert words in partly
     alone = section(page, anchor("loss_ablation", "alone", "--set distill.max_steps=40 --seeds 1"))
@@ -146,7 +146,7 @@ def test_a_section_has_all_that_is_known_of_a_table(page: str, answers: list[Ans
     for words in (
         table.question, table.source, "3.0000 ± 0.1000", "± 0.2484", "paper LM loss", "Kendall's tau", "seed 2",
         "python -m lit_prune.experiments.loss_ablation --profile tiny", "0" * 64, "Notes", "wall time", "1.5 s",
-        "all 20 cells", "30.0 s", "Training loss",
+        "all 23 cells", "34.5 s", "Training loss",
     ):  # fmt: skip
         assert words in told
 
@@ -165,11 +165,11 @@ def test_cost_is_the_mean_of_a_row_and_the_sum_of_all(answers: list[Answer]) -> 
     lines = found.set_index("row")[["wall time", "peak memory"]]
     assert lines.loc[KLD].to_list() == ["1.5 min", "2 MiB"]
     # Six rows of 30, 90 and 150 s, and two references of 30 s.
-    assert lines.loc["all 20 cells"].to_list() == ["28.0 min", "3 MiB"]
+    assert lines.loc["all 23 cells"].to_list() == ["32.5 min", "3 MiB"]
     known_of_some = report.tidy.assign(train_flops=report.tidy["lm_loss"].where(report.tidy["row"] != KLD))
     of_some = cost(dataclasses.replace(report, tidy=known_of_some))
     assert of_some is not None
-    assert of_some.set_index("row").loc[[KLD, "all 20 cells"], "train FLOPs"].to_list() == ["—", "—"]
+    assert of_some.set_index("row").loc[[KLD, "all 23 cells"], "train FLOPs"].to_list() == ["—", "—"]
     unknown = report.tidy.drop(columns=["tokens", "train_flops", "peak_memory"], errors="ignore")
     assert cost(dataclasses.replace(report, tidy=unknown.assign(wall_seconds=float("nan")))) is None
 

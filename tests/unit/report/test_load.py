@@ -54,9 +54,9 @@ def test_of_one_question_the_answer_with_more_cells_is_taken_and_the_store_where
     assert plain.notices == ()
     (broken(store, MSE, 1) / "error.json").write_text('{"error": "Diverged: no"}')
     plain, other = gather(store, records)
-    assert (plain.origin, plain.num_done, other.num_done) == ("record", 20, 19)
+    assert (plain.origin, plain.num_done, other.num_done) == ("record", 23, 22)
     assert plain.notices == (
-        "the store has 19 of its 20 cells",
+        "the store has 22 of its 23 cells",
         f"failed in the store: {MSE}, seed 1: Diverged: no",
     )
 
@@ -69,7 +69,7 @@ def test_profiles_choose(store: Store, records: Path) -> None:
 def test_frame_has_every_cell_and_ledger_every_claim(store: Store, records: Path) -> None:
     answers = gather(store, records)
     cells = frame_of(answers)
-    assert len(cells) == 2 * 20
+    assert len(cells) == 2 * 23
     assert set(cells["settings"]) == {"", "--set distill.max_steps=40"}
     assert cells.loc[cells["row"] == MSE, "lm_loss"].to_list() == [3.10, 3.21, 3.33] * 2
     claims = ledger(answers)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished import COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, asked, filled, partly, shown
+from finished import CLM, COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, asked, filled, partly, shown
 from scipy import stats
 
 from lit_prune.config import ConfigError
@@ -90,9 +90,9 @@ def test_summary_by_hand(complete: Store) -> None:
 def test_p_values_are_those_of_scipy_after_holm(complete: Store) -> None:
     p = answer(complete).summary["p"]
     # RKLD_ALONE differs from the baseline by the same 0.05 for every seed: no test, and not counted.
-    raw = {row: stats.ttest_rel(LOSSES[row], LOSSES[KLD]).pvalue for row in (MSE, RKLD, COSINE, KLD_CE)}
+    raw = {row: stats.ttest_rel(LOSSES[row], LOSSES[KLD]).pvalue for row in (MSE, RKLD, COSINE, KLD_CE, CLM)}
     ordered = sorted(raw, key=raw.__getitem__)
-    expected = itertools.accumulate(((4 - k) * raw[row] for k, row in enumerate(ordered)), max)
+    expected = itertools.accumulate(((5 - k) * raw[row] for k, row in enumerate(ordered)), max)
     assert p[ordered].to_list() == pytest.approx([min(1, value) for value in expected])
     assert math.isnan(p[RKLD_ALONE])
 
@@ -197,7 +197,7 @@ def test_rank_agreement_by_hand(complete: Store) -> None:
 
 def test_histories_are_those_of_done_cells(whole: report.Report) -> None:
     runs = whole.histories.groupby(["row", "seed"]).size()
-    assert len(runs) == 3 * 6 - 3
+    assert len(runs) == 3 * 7 - 3
     assert (runs == 2).all()
     assert (MSE, 1) not in runs.index
     assert not {"teacher", "pruned, not retrained"} & set(whole.histories["row"])
