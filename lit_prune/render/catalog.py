@@ -34,14 +34,33 @@ PRINTED = {
 """(table, figure) -> the figure of the papers it corresponds to, and how it differs."""
 
 
+KINDS = {
+    "final": "values of the rows", "validation": "validation loss", "ranks": "ranks", "training": "logit loss",
+    "sweep": "sweep", "agreement": "beside the paper", "pareto": "Pareto front", "layers": "layers",
+    "spans": "spans of layers", "last_layers": "last layer of a span",
+}  # fmt: skip
+"""Figure -> short name."""
+_LEADING = 2
+_COLOURS = "Of more than five rows the baseline, the best and those of claims have a colour."
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure that can be drawn, with its caption."""
 
     name: str
     draw: Callable[[], Figure]
-    caption: str
-    """What is drawn, and the meaning of lines, bands and dots."""
+    title: str
+    """What is drawn, as a sentence."""
+    key: str
+    """Meaning of lines, bands and dots."""
+    printed: bool = False
+    """Whether the papers have a figure that it corresponds to, which the title then names."""
+
+    @property
+    def caption(self) -> str:
+        """Return title and key."""
+        return f"{self.title} {self.key}".strip()
 
 
 def pictures(report: Report) -> list[Picture]:
@@ -49,13 +68,10 @@ def pictures(report: Report) -> list[Picture]:
     found = [*_values(report), *_on_the_way(report), *_of_rows(report), *_of_layers(report)]
     printed = [PRINTED.get((report.table.name, picture.name)) for picture in found]
     return [
-        replace(picture, caption=f"{own}: {picture.caption}" if own else _sentence(picture.caption))
+        replace(picture, title=f"{own}: {picture.title}", printed=True) if own
+        else replace(picture, title=picture.title[0].upper() + picture.title[1:])
         for picture, own in zip(found, printed, strict=True)
-    ]
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+    ]  # fmt: skip
 
 
 def captions(report: Report) -> dict[str, str]:
@@ -64,16 +80,22 @@ def captions(report: Report) -> dict[str, str]:
 
 
 def inline(report: Report, prefix: str = "") -> list[dict[str, Any]]:
-    """Return name, caption and inline SVG of each figure; the ids in it begin with `prefix`."""
+    """Return each figure as inline SVG, whose ids begin with `prefix`, with its name, kind, title, key and caption.
+
+    `leading` are the two to look at first: those that correspond to a figure of the papers, then in reading order.
+    """
     import matplotlib as mpl
 
+    found = pictures(report)
+    leading = sorted(found, key=lambda picture: not picture.printed)[:_LEADING]
     with mpl.rc_context(svg.style(report.table.name)):
         return [
             {
-                "name": picture.name, "caption": picture.caption,
+                "name": picture.name, "title": picture.title, "key": picture.key, "caption": picture.caption,
+                "kind": KINDS[picture.name], "leading": picture in leading,
                 "svg": svg.inline(picture.draw(), prefix + picture.name, picture.caption),
             }
-            for picture in pictures(report)
+            for picture in found
         ]  # fmt: skip
 
 
@@ -93,33 +115,34 @@ def _values(report: Report) -> Iterator[Picture]:
         yield Picture(
             "final",
             lambda: figures.final_values(report),
-            f"{wording.title(report.table.metrics[0])} of each row. Dots are seeds, ticks their mean, bars 95 % t "
-            "intervals; vertical lines are the baseline and the reference models. Outliers are written at the edge.",
+            f"{wording.title(report.table.metrics[0])} of each row: dots are seeds, ticks their mean, bars 95 % t "
+            "intervals.",
+            "Vertical lines are the baseline and the reference models. Outliers are written at the edge.",
         )
 
 
 def _on_the_way(report: Report) -> Iterator[Picture]:
-    band = "Lines are means over seeds, bands run from minimum to maximum"
-    grey = "; of more than five rows the baseline, the best and those of claims have a colour"
     if not report.checks.empty:
         yield Picture(
             "validation",
             lambda: figures.validation_curves(report),
-            f"validation LM loss of each row during the retraining. {band}{grey}. Losses above the panel are cut off.",
+            "validation LM loss of each row during the retraining, mean and range over the seeds.",
+            f"{_COLOURS} Losses above the panel are cut off.",
         )
     if ranks.order_changes(ranks.ranks(report.checks)):
-        ring = " A ring marks where the two rows of a claim change places for good." if len(report.flips) else ""
         yield Picture(
             "ranks",
             lambda: ranks.rank_lines(report),
-            f"rank of each row by its mean validation LM loss at each validation.{ring}",
+            "rank of each row by its mean validation LM loss at each validation.",
+            "A ring marks where the two rows of a claim change places for good." if len(report.flips) else "",
         )
     if report.checks.empty and comparable(report):
         yield Picture(
             "training",
             lambda: figures.training_curves(report),
-            f"logit loss of the rows trained on the teacher's logits, over the steps of the last retraining. {band}"
-            f"{grey}.",
+            "logit loss of the rows trained on the teacher's logits, over the steps of the last retraining, mean and "
+            "range over the seeds.",
+            _COLOURS,
         )
 
 
@@ -130,22 +153,24 @@ def _of_rows(report: Report) -> Iterator[Picture]:
         yield Picture(
             "sweep",
             lambda: sweep.curves(report, found),
-            f"{metric} over {found.title}. Dots are means over seeds with 95 % t intervals; lines join rows that "
-            "differ in nothing else; dashed lines are rows without such a number, dotted ones reference models.",
+            f"{metric} over {found.title}.",
+            "Dots are means over seeds with 95 % t intervals; lines join rows that differ in nothing else; dashed "
+            "lines are rows without such a number, dotted ones reference models.",
         )
     if not ranks.beside_paper(report).empty:
         yield Picture(
             "agreement",
             lambda: ranks.paper_and_ours(report),
-            f"{metric} here over that of the paper. Dots are means over seeds with 95 % t intervals; "
-            f"{wording.agreement(report)}.",
+            f"{metric} here over that of the paper: {wording.agreement(report)}.",
+            "Dots are means over seeds with 95 % t intervals.",
         )
     if fronts := pareto.fronts(report):
         costs = " and over ".join(map(pareto.title, fronts))
         yield Picture(
             "pareto",
             lambda: pareto.trade_offs(report),
-            f"{metric} over {costs}. Dots are rows; the staircase is the Pareto front, stars are reference models.",
+            f"{metric} over {costs}.",
+            "Dots are rows; the staircase is the Pareto front, stars are reference models.",
         )
 
 
@@ -156,21 +181,22 @@ def _of_layers(report: Report) -> Iterator[Picture]:
     yield Picture(
         "layers",
         lambda: depth.layer_scores(layers),
-        "importance of each layer of the teacher. Bars are means over the calibration draws, dots are the draws.",
+        "importance of each layer of the teacher.",
+        "Bars are means over the calibration draws, dots are the draws.",
     )
     if (spans := layers.spans) is not None:
         yield Picture(
             "spans",
             lambda: depth.span_distances(spans),
-            "angular distance between the inputs of layers l and l + n. A frame marks the minimum of each n, the span "
-            "that is dropped first.",
+            "angular distance between the inputs of layers l and l + n.",
+            "A frame marks the minimum of each n, the span that is dropped first.",
         )
         if (report.table.name, "last_layers") in PRINTED:
             yield Picture(
                 "last_layers",
                 lambda: depth.last_layers(spans),
-                "angular distance between input and output of a span of layers, over the last layer of the span; mean "
-                "over the calibration draws.",
+                "angular distance between input and output of a span of layers, over the last layer of the span.",
+                "Lines are means over the calibration draws.",
             )
 
 

@@ -146,13 +146,14 @@ def final_values(report: Report) -> Figure:
     An outlier is written at the edge of the panel instead.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     metric, summary, rows = report.table.metrics[0], report.summary, measured_rows(report)
     near = rows[labels.on_scale(rows["mean"])]
     marked = summary["reference"] | (summary.index == report.table.baseline)
     lines = summary.loc[marked, "mean"].dropna().sort_values(ascending=False)
     names = [labels.fold(str(row)) for row in rows.index]
-    height = sum(max(0.34, 0.08 + labels.room_for([str(row)])) for row in rows.index)
+    height = sum(max(0.3, 0.06 + labels.room_for([str(row)])) for row in rows.index)
     figure = Figure(figsize=(labels.WIDTH, 0.8 + height + 0.18 * len(lines)), layout="constrained")
     label = f"{wording.title(metric)} ({wording.better(report, metric)})"
     axes = figure.add_subplot(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
@@ -166,6 +167,7 @@ def final_values(report: Report) -> Figure:
         axes.plot(mean, place, "|", color=LINE, markersize=11, markeredgewidth=2)
         axes.scatter(seeds, [place + 0.25] * len(seeds), s=15, color=LINE, alpha=0.6, linewidth=0)
     axes.set_xlim(labels.limits(list(near["mean"]), axes.get_xlim()))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_yticks(range(len(rows)), names)
     axes.tick_params(axis="y", length=0)
     _reference_lines(axes, lines.rename({report.table.baseline: "baseline"}).to_dict())

@@ -39,7 +39,7 @@ def render(
     return template.render(
         standing=_standing(ledger), verdicts=VERDICTS, marks=wording.VERDICTS, titles=PAPERS, sections_of=sections,
         not_run=list(map(_not_run, not_run)), index=_index(answers, ledger), panels=figures.PANELS, digest=digest,
-        benchmarks=None if scores.empty else all_scores(scores),
+        benchmarks=None if scores.empty else all_scores(scores), keys=_keys(sections),
     )  # fmt: skip
 
 
@@ -98,12 +98,25 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
 
 
 def _section(answer: Answer, place: int) -> dict[str, Any]:
-    """Return what the page says and draws of one table at one profile; the ids of its figures begin with `place`."""
+    """Return what the page says and draws of one table at one profile; the ids of its figures begin with `place`.
+
+    A caption is the title of its figure; what all figures of a kind have in common is said once, for the whole page.
+    """
     report = answer.report
+    drawn = [figure | {"caption": figure["title"]} for figure in catalog.inline(report, f"t{place}-")]
     with mpl.rc_context(svg.style(report.table.name)):
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
         "told": page.told(report), "anchor": anchor_of(report), "settings": extra_flags(report),
-        "origin": answer.origin, "notices": answer.notices, "drawn": catalog.inline(report, f"t{place}-"),
+        "origin": answer.origin, "notices": answer.notices,
+        "leading": [figure for figure in drawn if figure["leading"]],
+        "others": [figure for figure in drawn if not figure["leading"]],
         "losses": losses, "notes": as_html(answer.notes, report.profile),
     }  # fmt: skip
+
+
+def _keys(sections: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return kind -> key of all figures of the page, in reading order."""
+    drawn = [figure for section in sections for figure in (*section["leading"], *section["others"])]
+    found = {figure["name"]: figure["key"] for figure in drawn if figure["key"]}
+    return {kind: found[name] for name, kind in catalog.KINDS.items() if name in found}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lit_prune.render import depth, files, labels, numbers, svg
-from lit_prune.render.catalog import captions, overviews
+from lit_prune.render.catalog import KINDS, captions, inline, overviews
 from lit_prune.report import Report, record
 from lit_prune.report.layer_scores import Blocks
 
@@ -40,6 +42,23 @@ def test_every_figure_of_a_report_that_has_everything_in_order_with_its_caption(
     for caption in captions(report).values():
         assert re.fullmatch(r"[A-Z][^\n]*\.", caption)
     assert "Kendall's tau +1.00 over 3 rows" in captions(report)["agreement"]
+
+
+def test_those_of_the_papers_lead_and_then_the_first_ones(tmp_path: Path) -> None:
+    def leading(name: str, **given: Any) -> list[str]:
+        return [figure["name"] for figure in inline(whole(tmp_path / name, name, **given)) if figure["leading"]]
+
+    assert leading("toy", courses=COURSES) == ["final", "validation"]
+    assert leading("search_ablation", courses=COURSES) == ["validation", "ranks"]
+    assert leading("depth_ablation") == ["final", "last_layers"]
+
+
+def test_a_caption_is_title_and_key(tmp_path: Path) -> None:
+    drawn = inline(whole(tmp_path, courses=COURSES))
+    assert {figure["name"] for figure in drawn} <= set(KINDS)
+    for figure in drawn:
+        assert figure["caption"] == f"{figure['title']} {figure['key']}".strip()
+        assert f'aria-label="{html.escape(figure["caption"])}"' in figure["svg"]
 
 
 def test_a_record_has_the_same_figures(tmp_path: Path) -> None:
@@ -153,6 +172,16 @@ def test_an_outlier_is_written_at_the_edge_of_the_final_values(tmp_path: Path) -
     assert axes.get_xlim()[1] < 4
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert [text.xy for text in axes.texts if "9.0000" in text.get_text()] == [(1, 2)]
+
+
+def test_tick_labels_of_long_numbers_do_not_overlap(tmp_path: Path) -> None:
+    points = {row: {"distill.alpha": k / 10} for k, row in enumerate(("alpha dynamic", "alpha 1", "alpha 10"))}
+    losses = {row: [{"lm_loss": 4.4925 + k / 128}] for k, row in enumerate(points)}
+    figure = overviews(answered(tmp_path, toy(points), losses))["final"]
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 3
+    assert all(right.x0 - left.x1 > 3 for left, right in itertools.pairwise(boxes))
 
 
 def test_all_text_has_one_size_and_negative_numbers_a_real_minus_sign(tmp_path: Path) -> None:

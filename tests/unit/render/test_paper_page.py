@@ -15,6 +15,7 @@ from finished import KLD, KLD_CE, answer, asked, filled, partly
 
 from lit_prune.cli.report import main
 from lit_prune.registry import tables
+from lit_prune.render.catalog import inline
 from lit_prune.render.details import cost
 from lit_prune.render.exports import write
 from lit_prune.render.notes import as_html
@@ -149,6 +150,18 @@ def test_a_section_has_all_that_is_known_of_a_table(page: str, answers: list[Ans
         "all 23 cells", "34.5 s", "Training loss",
     ):  # fmt: skip
         assert words in told
+
+
+def test_two_figures_are_open_and_the_others_and_all_details_are_a_click_away(page: str, answers: list[Answer]) -> None:
+    drawn = {figure["name"]: figure for figure in inline(answers[0].report)}
+    one = page[page.index('<section class="answer" id="loss_ablation-tiny">') :].partition("</section>")[0]
+    opened, more = one.split('<div class="more">')
+    assert opened.count("<svg") == sum(figure["leading"] for figure in drawn.values()) == 2
+    assert len(re.findall(r"</?details", opened)) == 0
+    assert more.count("<details>") == len(re.findall(r"</details>\s*(?=<details>|</div>)", more)) >= 5
+    for figure in drawn.values():
+        assert f'aria-label="{html.escape(figure["caption"])}"' in one
+        assert page.count(f": {html.escape(figure['key'])}</li>") == 1
 
 
 def test_tables_that_were_not_run_are_named_with_their_command(page: str) -> None:
