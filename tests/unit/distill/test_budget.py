@@ -36,7 +36,7 @@ def refused(do, *given, **named):
     with pytest.raises(ConfigError) as caught:
         do(*given, **named)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return caught.value
 
 
 # Steps
@@ -60,20 +60,20 @@ def test_without_a_budget_nothing_changes_and_no_cost_is_asked():
 )
 def test_less_than_a_step_is_refused(budget):
     (name,) = budget
-    said = refused(steps, **budget)
-    assert said.startswith(f"distill.{name}: ")
-    assert f"{budget[name]:.6g}" in said
+    error = refused(steps, **budget)
+    assert error.field == f"distill.{name}"
+    assert f"{budget[name]:.6g}" in error.problem
 
 
 def test_two_budgets_are_refused(tmp_path):
-    assert "max_steps, max_tokens and max_flops" in refused(steps, max_tokens=640, max_flops=640.0)
+    for name in ("max_tokens", "max_flops"):
+        assert name in str(refused(steps, max_tokens=640, max_flops=640.0))
     asked = {"distill.max_steps": 5, "distill.max_tokens": 640}
-    assert "distill.max_steps and distill.max_tokens: give one" in refused(
-        entries, TABLE, Profile(Cell()), settings=asked
-    )
+    assert all(name in str(refused(entries, TABLE, Profile(Cell()), settings=asked)) for name in asked)
     profile = tmp_path / "both.yaml"
     profile.write_text("distill: {tokens: 640, flops: 1e9}\n")
-    assert "distill.max_tokens and distill.max_flops: give one" in refused(load_profile, str(profile))
+    said = str(refused(load_profile, str(profile)))
+    assert all(name in said for name in ("distill.max_tokens", "distill.max_flops"))
 
 
 def test_what_is_set_later_decides():
@@ -101,8 +101,8 @@ def test_a_table_that_sweeps_the_length_takes_no_other():
         TABLE, rows={f"{flops:.0e}": {"distill.max_flops": flops} for flops in (1e12, 2e12)},
         baseline="1e+12", paper={}, claims=(),
     )  # fmt: skip
-    said = refused(entries, swept, Profile(Cell()), settings={"distill.max_steps": 5})
-    assert "--set distill.max_steps: loss_ablation sweeps it" in said
+    error = refused(entries, swept, Profile(Cell()), settings={"distill.max_steps": 5})
+    assert "distill.max_steps" in str(error)
 
 
 # Cells of the teacher that ships
@@ -193,7 +193,8 @@ def test_a_dry_run_shows_the_steps_that_a_budget_buys(asked, capsys):
     assert total[2] == "4"
     assert main(TABLE, [*words, "--set", "distill.max_flops=1e11", "--dry-run"]) == 0
     assert main(TABLE, [*words, "--set", "distill.max_flops=1e3"]) == 2
-    assert "error: distill.max_flops: 1000 asked for, a step takes" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("distill.max_flops", "1000"))
 
 
 def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
@@ -201,7 +202,7 @@ def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
     assert (
         main(TABLE, [*words, "--set", "distill.max_steps=4", "--add-row", "distill.max_tokens=260", "--dry-run"]) == 2
     )
-    assert "two rows are the same cell" in capsys.readouterr().err
+    assert "max_tokens" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

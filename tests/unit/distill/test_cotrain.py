@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from refusals import refuses
 from torch import nn
 
-from lit_prune.config import ConfigError, Distill, Execution, Optimizer
+from lit_prune.config import Distill, Execution, Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
@@ -177,7 +178,7 @@ def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runn
 
 def test_correcting_a_teacher_that_nothing_is_learned_from_is_refused(tiny_cell, tiny_llama):
     changes = {"distill.teacher_optimizer": THEIRS, "distill.ce_weight": 1.0, "distill.kd_weight": 0.0}
-    with pytest.raises(ConfigError, match=r"^distill.teacher_optimizer: "):
+    with refuses("distill.teacher_optimizer"):
         check_models(override(tiny_cell, changes))
-    with pytest.raises(ConfigError, match=r"^distill.teacher_optimizer: "):
+    with refuses("distill.teacher_optimizer"):
         JointDistiller(noisy(tiny_llama), tiny_llama, dataclasses.replace(DISTILL, ce_weight=1.0, kd_weight=0.0))

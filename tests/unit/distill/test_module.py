@@ -19,9 +19,10 @@ from distilled import (
     states_by_hand,
     student_of,
 )
+from refusals import refuses
 from torch import nn
 
-from lit_prune.config import ConfigError, Distill
+from lit_prune.config import Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill.module import Distiller
 from lit_prune.losses.hidden import hidden_losses
@@ -218,39 +219,31 @@ def test_a_teacher_that_is_not_needed_is_not_run(teacher_given):
 
 
 @pytest.mark.parametrize(
-    ("distill", "message"),
+    ("distill", "field", "value"),
     [
-        (Distill(kd_weight=0.0), "distill: ce_weight, kd_weight and alpha are all 0"),
-        (Distill(kd_weight=0.0, **ALL_STATES), "distill: ce_weight, kd_weight and alpha are all 0"),
-        (Distill(alpha=1.0), "distill.alpha: "),
-        (Distill(alpha="dynamic"), "distill.alpha: "),
-        (Distill(alpha=1.0, match_mlp_input=("1",)), "distill.match_mlp_input: '1' is not teacher:student"),
-        (
-            Distill(alpha=1.0, match_mlp_input=("4:0",)),
-            "distill.match_mlp_input: teacher block '4' is not one of 0 to 3",
-        ),
-        (
-            Distill(alpha=1.0, match_mlp_input=("0:3",)),
-            "distill.match_mlp_input: student block '3' is not one of 0 to 2",
-        ),
-        (Distill(alpha=1.0, match_layer_output=("0:0", "-1:0")), "distill.match_layer_output: teacher block '-1'"),
-        (Distill(alpha=1.0, match_layer_output=("last-4:0",)), "distill.match_layer_output: teacher block 'last-4'"),
-        (Distill(alpha=1.0, match_layer_output=("last:last-3",)), "distill.match_layer_output: student block 'last-3'"),
-        (Distill(alpha=1.0, match_layer_output=("first:0",)), "distill.match_layer_output: teacher block 'first'"),
-        (Distill(alpha=1.0, match_layer_output=("0:1:2",)), "distill.match_layer_output: student block '1:2'"),
-        (Distill(alpha=1.0, match_layer_output=(":",)), "distill.match_layer_output: teacher block ''"),
-        (Distill(logit_loss="kdl"), "unknown logit loss 'kdl'; perhaps you meant 'kld'"),
-        (Distill(hidden_loss="cosin"), "unknown hidden loss 'cosin'; perhaps you meant 'cosine'"),
+        (Distill(kd_weight=0.0), "distill", "kd_weight"),
+        (Distill(kd_weight=0.0, **ALL_STATES), "distill", "kd_weight"),
+        (Distill(alpha=1.0), "distill.alpha", "match_embedding"),
+        (Distill(alpha="dynamic"), "distill.alpha", "match_embedding"),
+        (Distill(alpha=1.0, match_mlp_input=("1",)), "distill.match_mlp_input", "'1'"),
+        (Distill(alpha=1.0, match_mlp_input=("4:0",)), "distill.match_mlp_input", "'4'"),
+        (Distill(alpha=1.0, match_mlp_input=("0:3",)), "distill.match_mlp_input", "'3'"),
+        (Distill(alpha=1.0, match_layer_output=("0:0", "-1:0")), "distill.match_layer_output", "'-1'"),
+        (Distill(alpha=1.0, match_layer_output=("last-4:0",)), "distill.match_layer_output", "'last-4'"),
+        (Distill(alpha=1.0, match_layer_output=("last:last-3",)), "distill.match_layer_output", "'last-3'"),
+        (Distill(alpha=1.0, match_layer_output=("first:0",)), "distill.match_layer_output", "'first'"),
+        (Distill(alpha=1.0, match_layer_output=("0:1:2",)), "distill.match_layer_output", "'1:2'"),
+        (Distill(alpha=1.0, match_layer_output=(":",)), "distill.match_layer_output", "''"),
+        (Distill(logit_loss="kdl"), "", "'kld'"),
+        (Distill(hidden_loss="cosin"), "", "'cosine'"),
     ],
 )
-def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, message):
-    with pytest.raises(ConfigError) as caught:
+def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, field, value):
+    with refuses(field, value):
         Distiller(student_of(), llama(), distill)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("distill", [Distill(), Distill(kd_weight=0.0, alpha=1.0, match_embedding=True)])
 def test_a_term_that_needs_a_teacher_is_refused_without_one(distill):
-    with pytest.raises(ConfigError, match="need a teacher"):
+    with refuses("distill", "teacher"):
         Distiller(student_of(), None, distill)

@@ -19,9 +19,10 @@ from distilled import (
     states_by_hand,
     student_of,
 )
+from refusals import refuses
 from torch import nn
 
-from lit_prune.config import Cell, ConfigError, Distill
+from lit_prune.config import Cell, Distill
 from lit_prune.config.overrides import override
 from lit_prune.distill.module import Distiller
 from lit_prune.evaluate.validation import validation_losses
@@ -155,21 +156,17 @@ def test_equal_widths_have_no_projection_either_way():
 
 
 @pytest.mark.parametrize(
-    ("distill", "message"),
+    ("distill", "field", "value"),
     [
-        (Distill(kd_weight=0.0), "distill: ce_weight, kd_weight and alpha are all 0"),
-        (Distill(kd_weight=0.0, alpha="dynamic"), "distill.alpha: dynamic is measured by the logit loss"),
-        (
-            Distill(kd_weight=0.0, ce_weight="balanced"),
-            "distill.ce_weight: balanced is measured by kd_weight and alpha",
-        ),
+        (Distill(kd_weight=0.0), "distill", "kd_weight"),
+        (Distill(kd_weight=0.0, alpha="dynamic"), "distill.alpha", "dynamic"),
+        (Distill(kd_weight=0.0, ce_weight="balanced"), "distill.ce_weight", "balanced"),
     ],
 )
-def test_weights_that_are_measured_by_nothing_are_refused(distill, message):
+def test_weights_that_are_measured_by_nothing_are_refused(distill, field, value):
     for refused in (lambda: check_weights(distill), lambda: Distiller(student_of(), llama(), distill)):
-        with pytest.raises(ConfigError) as caught:
+        with refuses(field, value):
             refused()
-        assert str(caught.value).startswith(message)
 
 
 def check(cell: Cell) -> None:
@@ -178,44 +175,26 @@ def check(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "field", "values"),
     [
-        (
-            {"alpha": 1.0},
-            "distill.alpha: name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or "
-            "match_att",
-        ),
-        (
-            {"match_attention": ["0:0"]},
-            "distill.alpha: 0, so that match_embedding, match_mlp_input, match_layer_output and match_attention would",
-        ),
-        ({"alpha": 1.0, "match_attention": ["6:0"]}, "distill.match_attention: teacher block '6' is not one of 0 to 5"),
-        (
-            {"alpha": 1.0, "match_attention": ["0:last-6"]},
-            "distill.match_attention: student block 'last-6' is not one of 0 to 5",
-        ),
-        ({"alpha": 1.0, "match_attention": ["3"]}, "distill.match_attention: '3' is not teacher:student"),
-        (
-            {"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 7},
-            "distill.relation_heads: 7 is no divisor of 32",
-        ),
-        (
-            {"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 0},
-            "distill.relation_heads: must be >= 1, got 0",
-        ),
-        ({"alpha": "dynamic", "kd_weight": 0.0, "match_embedding": True}, "distill.alpha: dynamic is measured by"),
-        ({"ce_weight": "balanced", "kd_weight": 0.0}, "distill.ce_weight: balanced is measured by"),
-        ({"top_k": 1}, "distill.top_k: 1 asked for; it is 2 to 2048"),
-        ({"top_k": 2049}, "distill.top_k: 2049 asked for; it is 2 to 2048"),
-        ({"mixture": 0.5}, "distill.mixture: kld takes none"),
-        ({"mixture": 1.5, "logit_loss": "jsd"}, "distill.mixture: must be < 1, got 1.5"),
+        ({"alpha": 1.0}, "distill.alpha", ("distill.match_embedding",)),
+        ({"match_attention": ["0:0"]}, "distill.alpha", ("0", "match_attention")),
+        ({"alpha": 1.0, "match_attention": ["6:0"]}, "distill.match_attention", ("'6'", 5)),
+        ({"alpha": 1.0, "match_attention": ["0:last-6"]}, "distill.match_attention", ("'last-6'", 5)),
+        ({"alpha": 1.0, "match_attention": ["3"]}, "distill.match_attention", ("'3'",)),
+        ({"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 7}, "distill.relation_heads", (7, 32)),
+        ({"alpha": 1.0, "match_attention": ["0:0"], "relation_heads": 0}, "distill.relation_heads", (">= 1", "got 0")),
+        ({"alpha": "dynamic", "kd_weight": 0.0, "match_embedding": True}, "distill.alpha", ("dynamic",)),
+        ({"ce_weight": "balanced", "kd_weight": 0.0}, "distill.ce_weight", ("balanced",)),
+        ({"top_k": 1}, "distill.top_k", (1, 2048)),
+        ({"top_k": 2049}, "distill.top_k", (2049, 2048)),
+        ({"mixture": 0.5}, "distill.mixture", ("kld",)),
+        ({"mixture": 1.5, "logit_loss": "jsd"}, "distill.mixture", ("< 1", "got 1.5")),
     ],
 )
-def test_preflight_refuses_in_one_line(settings, message):
-    with pytest.raises(ConfigError) as caught:  # a range is checked as soon as the field is set
+def test_preflight_refuses_in_one_line(settings, field, values):
+    with refuses(field, *values):  # a range is checked as soon as the field is set
         check(override(Cell(), {f"distill.{name}": value for name, value in settings.items()}))
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

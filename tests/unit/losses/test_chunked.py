@@ -5,85 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from chunks import (
+    FINISHES,
+    SUCCESSORS,
+    TEACHER,
+    TOKENS,
+    WIDTH,
+    apart,
+    chunked,
+    draw,
+    inputs,
+    logits_of,
+    plain,
+)
 from families import model_of, token_ids
 from kinks import smooth_tokens
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from lit_prune.losses.chunked import HeadTarget, TopKTarget, head_losses, tokens_at_once
+from lit_prune.losses.chunked import HeadTarget, TopKTarget, head_losses
 from lit_prune.losses.logit import closed_forms, logit_losses
 from lit_prune.models.lm_head import LMHead, head_of, last_states
-
-TOKENS, WIDTH, VOCAB = 600, 48, 512
-FINISHES = {"linear": None, "capped": lambda logits: 2 * torch.tanh(logits / 2)}
-
-
-def draw(*shape, seed, scale=1.0):
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# Small logits: divided by a temperature of 0.1, the rounding of float32 logits near 3 alone would be 3e-6.
-STATES, WEIGHT, BIAS = (
-    draw(TOKENS, WIDTH, seed=0),
-    draw(VOCAB, WIDTH, seed=1, scale=0.03),
-    draw(VOCAB, seed=2, scale=0.1),
-)
-TEACHER = HeadTarget(draw(TOKENS, 32, seed=3), LMHead(draw(VOCAB, 32, seed=4, scale=0.04)))
-SUCCESSORS = torch.randint(0, VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(5))
-
-
-def inputs(dtype=torch.float32):
-    return [x.to(dtype).clone().requires_grad_() for x in (STATES, WEIGHT, BIAS)]
-
-
-def plain(
-    dtype, name="kld", ce_weight=0.0, kd_weight=1.0, temperature=1.0, top_k=None, finish=None, tokens=slice(None)
-):
-    """The loss, its terms and its gradients from the logits of all tokens, or of some."""
-    states, weight, bias = inputs(dtype)
-    clm, *pair = logits_of(states[tokens], weight, bias, temperature, top_k, finish, tokens)
-    logits = logit_losses[name](*pair).mean()
-    loss = ce_weight * clm + kd_weight * logits
-    return {"loss": loss, "ce_loss": clm, "kd_loss": logits} | gradients(loss, states, weight, bias)
-
-
-def logits_of(states, weight, bias, temperature, top_k, finish, tokens=slice(None)):
-    """The cross-entropy, and what a logit loss is given of student and teacher."""
-    ours = LMHead(weight, bias, finish).logits(states)
-    theirs = LMHead(TEACHER.head.weight.to(states.dtype)).logits(TEACHER.states[tokens].to(states.dtype))
-    clm = F.cross_entropy(ours, SUCCESSORS[tokens])
-    if top_k:
-        theirs, ids = theirs.topk(top_k)
-        ours = ours.gather(-1, ids)
-    return clm, ours / temperature, theirs / temperature
-
-
-def chunked(name="kld", top_k=None, finish=None, given=None, tokens=None, **asked):
-    """The same, a few tokens at a time."""
-    states, weight, bias = given or inputs()
-    chosen, theirs, successors = states, TEACHER.states, SUCCESSORS[: len(states)]
-    if tokens is not None:
-        chosen, theirs, successors = states[tokens], theirs[tokens], successors[tokens]
-    asked = {"kd_weight": 1.0, "target": HeadTarget(theirs, TEACHER.head, top_k), "chunk": 128} | asked
-    found = head_losses(
-        chosen, LMHead(weight, bias, finish), successors=successors, logit_loss=logit_losses[name], **asked
-    )
-    values = {"loss": found.loss, "ce_loss": found.ce_loss, "kd_loss": found.kd_loss}
-    return values | gradients(found.loss, states, weight, bias)
-
-
-def gradients(loss, *of):
-    names = [name for name, x in zip(("states", "weight", "bias"), of, strict=True) if x.requires_grad]
-    return dict(zip(names, torch.autograd.grad(loss, [x for x in of if x.requires_grad]), strict=True))
-
-
-def apart(ours, expected):
-    """Largest relative distance over everything found."""
-    assert ours.keys() == expected.keys()
-    return max(
-        ((ours[key].detach().double() - value.detach().double()).norm() / value.detach().double().norm()).item()
-        for key, value in expected.items()
-    )
 
 
 @pytest.mark.parametrize("finish", FINISHES)
@@ -221,104 +161,3 @@ def test_what_comes_from_above_multiplies_the_gradient_which_is_given_once():
     torch.testing.assert_close(states.grad, 3 * once["states"])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.loss.backward()
-
-
-@pytest.mark.parametrize("finish", FINISHES)
-def test_under_autocast_factors_are_in_bfloat16_and_logits_and_losses_in_float32(finish):
-    asked = {"ce_weight": 0.5, "finish": FINISHES[finish]}
-    with torch.autocast("cpu", torch.bfloat16):
-        ours = chunked(**asked)
-        states, weight, bias = inputs()
-        logits = LMHead(weight, bias, FINISHES[finish]).logits(states).float()
-        theirs = TEACHER.head.logits(TEACHER.states).float()
-        values = 0.5 * F.cross_entropy(logits, SUCCESSORS) + logit_losses["kld"](logits, theirs).mean()
-        expected = {"loss": values} | gradients(values, states, weight, bias)
-    assert ours["loss"].item() == pytest.approx(values.item(), rel=1e-6)
-    assert ours["weight"].dtype == torch.float32
-    exact = plain(torch.float64, **asked)
-    for key in ("states", "weight", "bias"):
-        assert apart({key: ours[key]}, {key: expected[key]}) < 5e-3
-        assert apart({key: ours[key]}, {key: exact[key]}) < 1.05 * apart({key: expected[key]}, {key: exact[key]})
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.entries = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        sizes = [x.untyped_storage().nbytes() // 4 for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        self.entries = max(self.entries, *sizes, 0)
-        return result
-
-
-@pytest.mark.parametrize("top_k", [None, 8])
-def test_no_tensor_is_larger_than_the_logits_of_a_chunk(top_k):
-    with Largest() as largest:
-        chunked(chunk=100, ce_weight=1.0, top_k=top_k, finish=FINISHES["capped"])
-    assert largest.entries == 100 * VOCAB > max(STATES.numel(), WEIGHT.numel())
-    with Largest() as largest:
-        plain(torch.float32)
-    assert largest.entries == TOKENS * VOCAB
-
-
-def test_the_logits_of_a_chunk_are_32_megabytes_within_bounds():
-    assert [tokens_at_once(vocab, on_gpu=False) for vocab in (2048, 32_000, 256_000)] == [1024, 262, 128]
-    assert [tokens_at_once(vocab, on_gpu=True) for vocab in (2048, 32_000, 256_000)] == [8192, 4194, 1024]
-
-
-@pytest.mark.parametrize("name", list(logit_losses))
-def test_nothing_waits_for_the_value_of_a_tensor(name):
-    asked = {"ce_weight": torch.tensor(0.5), "kd_weight": torch.tensor(1.0), "temperature": 2.0}
-    with Counting() as counting:
-        chunked(name, **asked)
-    assert not counting.waits
-    with Counting() as counting:
-        assert torch.ones(2).sum() > 1
-    assert counting.waits == 1
-
-
-class Counting(TorchDispatchMode):
-    """How often an operation has to know a number that is on the device."""
-
-    waits = 0
-    waiting = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.waits += function in self.waiting
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("noise", "known"), [(0.3, 0.19), (0.08, 0.013)])
-def test_bfloat16_costs_the_gradient_what_its_factors_lose_and_no_more(noise, known):
-    """Against float64; logits rounded to bfloat16 would nearly double the error here."""
-    states, weight = draw(TOKENS, WIDTH, seed=8), draw(VOCAB, WIDTH, seed=9, scale=0.2)
-    ours = [x + noise * x.std() * draw(*x.shape, seed=10) for x in (states, weight)]
-    kl, expected = kl_and_gradient(*(x.double() for x in (*ours, states, weight)))
-    assert kl.item() == pytest.approx(known, rel=0.2)
-    given = [x.clone().requires_grad_() for x in ours]
-    with torch.autocast("cpu", torch.bfloat16):
-        target = HeadTarget(states, LMHead(weight))
-        loss = head_losses(
-            given[0], LMHead(given[1]), target=target, logit_loss=logit_losses["kld"], kd_weight=1.0, chunk=128
-        ).loss
-    loss.backward()
-    rounded = [x.bfloat16().double() for x in (*ours, states, weight)]
-    _, factors = kl_and_gradient(*rounded)
-    _, logits = kl_and_gradient(*rounded, finish=lambda logits: logits.bfloat16().double())
-    for x, exact, of_factors, of_logits in zip(given, expected, factors, logits, strict=True):
-        found, least, rounded_logits = (
-            ((g - exact).norm() / exact.norm()).item() for g in (x.grad, of_factors, of_logits)
-        )
-        assert found < 1.1 * least
-        assert found < 0.65 * rounded_logits
-
-
-def kl_and_gradient(states, weight, their_states, their_weight, finish=lambda logits: logits):
-    """KL(teacher || student), mean over tokens, and its gradient by states and weight, written out."""
-    ours, theirs = finish(states @ weight.T).log_softmax(-1), finish(their_states @ their_weight.T).log_softmax(-1)
-    apart = (ours.exp() - theirs.exp()) / len(states)
-    return (theirs.exp() * (theirs - ours)).sum(-1).mean(), (apart @ weight, apart.T @ states)

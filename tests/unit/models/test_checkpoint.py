@@ -1,16 +1,14 @@
 """Checkpoints are what their configs say: what transformers would fill in, drop or run is refused, naming it."""
 
 import json
-import os
 import shutil
-import sys
 
 import pytest
 import torch
 from families import CASES, logits, model_of
 from huggingface_hub import HfApi, parse_local_safetensors_file_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError
-from safetensors.torch import load_file, save_file
+from spoiled import EMBEDDING, HEAD, change, refused, renamed, with_dtype, without
 from transformers import AutoModelForCausalLM
 
 from lit_prune.cli.table import main
@@ -18,57 +16,13 @@ from lit_prune.config import ConfigError
 from lit_prune.config.overrides import override
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.models import loading
-from lit_prune.models.files import Place
 from lit_prune.pipeline.resolve import Resolver
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-@pytest.fixture
-def folder(tmp_path, tiny_llama, tiny_tokenizer):
-    """A whole model with its tokenizer."""
-    tiny_llama.save_pretrained(tmp_path / "whole")
-    tiny_tokenizer.save_pretrained(tmp_path / "whole")
-    return tmp_path / "whole"
-
-
-def change(folder, rewrite=None, **config):
-    """Rewrite the weights of a folder and set fields of its config."""
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    if rewrite is not None:
-        weights = load_file(folder / "model.safetensors")
-        save_file(rewrite(weights), folder / "model.safetensors", {"format": "pt"})
-
-
-def refused(folder):
-    """What is said of a folder before any weight is read; loading says the same."""
-    with pytest.raises(ConfigError) as early:
-        loading.check_given(str(folder), None, "prune.init_from")
-    with pytest.raises(ConfigError) as late:
-        loading.load_model(Place(str(folder), field="prune.init_from"))
-    assert str(early.value) == str(late.value)
-    assert str(early.value).startswith("prune.init_from: ")
-    assert "\n" not in str(early.value)
-    return str(early.value)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_every_family_saves_is_whole(name, tmp_path):
     model_of(name).save_pretrained(tmp_path)
     loading.check_given(str(tmp_path), None, "teacher.model")
-
-
-def without(*parts):
-    return lambda weights: {name: w for name, w in weights.items() if not any(part in name for part in parts)}
-
-
-def renamed(old, new):
-    return lambda weights: {name.replace(old, new): w for name, w in weights.items()}
-
-
-def with_dtype(dtype):
-    return lambda weights: weights | {HEAD: weights[HEAD].to(dtype)}
 
 
 @pytest.mark.parametrize(
@@ -127,45 +81,6 @@ def test_shards_and_pickled_weights_are_read_and_missing_ones_named(folder, tmp_
     assert f"{HEAD} is missing" in refused(folder)
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("model.safetensors", lambda old: old[: len(old) // 2]),
-        ("model.safetensors", lambda old: b""),
-        ("model.safetensors", lambda old: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
-        ("config.json", lambda old: b""),
-        ("config.json", lambda old: old[: len(old) // 2]),
-        ("config.json", lambda old: b"[1, 2]"),
-        ("config.json", lambda old: b"\xff\xfe"),
-        ("config.json", lambda old: b"{}"),
-        ("config.json", lambda old: old.replace(b'"hidden_size": 32', b'"hidden_size": "wide"')),
-        ("config.json", lambda old: old.replace(b'"num_attention_heads": 4', b'"num_attention_heads": 0')),
-        ("config.json", lambda old: old.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": null')),
-    ],
-)
-def test_a_damaged_file_is_named(folder, file, content):
-    old = (folder / file).read_bytes()
-    (folder / file).write_bytes(content(old))
-    assert (folder / file).read_bytes() != old
-    assert file in refused(folder)
-
-
-@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", ["", "{", "[]"])
-def test_a_damaged_tokenizer_is_named(folder, file, content):
-    (folder / file).write_text(content)
-    with pytest.raises(ConfigError, match=file):
-        loading.load_tokenizer(str(folder))
-
-
-def test_a_tokenizer_of_another_kind_is_refused_naming_its_file(folder):
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    (folder / "tokenizer.model").write_bytes(b"no sentencepiece")
-    with pytest.raises(ConfigError, match=r"tokenizer\.model"):
-        loading.load_tokenizer(str(folder))
-
-
 def test_ids_that_a_text_can_yield_have_an_embedding(folder, tiny_tokenizer):
     loading.check_ids(tiny_tokenizer, 256, "teacher.model")
     tokenizer = loading.load_tokenizer(str(folder))
@@ -174,54 +89,6 @@ def test_ids_that_a_text_can_yield_have_an_embedding(folder, tiny_tokenizer):
     tokenizer.add_tokens(["word"])
     with pytest.raises(ConfigError, match=r"below 256, got 257 \('word'\)"):
         loading.check_ids(tokenizer, 256, "teacher.model")
-
-
-@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8", "unheard_of"])
-def test_quantised_weights_are_refused(folder, method):
-    change(folder, quantization_config={"quant_method": method, "bits": 4})
-    assert method in refused(folder)
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_adapters_are_refused(folder, alone):
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "somewhere/else"}')
-    if alone:
-        (folder / "config.json").unlink()
-    assert "adapter_config.json" in refused(folder)
-
-
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_gguf_alone_is_refused(folder, file):
-    (folder / file).unlink()
-    (folder / "model.gguf").write_bytes(b"GGUF")
-    assert "model.gguf" in refused(folder)
-
-
-def test_a_file_that_cannot_be_read_is_named(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(folder / "nowhere")
-    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read"):
-        loading.fingerprint(str(folder))
-
-
-@pytest.mark.parametrize("part", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
-def test_code_of_a_folder_is_never_run_and_nobody_is_asked(folder, part, monkeypatch):
-    (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(folder / 'ran')!r}).touch()\n")
-    file = "tokenizer_config.json" if part == "AutoTokenizer" else "config.json"
-    known = json.loads((folder / file).read_text())
-    kind = {"tokenizer_class": "Own"} if part == "AutoTokenizer" else {"model_type": "unheard_of"}
-    value = ["own.Own", None] if part == "AutoTokenizer" else "own.Own"
-    (folder / file).write_text(json.dumps(known | kind | {"auto_map": {part: value}}))
-    read, write = os.pipe()
-    os.write(write, b"y\n")
-    os.close(write)
-    with os.fdopen(read) as answers:
-        monkeypatch.setattr(sys, "stdin", answers)
-        for load in (loading.load_tokenizer,) if part == "AutoTokenizer" else (loading.load_config, loading.load_model):
-            with pytest.raises(ConfigError, match=r"config\.json|tokenizer\.json"):
-                load(str(folder))
-        assert answers.read() == "y\n"
-    assert not (folder / "ran").exists()
 
 
 @pytest.fixture

@@ -19,14 +19,6 @@ SHIPPED = "python-3.1M"
 SHIPPED_FINGERPRINT = "b848daf557776d3436c4f2985aabf2dc5d6c9a2105f3d698616745ce93a12ee4"
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_llama, tiny_tokenizer):
-    """A whole model with its tokenizer."""
-    tiny_llama.save_pretrained(tmp_path / "whole")
-    tiny_tokenizer.save_pretrained(tmp_path / "whole")
-    return tmp_path / "whole"
-
-
 def other_weights(folder):
     """Change the weights of a folder, in place and of the same size."""
     weights = {name: weight + 1 for name, weight in load_file(folder / "model.safetensors").items()}
