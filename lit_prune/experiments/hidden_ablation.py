@@ -1,4 +1,5 @@
-"""Which intermediate states help a shallower student, and do they help a narrower one? Minitron, Tables 17 and 18."""
+"""Which intermediate states help a shallower student, and do they help a narrower one? Minitron, Tables 17 and 18, and
+appendix A.4."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +27,12 @@ PAPER = {
 }
 """Row -> LM loss. Rows name the states that are compared besides the logits, in the paper's numbers of the blocks."""
 
-FIELDS = {"L_o": "distill.match_layer_output", "L_i": "distill.match_mlp_input"}
+BEST = "L_o(29:13) + L_emb"
+ATTENTION, TWO, SQUARES = f"{BEST} + L_att(29:13)", "L_o(28:12, 29:13) + L_emb", f"{BEST}, MSE"
+IN_WORDS = (ATTENTION, TWO, SQUARES)
+"""Rows that the paper compares without numbers."""
+
+FIELDS = {"L_o": "distill.match_layer_output", "L_i": "distill.match_mlp_input", "L_att": "distill.match_attention"}
 WIDTH: Changes = {"prune.num_hidden_layers": None, "prune.hidden_size": 0.75, "prune.intermediate_size": 0.6875}
 
 
@@ -47,11 +53,11 @@ def states(row: str, blocks: int) -> Changes:
     if row == "L_logits":
         return {"distill.alpha": 0.0}
     changes: Changes = {"distill.alpha": "dynamic", "distill.match_embedding": "L_emb" in row}
-    for part in row.split(" + "):
-        name, _, pair = part.rstrip(")").partition("(")
-        if pair:
-            changes[FIELDS[name]] = [here(pair, blocks)]
-    return changes
+    for part in row.removesuffix(", MSE").split(" + "):
+        name, _, pairs = part.rstrip(")").partition("(")
+        if pairs:
+            changes[FIELDS[name]] = [here(pair, blocks) for pair in pairs.split(", ")]
+    return changes | ({"distill.hidden_loss": "mse"} if row == SQUARES else {})
 
 
 def of_depth(table: Table, profile: Profile, store: Path) -> Table:
@@ -60,7 +66,8 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
 
     teacher, blocks = deep_teacher(profile, least=12)
     rows = {row: states(row, blocks) for row in PAPER}
-    rows |= {f"width: {row}": rows[row] | WIDTH for row in ("L_logits", "L_o(29:13) + L_emb")}
+    rows |= {f"width: {row}": rows[row] | WIDTH for row in ("L_logits", BEST)}
+    rows |= {row: states(row, blocks) for row in IN_WORDS}
     pairs = dict.fromkeys(row.split("(")[1].split(")")[0] for row in PAPER if "(" in row)
     mapping = ", ".join(f"{pair} is {here(pair, blocks)}" for pair in pairs)
     about = f"Rows name blocks as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {blocks}:{blocks // 2} here, {mapping}."
@@ -72,7 +79,6 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     )
 
 
-BEST = "L_o(29:13) + L_emb"
 CLAIMS = (
     Claim("L_o(29:13)", "L_logits", "Table 17"),
     Claim(BEST, "L_o(29:13)", "Table 17"),
@@ -81,13 +87,16 @@ CLAIMS = (
     Claim(BEST, "L_o(15:15) + L_emb", "Table 17"),
     Claim("L_logits", "L_o(15:15) + L_emb", "Table 17: the wrong blocks do harm"),
     Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", tolerance=0.005),
+    Claim(BEST, ATTENTION, "appendix A.4: no improvement", tolerance=0.005),
+    Claim(BEST, TWO, "appendix A.4: several layers do not improve, or are worse", tolerance=0.005),
+    Claim(BEST, SQUARES, "appendix A.4: cosine is the best loss of states"),
     Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", tolerance=0.01, family="Table 18"),
 )
 
 TABLE = Table(
     name="hidden_ablation",
     question="Which intermediate states help a student of half the depth, and do they help one of less width?",
-    source="Minitron (arXiv 2407.14679v2), Tables 17 and 18",
+    source="Minitron (arXiv 2407.14679v2), Tables 17 and 18, appendix A.4",
     rows={},
     baseline="L_logits",
     paper={row: {"lm_loss": loss} for row, loss in PAPER.items()},
@@ -102,6 +111,9 @@ TABLE = Table(
     caveats=(
         "Every row has L_logits, the others the states they name, with dynamic alpha. The rows of width keep all "
         "blocks and prune hidden channels and neurons; the paper prints accuracies of them, not losses.",
+        "Appendix A.4 has no numbers, and does not say which layers it compares for L_att, nor which several at once; "
+        "here they are those of the best row, and the layer before it. States are compared by cosine, but in the row "
+        "of MSE.",
     ),
 )  # fmt: skip
 

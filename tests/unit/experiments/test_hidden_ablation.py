@@ -7,7 +7,18 @@ import pytest
 from lit_prune.config import ConfigError
 from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
-from lit_prune.experiments.hidden_ablation import FIELDS, PAPER, TABLE, here, states
+from lit_prune.experiments.hidden_ablation import (
+    ATTENTION,
+    BEST,
+    FIELDS,
+    IN_WORDS,
+    PAPER,
+    SQUARES,
+    TABLE,
+    TWO,
+    here,
+    states,
+)
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.validate import check_models
 from lit_prune.pruning.shapes import deep_teacher
@@ -41,8 +52,8 @@ def test_of_twelve_blocks_the_last_are_counted_from_the_end_and_others_by_their_
 def test_no_two_rows_are_the_same_at_any_depth(blocks):
     rows = [
         {field: [absolute(pair, blocks, blocks // 2) for pair in changes.get(field, [])] for field in FIELDS.values()}
-        | {"embedding": changes.get("distill.match_embedding")}
-        for changes in (states(row, blocks) for row in PAPER)
+        | {"embedding": changes.get("distill.match_embedding"), "loss": changes.get("distill.hidden_loss")}
+        for changes in (states(row, blocks) for row in (*PAPER, *IN_WORDS))
     ]
     assert all(rows.count(row) == 1 for row in rows)
 
@@ -52,7 +63,7 @@ def test_the_table_asks_a_deep_teacher_and_says_which_blocks_it_compares(tmp_pat
     table = TABLE.at(quick, tmp_path)
     assert "29:13 is last-2:last-2, 15:15 is 5:last, 23:15 is 8:last" in table.caveats[0]
     found = {entry.row: entry.cell for entry in entries(table, quick, num_seeds=1)}
-    assert len(found) == 12 + 2 + 1
+    assert len(found) == 12 + 2 + 3 + 1
     for cell in found.values():
         assert cell.teacher == quick.deep_teacher
         check_models(cell)
@@ -90,4 +101,10 @@ def test_rows_of_states_differ_in_nothing_but_the_objective():
     assert override(load_profile("quick").cell, states("L_o(29:13) + L_emb", 12)).distill.match_layer_output == (
         "last-2:last-2",
     )
-    assert all(field.startswith("distill.") for row in PAPER for field in states(row, 12))
+    assert all(field.startswith("distill.") for row in (*PAPER, *IN_WORDS) for field in states(row, 12))
+
+
+def test_rows_of_several_layers_of_attention_and_of_another_loss():
+    assert states(TWO, 32)["distill.match_layer_output"] == ["last-3:last-3", "last-2:last-2"]
+    assert states(SQUARES, 32) == states(BEST, 32) | {"distill.hidden_loss": "mse"}
+    assert states(ATTENTION, 32) == states(BEST, 32) | {"distill.match_attention": ["last-2:last-2"]}
