@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ def model_card(
     verb: str,
     shapes: Mapping[str, tuple[int, int]] | None = None,
 ) -> str:
-    """Return the card: base model, what was cut and how, losses before and after, command, versions, licence."""
+    """Return the card: base model, what was cut and how, losses before and after, retraining, command, versions."""
     from huggingface_hub import ModelCardData
 
     base, licence = str(cell.teacher.model), licence_of(cell)
@@ -43,7 +44,7 @@ def model_card(
         "| model | parameters | LM loss (nats/token) |", "|---|---:|---:|",
         *(f"| {name} | {found['parameters']:,} | {found['lm_loss']:.4f} |" for name, found in rows), "",
         f"Measured on {student['num_tokens']:,} validation tokens of {markdown_text(cell.corpus.path)}.", "",
-        *_cut(shapes), "## Recipe", "", "Settings that differ from the defaults:", "",
+        *_cut(shapes), *_retraining(cell), "## Recipe", "", "Settings that differ from the defaults:", "",
         markdown_code("\n".join(f"{path} = {value}" for path, value in _changed(cell))), "",
         "Made by:", "", markdown_code(str(env.get("command", shlex.join(["lit-prune", verb])))), "",
         ", ".join(f"{name} {version}" for name, version in (env.get("versions") or {}).items() if version), "",
@@ -57,6 +58,19 @@ def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
         return []
     lines = (f"| {name} | {before:,} | {after:,} |" for name, (before, after) in shapes.items())
     return ["## What was cut", "", "| size | teacher | student |", "|---|---:|---:|", *lines, ""]
+
+
+def _retraining(cell: Cell) -> list[str]:
+    """How the publication of the method retrains, and whether that was done; nothing of a student that was given."""
+    if cell.prune.init_from is not None:
+        return []
+    published, fields = cell.prune.retraining, dict(flatten(plain_of(cell)))
+    done = "done here" if cell.distill.max_steps else "not done here"
+    if cell.distill.max_steps and any(fields.get(path) != value for path, value in published.items()):
+        done = "retrained here with the settings below"
+    settings = ", ".join(f"`{path}={json.dumps(value)}`" for path, value in published.items())
+    name = markdown_text(cell.prune.method)
+    return [f"Published retraining of {name}: {f'{settings}; {done}' if published else 'none'}.", ""]
 
 
 def licence_of(cell: Cell) -> str | None:
