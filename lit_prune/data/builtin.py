@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-BUILT_IN = ("python", "python+dependencies", "readmes")
+from lit_prune.data import docstrings
+from lit_prune.data.files import Digest
+
+BUILT_IN = ("python", "python+dependencies", "readmes", "docstrings")
 # Not torch and transformers: ten times the standard library's size, mostly generated or near copies of each other.
 DEPENDENCIES = ("lightning", "datasets", "torchmetrics", "wandb", "pandas", "numpy")
 # English prose in Markdown, on every machine that runs lit_prune.
@@ -34,11 +39,64 @@ class Named(NamedTuple):
     text: str
 
 
-def built_in(source: str) -> Iterator[Named]:
-    """Stream the documents of a built-in corpus.
+def built_in(source: str, digest: Digest) -> Iterator[Named]:
+    """Stream the documents of a built-in corpus and add to `digest` what its fingerprint is made of.
 
     The source code of the dependencies is only trained on: the held-out splits are the standard library's.
+
+    Raises:
+        ConfigError: as `docstrings.prepare`.
     """
+    if source == "docstrings":
+        digest.update(docstrings.identity(docstrings.versions()))
+        yield from (Named(name, text) for name, text in docstrings.documents())
+        return
+    digest.update(b"a document a package\0" if source == "readmes" else b"")
+    for document in _documents(source):
+        digest.update(document.text.encode() + b"\0")
+        yield document
+
+
+def add_built_in(source: str, digest: Digest) -> None:
+    """Add to `digest` what the fingerprint of a built-in corpus is made of: its text, or the versions of its packages.
+
+    Raises:
+        ConfigError: if a package is missing.
+    """
+    if source == "docstrings":
+        digest.update(docstrings.identity(docstrings.versions()))
+    else:
+        collections.deque(built_in(source, digest), maxlen=0)
+
+
+def prepare(source: str, count: Callable[[str, int, int | None, str], None]) -> None:
+    """Read what a built-in corpus keeps on this machine, if it is not there yet; `count` as in `Progress`.
+
+    Raises:
+        ConfigError: as `docstrings.prepare`.
+    """
+    if source == "docstrings":
+        docstrings.prepare(lambda done, total: count("reading docstrings", done, total, "file"))
+
+
+def about(source: str) -> dict[str, Any]:
+    """Return what a built-in corpus holds and was read from; nothing for a corpus that its fingerprint says all of.
+
+    Raises:
+        ConfigError: as `docstrings.prepare`.
+    """
+    return asdict(docstrings.contents()) if source == "docstrings" else {}
+
+
+def package_versions(source: str) -> dict[str, str]:
+    """Return the packages that a corpus is read from, with their versions; none for a corpus that is not built in."""
+    if source == "docstrings":
+        return docstrings.versions()
+    names = {"python+dependencies": DEPENDENCIES, "readmes": DESCRIBED}.get(source, ())
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _documents(source: str) -> Iterator[Named]:
     if source == "readmes":
         yield from _readmes()
         return

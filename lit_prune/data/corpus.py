@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 
 from lit_prune.config import ConfigError, Corpus
-from lit_prune.data.builtin import BUILT_IN, built_in
+from lit_prune.data.builtin import BUILT_IN, add_built_in, built_in
 from lit_prune.data.files import Digest, add_file, first_line, kind_of, local_files, opened_text, warn_of_ignored
 from lit_prune.data.passages import Piece, articles, contiguous, pieces, with_text
 from lit_prune.data.rows import Messages, Row, hub_rows, rows_of, warn_of_skipped
@@ -116,9 +116,7 @@ class Reader:
         return _split_at(hashed if name is None else _hashed(name), self.corpus.holdout_fraction)
 
     def _built_in(self) -> Iterator[Passage]:
-        self._digest.update(_built_in_reading(self.corpus.path))
-        for document in built_in(self.corpus.path):
-            self._digest.update(document.text.encode() + b"\0")
+        for document in built_in(self.corpus.path, self._digest):
             split = self._split(document.name, document.text)
             yield Passage("train" if document.name is None else split, document.text, True, True)
 
@@ -234,6 +232,8 @@ def _plain(passage: Passage, corpus: Corpus) -> str:
 def fingerprint(corpus: Corpus) -> str:
     """sha256 of everything the corpus is made of; for a hub data set, the revision it stands at.
 
+    `docstrings` are known by the versions of their packages, so that they are not read here.
+
     Raises:
         ConfigError: the source does not exist, is empty, or is not UTF-8 text.
     """
@@ -241,9 +241,7 @@ def fingerprint(corpus: Corpus) -> str:
     _check_fields(corpus, files)
     digest = hashlib.sha256()
     if corpus.path in BUILT_IN:
-        digest.update(_built_in_reading(corpus.path))
-        for document in built_in(corpus.path):
-            digest.update(document.text.encode() + b"\0")
+        add_built_in(corpus.path, digest)
         return digest.hexdigest()
     if not files:
         return _hub_revision(corpus.path) + _HUB_READING
@@ -267,11 +265,6 @@ def _check_fields(corpus: Corpus, files: list[Path]) -> None:
         raise ConfigError(f"corpus.separator: must be null unless the source is text files, got {corpus.separator!r}")
     if corpus.group is not None and plain:
         raise ConfigError(f"corpus.group: must be null for plain text, which has no columns, got {corpus.group!r}")
-
-
-def _built_in_reading(source: str) -> bytes:
-    """What the digest of a built-in corpus says of how it is read."""
-    return b"a document a package\0" if source == "readmes" else b""
 
 
 def _is_wikitext(source: str) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_prune import cpu
 from lit_prune.config import ConfigError
+from lit_prune.data import builtin
 from lit_prune.evaluate.benchmark_tasks import Question
 from lit_prune.evaluate.model_ref import FLAG, TOKENIZER_FLAG, ModelRef, folder_of, tokenizer_of
 from lit_prune.evaluate.text_task import DEFAULT_WINDOW, Text
@@ -99,8 +100,10 @@ class EvaluationRunner:
         for one in asked:
             if isinstance(one.question, Text):
                 one.question.window_for(one.positions, one.subject.label)
-        for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
-            text.check()
+        with self._progress(0) as self._bar:
+            for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
+                builtin.prepare(text.source, self._bar.count)
+                text.check()
         for subject in {one.subject.model: one.subject for one in asked}.values():
             loading.check_given(subject.model, subject.about["model"], FLAG)
             _tokenizer(subject, folder_of(subject))

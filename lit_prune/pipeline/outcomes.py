@@ -164,13 +164,13 @@ def _text(cell: Cell, path: str) -> Corpus | None:
     return cell.evaluation.second_corpus if path == "evaluation.second_corpus" else cell.corpus
 
 
-_PYTHON = ("python", "python+dependencies")
-"""Sources of which one holds the other."""
+_OVERLAPS = ({"python", "python+dependencies"}, {"python+dependencies", "docstrings"})
+"""Built-in texts that share text."""
 
 
 def _same_text(text: Corpus, other: Corpus) -> bool:
     if text.fingerprint and text.fingerprint == other.fingerprint:
         return text.name == other.name
-    if text.path in _PYTHON and other.path in _PYTHON:
+    if any({text.path, other.path} <= pair for pair in _OVERLAPS):
         return True
     return (text.path, text.name, text.text_column) == (other.path, other.name, other.text_column)

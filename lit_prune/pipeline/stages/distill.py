@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from lit_prune.config import Cell
+from lit_prune.data.builtin import package_versions
 from lit_prune.distill.callbacks import Checks, Spending, check_steps
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import train
@@ -16,6 +17,7 @@ from lit_prune.models import loading
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages import evaluate, prune
+from lit_prune.store.environment import environment
 from lit_prune.store.store import CHECKS
 
 
@@ -33,6 +35,8 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
             ctx.node.spend(spending.seconds)
         raise
     ctx.env.update(seconds=spending.seconds, peak_memory=peak_memory() if ctx.measurable else None)
+    for text in filter(None, (cell.evaluation.second_corpus, cell.corpus)):
+        ctx.env["versions"] = package_versions(text.path) | ctx.env.get("versions", environment()["versions"])
     ctx.tracker.conclude(ctx.entry, result)
     return result
 

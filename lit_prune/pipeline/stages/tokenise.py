@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lit_prune.config import Cell
+from lit_prune.data import builtin
 from lit_prune.data.tokens import write_tokens
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
@@ -12,7 +13,9 @@ from lit_prune.pruning.shapes import teacher_config
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
-    """Write the tokens of each split."""
+    """Write the tokens of each split; what a built-in text holds is noted in env.json."""
+    builtin.prepare(cell.corpus.path, ctx.progress.count)
+    ctx.env["corpus"] = builtin.about(cell.corpus.path)
     ctx.say("tokenising")
     tokenizer = artifacts.tokenizer(cell, ctx)
     count = ctx.counter("tokenising", None, "train tokens")

@@ -1,0 +1,240 @@
+"""The text `docstrings`: what the packages that every installation has say of their own modules. No torch.
+
+The packages are read with `ast`, so none of them is imported. The text is known by the names and versions of the
+packages, which takes no reading; it is read once per machine and kept in the cache folder with its sha256.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lit_prune.config import ConfigError
+from lit_prune.store.atomic import atomic_path, write_json
+from lit_prune.store.cache import cache_folder, writing
+
+PACKAGES = (
+    "datasets", "huggingface-hub", "lightning", "matplotlib", "mpmath", "networkx", "numpy", "pandas", "scipy", "sympy",
+    "torch", "torchmetrics", "transformers",
+)  # fmt: skip
+"""Packages with at least 0.3 MB of docstrings that lit_prune or its dependencies require on every platform. Not
+`pytorch-lightning`, a copy of `lightning` under another name, nor what an extra installs."""
+SHORTEST = 200
+"""Characters of the shortest docstring that is taken."""
+KNOWN_TEXTS = {
+    "db9c620d51de03e7a25592c11265d9c0b1a0b7971837b6668b558e2e764eb9f0":
+        "8792e9e3512f77f31bd5b816926079209008f43a9fa5e4eca2fbfb7d3909d823",
+}  # fmt: skip
+"""Fingerprint -> sha256 of the text, for the versions of constraints.txt."""
+
+# How packages are read; part of the fingerprint. Raise it when they are read as another text.
+_READING = "docstrings 1"
+# Tests, copies of other packages, and numpy.distutils, which wheels for Python 3.12 and later do not have.
+_DROPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "vendor", "_vendored", "distutils"}
+_PLACES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_STATEMENTS = ("body", "handlers", "orelse", "finalbody", "cases")
+
+Tell = Callable[[int, int], None]
+"""Receives the number of files read and of all files."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the text holds, and what was left out of it."""
+
+    packages: list[str]
+    """NAME==VERSION."""
+    sha256: str
+    """Of the file that holds the text."""
+    num_bytes: int
+    """UTF-8 bytes of the docstrings."""
+    num_modules: int
+    num_docstrings: int
+    num_duplicates: int
+    """Docstrings that were left out as copies of an earlier one."""
+    num_not_utf8: int
+    """Files that were left out."""
+    num_not_parsed: int
+    """Files that were left out as this Python cannot parse them."""
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of each package, without a local part such as torch's `+cpu`.
+
+    Raises:
+        ConfigError: if a package is missing.
+    """
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            raise ConfigError(f"corpus.path: docstrings must have the package {name}, which is not installed") from None
+    return found
+
+
+def identity(installed: Mapping[str, str]) -> bytes:
+    """Return what the fingerprint of the text is the sha256 of."""
+    return "\n".join([_READING, *_named(installed)]).encode()
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    """Stream name and text of each module, in the order of packages and paths.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    folder = prepare()
+    with (folder / "text.jsonl").open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            name, text = json.loads(line)
+            yield name, text
+
+
+def contents() -> Contents:
+    """Return what the text holds.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    return Contents(**json.loads((prepare() / "about.json").read_text()))
+
+
+def prepare(tell: Tell = lambda done, total: None) -> Path:
+    """Return the folder that holds the text; read the packages if this machine has not read these versions.
+
+    Raises:
+        ConfigError: if a package is missing or damaged, or the cache folder cannot be written.
+    """
+    installed = versions()
+    fingerprint = hashlib.sha256(identity(installed)).hexdigest()
+    folder = cache_folder() / f"docstrings-{fingerprint[:12]}"
+    if not _is_whole(folder):
+        with writing(folder):
+            if not _is_whole(folder):  # another process may have written it meanwhile
+                _write(folder, installed, KNOWN_TEXTS.get(fingerprint), tell)
+    return folder
+
+
+def _named(installed: Mapping[str, str]) -> list[str]:
+    return [f"{name}=={version}" for name, version in installed.items()]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        with (folder / "text.jsonl").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == about["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(folder: Path, installed: Mapping[str, str], known: str | None, tell: Tell) -> None:
+    """Write text.jsonl, a line [name, text] a module, and then about.json.
+
+    Raises:
+        ConfigError: if a package is damaged: a file cannot be read, or the text is not the known one.
+    """
+    digest, counts = hashlib.sha256(), _Counts()
+    with atomic_path(folder / "text.jsonl") as scratch, scratch.open("wb") as file:
+        for name, docstrings in _modules(counts, tell):
+            line = json.dumps([name, "\n\n".join(docstrings)], ensure_ascii=False).encode() + b"\n"
+            digest.update(line)
+            file.write(line)
+    sha256 = digest.hexdigest()
+    if known not in (None, sha256):
+        raise ConfigError(
+            f"corpus.path: docstrings of {', '.join(_named(installed))} must have sha256 {known}, got {sha256}; an "
+            "installed package was changed (reinstall with pip install --force-reinstall -c constraints.txt)"
+        )
+    write_json(folder / "about.json", asdict(Contents(packages=_named(installed), sha256=sha256, **vars(counts))))
+
+
+@dataclass
+class _Counts:
+    num_bytes: int = 0
+    num_modules: int = 0
+    num_docstrings: int = 0
+    num_duplicates: int = 0
+    num_not_utf8: int = 0
+    num_not_parsed: int = 0
+
+
+def _modules(counts: _Counts, tell: Tell) -> Iterator[tuple[str, list[str]]]:
+    """Yield the modules that have docstrings found nowhere before, by name."""
+    files = [file for package in PACKAGES for file in _files(package)]
+    seen: set[bytes] = set()
+    for number, (name, path) in enumerate(files):
+        tell(number, len(files))
+        kept = []
+        for docstring in _docstrings(name, path, counts):
+            hashed = hashlib.sha256(docstring.encode()).digest()
+            if hashed in seen:
+                counts.num_duplicates += 1
+                continue
+            seen.add(hashed)
+            kept.append(docstring)
+            counts.num_bytes += len(docstring.encode())
+        if kept:
+            counts.num_modules += 1
+            counts.num_docstrings += len(kept)
+            yield name, kept
+    tell(len(files), len(files))
+
+
+def _files(package: str) -> list[tuple[str, Path]]:
+    """Return the Python files that were installed with a package, by name; others may lie beside them.
+
+    Raises:
+        ConfigError: if the package does not list its files, as one that is installed in place.
+    """
+    listed = {str(PurePosixPath(file)): Path(str(file.locate())) for file in importlib.metadata.files(package) or ()}
+    found = [(name, listed[name]) for name in sorted(listed) if _is_read(PurePosixPath(name))]
+    if not found:
+        raise ConfigError(f"corpus.path: docstrings must have {package} installed from a wheel, got one in place")
+    return found
+
+
+def _is_read(file: PurePosixPath) -> bool:
+    if file.suffix != ".py" or file.parts[0] == ".." or _DROPPED_FOLDERS.intersection(file.parts[:-1]):
+        return False
+    return not (file.name.startswith("test_") or file.name == "conftest.py")
+
+
+def _docstrings(name: str, path: Path, counts: _Counts) -> Iterator[str]:
+    """Yield the docstrings of a file that are long enough, without indentation, in their order."""
+    try:
+        source = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        counts.num_not_utf8 += 1
+        return
+    except OSError as error:
+        raise ConfigError(f"corpus.path: docstrings: {name} cannot be read ({error.strerror}); reinstall it") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that are none
+            found = list(_places(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):  # ValueError: a null byte
+        counts.num_not_parsed += 1
+        return
+    for place in found:
+        docstring = inspect.cleandoc(ast.get_docstring(place, clean=False) or "")
+        if len(docstring) >= SHORTEST:
+            yield docstring.encode(errors="replace").decode()  # half of a surrogate pair, which no tokenizer reads
+
+
+def _places(node: Any) -> Iterator[Any]:
+    """Yield what may have a docstring, in the order of the source; expressions, most of a tree, are not walked."""
+    if isinstance(node, _PLACES):
+        yield node
+    for block in _STATEMENTS:
+        for child in getattr(node, block, ()):
+            yield from _places(child)
