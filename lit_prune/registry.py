@@ -24,6 +24,7 @@ _HOME = {
     "logit_losses": "lit_prune.losses.logit", "hidden_losses": "lit_prune.losses.hidden",
     "criteria": "lit_prune.importance.criteria", "block_allocators": "lit_prune.pruning.allocate",
     "width_allocators": "lit_prune.pruning.allocate", "methods": "lit_prune.methods",
+    "teachers": "lit_prune.models.named_teachers",
 }  # fmt: skip
 """Registry -> the module that defines it."""
 _EXPERIMENTS = "lit_prune.experiments"

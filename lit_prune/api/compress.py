@@ -68,7 +68,7 @@ def prune(
     """Prune a model and measure it before and after; results are kept in the store.
 
     Args:
-        model: a shipped teacher, a folder, a hub id, or a transformers model in memory.
+        model: a teacher by name, a folder, a .gguf file, a hub id, or a transformers model in memory.
         out: folder to copy the student to, with plan.json and a model card; must be empty or not exist.
         method: pruning method, one of `lit_prune.registry.methods`; a size that it has no setting for is refused.
         num_parameters: parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and
@@ -128,7 +128,7 @@ def distill(
     """Distill a teacher into a student, resume if interrupted, and measure both.
 
     Args:
-        student: the model to train: a folder, a hub id, or a transformers model in memory.
+        student: the model to train: a folder, a .gguf file, a hub id, or a transformers model in memory.
         teacher: the model to imitate, with the same tokenizer.
         out: folder to copy the trained student to, with a model card; must be empty or not exist.
         corpus: text to train and validate on.

@@ -28,7 +28,7 @@ def evaluate(
     """Measure a model on a text and on lm-eval tasks; results are kept in the store.
 
     Args:
-        model: a shipped teacher, a folder, a hub id or an address of the store such as "cell/3f2a".
+        model: a teacher by name, a folder, a .gguf file, a hub id or an address of the store such as "cell/3f2a".
         corpus: text for perplexity and bits per byte.
         tasks: names of lm-eval tasks, or "paper" for those of the papers.
         limit: the first documents of each task and text only.

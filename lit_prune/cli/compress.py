@@ -60,7 +60,7 @@ class PruneArgs(_Common):
     """Prune one model and write it as a Hugging Face folder, with its losses."""
 
     model: tyro.conf.Positional[str] = tyro.MISSING
-    """Model to prune: a shipped teacher, a folder or a hub id."""
+    """Model to prune: a teacher by name (`lit-prune teachers`), a folder, a .gguf file or a hub id."""
     method: str = DEFAULT_METHOD
     """Pruning method, whose other settings --set changes; `lit-prune fields prune` names all."""
     num_parameters: Share = None
@@ -81,9 +81,9 @@ class DistillArgs(_Common):
     """Distill a teacher into a student and write the student as a Hugging Face folder, with its losses."""
 
     student: tyro.conf.Positional[str] = tyro.MISSING
-    """Model to train: a folder or a hub id, such as the folder that `lit-prune prune` wrote."""
+    """Model to train: a folder, a .gguf file or a hub id, such as the folder that `lit-prune prune` wrote."""
     teacher: str = tyro.MISSING
-    """Model to imitate: a shipped teacher, a folder or a hub id, with the student's tokenizer."""
+    """Model to imitate: a teacher by name, a folder, a .gguf file or a hub id, with the student's tokenizer."""
     max_steps: int = 100
     """Optimizer steps."""
     batch_size: int = 8

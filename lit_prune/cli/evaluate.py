@@ -38,7 +38,7 @@ class CliArgs:
     """Measure models on lm-eval tasks and on texts (perplexity, bits per byte), and compare them with the first one."""
 
     model: tuple[str, ...]
-    """Models: a shipped teacher, a folder, a hub id, or the first digits of an address in the store (cell/3f2a).
+    """Models: a teacher by name, a folder, a .gguf file, a hub id, or the first digits of an address (cell/3f2a).
     label=MODEL sets the name in the table."""
     tasks: str = ""
     """Tasks, separated by commas: names of lm-eval such as piqa,blimp,arc_easy, each with its default few-shot
@@ -144,7 +144,7 @@ def _check(flags: CliArgs) -> None:
         ConfigError: if nothing is requested or a value is invalid.
     """
     if not flags.model:
-        raise ConfigError("--model: must name a shipped teacher, a folder, a hub model or an address of the store")
+        raise ConfigError("--model: must name a teacher, a folder, a .gguf file, a hub id or an address of the store")
     if not flags.tasks.strip(", ") and not flags.corpus:
         raise ConfigError("--tasks or --corpus: must be given (--tasks paper, or names of lm-eval such as piqa,blimp)")
     for name, texts in (("model", flags.model), ("corpus", flags.corpus)):

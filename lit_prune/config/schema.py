@@ -25,7 +25,8 @@ class Teacher:
     """The model that is compressed and then imitated."""
 
     model: str | None = "python-3.1M"
-    """A teacher that ships with the package, a folder in Hugging Face layout, or a hub id; None trains one."""
+    """A teacher by name (`lit-prune teachers` lists them), a folder in Hugging Face layout, a .gguf file, or a hub id;
+    None trains one."""
     pretraining: Pretraining | None = None
     """How to train the teacher where `model` is None."""
     finetune: Finetuning | None = later(None, noop=None, was="correction")

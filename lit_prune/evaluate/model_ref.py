@@ -1,4 +1,4 @@
-"""Which model is meant: a shipped teacher, a folder, an address of the store, or a model of the hub. No torch."""
+"""Which model is meant: a teacher by name, a folder, a .gguf file, an address or a model of the hub. No torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from lit_prune.config import ConfigError, expand
 from lit_prune.models import loading
 from lit_prune.models.files import Place, files_read, is_weights
+from lit_prune.models.sources import folder_of as folder_in_cache
 from lit_prune.store import Node, Store
 from lit_prune.store.address import digest
 
@@ -24,7 +25,7 @@ _ADDRESS = re.compile(rf"(?:(?P<stage>{'|'.join(STAGES)})/)?(?P<key>[0-9a-f]{{3,
 _TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
-_MEANT = "a shipped teacher, a folder, a model of the hub, or an address of the store"
+_MEANT = "a teacher by name, a folder, a .gguf file, a model of the hub, or an address of the store"
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def _folders_of(teacher: dict[str, Any], store: Store) -> Iterator[Path]:
             if all(theirs.get(name) == teacher.get(name) for name in ("fingerprint", "pretraining")):
                 yield config.parent / "model"
     if fingerprint:
+        yield from (folder for folder in (folder_in_cache(fingerprint),) if folder.is_dir())
         yield from _in_hub_cache(fingerprint)
 
 
@@ -209,6 +211,8 @@ def tokenizer_of(subject: ModelRef, folder: str) -> Any:
         return loading.load_tokenizer(folder)
     if loading.local_folder(subject.tokenizer) is None:
         place = loading.locate(subject.tokenizer, subject.about.get("tokenizer"), weights=False, field=TOKENIZER_FLAG)
+        if place.pending:
+            place = loading.locate(subject.tokenizer, field=TOKENIZER_FLAG)
         return loading.load_tokenizer(place)
     tokenizer = loading.load_tokenizer(Place(subject.tokenizer, field=TOKENIZER_FLAG))
     if _tokenizer_about(subject.tokenizer) != {"tokenizer": subject.about["tokenizer"]}:

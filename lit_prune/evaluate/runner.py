@@ -245,7 +245,7 @@ class EvaluationRunner:
 def _positions(model: str, fingerprint: str) -> int | None:
     """Positions of a model by its config.json, which is read without transformers; None: it has no limit."""
     folder = loading.locate(model, fingerprint, weights=False, field=FLAG)
-    config = read_json(Path(folder) / "config.json") or {}
+    config = dict(folder.pending.config) if folder.pending else read_json(Path(folder) / "config.json") or {}
     config = {**config, **(config.get("text_config") or {})}
     return config.get("max_position_embeddings") or config.get("n_positions")
 

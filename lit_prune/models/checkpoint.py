@@ -104,7 +104,7 @@ def _files(location: str, config: Any) -> list[Path]:
         if (folder / name).exists():
             return [folder / name]
     gguf = sorted(path.name for path in folder.glob("*.gguf"))
-    there = f"; convert {gguf[0]} to safetensors" if gguf else ""
+    there = f"; name the file {gguf[0]} instead, or convert it to safetensors" if gguf else ""
     raise ConfigError(f"{named(location)} has no weights ({', '.join(names)}){there}")
 
 

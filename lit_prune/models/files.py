@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lit_prune.config import ConfigError
 
 CARD = "card.json"
-"""How a shipped teacher was made; lies beside the model and is not part of it."""
+"""How a teacher that ships with the package or lies in the cache was made; it is not part of the model."""
 _WEIGHTS = (".safetensors", ".bin")
 _READ = (*_WEIGHTS, ".json", ".model", ".txt", ".jinja", ".vocab", ".codes", ".tokenizer", ".tiktoken", ".spm")
 """Suffixes of the files that transformers reads for a model or a tokenizer."""
@@ -22,16 +22,39 @@ _DIGESTS: dict[str, dict[str, str]] = {}
 """Fingerprint -> the sha256 of each file it was made of. A fingerprint hashes these digests, so no entry goes stale."""
 
 
+class Pending(Protocol):
+    """A model that is still to be converted, and what is known of it before."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Fields of the Hugging Face config, `model_type` included."""
+
+    @property
+    def expects_bos(self) -> bool:
+        """Whether its tokenizer begins texts with the begin-of-text token."""
+
+
 class Place(str):
-    """The folder of a model, the fingerprint that its files must have, and the field that names the model."""
+    """The folder of a model, the fingerprint that its files must have, and the field that names the model.
+
+    `pending` is set if the folder is in the cache of converted models and does not exist yet.
+    """
 
     fingerprint: str | None
     field: str
+    pending: Pending | None
 
-    def __new__(cls, folder: str, fingerprint: str | None = None, field: str = "teacher.model") -> Place:
+    def __new__(
+        cls, folder: str, fingerprint: str | None = None, field: str = "teacher.model", pending: Pending | None = None
+    ) -> Place:
         place = super().__new__(cls, folder)
-        place.fingerprint, place.field = fingerprint, field
+        place.fingerprint, place.field, place.pending = fingerprint, field, pending
         return place
+
+
+def pending(location: str) -> Pending | None:
+    """What a model that is still to be converted is made of; None for one whose folder exists."""
+    return location.pending if isinstance(location, Place) else None
 
 
 def named(location: str) -> str:
@@ -71,18 +94,28 @@ def verify(location: str, wanted: Callable[[str], bool]) -> None:
     Raises:
         ConfigError: a file has changed since the fingerprint was taken.
     """
-    if not isinstance(location, Place) or location.fingerprint is None:
+    if not isinstance(location, Place):
         return
-    changed = next(_changed(location, location.fingerprint, wanted), None)
+    changed = damaged_file(location, wanted)
+    if changed is not None and _of_card(location):
+        raise ConfigError(f"{named(location)}: {changed} is damaged; remove the folder and start the run again")
     if changed is not None:
         raise ConfigError(
             f"{named(location)}: {changed} must stay as it is during a run, but has changed; start the run again"
         )
 
 
+def damaged_file(place: Place, wanted: Callable[[str], bool]) -> str | None:
+    """The name of a file that is not as the fingerprint of its place says; None if there is no such file."""
+    return None if place.fingerprint is None else next(_changed(place, place.fingerprint, wanted), None)
+
+
 def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> Iterator[str]:
     """The names of the files that differ from a fingerprint."""
     folder = Path(place)
+    if digests := _of_card(place):
+        yield from _differing(place, digests, wanted)
+        return
     if folder.name == fingerprint:  # a snapshot of the hub: large files are links to blobs named by their sha256
         for path in files_read(folder):
             blob = path.resolve().name
@@ -92,7 +125,19 @@ def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> I
     if fingerprint not in _DIGESTS and fingerprint_of(place) != fingerprint:
         yield "a file"  # the fingerprint comes from another process, which alone knew the digests
         return
-    known = _DIGESTS[fingerprint]
+    yield from _differing(place, _DIGESTS[fingerprint], wanted)
+
+
+def _of_card(place: Place) -> dict[str, str]:
+    """The digests on the card of a converted model, which has the place's fingerprint; none of any other model."""
+    if place.fingerprint is None or not (Path(place) / CARD).is_file():
+        return {}
+    card = read_object(Path(place) / CARD, place)
+    return card["files"] if card.get("fingerprint") == place.fingerprint else {}
+
+
+def _differing(place: Place, known: Mapping[str, str], wanted: Callable[[str], bool]) -> Iterator[str]:
+    folder = Path(place)
     now = {path.relative_to(folder).as_posix(): path for path in files_read(folder)}
     for name in sorted(known.keys() | now.keys()):
         if wanted(name) and (name not in now or known.get(name) != _sha256(now[name], place)):
@@ -122,7 +167,7 @@ def check_folder(location: str) -> None:
     if not (folder / "config.json").exists():
         gguf = sorted(path.name for path in folder.glob("*.gguf"))
         if gguf:
-            raise ConfigError(f"{named(location)} holds GGUF weights ({gguf[0]}); convert them to safetensors first")
+            raise ConfigError(f"{named(location)} holds GGUF weights; name the file instead ({folder / gguf[0]})")
         raise ConfigError(f"{named(location)} has no config.json")
     read_object(folder / "config.json", location)
 

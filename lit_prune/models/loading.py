@@ -1,4 +1,4 @@
-"""Where models come from: shipped with the package, a local folder, the Hugging Face hub."""
+"""Where models come from: shipped with the package, a local folder, the cache of converted models, the hub."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from lit_prune.models.files import (
     first_line,
     is_weights,
     named,
+    pending,
     read_object,
     verify,
 )
+from lit_prune.models.gguf_header import hf_config
 from lit_prune.models.positions import check_longrope
+from lit_prune.models.sources import SHIPPED, known_names, source_of
 
-SHIPPED = Path(__file__).parent.parent / "teachers"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 """Files of which a folder with a tokenizer has at least one."""
 
@@ -30,11 +32,15 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_conf
 def locate(model: str, fingerprint: str | None = None, *, weights: bool = True, field: str = "teacher.model") -> Place:
     """The folder of a model: shipped, local, or a snapshot of the hub at its fingerprint, fetched where it is missing.
 
-    `field` is what errors about the model call it.
+    Teachers by name and GGUF files are converted where they are missing. Without `weights` they are not: the folder
+    need not exist yet. `field` is what errors about the model call it.
 
     Raises:
-        ConfigError: the hub has no such model, or cannot be reached.
+        ConfigError: the hub has no such model, or cannot be reached; a model cannot be fetched or converted.
     """
+    if source := source_of(model, field):
+        missing = None if weights or source.ready else source
+        return Place(str(source.folder if missing else source.prepare()), source.fingerprint, field, missing)
     folder = local_folder(model)
     if folder is not None:
         return Place(str(folder), fingerprint, field)
@@ -52,11 +58,13 @@ def local_folder(model: str) -> Path | None:
 
 
 def fingerprint(model: str, field: str = "teacher.model") -> str:
-    """sha256 of a local model's files, or the revision of a hub model.
+    """sha256 of a local model's files, that of a converted model's source, or the revision of a hub model.
 
     Raises:
         ConfigError: no such model, one without a config, or one whose files cannot be read.
     """
+    if source := source_of(model, field):
+        return source.fingerprint
     folder = local_folder(model)
     if folder is None:
         return _hub_revision(model, field)
@@ -108,13 +116,15 @@ def pin_student(student: PruneMethod) -> PruneMethod:
 
 
 def load_config(location: str) -> Any:
-    """The Hugging Face config of the model in a folder.
+    """The Hugging Face config of the model in a folder, which need not be converted yet.
 
     Raises:
         ConfigError: it cannot be read, needs code of its own, or is that of an adapter or of quantised weights.
     """
     from transformers import AutoConfig
 
+    if source := pending(location):
+        return hf_config(location, source.config)
     check_folder(location)
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
@@ -183,7 +193,10 @@ def check_given(model: str, fingerprint: str | None, field: str) -> None:
     from lit_prune.models.checkpoint import check_checkpoint
 
     place = locate(model, fingerprint, weights=False, field=field)
-    check_checkpoint(place, load_config(place), None if local_folder(model) else model)
+    if pending(place):
+        return  # checked once it is converted, before anything is computed
+    here = source_of(model) is not None or local_folder(model) is not None
+    check_checkpoint(place, load_config(place), None if here else model)
 
 
 def load_model(location: str) -> Any:
@@ -232,9 +245,9 @@ def _asked(model: str, ask: Callable[[], Any], field: str) -> Any:
     try:
         return ask()
     except Exception as error:  # which ones there are depends on the hub client's HTTP library
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+        names = ", ".join(known_names())
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ConfigError(
-            f"{field}: {model!r} is not a shipped teacher ({shipped}), a folder here, or a hub model that can be "
-            f"reached ({reason})"
+            f"{field}: {model!r} is not a teacher by name ({names}), a folder or .gguf file here, or a hub model that "
+            f"can be reached ({reason})"
         ) from None

