@@ -10,6 +10,9 @@ from lit_prune.config.fields import expand as expand
 from lit_prune.config.fields import later as later
 from lit_prune.config.fields import unknown as unknown
 from lit_prune.config.fields import unknown_field as unknown_field
+from lit_prune.config.precision import Precision as Precision
+from lit_prune.config.precision import fastest_precision as fastest_precision
+from lit_prune.config.precision import resolve_precision as resolve_precision
 from lit_prune.config.prune import Prune as Prune
 from lit_prune.config.prune import PruneMethod as PruneMethod
 from lit_prune.config.prune import sizes_of as sizes_of

@@ -13,6 +13,7 @@ from annotated_types import Ge
 
 from lit_prune.config.corpus import Corpus
 from lit_prune.config.fields import Changes, Count, Natural, Positive, SeqLen, later, renamed
+from lit_prune.config.precision import Precision
 from lit_prune.config.prune import PruneMethod, default_method
 from lit_prune.config.training import Distill, Finetuning, Pretraining
 
@@ -45,6 +46,8 @@ class Calibration:
     """Tokens in a sequence."""
     seed: Natural = 0
     """Seed of the draw from the calibration split."""
+    precision: Precision = later("32-true", noop="32-true")
+    """Arithmetic of the passes; auto is what this machine computes fastest. Statistics are summed in float64."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Evaluation:
     """Validation sequences, drawn once and the same for every cell."""
     seq_len: SeqLen = renamed(256, was="block")
     """Tokens in a sequence."""
+    precision: Precision = later("32-true", noop="32-true")
+    """Arithmetic of the forward passes, of student and teacher; auto is what this machine computes fastest. Losses are
+    taken from the logits in float32 and summed in float64."""
     num_validations: Natural = later(0, noop=0, was="checks")
     """Equal parts of the retraining after each of which the student is evaluated, and once before the first; 0
     evaluates it at the end only."""

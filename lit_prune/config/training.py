@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Lt
 
 from lit_prune.config.corpus import Corpus
 from lit_prune.config.fields import Count, Fraction, Natural, NonNegative, Positive, SeqLen, later, renamed
+from lit_prune.config.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Finetuning:
     """Tokens in a sequence."""
     batch_size: Count = renamed(8, was="batch")
     """Sequences in a step."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """Arithmetic of the training steps."""
+    precision: Precision = "32-true"
+    """Arithmetic of the training steps; auto is what this machine computes fastest."""
     optimizer: Optimizer = renamed(Optimizer(lr=6e-4, min_lr=1e-4, warmup_steps=10), was="optim")
     """Optimizer and schedule. The paper's peak is a fifth of that of the teacher's own training, after 120 steps of
     warm-up; this is a fifth for the teacher that ships with the package."""
@@ -148,8 +149,8 @@ class Distill:
     max_flops: Positive | None = later(None, noop=None, was="flops")
     """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
     of `max_steps`; None leaves it to them."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """Arithmetic of the training steps."""
+    precision: Precision = "32-true"
+    """Arithmetic of the training steps; auto is what this machine computes fastest."""
     optimizer: Optimizer = renamed(Optimizer(), was="optim")
     """Optimizer and schedule."""
     teacher_optimizer: Optimizer | None = later(None, noop=None, was="teacher_optim", begin=Finetuning().optimizer)

@@ -13,7 +13,7 @@ import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lit_prune.config import Distill, Execution
+from lit_prune.config import Distill, Execution, resolve_precision
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
@@ -71,7 +71,7 @@ def _trainer(
     callbacks: list[L.Callback],
 ) -> L.Trainer:  # fmt: skip
     return L.Trainer(
-        max_steps=distill.max_steps, accumulate_grad_batches=accumulate, precision=distill.precision,
+        max_steps=distill.max_steps, accumulate_grad_batches=accumulate, precision=resolve_precision(distill.precision),
         accelerator=execution.accelerator, devices=1, logger=list(loggers) or False, callbacks=callbacks,
         enable_checkpointing=False, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,

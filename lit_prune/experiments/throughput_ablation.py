@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from lit_prune.cli.table import main
-from lit_prune.config import Profile
+from lit_prune.config import Profile, resolve_precision
 from lit_prune.config.table import Changes, Claim, Table
 
 PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
@@ -32,7 +32,7 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
         for axis, shape in (("depth", depth), ("width", width))
     }
     rows["teacher"] = {**teacher, **requests[0], "parent": None, "distill.max_steps": 0}
-    precision = "bf16-true" if profile.cell.distill.precision == "bf16-mixed" else "32-true"
+    precision = "bf16-true" if resolve_precision(profile.cell.distill.precision) == "bf16-mixed" else "32-true"
     base = {**table.base_overrides, "evaluation.throughput.precision": precision}
     return dataclasses.replace(table, rows=rows, base_overrides=base)
 

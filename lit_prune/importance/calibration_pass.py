@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_prune import cpu
-from lit_prune.config import ConfigError, Execution
+from lit_prune.config import ConfigError, Execution, Precision, resolve_precision
 from lit_prune.data.calibration import CalibrationData
 
 
@@ -53,12 +53,12 @@ class Pass(L.LightningModule):
         return reduced
 
 
-def stream(reader: Pass, data: CalibrationData, execution: Execution) -> None:
+def stream(reader: Pass, data: CalibrationData, execution: Execution, precision: Precision = "32-true") -> None:
     """Let a pass read all the data."""
     trainer = L.Trainer(
         accelerator=execution.accelerator, devices=1, logger=False, use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        inference_mode=not reader.takes_gradients,
+        inference_mode=not reader.takes_gradients, precision=resolve_precision(precision),
     )  # fmt: skip
     with cpu.plainly():
         trainer.predict(reader, datamodule=data, return_predictions=False)

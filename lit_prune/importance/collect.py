@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lit_prune.config import ConfigError, Execution
+from lit_prune.config import ConfigError, Execution, Precision
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.importance.aggregate import SequenceMoments
 from lit_prune.importance.calibration_pass import Pass, check_finite, stream
@@ -173,8 +173,9 @@ class Calibrator(Pass):
 
 
 def measure(
-    model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution, tell: Callable[[int], None]
-) -> int:
+    model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution, tell: Callable[[int], None],
+    precision: Precision = "32-true",
+) -> int:  # fmt: skip
     """Write each evidence named in `paths` to its safetensors file; `tell` hears of the sequences seen in each pass.
 
     Returns the sequences seen.
@@ -184,7 +185,7 @@ def measure(
     """
     seen = 0
     for reader in _passes(model, paths, tell):
-        stream(reader, data, execution)
+        stream(reader, data, execution, precision)
         for name, tensors in reader.found().items():
             save_file(tensors, paths[name])
         seen = reader.seen

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_prune.config import Execution
+from lit_prune.config import Execution, Precision
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import IGNORED
 from lit_prune.importance.aggregate import double
@@ -30,15 +30,16 @@ _LOGITS_IN_CACHE = 2**18
 
 
 def removal_losses(
-    model: Any, data: CalibrationData, length: int, execution: Execution, tell: Callable[[int], None]
-) -> Tensor:
+    model: Any, data: CalibrationData, length: int, execution: Execution, tell: Callable[[int], None],
+    precision: Precision = "32-true",
+) -> Tensor:  # fmt: skip
     """Nats per token without the `length` blocks from each start on: float64 [L - length + 1].
 
     Raises:
         ConfigError: a loss is not finite.
     """
     removals = Removals(model, length, tell)
-    stream(removals, data, execution)
+    stream(removals, data, execution, precision)
     return removals.found()["removals"]["loss"]
 
 

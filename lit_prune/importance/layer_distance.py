@@ -84,7 +84,8 @@ def _cosines(states: Sequence[Tensor]) -> Tensor:
     Products are taken in the states' own precision: in float64 they would cost three times as much.
     """
     x = torch.stack(list(states), 1)
-    products = x @ x.mT
+    with torch.autocast(x.device.type, enabled=False):
+        products = x @ x.mT
     squares = double(products.diagonal(dim1=1, dim2=2))
     first, last = torch.triu_indices(len(states), len(states), 1, device=x.device)
     pairs = first * len(states) + last

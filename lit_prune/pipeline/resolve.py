@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, Corpus, Teacher, errors_of
+from lit_prune.config import Cell, Corpus, Teacher, errors_of, fastest_precision
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import flatten, override, parent_of, plain_of
 from lit_prune.data import corpus
@@ -27,6 +27,7 @@ class Resolver:
         Raises:
             ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
         """
+        cell = _with_precision(cell)
         teacher = self._once(cell.teacher, loading.pin)
         evaluation = cell.evaluation
         if evaluation.second_corpus is not None:
@@ -67,6 +68,12 @@ class Resolver:
         if section not in self._known:
             self._known[section] = pin(section)
         return self._known[section]
+
+
+def _with_precision(cell: Cell) -> Cell:
+    """Return the cell with every precision "auto" as this machine computes fastest."""
+    chosen = [name for name, value in flatten(plain_of(cell)) if name.endswith(".precision") and value == "auto"]
+    return override(cell, dict.fromkeys(chosen, fastest_precision())) if chosen else cell
 
 
 def _expects_bos(teacher: Teacher) -> bool:

@@ -60,7 +60,7 @@ def collect_once(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) ->
 def _measure(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> int:
     ctx.say("calibrating")
     count = ctx.counter("calibrating", cell.calibration.num_sequences, "sequence")
-    return measure(model, _sequences(cell, ctx), files, ctx.execution, count)
+    return measure(model, _sequences(cell, ctx), files, ctx.execution, count, cell.calibration.precision)
 
 
 def _stats(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> CalibrationStats:
@@ -68,7 +68,9 @@ def _stats(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> Cali
     return CalibrationStats(
         model=model, statistics={name: load_file(path) for name, path in files.items()},
         count=cell.calibration.num_sequences, seed=cell.calibration.seed,
-        removal_losses=lambda length: removal_losses(model, _sequences(cell, ctx), length, ctx.execution, count),
+        removal_losses=lambda length: removal_losses(
+            model, _sequences(cell, ctx), length, ctx.execution, count, cell.calibration.precision
+        ),
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lit_prune.config import Cell
+import torch
+
+from lit_prune.config import Cell, resolve_precision
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.teacher import Teacher
 from lit_prune.evaluate.perplexity import language_model_loss, num_scored
@@ -46,7 +48,8 @@ def measure(cell: Cell, ctx: Context, model: Any, rows: Rows) -> dict[str, Any]:
 
 def lm_loss(cell: Cell, ctx: Context, model: Any) -> tuple[float, int]:
     """Return nats per token on the validation sequences of a cell, and the tokens scored."""
-    loss, num_tokens = language_model_loss(model.to(ctx.device), _batches(cell, ctx))
+    with _precision(cell, ctx):
+        loss, num_tokens = language_model_loss(model.to(ctx.device), _batches(cell, ctx))
     return _finite(loss), num_tokens
 
 
@@ -55,7 +58,8 @@ def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[A
     model = ctx.load(artifacts.teacher(cell, ctx)) if teacher is None else teacher.model
 
     def losses(student: Any, at_end: bool) -> dict[str, float]:
-        return validation_losses(student, model if at_end else None, cell.distill, _batches(cell, ctx))
+        with _precision(cell, ctx):
+            return validation_losses(student, model if at_end else None, cell.distill, _batches(cell, ctx))
 
     return losses
 
@@ -64,6 +68,12 @@ def spent(cell: Cell, student: Any) -> dict[str, Any]:
     """Return what the retraining of a student with this config took: tokens, and FLOPs with the teacher's share."""
     tokens = cell.distill.max_steps * tokens_of_step(cell.distill)
     return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
+
+
+def _precision(cell: Cell, ctx: Context) -> torch.autocast:
+    """Return the context in which models are evaluated."""
+    enabled = resolve_precision(cell.evaluation.precision) == "bf16-mixed"
+    return torch.autocast(ctx.device.type, torch.bfloat16, enabled=enabled)
 
 
 def _batches(cell: Cell, ctx: Context) -> Iterable[Any]:
