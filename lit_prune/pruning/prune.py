@@ -150,7 +150,8 @@ def first_units(config: Any, shape: ModelShape) -> PrunePlan:
         whole.num_attention_heads // whole.num_key_value_heads,
     )
     heads = tuple(g * size + i for g in range(shape.num_key_value_heads) for i in range(per_group))
-    blocks = (LayerPlan(i, tuple(range(shape.intermediate_size)), heads) for i in range(shape.num_hidden_layers))
+    neurons = tuple(range(shape.intermediate_size))
+    blocks = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
     return PrunePlan(whole, tuple(range(shape.hidden_size)), tuple(blocks))
 
 
