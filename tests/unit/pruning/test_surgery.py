@@ -40,8 +40,13 @@ def test_keeping_everything_is_the_teacher_bit_for_bit(name, mode):
     assert whole.num_parameters() == model.num_parameters()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", CASES)
+AXES = ("neurons", "heads", "hidden", "layers")
+BUILT_DIFFERENTLY = ("llama", "gemma2", "olmo2", "phi3", "gpt_neox", "cohere", "gpt2", "opt", "helium")
+"""Norms, fused projections, residual streams and head widths of every kind: each axis is cut alone in these."""
+CUTS = [(name, kind) for name in CASES for kind in KINDS if kind not in AXES or name in BUILT_DIFFERENTLY]
+
+
+@pytest.mark.parametrize(("name", "kind"), CUTS)
 def test_slicing_and_masking_are_the_model_with_the_other_units_silenced(name, kind):
     model, plan = model_of(name, torch.float64), plan_for(name, kind)
     sliced, masked = surgery.apply(model, plan), surgery.apply(model, plan, "mask")
@@ -49,9 +54,10 @@ def test_slicing_and_masking_are_the_model_with_the_other_units_silenced(name, k
     assert shape_of(masked.config) == plan.original
     if kind != "uneven":
         assert shape_of(sliced.config) == plan.kept
-    assert not torch.allclose(logits(sliced), logits(model), atol=1e-2)
-    torch.testing.assert_close(logits(sliced), logits(masked), rtol=0, atol=tolerance(name))
-    torch.testing.assert_close(logits(sliced), logits(by_hand(model, plan)), rtol=0, atol=tolerance(name))
+    found = logits(sliced)
+    assert not torch.allclose(found, logits(model), atol=1e-2)
+    torch.testing.assert_close(found, logits(masked), rtol=0, atol=tolerance(name))
+    torch.testing.assert_close(found, logits(by_hand(model, plan)), rtol=0, atol=tolerance(name))
 
 
 @pytest.mark.parametrize("name", CASES)
