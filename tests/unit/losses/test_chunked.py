@@ -28,7 +28,7 @@ from lit_prune.models.lm_head import LMHead, head_of, last_states
 
 @pytest.mark.parametrize("finish", FINISHES)
 @pytest.mark.parametrize("top_k", [None, 8])
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("temperature", [0.1, 3.0])
 @pytest.mark.parametrize("name", list(logit_losses))
 def test_loss_and_gradients_are_those_of_float64(name, temperature, top_k, finish):
     asked = {"temperature": temperature, "top_k": top_k, "finish": FINISHES[finish]}
@@ -60,7 +60,7 @@ def test_a_term_of_no_weight_has_a_value_and_no_gradient():
     assert not any(nothing[key].any() for key in ("states", "weight", "bias"))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 599, 600, 4096])
+@pytest.mark.parametrize("chunk", [1, 7, TOKENS - 1, TOKENS, 4096])
 def test_the_number_of_chunks_does_not_matter(chunk):
     asked = {"ce_weight": 0.5, "temperature": 2.0}
     assert apart(chunked(**asked, chunk=chunk), plain(torch.float64, **asked)) < 2e-6
