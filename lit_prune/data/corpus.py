@@ -18,17 +18,18 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 
 from lit_prune.config import ConfigError, Corpus
+from lit_prune.data import hub
 from lit_prune.data.builtin import BUILT_IN, add_built_in, built_in
-from lit_prune.data.files import Digest, add_file, first_line, kind_of, local_files, opened_text, warn_of_ignored
+from lit_prune.data.files import Digest, add_file, kind_of, local_files, opened_text, warn_of_ignored
 from lit_prune.data.passages import Piece, articles, contiguous, pieces, with_text
-from lit_prune.data.rows import Messages, Row, hub_rows, rows_of, warn_of_skipped
+from lit_prune.data.rows import Messages, Row, begins_with_title, hub_rows, rows_of, warn_of_skipped
 
 Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration")
 
-# How hub rows are read; in the fingerprint beside the revision. Raise it when they are read as other texts.
-_HUB_READING = "+2"
 _TEXT_KINDS = ("text", "wikitext")
+# In the digest of files whose rows are lines of articles.
+_LINES = b"a document an article\0"
 
 
 class Passage(NamedTuple):
@@ -121,13 +122,9 @@ class Reader:
             yield Passage("train" if document.name is None else split, document.text, True, True)
 
     def _hub(self) -> Iterator[Passage]:
-        revision = _revision(self.corpus.fingerprint)
-        rows = hub_rows(self.corpus, revision)
-        if _is_wikitext(self.corpus.path):
-            lines = (line for text, _ in rows if isinstance(text, str) for line in text.splitlines(True) or [""])
-            yield from self._documents_of(with_text((True, article) for article in articles(lines)))
-        else:
-            yield from self._rows(rows)
+        rows = hub_rows(self.corpus, hub.revision_of(self.corpus.fingerprint))
+        lines = hub.is_wikitext(self.corpus.path) and self.corpus.group is None
+        yield from self._lines(rows) if lines else self._rows(rows)
 
     def _local(self, files: list[Path]) -> Iterator[Passage]:
         total = self._length_if_alone(files) if self.split_single else None
@@ -143,11 +140,20 @@ class Reader:
             self._documents.append(0)
             yield from _with_ends(parts)
             return
+        if _are_lines(files, self.corpus):
+            self._digest.update(_LINES)
+            rows = (row for path in files for row in rows_of(path, self.corpus, self._digest))
+            yield from self._lines(rows)  # of all files: an article may end in the next one
+            return
         for path in files:
             if kind_of(path) in _TEXT_KINDS:
                 yield from self._documents_of(self._pieces(path, self._digest))
             else:
                 yield from self._rows(rows_of(path, self.corpus, self._digest))
+
+    def _lines(self, rows: Iterable[Row]) -> Iterator[Passage]:
+        lines = (line for text, _ in rows if isinstance(text, str) for line in text.splitlines(True) or [""])
+        yield from self._documents_of(with_text((True, article) for article in articles(lines)))
 
     def _rows(self, rows: Iterable[Row]) -> Iterator[Passage]:
         for content, group in rows:
@@ -244,8 +250,10 @@ def fingerprint(corpus: Corpus) -> str:
         add_built_in(corpus.path, digest)
         return digest.hexdigest()
     if not files:
-        return _hub_revision(corpus.path) + _HUB_READING
+        return hub.fingerprint(corpus.path)
     warn_of_ignored(corpus.path)
+    if _are_lines(files, corpus):
+        digest.update(_LINES)
     for path in files:
         add_file(path, digest)
     return digest.hexdigest()
@@ -267,27 +275,7 @@ def _check_fields(corpus: Corpus, files: list[Path]) -> None:
         raise ConfigError(f"corpus.group: must be null for plain text, which has no columns, got {corpus.group!r}")
 
 
-def _is_wikitext(source: str) -> bool:
-    """Whether the rows of a hub data set are the lines of WikiText articles."""
-    return source.rpartition("/")[2].lower().startswith("wikitext")
-
-
-def _revision(fingerprint: str | None) -> str | None:
-    return None if fingerprint is None else fingerprint.partition("+")[0]
-
-
-def _hub_revision(source: str) -> str:
-    """The commit a hub data set stands at, so that a later upload is another corpus."""
-    from huggingface_hub import HfApi
-
-    nowhere = (
-        f"corpus.path: {source!r} is not {' or '.join(BUILT_IN)}, a file or folder here, or a data set that can be "
-        "reached"
-    )
-    try:
-        revision = HfApi().dataset_info(source, timeout=10).sha
-    except Exception as error:  # which ones there are depends on the hub client's HTTP library
-        raise ConfigError(f"{nowhere} ({first_line(error)})") from None
-    if not revision:
-        raise ConfigError(nowhere)
-    return revision
+def _are_lines(files: list[Path], corpus: Corpus) -> bool:
+    """Whether the rows of files are the lines of WikiText articles."""
+    rows = corpus.group is None and all(kind_of(path) not in _TEXT_KINDS for path in files)
+    return rows and begins_with_title(files[0], corpus)

@@ -49,13 +49,18 @@ def _parted(stream: TextIO, separator: str) -> Iterator[Piece]:
     yield begins, text
 
 
+def is_title(line: str) -> bool:
+    """Whether a line is the title of a WikiText article, if it stands between blank ones."""
+    return _TITLE.fullmatch(line) is not None
+
+
 def articles(lines: Iterable[str]) -> Iterator[str]:
     """The articles of WikiText, whose lines come one after another."""
     article: list[str] = []
     padded = itertools.chain([""], lines, [""])
     before, line = next(padded), next(padded)
     for after in padded:
-        if _TITLE.fullmatch(line) and not before.strip() and not after.strip() and article:
+        if is_title(line) and not before.strip() and not after.strip() and article:
             yield "".join(article)
             article = []
         article.append(line)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
+import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.files import Digest, first_line, kind_of, opened, opened_text
+from lit_prune.data.passages import is_title
 
 Messages = list[dict[str, Any]]
 """A conversation: messages with a `role` and a `content`."""
@@ -33,7 +37,7 @@ def warn_of_skipped(source: str, count: int) -> None:
         log.warning("corpus.path: %s: skipped %d rows without text", source, count)
 
 
-def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Iterator[Row]:
+def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Generator[Row, None, None]:
     """Stream the rows of a local file and add its bytes to `digest`.
 
     Raises:
@@ -53,6 +57,17 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Iterator[Row]:
         if isinstance(error, UnicodeDecodeError):
             raise ConfigError(f"corpus.path: {path} is not UTF-8 text ({error.reason})") from None
         raise ConfigError(f"corpus.path: {path} cannot be read ({first_line(error)})") from None
+
+
+def begins_with_title(path: Path, corpus: Corpus) -> bool:
+    """Whether the first row of a local file with text is the title of a WikiText article.
+
+    Raises:
+        ConfigError: as `rows_of`.
+    """
+    with contextlib.closing(rows_of(path, corpus, hashlib.sha256())) as rows:
+        first = next((text for text, _ in itertools.islice(rows, _PATIENCE) if text and str(text).strip()), None)
+    return isinstance(first, str) and is_title(first)
 
 
 def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:

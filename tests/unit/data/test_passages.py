@@ -1,5 +1,6 @@
 """Plain text is split by document, and one long document into contiguous parts."""
 
+import dataclasses
 import gzip
 import importlib.metadata
 import json
@@ -170,3 +171,99 @@ def test_text_split_by_document_has_other_fingerprints(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(row)
     before = hashlib.sha256(row.encode() + f"json {len(row)}".encode()).hexdigest()
     assert fingerprint(Corpus(path=str(tmp_path / "a.jsonl"))) != before
+
+
+def wikitext(number: int) -> list[str]:
+    """The rows of an article as the hub has them: lines, blank ones empty."""
+    return ["", f" = Title {number} = \n", "", f" Text of {number} . \n", "", " = = Section = = \n", "", " More . \n"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json.gz"])
+def test_rows_that_are_lines_of_articles_are_split_by_article(tmp_path: Path, name: str) -> None:
+    """Also an article that begins in one file and ends in the next."""
+    import pandas as pd
+
+    rows = [line for number in range(60) for line in wikitext(number)]
+    for place, part in (("0", rows[:101]), ("1", rows[101:])):
+        path = tmp_path / f"{place}{name}"
+        if name.endswith(".parquet"):
+            pd.DataFrame({"text": part}).to_parquet(path)
+        else:
+            pd.DataFrame({"text": part}).to_json(path, orient="records", lines=True)
+    found = list(documents(pin(Corpus(path=str(tmp_path)))))
+    assert len(found) == 60
+    assert {split for split, _ in found} == set(SPLITS)
+    for number, (split, text) in enumerate(found):
+        assert text.startswith(f" = Title {number} = \n")
+        assert text.endswith(" More . \n")
+        assert split == split_of(text, 0.1)
+
+
+def test_rows_of_other_articles_are_documents(tmp_path: Path) -> None:
+    rows = ["", "= Title =", "", "Text .", " = Title = \n"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    assert [text for _, text in documents(pin(Corpus(path=str(tmp_path / "a.jsonl"))))] == [row for row in rows if row]
+
+
+C4 = [
+    {"text": f"Page {number} of a site.", "timestamp": "2019-04-25T12:57:54Z", "url": f"https://{number % 40}.org/x"}
+    for number in range(400)
+]
+
+
+@pytest.fixture
+def c4(tmp_path: Path) -> Path:
+    """A folder with two shards as C4 has them."""
+    for shard in range(2):
+        lines = "".join(json.dumps(row) + "\n" for row in C4[shard * 200 : (shard + 1) * 200])
+        path = tmp_path / "c4" / "en" / f"c4-train.{shard:05}-of-01024.json.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(lines.encode()))
+    return tmp_path / "c4"
+
+
+def test_shards_of_c4_are_split_by_page_or_by_site(c4: Path) -> None:
+    pages = list(documents(pin(Corpus(path=str(c4)))))
+    assert pages == [(split_of(row["text"], 0.1), row["text"]) for row in C4]
+    sites = list(documents(pin(Corpus(path=str(c4), group="url"))))
+    assert sites == [(split_of(row["url"], 0.1), row["text"]) for row in C4]
+    (one,) = c4.rglob("*00001-of-01024*")
+    assert list(documents(pin(Corpus(path=str(one))))) == pages[200:]
+
+
+def hub_of(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, str]]) -> None:
+    """Let `datasets`, which has no network here, stream these rows for every data set of the hub."""
+    import datasets
+
+    streamed = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: streamed)
+
+
+def test_rows_of_the_hub_are_split_by_row_or_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_of(monkeypatch, C4)
+    pinned = Corpus(path="allenai/c4", fingerprint="0" * 40 + "+2")
+    assert list(documents(pinned)) == [(split_of(row["text"], 0.1), row["text"]) for row in C4]
+    found = list(documents(dataclasses.replace(pinned, group="url")))
+    assert found == [(split_of(row["url"], 0.1), row["text"]) for row in C4]
+    with pytest.raises(ConfigError, match=r"corpus.group: .* has no column .book."):
+        list(documents(dataclasses.replace(pinned, group="book")))
+
+
+def test_wikitext_of_the_hub_is_split_by_article(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_of(monkeypatch, [{"text": line} for number in range(20) for line in wikitext(number)])
+    found = [text for _, text in documents(Corpus(path="Salesforce/wikitext", fingerprint="0" * 40 + "+2"))]
+    assert [text.splitlines()[0] for text in found] == [f" = Title {number} = " for number in range(20)]
+    with pytest.raises(ConfigError, match=r"^corpus.group: "):
+        list(documents(Corpus(path="Salesforce/wikitext", group="page", fingerprint="0" * 40 + "+2")))
+
+
+def test_books_are_split_whole(shared: Path) -> None:
+    """Three newlines also part the chapters of these books: a book begins with its title."""
+    path = shared / "data" / "books" / "books.txt.gz"
+    book, where = 0, defaultdict(set)
+    for passage in Reader(Corpus(path=str(path), separator="# Title: ")):
+        book += passage.begins
+        where[book].add(passage.split)
+    assert book == 129
+    assert all(len(splits) == 1 for splits in where.values())
+    assert set.union(*where.values()) == set(SPLITS)

@@ -71,6 +71,7 @@ def test_a_table_that_compares_nothing_is_refused_by_name_rows_and_profile(name,
     ("name", "settings", "field"),
     [
         ("correction", {"corpus.path": "python"}, "corpus.path"),
+        ("correction", {"corpus.path": "docstrings"}, "corpus.path"),
         ("correction", {**SHALLOW, "teacher.pretraining.corpus.path": "readmes"}, "corpus.path"),
         ("phase", {"corpus.path": "readmes"}, "corpus.path"),
         ("phase", {"parent.corpus.path": "readmes"}, "corpus.path"),
