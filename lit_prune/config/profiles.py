@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ def is_file(profile: str) -> bool:
     return profile.endswith((".yaml", ".yml"))
 
 
-def load_profile(name: str) -> Profile:
-    """A profile by name or path of a YAML file.
+def load_profile(name: str, table: str | None = None, known: Iterable[str] | None = None) -> Profile:
+    """Return a profile by name or path of a YAML file, with what it says under `tables` for one table.
+
+    `known` are the names that `tables` may have; None does not check them.
 
     Raises:
-        ConfigError: no such profile, or a field or value it may not have.
+        ConfigError: if there is no such profile, or a field or value is invalid, also one for another table.
     """
     path = Path(name) if is_file(name) else profiles_folder() / f"{name}.yaml"
     if not path.is_file():
@@ -45,7 +48,21 @@ def load_profile(name: str) -> Profile:
     plain = read_yaml(path.read_text(), str(path))
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: a profile is a mapping of sections, not {plain!r}")
+    by_table = plain.pop("tables", {})
+    if not isinstance(by_table, dict) or not all(isinstance(fields, dict) for fields in by_table.values()):
+        raise ConfigError(f"{path}: tables: must map names of tables to sections, got {by_table!r}")
     changes = _unique(map(_current, flatten(plain)), path)
+    profiles: dict[str | None, Profile] = {None: _build(changes)}
+    for one, fields in by_table.items():
+        if known is not None and one not in known:
+            raise ConfigError(f"{path}: tables: {unknown('table', one, known)}")
+        with _errors_under(f"tables.{one}"):
+            profiles[one] = _build(changes | _unique(map(_current, flatten(fields)), path))
+    return profiles.get(table, profiles[None])
+
+
+def _build(changes: dict[str, Any]) -> Profile:
+    changes = dict(changes)
     own = {field: changes.pop(field) for field in list(changes) if field.partition(".")[0] in _OF_PROFILE}
     refuse_two_budgets(changes)
     cell = override(Cell(), changes)
@@ -57,6 +74,15 @@ def load_profile(name: str) -> Profile:
         override(cell, fields)  # raises for an unknown field
         own["new_text"] = list(fields.items())
     return override(Profile(cell), own)
+
+
+@contextlib.contextmanager
+def _errors_under(place: str) -> Iterator[None]:
+    """Let errors name the place in the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}.{error}" if error.field else f"{place}: {error}") from None
 
 
 def _current(change: tuple[str, Any]) -> tuple[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_prune import registry
 from lit_prune.config import Cell, ConfigError
 from lit_prune.config.overrides import parents_of, parse_setting
 from lit_prune.config.profiles import is_file, load_profile
@@ -89,7 +90,7 @@ def requested_entries(
 
     if request.seeds is not None and request.seeds < 1:
         raise ConfigError(f"--seeds: must be at least 1, got {request.seeds}")
-    settings, profile = request.settings, load_profile(request.profile)
+    settings, profile = request.settings, load_profile(request.profile, table.name, registry.tables())
     if measure:
         table.measure(profile, store.root, settings)
     table = table.at(profile, store.root, settings)

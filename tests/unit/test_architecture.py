@@ -35,7 +35,7 @@ def test_a_table_imports_what_a_question_is_made_of_and_nothing_else(name):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
-    asked, settings = offline(profile, tmp_path / "teacher")
+    asked, settings = offline(profile, tmp_path / "teacher", name)
     table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, tmp_path, settings)
     assert table.name == name
     found = entries(table, asked, settings=settings)

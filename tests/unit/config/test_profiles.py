@@ -51,6 +51,39 @@ def test_the_shipped_profiles_load_by_name(path):
     assert load_profile(path.stem).seeds >= 1
 
 
+TABLES = """
+distill: {max_steps: 20, batch_size: 2}
+seeds: 3
+tables:
+  depth_ablation: {seeds: 5, calibration: {num_sequences: 32}, distill.max_steps: 40}
+  search_ablation: {search_space: {num_hidden_layers: [2, 1]}}
+"""
+
+
+def test_a_profile_may_have_other_values_for_a_table(tmp_path):
+    path = written(tmp_path, TABLES)
+    base = {"distill.max_steps": 20, "distill.batch_size": 2}
+    assert load_profile(path) == load_profile(path, "loss_ablation") == Profile(override(Cell(), base), 3)
+    changed = base | {"calibration.num_sequences": 32, "distill.max_steps": 40}
+    assert load_profile(path, "depth_ablation") == Profile(override(Cell(), changed), 5)
+    assert load_profile(path, "search_ablation").search_space == SearchSpace(num_hidden_layers=(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("tables: {depth_ablation: {distill: {max_stepz: 1}}}", "distill.max_steps"),
+        ("tables: {depth_ablation: {seeds: 0}}", "tables.depth_ablation.seeds"),
+        ("tables: {depth_ablation: 3}", "tables"),
+        ("tables: 3", "tables"),
+        ("tables: {depht_ablation: {seeds: 2}}", "depth_ablation"),
+    ],
+)
+def test_the_values_for_all_tables_are_checked_whichever_runs(tmp_path, text, field):
+    with pytest.raises(ConfigError, match=field):
+        load_profile(written(tmp_path, text), "loss_ablation", ["depth_ablation", "loss_ablation"])
+
+
 def test_an_unknown_profile_is_refused():
     with pytest.raises(ConfigError, match="unknown profile 'no-such-profile'"):
         load_profile("no-such-profile")
