@@ -252,7 +252,7 @@ def _check(what: str, indices: Sequence[int], whole: int) -> None:
     if not indices:
         raise ConfigError(f"plan: {what}: none is kept, at least one must be")
     # Half a million neurons of a large model: no loop over them but where one is wrong.
-    if not ({*map(type, indices)} <= {int, bool} and 0 <= min(indices) and max(indices) < whole):
+    if not ({*map(type, indices)} <= {int, bool} and min(indices) >= 0 and max(indices) < whole):
         wrong = next(i for i in indices if not (isinstance(i, int) and 0 <= i < whole))
         raise ConfigError(f"plan: {what}: there is no {wrong}; there are 0 to {whole - 1}")
     if not all(map(operator.lt, indices, indices[1:])):
