@@ -6,6 +6,7 @@ there are in a sequence, as the last has no successor; `on_scored` is that share
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import math
 
@@ -58,7 +59,9 @@ def head(model):
     return model.config.vocab_size * model.config.hidden_size
 
 
+@functools.cache
 def student_of(name):
+    """A student of half the layers; it is shared: leave it as it is."""
     return apply(model_of(name), plan_for(name, "all"))
 
 
