@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +30,13 @@ UNPRUNED: Changes = {"parent": None, "distill.max_steps": 0, **WHOLE}
 """Changes that make a reference row the teacher as it is."""
 
 
+LEVEL = 0.05
+"""Significance level of every test, after Holm's correction."""
+SMALLEST_EFFECT = 0.01
+"""Smallest difference of interest: nats per token of a loss, which is 1 % of perplexity; 1 % of any other metric."""
+_PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)")
+
+
 @dataclass(frozen=True)
 class Claim:
     """An ordering the paper states: row `better` has the better metric than row `worse`; or that the two are alike."""
@@ -39,9 +48,21 @@ class Claim:
     """The metric it is about; None is the table's first."""
     tolerance: float | None = None
     """The paper finds the two alike: they differ by less than this, either way."""
-    family: str | None = None
-    """Claims of one family are corrected together for their number (Holm), retrained and zero-shot ones apart; None is
-    the family of the table's main source."""
+
+    @property
+    def family(self) -> str:
+        """The first table, figure, section or practice that the source names, of one paper.
+
+        Claims of one family are corrected together for their number (Holm), retrained and zero-shot ones apart.
+        """
+        place = _PLACE.search(self.source)
+        paper = "In Practice, " if self.source.startswith("In Practice") else ""
+        return self.source if place is None else f"{paper}{place[1]} {place[2]}"
+
+    @property
+    def bound(self) -> float:
+        """Its tolerance; NaN of an ordering, whose bound is the smallest effect of interest."""
+        return math.nan if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import lightning as L
 import pandas as pd
 import torch
 
+from lit_prune.losses.sequence_losses import SequenceLosses
 from lit_prune.store.atomic import atomic_path
 
 
@@ -98,15 +99,19 @@ class Progress(L.Callback):
 
 
 class Checks(L.Callback):
-    """Evaluate the student before the first step and after each of `steps`: one row each in a CSV file.
+    """Evaluate the student before the first step and after each of `steps`: one row of means each in a CSV file.
 
     `evaluate(student, at_end)` is told whether the run stands at one of its two ends, and draws no random numbers, so
-    that the training is the same with and without checks. The rows are part of the checkpoint.
+    that the training is the same with and without checks. Rows and ends are part of the checkpoint.
     """
 
-    def __init__(self, path: Path, steps: Collection[int], evaluate: Callable[[Any, bool], dict[str, float]]) -> None:
+    def __init__(
+        self, path: Path, steps: Collection[int], evaluate: Callable[[Any, bool], Mapping[str, SequenceLosses]]
+    ) -> None:
         self.path, self.steps, self.evaluate = path, steps, evaluate
         self.rows: list[dict[str, float]] = []
+        self.ends: dict[int, Mapping[str, SequenceLosses]] = {}
+        """Step -> losses by sequence, before the first step and after the last one."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -120,18 +125,29 @@ class Checks(L.Callback):
 
     def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         at_end = trainer.global_step in (0, trainer.max_steps)
-        found = self.evaluate(pl_module.student, at_end)
+        losses = self.evaluate(pl_module.student, at_end)
+        found = {name: loss.mean for name, loss in losses.items()}
         self.rows.append({"step": trainer.global_step, **found})
+        if at_end:
+            self.ends[trainer.global_step] = losses
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{name}": value for name, value in found.items()}, trainer.global_step)
         if trainer.is_global_zero:
             _write(self.rows, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        ends = {
+            step: {name: (loss.sums, loss.tokens) for name, loss in found.items()} for step, found in self.ends.items()
+        }
+        return {"rows": self.rows, "ends": ends}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+        # A checkpoint from before the ends were kept has none.
+        self.ends = {
+            step: {name: SequenceLosses(*loss) for name, loss in found.items()}
+            for step, found in state_dict.get("ends", {}).items()
+        }
 
 
 def check_steps(steps: int, checks: int) -> frozenset[int]:

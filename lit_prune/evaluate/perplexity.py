@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lit_prune.data.tokens import IGNORED
 from lit_prune.losses.probabilities import negative_log_likelihood
+from lit_prune.losses.sequence_losses import SequenceLosses
 
 _LOGITS_AT_ONCE = 2**26
 
@@ -20,33 +22,39 @@ def nats_of(logits: Tensor, successors: Tensor) -> Tensor:
 
 
 class LanguageModelLoss(Metric):
-    """Mean next-token cross-entropy in nats, summed in float64 and reduced over ranks.
+    """Next-token cross-entropy in nats, summed in float64 by sequence and gathered from all ranks.
 
     torchmetrics' own Perplexity takes the softmax of all logits before the logarithm: it underflows, and is 1.4 % off
     in bfloat16.
     """
 
     full_state_update = False
-    nll: Tensor
-    num_tokens: Tensor
+    nll: list[Tensor]
+    num_tokens: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("num_tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("nll", [], dist_reduce_fx="cat")
+        self.add_state("num_tokens", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add logits [batch, seq, vocab] and labels int64 [batch, seq], unshifted, ignored where they are -100."""
-        successors = labels[:, 1:].flatten()
+        successors = labels[:, 1:]
         flat = logits[:, :-1].flatten(0, 1)
         size = max(1, _LOGITS_AT_ONCE // flat.shape[-1])
-        for ours, next_ids in zip(flat.split(size), successors.split(size), strict=True):
-            self.nll += nats_of(ours, next_ids).sum()
-        self.num_tokens += (successors != IGNORED).sum()
+        parts = zip(flat.split(size), successors.flatten().split(size), strict=True)
+        nats = torch.cat([nats_of(ours, next_ids) for ours, next_ids in parts])
+        self.nll.append(nats.view(successors.shape).sum(1))
+        self.num_tokens.append((successors != IGNORED).sum(1))
 
     def compute(self) -> Tensor:
         """Nats per token, float64."""
-        return self.nll / self.num_tokens
+        return dim_zero_cat(self.nll).sum() / dim_zero_cat(self.num_tokens).sum()
+
+    @property
+    def losses(self) -> SequenceLosses:
+        """Return the nats of each sequence that this rank has added."""
+        return SequenceLosses(dim_zero_cat(self.nll).cpu(), dim_zero_cat(self.num_tokens).cpu())
 
 
 See = Callable[[Tensor, Tensor, Tensor], None]
@@ -54,10 +62,10 @@ See = Callable[[Tensor, Tensor, Tensor], None]
 
 
 @torch.inference_mode()
-def language_model_loss(
+def sequence_losses(
     model: nn.Module, batches: Iterable[dict[str, Tensor]], see: See = lambda ids, logits, labels: None
-) -> tuple[float, int]:
-    """Return the nats per token of a causal language model and the number of scored tokens, over packed sequences.
+) -> SequenceLosses:
+    """Return the nats of each packed sequence under a causal language model.
 
     `see` is called with every batch, to measure something else in the same pass.
     """
@@ -68,9 +76,10 @@ def language_model_loss(
         logits = model(input_ids=ids, use_cache=False).logits
         metric.update(logits, labels)
         see(ids, logits, labels)
-    return metric.compute().item(), int(metric.num_tokens)
+    return metric.losses
 
 
-def num_scored(batches: Iterable[dict[str, Tensor]]) -> int:
-    """Return the number of tokens with a successor to predict."""
-    return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+def language_model_loss(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> tuple[float, int]:
+    """Return the nats per token of a causal language model and the number of scored tokens, over packed sequences."""
+    found = sequence_losses(model, batches)
+    return found.mean, found.num_tokens

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lit_prune.config import Distill, Evaluation
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import IGNORED
-from lit_prune.evaluate.perplexity import language_model_loss
+from lit_prune.evaluate.perplexity import sequence_losses
 from lit_prune.losses.logit import logit_loss_of
+from lit_prune.losses.sequence_losses import SequenceLosses
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
@@ -26,28 +27,28 @@ def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
 @torch.inference_mode()
 def validation_losses(
     student: nn.Module, teacher: nn.Module | None, distill: Distill, batches: Iterable[dict[str, Tensor]]
-) -> dict[str, float]:
-    """`lm_loss`, nats a token, and against a teacher `kd_loss`, the recipe's logit loss a token, over packed blocks.
+) -> dict[str, SequenceLosses]:
+    """`lm_loss` in nats, and against a teacher `kd_loss`, the recipe's logit loss, of each packed sequence.
 
     Temperature and mix are those of the recipe; the vocabulary is always whole, so that recipes of any top-k are
     compared by the same distance; if one is padded, over the entries that both models have. The student is left in
     the mode it was in.
     """
-    was_training, apart = student.training, 0.0
+    was_training, apart = student.training, list[Tensor]()
 
     def compare(ids: Tensor, ours: Tensor, labels: Tensor) -> None:
-        nonlocal apart
         if teacher is not None:
             theirs = teacher.to(ids.device)(input_ids=ids, use_cache=False).logits
-            apart += _apart(ours[:, :-1], theirs[:, :-1], labels[:, 1:] != IGNORED, distill).item()
+            apart.append(_apart(ours[:, :-1], theirs[:, :-1], labels[:, 1:] != IGNORED, distill).cpu())
 
-    loss, num_tokens = language_model_loss(student.eval(), batches, compare)
+    found = sequence_losses(student.eval(), batches, compare)
     student.train(was_training)
-    return {"lm_loss": loss} if teacher is None else {"lm_loss": loss, "kd_loss": apart / num_tokens}
+    against = {} if teacher is None else {"kd_loss": SequenceLosses(torch.cat(apart), found.tokens)}
+    return {"lm_loss": found, **against}
 
 
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
-    """Sum of the logit loss over scored tokens, one sequence at a time to hold few logits in float32."""
+    """Logit loss summed over scored tokens, float64 [batch], one sequence at a time to hold few logits in float32."""
     loss, tau = logit_loss_of(distill.logit_loss, distill.mixture), distill.temperature
     shared = min(ours.shape[-1], theirs.shape[-1])
     ours, theirs = ours[..., :shared], theirs[..., :shared]
@@ -55,7 +56,7 @@ def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Te
         loss(our[chosen].float() / tau, their[chosen].float() / tau).double().sum()
         for our, their, chosen in zip(ours, theirs, scored, strict=True)
     ]
-    return torch.stack(sums).sum()
+    return torch.stack(sums)
 
 
 def sizes_of(model: Any) -> dict[str, int]:

@@ -90,7 +90,7 @@ CLAIMS = (
     Claim(BEST, ATTENTION, "appendix A.4: no improvement", tolerance=0.005),
     Claim(BEST, TWO, "appendix A.4: several layers do not improve, or are worse", tolerance=0.005),
     Claim(BEST, SQUARES, "appendix A.4: cosine is the best loss of states"),
-    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", tolerance=0.01, family="Table 18"),
+    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", tolerance=0.01),
 )
 
 TABLE = Table(

@@ -29,7 +29,7 @@ TABLE = Table(
         Claim("L_CLM + L_logits(KLD)", "L_CLM + L_logits(RKLD)", "Table 15"),
         Claim("L_CLM + L_logits(KLD)", "L_CLM + L_logits(Cosine)", "Table 15"),
         Claim("L_logits(KLD)", "L_CLM + L_logits(KLD)", "Table 15"),
-        Claim("L_logits(KLD)", "L_logits(RKLD)", "Table 16: 2.155 against 2.665, another model", family="Table 16"),
+        Claim("L_logits(KLD)", "L_logits(RKLD)", "Table 16: 2.155 against 2.665, another model"),
         Claim("L_logits(KLD)", "L_CLM", "best practice 5: instead of conventional training"),
     ),
     reference_rows={

@@ -56,7 +56,7 @@ TABLE = Table(
     baseline=DEPTH_ONCE,
     claims=(
         Claim(DEPTH_ONCE, DEPTH_IN_TURNS, "Figure 7: curves of accuracy without numbers"),
-        Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers", family="Figure 8"),
+        Claim(AXES_ONCE, AXES_IN_TURNS, "Figure 8: curves of LM loss without numbers"),
     ),
     metrics=("lm_loss", "perplexity", "parameters"),
     base_overrides={"prune.layer_criterion": "influence"},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lit_prune.config.table import LEVEL
 from lit_prune.render import wording
 from lit_prune.render.numbers import number, p_value
 
 if TYPE_CHECKING:
     from lit_prune.report import Report
+    from lit_prune.report.best_row import BestRow
 
 
 def answer_line(report: Report) -> str:
@@ -24,9 +26,14 @@ def answer_line(report: Report) -> str:
     distance = abs(best.margin.difference)
     gap = f", {shown(distance)} {side} {best.runner_up}" if distance > 0 else ""
     if best.decided:
-        test = "in every seed" if best.margin.constant else f"p {p_value(best.margin.p)}, n = {best.margin.n}"
-        return f"{best.row} is best: {name} {value}{gap} ({test})."
+        return f"{best.row} is best: {name} {value}{gap} ({_test(best)})."
     return f"Undecided: {best.row} has the {most} {name}, {value}{gap}; {_doubt(report)}."
+
+
+def _test(best: BestRow) -> str:
+    assert best.margin is not None
+    unit = " sequences" if best.over == "sequences" else ""
+    return f"p {p_value(best.margin.p)}, n = {best.margin.n}{unit}"
 
 
 def _doubt(report: Report) -> str:
@@ -34,10 +41,13 @@ def _doubt(report: Report) -> str:
     best = report.best
     assert best is not None
     assert best.margin is not None
+    if best.margin.identical:
+        return f"{best.runner_up} has the same in every seed"
     if best.margin.n < 2:
         return "one seed cannot tell rows apart"
-    if best.margin.constant and best.margin.difference == 0:
-        return f"{best.runner_up} has the same in every seed"
     if list(best.rivals) == [best.runner_up]:
-        return f"the two cannot be told apart (p {p_value(best.margin.p)}, n = {best.margin.n})"
-    return f"the seeds cannot tell {len(best.rivals)} of {report.summary['compared'].sum() - 1} other rows from it"
+        if best.margin.p < LEVEL:
+            return f"a smaller difference than one of interest ({_test(best)})"
+        return f"the two cannot be told apart ({_test(best)})"
+    others = report.summary["compared"].sum() - 1
+    return f"{len(best.rivals)} of {others} other rows cannot be told apart from it, or differ by too little to matter"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.config.overrides import plain_of
+from lit_prune.config.table import LEVEL, SMALLEST_EFFECT
 from lit_prune.escape import html_text
 from lit_prune.render import wording
 from lit_prune.render.answer import answer_line
@@ -34,6 +35,7 @@ def environment(*folders: Path) -> Environment:
         loader=jinja2.FileSystemLoader([*folders, FOLDER]), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, finalize=html_text,
     )  # fmt: skip
+    found.globals |= {"level": LEVEL, "smallest": SMALLEST_EFFECT}
     found.filters["unbroken"] = unbroken
     return found
 

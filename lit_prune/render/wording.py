@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lit_prune.render import verdict_notes
 from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from lit_prune.config.table import Claim, Table
     from lit_prune.report import Report
 
-VERDICTS = {"holds": ("✓", "green"), "fails": ("✗", "red"), "undecided": ("?", "yellow"), "not run": (NONE, "dim")}
+VERDICTS = {
+    "holds": ("✓", "green"), "fails": ("✗", "red"), "negligible": ("≈", "cyan"), "identical": ("=", "cyan"),
+    "undecided": ("?", "yellow"), "not run": (NONE, "dim"),
+}  # fmt: skip
 LEFT = ("row", "claim", "verdict", "source")
 _TITLES = {
     "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",
@@ -164,16 +168,21 @@ def claims_table(report: Report) -> pd.DataFrame:
     frame["claim"] = [relation(report.table, claim) for claim in report.table.claims]
     frame["difference [95 %]"] = [interval(v) for v in report.verdicts.to_dict("records")]
     frame["p"] = report.verdicts["p"].map(p_value)
-    frame["n"] = report.verdicts["n"].astype(str)
+    frame["n"] = [_count(verdict) for verdict in report.verdicts.to_dict("records")]
     return frame.assign(source=report.verdicts["source"])
 
 
-def interval(verdict: Mapping[str, float]) -> str:
+def interval(verdict: Mapping[str, Any]) -> str:
     """A difference and its interval, or why there is none."""
     difference, low, high = (number(verdict[name], sign="+") for name in ("difference", "low", "high"))
     if low == NONE:
         return f"{difference} [same for every seed]" if verdict["n"] > 1 else difference
     return f"{difference} [{low}, {high}]"
+
+
+def _count(verdict: Mapping[str, Any]) -> str:
+    """How many seeds a test is over; marked where it is over sequences."""
+    return f"{verdict['n']} seq." if verdict["over"] == "sequences" else str(verdict["n"])
 
 
 def notes(report: Report) -> list[str]:
@@ -182,12 +191,7 @@ def notes(report: Report) -> list[str]:
     spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
     if (spreads == 0).any(axis=None):
         found.append("A mean of several seeds without ± is the number each of them gave: seeds change nothing there.")
-    if (report.verdicts["low"].isna() & (report.verdicts["n"] > 1)).any():
-        found.append(
-            "A difference that is the same for every seed has no variance to test: the claim holds or fails in every "
-            "draw, for these students on this validation text, and stays undecided only if the rows are equal."
-        )
-    return found
+    return [*found, *verdict_notes.about(report)]
 
 
 def rank_table(report: Report) -> pd.DataFrame:
@@ -235,7 +239,9 @@ def agreement(report: Report) -> str:
     if math.isnan(found.tau):
         return f"none to compare, as all {found.n} rows have the same value in the paper, or here"
     tau, p, least = number(found.tau, 2, "+"), p_value(found.p), p_value(found.smallest_p)
-    return f"Kendall's tau {tau} over {found.n} rows, p {p} (with {found.n} rows never below {least})"
+    low, high = (number(bound, 2, "+") for bound in (found.low, found.high))
+    over = "" if low == NONE else f", 95 % over seeds [{low}, {high}]"
+    return f"Kendall's tau {tau} over {found.n} rows{over}, p {p} (with {found.n} rows never below {least})"
 
 
 def absent(report: Report) -> str:

@@ -16,9 +16,6 @@ from lit_prune.report.report import (
     histories as histories,
 )
 from lit_prune.report.report import (
-    judge as judge,
-)
-from lit_prune.report.report import (
     judged as judged,
 )
 from lit_prune.report.report import (
@@ -29,4 +26,7 @@ from lit_prune.report.report import (
 )
 from lit_prune.report.report import (
     summarise as summarise,
+)
+from lit_prune.report.verdicts import (
+    judge as judge,
 )

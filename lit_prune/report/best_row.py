@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from lit_prune.config.table import Table
-from lit_prune.report.statistics import Paired, compare, holm
+from lit_prune.config.table import LEVEL, Table
+from lit_prune.report.statistics import Paired, holm
+from lit_prune.report.verdicts import Measured
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class BestRow:
     margin: Paired | None = None
     """Best minus runner-up over the seeds both have; p is corrected for the number of rows by Holm's method."""
     rivals: tuple[str, ...] = ()
-    """Rows that the seeds do not tell apart from the best one, in order of their result."""
+    """Rows that cannot be told apart from the best one, or by too little to matter, in order of their result."""
+    over: str = "seeds"
+    """What `margin` was tested over, as of `Compared`."""
 
     @property
     def decided(self) -> bool:
@@ -29,15 +32,15 @@ class BestRow:
         return self.runner_up is not None and not self.rivals
 
 
-def best_row(table: Table, summary: pd.DataFrame, values: pd.DataFrame) -> BestRow | None:
+def best_row(table: Table, summary: pd.DataFrame, measured: Measured) -> BestRow | None:
     """Return the best of the compared rows; None if none is measured.
 
-    Every other row is tested against the best one: paired t-test over the shared seeds, Holm's method over the rows,
-    p < 0.05. A difference that is the same for every seed and not 0 is decided by its sign, as for a claim.
+    Every other row is tested against the best one as a claim is: paired test (`Measured.compare`), Holm's method over
+    the rows, p < 0.05, and a difference of at least the smallest effect of interest.
 
     Args:
         summary: as of `summarise`.
-        values: the first metric, [seeds, rows].
+        measured: the first metric.
     """
     higher = table.metrics[0] in table.higher_is_better
     means = summary.loc[summary["compared"], "mean"].dropna().sort_values(ascending=not higher, kind="stable")
@@ -46,10 +49,10 @@ def best_row(table: Table, summary: pd.DataFrame, values: pd.DataFrame) -> BestR
     best, *others = map(str, means.index)
     if not others:
         return BestRow(best, float(means[best]))
-    pairs = {row: compare(values, best, row) for row in others}
-    p = holm(pd.Series({row: pair.p for row, pair in pairs.items()}, dtype=float))
-    ahead = {row: pair.difference > 0 if higher else pair.difference < 0 for row, pair in pairs.items()}
-    rivals = tuple(row for row in others if not (ahead[row] and (p[row] < 0.05 or pairs[row].constant)))
-    first = pairs[others[0]]
-    margin = Paired(first.difference, first.low, first.high, float(p[others[0]]), first.n)
-    return BestRow(best, float(means[best]), others[0], margin, rivals)
+    found = {row: measured.compare(best, row) for row in others}
+    p = holm(pd.Series({row: one.pair.p for row, one in found.items()}, dtype=float))
+    ahead = {row: one.pair.difference > 0 if higher else one.pair.difference < 0 for row, one in found.items()}
+    rivals = tuple(row for row in others if not (ahead[row] and p[row] < LEVEL and found[row].matters))
+    first = found[others[0]]
+    margin = replace(first.pair, p=float(p[others[0]]))
+    return BestRow(best, float(means[best]), others[0], margin, rivals, first.over)

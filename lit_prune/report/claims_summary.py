@@ -11,8 +11,8 @@ from scipy import stats
 from lit_prune.config.table import Table
 from lit_prune.registry import table_of, tables
 from lit_prune.report.load import Answer, ledger
+from lit_prune.report.verdicts import SEEDS, VERDICTS
 
-VERDICTS = ("holds", "fails", "undecided", "not run")
 MINITRON, PRACTICE = "Minitron", "In Practice"
 PAPERS = {
     MINITRON: "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)",
@@ -21,7 +21,7 @@ PAPERS = {
 """Short name -> title of the papers whose claims are judged."""
 _COLUMNS = [
     "paper", "table", "profile", "settings", "claim", "metric", "source", "verdict", "difference", "low", "high",
-    "standardized", "p", "n",
+    "standardized", "p", "p_alike", "n", "over",
 ]  # fmt: skip
 
 
@@ -64,15 +64,18 @@ def paper_of(table: Table, source: str) -> str:
 
 
 def standardize(found: pd.DataFrame) -> pd.Series:
-    """Difference over the standard deviation of the differences by seed, which is what its t interval was made of."""
+    """Difference over the standard deviation of the differences by seed, which is what its t interval was made of.
+
+    NaN where the interval is over sequences.
+    """
     numbers = found[["difference", "low", "high", "n"]].astype(float)
     half, n = (numbers["high"] - numbers["low"]) / 2, numbers["n"]
     spread = half * np.sqrt(n) / stats.t.ppf(0.975, (n - 1).where(n > 1))
-    return numbers["difference"] / spread
+    return (numbers["difference"] / spread).where(found["over"] == SEEDS)
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """How many claims hold, fail, are undecided and were not run: a line for each profile and paper, indexed by both.
+    """How many claims have each verdict: a line for each profile and paper, indexed by both.
 
     Of all claims that have a table, and of profiles as they are, nothing set away.
     """
@@ -82,5 +85,5 @@ def standing(found: pd.DataFrame) -> pd.DataFrame:
     index = pd.MultiIndex.from_product([plain["profile"].unique(), papers], names=["profile", "paper"])
     counts = plain.groupby(["profile", "paper", "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(index=index, columns=VERDICTS, fill_value=0)
-    measured = counts[list(VERDICTS[:3])].sum(axis="columns")
+    measured = counts.drop(columns="not run").sum(axis="columns")
     return counts.assign(**{"not run": claims.loc[index.get_level_values("paper")].to_numpy() - measured})

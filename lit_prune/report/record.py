@@ -1,7 +1,7 @@
 """A report as a folder that can be read back without the store it came from. No torch.
 
-results.csv has the cells, curves.csv their training losses, checks.csv the validation losses on the way, and
-record.json the rest and what was asked.
+results.csv has the cells, curves.csv their training losses, checks.csv the validation losses on the way, sequences.csv
+those of each validation sequence where seeds change nothing, and record.json the rest and what was asked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from lit_prune.config.table import Table
 from lit_prune.report import Report, ReportRequest, judged
 from lit_prune.report.layer_scores import Blocks
 from lit_prune.report.results_frame import typed
+from lit_prune.report.sequences import COLUMNS
 
-RECORD = "record.json"
+RECORD, SEQUENCES = "record.json", "sequences.csv"
 _POINTS = 50
 """Lines of curves.csv for each cell; a longer history is averaged over windows."""
 _NOT_CURVES = ("row", "seed", "step", "lr", "tokens_per_second")
@@ -39,6 +40,7 @@ def texts(report: Report) -> dict[str, str]:
         "results.csv": report.tidy.to_csv(index=False),
         "curves.csv": _csv(_thinned(report.histories)),
         "checks.csv": _csv(report.checks),
+        **({} if report.sequences.empty else {SEQUENCES: report.sequences.to_csv(index=False)}),
         RECORD: json.dumps(_plain(report), indent=1) + "\n",
     }
 
@@ -66,9 +68,16 @@ def _read(folder: Path, table: Table) -> Report:
     cells = cells.where(cells.notna(), None)
     return judged(
         asked, typed(asked.table, cells), checks=frames["checks"], histories=frames["curves"],
+        sequences=_sequences(folder),
         blocks=_blocks(plain["blocks"]), commits=frozenset(plain["commits"]), versions=plain["versions"],
         hardware=tuple(plain["hardware"]),
     )  # fmt: skip
+
+
+def _sequences(folder: Path) -> pd.DataFrame:
+    """The losses by sequence; a record has none if seeds change every row, or from before they were kept."""
+    path = folder / SEQUENCES
+    return pd.read_csv(path, dtype={"row": str}) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
 def _asked(plain: dict[str, Any], table: Table) -> ReportRequest:

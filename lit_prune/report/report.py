@@ -5,7 +5,7 @@ Reads results, trains nothing, draws nothing (render/ shows a report). No torch.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,8 +20,10 @@ from lit_prune.pipeline.expand import Entry, with_seed
 from lit_prune.report.best_row import BestRow, best_row
 from lit_prune.report.layer_scores import Blocks, drops_blocks, read_blocks
 from lit_prune.report.results_frame import found_of, read_csv, tidy, typed
-from lit_prune.report.statistics import Agreement, agree, alike, compare, holm, spread
+from lit_prune.report.sequences import read_sequences
+from lit_prune.report.statistics import Agreement, agree_over_seeds, spread
 from lit_prune.report.trajectories import flips, ranks, read_checks
+from lit_prune.report.verdicts import Measured, by_seed, holm_by_family, judge, zero_shot_rows
 from lit_prune.store import Node, Store
 from lit_prune.store.environment import machine
 
@@ -63,6 +65,8 @@ class Report(ReportRequest):
     histories: pd.DataFrame
     checks: pd.DataFrame
     """Validation losses during the retraining: row, seed, step, lm_loss, kd_loss; empty where none were asked for."""
+    sequences: pd.DataFrame
+    """Losses by validation sequence of the rows that seeds do not change, as of `read_sequences`."""
     ranks: pd.DataFrame
     """How far the order of the rows at each check is that of the end."""
     flips: pd.DataFrame
@@ -138,18 +142,22 @@ def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
     done = [node.env for node in nodes]
     return judged(
         asked, cells, histories=histories(trained), checks=read_checks(trained), blocks=blocks,
+        sequences=read_sequences(asked.table, cells, trained),
         commits=frozenset(commit or "unknown" for node in nodes for commit in node.commits), versions=_versions(done),
         hardware=_hardware(done),
     )  # fmt: skip
 
 
-def judged(asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, **known: Any) -> Report:
+def judged(
+    asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, sequences: pd.DataFrame, **known: Any
+) -> Report:
     """A report from its cells and what else is known, with all statistics."""
-    table, summary = asked.table, summarise(asked.table, tidy)
+    table, summary = asked.table, summarise(asked.table, tidy, sequences)
     return Report(
-        **vars(asked), tidy=tidy, checks=checks, summary=summary, verdicts=judge(table, tidy),
-        best=best_row(table, summary, _by_seed(tidy, table.metrics[0])), agreement=rank_agreement(table, tidy),
-        ranks=ranks(checks), flips=flips(table, checks), **known,
+        **vars(asked), tidy=tidy, checks=checks, sequences=sequences, summary=summary,
+        verdicts=judge(table, tidy, sequences),
+        best=best_row(table, summary, Measured.of(tidy, sequences, table.metrics[0])),
+        agreement=rank_agreement(table, tidy), ranks=ranks(checks), flips=flips(table, checks), **known,
     )  # fmt: skip
 
 
@@ -161,28 +169,29 @@ def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
     return [with_seed(asked.cell, asked.table.seed_fields, int(seed)) for seed in seeds]
 
 
-def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
+def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None) -> pd.DataFrame:
     """One line a row, in grid order with references last, indexed by row.
 
     Columns: reference; compared (no reference, and retrained if the baseline is); of the first metric mean, sd, n,
-    interval (half width of the 95 % t interval), delta (to the baseline, over shared seeds) and p (paired t-test, Holm
-    over the retrained rows and over the others); of every other metric the mean, under its name, and "sd METRIC"; the
-    paper's values as "paper METRIC". NaN where seeds are too few; baseline and references have no delta and no p.
+    interval (half width of the 95 % t interval), delta (to the baseline, over shared seeds) and p (paired test of
+    `Measured.compare`, Holm over the retrained rows and over the others); of every other metric the mean, under its
+    name, and "sd METRIC"; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and references
+    have no delta and no p.
     """
     first, *others = table.metrics
     rows = tidy.groupby("row", sort=False)
     summary = rows["reference"].first().to_frame()
-    zero_shot = pd.Series(summary.index.isin(list(_zero_shot(tidy))), summary.index)
+    zero_shot = pd.Series(summary.index.isin(list(zero_shot_rows(tidy))), summary.index)
     # Where --filter leaves the baseline out, the first row stands for it.
     standard = table.baseline if table.baseline in summary.index else summary.index[0]
     summary["compared"] = ~summary["reference"] & (zero_shot == zero_shot[standard])
     summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].agg(spread), rows[first].count()
     summary["interval"] = stats.t.ppf(0.975, summary["n"] - 1) * summary["sd"] / np.sqrt(summary["n"])
-    values, compared = _by_seed(tidy, first), ~summary["reference"] & (summary.index != table.baseline)
-    against = {row: compare(values, row, table.baseline) for row in summary.index[compared]}
+    measured, compared = Measured.of(tidy, sequences, first), ~summary["reference"] & (summary.index != table.baseline)
+    against = {row: measured.compare(row, table.baseline).pair for row in summary.index[compared]}
     summary["delta"] = pd.Series({row: pair.difference for row, pair in against.items()}, dtype=float)
     p = pd.Series({row: pair.p for row, pair in against.items()}, dtype=float)
-    summary["p"] = _holm_by_family(p, list(zero_shot[p.index]))
+    summary["p"] = holm_by_family(p, list(zero_shot[p.index]))
     for metric in others:
         summary[metric], summary[f"sd {metric}"] = rows[metric].mean(), rows[metric].agg(spread)
     for metric in table.metrics:
@@ -190,76 +199,11 @@ def summarise(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
     return summary
 
 
-def judge(table: Table, tidy: pd.DataFrame) -> pd.DataFrame:
-    """One line a claim: claim, metric, source, verdict, difference (better - worse by seed), low, high, p, n.
-
-    It holds if the difference is below 0, or above if more is better, and fails on the other side, with p < 0.05 after
-    Holm's correction; else it is undecided, always with one seed, and not run if no seed was measured for both rows.
-    The correction is over the claims of one `Claim.family`, retrained and zero-shot ones apart. The interval is not
-    corrected. A claim that two rows are alike holds if the difference is within its bounds and fails beyond.
-
-    A difference that is the same in every draw has no variance to test, so p is NaN: it is exact for these students on
-    this validation text, and the claim holds or fails by its sign. It stays undecided if the two rows are equal.
-    """
-    metrics = [table.metric_of(claim) for claim in table.claims]
-    values = {metric: _by_seed(tidy, metric) for metric in metrics}
-    pairs = [
-        compare(values[m], c.better, c.worse)
-        if c.tolerance is None
-        else alike(values[m], c.better, c.worse, c.tolerance)
-        for m, c in zip(metrics, table.claims, strict=True)
-    ]
-    verdicts = pd.DataFrame(map(vars, pairs), columns=["difference", "low", "high", "p", "n"])
-    verdicts.insert(0, "claim", [table.stated(claim) for claim in table.claims])
-    verdicts.insert(1, "metric", metrics)
-    verdicts.insert(2, "source", [claim.source for claim in table.claims])
-    verdicts.insert(3, "verdict", "undecided")
-    zero_shot = _zero_shot(tidy)
-    families = [
-        (claim.family, metric.endswith("_before") or {claim.better, claim.worse} <= zero_shot)
-        for claim, metric in zip(table.claims, metrics, strict=True)
-    ]
-    verdicts["p"] = _holm_by_family(verdicts["p"].astype(float), families)
-    exact = [
-        pair.constant and (pair.difference != 0 or claim.tolerance is not None)
-        for pair, claim in zip(pairs, table.claims, strict=True)
-    ]
-    decided = (verdicts["p"] < 0.05) | pd.Series(exact, dtype=bool)
-    true = [
-        abs(d) <= claim.tolerance
-        if claim.tolerance is not None
-        else d > 0
-        if metric in table.higher_is_better
-        else d < 0
-        for d, claim, metric in zip(verdicts["difference"], table.claims, metrics, strict=True)
-    ]
-    verdicts.loc[decided, "verdict"] = "fails"
-    verdicts.loc[decided & pd.Series(true, dtype=bool), "verdict"] = "holds"
-    verdicts.loc[verdicts["n"] == 0, "verdict"] = "not run"
-    return verdicts
-
-
-def _zero_shot(tidy: pd.DataFrame) -> set[str]:
-    """The rows that are not retrained."""
-    if "tokens" not in tidy:
-        return set()
-    tokens = tidy.groupby("row", sort=False)["tokens"].max()
-    return set(tokens.index[tokens == 0])
-
-
-def _holm_by_family(p: pd.Series, families: Sequence[Hashable]) -> pd.Series:
-    """p values corrected within each family; `families` has that of each value."""
-    corrected = p.copy()
-    for family in set(families):
-        chosen = [other == family for other in families]
-        corrected[chosen] = holm(p[chosen])
-    return corrected
-
-
 def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
     """How far the paper's order of its rows, by the first metric, is ours; NaN with fewer than two rows."""
-    both = summarise(table, tidy)[["mean", f"paper {table.metrics[0]}"]].dropna().to_numpy()
-    return agree(both[:, 0], both[:, 1])
+    first = table.metrics[0]
+    paper = pd.Series({row: values[first] for row, values in table.paper.items() if first in values}, dtype=float)
+    return agree_over_seeds(by_seed(tidy, first), paper)
 
 
 def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
@@ -270,11 +214,6 @@ def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
         return pd.DataFrame(columns=["row", "seed", "step"])
     whole = pd.concat(frames, ignore_index=True)
     return whole[["row", "seed", *whole.columns.drop(["row", "seed"])]]
-
-
-def _by_seed(tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric, [seeds, rows], references left out."""
-    return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=metric)
 
 
 def _trained(tidy: pd.DataFrame, store: Store) -> dict[tuple[str, int], Node]:

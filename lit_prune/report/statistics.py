@@ -3,8 +3,11 @@ against another. No torch."""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +23,21 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Paired:
-    """One minus the other, a 95 % interval and a two-sided p: of rows over the `n` seeds both have, by t (`compare`),
-    or of two checkpoints over `n` documents, by resampling these (`paired_bootstrap`)."""
+    """One minus the other, with a 95 % interval and p-values: of rows over the `n` seeds both have, by t (`compare`),
+    or over `n` sequences or documents of one text, by resampling these (`paired_bootstrap`)."""
 
     difference: float
     low: float
     high: float
     p: float
+    """Two-sided, that there is no difference."""
     n: int
+    p_alike: float = np.nan
+    """That the difference is at least the bound, in either direction (two one-sided tests); low where it is less."""
+    p_beyond: float = np.nan
+    """Two-sided, that the difference is no more than the bound; low where it is more."""
+    identical: bool = False
+    """Whether the two are the same up to rounding, for every seed."""
 
     @property
     def constant(self) -> bool:
@@ -43,40 +53,51 @@ class Agreement:
     tau: float
     p: float
     smallest_p: float
+    low: float = np.nan
+    high: float = np.nan
+    """Of a 95 % interval over the seeds; NaN with fewer than two."""
 
 
-def compare(values: pd.DataFrame, row: str, other: str) -> Paired:
-    """`row` minus `other` in a frame of one metric, [seeds, rows], over the seeds both have.
+def compare(values: pd.DataFrame, row: str, other: str, bound: float = np.nan) -> Paired:
+    """`row` minus `other` in a frame of one metric, [seeds, rows], over the seeds both have: paired t-test.
 
     With fewer than two seeds there is no estimate of the noise: interval and p are NaN. They are NaN too where the
     difference is the same for every seed up to rounding, since a t-test needs variance; see `constant`. A mean that is
-    rounding then is 0.
+    rounding then is 0. `bound` is that of `p_alike` and `p_beyond`.
     """
     pair = values.reindex(columns=[row, other]).dropna().to_numpy(float)
-    difference = pair[:, 0] - pair[:, 1]
-    mean = float(difference.mean()) if len(pair) else np.nan
-    if len(pair) < 2:
-        return Paired(mean, np.nan, np.nan, np.nan, len(pair))
+    difference, n = pair[:, 0] - pair[:, 1], len(pair)
+    if not n:
+        return Paired(np.nan, np.nan, np.nan, np.nan, 0)
     rounding = _ROUNDING * np.abs(pair).max()
-    if np.ptp(difference) <= rounding:
-        return Paired(mean if abs(mean) > rounding else 0.0, np.nan, np.nan, np.nan, len(pair))
-    test = stats.ttest_rel(pair[:, 0], pair[:, 1])
-    low, high = test.confidence_interval()
-    return Paired(mean, float(low), float(high), float(test.pvalue), len(pair))
+    if np.abs(difference).max() <= rounding:
+        return Paired(0.0, np.nan, np.nan, np.nan, n, identical=True)
+    mean = float(difference.mean())
+    if n < 2 or np.ptp(difference) <= rounding:
+        return Paired(mean, np.nan, np.nan, np.nan, n)
+    low, high = stats.ttest_1samp(difference, 0).confidence_interval()
+
+    def one_sided(bound: float, alternative: Literal["less", "greater"]) -> float:
+        return float(stats.ttest_1samp(difference, bound, alternative=alternative).pvalue)
+
+    return Paired(mean, float(low), float(high), *_two_sided(one_sided, n, bound))
 
 
-def alike(values: pd.DataFrame, row: str, other: str, within: float) -> Paired:
-    """As `compare`, with the p of two one-sided paired t-tests: that the difference is less than `within` either way,
-    where its mean is, and else that it is more."""
-    found = compare(values, row, other)
-    if np.isnan(found.p):
-        return found
-    pair = values.reindex(columns=[row, other]).dropna().to_numpy(float)
-    differences = pair[:, 0] - pair[:, 1]
-    less = stats.ttest_1samp(differences, within, alternative="less").pvalue
-    more = stats.ttest_1samp(differences, -within, alternative="greater").pvalue
-    p = max(less, more) if abs(found.difference) <= within else 2 * (1 - max(less, more))
-    return replace(found, p=min(1.0, float(p)))
+def _two_sided(
+    one_sided: Callable[[float, Literal["less", "greater"]], float], n: int, bound: float
+) -> tuple[float, int, float, float]:
+    """Return the fields p, n, p_alike and p_beyond from the p of one-sided tests against a value."""
+    p = min(1.0, 2 * min(one_sided(0, "less"), one_sided(0, "greater")))
+    if np.isnan(bound):
+        return p, n, np.nan, np.nan
+    alike = max(one_sided(bound, "less"), one_sided(-bound, "greater"))
+    beyond = 2 * min(one_sided(bound, "greater"), one_sided(-bound, "less"))
+    return p, n, alike, min(1.0, beyond)
+
+
+def per_token(loss: Floats, tokens: Floats, axis: int) -> Floats:
+    """All loss over all tokens: a ratio of sums."""
+    return np.asarray(loss.sum(axis) / tokens.sum(axis))
 
 
 def bits_per_byte(nll: Floats, num_bytes: Floats, axis: int) -> Floats:
@@ -91,12 +112,14 @@ def paired_bootstrap(
     statistic: Callable[..., Floats] = np.mean,
     num_resamples: int = 9999,
     seed: int = 0,
+    bound: float = np.nan,
 ) -> Paired:
-    """A statistic of one checkpoint minus that of another, over the same documents of a text or a task.
+    """A statistic of one checkpoint minus that of another, over the same documents or sequences of a text or a task.
 
     Both are [documents], or [documents, columns] for a statistic of several columns, which is called with each and an
     `axis`, as `bits_per_byte` is. The interval is that of percentiles, and p twice the share of resamples on the far
-    side of no difference (Efron and Tibshirani, "An Introduction to the Bootstrap", sections 13.3 and 15.4).
+    side of no difference (Efron and Tibshirani, "An Introduction to the Bootstrap", sections 13.3 and 15.4). `bound` is
+    that of `p_alike` and `p_beyond`.
 
     This is about these two checkpoints on further documents like these. It knows nothing of how much another seed of
     the same recipe would differ: that is what `compare` is for. With one document, or where every resample gives the
@@ -124,10 +147,13 @@ def paired_bootstrap(
     drawn = result.bootstrap_distribution
     if np.ptp(drawn) <= _ROUNDING * np.abs(statistic(*pair[0], axis=0)):
         return Paired(found, np.nan, np.nan, np.nan, n)
-    # One more on each side, as resamples can never say that p is 0.
-    tail = (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (num_resamples + 1)
+
+    def one_sided(bound: float, alternative: Literal["less", "greater"]) -> float:
+        contrary = (drawn >= bound) if alternative == "less" else (drawn <= bound)
+        return float(contrary.sum() + 1) / (num_resamples + 1)  # one more, as resamples can never say that p is 0
+
     low, high = result.confidence_interval
-    return Paired(found, float(low), float(high), min(1.0, float(2 * tail)), n)
+    return Paired(found, float(low), float(high), *_two_sided(one_sided, n, bound))
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -149,3 +175,26 @@ def agree(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
         return Agreement(n, np.nan, np.nan, np.nan)
     found, perfect = stats.kendalltau(ours, theirs), stats.kendalltau(range(n), range(n))
     return Agreement(n, float(found.statistic), float(found.pvalue), float(perfect.pvalue))
+
+
+def agree_over_seeds(values: pd.DataFrame, theirs: pd.Series, num_resamples: int = 999, seed: int = 0) -> Agreement:
+    """How far the means of rows over seeds, [seeds, rows], are in the order of `theirs`, by row.
+
+    The interval is of percentiles, over resamples of the seeds that all rows have, which stay together.
+    """
+    rows = [row for row in values if values[row].notna().any() and pd.notna(theirs.get(row))]
+    found, whole = agree(values[rows].mean().to_list(), theirs[rows].to_list()), values[rows].dropna().to_numpy(float)
+    if len(rows) < 2 or len(whole) < 2:
+        return found
+
+    @functools.cache
+    def tau(drawn: tuple[int, ...]) -> float:
+        return float(stats.kendalltau(whole[list(drawn)].mean(0), theirs[rows]).statistic)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of a tau that no seed changes
+        low, high = stats.bootstrap(
+            (np.arange(len(whole)),), lambda drawn: tau(tuple(sorted(drawn))), vectorized=False,
+            n_resamples=num_resamples, method="percentile", rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+    return replace(found, low=float(low), high=float(high))

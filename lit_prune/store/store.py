@@ -29,6 +29,9 @@ from lit_prune.store.failures import failure_of
 
 CHECKS = "checks.csv"
 """Validation losses of a student on its way, in the folder of its cell: step, lm_loss, kd_loss."""
+SEQUENCES = "sequences.parquet"
+"""Losses of a student on each validation sequence, in the folder of its cell: metric, sequence, loss (summed over the
+scored tokens, in nats), tokens."""
 DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
 """Folder of a store that no flag names."""
 # Below this a run would be cut by a full disk, which helps nobody.

@@ -17,6 +17,7 @@ from lit_prune.models import loading
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages import evaluate, prune
+from lit_prune.pipeline.stages.evaluate import Validations
 from lit_prune.store.environment import environment
 from lit_prune.store.store import CHECKS
 
@@ -48,19 +49,21 @@ def _measured(cell: Cell, ctx: Context, student: str | None, spending: Spending)
     model = loading.load_model(student) if student else prune.untrained(cell)
     teacher = ctx.teachers.of(cell, ctx)
     ctx.env["teacher_outputs"] = None if teacher is None else teacher.origin
-    rows = _retrain(cell, ctx, model, teacher, spending)
-    result = evaluate.measure(cell, ctx, model, rows) | evaluate.spent(cell, model.config)
+    validations = _retrain(cell, ctx, model, teacher, spending)
+    result = evaluate.measure(cell, ctx, model, validations) | evaluate.spent(cell, model.config)
     if cell.distill.teacher_optimizer is not None and teacher is not None:
-        result["teacher_lm_loss"], _ = evaluate.lm_loss(cell, ctx, teacher.model)
+        result["teacher_lm_loss"] = evaluate.sequence_losses(cell, ctx, teacher.model).mean
     return result
 
 
-def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, spending: Spending) -> evaluate.Rows:
+def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, spending: Spending) -> Validations:
     """Train the student for the steps of its recipe; return its validations, none if the cell has none."""
     assert ctx.entry is not None
     if not cell.distill.max_steps:
-        model.to(ctx.device)
-        return [evaluate.validation(cell, ctx, teacher)(model, True)] if cell.evaluation.num_validations else []
+        if not cell.evaluation.num_validations:
+            return Validations()
+        found = evaluate.validation(cell, ctx, teacher)(model.to(ctx.device), True)
+        return Validations([{name: loss.mean for name, loss in found.items()}], found, found)
     callbacks: list[L.Callback] = [spending]
     checks = None
     if cell.evaluation.num_validations:
@@ -75,4 +78,6 @@ def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, spen
         )  # fmt: skip
     model.save_pretrained(ctx.folder / "model")
     artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
-    return checks.rows if checks else []
+    if checks is None:
+        return Validations()
+    return Validations(checks.rows, checks.ends.get(0, {}), checks.ends.get(cell.distill.max_steps, {}))

@@ -3,61 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from lit_prune.config import Cell, resolve_precision
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.teacher import Teacher
-from lit_prune.evaluate.perplexity import language_model_loss, num_scored
+from lit_prune.evaluate import perplexity
 from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
+from lit_prune.losses.sequence_losses import SequenceLosses
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.costs import flops_of_token
 from lit_prune.pipeline.stage import Context
 from lit_prune.progress import counted
 from lit_prune.pruning.shapes import teacher_config
+from lit_prune.store.store import SEQUENCES
 
-Rows = list[dict[str, float]]
-"""Validations of a student during its retraining, the last at its end."""
+Losses = Mapping[str, SequenceLosses]
+"""Metric -> losses by validation sequence."""
 
 
-def measure(cell: Cell, ctx: Context, model: Any, rows: Rows) -> dict[str, Any]:
-    """Return what is measured of a retrained student, whose validations so far are `rows`."""
-    if rows and cell.distill.lora is None:  # the last one read the same sequences; before adapters were merged
-        loss = _finite(rows[-1]["lm_loss"])
-        data = validation_data(cell.evaluation, artifacts.tokens(cell, ctx))
-        num_tokens = num_scored(data.predict_dataloader())
-    else:
-        loss, num_tokens = lm_loss(cell, ctx, model)
+@dataclass(frozen=True)
+class Validations:
+    """Validations of a student during its retraining."""
+
+    rows: Sequence[Mapping[str, float]] = ()
+    """Mean losses at each, the last at the end; empty if the cell has none."""
+    before: Losses = field(default_factory=dict)
+    """By sequence, before the retraining."""
+    after: Losses = field(default_factory=dict)
+    """By sequence, after the retraining."""
+
+
+def measure(cell: Cell, ctx: Context, model: Any, validations: Validations) -> dict[str, Any]:
+    """Return what is measured of a retrained student; its losses by validation sequence go to the folder."""
+    # The last validation read the same sequences; before adapters were merged.
+    known = validations.after if cell.distill.lora is None else {}
+    found = known.get("lm_loss") or sequence_losses(cell, ctx, model)
+    losses = {f"{name}_before": loss for name, loss in validations.before.items()}
+    losses |= {**validations.after, "lm_loss": found}
+    loss = found.mean
+    _finite(loss)
     result = {
         "lm_loss": loss,
         "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "num_tokens": num_tokens,
+        "num_tokens": found.num_tokens,
         **sizes_of(model),
     }
     if cell.evaluation.second_corpus is not None:
-        result["second_lm_loss"], _ = lm_loss(artifacts.with_second_text(cell), ctx, model)
+        losses["second_lm_loss"] = sequence_losses(artifacts.with_second_text(cell), ctx, model)
+        result["second_lm_loss"] = losses["second_lm_loss"].mean
+    _write(losses, ctx.folder)
     if cell.evaluation.throughput is not None:
         count = ctx.counter("serving requests", cell.evaluation.throughput.num_repeats, "round")
         result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.throughput, ctx.device, count)
-    return result | _ends(rows)
+    return result | _ends(validations.rows)
 
 
-def lm_loss(cell: Cell, ctx: Context, model: Any) -> tuple[float, int]:
-    """Return nats per token on the validation sequences of a cell, and the tokens scored."""
+def sequence_losses(cell: Cell, ctx: Context, model: Any) -> SequenceLosses:
+    """Return the nats of each validation sequence of a cell."""
     with _precision(cell, ctx):
-        loss, num_tokens = language_model_loss(model.to(ctx.device), _batches(cell, ctx))
-    return _finite(loss), num_tokens
+        found = perplexity.sequence_losses(model.to(ctx.device), _batches(cell, ctx))
+    _finite(found.mean)
+    return found
 
 
-def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[Any, bool], dict[str, float]]:
+def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[Any, bool], Losses]:
     """Return a function that measures a student on the text and, at the ends of its retraining, against the teacher."""
     model = ctx.load(artifacts.teacher(cell, ctx)) if teacher is None else teacher.model
 
-    def losses(student: Any, at_end: bool) -> dict[str, float]:
+    def losses(student: Any, at_end: bool) -> Losses:
         with _precision(cell, ctx):
             return validation_losses(student, model if at_end else None, cell.distill, _batches(cell, ctx))
 
@@ -83,7 +104,16 @@ def _batches(cell: Cell, ctx: Context) -> Iterable[Any]:
     return counted(data.predict_dataloader(), lambda number: count(number * data.batch))
 
 
-def _ends(rows: Rows) -> dict[str, float]:
+def _write(losses: Losses, folder: Path) -> None:
+    """Write the losses of each sequence."""
+    frames = [
+        pd.DataFrame({"metric": name, "sequence": range(len(loss.sums)), "loss": loss.sums, "tokens": loss.tokens})
+        for name, loss in losses.items()
+    ]
+    pd.concat(frames).to_parquet(folder / SEQUENCES, index=False)
+
+
+def _ends(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The losses before and after the retraining, if there were validations."""
     if not rows:
         return {}
@@ -95,7 +125,6 @@ def _ends(rows: Rows) -> dict[str, float]:
     }
 
 
-def _finite(loss: float) -> float:
+def _finite(loss: float) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the validation loss is {loss}")
-    return loss

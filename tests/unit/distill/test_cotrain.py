@@ -168,7 +168,7 @@ def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runn
     assert tiny_runner.ctx.load(artifacts.teacher(asked, tiny_runner.ctx)) is shared
     assert all(torch.equal(value, before[name]) for name, value in shared.state_dict().items())
     alongside, none = (tiny_runner.store.node(entry.cell, "cell").result for entry in entries)
-    teacher_before = evaluate.lm_loss(asked, tiny_runner.ctx, shared)[0]
+    teacher_before = evaluate.sequence_losses(asked, tiny_runner.ctx, shared).mean
     assert alongside["teacher_lm_loss"] < teacher_before
     assert "teacher_lm_loss" not in none
     assert alongside["kd_loss_before"] == none["kd_loss_before"]

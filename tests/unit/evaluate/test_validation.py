@@ -1,5 +1,6 @@
 """Validation losses by hand, and checks on the way of a run: they change nothing and survive an interruption."""
 
+import itertools
 import json
 
 import numpy as np
@@ -53,23 +54,32 @@ def batches():
     return [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
 
 
-def test_the_losses_are_means_over_all_scored_tokens_at_the_recipes_temperature(student, tiny_llama):
+def means(losses):
+    return {name: loss.mean for name, loss in losses.items()}
+
+
+def test_the_losses_are_sums_over_the_scored_tokens_of_a_sequence_at_the_recipes_temperature(student, tiny_llama):
     found = validation_losses(student, tiny_llama, RECIPE, batches())
-    cross_entropy, divergence, count = 0.0, 0.0, 0
+    cross_entropy, divergence, count = ([0.0] * 6, [0.0] * 6, [0] * 6)
     with torch.no_grad():
-        for batch in batches():
+        for number, batch in enumerate(batches()):
             ours, theirs = (model(batch["input_ids"]).logits.double() for model in (student, tiny_llama))
             for row in range(2):
+                sequence = 2 * number + row
                 for place in range(11):
                     label = batch["labels"][row, place + 1]
                     if label != -100:
-                        count += 1
-                        cross_entropy -= F.log_softmax(ours[row, place], -1)[label].item()
+                        count[sequence] += 1
+                        cross_entropy[sequence] -= F.log_softmax(ours[row, place], -1)[label].item()
                         p, q = (F.softmax(x[row, place] / 2, -1) for x in (theirs, ours))
-                        divergence += (p * (p / q).log()).sum().item()
-    assert count == 61
-    assert found == pytest.approx({"lm_loss": cross_entropy / count, "kd_loss": divergence / count}, rel=1e-5)
-    assert validation_losses(student, None, RECIPE, batches()) == {"lm_loss": found["lm_loss"]}
+                        divergence[sequence] += (p * (p / q).log()).sum().item()
+    assert count == [11, 11, 11, 11, 11, 6]
+    assert all(loss.tokens.tolist() == count for loss in found.values())
+    assert found["lm_loss"].sums.tolist() == pytest.approx(cross_entropy, rel=1e-5)
+    assert found["kd_loss"].sums.tolist() == pytest.approx(divergence, rel=1e-5)
+    by_hand = {"lm_loss": sum(cross_entropy) / 61, "kd_loss": sum(divergence) / 61}
+    assert means(found) == pytest.approx(by_hand, rel=1e-5)
+    assert means(validation_losses(student, None, RECIPE, batches())) == {"lm_loss": found["lm_loss"].mean}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -100,28 +110,34 @@ def run(model, teacher, tokens, folder, *, checked, stop_at=None):
 
     checks = [Checks(folder / "checks.csv", check_steps(6, 3), evaluate)] if checked else []
     train(model, teacher, RECIPE, tokens, folder, seed=0, execution=CPU, tell=tell, callbacks=checks)
-    return model
+    return checks[0] if checks else model
 
 
 def test_checks_change_nothing_and_begin_before_the_first_step(tiny_llama, tokens, tmp_path):
     plain = run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "plain", checked=False)
-    checked = run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "checked", checked=True)
+    checked = disturbed(tiny_llama)
+    checks = run(checked, tiny_llama, tokens, tmp_path / "checked", checked=True)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), checked.parameters(), strict=True))
     rows = pd.read_csv(tmp_path / "checked" / "checks.csv")
     assert list(rows["step"]) == [0, 2, 4, 6]
     assert list(rows["kd_loss"].notna()) == [True, False, False, True]
     before, after = disturbed(tiny_llama), checked
     for row, model in ((0, before), (3, after)):
-        expected = validation_losses(model, tiny_llama, RECIPE, batches())
+        expected = means(validation_losses(model, tiny_llama, RECIPE, batches()))
+        assert means(checks.ends[rows.loc[row, "step"]]) == pytest.approx(expected, rel=1e-12)
         assert rows.loc[row, ["lm_loss", "kd_loss"]].to_dict() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_an_interruption_loses_and_repeats_no_check(tiny_llama, tokens, tmp_path, stop):
-    run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "whole", checked=True)
+    uncut = run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "whole", checked=True)
     with pytest.raises(Stop):
         run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "cut", checked=True, stop_at=stop)
-    run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "cut", checked=True)
+    resumed = run(disturbed(tiny_llama), tiny_llama, tokens, tmp_path / "cut", checked=True)
+    assert list(uncut.ends) == list(resumed.ends) == [0, 6]
+    for step, name in itertools.product((0, 6), ("lm_loss", "kd_loss")):
+        assert torch.equal(uncut.ends[step][name].sums, resumed.ends[step][name].sums)
+        assert torch.equal(uncut.ends[step][name].tokens, resumed.ends[step][name].tokens)
     whole, cut = (pd.read_csv(tmp_path / name / "checks.csv") for name in ("whole", "cut"))
     pd.testing.assert_frame_equal(whole, cut, check_exact=True)
 

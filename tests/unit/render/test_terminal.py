@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from drawn import write_sequences
 from rich.console import Console
 
 from lit_prune.config import Cell, Corpus, Profile, Teacher
@@ -42,6 +43,9 @@ FOUND = {
     "whole": ((2.5,), (), (), (), (2.9,), (3_100_000,)),
 }
 
+# Row -> KD loss before, per token, on four sequences.
+SEQUENCES = {"kld": (2.3, 2.5, 2.4, 2.4), "mse": (2.8, 3.1, 2.9, 2.8)}
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
@@ -50,6 +54,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
         measured = zip(METRICS, FOUND[entry.row], strict=True)
         with store.claim(entry.cell, "cell") as node:
             result = {metric: values[entry.seed] for metric, values in measured if values}
+            if entry.row in SEQUENCES:
+                write_sequences(node.folder, SEQUENCES[entry.row], "kd_loss_before")
             node.finish(result, seconds=1.0, commit="abc")
     return assemble(TABLE, "tiny", {}, asked, store)
 
@@ -98,10 +104,26 @@ def test_claims_name_their_metric_and_say_where_seeds_change_nothing(found: Repo
     ]  # fmt: skip
     assert table["verdict"].to_list() == ["undecided", "holds", "undecided"]
     same = table.loc[1]
-    assert (same["difference [95 %]"], same["p"], same["n"]) == ("−0.5000 [same for every seed]", "—", "2")
+    assert (same["difference [95 %]"].partition(" [")[0], same["p"], same["n"]) == ("−0.5000", "<.001", "4 seq.")
     # Twice -0.05 and -0.06: the 95 % t interval of one degree of freedom is 12.706 times their standard error, 0.005.
     assert table.loc[2, "difference [95 %]"] == "−0.0550 [−0.1185, +0.0085]"
-    assert any("no variance to test" in note for note in wording.notes(found))
+    assert [note for note in wording.notes(found) if "seq." in note]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "said"), [((3.10, 3.12), "identical"), ((3.101, 3.12105), "negligible"), ((3.101, 3.121), "undecided")]
+)
+def test_a_verdict_that_is_not_the_usual_is_explained(found: Report, cosine: tuple[float, float], said: str) -> None:
+    cells = found.tidy.copy()
+    cells.loc[cells["row"] == "cosine", "lm_loss"] = cosine
+    table = dataclasses.replace(TABLE, claims=(Claim("kld", "cosine", "Table 1"),))
+    turned = dataclasses.replace(found, table=table, tidy=cells, verdicts=judge(table, cells))
+    assert wording.claims_table(turned)["verdict"].to_list() == [said]
+    explained = {note.partition(":")[0] for note in wording.notes(turned)}
+    assert ("A difference that is the same for every seed is tested over validation sequences. These cells are from "
+            "before their losses by sequence were kept" in explained) == (said == "undecided")  # fmt: skip
+    assert (said in explained) == (said != "undecided")
+    assert said in shown(turned, 100)
 
 
 def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Path) -> None:
@@ -120,7 +142,7 @@ def test_noise_everywhere_needs_no_note(found: Report, tmp_path: Path) -> None:
     asked, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path)
     for entry in asked:
         with store.claim(entry.cell, "cell") as node:
-            noisy = {metric: 3 + entry.seed * len(entry.row) / 10 for metric in METRICS}
+            noisy = {metric: 3 + (0.1 + entry.seed) * len(entry.row) / 10 for metric in METRICS}
             node.finish(noisy | {"parameters": 1000}, seconds=1.0)
     table = Table(**{**vars(TABLE), "claims": (Claim("kld", "cosine", ""),)})
     assert wording.notes(assemble(table, "tiny", {}, asked, store)) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -49,21 +48,38 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     assert (report.best.row, report.best.rivals) == ("b", ("a", "c"))
 
 
-def test_a_difference_without_noise_is_decided_by_its_sign(tmp_path: Path) -> None:
-    report = found(tmp_path / "apart", {"a": [3.0, 3.1], "b": [2.0, 2.1], "c": [4.0, 4.1]})
-    assert report.best is not None
-    assert report.best.decided
-    assert math.isnan(report.best.margin.p if report.best.margin else 0)
-    equal = found(tmp_path / "equal", {"a": [3.0, 3.1], "b": [3.0, 3.1], "c": [4.0, 4.1]})
+def test_rows_that_are_equal_or_nearly_so_are_rivals(tmp_path: Path) -> None:
+    equal = found(tmp_path / "equal", {"a": [3.0, 3.1], "b": [3.0, 3.1], "c": [4.0, 4.11]})
     assert equal.best is not None
     assert (equal.best.row, equal.best.rivals) == ("a", ("b",))
+    # b is 0.005 above a beyond doubt, which is no difference of interest.
+    near = found(tmp_path / "near", {"a": [3.0, 3.1], "b": [3.005, 3.10501], "c": [4.0, 4.11]})
+    assert near.best is not None
+    assert near.best.margin is not None
+    assert near.best.margin.p < 0.01
+    assert (near.best.row, near.best.rivals) == ("a", ("b",))
+
+
+def test_where_seeds_change_nothing_the_sequences_decide(tmp_path: Path) -> None:
+    table = toy(ROWS, metrics=("lm_loss",))
+    losses = {"a": [3.0, 3.2, 3.4, 3.1], "b": [2.0, 2.3, 2.4, 2.1]}
+    measured = {row: [{"lm_loss": sum(values) / 4}] * 2 for row, values in losses.items()}
+    alone, apart = (answered(tmp_path / name, table, measured, sequences=kept) for name, kept in
+                    (("alone", None), ("apart", losses)))  # fmt: skip
+    assert alone.best is not None
+    assert apart.best is not None
+    assert (alone.best.row, alone.best.rivals) == ("b", ("a",))
+    assert (apart.best.row, apart.best.decided, apart.best.over) == ("b", True, "sequences")
+    assert apart.best.margin is not None
+    assert (apart.best.margin.n, apart.best.margin.p) == (4, pytest.approx(2e-4))
+    assert apart.best.margin.difference == pytest.approx(2.2 - 3.175)
 
 
 def test_higher_is_better_where_the_table_says_so(tmp_path: Path) -> None:
-    report = found(tmp_path, {"a": [3.0, 3.1], "b": [2.0, 2.1], "c": [4.0, 4.1]}, higher=("lm_loss",))
+    report = found(tmp_path, {"a": [3.0, 3.1], "b": [2.0, 2.1], "c": [4.0, 4.11]}, higher=("lm_loss",))
     assert report.best is not None
     assert (report.best.row, report.best.runner_up, report.best.decided) == ("c", "a", True)
-    assert "1.0000 above a" in answer_line(report)
+    assert "1.0050 above a" in answer_line(report)
     assert list(report.ranked.index) == ["c", "a", "b", "teacher"]
 
 

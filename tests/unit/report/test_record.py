@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import answered, toy
 from finished import COSINE, MSE, answer, asked, broken, filled, finish, partly
 
 from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError
+from lit_prune.config.table import Claim
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.pipeline.runner import Runner
 from lit_prune.render import files, wording
@@ -47,6 +49,22 @@ def test_what_is_read_is_what_was_written(complete: Store, tmp_path: Path) -> No
     )
     assert command(again) == command(found)
     assert wording.provenance(again) == wording.provenance(found)
+
+
+def test_losses_by_sequence_are_kept_where_seeds_change_nothing(tmp_path: Path) -> None:
+    rows = {name: {"prune.num_hidden_layers": place} for place, name in enumerate("abc", 3)}
+    table = toy(rows, claims=(Claim("a", "b", "Table 1"),))
+    losses = {"a": [3.0, 3.2], "b": [2.0, 2.3], "c": [4.0, 4.1]}
+    measured = {"a": [{"lm_loss": 3.1}] * 2, "b": [{"lm_loss": 2.15}] * 2, "c": [{"lm_loss": 4.05}, {"lm_loss": 4.06}]}
+    found = answered(tmp_path / "store", table, measured, sequences=losses)
+    assert found.sequences.groupby("row")["loss"].apply(list).to_dict() == {"a": [30.0, 32.0], "b": [20.0, 23.0]}
+    folder = written(found, tmp_path / "record")
+    again = record.read(folder, table)
+    pd.testing.assert_frame_equal(again.sequences, found.sequences)
+    pd.testing.assert_frame_equal(again.verdicts, found.verdicts)
+    assert (found.verdicts.loc[0, "verdict"], found.verdicts.loc[0, "over"]) == ("fails", "sequences")
+    (folder / record.SEQUENCES).unlink()
+    assert record.read(folder, table).verdicts["verdict"].to_list() == ["undecided"]
 
 
 def test_the_files_of_a_record_are_the_same_when_it_is_read_and_written_again(complete: Store, tmp_path: Path) -> None:

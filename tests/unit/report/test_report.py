@@ -17,6 +17,8 @@ from lit_prune.config import ConfigError
 from lit_prune.config.table import Claim
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.report import report
+from lit_prune.report.statistics import holm
+from lit_prune.report.verdicts import judge
 from lit_prune.store import Store
 
 
@@ -65,10 +67,10 @@ def test_a_label_that_merges_two_cells_is_refused(tmp_path: Path) -> None:
 
 def test_holm_by_hand() -> None:
     p = pd.Series([0.01, 0.04, math.nan, 0.03], index=list("abcd"))
-    corrected = report.holm(p)
+    corrected = holm(p)
     assert corrected.drop("c").to_dict() == pytest.approx({"a": 0.03, "b": 0.06, "d": 0.06})
     assert math.isnan(corrected["c"])
-    assert list(report.holm(pd.Series([0.6, 0.7]))) == [1.0, 1.0]
+    assert list(holm(pd.Series([0.6, 0.7]))) == [1.0, 1.0]
 
 
 def test_summary_by_hand(complete: Store) -> None:
@@ -107,20 +109,20 @@ def test_differences_are_paired_over_the_seeds_both_rows_have(whole: report.Repo
 
 def test_verdicts(complete: Store) -> None:
     claims = [
-        Claim(KLD, MSE, "holds"),
-        Claim(KLD, RKLD, "fails"),
-        Claim(KLD, COSINE, "undecided"),
-        Claim(KLD, RKLD_ALONE, "the same difference for every seed"),
+        Claim(KLD, MSE, "Table 1: holds"),
+        Claim(KLD, RKLD, "Table 1: fails"),
+        Claim(KLD, COSINE, "Table 1: undecided"),
+        Claim(KLD, RKLD_ALONE, "Table 1: the same difference for every seed"),
     ]
     verdicts = answer(complete, claims=tuple(claims)).verdicts.set_index("source")
-    assert verdicts["verdict"].to_list() == ["holds", "fails", "undecided", "holds"]
-    line, test = verdicts.loc["holds"], stats.ttest_rel(LOSSES[KLD], LOSSES[MSE])
+    assert verdicts["verdict"].to_list() == ["holds", "fails", "undecided", "undecided"]
+    line, test = verdicts.loc["Table 1: holds"], stats.ttest_rel(LOSSES[KLD], LOSSES[MSE])
     assert line["difference"] == pytest.approx(-0.64 / 3)
     assert (line["low"], line["high"]) == pytest.approx(tuple(test.confidence_interval()))
     tested = [stats.ttest_rel(LOSSES[KLD], LOSSES[row]).pvalue for row in (MSE, RKLD, COSINE)]
-    assert verdicts["p"].to_list()[:3] == pytest.approx(report.holm(pd.Series(tested)).to_list())
-    assert verdicts.loc["fails", "difference"] == pytest.approx(0.31 / 3)
-    same = verdicts.loc["the same difference for every seed"]
+    assert verdicts["p"].to_list()[:3] == pytest.approx(holm(pd.Series(tested)).to_list())
+    assert verdicts.loc["Table 1: fails", "difference"] == pytest.approx(0.31 / 3)
+    same = verdicts.loc["Table 1: the same difference for every seed"]
     assert same["difference"] == pytest.approx(-0.05)
     assert same[["low", "high", "p"]].isna().all()
     assert (verdicts["n"] == 3).all()
@@ -148,9 +150,9 @@ def test_a_claim_is_judged_by_its_own_metric(complete: Store) -> None:
     cells = report.tidy(TABLE, asked(), complete)
     cells["perplexity"] = 10 - cells["lm_loss"] ** 2
     cells.loc[cells["row"] == COSINE, "perplexity"] = cells.loc[cells["row"] == KLD, "perplexity"].to_numpy() - 1
-    verdicts = report.judge(dataclasses.replace(TABLE, claims=claims), cells)
+    verdicts = judge(dataclasses.replace(TABLE, claims=claims), cells)
     assert verdicts["metric"].to_list() == ["lm_loss", "perplexity", "perplexity"]
-    assert verdicts["verdict"].to_list() == ["holds", "holds", "holds"]
+    assert verdicts["verdict"].to_list() == ["holds", "holds", "undecided"]
     squares = [[10 - loss**2 for loss in LOSSES[row]] for row in (MSE, KLD)]
     test = stats.ttest_rel(*squares)
     assert verdicts.loc[1, "difference"] == pytest.approx((sum(squares[0]) - sum(squares[1])) / 3)
@@ -172,7 +174,7 @@ def test_correction_can_take_a_verdict_back(complete: Store) -> None:
 
 def test_a_claim_without_its_rows_was_not_run(complete: Store) -> None:
     tidy = answer(complete).tidy
-    verdicts = report.judge(TABLE, tidy[tidy["row"] != KLD]).set_index("claim")["verdict"]
+    verdicts = judge(TABLE, tidy[tidy["row"] != KLD]).set_index("claim")["verdict"]
     about = [KLD in (claim.better, claim.worse) for claim in TABLE.claims]
     assert [verdict == "not run" for verdict in verdicts] == about
 

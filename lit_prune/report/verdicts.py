@@ -1,0 +1,156 @@
+"""Verdicts on the claims of a table: which test fits the noise, how large a difference matters, families of tests.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from lit_prune.config.table import LEVEL, SMALLEST_EFFECT, Claim, Table
+from lit_prune.report.statistics import Paired, compare, holm, paired_bootstrap, per_token
+
+VERDICTS = ("holds", "fails", "negligible", "identical", "undecided", "not run")
+SEEDS, SEQUENCES = "seeds", "sequences"
+"""What the noise of a difference was taken from."""
+_FIELDS = ["difference", "low", "high", "p", "p_alike", "n", "over"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One metric of a table."""
+
+    metric: str
+    values: pd.DataFrame
+    """[seeds, rows], references left out."""
+    sequences: pd.DataFrame
+    """Losses of rows that seeds do not change: columns row, sequence, loss (summed over tokens), tokens."""
+
+    @classmethod
+    def of(cls, tidy: pd.DataFrame, sequences: pd.DataFrame | None, metric: str) -> Measured:
+        """Return a metric of cells, with the lines of `sequences`, as of `read_sequences`, that are about it."""
+        if sequences is None or sequences.empty:
+            return cls(metric, by_seed(tidy, metric), pd.DataFrame(columns=["row", "sequence", "loss", "tokens"]))
+        return cls(metric, by_seed(tidy, metric), sequences[sequences["metric"] == metric])
+
+    def smallest_effect(self, row: str) -> float:
+        """The smallest difference to `row` that is of interest."""
+        if "loss" in self.metric:
+            return SMALLEST_EFFECT
+        return SMALLEST_EFFECT * abs(float(self.values[row].mean())) if row in self.values else np.nan
+
+    def compare(self, row: str, other: str, bound: float = np.nan) -> Compared:
+        """`row` minus `other`: a paired t-test over seeds, and where seeds change nothing a paired bootstrap over
+        validation sequences. `bound` is by default the smallest difference of interest."""
+        bound = self.smallest_effect(other) if np.isnan(bound) else bound
+        found = compare(self.values, row, other, bound)
+        if found.identical or not found.constant:
+            return Compared(SEEDS, found, bound)
+        columns = [self.sequences[self.sequences["row"] == name].set_index("sequence") for name in (row, other)]
+        pair = [frame[["loss", "tokens"]].astype(float) for frame in columns]
+        if any(map(len, pair)) and pair[0].index.equals(pair[1].index):
+            return Compared(SEQUENCES, paired_bootstrap(*pair, statistic=per_token, bound=bound), bound)
+        return Compared(SEEDS, found, bound)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two rows compared."""
+
+    over: str
+    """What `pair.n` counts, and whose noise the test is against: seeds, or validation sequences."""
+    pair: Paired
+    bound: float
+    """The difference from which it is of interest, or that two rows which are alike do not reach."""
+
+    @property
+    def matters(self) -> bool:
+        """Whether the difference is as large as the bound."""
+        return bool(abs(self.pair.difference) >= self.bound)
+
+
+def judge(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line a claim: claim, metric, source, verdict, difference (better - worse), low, high, p, p_alike, n, over.
+
+    It holds if the difference is below 0, or above if more is better, and fails on the other side, with p < 0.05 after
+    Holm's correction and a difference of at least `SMALLEST_EFFECT`. It is negligible if two one-sided tests show the
+    difference to be smaller than that; identical if the two rows give the same in every seed; not run if no seed was
+    measured for both rows; else undecided. A claim that two rows are alike holds if they show its own bounds to be
+    kept, and fails if a test shows them to be exceeded.
+
+    The correction is over the claims of one `Claim.family`, retrained and zero-shot ones apart, and over both kinds of
+    test separately: no difference can be both nothing and at least the bound. The interval is not corrected. `n` counts
+    what the test is over, seeds or sequences, see `Measured.compare`.
+    """
+    metrics = [table.metric_of(claim) for claim in table.claims]
+    measured = {metric: Measured.of(tidy, sequences, metric) for metric in metrics}
+    found = [
+        _tested(claim, measured[metric].compare(claim.better, claim.worse, claim.bound))
+        for claim, metric in zip(table.claims, metrics, strict=True)
+    ]
+    verdicts = pd.DataFrame([{**vars(one.pair), "over": one.over} for one in found], columns=_FIELDS)
+    verdicts.insert(0, "claim", [table.stated(claim) for claim in table.claims])
+    verdicts.insert(1, "metric", metrics)
+    verdicts.insert(2, "source", [claim.source for claim in table.claims])
+    families = _families(table, metrics, zero_shot_rows(tidy))
+    for name in ("p", "p_alike"):
+        verdicts[name] = holm_by_family(verdicts[name].astype(float), families)
+    tests = zip(table.claims, metrics, found, verdicts["p"], verdicts["p_alike"], strict=True)
+    verdicts.insert(3, "verdict", [_verdict(table, *test) for test in tests])
+    return verdicts
+
+
+def _tested(claim: Claim, found: Compared) -> Compared:
+    """The comparison with the p of the hypothesis that the claim is about."""
+    if claim.tolerance is None:
+        return found
+    p = found.pair.p_beyond if found.matters else found.pair.p_alike
+    return replace(found, pair=replace(found.pair, p=p, p_alike=np.nan))
+
+
+def _verdict(table: Table, claim: Claim, metric: str, found: Compared, p: float, p_alike: float) -> str:
+    if found.pair.n == 0:
+        return "not run"
+    if found.pair.identical:
+        return "identical"
+    if claim.tolerance is not None:
+        true = not found.matters
+    elif found.matters:
+        true = (found.pair.difference > 0) == (metric in table.higher_is_better)
+    else:
+        return "negligible" if p_alike < LEVEL else "undecided"
+    return ("holds" if true else "fails") if p < LEVEL else "undecided"
+
+
+def _families(table: Table, metrics: Sequence[str], zero_shot: set[str]) -> list[tuple[str, bool]]:
+    """The family of each claim: where the paper states it, and whether it is about models that are not retrained."""
+    return [
+        (claim.family, metric.endswith("_before") or {claim.better, claim.worse} <= zero_shot)
+        for claim, metric in zip(table.claims, metrics, strict=True)
+    ]
+
+
+def by_seed(tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric, [seeds, rows], references left out."""
+    return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=metric)
+
+
+def zero_shot_rows(tidy: pd.DataFrame) -> set[str]:
+    """The rows that are not retrained."""
+    if "tokens" not in tidy:
+        return set()
+    tokens = tidy.groupby("row", sort=False)["tokens"].max()
+    return set(tokens.index[tokens == 0])
+
+
+def holm_by_family(p: pd.Series, families: Sequence[Hashable]) -> pd.Series:
+    """p-values corrected within each family; `families` has that of each value."""
+    corrected = p.copy()
+    for family in set(families):
+        chosen = [other == family for other in families]
+        corrected[chosen] = holm(p[chosen])
+    return corrected

@@ -1,0 +1,210 @@
+"""Verdicts: what a test over seeds or sequences, a smallest effect and families of tests make of a claim."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lit_prune.config.table import SMALLEST_EFFECT, Claim, Table
+from lit_prune.registry import table_of, tables
+from lit_prune.report import judge, summarise
+from lit_prune.report.statistics import holm
+from lit_prune.report.verdicts import Measured, by_seed
+
+CLOSE = pd.DataFrame({"a": [2.000, 2.010, 1.990, 2.003], "b": [2.001, 2.012, 1.989, 2.002]})
+APART = CLOSE.assign(b=[2.10, 2.12, 2.09, 2.11])
+NOISY = CLOSE.assign(b=[2.2, 1.8, 2.1, 1.9])
+
+
+def toy(*claims: Claim, rows: tuple[str, ...] = ("a", "b"), **fields: object) -> Table:
+    changes = {row: {"distill.temperature": 1.0 + i} for i, row in enumerate(rows)}
+    return Table(
+        name="t", question="", source="", rows=changes, baseline="a", claims=claims,
+        metrics=("lm_loss",), **fields,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def lines(values: pd.DataFrame, zero_shot: tuple[str, ...] = ()) -> pd.DataFrame:
+    tidy = values.melt(ignore_index=False, var_name="row", value_name="lm_loss").rename_axis("seed").reset_index()
+    return tidy.assign(reference=False, tokens=[0.0 if row in zero_shot else 512.0 for row in tidy["row"]])
+
+
+def verdict(claim: Claim, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None, **fields: object) -> dict:
+    (line,) = judge(toy(claim, **fields), tidy, sequences).to_dict("records")
+    return line
+
+
+@pytest.mark.parametrize(("values", "expected"), [(CLOSE, "holds"), (APART, "fails"), (NOISY, "undecided")])
+def test_a_claim_that_two_rows_are_alike_is_judged_by_its_bounds(values, expected):
+    line = verdict(Claim("a", "b", "", tolerance=0.01), lines(values))
+    assert (line["verdict"], line["claim"]) == (expected, "a = b within 0.01")
+    assert math.isnan(line["p_alike"])
+
+
+# The smallest effect of interest
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "expected"),
+    [
+        (0.0101, 0.0001, "holds"),
+        (-0.0101, 0.0001, "fails"),
+        (0.0095, 0.0001, "negligible"),
+        (0.0016, 0.0001, "negligible"),
+        (-0.0016, 0.0001, "negligible"),
+        (0.0, 0.001, "negligible"),
+        (0.0099, 0.001, "undecided"),  # more than 0 beyond doubt, more than 0.01 or not
+        (0.0, 0.1, "undecided"),
+        (0.1, 0.3, "undecided"),
+    ],
+)
+def test_a_claim_needs_a_difference_that_matters(shift, noise, expected):
+    a = pd.Series([2.0, 2.1, 1.9, 2.05])
+    values = pd.DataFrame({"a": a, "b": a + shift + noise * np.array([1.0, -1.0, 0.5, -0.5])})
+    line = verdict(Claim("a", "b", ""), lines(values))
+    assert line["verdict"] == expected
+    if shift == 0.0099 and noise == 0.001:
+        assert line["p"] < 0.001
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.011, "holds"), (1.009, "negligible")])
+def test_of_a_ratio_one_per_cent_matters(factor, expected):
+    b = pd.Series([100.0, 101.0, 99.0, 100.5])
+    values = pd.DataFrame({"a": factor * b + [0.01, -0.01, 0.01, -0.01], "b": b})
+    tidy = lines(values).rename(columns={"lm_loss": "speedup"})
+    table = dataclasses.replace(toy(Claim("a", "b", "")), metrics=("speedup",), higher_is_better=("speedup",))
+    assert judge(table, tidy)["verdict"].to_list() == [expected]
+    measured = Measured("speedup", by_seed(tidy, "speedup"), pd.DataFrame(columns=["row"]))
+    assert measured.smallest_effect("b") == pytest.approx(SMALLEST_EFFECT * 100.125)
+
+
+# Seeds that change nothing
+
+
+def of_sequences(a: list[float], b: list[float], metric: str = "lm_loss") -> pd.DataFrame:
+    """Losses per token of two rows on sequences of ten tokens."""
+    frames = [
+        pd.DataFrame({"row": row, "metric": metric, "sequence": range(len(x)), "loss": 10 * np.array(x), "tokens": 10})
+        for row, x in (("a", a), ("b", b))
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+WAVES = 2 + np.sin(np.arange(32.0))
+SMALL = 0.001 * np.cos(np.arange(32.0))
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "tolerance", "higher", "expected"),
+    [
+        (0.1, 1.0, None, (), "holds"),
+        (-0.1, 1.0, None, (), "fails"),
+        (0.1, 1.0, None, ("lm_loss",), "fails"),
+        (0.005, 1.0, None, (), "negligible"),
+        (0.1, 1000.0, None, (), "undecided"),
+        (0.1, 1.0, 0.2, (), "holds"),
+        (0.1, 1.0, 0.05, (), "fails"),
+    ],
+)
+def test_where_seeds_change_nothing_the_validation_sequences_decide(shift, noise, tolerance, higher, expected):
+    theirs = WAVES + shift + noise * SMALL
+    tidy = lines(pd.DataFrame({"a": [WAVES.mean()] * 5, "b": [theirs.mean()] * 5}))
+    line = verdict(Claim("a", "b", "", tolerance=tolerance), tidy, of_sequences(WAVES, theirs), higher_is_better=higher)
+    assert (line["verdict"], line["over"], line["n"]) == (expected, "sequences", 32)
+    assert line["difference"] == pytest.approx(WAVES.mean() - theirs.mean())
+    errors = (WAVES - theirs).std() / math.sqrt(32)
+    assert (line["low"], line["high"]) == pytest.approx(
+        (line["difference"] - 1.96 * errors, line["difference"] + 1.96 * errors), abs=0.2 * errors
+    )
+
+
+def test_without_losses_by_sequence_nothing_decides():
+    line = verdict(Claim("a", "b", ""), lines(pd.DataFrame({"a": [2.0] * 5, "b": [3.0] * 5})))
+    assert (line["verdict"], line["over"], line["n"], line["difference"]) == ("undecided", "seeds", 5, -1)
+    assert math.isnan(line["p"])
+
+
+def test_where_seeds_change_a_row_they_are_the_noise():
+    line = verdict(Claim("a", "b", ""), lines(APART), of_sequences(WAVES, WAVES + 1))
+    assert (line["over"], line["n"]) == ("seeds", 4)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+@pytest.mark.parametrize(("b", "tolerance"), [(2.0, None), (2.0 + 1e-12, None), (2.0, 0.05)])
+def test_rows_that_are_the_same_in_every_seed_are_identical(b, tolerance, seeds):
+    same = pd.DataFrame({"a": [2.0] * seeds, "b": [b] * seeds})
+    assert verdict(Claim("a", "b", "", tolerance=tolerance), lines(same))["verdict"] == "identical"
+
+
+def test_rows_that_seeds_change_alike_are_identical():
+    assert verdict(Claim("a", "b", ""), lines(CLOSE.assign(b=CLOSE["a"])))["verdict"] == "identical"
+
+
+def test_one_draw_is_no_exact_difference():
+    assert verdict(Claim("a", "b", ""), lines(pd.DataFrame({"a": [2.0], "b": [3.0]})))["verdict"] == "undecided"
+
+
+# Families of tests
+
+
+@pytest.mark.parametrize(
+    ("source", "family"),
+    [
+        ("Table 15", "Table 15"),
+        ("Tables 1 and 10", "Table 1"),
+        ("Table 1 and Figure 6, before retraining", "Table 1"),
+        ("Minitron, Table 10", "Table 10"),
+        ("In Practice, Figure 8: the dashed line", "In Practice, Figure 8"),
+        ("section 2.3: a boost to accuracy", "section 2.3"),
+        ("appendix A.3: K <= 100", "appendix A.3"),
+        ("best practice 5: instead of conventional training", "practice 5"),
+        ("hearsay", "hearsay"),
+    ],
+)
+def test_a_family_is_where_the_paper_states_its_claims(source, family):
+    assert Claim("a", "b", source).family == family
+
+
+@pytest.mark.parametrize("name", tables())
+def test_every_claim_names_its_table_figure_or_section(name):
+    places = [claim.family.removeprefix("In Practice, ").split()[0] for claim in table_of(name).claims]
+    assert set(places) <= {"Table", "Figure", "section", "appendix", "practice"}
+
+
+FOUR = CLOSE.assign(
+    c=[2.02, 2.05, 2.00, 2.03], d=[2.05, 2.01, 2.02, 2.04], a0=[3.00, 3.01, 2.99, 3.02], b0=[3.1, 3.05, 3.09, 3.12]
+)
+"""Rows a to d are retrained, a0 and b0 are not."""
+
+
+def raw(row: str, other: str) -> float:
+    return float(stats.ttest_rel(FOUR[row], FOUR[other]).pvalue)
+
+
+def test_holm_keeps_sources_apart_and_retrained_from_zero_shot_rows():
+    claims = (
+        Claim("a", "c", "Table 1"), Claim("a0", "b0", "Table 1"), Claim("a", "d", "Table 1"),
+        Claim("a", "b", "Table 2"),
+    )  # fmt: skip
+    verdicts = judge(toy(*claims, rows=tuple(FOUR)), lines(FOUR, zero_shot=("a0", "b0")))
+    first = sorted([raw("a", "c"), raw("a", "d")])
+    assert sorted(verdicts.loc[[0, 2], "p"]) == pytest.approx([2 * first[0], max(2 * first[0], first[1])])
+    assert verdicts.loc[[1, 3], "p"].to_list() == pytest.approx([raw("a0", "b0"), raw("a", "b")])
+
+
+def test_holm_over_rows_keeps_retrained_from_zero_shot_rows():
+    summary = summarise(toy(rows=tuple(FOUR)), lines(FOUR, zero_shot=("a0", "b0")))
+    for family in (["b", "c", "d"], ["a0", "b0"]):
+        by_hand = holm(pd.Series({row: raw(row, "a") for row in family}))
+        assert summary.loc[family, "p"].to_list() == pytest.approx(by_hand.to_list())
+
+
+def test_a_metric_before_retraining_is_zero_shot():
+    claims = (Claim("a", "c", ""), Claim("a", "c", "", metric="lm_loss_before"))
+    table = dataclasses.replace(toy(rows=tuple(FOUR)), metrics=("lm_loss", "lm_loss_before"), claims=claims)
+    tidy = lines(FOUR)
+    verdicts = judge(table, tidy.assign(lm_loss_before=tidy["lm_loss"]))
+    assert verdicts["p"].to_list() == pytest.approx([raw("a", "c")] * 2)
