@@ -6,24 +6,19 @@ falls depends on the speed of the machine.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
 import shutil
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from forked import finish, start
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_prune.cli.table import main
-from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.store import Node
 
 pytestmark = pytest.mark.slow
@@ -51,35 +46,6 @@ def words(texts, tiny_tokenizer, tmp_path_factory) -> list[str]:
     sets = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
     rows = ["--filter", "logit_loss=kld", "--filter", "logit_loss=mse", "--seeds", "1"]
     return [*sets, *rows, "--wandb", "disabled", "--checkpoint-seconds", "0", "--accelerator", "cpu"]
-
-
-def start(words: list[str], store: Path, log: Path, prepare: Callable[[], Any] = lambda: None) -> Any:
-    """Run the command in a forked process, with its output in `log`."""
-
-    def run() -> None:
-        with log.open("w") as output:
-            for number in (1, 2):
-                os.dup2(output.fileno(), number)
-            sys.stdout = sys.stderr = output
-            code = 70
-            try:
-                prepare()
-                code = main(TABLE, [*words, "--store", str(store)])
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            output.flush()
-        os._exit(code)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-def finish(process: Any) -> int:
-    process.join(300)
-    return process.exitcode
 
 
 def outcome(store: Path) -> dict[str, Any]:
