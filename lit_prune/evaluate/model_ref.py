@@ -211,8 +211,6 @@ def tokenizer_of(subject: ModelRef, folder: str) -> Any:
         return loading.load_tokenizer(folder)
     if loading.local_folder(subject.tokenizer) is None:
         place = loading.locate(subject.tokenizer, subject.about.get("tokenizer"), weights=False, field=TOKENIZER_FLAG)
-        if place.pending:
-            place = loading.locate(subject.tokenizer, field=TOKENIZER_FLAG)
         return loading.load_tokenizer(place)
     tokenizer = loading.load_tokenizer(Place(subject.tokenizer, field=TOKENIZER_FLAG))
     if _tokenizer_about(subject.tokenizer) != {"tokenizer": subject.about["tokenizer"]}:

@@ -101,6 +101,8 @@ class EvaluationRunner:
             if isinstance(one.question, Text):
                 one.question.window_for(one.positions, one.subject.label)
         with self._progress(0) as self._bar:
+            models = [(one.subject.model, FLAG) for one in asked]
+            loading.prepare([*models, *((one.subject.tokenizer, TOKENIZER_FLAG) for one in asked)], self._bar)
             for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
                 builtin.prepare(text.source, self._bar.count)
                 text.check()

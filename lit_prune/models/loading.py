@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lit_prune.models.files import (
 from lit_prune.models.gguf_header import hf_config
 from lit_prune.models.positions import check_longrope
 from lit_prune.models.sources import SHIPPED, known_names, source_of
+from lit_prune.progress import Progress
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 """Files of which a folder with a tokenizer has at least one."""
@@ -113,6 +114,21 @@ def pin_student(student: PruneMethod) -> PruneMethod:
     if student.init_from is None:
         return student
     return dataclasses.replace(student, fingerprint=fingerprint(student.init_from, "prune.init_from"))
+
+
+def prepare(models: Iterable[tuple[str, str]], progress: Progress) -> bool:
+    """Fetch and convert those of the models that are still to be; return whether there were any.
+
+    `models` are names of models, each with the field that errors about it name.
+
+    Raises:
+        ConfigError: one cannot be fetched or converted.
+    """
+    sources = [source_of(model, field) for model, field in dict.fromkeys(models)]
+    missing = [source for source in sources if source is not None and not source.ready]
+    for source in missing:
+        source.prepare(progress)
+    return bool(missing)
 
 
 def load_config(location: str) -> Any:

@@ -19,14 +19,7 @@ def prepare_models(cells: Iterable[Cell], progress: Progress) -> bool:
     Raises:
         ConfigError: one cannot be fetched or converted; the message names the field.
     """
-    every = _with_sources(cells)
-    fields = [("teacher.model", one.teacher.model) for one in every]
-    fields += [("prune.init_from", one.prune.init_from) for one in every]
-    sources = [loading.source_of(model, field) for field, model in dict.fromkeys(fields) if model is not None]
-    missing = [source for source in sources if source is not None and not source.ready]
-    for source in missing:
-        source.prepare(progress)
-    return bool(missing)
+    return loading.prepare(((model, field) for model, _, field in _models(cells)), progress)
 
 
 def check_weights(cells: Iterable[Cell]) -> None:
@@ -35,12 +28,17 @@ def check_weights(cells: Iterable[Cell]) -> None:
     Raises:
         ConfigError: as `models.checkpoint.check_checkpoint`; the message names the field.
     """
+    for model, fingerprint, field in _models(cells):
+        loading.check_given(model, fingerprint, field)
+
+
+def _models(cells: Iterable[Cell]) -> list[tuple[str, str | None, str]]:
+    """The models that cells or their sources name, each with its fingerprint and the field that names it."""
     every = _with_sources(cells)
     teachers = [(one.teacher.model, one.teacher.fingerprint, "teacher.model") for one in every]
     students = [(one.prune.init_from, one.prune.fingerprint, "prune.init_from") for one in every]
-    named = [(model, fingerprint, field) for model, fingerprint, field in teachers + students if model is not None]
-    for model, fingerprint, field in dict.fromkeys(named):
-        loading.check_given(model, fingerprint, field)
+    unique = dict.fromkeys(teachers + students)
+    return [(model, fingerprint, field) for model, fingerprint, field in unique if model is not None]
 
 
 def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
