@@ -123,6 +123,24 @@ def test_the_tokenizer_goes_there_and_back(tmp_path, tiny_tokenizer, texts):
     assert json.loads((Path(place) / "generation_config.json").read_text())["eos_token_id"] == 0
 
 
+def test_a_tokenizer_of_sentencepiece_goes_there_and_back(tmp_path, shared):
+    original = str(shared / "models/stories260K-hf")
+    model, tokenizer = loading.load_model(original), loading.load_tokenizer(original)
+    place = loading.locate(str(write_gguf(tmp_path / "x.gguf", model, tokenizer, pre="sentencepiece")))
+    found = loading.load_tokenizer(place)
+    stories = json.loads((shared / "data/tinystories/tinystories_1000.json").read_text())[:50]
+    texts = [story["text"] if isinstance(story, dict) else story for story in stories]
+    texts = [" ".join(text.split(" ")).strip() for text in texts if "  " not in text]
+    assert len(texts) > 20
+    assert found(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+    assert [found.decode(ids, skip_special_tokens=True) for ids in found(texts)["input_ids"]] == texts
+    assert loading.locate(str(tmp_path / "x.gguf")).pending is None
+    assert expects_bos(Path(place))
+    ids = torch.tensor([found(texts[0])["input_ids"][:100]])
+    with torch.no_grad():
+        assert torch.equal(loading.load_model(place)(ids).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_texts_are_split_as_the_file_says(pre, tmp_path, tiny_tokenizer):
     header = read_header(str(write_gguf(tmp_path / "x.gguf", model_of(), tiny_tokenizer, pre=pre)))
