@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from filelock import FileLock
+
 from lit_prune.config import ConfigError
 from lit_prune.store.atomic import atomic_path, write_json
-from lit_prune.store.cache import cache_folder, writing
+from lit_prune.store.cache import home
 
 PACKAGES = (
     "datasets", "huggingface-hub", "lightning", "matplotlib", "mpmath", "networkx", "numpy", "pandas", "scipy", "sympy",
@@ -116,11 +118,16 @@ def prepare(tell: Tell = lambda done, total: None) -> Path:
     """
     installed = versions()
     fingerprint = hashlib.sha256(identity(installed)).hexdigest()
-    folder = cache_folder() / f"docstrings-{fingerprint[:12]}"
-    if not _is_whole(folder):
-        with writing(folder):
+    folder = home() / "texts" / fingerprint
+    if _is_whole(folder):
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
             if not _is_whole(folder):  # another process may have written it meanwhile
                 _write(folder, installed, KNOWN_TEXTS.get(fingerprint), tell)
+    except OSError as error:
+        raise ConfigError(f"LIT_PRUNE_HOME: {folder} cannot be written ({error.strerror or error})") from None
     return folder
 
 

@@ -10,7 +10,6 @@ import abc
 import functools
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,18 +25,12 @@ from lit_prune.models.gguf_header import GgufHeader, read_header
 from lit_prune.models.named_teachers import NamedTeacher, teachers
 from lit_prune.progress import Progress, Silent
 from lit_prune.store.atomic import sync, write_json
+from lit_prune.store.cache import home
 
 CONVERSION = 1
 """Version of the conversion, raised by hand when it makes another model of the same file; enters the fingerprint."""
 SHIPPED = Path(__file__).parent.parent / "teachers"
 """Folder of the teachers that ship with the package."""
-
-
-def home() -> Path:
-    """The folder of the cache: $LIT_PRUNE_HOME, else lit_prune in the user's cache folder."""
-    if given := os.environ.get("LIT_PRUNE_HOME"):
-        return expand(given)
-    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit_prune"
 
 
 def folder_of(fingerprint: str) -> Path:

@@ -235,7 +235,7 @@ def no_cache(site: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "field"), [(absent, "corpus.path"), (in_place, "corpus.path"), (incomplete, "corpus.path"),
-                          (no_cache, "LIT_PRUNE_CACHE")],
+                          (no_cache, "LIT_PRUNE_HOME")],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line(packages: Path, damage, field: str) -> None:
     damage(packages)
@@ -287,7 +287,7 @@ def test_the_text_of_the_pinned_versions_is_known() -> None:
 def test_the_text_of_the_installed_packages_is_the_known_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if docstrings.versions() != _pinned():
         pytest.skip("other versions than those of constraints.txt are installed")
-    monkeypatch.setenv("LIT_PRUNE_CACHE", str(tmp_path))
+    monkeypatch.setenv("LIT_PRUNE_HOME", str(tmp_path))
     found = docstrings.contents()  # refused if it is another
     assert found.num_not_parsed == found.num_not_utf8 == 0
     assert 30e6 < found.num_bytes < 33e6
