@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refuses
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError, Corpus, Pretraining, Teacher
+from lit_prune.config import Corpus, Pretraining, Teacher
 from lit_prune.config.overrides import override
 from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
 from lit_prune.models import loading
@@ -71,9 +72,9 @@ def test_a_tokenizer_without_one_is_refused(tmp_path: Path, tiny_tokenizer) -> N
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token=tiny_tokenizer.eos_token
     )
-    with pytest.raises(ConfigError, match=r"^corpus.bos: must be null, got true"):
+    with refuses("corpus.bos", "true"):
         write_tokens(Corpus(path=str(tmp_path / "a.jsonl"), bos=True), tokenizer, tmp_path / "tokens")
-    with pytest.raises(ConfigError, match=r"^teacher.pretraining.corpus.bos: must be null"):
+    with refuses("teacher.pretraining.corpus.bos"):
         loading.pin(Teacher(model=None, pretraining=Pretraining(corpus=Corpus(bos=True))))
 
 
@@ -114,6 +115,5 @@ def test_what_the_files_say_is_what_transformers_does(tmp_path: Path, shared: Pa
 
 def test_a_broken_tokenizer_is_one_line(beginning: Any) -> None:
     (Path(beginning.teacher.model) / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"^teacher.model: .*tokenizer.json cannot be read") as caught:
+    with refuses("teacher.model", "tokenizer.json"):
         Resolver().pin(beginning)
-    assert "\n" not in str(caught.value)

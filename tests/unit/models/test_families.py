@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import CASES, HEAD_DIM, MHA, SIZES, config_of, logits, model_of, reloaded
+from refusals import refuses
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -144,7 +145,7 @@ def test_states_are_read_after_the_norm_that_follows_or_as_they_are(name):
 
 @pytest.mark.parametrize("config", [MixtralConfig(), Qwen3MoeConfig()])
 def test_a_mixture_of_experts_is_refused(config):
-    with pytest.raises(ConfigError, match=rf"a mixture of experts \(family '{config.model_type}'\) is not supported"):
+    with refuses("teacher.model", "experts", config.model_type):
         anatomy_of(config)
 
 
@@ -154,30 +155,30 @@ ADVICE = "a line in lit_prune/models/families.py"
 def refused(config):
     with pytest.raises(ConfigError) as raised:
         anatomy_of(config)
-    message = str(raised.value)
-    assert message.startswith("teacher.model: ")
-    assert "\n" not in message
-    assert ", ".join(FAMILIES) in message
-    return message
+    assert raised.value.field == "teacher.model"
+    assert "\n" not in str(raised.value)
+    assert all(family in raised.value.problem for family in FAMILIES)
+    return raised.value.problem
 
 
 def test_other_models_are_refused_with_what_is_supported():
-    assert "family 'bert' is not supported" in refused(BertConfig())
-    assert "an encoder-decoder" in refused(T5Config())
-    assert "a multimodal model (family 'gemma3')" in refused(Gemma3Config())
+    assert "'bert'" in refused(BertConfig())
+    assert "encoder-decoder" in refused(T5Config())
+    assert all(word in refused(Gemma3Config()) for word in ("multimodal", "'gemma3'"))
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "bamba", "falcon_h1", "recurrent_gemma"])
 def test_models_with_convolutions_are_named_so_and_get_no_advice(family):
     message = refused(AutoConfig.for_model(family))
-    assert f"a model with convolutions (family '{family}')" in message
+    assert all(word in message for word in ("convolutions", f"'{family}'"))
     assert ADVICE not in message
 
 
 @pytest.mark.parametrize("family", ["gemma4_text", "bert", "rwkv", "falcon", "glm", "gpt_neo"])
 def test_a_dense_model_that_is_not_built_like_llama_gets_no_advice_and_no_wrong_kind(family):
     message = refused(AutoConfig.for_model(family))
-    assert f"teacher.model: family '{family}' is not supported" in message
+    assert f"'{family}'" in message
+    assert not any(kind in message for kind in ("convolutions", "multimodal", "encoder", "experts"))
     assert ADVICE not in message
 
 
@@ -187,19 +188,19 @@ def test_a_model_that_is_built_like_llama_is_refused_with_how_to_add_it(family):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "setting"),
     [
-        (OPTConfig(word_embed_proj_dim=512), "opt with word_embed_proj_dim=512 is not supported, only 768"),
-        (OPTConfig(do_layer_norm_before=False), "opt with do_layer_norm_before=False is not supported, only True"),
-        (GPT2Config(scale_attn_by_inverse_layer_idx=True), "gpt2 with scale_attn_by_inverse_layer_idx=True"),
-        (GPT2Config(add_cross_attention=True), "gpt2 with add_cross_attention=True"),
-        (PhiConfig(qk_layernorm=True), "phi with qk_layernorm=True"),
-        (StableLmConfig(qk_layernorm=True), "stablelm with qk_layernorm=True"),
-        (StableLmConfig(use_parallel_residual=True), "stablelm with use_parallel_residual=True"),
+        (OPTConfig(word_embed_proj_dim=512), "word_embed_proj_dim=512"),
+        (OPTConfig(do_layer_norm_before=False), "do_layer_norm_before=False"),
+        (GPT2Config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
+        (GPT2Config(add_cross_attention=True), "add_cross_attention=True"),
+        (PhiConfig(qk_layernorm=True), "qk_layernorm=True"),
+        (StableLmConfig(qk_layernorm=True), "qk_layernorm=True"),
+        (StableLmConfig(use_parallel_residual=True), "use_parallel_residual=True"),
     ],
 )
-def test_a_variant_that_is_built_in_another_way_is_refused(config, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_variant_that_is_built_in_another_way_is_refused(config, setting):
+    with refuses("teacher.model", config.model_type, setting):
         anatomy_of(config)
 
 
@@ -218,7 +219,7 @@ def test_a_family_built_like_llama_is_one_line(monkeypatch, tmp_path):
 
 
 def test_a_parameter_that_is_not_described_is_named():
-    with pytest.raises(ConfigError, match=r"parameter model.layers.0.mixer.conv is not described"):
+    with refuses("teacher.model", "model.layers.0.mixer.conv"):
         FAMILIES["llama"].axes_of("model.layers.0.mixer.conv")
 
 

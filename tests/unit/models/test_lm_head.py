@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from families import CASES, config_of, logits, model_of, token_ids
+from refusals import refuses
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from lit_prune.config import ConfigError
 from lit_prune.models.lm_head import head_of, last_states
 from lit_prune.models.model_family import anatomy_of
 
@@ -86,7 +86,7 @@ def test_a_head_in_the_dtype_of_its_products_is_not_copied():
 
 def test_an_unknown_family_is_refused_rather_than_given_a_head_that_may_lack_a_step():
     tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    with pytest.raises(ConfigError, match="family 'bert'"):
+    with refuses("teacher.model", "'bert'"):
         head_of(BertModel(tiny))
 
 

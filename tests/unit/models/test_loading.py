@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
+from refusals import refuses
 from transformers import LlamaForCausalLM
 
 from lit_prune.cli.pretrain import WORTH
-from lit_prune.config import Cell, ConfigError, Corpus, Teacher
+from lit_prune.config import Cell, Corpus, Teacher
 from lit_prune.evaluate.teacher_quality import recipe_of, worth
 from lit_prune.models import loading
 from lit_prune.models.files import CARD
@@ -63,12 +64,12 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tiny_llama, tiny_t
 
 @pytest.mark.parametrize(("model", "pretraining"), [(None, None), ("a", recipe_of(FOLDER))])
 def test_a_teacher_is_given_or_trained(model, pretraining):
-    with pytest.raises(ConfigError, match="give either model or pretraining"):
+    with refuses("teacher", "model", "pretraining"):
         loading.pin(Teacher(model=model, pretraining=pretraining))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
+    with refuses("teacher.model", tmp_path, "config.json"):
         loading.fingerprint(str(tmp_path))
 
 
@@ -76,5 +77,5 @@ def test_a_recipe_that_is_no_llama_is_refused_before_anything_is_read():
     from lit_prune.config import Pretraining
     from lit_prune.models.llama import config_of
 
-    with pytest.raises(ConfigError, match="no shape of a Llama"):
+    with refuses("pretraining", 50, 6):
         config_of(Pretraining(hidden_size=50, num_attention_heads=6, corpus=Corpus()))

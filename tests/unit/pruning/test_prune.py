@@ -5,8 +5,9 @@ from dataclasses import replace
 import measured
 import pytest
 import torch
+from refusals import refuses
 
-from lit_prune.config import ConfigError, Prune
+from lit_prune.config import Prune
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import prune, surgery
 from lit_prune.pruning.plan import PrunePlan
@@ -139,46 +140,41 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("asked", "field", "values"),
     [
-        ({"width_criterion": "influence"}, "'influence' does not score axis .*; those that do: activation"),
-        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "'activation' does not score axis block"),
+        ({"width_criterion": "influence"}, "", ("influence", "activation")),
+        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "", ("activation", "block")),
         (
             {"num_hidden_layers": 2, "layer_selection": "contiguous", "layer_criterion": "magnitude"},
-            "does not score axis span",
+            "",
+            ("magnitude", "span"),
         ),
-        ({"drop_layers": (3,)}, "prune.drop_layers: there is no block 3; there are 0 to 2"),
-        ({"drop_layers": (1, 1)}, "prune.drop_layers: each block may come once"),
-        ({"drop_layers": (0, 1, 2)}, "prune.drop_layers: .* one must stay"),
-        ({"drop_layers": (1,), "num_hidden_layers": 2}, "prune.drop_layers: .* leave prune.num_hidden_layers null"),
-        ({"num_hidden_layers": 0}, "prune.num_hidden_layers: 0 asked for"),
-        ({"num_iterations": 2, "drop_layers": (1,)}, "prune.num_iterations: "),
-        ({"num_iterations": 2, "width_allocation": "global"}, "prune.num_iterations: "),
-        ({"num_iterations": 3, **WHOLE}, "prune.num_iterations: 3 rounds are more than there are sizes"),
-        ({"hidden_size": "auto"}, "prune.num_parameters: give it together with sizes that are auto"),
-        ({"num_parameters": 0.5}, "prune.num_parameters: give it together with sizes that are auto"),
-        ({"num_hidden_layers": "auto", "num_parameters": 0.01, **WHOLE}, "prune.num_parameters: .* there can be"),
-        ({"num_key_value_heads": 1, "num_attention_heads": None, "head_merging": "paper"}, "prune.head_merging: "),
-        ({"num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
+        ({"drop_layers": (3,)}, "prune.drop_layers", (3, "0 to 2")),
+        ({"drop_layers": (1, 1)}, "prune.drop_layers", ()),
+        ({"drop_layers": (0, 1, 2)}, "prune.drop_layers", ()),
+        ({"drop_layers": (1,), "num_hidden_layers": 2}, "prune.drop_layers", ("prune.num_hidden_layers",)),
+        ({"num_hidden_layers": 0}, "prune.num_hidden_layers", (0,)),
+        ({"num_iterations": 2, "drop_layers": (1,)}, "prune.num_iterations", ()),
+        ({"num_iterations": 2, "width_allocation": "global"}, "prune.num_iterations", ()),
+        ({"num_iterations": 3, **WHOLE}, "prune.num_iterations", (3,)),
+        ({"hidden_size": "auto"}, "prune.num_parameters", ("auto",)),
+        ({"num_parameters": 0.5}, "prune.num_parameters", ("auto",)),
         (
-            {"num_key_value_heads": 1, "num_attention_heads": 3},
-            "prune.num_attention_heads: 3 asked for, 1 of its KV groups have 2",
+            {"num_hidden_layers": "auto", "num_parameters": 0.01, **WHOLE},
+            "prune.num_parameters",
+            ("num_hidden_layers",),
         ),
-        ({"num_iterations": 10**9}, "prune.num_iterations: 1000000000 rounds are more than"),
-        (
-            {"init": "random", "width_allocation": "global"},
-            "prune.width_allocation: has no effect where prune.init is given",
-        ),
-        (
-            {"plan_path": "nowhere.json", "drop_layers": (1,)},
-            "prune.drop_layers: has no effect where prune.plan_path is given",
-        ),
+        ({"num_key_value_heads": 1, "num_attention_heads": None, "head_merging": "paper"}, "prune.head_merging", ()),
+        ({"num_key_value_heads": "auto"}, "prune.num_key_value_heads", ()),
+        ({"num_key_value_heads": 1, "num_attention_heads": 3}, "prune.num_attention_heads", (3, 1, 2)),
+        ({"num_iterations": 10**9}, "prune.num_iterations", (10**9,)),
+        ({"init": "random", "width_allocation": "global"}, "prune.width_allocation", ("prune.init",)),
+        ({"plan_path": "nowhere.json", "drop_layers": (1,)}, "prune.drop_layers", ("prune.plan_path",)),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, field, values):
+    with refuses(field, *values):
         prune.check(Prune(**asked), tiny_llama.config)
-    assert "\n" not in str(caught.value)
 
 
 def test_blocks_with_as_many_heads_in_other_groups_can_be_cut(tiny_llama):
@@ -201,8 +197,8 @@ def test_a_file_that_is_no_plan_is_refused(tiny_llama, tmp_path):
     assert good not in (floats, unknown)
     for text in ("", "{}", '{"original": 3}', "[" * 100_000, floats, unknown):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=r"plan: .* is not one"):
+        with refuses("plan", path):
             prune.check(Prune(plan_path=str(path)), tiny_llama.config)
     PrunePlan.everything(ModelShape(9, 9, 9, 9, 9)).save(path)
-    with pytest.raises(ConfigError, match="plan: it is for"):
+    with refuses("plan", ModelShape(9, 9, 9, 9, 9)):
         prune.check(Prune(plan_path=str(path)), tiny_llama.config)
