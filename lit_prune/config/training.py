@@ -103,6 +103,9 @@ class Lora:
 class Distill:
     """L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is (Minitron, section 3)."""
 
+    imitate: Literal["teacher", "parent"] = later("teacher", noop="teacher")
+    """The model whose outputs the student learns: the teacher of the cell, or the parent's student that it was cut
+    from."""
     logit_loss: str = "kld"
     """Loss between the vocabularies' distributions of teacher and student."""
     temperature: Positive = 1.0

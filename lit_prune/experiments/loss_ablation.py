@@ -30,7 +30,7 @@ TABLE = Table(
         Claim("L_CLM + L_logits(KLD)", "L_CLM + L_logits(Cosine)", "Table 15"),
         Claim("L_logits(KLD)", "L_CLM + L_logits(KLD)", "Table 15"),
         Claim("L_logits(KLD)", "L_logits(RKLD)", "Table 16: 2.155 against 2.665, another model"),
-        Claim("L_logits(KLD)", "L_CLM", "best practice 5: instead of conventional training"),
+        Claim("L_logits(KLD)", "L_CLM", "In Practice, Figure 6; Minitron, best practice 5"),
     ),
     reference_rows={
         "pruned, not retrained": {"distill.max_steps": 0},

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.cli.table import main
-from lit_prune.config import ConfigError, Profile, Prune, sizes_of
+from lit_prune.config import Cell, ConfigError, Profile, Prune, sizes_of
 from lit_prune.config.table import Changes, Claim, Table
 
 SCRATCH: Changes = {"parent": None, "prune.init": "random"}
@@ -13,7 +13,8 @@ RANDOM: Changes = {"parent": None, "prune.width_criterion": "random", "prune.lay
 PRUNED: Changes = {"parent": None}
 MIDDLE = 2 / 3
 """Share of the channels and neurons of the middle model, 8B of 15B; it has all heads."""
-CHAINED = "chained + KD"
+CHAINED, BY_MIDDLE = "chained + KD", "chained + KD from the middle model"
+TWICE, EQUAL_FLOPS = "pruned + KD, 2 x", "pruned + CE, equal FLOPs"
 CE: Changes = {"distill.ce_weight": 1.0, "distill.kd_weight": 0.0}
 ROWS: dict[str, tuple[Changes, float]] = {
     "scratch + CE, 4 x": (SCRATCH | CE, 4),
@@ -24,8 +25,9 @@ ROWS: dict[str, tuple[Changes, float]] = {
     "pruned + CE, 1.5 x": (PRUNED | CE, 1.5),
     "pruned + KD": (PRUNED, 1),
     CHAINED: ({}, 1),
+    TWICE: (PRUNED, 2),
 }
-"""What each row changes, and its steps in those of the profile; `by_way_of_middle` has the changes of the last."""
+"""What each row changes, and its steps in those of the profile; `by_way_of_middle` has the changes of chained."""
 
 
 def by_way_of_middle(student: Prune, config: Any) -> Changes:
@@ -57,28 +59,47 @@ def by_way_of_middle(student: Prune, config: Any) -> Changes:
     return changes | {f"prune.{name}": size for name, size in sizes.items()}
 
 
-def with_steps(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with as many steps as its rows have at a profile."""
+def steps_of_equal_flops(cell: Cell) -> int:
+    """Return how many steps of cross-entropy alone take as many FLOPs as the distillation of the cell."""
+    from lit_prune.pipeline.costs import flops_of_token
+
+    cell = dataclasses.replace(cell, parent=None)
+    alone = dataclasses.replace(cell, distill=dataclasses.replace(cell.distill, ce_weight=1.0, kd_weight=0.0))
+    return round(cell.distill.max_steps * flops_of_token(cell) / flops_of_token(alone))
+
+
+def kept_in_words(student: Prune, config: Any) -> str:
+    """Return which part of each axis a student keeps, and what was asked for where it is another one."""
     from lit_prune.models.shape import shape_of
-    from lit_prune.pruning.shapes import teacher_config
     from lit_prune.pruning.target import target
 
-    student, steps, config = (
-        sizes_of(profile.cell.prune, table.name),
-        profile.cell.distill.max_steps,
-        teacher_config(profile.cell),
-    )
     final, whole = target(student, config), shape_of(config)
-    rows = ROWS | {CHAINED: (by_way_of_middle(student, config), 1.0)}
-    points = {row: {**changes, "distill.max_steps": round(times * steps)} for row, (changes, times) in rows.items()}
     axes = {
         "num_hidden_layers": "layers",
         "hidden_size": "channels",
         "intermediate_size": "neurons",
         "num_attention_heads": "heads",
     }
-    kept = ", ".join(f"{getattr(final, a)} of {getattr(whole, a)} {name}" for a, name in axes.items())
-    about = f"Every student keeps {kept}; each KV group keeps as many heads."
+    parts = []
+    for axis, name in axes.items():
+        kept, of, asked = getattr(final, axis), getattr(whole, axis), getattr(student, axis)
+        near = isinstance(asked, float) and kept != round(asked * of)
+        parts.append(f"{kept} of {of} {name}" + (f" (the nearest allowed to {asked:g})" if near else ""))
+    return f"Every student keeps {', '.join(parts)}; each KV group keeps as many heads."
+
+
+def with_steps(table: Table, profile: Profile, store: Path) -> Table:
+    """The table with as many steps as its rows have at a profile."""
+    from lit_prune.pruning.shapes import teacher_config
+
+    student, steps = sizes_of(profile.cell.prune, table.name), profile.cell.distill.max_steps
+    config = teacher_config(profile.cell)
+    chained = by_way_of_middle(student, config)
+    rows = ROWS | {CHAINED: (chained, 1.0)}
+    points = {row: {**changes, "distill.max_steps": round(times * steps)} for row, (changes, times) in rows.items()}
+    points[EQUAL_FLOPS] = {**PRUNED, **CE, "distill.max_steps": steps_of_equal_flops(profile.cell)}
+    points[BY_MIDDLE] = {**points[CHAINED], "distill.imitate": "parent", "parent.distill.imitate": "teacher"}
+    about = kept_in_words(student, config)
     return dataclasses.replace(table, rows=points, caveats=(about, *table.caveats))
 
 
@@ -93,7 +114,10 @@ TABLE = Table(
         Claim("pruned + CE, 1.5 x", "scratch + CE, 1.5 x", "Table 11: HellaSwag 50.85, 46.22; MMLU 24.57, 24.36"),
         Claim("pruned + KD", "pruned + CE, 1.5 x", "Table 11: HellaSwag 51.04, 50.85; MMLU 37.81, 24.57"),
         Claim("pruned + KD", "scratch + CE, 4 x", "Table 11: HellaSwag 51.04, 48.23; MMLU 37.81, 26.24"),
-        Claim("chained + KD", "pruned + KD", "Table 11: HellaSwag 52.04, 51.04; MMLU 42.45, 37.81"),
+        Claim(CHAINED, "pruned + KD", "Table 11: HellaSwag 52.04, 51.04; MMLU 42.45, 37.81"),
+        Claim("pruned + KD", EQUAL_FLOPS, "Table 11, compute by our count of FLOPs"),
+        Claim(CHAINED, TWICE, "Table 11, with the steps of the middle model counted"),
+        Claim(CHAINED, BY_MIDDLE, "Table 11, text: the largest model is the better teacher, no number"),
         Claim("pruned + KD", "scratch + KD", "In Practice, Figure 6"),
         Claim("pruned + KD", "randomly pruned + KD", "In Practice, Figure 6"),
         Claim("pruned + KD", "pruned + CE", "In Practice, Figure 6"),
@@ -113,8 +137,11 @@ TABLE = Table(
         "CE is cross-entropy alone. 1.5 x and 4 x as many steps stand for the paper's 150B and 400B tokens, where "
         "distillation had 100B: by its count 150B without a teacher are as much compute as 100B with one.",
         "The sizes asked for are the paper's shares: 4B has half of the channels and heads and 3/8 of the neurons of "
-        "15B; chained is by way of 8B, which has 2/3 of the channels and neurons. Every model imitates the teacher.",
-        "The middle model is retrained for as many steps again, which, as in the paper, are not charged to its row.",
+        "15B; chained is by way of 8B, which has 2/3 of the channels and neurons. Every model imitates the teacher, but "
+        "in the last row, where the student imitates the middle model.",
+        "The middle model is retrained for as many steps again, which, as in the paper, are not charged to its row: "
+        f"{TWICE} is the control with as many steps in all.",
+        f"{EQUAL_FLOPS} has as many steps as the FLOPs of pruned + KD allow, its teacher's forward pass included.",
     ),
 )
 

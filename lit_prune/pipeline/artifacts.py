@@ -26,6 +26,15 @@ def teacher(cell: Cell, ctx: Context) -> str:
     return str(ctx.get("correction", cell).folder / "model")
 
 
+def imitated(cell: Cell, ctx: Context) -> str:
+    """Return the folder of the model that the student imitates: the teacher, or the parent's student.
+
+    Raises:
+        RuntimeError: if the parent has failed.
+    """
+    return to_prune(cell, ctx) if cell.distill.imitate == "parent" else teacher(cell, ctx)
+
+
 def tokenizer(cell: Cell, ctx: Context) -> Any:
     """Return the teacher's tokenizer, which exists before a teacher is pretrained."""
     if cell.teacher.model is not None:

@@ -14,17 +14,17 @@ from lit_prune.models.llama import config_of
 from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.schedule import untrained_teachers, waves
-from lit_prune.pruning.shapes import config_of_student, teacher_config
+from lit_prune.pruning.shapes import config_of_student, imitated_config, teacher_config
 from lit_prune.store import Node, Store
 from lit_prune.store.environment import environment, machine
 
 
 def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining, the teacher's forward pass and its training alongside included.
+    """FLOPs a token of a cell's retraining, the forward pass of the model it imitates and its training alongside included.
 
     The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
     """
-    teacher = teacher_config(cell) if cell.distill.needs_teacher else None
+    teacher = imitated_config(cell) if cell.distill.needs_teacher else None
     return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
 
 

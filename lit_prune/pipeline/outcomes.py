@@ -11,7 +11,7 @@ from lit_prune.config.overrides import parent_of
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check
-from lit_prune.pruning.shapes import config_of_student, keeps_all, pruned_configs, teacher_config
+from lit_prune.pruning.shapes import config_of_student, imitated_config, keeps_all, pruned_configs, teacher_config
 from lit_prune.store.address import key
 
 Answer = TypeVar("Answer")
@@ -106,7 +106,7 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
     distill, defaults = cell.distill, Distill()
     if not distill.max_steps:
         return Distill(max_steps=0)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {} if distill.needs_teacher else {"imitate": defaults.imitate}
     if not distill.kd_weight:
         unused = ("logit_loss", "temperature", "scale_by_temperature_squared", "mixture", "top_k")
         changes |= {name: getattr(defaults, name) for name in unused}
@@ -115,7 +115,7 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
         changes["scale_by_temperature_squared"] = distill.scale_by_temperature_squared and distill.temperature != 1
         changes["top_k"] = None if distill.top_k == vocab_size else distill.top_k
     if distill.alpha:
-        theirs = teacher_config(cell).num_hidden_layers
+        theirs = imitated_config(cell).num_hidden_layers
         ours = config_of_student(cell, pruned).num_hidden_layers
         for name, other in (("match_mlp_input", "match_layer_output"), ("match_layer_output", "match_mlp_input")):
             hidden: dict[str, Any] = {"match_embedding": False, other: ()}
@@ -131,11 +131,13 @@ def _imitates_itself(cell: Cell) -> bool:
     """Whether a cell is retrained to imitate the very model it starts from."""
 
     student, distill = cell.prune, cell.distill
-    if not (distill.max_steps and distill.needs_teacher) or cell.parent is not None or student.init == "random":
+    if not (distill.max_steps and distill.needs_teacher) or student.init == "random":
+        return False
+    if cell.parent is not None and distill.imitate == "teacher":
         return False
     if student.init_from is not None or student.plan_path is not None:
         return False
-    config = teacher_config(cell)
+    config = imitated_config(cell)
     return keeps_all(student.config_of(config), config)
 
 

@@ -16,7 +16,7 @@ from lit_prune.evaluate.throughput import check_positions
 from lit_prune.models import loading
 from lit_prune.models.positions import check_lengths
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
-from lit_prune.pruning.shapes import config_of_student, pruned_config, pruned_configs, teacher_config
+from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, pruned_configs, teacher_config
 
 
 def check_names(cell: Cell) -> None:
@@ -87,6 +87,8 @@ def check_source(cell: Cell) -> None:
         ConfigError: it has none.
     """
     source = parent_of(cell)
+    if source is None and cell.distill.imitate == "parent":
+        raise ConfigError("distill.imitate: must be teacher where there is no parent, got parent")
     if source is None:
         return
     for name, value in (("init_from", cell.prune.init_from), ("init", cell.prune.init)):
@@ -127,7 +129,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         for one in (student_config, config):
             check_positions(cell.evaluation.throughput, one)
     check_trained(cell.distill, student_config, num_blocks)
-    check_objective(cell.distill, config, student_config, num_blocks)
+    check_objective(cell.distill, imitated_config(cell), student_config, num_blocks)
 
 
 def _check_lengths(cell: Cell, config: Any, whose: str) -> None:

@@ -51,6 +51,11 @@ def pruned_config(cell: Cell) -> Any:
     return config
 
 
+def imitated_config(cell: Cell) -> Any:
+    """Return the Hugging Face config of the model that the student imitates."""
+    return pruned_config(cell) if cell.distill.imitate == "parent" else teacher_config(cell)
+
+
 def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
 

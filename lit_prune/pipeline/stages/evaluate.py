@@ -76,7 +76,7 @@ def sequence_losses(cell: Cell, ctx: Context, model: Any) -> SequenceLosses:
 
 def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[Any, bool], Losses]:
     """Return a function that measures a student on the text and, at the ends of its retraining, against the teacher."""
-    model = ctx.load(artifacts.teacher(cell, ctx)) if teacher is None else teacher.model
+    model = ctx.load(artifacts.imitated(cell, ctx)) if teacher is None else teacher.model
 
     def losses(student: Any, at_end: bool) -> Losses:
         with _precision(cell, ctx):

@@ -66,7 +66,7 @@ class TeacherOutputs:
         distill = cell.distill
         if not distill.max_steps or not distill.needs_teacher:
             return None
-        location = artifacts.teacher(cell, ctx)
+        location = artifacts.imitated(cell, ctx)
         if distill.teacher_optimizer is not None:  # it is trained too, for this cell alone
             return FrozenTeacher(load_model(location))
         model, cache = ctx.load(location), self._cache(cell, ctx)
@@ -93,7 +93,7 @@ class TeacherOutputs:
         """What two cells have in common if one cache can serve both; None if none can serve the cell."""
         distill, execution = cell.distill, self.execution
         if not execution.cache_teacher or not _uses_frozen_teacher(distill):
-            return None
+            return None  # nor for one that imitates its parent, which few others do
         return {
             "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "seed": cell.seed,
             "seq_len": distill.seq_len, "batch_size": distill.batch_size, "precision": distill.precision,
@@ -163,7 +163,8 @@ class TeacherOutputs:
 
 
 def _uses_frozen_teacher(distill: Distill) -> bool:
-    return bool(distill.max_steps and distill.needs_teacher and distill.teacher_optimizer is None)
+    trains = bool(distill.max_steps and distill.needs_teacher)
+    return trains and distill.imitate == "teacher" and distill.teacher_optimizer is None
 
 
 def _vocab_size(cell: Cell) -> int:

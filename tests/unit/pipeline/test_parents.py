@@ -288,6 +288,27 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
         assert getattr(found, name) == getattr(expected, name), name
 
 
+IMITATING = {"distill.imitate": "parent", "parent.distill.imitate": "teacher"}
+
+
+def test_a_parent_that_is_the_teacher_teaches_the_same(plain, tmp_path):
+    chained = {**KEPT, "parent.distill.max_steps": 0, "prune.intermediate_size": 0.5}
+    found = compute(tmp_path / "store", asked(plain, **chained), asked(plain, **chained, **IMITATING))
+    assert found[0] == found[1]
+
+
+def test_a_student_imitates_the_retrained_parent_that_it_was_cut_from(plain, tmp_path):
+    validated = {"evaluation.num_validations": 1, "parent.evaluation.num_validations": 0}
+    first, second = asked(plain, **CHAIN, **validated), asked(plain, **CHAIN, **validated, **IMITATING)
+    teacher, parent = compute(tmp_path / "store", first, second)
+    assert first.cell != second.cell
+    assert key(parent_of(first.cell)) == key(parent_of(second.cell))
+    assert parent["lm_loss_before"] == teacher["lm_loss_before"]
+    assert parent["kd_loss_before"] != teacher["kd_loss_before"]
+    assert parent["lm_loss"] != teacher["lm_loss"]
+    assert flops_of_token(second.cell) < flops_of_token(first.cell)
+
+
 # What is refused
 
 
@@ -310,6 +331,7 @@ def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
         ({"parent.prune.init": "random", "parent.distill.max_steps": 0}, "parent.prune.init: random ones"),
         ({"parent.prune.width_allocation": "global"}, "parent.prune: its blocks differ in width"),
         ({"parent.prune.plan_path": "nowhere.json"}, "parent.prune.plan_path: there is no file nowhere.json"),
+        ({"distill.imitate": "parent"}, "parent.distill.imitate: must be teacher where there is no parent, got parent"),
         ({"parent.teacher.model": "OTHER"}, "parent: its vocabulary has 300 entries, the teacher's 256"),
     ],
 )

@@ -91,6 +91,7 @@ def other_than(path, value):
         "distill.match_mlp_input": ["0:0"],
         "distill.match_layer_output": ["0:0"],
         "distill.match_attention": ["0:0"],
+        "distill.imitate": "parent",
         "distill.projection": "per_pair",
         "distill.mixture": 0.5,
         "distill.top_k": 100,
