@@ -137,8 +137,8 @@ TABLE = Table(
         "CE is cross-entropy alone. 1.5 x and 4 x as many steps stand for the paper's 150B and 400B tokens, where "
         "distillation had 100B: by its count 150B without a teacher are as much compute as 100B with one.",
         "The sizes asked for are the paper's shares: 4B has half of the channels and heads and 3/8 of the neurons of "
-        "15B; chained is by way of 8B, which has 2/3 of the channels and neurons. Every model imitates the teacher, but "
-        "in the last row, where the student imitates the middle model.",
+        "15B; chained is by way of 8B, which has 2/3 of the channels and neurons. Every model imitates the teacher, "
+        "but in the last row, where the student imitates the middle model.",
         "The middle model is retrained for as many steps again, which, as in the paper, are not charged to its row: "
         f"{TWICE} is the control with as many steps in all.",
         f"{EQUAL_FLOPS} has as many steps as the FLOPs of pruned + KD allow, its teacher's forward pass included.",

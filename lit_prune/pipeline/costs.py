@@ -20,7 +20,7 @@ from lit_prune.store.environment import environment, machine
 
 
 def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining, the forward pass of the model it imitates and its training alongside included.
+    """FLOPs a token of a cell's retraining, with the forward pass of what it imitates and its training alongside.
 
     The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
     """
