@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo report test check docs fast clean
 
 demo: .venv/installed
-	$(BIN)/python -m lit_prune.experiments.loss_ablation
+	$(BIN)/python -m lit_prune.experiments.loss_ablation --seeds 3
 
 report: .venv/installed
 	$(BIN)/python -m analysis.report

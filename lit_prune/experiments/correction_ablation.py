@@ -46,14 +46,15 @@ TABLE = Table(
         "corrected teacher": UNPRUNED,
     },
     base_overrides={"evaluation.num_validations": 5},
-    seed_fields=("seed", "teacher.finetune.seed"),
+    seed_fields=("seed", "calibration.seed", "teacher.finetune.seed"),
     build_for_profile=at_scale,
     different_texts=(("corpus", "teacher.pretraining.corpus"),),
     caveats=(
         "The correction is as long as the profile's distillation, at a fifth of its peak rate; in the paper it is "
         "about 100B tokens at a fifth of the peak of the teacher's own training, and the student's validation loss is "
         "over 6 % lower: compare before with none.",
-        "A seed is another order of the data, of the correction as of the distillation.",
+        "A seed draws other calibration sequences and another order of the data, of the correction as of the "
+        "distillation.",
     ),
 )
 

@@ -53,7 +53,7 @@ TABLE = Table(
         "early teacher": {**UNPRUNED, "teacher.finetune": None},
     },
     base_overrides={"evaluation.num_validations": 5},
-    seed_fields=("seed", "teacher.finetune.seed"),
+    seed_fields=("seed", "calibration.seed", "teacher.finetune.seed"),
     build_for_profile=at_scale,
     profile_fields=tuple(WHOLE),
     different_texts=(("corpus", "parent.corpus"),),
@@ -62,7 +62,8 @@ TABLE = Table(
         f"phase 2, for 19/94 as many steps more; {EARLY} leaves the first part out. The paper does not say which "
         "teacher is imitated on which text.",
         "The paper compares accuracies; here it is the LM loss on the text of phase 2.",
-        "A seed is another order of the data, of the teacher's second phase as of the distillation.",
+        "A seed draws other calibration sequences and another order of the data, of the teacher's second phase as of "
+        "the distillation.",
     ),
 )  # fmt: skip
 

@@ -46,9 +46,11 @@ TABLE = Table(
         "prune.layer_criterion": "perplexity",
         "prune.num_key_value_heads": None,
     },
+    seed_fields=("seed", "calibration.seed"),
     build_for_profile=with_candidates,
     prepare=lambda profile, store: search_of(profile, store).measure(),
     caveats=(
+        "A seed draws other calibration sequences and another order of the data.",
         "The paper prints its candidates' losses as curves without numbers: rankings change up to about 300 of 400 "
         "steps and are stable afterwards.",
     ),

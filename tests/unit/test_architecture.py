@@ -9,7 +9,6 @@ from config_teachers import offline
 from paths import ROOT
 from tables import PROFILES, TABLES
 
-from lit_prune.config.profiles import load_profile
 from lit_prune.pipeline.expand import entries
 from lit_prune.pipeline.outcomes import check_rows
 
@@ -45,19 +44,6 @@ def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
     assert {entry.row for entry in found} == set(table.rows) | set(table.reference_rows)
     assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
     check_rows(table, profile, found)
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_claims_of_one_family_are_of_one_source(name, tmp_path):
-    quick = load_profile("quick")
-    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(quick, tmp_path)
-    zero_shot = {entry.row for entry in entries(table, quick) if not entry.cell.distill.max_steps}
-    sources = {}
-    for claim in table.claims:
-        before = table.metric_of(claim).endswith("_before") or {claim.better, claim.worse} <= zero_shot
-        place = re.search(r"(Table|Figure|section|appendix)s? ([\w.]+)", claim.source).groups()
-        sources.setdefault((claim.family, before), set()).add(place)
-    assert all(len(places) == 1 for places in sources.values()), sources
 
 
 def test_the_tree_holds_no_leftovers():
