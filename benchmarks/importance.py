@@ -20,7 +20,7 @@ from benchmarks import measuring
 from lit_prune.config import Pretraining
 from lit_prune.importance.collect import READERS, Calibrator
 from lit_prune.importance.layer_ablation import Removals, next_token_losses, sequences_at_once
-from lit_prune.models.model_family import blocks_of
+from lit_prune.models.model_family import layers_of
 
 FORWARD: dict[str, tuple[str, ...]] = {
     "plain forward": (),
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences (64)")
     parser.add_argument("--tokens", type=int, default=256, help="tokens in a sequence (256)")
     parser.add_argument("--batch", type=int, default=16, help="sequences in a batch (16)")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[6, 16], help="depths to leave blocks out at (6 16)")
+    parser.add_argument("--layers", type=int, nargs="+", default=[6, 16], help="depths to leave layers out at (6 16)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
@@ -53,12 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
     if sys.platform == "linux":
         found["memory"] = peaks = [measuring.peak_memory(what, pass_of, what, asked) for what in FORWARD]
         measuring.print_peaks("peak memory of one pass", peaks)
-    for depth in asked.blocks:
+    for depth in asked.layers:
         ways, evaluations = removals(depth, asked)
         timings = measuring.compare(ways, asked.repeats)
-        found[f"removals, {depth} blocks"] = {"timings": timings, "evaluations": evaluations}
-        title = f"loss without each of {depth} blocks"
-        measuring.print_timings(title, timings, evaluations_of_a_block=evaluations)
+        found[f"removals, {depth} layers"] = {"timings": timings, "evaluations": evaluations}
+        title = f"loss without each of {depth} layers"
+        measuring.print_timings(title, timings, evaluations_of_a_layer=evaluations)
     if asked.json:
         measuring.write(asked.json, found)
 
@@ -99,7 +99,7 @@ def forward(model: Any, data: list[Tensor], names: tuple[str, ...]) -> None:
 
 
 def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, measuring.Way], dict[str, int]]:
-    """Leaving out each block the naive way and with the states before it kept; and how often each evaluates a block
+    """Leaving out each layer the naive way and with the states before it kept; and how often each evaluates a layer
     for one batch."""
     model, data = teacher(depth), batches(asked)
     ways: dict[str, measuring.Way] = {
@@ -119,16 +119,16 @@ def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, measuring
 
 @torch.inference_mode()
 def naive(model: Any, data: list[Tensor]) -> None:
-    """A pass of the smaller model for each block left out, in the same portions."""
-    blocks = blocks_of(model)
+    """A pass of the smaller model for each layer left out, in the same portions."""
+    layers = layers_of(model)
     try:
-        for i in range(len(blocks)):
-            model.model.layers = nn.ModuleList(blocks[:i] + blocks[i + 1 :])
+        for i in range(len(layers)):
+            model.model.layers = nn.ModuleList(layers[:i] + layers[i + 1 :])
             for batch in data:
                 for ids in batch.split(sequences_at_once(batch, model.config.vocab_size)):
                     next_token_losses(model(input_ids=ids, use_cache=False).logits, ids).double().sum()
     finally:
-        model.model.layers = nn.ModuleList(blocks)
+        model.model.layers = nn.ModuleList(layers)
 
 
 @torch.inference_mode()

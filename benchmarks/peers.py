@@ -59,7 +59,7 @@ class Job:
     precision: str
     """32-true or bf16-mixed."""
     threads: int
-    block: int
+    seq_len: int
     batch: int
     steps: int
 
@@ -111,17 +111,17 @@ class Meter:
 
 
 class InOrder(Dataset[dict[str, Tensor]]):
-    """The blocks of a run in the order in which lit_prune shows them."""
+    """The sequences of a run in the order in which lit_prune shows them."""
 
     def __init__(self, job: Job) -> None:
-        self.blocks = TokenSequences(Path(job.folder) / "tokens", "train", job.block)
-        self.order = list(SeededOrder(len(self.blocks), job.batch * job.steps, SEED))
+        self.sequences = TokenSequences(Path(job.folder) / "tokens", "train", job.seq_len)
+        self.order = list(SeededOrder(len(self.sequences), job.batch * job.steps, SEED))
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.blocks[self.order[index]]
+        return self.sequences[self.order[index]]
 
 
 def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
@@ -138,7 +138,7 @@ def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
         lr=LR, min_lr=LR, warmup_steps=0, beta1=BETA1, beta2=BETA2, weight_decay=DECAY, max_grad_norm=CLIP
     )
     distill = Distill(
-        seq_len=job.block, batch_size=job.batch, max_steps=job.steps, precision=job.precision, optimizer=optim
+        seq_len=job.seq_len, batch_size=job.batch, max_steps=job.steps, precision=job.precision, optimizer=optim
     )  # type: ignore[arg-type]
     execution = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=1e9)
     out = Path(job.folder) / "out"
@@ -196,14 +196,14 @@ def trl(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
     from transformers import PreTrainedTokenizerFast, default_data_collator
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    def collate(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        batch = default_data_collator(blocks)
+    def collate(sequences: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = default_data_collator(sequences)
         return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
     arguments = GKDConfig(lmbda=0.0, beta=0.0, **training_arguments(job))
-    blocks = datasets.Dataset.from_list([{k: v.tolist() for k, v in block.items()} for block in InOrder(job)])
+    sequences = datasets.Dataset.from_list([{k: v.tolist() for k, v in sequence.items()} for sequence in InOrder(job)])
     trainer = metered(GKDTrainer, meter)(
-        student, teacher, arguments, data_collator=collate, train_dataset=blocks.with_format("torch"),
+        student, teacher, arguments, data_collator=collate, train_dataset=sequences.with_format("torch"),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=_tokenizer(), eos_token="<eos>", pad_token="<eos>"),
     )  # fmt: skip
     trainer.train()

@@ -40,7 +40,7 @@ class Shape:
 
     teacher: dict[str, int]
     student: dict[str, int]
-    block: int = 256
+    seq_len: int = 256
     batch: int = 16
     steps: int = 5
     repeats: int = 3
@@ -167,14 +167,14 @@ def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, A
         prepare(shape, steps, Path(folder))
         jobs = {
             way: Job(
-                way.trainer, folder, way.switches, precision, asked.threads, shape.block, shape.batch, steps
+                way.trainer, folder, way.switches, precision, asked.threads, shape.seq_len, shape.batch, steps
             )
             for way in ways(asked.only)
         }  # fmt: skip
         rounds = [run_round(jobs, asked.peer_python, backwards=bool(i % 2)) for i in range(repeats)]
     runs = {way.name: [done[way] for done in rounds] for way in jobs if all(way in done for done in rounds)}
     found = rows(runs, asked.threads)
-    what = f"a step of {shape.batch} x {shape.block} tokens, vocabulary {name}, {precision}"
+    what = f"a step of {shape.batch} x {shape.seq_len} tokens, vocabulary {name}, {precision}"
     print_rows(f"{what}, {repeats} rounds of {steps} steps", found)
     print_summary(found, flops(shape), limit)
     return {"what": what, "rows": found, "runs": runs, "flops": flops(shape), "matmul_rate": limit}
@@ -194,7 +194,7 @@ def prepare(shape: Shape, steps: int, folder: Path) -> None:
         # Larger than the usual weights, so that teacher and student differ by more than rounding.
         config = LlamaConfig(**sizes, tie_word_embeddings=False, max_position_embeddings=2048, initializer_range=0.05)
         LlamaForCausalLM(config).save_pretrained(folder / name)
-    num_tokens = shape.block * shape.batch * steps
+    num_tokens = shape.seq_len * shape.batch * steps
     ids = np.random.default_rng(0).integers(0, shape.teacher["vocab_size"], num_tokens).astype(np.uint16)
     (folder / "tokens").mkdir()
     ids.tofile(folder / "tokens" / "train.bin")
@@ -260,13 +260,13 @@ def rows(runs: dict[str, list[Run]], threads: int) -> list[Row]:
 
 def flops(shape: Shape) -> float:
     """Of a step: a forward pass of the teacher and three of the student, the causal half of attention."""
-    tokens = shape.block * shape.batch
+    tokens = shape.seq_len * shape.batch
 
     def forward(sizes: dict[str, int]) -> float:
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"] * sizes["head_dim"]
         kv = sizes["num_key_value_heads"] * sizes["head_dim"]
-        block = hidden * (2 * heads + 2 * kv + 3 * sizes["intermediate_size"]) + shape.block * heads
-        return 2.0 * tokens * (sizes["num_hidden_layers"] * block + hidden * sizes["vocab_size"])
+        layer = hidden * (2 * heads + 2 * kv + 3 * sizes["intermediate_size"]) + shape.seq_len * heads
+        return 2.0 * tokens * (sizes["num_hidden_layers"] * layer + hidden * sizes["vocab_size"])
 
     return forward(shape.teacher) + 3 * forward(shape.student)
 

@@ -22,7 +22,7 @@ PLUGINS = "lit_prune.plugins"
 """Entry point group of modules that register parts."""
 _HOME = {
     "logit_losses": "lit_prune.losses.logit", "hidden_losses": "lit_prune.losses.hidden",
-    "criteria": "lit_prune.importance.criteria", "block_allocators": "lit_prune.pruning.allocate",
+    "criteria": "lit_prune.importance.criteria", "layer_allocators": "lit_prune.pruning.allocate",
     "width_allocators": "lit_prune.pruning.allocate", "methods": "lit_prune.methods",
     "teachers": "lit_prune.models.named_teachers",
 }  # fmt: skip

@@ -95,32 +95,32 @@ class Prune(PruneMethod):
     seq_aggregation: Literal["l2", "mean", "var"] = renamed("mean", was="seq")
     """Aggregation of activation scores over the tokens of a sequence."""
     hidden_size: Size = renamed(0.75, was="hidden")
-    """Hidden channels to keep, the same in every block."""
+    """Hidden channels to keep, the same in every layer."""
     intermediate_size: Size = renamed(0.6875, was="neurons")
-    """MLP neurons to keep in each block."""
+    """MLP neurons to keep in each layer."""
     num_attention_heads: Size = renamed(0.667, was="heads")
-    """Query heads to keep in each block, in equal number inside every KV group."""
+    """Query heads to keep in each layer, in equal number inside every KV group."""
     num_key_value_heads: Size = later(None, noop=None, was="kv_groups")
-    """KV groups to keep in each block, each with its query heads; None keeps all."""
+    """KV groups to keep in each layer, each with its query heads; None keeps all."""
     num_hidden_layers: Size = later(None, noop=None, was="layers")
-    """Blocks to keep; None keeps all."""
+    """Layers to keep; None keeps all."""
     num_parameters: Size = later(None, noop=None, was="parameters")
     """Parameters to keep, a count or a share of the teacher's: the sizes that are "auto" all get the share that comes
     nearest to it."""
     drop_layers: tuple[int, ...] = later((), noop=(), was="drop")
-    """Blocks to drop, 0-based, instead of a number of layers chosen by score."""
+    """Layers to drop, 0-based, instead of a number of layers chosen by score."""
     layer_criterion: str = later("influence", noop="influence", was="block_criterion")
-    """Score that ranks the blocks."""
+    """Score that ranks the layers."""
     layer_selection: str = later(
         "lowest_score",
         noop="lowest_score",
         was="blocks",
         values={"lowest_score": "lowest", "last": "tail", "last_but_final": "tail_but_last"},
     )
-    """Which blocks go: those that score lowest one by one, the contiguous span that scores lowest as a whole, the last
+    """Which layers go: those that score lowest one by one, the contiguous span that scores lowest as a whole, the last
     ones, or the last ones but the very last."""
     width_allocation: str = later("uniform", noop="uniform", was="widths")
-    """Neurons and heads of each block: as many in every one, or wherever they score highest across the model, with as
+    """Neurons and heads of each layer: as many in every one, or wherever they score highest across the model, with as
     many parameters in all."""
     num_iterations: Count = later(1, noop=1, was="rounds")
     """Rounds of importance estimation, each followed by an equal part of the pruning (Minitron, section 2.2)."""

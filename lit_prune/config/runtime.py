@@ -32,7 +32,7 @@ class Execution:
     """Keep the cache for later runs over the same data, and write one for a single cell too. It holds the states that
     the output head reads, the hidden states that are compared, or the logits of distill.top_k."""
     compile: bool = False
-    """Compile the student's blocks where no intermediate states are compared, which takes a minute or so for each
+    """Compile the student's layers where no intermediate states are compared, which takes a minute or so for each
     shape: for long runs. Results agree to rounding."""
     cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
     """On a processor: auto probes for the fastest attention and matrix products, keeps freed memory, and takes idle

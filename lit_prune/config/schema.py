@@ -122,13 +122,13 @@ class SearchSpace:
     (Minitron, Table 12)."""
 
     num_hidden_layers: Choices = renamed((), was="layers")
-    """Blocks."""
+    """Layers."""
     num_attention_heads: Choices = renamed((), was="heads")
-    """Query heads of each block."""
+    """Query heads of each layer."""
     intermediate_size: Choices = renamed((), was="neurons")
-    """MLP neurons of each block."""
+    """MLP neurons of each layer."""
     expansion: tuple[float, ...] = ()
-    """MLP neurons of each block as multiples of the hidden channels of the same shape, instead of
+    """MLP neurons of each layer as multiples of the hidden channels of the same shape, instead of
     `intermediate_size`."""
     hidden_size: Choices = renamed((), was="hidden")
     """Hidden channels."""
@@ -163,5 +163,5 @@ class Profile:
     search_space: SearchSpace | None = renamed(None, was="search")
     """Shapes that a search compares; None: there is nothing to search."""
     deep_teacher: Teacher | None = None
-    """A teacher with enough blocks for the tables that compare them, where that of the cell has too few; None: there is
+    """A teacher with enough layers for the tables that compare them, where that of the cell has too few; None: there is
     no other."""

@@ -44,7 +44,7 @@ class Pretraining:
     hidden_size: Count = renamed(192, was="hidden")
     """Width of the residual stream."""
     num_hidden_layers: Count = renamed(6, was="layers")
-    """Blocks."""
+    """Layers."""
     num_attention_heads: Count = renamed(6, was="heads")
     """Query heads."""
     num_key_value_heads: Count = renamed(2, was="kv_heads")
@@ -96,7 +96,7 @@ class Lora:
     dropout: Fraction = 0.0
     """Share of each adapter's input that is dropped."""
     target_modules: tuple[str, ...] | None = renamed(None, was="targets")
-    """Linear layers of the blocks that get one, such as q_proj or down_proj; None is all of them."""
+    """Linear modules of the layers that get one, such as q_proj or down_proj; None is all of them."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class Distill:
     hidden_loss: str = "cosine"
     """Loss between intermediate states."""
     match_embedding: bool = renamed(False, was="embedding")
-    """L_emb: compare the embedding output, read after the first block's norm."""
+    """L_emb: compare the embedding output, read after the first layer's norm."""
     match_mlp_input: tuple[str, ...] = renamed((), was="mlp_input")
-    """L_i: "teacher:student" blocks (0-based, or last, last-1, ...) compared at the input of the MLP."""
+    """L_i: "teacher:student" layers (0-based, or last, last-1, ...) compared at the input of the MLP."""
     match_layer_output: tuple[str, ...] = renamed((), was="block_output")
-    """L_o: "teacher:student" blocks compared at their output, read after the norm that follows."""
+    """L_o: "teacher:student" layers compared at their output, read after the norm that follows."""
     match_attention: tuple[str, ...] = later((), noop=(), was="attention")
-    """L_att: "teacher:student" blocks whose relations between tokens are compared: of queries, of keys and of values,
+    """L_att: "teacher:student" layers whose relations between tokens are compared: of queries, of keys and of values,
     as their linears give them, before rotary embedding."""
     relation_heads: Count = later(8, noop=8)
     """Parts that queries, keys and values are each cut into for L_att, whatever heads the models have."""
@@ -162,7 +162,7 @@ class Distill:
     lora: Lora | None = later(None, noop=None)
     """Train low-rank adapters instead of the weights; needs peft."""
     train_last_layers: Count | None = later(None, noop=None, was="last")
-    """Train only so many last blocks, the final norm and the head (with it the embedding, where they are tied)."""
+    """Train only so many last layers, the final norm and the head (with it the embedding, where they are tied)."""
 
     @property
     def needs_teacher(self) -> bool:

@@ -1,1 +1,1 @@
-"""Text -> packed blocks of tokens -> the two LightningDataModules."""
+"""Text -> packed sequences of tokens -> the two LightningDataModules."""

@@ -1,8 +1,8 @@
-"""Documents -> one memory-mapped file of token ids a split, cut into fixed blocks.
+"""Documents -> one memory-mapped file of token ids a split, cut into sequences of a fixed length.
 
 Tokenised once for each (tokenizer, corpus) and found again by address. Documents follow each other, parted by what the
 tokenizer puts around a text, or else by the end-of-text token: a model trained with only one of the two has never seen
-the other. The last block is filled up and its filling is never a label, so no tail is lost.
+the other. The last sequence is filled up and its filling is never a label, so no tail is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lit_prune.data.rows import warn_of_skipped
 from lit_prune.store.atomic import sync, write_json
 
 _ALL = 2**62
-"""A block that no split fills."""
+"""A sequence length that no split fills."""
 IGNORED = -100
 """Label of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
 
@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 
 
 class TokenSequences(Dataset[dict[str, torch.Tensor]]):
-    """The blocks of one split, those without a scored token left out.
+    """The sequences of one split, those without a scored token left out.
 
-    Item i holds `input_ids` and `labels`, both int64 [block]; labels are the ids themselves, IGNORED where filled up
-    and where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every block begins with that token: that of
-    a document that begins there, or one that is put in front, so that each token of the split is in one block.
+    Item i holds `input_ids` and `labels`, both int64 [seq_len]; labels are the ids themselves, IGNORED where filled up
+    and where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every sequence begins with that token: that
+    of a document that begins there, or one that is put in front, so that each token of the split is in one sequence.
     """
 
-    def __init__(self, folder: Path, split: Split, block: int) -> None:
+    def __init__(self, folder: Path, split: Split, seq_len: int) -> None:
         about = json.loads((folder / "tokens.json").read_text())
-        self.block, self.filler, self.num_tokens = block, about["eos"], about["num_tokens"][split]
+        self.seq_len, self.filler, self.num_tokens = seq_len, about["eos"], about["num_tokens"][split]
         self._bos: int | None = about.get("bos")
         self._ids = self._mapped(folder / f"{split}.bin", np.dtype(about["dtype"]))
         masked = about.get("masked", False)
         self._scored = self._mapped(folder / f"{split}.scored.bin", np.dtype(np.uint8)) if masked else None
         starts = self._all_starts()
-        # The mean of the losses of a block with nothing to predict would be no number.
+        # The mean of the losses of a sequence with nothing to predict would be no number.
         if self._scored is not None:
             starts = starts[np.array([self._count(start) > 0 for start in starts], bool)]
         elif len(starts) and not self._count(starts[-1]):
@@ -63,9 +63,9 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return np.memmap(path, dtype, mode="r") if self.num_tokens else np.empty(0, dtype)
 
     def _all_starts(self) -> np.ndarray:
-        """The first token of each block."""
+        """The first token of each sequence."""
         if self._bos is None:
-            return np.arange(0, self.num_tokens, self.block)
+            return np.arange(0, self.num_tokens, self.seq_len)
         starts, start = [], 0
         while start < self.num_tokens:
             starts.append(start)
@@ -73,12 +73,12 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return np.array(starts, np.int64)
 
     def _in_front(self, start: int) -> int:
-        """1 if a begin-of-text token is put in front of the block that starts here, else 0."""
+        """1 if a begin-of-text token is put in front of the sequence that starts here, else 0."""
         return int(self._bos is not None and self._ids[start] != self._bos)
 
     def _room(self, start: int) -> int:
-        """Tokens of the split in a whole block."""
-        return self.block - self._in_front(start)
+        """Tokens of the split in a full sequence."""
+        return self.seq_len - self._in_front(start)
 
     def _stop(self, start: int) -> int:
         return min(start + self._room(start), self.num_tokens)
@@ -97,19 +97,19 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         labels = ids
         if self._scored is not None:
             labels = torch.where(torch.from_numpy(self._scored[place] > 0), ids, IGNORED)
-        around = (front, self.block - front - len(ids))
+        around = (front, self.seq_len - front - len(ids))
         inputs = torch.nn.functional.pad(ids, around, value=self.filler)
         if self._bos is not None:
             inputs[0] = self._bos
         return {"input_ids": inputs, "labels": torch.nn.functional.pad(labels, around, value=IGNORED)}
 
     def num_scored(self, index: int) -> int:
-        """Number of tokens of a block that are predicted: its labels but for the first."""
+        """Number of tokens of a sequence that are predicted: its labels but for the first."""
         return self._count(self._start(index))
 
     def _start(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"block {index} of {len(self)}")
+            raise IndexError(f"sequence {index} of {len(self)}")
         return int(self._starts[index])
 
 

@@ -1,7 +1,7 @@
 """Which intermediate states of teacher and student are compared, and how they are read.
 
 A state is always read after the norm that follows it (Minitron, section 3): the embedding output after the first
-block's input norm, a block's output after the next block's input norm (the final norm after the last block), a block's
+layer's input norm, a layer's output after the next layer's input norm (the final norm after the last layer), a layer's
 MLP input after the norm before the MLP. In families without such norms it is read as it is. Queries, keys and values
 are read as their linears give them, before any norm of theirs and before rotary embedding.
 """
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lit_prune.config import ConfigError, Distill
-from lit_prune.models.model_family import anatomy_of, blocks_of, head_dim_of
+from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
 
 VECTORS = ("query", "key", "value")
-"""What attention makes of a block's input, in the order in which linears that make all three have them."""
+"""What attention makes of a layer's input, in the order in which linears that make all three have them."""
 
 State = tuple[str, int]
-"""("output", i): the stream after i blocks, so ("output", 0) is the embedding; ("mlp", i): the MLP input of block i;
+"""("output", i): the stream after i layers, so ("output", 0) is the embedding; ("mlp", i): the MLP input of layer i;
 ("query", i), ("key", i), ("value", i): what its attention makes of its input."""
 
 States = dict[State, Tensor]
@@ -36,26 +36,26 @@ class Pair(NamedTuple):
     student: State
 
 
-def pairs_of(distill: Distill, teacher_blocks: int, student_blocks: int) -> list[Pair]:
+def pairs_of(distill: Distill, teacher_layers: int, student_layers: int) -> list[Pair]:
     """The pairs of states of the stream a recipe names.
 
     Raises:
-        ConfigError: a map that is not teacher:student, or a block one of them does not have.
+        ConfigError: a map that is not teacher:student, or a layer one of them does not have.
     """
     pairs = [Pair(("output", 0), ("output", 0))] if distill.match_embedding else []
     for name, kind, after in (("match_mlp_input", "mlp", 0), ("match_layer_output", "output", 1)):
-        for teacher, student in _maps(distill, name, teacher_blocks, student_blocks):
+        for teacher, student in _maps(distill, name, teacher_layers, student_layers):
             pairs.append(Pair((kind, teacher + after), (kind, student + after)))
     return pairs
 
 
-def relations_of(distill: Distill, teacher_blocks: int, student_blocks: int) -> list[Pair]:
+def relations_of(distill: Distill, teacher_layers: int, student_layers: int) -> list[Pair]:
     """The pairs of queries, of keys and of values whose relations a recipe compares.
 
     Raises:
         ConfigError: as `pairs_of`.
     """
-    maps = _maps(distill, "match_attention", teacher_blocks, student_blocks)
+    maps = _maps(distill, "match_attention", teacher_layers, student_layers)
     return [Pair((kind, teacher), (kind, student)) for teacher, student in maps for kind in VECTORS]
 
 
@@ -75,23 +75,23 @@ def check_relation_heads(distill: Distill, *configs: Any) -> None:
             )
 
 
-def _maps(distill: Distill, name: str, teacher_blocks: int, student_blocks: int) -> list[tuple[int, int]]:
-    """The blocks (of the teacher, of the student) that a field of the recipe names."""
+def _maps(distill: Distill, name: str, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
+    """The layers (of the teacher, of the student) that a field of the recipe names."""
     maps = []
     for text in getattr(distill, name):
         theirs, colon, ours = text.partition(":")
         if not colon:
             raise ConfigError(f"distill.{name}: {text!r} is not teacher:student, like 29:13 or last-2:last-2")
-        teacher = _index(theirs, teacher_blocks, f"distill.{name}: teacher block")
-        maps.append((teacher, _index(ours, student_blocks, f"distill.{name}: student block")))
+        teacher = _index(theirs, teacher_layers, f"distill.{name}: teacher layer")
+        maps.append((teacher, _index(ours, student_layers, f"distill.{name}: student layer")))
     return maps
 
 
-def _index(text: str, num_blocks: int, what: str) -> int:
+def _index(text: str, num_layers: int, what: str) -> int:
     match = re.fullmatch(r"(\d+)|last(?:-(\d+))?", text.strip())
-    index = -1 if not match else int(match[1]) if match[1] else num_blocks - 1 - int(match[2] or 0)
-    if not 0 <= index < num_blocks:
-        raise ConfigError(f"{what} {text!r} is not one of 0 to {num_blocks - 1} or last, last-1, ...")
+    index = -1 if not match else int(match[1]) if match[1] else num_layers - 1 - int(match[2] or 0)
+    if not 0 <= index < num_layers:
+        raise ConfigError(f"{what} {text!r} is not one of 0 to {num_layers - 1} or last, last-1, ...")
     return index
 
 
@@ -109,9 +109,9 @@ class HiddenStateReader:
     def __enter__(self) -> States:
         seen: States = {}
         if self._model is not None and self._wanted:
-            blocks = blocks_of(self._model)
-            self._handles = [blocks[0].register_forward_pre_hook(self._measure)]
-            self._handles += [self._hook(blocks, state, seen) for state in self._wanted]
+            layers = layers_of(self._model)
+            self._handles = [layers[0].register_forward_pre_hook(self._measure)]
+            self._handles += [self._hook(layers, state, seen) for state in self._wanted]
         return seen
 
     def __exit__(self, *raised: object) -> None:
@@ -119,10 +119,10 @@ class HiddenStateReader:
             handle.remove()
         self._handles = []
 
-    def _measure(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _measure(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._batch = len(inputs[0])
 
-    def _hook(self, blocks: list[nn.Module], state: State, seen: States) -> RemovableHandle:
+    def _hook(self, layers: list[nn.Module], state: State, seen: States) -> RemovableHandle:
         """A hook on the norm that shows a state, or else on the module that reads it."""
 
         def keep(value: Tensor) -> None:  # OPT's MLP knows no sequences, only tokens [batch * seq, width]
@@ -133,21 +133,21 @@ class HiddenStateReader:
         kind, index = state
         if kind in VECTORS:
             own = anatomy.query is not None
-            linear = blocks[index].get_submodule(anatomy.attention_input[VECTORS.index(kind) if own else 0])
-            cut = (lambda made: made) if own else _vectors_in(self._model, blocks[index], kind)
+            linear = layers[index].get_submodule(anatomy.attention_input[VECTORS.index(kind) if own else 0])
+            cut = (lambda made: made) if own else _vectors_in(self._model, layers[index], kind)
             return linear.register_forward_hook(lambda module, inputs, output: keep(cut(output)))
-        if index == len(blocks):
+        if index == len(layers):
             norm = self._model.get_submodule(anatomy.final_norm)
             return norm.register_forward_hook(lambda module, inputs, output: keep(output))
         name = anatomy.mlp_norm if kind == "mlp" else anatomy.input_norm
         if name is not None:
-            norm = blocks[index].get_submodule(name)
+            norm = layers[index].get_submodule(name)
             return norm.register_forward_hook(lambda module, inputs, output: keep(output))
-        reader = blocks[index].get_submodule(anatomy.mlp or "") if kind == "mlp" else blocks[index]
+        reader = layers[index].get_submodule(anatomy.mlp or "") if kind == "mlp" else layers[index]
         return reader.register_forward_pre_hook(lambda module, inputs: keep(inputs[0]))
 
 
-def _vectors_in(model: nn.Module, block: nn.Module, kind: str) -> Callable[[Tensor], Tensor]:
+def _vectors_in(model: nn.Module, layer: nn.Module, kind: str) -> Callable[[Tensor], Tensor]:
     """A function that takes the queries, the keys or the values from the output of the linear that makes all three.
 
     They lie end to end where the anatomy says so, and otherwise side by side for each head, as in GPT-NeoX.
@@ -158,7 +158,7 @@ def _vectors_in(model: nn.Module, block: nn.Module, kind: str) -> Callable[[Tens
         head_dim = head_dim_of(model.config)
         return lambda made: made.unflatten(-1, (-1, len(VECTORS), head_dim))[..., place, :].flatten(-2)
     into = anatomy.axes_of(f"{anatomy.attention_output}.weight").index("head")
-    queries = block.get_parameter(f"{anatomy.attention_output}.weight").shape[into]
+    queries = layer.get_parameter(f"{anatomy.attention_output}.weight").shape[into]
 
     def cut(made: Tensor) -> Tensor:
         others = (made.shape[-1] - queries) // 2

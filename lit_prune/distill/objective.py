@@ -12,14 +12,14 @@ from lit_prune.losses.weighting import check_weights
 _DEFAULT = Distill()
 
 
-def check_objective(distill: Distill, teacher: Any, student: Any, num_blocks: int) -> None:
-    """See that an objective can be computed between models with these configs, the student's of `num_blocks` blocks.
+def check_objective(distill: Distill, teacher: Any, student: Any, num_layers: int) -> None:
+    """See that an objective can be computed between models with these configs, the student's of `num_layers` layers.
 
     Raises:
         ConfigError: it cannot, or it names what would have no effect.
     """
-    pairs = pairs_of(distill, teacher.num_hidden_layers, num_blocks)
-    relations = relations_of(distill, teacher.num_hidden_layers, num_blocks)
+    pairs = pairs_of(distill, teacher.num_hidden_layers, num_layers)
+    relations = relations_of(distill, teacher.num_hidden_layers, num_layers)
     if relations:
         check_relation_heads(distill, teacher, student)
     if distill.alpha and not pairs and not relations:

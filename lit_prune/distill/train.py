@@ -21,7 +21,7 @@ from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
-from lit_prune.models.compiled import compiled_blocks
+from lit_prune.models.compiled import compiled_layers
 
 Tell = Callable[[int, dict[str, float]], None]
 
@@ -36,7 +36,7 @@ def train(
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
 
     So is `teacher`, where the recipe corrects it alongside. An interrupted run continues from `folder`/last.ckpt at the
-    next unseen block, and ends bit for bit where an uninterrupted one does (CPU).
+    next unseen sequence, and ends bit for bit where an uninterrupted one does (CPU).
 
     Raises:
         Diverged: the loss, a weight or the state of the optimizer is no longer finite; the checkpoint is removed.
@@ -46,8 +46,8 @@ def train(
     accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
     module = kind(student.train(), teacher, distill, accumulate)
     data = RetrainingData(
-        tokens, block=distill.seq_len, batch=distill.batch_size, steps=distill.max_steps, seed=seed,
-        accumulate=accumulate, num_workers=execution.num_workers,
+        tokens, seq_len=distill.seq_len, batch_size=distill.batch_size, max_steps=distill.max_steps, seed=seed,
+        grad_accum_steps=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
     history = History(folder / "metrics.csv", execution.log_every)
     every = [history, Progress(history, tell), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)]
@@ -55,7 +55,7 @@ def train(
     path = folder / "last.ckpt"
     compiled = execution.compile and not module.compares_states
     try:
-        with trained_part(student, distill), compiled_blocks(student) if compiled else contextlib.nullcontext():
+        with trained_part(student, distill), compiled_layers(student) if compiled else contextlib.nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=resumable(path))
     except Diverged:
         path.unlink(missing_ok=True)  # the steps up to it may be what diverges: the next run starts anew

@@ -1,4 +1,4 @@
-"""What of a student is trained: everything, low-rank adapters of its linear layers (LoRA), or its last blocks."""
+"""What of a student is trained: everything, low-rank adapters of its linear modules (LoRA), or its last layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lit_prune.config import ConfigError, Distill, Lora
-from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.model_family import anatomy_of, layers_of
 
 
 @contextlib.contextmanager
@@ -43,12 +43,12 @@ def _adapt(student: Any, lora: Lora) -> Any:
 
 
 def targets_of(model: Any, lora: Lora) -> list[str]:
-    """The linear layers of a block that get an adapter, by their names in the block.
+    """The linear modules of a layer that get an adapter, by their names in the layer.
 
     Raises:
         ConfigError: a target that names none of them.
     """
-    parameters, anatomy = blocks_of(model)[0].named_parameters(), anatomy_of(model.config)
+    parameters, anatomy = layers_of(model)[0].named_parameters(), anatomy_of(model.config)
     names = [name.removesuffix(".weight") for name, _ in parameters if anatomy.is_linear(name)]
     if lora.target_modules is None:
         return names
@@ -63,24 +63,24 @@ def targets_of(model: Any, lora: Lora) -> list[str]:
 
 
 def _freeze_all_but(student: Any, last: int) -> None:
-    """Leave the last blocks, the final norm and the head trainable; a head tied to the embedding is both."""
+    """Leave the last layers, the final norm and the head trainable; a head tied to the embedding is both."""
     student.requires_grad_(False)
     norm = student.get_submodule(anatomy_of(student.config).final_norm)
-    for part in (*blocks_of(student)[-last:], norm, student.get_output_embeddings()):
+    for part in (*layers_of(student)[-last:], norm, student.get_output_embeddings()):
         part.requires_grad_(True)
 
 
-def check_trained(distill: Distill, config: Any, num_blocks: int) -> None:
-    """See that what a recipe trains is there, in a student with `num_blocks` blocks of this config's kind.
+def check_trained(distill: Distill, config: Any, num_layers: int) -> None:
+    """See that what a recipe trains is there, in a student with `num_layers` layers of this config's kind.
 
     Raises:
         ConfigError: it is not; both ways are asked for; peft is not installed.
     """
     if distill.lora is not None and distill.train_last_layers is not None:
         raise ConfigError("distill.lora: goes without distill.train_last_layers; set one of the two to null")
-    if distill.train_last_layers is not None and distill.train_last_layers > num_blocks:
+    if distill.train_last_layers is not None and distill.train_last_layers > num_layers:
         raise ConfigError(
-            f"distill.train_last_layers: must be <= {num_blocks}, the layers of the student, got "
+            f"distill.train_last_layers: must be <= {num_layers}, the layers of the student, got "
             f"{distill.train_last_layers}"
         )
     if distill.lora is not None:

@@ -23,10 +23,10 @@ from lit_prune.models import loading
 from lit_prune.models.files import CARD
 
 
-def heldout_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
-    """Nats per token over every whole block of the validation split, and the tokens scored."""
-    whole = TokenSequences(tokens, "validation", block).num_whole
-    data = CalibrationData(tokens, samples=whole, block=block, seed=0, split="validation")
+def heldout_loss(model: Any, tokens: Path, seq_len: int) -> tuple[float, int]:
+    """Nats per token over every full sequence of the validation split, and the tokens scored."""
+    whole = TokenSequences(tokens, "validation", seq_len).num_whole
+    data = CalibrationData(tokens, num_sequences=whole, seq_len=seq_len, seed=0, split="validation")
     return language_model_loss(model, data.predict_dataloader())
 
 
@@ -71,9 +71,9 @@ def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[
     }  # fmt: skip
 
 
-def trigram_loss(tokens: Path, vocab_size: int, block: int) -> float:
+def trigram_loss(tokens: Path, vocab_size: int, seq_len: int) -> float:
     """Nats per token of a trigram model of the train split, over the tokens that `heldout_loss` scores."""
     dtype = json.loads((tokens / "tokens.json").read_text())["dtype"]
     ids, heldout = (np.fromfile(tokens / f"{split}.bin", dtype) for split in ("train", "validation"))
-    whole = len(heldout) // block * block
-    return KneserNeyTrigram.fit(ids, vocab_size).nats_per_token(heldout[:whole], block)
+    whole = len(heldout) // seq_len * seq_len
+    return KneserNeyTrigram.fit(ids, vocab_size).nats_per_token(heldout[:whole], seq_len)

@@ -45,22 +45,22 @@ class Speedup:
         return self.student.tokens_per_second / self.teacher.tokens_per_second
 
 
-def throughput(model: Any, batch: int, block: int, repeats: int = 9) -> Throughput:
-    """Throughput of a causal language model on [batch, block] tokens, over `repeats` passes after one of warm-up.
+def throughput(model: Any, batch: int, seq_len: int, repeats: int = 9) -> Throughput:
+    """Throughput of a causal language model on [batch, seq_len] tokens, over `repeats` passes after one of warm-up.
 
     Raises:
         ConfigError: less than one of something, or more tokens than the model has positions.
     """
-    return _measured([model], batch, block, repeats)[0]
+    return _measured([model], batch, seq_len, repeats)[0]
 
 
-def speedup(model: Any, teacher: Any, batch: int, block: int, repeats: int = 9) -> Speedup:
+def speedup(model: Any, teacher: Any, batch: int, seq_len: int, repeats: int = 9) -> Speedup:
     """Throughput of a model and of its teacher, pass by pass in turns, so that what slows the machine slows both.
 
     Raises:
         ConfigError: as `throughput`.
     """
-    return Speedup(*_measured([model, teacher], batch, block, repeats))
+    return Speedup(*_measured([model, teacher], batch, seq_len, repeats))
 
 
 @dataclass(frozen=True)
@@ -198,29 +198,29 @@ def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.d
     from transformers import AutoModelForCausalLM
 
     if config.is_heterogeneous:
-        import lit_prune.models.per_layer_config  # noqa: F401  (builds each block from its own widths)
+        import lit_prune.models.per_layer_config  # noqa: F401  (builds each layer from its own widths)
 
     with torch.random.fork_rng(), torch.device(device):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
-def _measured(models: Sequence[Any], batch: int, block: int, repeats: int) -> list[Throughput]:
-    for name, number in (("batch", batch), ("block", block), ("repeats", repeats)):
+def _measured(models: Sequence[Any], batch: int, seq_len: int, repeats: int) -> list[Throughput]:
+    for name, number in (("batch", batch), ("seq_len", seq_len), ("repeats", repeats)):
         if number < 1:
             raise ConfigError(f"throughput: {name}: {number} asked for, at least 1 is needed")
-    passes = [_pass_of(model, batch, block) for model in models]
+    passes = [_pass_of(model, batch, seq_len) for model in models]
     for run in passes:
         run()
     seconds = [[_seconds(run) for run in passes] for _ in range(repeats)]
-    return [_summary([batch * block / s for s in ours]) for ours in zip(*seconds, strict=True)]
+    return [_summary([batch * seq_len / s for s in ours]) for ours in zip(*seconds, strict=True)]
 
 
-def _pass_of(model: Any, batch: int, block: int) -> Callable[[], None]:
+def _pass_of(model: Any, batch: int, seq_len: int) -> Callable[[], None]:
     """A forward pass of a model that returns once it is computed."""
-    positions = getattr(model.config, "max_position_embeddings", None) or block
-    if block > positions:
-        raise ConfigError(f"throughput: block: {block} tokens asked for, the model has {positions} positions")
-    ids = _ids(model, batch, block)
+    positions = getattr(model.config, "max_position_embeddings", None) or seq_len
+    if seq_len > positions:
+        raise ConfigError(f"throughput: seq_len: must be <= {positions}, the positions of the model, got {seq_len}")
+    ids = _ids(model, batch, seq_len)
 
     @torch.inference_mode()
     def run() -> None:

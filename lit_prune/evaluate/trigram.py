@@ -86,13 +86,13 @@ class KneserNeyTrigram:
         rest = self.probability(np.lib.stride_tricks.sliding_window_view(tokens, min(len(tokens), _LENGTH)))
         return -np.log(np.concatenate([*first, rest]))
 
-    def nats_per_token(self, tokens: npt.NDArray[np.integer], block: int) -> float:
-        """Mean over all tokens that are not the first of a block, those `evaluate.perplexity` scores.
+    def nats_per_token(self, tokens: npt.NDArray[np.integer], seq_len: int) -> float:
+        """Mean over all tokens that are not the first of a sequence, those `evaluate.perplexity` scores.
 
-        A transformer predicts the second token of a block from one token and its last from all others. The
-        trigram has the two tokens before everywhere, even over a block's start: the cut must not handicap it.
+        A transformer predicts the second token of a sequence from one token and its last from all others. The
+        trigram has the two tokens before everywhere, even over a sequence's start: the cut must not handicap it.
         """
-        return float(self.nats(tokens)[np.arange(len(tokens)) % block != 0].mean())
+        return float(self.nats(tokens)[np.arange(len(tokens)) % seq_len != 0].mean())
 
 
 def _encode(ngrams: npt.NDArray[np.integer], vocab_size: int) -> Integers:

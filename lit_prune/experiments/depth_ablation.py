@@ -1,4 +1,4 @@
-"""Which blocks can a model spare? Minitron, Table 10; LLM Pruning and Distillation in Practice, Figure 8."""
+"""Which layers can a model spare? Minitron, Table 10; LLM Pruning and Distillation in Practice, Figure 8."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
 
 TABLE = Table(
     name="depth_ablation",
-    question="Which blocks can a model spare: the least important one by one, a contiguous span, the last ones?",
+    question="Which layers can a model spare: the least important one by one, a contiguous span, the last ones?",
     source="Minitron (arXiv 2407.14679v2), Table 10; LLM Pruning and Distillation in Practice (2408.11796v4), Figure 8",
     rows={
         f"{name}, {method}": {"prune.num_hidden_layers": keep, **changes, "distill.max_steps": 0}
@@ -56,8 +56,8 @@ TABLE = Table(
     build_for_profile=without_spans_of_one,
     caveats=(
         "A seed draws other calibration sequences, and the order of the data where there is retraining; where every "
-        "draw chooses the same blocks, the loss without retraining is the same for every seed.",
-        "In Practice chose contiguous blocks in spite of their higher LM loss, for their accuracy on Winogrande (0.595 "
+        "draw chooses the same layers, the loss without retraining is the same for every seed.",
+        "In Practice chose contiguous layers in spite of their higher LM loss, for their accuracy on Winogrande (0.595 "
         "against 0.5), which this table does not measure.",
     ),
 )

@@ -9,7 +9,7 @@ from lit_prune.config import Profile
 from lit_prune.config.table import Changes, Claim, Table
 
 THEIRS = (32, 16)
-"""Blocks of the paper's teacher and student."""
+"""Layers of the paper's teacher and student."""
 
 PAPER = {
     "L_logits": 2.155,
@@ -25,7 +25,7 @@ PAPER = {
     "L_o(30:14) + L_emb": 2.150,
     "L_o(29:13) + L_emb + L_i(29:13)": 2.141,
 }
-"""Row -> LM loss. Rows name the states that are compared besides the logits, in the paper's numbers of the blocks."""
+"""Row -> LM loss. Rows name the states that are compared besides the logits, in the paper's numbers of the layers."""
 
 BEST = "L_o(29:13) + L_emb"
 ATTENTION, TWO, SQUARES = f"{BEST} + L_att(29:13)", "L_o(28:12, 29:13) + L_emb", f"{BEST}, MSE"
@@ -36,20 +36,20 @@ FIELDS = {"L_o": "distill.match_layer_output", "L_i": "distill.match_mlp_input",
 WIDTH: Changes = {"prune.num_hidden_layers": None, "prune.hidden_size": 0.75, "prune.intermediate_size": 0.6875}
 
 
-def here(theirs: str, blocks: int) -> str:
-    """A pair of the paper's blocks, teacher:student, in a teacher of `blocks` and a student of half as many.
+def here(theirs: str, layers: int) -> str:
+    """A pair of the paper's layers, teacher:student, in a teacher of `layers` and a student of half as many.
 
     One of the last four is named by its distance from the end; one further down lies at the same part of the depth.
     """
     places = []
-    for block, of, ours in zip(map(int, theirs.split(":")), THEIRS, (blocks, blocks // 2), strict=True):
-        behind = of - 1 - block
-        places.append(str((block + 1) * ours // of - 1) if behind > 3 else f"last-{behind}" if behind else "last")
+    for layer, of, ours in zip(map(int, theirs.split(":")), THEIRS, (layers, layers // 2), strict=True):
+        behind = of - 1 - layer
+        places.append(str((layer + 1) * ours // of - 1) if behind > 3 else f"last-{behind}" if behind else "last")
     return ":".join(places)
 
 
-def states(row: str, blocks: int) -> Changes:
-    """What a row changes in the objective, for a teacher of `blocks`."""
+def states(row: str, layers: int) -> Changes:
+    """What a row changes in the objective, for a teacher of `layers`."""
     if row == "L_logits":
         return {"distill.alpha": 0.0}
     changes: Changes = {"distill.alpha": "dynamic", "distill.match_embedding": "L_emb" in row}
@@ -61,7 +61,7 @@ def states(row: str, blocks: int) -> Changes:
 
 
 def of_depth(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with the paper's blocks named as those of a deep teacher at the profile, and a list of these names."""
+    """The table with the paper's layers named as those of a deep teacher at the profile, and a list of these names."""
     from lit_prune.pruning.shapes import deep_teacher
 
     teacher, blocks = deep_teacher(profile, least=12)
@@ -69,8 +69,8 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     rows |= {f"width: {row}": rows[row] | WIDTH for row in ("L_logits", BEST)}
     rows |= {row: states(row, blocks) for row in IN_WORDS}
     pairs = dict.fromkeys(row.split("(")[1].split(")")[0] for row in PAPER if "(" in row)
-    mapping = ", ".join(f"{pair} is {here(pair, blocks)}" for pair in pairs)
-    about = f"Rows name blocks as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {blocks}:{blocks // 2} here, {mapping}."
+    mapping = ", ".join(f"{pair} is {here(pair, layers)}" for pair in pairs)
+    about = f"Rows name layers as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {layers}:{layers // 2} here, {mapping}."
     return dataclasses.replace(
         table,
         base_overrides={**table.base_overrides, "teacher": teacher},
@@ -82,10 +82,10 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
 CLAIMS = (
     Claim("L_o(29:13)", "L_logits", "Table 17"),
     Claim(BEST, "L_o(29:13)", "Table 17"),
-    Claim(BEST, "L_o(31:15) + L_emb", "Table 17: the last blocks are specialised"),
-    Claim(BEST, "L_o(30:14) + L_emb", "Table 17: the last blocks are specialised"),
+    Claim(BEST, "L_o(31:15) + L_emb", "Table 17: the last layers are specialised"),
+    Claim(BEST, "L_o(30:14) + L_emb", "Table 17: the last layers are specialised"),
     Claim(BEST, "L_o(15:15) + L_emb", "Table 17"),
-    Claim("L_logits", "L_o(15:15) + L_emb", "Table 17: the wrong blocks do harm"),
+    Claim("L_logits", "L_o(15:15) + L_emb", "Table 17: the wrong layers do harm"),
     Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", tolerance=0.005),
     Claim(BEST, ATTENTION, "appendix A.4: no improvement", tolerance=0.005),
     Claim(BEST, TWO, "appendix A.4: several layers do not improve, or are worse", tolerance=0.005),

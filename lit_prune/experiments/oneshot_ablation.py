@@ -15,7 +15,7 @@ FIRST = 250 / 400
 
 
 def with_turns(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with the blocks and steps that each of its prunings has at a profile."""
+    """The table with the layers and steps that each of its prunings has at a profile."""
     from lit_prune.pruning.shapes import teacher_config
 
     student, steps = sizes_of(profile.cell.prune, table.name), profile.cell.distill.max_steps
@@ -50,7 +50,7 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
 
 TABLE = Table(
     name="oneshot_ablation",
-    question="Is it better to prune once than to prune and distil in turns, block by block or axis by axis?",
+    question="Is it better to prune once than to prune and distil in turns, layer by layer or axis by axis?",
     source="Minitron (arXiv 2407.14679v2), Figures 7 and 8",
     rows={},
     baseline=DEPTH_ONCE,
@@ -64,7 +64,7 @@ TABLE = Table(
     build_for_profile=with_turns,
     profile_fields=("distill.max_steps", "prune.hidden_size"),
     caveats=(
-        "Depth: half of the blocks go, by influence (BI). One by one, each goes before a retraining of the profile's "
+        "Depth: half of the layers go, by influence (BI). One by one, each goes before a retraining of the profile's "
         "steps; at once, all go before one retraining of as many steps together.",
         "Axes: the channels, neurons and heads of the profile's student at once, or channels first and the rest after "
         "250 of 400 steps.",

@@ -11,7 +11,7 @@ PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with half of the blocks, as many parameters by width, and requests of the length of the profile."""
+    """The table with half of the layers, as many parameters by width, and requests of the length of the profile."""
     from lit_prune.models.shape import parameter_counter, shape_of
     from lit_prune.pruning.shapes import teacher_config
 
@@ -54,7 +54,7 @@ def _request(batch: int, prompt: int, new: int) -> Changes:
 
 TABLE = Table(
     name="throughput_ablation",
-    question="With as many parameters, how much faster than their teacher are students with fewer or narrower blocks?",
+    question="With as many parameters, how much faster than their teacher are students with fewer or narrower layers?",
     source="LLM Pruning and Distillation in Practice (2408.11796v4), Figure 10 and the section on runtime performance",
     rows={},
     baseline=f"depth, {PROMPTS}",
@@ -85,7 +85,7 @@ TABLE = Table(
         "kept; memory is weights, keys and values and activations at their highest.",
         "The paper measures with TensorRT-LLM in FP8 on one H100, students at batch 64 and their teacher at 32, which "
         "favours the students; its numbers are over requests of several lengths. Ours are at the same batch.",
-        "Where the model is small, a step takes as long as it takes to start its operations, of which narrower blocks "
+        "Where the model is small, a step takes as long as it takes to start its operations, of which narrower layers "
         "have as many as wide ones: then width hardly helps decoding.",
     ),
 )  # fmt: skip

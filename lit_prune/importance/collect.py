@@ -1,6 +1,6 @@
 """The calibration passes: one forward pass takes every statistic of the activations that is asked for, at once.
 
-What needs passes of its own is in removals.py (the model without each block) and gradients.py (backward).
+What needs passes of its own is in removals.py (the model without each layer) and gradients.py (backward).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lit_prune.importance.calibration_pass import Pass, check_finite, stream
 from lit_prune.importance.gradients import Gradients
 from lit_prune.importance.layer_ablation import Removals
 from lit_prune.importance.layer_distance import Distances
-from lit_prune.models.model_family import anatomy_of, blocks_of, head_dim_of
+from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
 
 
 class HookPoint(NamedTuple):
@@ -105,12 +105,12 @@ def importance_sites(model: Any) -> dict[str, HookPoint]:
         (anatomy.input_norm or "", anatomy.input_norm is None): "input_norm",
         (anatomy.mlp_norm or anatomy.mlp or "", anatomy.mlp_norm is None): "mlp_norm",
     }
-    for i, block in enumerate(blocks_of(model)):
-        output, down = block.get_submodule(anatomy.attention_output), block.get_submodule(anatomy.mlp_output)
+    for i, layer in enumerate(layers_of(model)):
+        output, down = layer.get_submodule(anatomy.attention_output), layer.get_submodule(anatomy.mlp_output)
         sites[f"{i}.head"] = HookPoint(output, entering=True, head_dim=head_dim_of(model.config))
         sites[f"{i}.neuron"] = HookPoint(down, entering=True)
         for (path, entering), name in norms.items():
-            sites[f"{i}.{name}"] = HookPoint(block.get_submodule(path), entering)
+            sites[f"{i}.{name}"] = HookPoint(layer.get_submodule(path), entering)
     return sites
 
 
@@ -118,7 +118,7 @@ def head_channel_sites(model: Any) -> dict[str, HookPoint]:
     """Every channel of the heads' outputs, at the input of the output projection (Model-Optimizer's order: channels
     are aggregated before they are joined to heads)."""
     path = anatomy_of(model.config).attention_output
-    return {f"{i}.head_channel": HookPoint(block.get_submodule(path), True) for i, block in enumerate(blocks_of(model))}
+    return {f"{i}.head_channel": HookPoint(layer.get_submodule(path), True) for i, layer in enumerate(layers_of(model))}
 
 
 def preactivation_sites(model: Any) -> dict[str, HookPoint]:
@@ -135,7 +135,7 @@ def preactivation_sites(model: Any) -> dict[str, HookPoint]:
             "which is no module of its own; activation reads them after it"
         )
     return {
-        f"{i}.preactivation": HookPoint(block.get_submodule(path), True) for i, block in enumerate(blocks_of(model))
+        f"{i}.preactivation": HookPoint(layer.get_submodule(path), True) for i, layer in enumerate(layers_of(model))
     }
 
 

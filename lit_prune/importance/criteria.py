@@ -1,8 +1,8 @@
 """Scores: how much each unit matters, by which evidence.
 
 A criterion says which axes it scores and what must have been measured for it, and turns that into float tensors,
-higher = keep: "neuron" [neurons] and "head" [query heads], one for each block; "hidden" [hidden], one for the whole
-model, since the residual stream is shared; "block" [L], one; "span" [L - n + 1] by first block, one for each length n
+higher = keep: "neuron" [neurons] and "head" [query heads], one for each layer; "hidden" [hidden], one for the whole
+model, since the residual stream is shared; "layer" [L], one; "span" [L - n + 1] by first layer, one for each length n
 from 1 on. `random` and `magnitude` are the controls.
 
 A KV group has no score of its own: pruning ranks groups by the mean score of their query heads. `magnitude` and the
@@ -22,12 +22,12 @@ from torch import Tensor
 from lit_prune.config import EVIDENCE, ConfigError, Prune, unknown
 from lit_prune.importance.aggregate import aggregate
 from lit_prune.importance.unit_reduction import unit_sums
-from lit_prune.models.model_family import blocks_of, head_dim_of
+from lit_prune.models.model_family import head_dim_of, layers_of
 from lit_prune.models.shape import shape_of
 from lit_prune.registry import Registry
 
 WIDTH = ("neuron", "head", "hidden")
-DEPTH = ("block", "span")
+DEPTH = ("layer", "span")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CalibrationStats:
     seed: int
     """For criteria that draw."""
     removal_losses: Callable[[int], Tensor]
-    """Number of blocks n -> the loss without n blocks from each start on, [L - n + 1]; measured when asked for."""
+    """Number of layers n -> the loss without n layers from each start on, [L - n + 1]; measured when asked for."""
 
 
 Scores = dict[str, Sequence[Tensor]]
@@ -73,7 +73,7 @@ class Criterion:
         for axis, tensors in scores.items():
             for i, tensor in enumerate([] if isinstance(tensors, SpanScores) else tensors):
                 if not tensor.isfinite().all():
-                    where = f" of block {i}" if axis in ("neuron", "head") else ""
+                    where = f" of layer {i}" if axis in ("neuron", "head") else ""
                     raise ConfigError(f"criterion {self.name!r}: a score of axis {axis}{where} is NaN or infinite")
         return scores
 
@@ -109,7 +109,7 @@ def check_axes(name: str, axes: Collection[str]) -> None:
 
 @criterion("activation", axes=WIDTH, needs=("importance",))
 def activation(evidence: CalibrationStats, student: Prune) -> Scores:
-    """Aggregated activations (Minitron, section 2.2); hidden channels are summed over all block norms."""
+    """Aggregated activations (Minitron, section 2.2); hidden channels are summed over the norms of all layers."""
     norms = [n for kind in ("input_norm", "mlp_norm") for n in _aggregated(evidence, student, "importance", kind)]
     return {
         "neuron": _aggregated(evidence, student, "importance", "neuron"),
@@ -134,7 +134,7 @@ def activation_modelopt(evidence: CalibrationStats, student: Prune) -> Scores:
     return activation(evidence, student) | {"head": [c.unflatten(0, (-1, head_dim)).norm(dim=1) for c in channels]}
 
 
-@criterion("magnitude", axes=(*WIDTH, "block"))
+@criterion("magnitude", axes=(*WIDTH, "layer"))
 def magnitude(evidence: CalibrationStats, student: Prune) -> Scores:
     """L2 norm of all the weights that belong to a unit."""
     squares = unit_sums(evidence.model, lambda name, weights: weights.double().square())
@@ -150,7 +150,7 @@ def random(evidence: CalibrationStats, student: Prune) -> Scores:
         "neuron": [whole.intermediate_size] * whole.num_hidden_layers,
         "head": [whole.num_attention_heads] * whole.num_hidden_layers,
         "hidden": [whole.hidden_size],
-        "block": [whole.num_hidden_layers],
+        "layer": [whole.num_hidden_layers],
         "span": range(whole.num_hidden_layers, 0, -1),
     }
     return {axis: [torch.rand(size, generator=generator) for size in tensors] for axis, tensors in sizes.items()}
@@ -176,12 +176,12 @@ def angular_all(evidence: CalibrationStats, student: Prune) -> Scores:
 
 @criterion("perplexity", axes=DEPTH, needs=("removals",))
 def perplexity(evidence: CalibrationStats, student: Prune) -> Scores:
-    """Language-model loss of the model without the blocks (Minitron, section 2.2)."""
-    blocks = evidence.statistics["removals"]["loss"]
-    return {"block": [blocks], "span": SpanScores(blocks, evidence.removal_losses)}
+    """Language-model loss of the model without the layers (Minitron, section 2.2)."""
+    layers = evidence.statistics["removals"]["loss"]
+    return {"layer": [layers], "span": SpanScores(layers, evidence.removal_losses)}
 
 
-@criterion("taylor_vector", axes=(*WIDTH, "block"), needs=("gradients",))
+@criterion("taylor_vector", axes=(*WIDTH, "layer"), needs=("gradients",))
 def taylor_vector(evidence: CalibrationStats, student: Prune) -> Scores:
     """|sum w g| over all weights of a unit, the first-order change of the loss without it (LLM-Pruner, section 3.2).
 
@@ -191,13 +191,13 @@ def taylor_vector(evidence: CalibrationStats, student: Prune) -> Scores:
     return _first_order(evidence, "vector")
 
 
-@criterion("taylor", axes=(*WIDTH, "block"), needs=("gradients",))
+@criterion("taylor", axes=(*WIDTH, "layer"), needs=("gradients",))
 def taylor(evidence: CalibrationStats, student: Prune) -> Scores:
     """sum |w g| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, first order)."""
     return _first_order(evidence, "element1")
 
 
-@criterion("taylor_fisher", axes=(*WIDTH, "block"), needs=("gradients",))
+@criterion("taylor_fisher", axes=(*WIDTH, "layer"), needs=("gradients",))
 def taylor_fisher(evidence: CalibrationStats, student: Prune) -> Scores:
     """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order).
 
@@ -209,17 +209,17 @@ def taylor_fisher(evidence: CalibrationStats, student: Prune) -> Scores:
 class SpanScores(Sequence[Tensor]):
     """Scores of the spans of every length, each length measured when it is first read."""
 
-    def __init__(self, blocks: Tensor, measure: Callable[[int], Tensor]) -> None:
-        self._whole, self._measure = len(blocks), measure
-        self._known = {1: blocks}
+    def __init__(self, layers: Tensor, measure: Callable[[int], Tensor]) -> None:
+        self._whole, self._measure = len(layers), measure
+        self._known = {1: layers}
 
     def __len__(self) -> int:
         return self._whole
 
     def __getitem__(self, index: Any) -> Any:
-        """Scores [L - n + 1] of the spans of n = `index` + 1 blocks, by first block."""
+        """Scores [L - n + 1] of the spans of n = `index` + 1 layers, by first layer."""
         if not 0 <= index < self._whole:
-            raise IndexError(f"spans of {index + 1} blocks out of {self._whole}")
+            raise IndexError(f"spans of {index + 1} layers out of {self._whole}")
         length = index + 1
         if length not in self._known:
             self._known[length] = self._measure(length)
@@ -227,9 +227,9 @@ class SpanScores(Sequence[Tensor]):
 
 
 def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str) -> list[Tensor]:
-    """Aggregated activations of one kind of site in each block that has it."""
+    """Aggregated activations of one kind of site in each layer that has it."""
     moments = evidence.statistics[name]
-    sites = (f"{i}.{kind}" for i in range(len(blocks_of(evidence.model))))
+    sites = (f"{i}.{kind}" for i in range(len(layers_of(evidence.model))))
     return [
         aggregate(moments[s], evidence.count, student.batch_aggregation, student.seq_aggregation)
         for s in sites
@@ -238,12 +238,13 @@ def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str
 
 
 def _spans(evidence: CalibrationStats, kind: str) -> Scores:
-    """Scores from distances [L, L] over n blocks from block l on, at [l, n - 1]."""
+    """Scores from distances [L, L] over n layers from layer l on, at [l, n - 1]."""
     distances = evidence.statistics["distances"][kind]
     spans = [distances[: len(distances) - i, i] for i in range(len(distances))]
-    return {"block": spans[:1], "span": spans}
+    return {"layer": spans[:1], "span": spans}
 
 
 def _first_order(evidence: CalibrationStats, kind: str) -> Scores:
-    gradients = evidence.statistics["gradients"]
-    return {axis: list(gradients[f"{kind}.{axis}"]) for axis in (*WIDTH, "block")}
+    # Stores of earlier versions have `vector.block` for `vector.layer`.
+    gradients = {name.replace(".block", ".layer"): sums for name, sums in evidence.statistics["gradients"].items()}
+    return {axis: list(gradients[f"{kind}.{axis}"]) for axis in (*WIDTH, "layer")}

@@ -1,4 +1,4 @@
-"""The language-model loss without each span of blocks, from one full pass a batch and the rest of the blocks behind
+"""The language-model loss without each span of layers, from one full pass a batch and the rest of the layers behind
 each span: the states before a span are those of the full pass, so that they are not computed again."""
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Removals(Pass):
-    """Sums the losses of the whole model and of the model without each span of `length` blocks.
+    """Sums the losses of the whole model and of the model without each span of `length` layers.
 
-    Bit for bit what removing the blocks from the model gives, at L + L (L - 1) / 2 evaluations of a block instead of
-    L (L - 1) for single blocks. Holds the L + 1 states of one batch.
+    Bit for bit what removing the layers from the model gives, at L + L (L - 1) / 2 evaluations of a layer instead of
+    L (L - 1) for single layers. Holds the L + 1 states of one batch.
     """
 
     def __init__(self, model: Any, length: int, tell: Callable[[int], None]) -> None:
@@ -88,7 +88,7 @@ class Removals(Pass):
         self.sums = total(self.sums)
 
     def found(self) -> dict[str, dict[str, Tensor]]:
-        """Nats per token, float64: `loss` [L - length + 1] by the first block that is left out, and `whole` [].
+        """Nats per token, float64: `loss` [L - length + 1] by the first layer that is left out, and `whole` [].
 
         Raises:
             ConfigError: a loss is not finite.
@@ -97,7 +97,7 @@ class Removals(Pass):
         losses = self.sums[:-1].cpu() / self.sums[-1].cpu()
         check_finite("the loss of the whole model", losses[0])
         for start, loss in enumerate(losses[1:]):
-            check_finite(f"the loss without the {self.length} blocks from block {start} on", loss)
+            check_finite(f"the loss without the {self.length} layers from layer {start} on", loss)
         return {"removals": {"loss": losses[1:].clone(), "whole": losses[0].clone()}}
 
     def _loss(self, ids: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""How far the residual stream moves over every contiguous span of blocks, in one pass.
+"""How far the residual stream moves over every contiguous span of layers, in one pass.
 
-Of the span of n blocks from block l on, the states before block l and before block l + n are compared token by token:
+Of the span of n layers from layer l on, the states before layer l and before layer l + n are compared token by token:
 `influence` is the mean of 1 - cosine (ShortGPT; Minitron, section 2.2), `angular_*` the mean of arccos(cosine) / pi
 (arXiv 2403.17887, section 3.2) over all tokens, or over the last one of each sequence.
 """
@@ -29,7 +29,7 @@ class Distances:
     def __init__(self, model: Any) -> None:
         self.residual = ResidualStream(model)
         self.sums: dict[str, Tensor] = {}
-        """`influence`, `angular_all`, `angular_last`: float64 [spans], by first block, then by length; and the
+        """`influence`, `angular_all`, `angular_last`: float64 [spans], by first layer, then by length; and the
         number of `tokens` and `sequences`."""
 
     @contextmanager
@@ -59,18 +59,18 @@ class Distances:
         self.sums = {name: total(sums) for name, sums in self.sums.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Means, float64 [L, L]: entry [l, n - 1] is the distance over n blocks from block l on, NaN past the end.
+        """Means, float64 [L, L]: entry [l, n - 1] is the distance over n layers from layer l on, NaN past the end.
 
         Raises:
             ConfigError: a state was not finite.
         """
-        num_blocks = len(self.residual.blocks)
-        first, last = torch.triu_indices(num_blocks + 1, num_blocks + 1, 1)
+        num_layers = len(self.residual.layers)
+        first, last = torch.triu_indices(num_layers + 1, num_layers + 1, 1)
         means = {}
         for name, unit in (("influence", "tokens"), ("angular_all", "tokens"), ("angular_last", "sequences")):
             spans = (self.sums[name] / self.sums[unit]).cpu()
-            check_finite("what passes between the blocks", spans)
-            means[name] = torch.full((num_blocks, num_blocks), math.nan, dtype=torch.float64)
+            check_finite("what passes between the layers", spans)
+            means[name] = torch.full((num_layers, num_layers), math.nan, dtype=torch.float64)
             means[name][first, last - first - 1] = spans
         return means
 
@@ -89,7 +89,7 @@ def _cosines(states: Sequence[Tensor]) -> Tensor:
     squares = double(products.diagonal(dim1=1, dim2=2))
     first, last = torch.triu_indices(len(states), len(states), 1, device=x.device)
     pairs = first * len(states) + last
-    # The root of a product is exact where both are the same: a block that changes nothing is at no distance.
+    # The root of a product is exact where both are the same: a layer that changes nothing is at no distance.
     norms = _select(squares[:, :, None] * squares[:, None], pairs).sqrt()
     return double(_select(products, pairs)) / norms.clamp_min(torch.finfo(torch.float64).tiny)
 

@@ -18,7 +18,7 @@ Worth = Callable[[str, Tensor], Tensor]
 
 def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
     """Float64 sums over the weights of each unit: "neuron" [layers, neurons], "head" [layers, heads], "hidden"
-    [1, hidden] over the whole model, "block" [1, layers].
+    [1, hidden] over the whole model, "layer" [1, layers].
 
     Where every head has its own keys and values, these belong to it; where it shares them, only its queries and its
     part of the output do.
@@ -29,16 +29,16 @@ def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
         "neuron": torch.zeros(shape.num_hidden_layers, shape.intermediate_size, dtype=torch.float64),
         "head": torch.zeros(shape.num_hidden_layers, shape.num_attention_heads, dtype=torch.float64),
         "hidden": torch.zeros(1, shape.hidden_size, dtype=torch.float64),
-        "block": torch.zeros(1, shape.num_hidden_layers, dtype=torch.float64),
+        "layer": torch.zeros(1, shape.num_hidden_layers, dtype=torch.float64),
     }
     for name, parameter in model.named_parameters():
         values, axes = double(worth(name, parameter.detach())).cpu(), anatomy.axes_of(name)
         _add(sums["hidden"][0], values, axes, {"hidden"}, shape)
-        block, _ = anatomy.block_of(name)
-        if block is not None:
-            _add(sums["neuron"][block], values, axes, {"neuron"}, shape)
-            _add(sums["head"][block], values, axes, head, shape)
-            sums["block"][0, block] += values.sum()
+        layer, _ = anatomy.layer_of(name)
+        if layer is not None:
+            _add(sums["neuron"][layer], values, axes, {"neuron"}, shape)
+            _add(sums["head"][layer], values, axes, head, shape)
+            sums["layer"][0, layer] += values.sum()
     return sums
 
 

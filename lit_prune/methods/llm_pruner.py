@@ -61,11 +61,11 @@ class LLMPruner(ScoreAndCut):
         if self.spare_first >= end:
             most = f"{plan.original.num_hidden_layers - 1} together with prune.spare_last={self.spare_last}"
             raise ConfigError(f"prune.spare_first: must be at most {most}, got {self.spare_first}")
-        whole = type(plan).everything(plan.original).blocks
-        blocks: tuple[LayerPlan, ...] = tuple(
-            block if self.spare_first <= block.index < end else whole[block.index] for block in plan.blocks
+        whole = type(plan).everything(plan.original).layers
+        layers: tuple[LayerPlan, ...] = tuple(
+            layer if self.spare_first <= layer.index < end else whole[layer.index] for layer in plan.layers
         )
-        return dataclasses.replace(plan, blocks=blocks)
+        return dataclasses.replace(plan, layers=layers)
 
     def effective(self, config: Any) -> LLMPruner:
         """Return the settings themselves: the recipe does not know of the layers that stay whole."""

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from lit_prune.config import ConfigError
 from lit_prune.models.files import named
 from lit_prune.models.lm_head import head_of, last_states
-from lit_prune.models.model_family import FAMILIES, Axis, ModelFamily, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.model_family import FAMILIES, Axis, ModelFamily, anatomy_of, head_dim_of, layers_of, parts_of
 from lit_prune.models.shape import ModelShape, shape_of
 
 TOLERANCE = 1e-3
@@ -32,7 +32,7 @@ _AXES = {"hidden channels": ("hidden",), "neurons": ("neuron",), "heads": ("head
 def check_pieces(model: Any, location: str) -> None:
     """Check that the model at `location`, in float32, computes what the description of its family says.
 
-    Takes two forward passes over 16 tokens, and three over the first and the last block. Models without a description
+    Takes two forward passes over 16 tokens, and three over the first and the last layer. Models without a description
     are left to `anatomy_of`, which refuses them where a part is needed.
 
     Raises:
@@ -78,12 +78,12 @@ class _Call(NamedTuple):
 
 def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Parts of the model with the value that the description gives and the value that the model gives."""
-    blocks = blocks_of(model)
-    checked = sorted({0, len(blocks) - 1})
+    layers = layers_of(model)
+    checked = sorted({0, len(layers) - 1})
     parts = [p for p in _parts(anatomy) if p]
     modules = {anatomy.final_norm: model.get_submodule(anatomy.final_norm)}
-    modules |= {str(i): block for i, block in enumerate(blocks)}
-    modules |= {f"{i}.{part}": blocks[i].get_submodule(part) for i in checked for part in parts}
+    modules |= {str(i): layer for i, layer in enumerate(layers)}
+    modules |= {f"{i}.{part}": layers[i].get_submodule(part) for i in checked for part in parts}
     ids = _few_tokens(model.config).to(model.device)
     logits, calls = _traced(model, ids, modules)
 
@@ -91,27 +91,27 @@ def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor
     yield "head", head_of(model).logits(states), logits
     yield "final norm", final.output, states
     yield "final norm", _normed(modules[anatomy.final_norm], anatomy, final.input), final.output
-    entering = [calls[str(i)].input for i in range(len(blocks))] + [final.input]
-    for i in range(len(blocks)):
+    entering = [calls[str(i)].input for i in range(len(layers))] + [final.input]
+    for i in range(len(layers)):
         yield f"residual stream after layer {i}", calls[str(i)].output, entering[i + 1]
     for i in checked:
         shape = shape_of(model.config.per_layer_config[i] if model.config.is_heterogeneous else model.config)
         inside = {part: calls[f"{i}.{part}"] for part in parts}
-        for what, ours, theirs in _inside(anatomy, shape, head_dim_of(model.config), blocks[i], inside, entering[i]):
+        for what, ours, theirs in _inside(anatomy, shape, head_dim_of(model.config), layers[i], inside, entering[i]):
             yield f"{what} in layer {i}", ours, theirs
-        for name, parameter in blocks[i].named_parameters():
-            axes = anatomy.axes_of(f"{anatomy.blocks}.{i}.{name}")
+        for name, parameter in layers[i].named_parameters():
+            axes = anatomy.axes_of(f"{anatomy.layers}.{i}.{name}")
             yield f"number of axes of {name} in layer {i}", _number(len(axes)), _number(parameter.dim())
             for axis, size in zip(axes, parameter.shape, strict=True):
                 rest = size % sum(map(shape.units, parts_of(axis))) if parts_of(axis) else 0
                 yield f"size of {name} in layer {i}", _number(rest), _number(0)
         for what, turned in _AXES.items():
-            ours, theirs = _reordered(anatomy, shape, blocks[i], f"{anatomy.blocks}.{i}", calls[str(i)], turned)
+            ours, theirs = _reordered(anatomy, shape, layers[i], f"{anatomy.layers}.{i}", calls[str(i)], turned)
             yield f"output of layer {i} with its {what} in another order", ours, theirs
 
 
 def _parts(anatomy: ModelFamily) -> tuple[str | None, ...]:
-    """The modules of a block that the description names."""
+    """The modules of a layer that the description names."""
     return (
         anatomy.input_norm, *anatomy.attention_input, anatomy.attention_output, anatomy.mlp_norm, anatomy.mlp,
         *anatomy.mlp_input, anatomy.activation, anatomy.mlp_output,
@@ -143,12 +143,12 @@ def _traced(model: Any, ids: Tensor, modules: dict[str, nn.Module]) -> tuple[Ten
 
 
 def _inside(
-    anatomy: ModelFamily, shape: ModelShape, head_dim: int, block: nn.Module, calls: dict[str, _Call], stream: Tensor
+    anatomy: ModelFamily, shape: ModelShape, head_dim: int, layer: nn.Module, calls: dict[str, _Call], stream: Tensor
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Comparisons of the parts of one block, which `stream` enters."""
+    """Comparisons of the parts of one layer, which `stream` enters."""
     for norm in (anatomy.input_norm, anatomy.mlp_norm):
         if norm is not None:
-            yield f"norm {norm}", _normed(block.get_submodule(norm), anatomy, calls[norm].input), calls[norm].output
+            yield f"norm {norm}", _normed(layer.get_submodule(norm), anatomy, calls[norm].input), calls[norm].output
 
     read = stream if anatomy.input_norm is None else calls[anatomy.input_norm].output
     for linear in anatomy.attention_input:
@@ -198,21 +198,21 @@ def _normed(norm: nn.Module, anatomy: ModelFamily, x: Tensor) -> Tensor:
 
 
 def _reordered(
-    anatomy: ModelFamily, shape: ModelShape, block: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
+    anatomy: ModelFamily, shape: ModelShape, layer: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
 ) -> tuple[Tensor, Tensor]:
-    """What a block adds to the stream with the units of some axes in reverse order, and in their own.
+    """What a layer adds to the stream with the units of some axes in reverse order, and in their own.
 
     Both are the same, in the order of the stream, where every parameter has the axes that are described: then each unit
     can go with all that belongs to it.
     """
     turned = {}
-    for name, parameter in block.named_parameters():
+    for name, parameter in layer.named_parameters():
         weight: Tensor = parameter
         for dim, axis in enumerate(anatomy.axes_of(f"{path}.{name}")):
             weight = _turned(weight, dim, axis, shape, axes)
         turned[name] = weight
     stream = call.input.flip(-1) if "hidden" in axes else call.input
-    found = functional_call(block, turned, (stream, *call.inputs[1:]), call.keywords)
+    found = functional_call(layer, turned, (stream, *call.inputs[1:]), call.keywords)
     found = found[0] if isinstance(found, tuple) else found
     ours, theirs = found - stream, call.output - call.input
     if theirs.abs().max() <= _NEGLIGIBLE * call.input.abs().max():

@@ -20,12 +20,12 @@ Axes = tuple[Axis, ...]
 class ModelFamily:
     """One family: the axis that each dimension of each parameter belongs to, and the names of its parts.
 
-    Modules are named from the model for what it has once, and from the block for what each block has.
+    Modules are named from the model for what it has once, and from the layer for what each layer has.
     """
 
     axes: dict[str, Axes]
     """Parameter name suffix -> axis of each dimension; the longest suffix that fits counts."""
-    blocks: str = "model.layers"
+    layers: str = "model.layers"
     final_norm: str = "model.norm"
     input_norm: str | None = "input_layernorm"
     """Norm whose output the attention reads; None where it reads the residual stream as it is."""
@@ -36,7 +36,7 @@ class ModelFamily:
     attention_output: str = "self_attn.o_proj"
     """Linear whose input is the heads' outputs, side by side."""
     mlp: str | None = "mlp"
-    """Module whose input the MLP reads; None where its linears lie in the block itself."""
+    """Module whose input the MLP reads; None where its linears lie in the layer itself."""
     mlp_input: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     """Linears whose outputs are the neurons before their activation and, in a gated MLP, what these are multiplied by
     after it; or the one whose output is both."""
@@ -86,14 +86,14 @@ class ModelFamily:
         return self.axes[max(suffixes, key=len)]
 
     def is_linear(self, name: str) -> bool:
-        """Whether a parameter is the matrix of a linear layer of a block.
+        """Whether a parameter is the matrix of a linear module of a layer.
 
         Embeddings, the head and norms of single heads have a dimension that is never cut.
         """
         axes = self.axes_of(name)
         return len(axes) == 2 and all(axes)
 
-    def block_of(self, name: str) -> tuple[int | None, str]:
-        """The block that a parameter or module of the model lies in, if any, and its name there."""
-        match = re.fullmatch(rf"{re.escape(self.blocks)}\.(\d+)\.(.+)", name)
+    def layer_of(self, name: str) -> tuple[int | None, str]:
+        """The layer that a parameter or module of the model lies in, if any, and its name there."""
+        match = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", name)
         return (int(match[1]), match[2]) if match else (None, name)

@@ -122,19 +122,19 @@ FAMILIES = {
     "smollm3": ModelFamily(_LLAMA | _BIASES),
     "granite": ModelFamily(_LLAMA | _BIASES, after_head=("logits_scaling", "divide")),
     "gpt_neox": ModelFamily(
-        _GPT_NEOX, blocks="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm",
+        _GPT_NEOX, layers="gpt_neox.layers", final_norm="gpt_neox.final_layer_norm",
         attention_input=("attention.query_key_value",), attention_output="attention.dense",
         mlp_input=("mlp.dense_h_to_4h",), activation="mlp.act", mlp_output="mlp.dense_4h_to_h", tied_width=True,
         norm="layer",
     ),
     "gpt2": ModelFamily(
-        _GPT2, blocks="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", mlp_norm="ln_2",
+        _GPT2, layers="transformer.h", final_norm="transformer.ln_f", input_norm="ln_1", mlp_norm="ln_2",
         attention_input=("attn.c_attn",), attention_output="attn.c_proj", mlp_input=("mlp.c_fc",),
         activation="mlp.act", mlp_output="mlp.c_proj", neurons="n_inner", tied_width=True, norm="layer",
         only={"add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False},
     ),
     "opt": ModelFamily(
-        _LLAMA | _BIASES | _OPT, blocks="model.decoder.layers", final_norm="model.decoder.final_layer_norm",
+        _LLAMA | _BIASES | _OPT, layers="model.decoder.layers", final_norm="model.decoder.final_layer_norm",
         input_norm="self_attn_layer_norm", mlp_norm="final_layer_norm", attention_output="self_attn.out_proj",
         mlp=None, mlp_input=("fc1",), activation="activation_fn", mlp_output="fc2",
         hidden=("hidden_size", "word_embed_proj_dim"), neurons="ffn_dim", tied_width=True, norm="layer",

@@ -73,34 +73,34 @@ def num_multiplied(config: Any) -> int:
     return inside + config.vocab_size * config.hidden_size
 
 
-def forward_flops(config: Any, block: int, *, causal: bool = True) -> float:
-    """FLOPs a token of a forward pass over sequences of `block` tokens, the head included.
+def forward_flops(config: Any, seq_len: int, *, causal: bool = True) -> float:
+    """FLOPs a token of a forward pass over sequences of `seq_len` tokens, the head included.
 
     Attention counts the positions a token may look at; without `causal` it counts masked ones too, as kernels that
     skip nothing do (see `minitron_step`).
     """
     layers, own = range(config.num_hidden_layers), config.is_heterogeneous
     heads = [(config.per_layer_config[i] if own else config).num_attention_heads for i in layers]
-    seen = [attended(block, window, causal) for window in _windows(config)]
+    seen = [attended(seq_len, window, causal) for window in _windows(config)]
     attention = sum(4 * n * head_dim_of(config) * positions for n, positions in zip(heads, seen, strict=True))
     return 2 * num_multiplied(config) + attention
 
 
-def training_flops(student: Any, block: int, teacher: Any = None, *, causal: bool = True) -> float:
+def training_flops(student: Any, seq_len: int, teacher: Any = None, *, causal: bool = True) -> float:
     """FLOPs a token of training all weights of a student, and of the forward pass of its teacher if it has one."""
-    own = training_products(student, block, Trainable(), causal=causal).flops
-    return own if teacher is None else own + forward_flops(teacher, block, causal=causal)
+    own = training_products(student, seq_len, Trainable(), causal=causal).flops
+    return own if teacher is None else own + forward_flops(teacher, seq_len, causal=causal)
 
 
-def minitron_step(student: Any, teacher: Any = None, *, batch: int = 1152, block: int = 4096) -> float:
+def minitron_step(student: Any, teacher: Any = None, *, batch: int = 1152, seq_len: int = 4096) -> float:
     """FLOPs of an optimizer step as the paper counts them: attention to masked positions included (Minitron, 4.1)."""
-    return batch * block * training_flops(student, block, teacher, causal=False)
+    return batch * seq_len * training_flops(student, seq_len, teacher, causal=False)
 
 
 def training_products(
-    config: Any, block: int, trainable: Trainable, *, causal: bool = True, head_gradient: bool = True
+    config: Any, seq_len: int, trainable: Trainable, *, causal: bool = True, head_gradient: bool = True
 ) -> Products:
-    """Return the products of the forward and the backward pass of a model over sequences of `block` tokens.
+    """Return the products of the forward and the backward pass of a model over sequences of `seq_len` tokens.
 
     Without `head_gradient` the logits are computed but no loss of theirs is minimised.
     """
@@ -108,7 +108,7 @@ def training_products(
     sizes = {name: p.numel() for name, p in meta_model(config).named_parameters()}
     stream = trainable.embedding(config)
     for index, window in enumerate(_windows(config)):
-        stream = _Layer(config, index, sizes, trainable, found).add(stream, attended(block, window, causal))
+        stream = _Layer(config, index, sizes, trainable, found).add(stream, attended(seq_len, window, causal))
     last = stream or trainable.layer(num_layers - 1, num_layers)
     found.values["output", num_layers] = Value(config.hidden_size, last)
     found.multiply(config.vocab_size * config.hidden_size, head_gradient and last, head_gradient and trainable.head)
@@ -121,7 +121,7 @@ class _Layer:
     def __init__(self, config: Any, index: int, sizes: dict[str, int], trainable: Trainable, found: Products) -> None:
         self.config, self.index, self.trainable, self.found = config, index, trainable, found
         self.anatomy, self.hidden = anatomy_of(config), config.hidden_size
-        prefix = f"{self.anatomy.blocks}.{index}."
+        prefix = f"{self.anatomy.layers}.{index}."
         self.sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
         self.trained = trainable.layer(index, config.num_hidden_layers)
 
@@ -178,13 +178,13 @@ def _is_parallel(config: Any, anatomy: ModelFamily) -> bool:
 
 
 def _windows(config: Any) -> list[int | None]:
-    """Positions each block's attention reaches back over; None is all of them."""
+    """Positions each layer's attention reaches back over; None is all of them."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def attended(block: int, window: int | None = None, causal: bool = True) -> float:
+def attended(seq_len: int, window: int | None = None, causal: bool = True) -> float:
     """Positions a token attends to, itself included, in the mean over a sequence."""
-    reach = min(window or block, block)
-    return (reach * (reach + 1) / 2 + (block - reach) * reach) / block if causal else reach
+    reach = min(window or seq_len, seq_len)
+    return (reach * (reach + 1) / 2 + (seq_len - reach) * reach) / seq_len if causal else reach

@@ -39,9 +39,9 @@ def head_dim_of(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks, first to last."""
-    return list(model.get_submodule(anatomy_of(model.config).blocks).children())
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers, first to last."""
+    return list(model.get_submodule(anatomy_of(model.config).layers).children())
 
 
 def parts_of(axis: Axis) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from lit_prune.models.model_family import anatomy_of, parts_of
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Numbers of units: blocks, hidden channels; neurons, query heads and KV groups of each block."""
+    """Numbers of units: layers, hidden channels; neurons, query heads and KV groups of each layer."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -36,10 +36,10 @@ def shape_of(config: Any) -> ModelShape:
     """The shape of a Hugging Face config.
 
     Raises:
-        ConfigError: its blocks differ in width.
+        ConfigError: its layers differ in width.
     """
     if getattr(config, "is_heterogeneous", False):
-        raise ConfigError("teacher.model: its blocks differ in width; prune the model it came from instead")
+        raise ConfigError("teacher.model: its layers differ in width; prune the model it came from instead")
     anatomy, heads = anatomy_of(config), config.num_attention_heads
     return ModelShape(
         num_hidden_layers=config.num_hidden_layers,
@@ -56,7 +56,7 @@ def meta_model(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     if config.is_heterogeneous:
-        import lit_prune.models.per_layer_config  # noqa: F401  (builds each block from its own widths)
+        import lit_prune.models.per_layer_config  # noqa: F401  (builds each layer from its own widths)
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
@@ -65,18 +65,18 @@ def meta_model(config: Any) -> Any:
 def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
     """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
     anatomy, whole = anatomy_of(config), shape_of(config)
-    first = f"{anatomy.blocks}.0."
+    first = f"{anatomy.layers}.0."
     dims = [
         (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(p.shape, axes, strict=True)])
         for name, p in meta_model(config).named_parameters()
-        if name.startswith(first) or not name.startswith(f"{anatomy.blocks}.")
+        if name.startswith(first) or not name.startswith(f"{anatomy.layers}.")
         for axes in (anatomy.axes_of(name),)
     ]
 
     def count(shape: ModelShape) -> int:
         return sum(
-            (shape.num_hidden_layers if in_block else 1) * math.prod(growth(shape) for growth in growths)
-            for in_block, growths in dims
+            (shape.num_hidden_layers if in_layer else 1) * math.prod(growth(shape) for growth in growths)
+            for in_layer, growths in dims
         )
 
     return count

@@ -58,4 +58,4 @@ def _is_like_llama(model: nn.Module) -> bool:
         return False
     parts = (llama.input_norm, llama.mlp_norm, *llama.attention_input, llama.attention_output, *llama.mlp_input,
              llama.activation, llama.mlp_output)  # fmt: skip
-    return llama.final_norm in modules and all(f"{llama.blocks}.0.{part}" in modules for part in parts)
+    return llama.final_norm in modules and all(f"{llama.layers}.0.{part}" in modules for part in parts)

@@ -82,13 +82,13 @@ def candidates(config: Any, space: SearchSpace) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class Search:
-    """A space searched for students of one teacher, whose speed is that on [batch, block] tokens on this machine."""
+    """A space searched for students of one teacher, whose speed is that on [batch, seq_len] tokens on this machine."""
 
     config: Any
     """The teacher's."""
     space: SearchSpace
     batch: int
-    block: int
+    seq_len: int
     speeds: Path
     """Folder in which measured speeds are kept: what a table compares does not change with the noise of the machine."""
 
@@ -104,7 +104,7 @@ class Search:
     @property
     def _node(self) -> Node:
         teacher = [self.config.model_type, former_sizes(dataclasses.asdict(shape_of(self.config)))]
-        return Node(self.speeds / digest([*teacher, [one.label for one in self.inside], self.batch, self.block]))
+        return Node(self.speeds / digest([*teacher, [one.label for one in self.inside], self.batch, self.seq_len]))
 
     @property
     def measured(self) -> bool:
@@ -116,7 +116,7 @@ class Search:
         if not self.measured:
             Store(self.speeds).check_writable(self._node.folder)
             cpu.prepare()
-            speeds = _speeds(self.inside, random_model(self.config), self.batch, self.block)
+            speeds = _speeds(self.inside, random_model(self.config), self.batch, self.seq_len)
             self._node.finish(speeds, **environment())
 
     def found(self) -> list[Candidate]:
@@ -138,12 +138,12 @@ class Search:
         return fast
 
 
-def _speeds(found: Sequence[Candidate], teacher: Any, batch: int, block: int) -> dict[str, float]:
+def _speeds(found: Sequence[Candidate], teacher: Any, batch: int, seq_len: int) -> dict[str, float]:
     """Label -> throughput over the teacher's, each measured in turns with it."""
     ratios = {}
     for candidate in found:
         student = surgery.apply(teacher, first_units(teacher.config, candidate.shape))
-        ratios[candidate.label] = speedup(student, teacher, batch, block, _REPEATS).ratio
+        ratios[candidate.label] = speedup(student, teacher, batch, seq_len, _REPEATS).ratio
     return ratios
 
 

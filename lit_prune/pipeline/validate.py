@@ -116,11 +116,11 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
         if cell.parent is not None:
             _check_lengths(cell, pruned, "its source")
         cell.prune.check(pruned)
-        num_blocks, student_config = cell.prune.config_of(pruned).num_hidden_layers, pruned
+        num_layers, student_config = cell.prune.config_of(pruned).num_hidden_layers, pruned
     else:
         student_config = config_of_student(cell)
         _check_lengths(cell, student_config, "the student")
-        num_blocks = student_config.num_hidden_layers
+        num_layers = student_config.num_hidden_layers
     if cell.prune.init_from is None and student_config.vocab_size != config.vocab_size:
         raise ConfigError(
             f"parent: its vocabulary has {student_config.vocab_size} entries, the teacher's {config.vocab_size}"
@@ -185,10 +185,10 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
     """
     from lit_prune.data.calibration import CalibrationData
 
-    CalibrationData(tokens, samples=cell.calibration.num_sequences, block=cell.calibration.seq_len, seed=0)
+    CalibrationData(tokens, num_sequences=cell.calibration.num_sequences, seq_len=cell.calibration.seq_len, seed=0)
     check_validation(cell, tokens, "corpus")
     if cell.teacher.finetune is not None:
-        CalibrationData(tokens, samples=1, block=cell.teacher.finetune.seq_len, seed=0, split="validation")
+        CalibrationData(tokens, num_sequences=1, seq_len=cell.teacher.finetune.seq_len, seed=0, split="validation")
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:

@@ -1,6 +1,6 @@
 """Scores and a target shape -> a plan.
 
-An allocator of blocks decides which blocks stay, an allocator of widths what stays of each of them. Scores are higher
+An allocator of layers decides which layers stay, an allocator of widths what stays of each of them. Scores are higher
 for what shall be kept; ties go to the lower index.
 """
 
@@ -23,59 +23,59 @@ Choose = Callable[[Scores, int, int], Indices]
 
 @dataclass(frozen=True)
 class LayerAllocator:
-    """Chooses the blocks that stay."""
+    """Chooses the layers that stay."""
 
     choose: Choose
-    """(scores, blocks there are, blocks to drop) -> the blocks that stay."""
+    """(scores, layers there are, layers to drop) -> the layers that stay."""
     reads: str | None
-    """The axis whose scores it reads: "block", "span", or none."""
+    """The axis whose scores it reads: "layer", "span", or none."""
 
 
 WidthAllocator = Callable[[Scores, Indices, ModelShape, Any], tuple[LayerPlan, ...]]
-"""(scores, blocks that stay, target shape, config) -> what stays of each block."""
+"""(scores, layers that stay, target shape, config) -> what stays of each layer."""
 
-block_allocators: Registry[LayerAllocator] = Registry("prune.layer_selection")
+layer_allocators: Registry[LayerAllocator] = Registry("prune.layer_selection")
 width_allocators: Registry[WidthAllocator] = Registry("prune.width_allocation")
 
 
-def block_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
-    """Register a function that chooses blocks and the axis of scores it reads."""
+def layer_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
+    """Register a function that chooses layers and the axis of scores it reads."""
 
     def add(choose: Choose) -> Choose:
-        block_allocators.register(name)(LayerAllocator(choose, reads))
+        layer_allocators.register(name)(LayerAllocator(choose, reads))
         return choose
 
     return add
 
 
-@block_allocator("lowest_score", reads="block")
+@layer_allocator("lowest_score", reads="layer")
 def lowest(scores: Scores, whole: int, drop: int) -> Indices:
-    """All but the blocks that score lowest one by one (ShortGPT; Minitron, section 2.2)."""
-    return _best(scores["block"][0], whole - drop)
+    """All but the layers that score lowest one by one (ShortGPT; Minitron, section 2.2)."""
+    return _best(scores["layer"][0], whole - drop)
 
 
-@block_allocator("contiguous", reads="span")
+@layer_allocator("contiguous", reads="span")
 def contiguous(scores: Scores, whole: int, drop: int) -> Indices:
-    """All but the contiguous span of blocks that scores lowest as a whole (arXiv 2403.17887, section 3.2)."""
+    """All but the contiguous span of layers that scores lowest as a whole (arXiv 2403.17887, section 3.2)."""
     start = int(scores["span"][drop - 1].argmin())
     return _without(whole, start, drop)
 
 
-@block_allocator("last", reads=None)
+@layer_allocator("last", reads=None)
 def tail(scores: Scores, whole: int, drop: int) -> Indices:
-    """The first blocks; no score is read (arXiv 2411.15558, "reverse order")."""
+    """The first layers; no score is read (arXiv 2411.15558, "reverse order")."""
     return _without(whole, whole - drop, drop)
 
 
-@block_allocator("last_but_final", reads=None)
+@layer_allocator("last_but_final", reads=None)
 def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
-    """The first blocks and the very last; no score is read (arXiv 2403.17887, section 4.4; Minitron in practice)."""
+    """The first layers and the very last; no score is read (arXiv 2403.17887, section 4.4; Minitron in practice)."""
     return _without(whole, max(0, whole - 1 - drop), drop)
 
 
 @width_allocators.register("uniform")
-def uniform(scores: Scores, blocks: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
-    """As many units in every block: its best neurons, the best KV groups, the best heads of each (Minitron, 2.3)."""
+def uniform(scores: Scores, layers: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
+    """As many units in every layer: its best neurons, the best KV groups, the best heads of each (Minitron, 2.3)."""
     whole, per_group = shape_of(config), target.num_attention_heads // target.num_key_value_heads
     return tuple(
         LayerPlan(
@@ -83,24 +83,24 @@ def uniform(scores: Scores, blocks: Indices, target: ModelShape, config: Any) ->
             _units(scores, "neuron", index, target.intermediate_size, whole.intermediate_size),
             _best_heads(scores, index, whole, target.num_key_value_heads, per_group),
         )
-        for index in blocks
+        for index in layers
     )
 
 
 @width_allocators.register("global")
-def everywhere(scores: Scores, blocks: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
+def everywhere(scores: Scores, layers: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
     """Neurons and heads wherever they score highest across the model, with as many parameters as `target` has.
 
-    Scores of different blocks and axes are made comparable by dividing them by their mean. Heads go in rows, the
-    weakest of every KV group together; every block keeps one neuron and one head a group at least.
+    Scores of different layers and axes are made comparable by dividing them by their mean. Heads go in rows, the
+    weakest of every KV group together; every layer keeps one neuron and one head a group at least.
     """
     whole = shape_of(config)
     fewer_heads = (
         target.num_attention_heads // target.num_key_value_heads
         < whole.num_attention_heads // whole.num_key_value_heads
     )
-    neurons = [scores["neuron"][i] for i in blocks] if target.intermediate_size < whole.intermediate_size else []
-    rows = _rows(scores, blocks, whole, target.num_key_value_heads) if fewer_heads else []
+    neurons = [scores["neuron"][i] for i in layers] if target.intermediate_size < whole.intermediate_size else []
+    rows = _rows(scores, layers, whole, target.num_key_value_heads) if fewer_heads else []
     kept = _Budget(config, target).spend(
         {"neuron": [_comparable(s) for s in neurons], "head": [_comparable(r) for r in rows]},
         fixed={"neuron": whole.intermediate_size, "head": whole.num_attention_heads // whole.num_key_value_heads},
@@ -111,7 +111,7 @@ def everywhere(scores: Scores, blocks: Indices, target: ModelShape, config: Any)
             _units(scores, "neuron", index, kept["neuron"][i], whole.intermediate_size),
             _best_heads(scores, index, whole, target.num_key_value_heads, kept["head"][i]),
         )
-        for i, index in enumerate(blocks)
+        for i, index in enumerate(layers)
     )
 
 
@@ -121,7 +121,7 @@ def hidden_channels(scores: Scores, count: int, whole: int) -> Indices:
 
 
 class _Budget:
-    """Parameters to be spent on neurons and rows of heads, whose prices are those of one more in one block."""
+    """Parameters to be spent on neurons and rows of heads, whose prices are those of one more in one layer."""
 
     def __init__(self, config: Any, target: ModelShape) -> None:
         count, self.layers = parameter_counter(config), target.num_hidden_layers
@@ -144,20 +144,20 @@ class _Budget:
         self.price = {axis: (count(shape) - self.base) // self.layers for axis, shape in more.items()}
 
     def spend(self, scores: dict[str, list[Tensor]], fixed: dict[str, int]) -> dict[str, list[int]]:
-        """Units of each axis in each block, bought by score until the parameters are spent; axes without scores keep
+        """Units of each axis in each layer, bought by score until the parameters are spent; axes without scores keep
         their `fixed` number."""
         kept = {axis: [1 if scores[axis] else fixed[axis]] * self.layers for axis in scores}
         left = self.total - self.base
         left -= sum(self.price[axis] * (n - 1) for axis in kept for n in kept[axis])
         offers = sorted(
-            (-float(score), axis, block)
-            for axis, blocks in scores.items()
-            for block, ranked in enumerate(blocks)
+            (-float(score), axis, layer)
+            for axis, layers in scores.items()
+            for layer, ranked in enumerate(layers)
             for score in torch.sort(ranked, descending=True).values[1:]
         )
-        for _, axis, block in offers:
+        for _, axis, layer in offers:
             if self.price[axis] <= left:
-                kept[axis][block] += 1
+                kept[axis][layer] += 1
                 left -= self.price[axis]
         return kept
 
@@ -166,26 +166,26 @@ def _comparable(scores: Tensor) -> Tensor:
     return scores / scores.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _rows(scores: Scores, blocks: Indices, whole: ModelShape, groups: int) -> list[Tensor]:
-    """For each block the scores of its rows of heads: the mean of the first, second, ... best of every kept group."""
+def _rows(scores: Scores, layers: Indices, whole: ModelShape, groups: int) -> list[Tensor]:
+    """For each layer the scores of its rows of heads: the mean of the first, second, ... best of every kept group."""
     size = whole.num_attention_heads // whole.num_key_value_heads
-    ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in blocks]
+    ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in layers]
     return [
-        block[list(_best_groups(scores["head"][i], whole, groups))].mean(0)
-        for i, block in zip(blocks, ranked, strict=True)
+        layer[list(_best_groups(scores["head"][i], whole, groups))].mean(0)
+        for i, layer in zip(layers, ranked, strict=True)
     ]
 
 
-def _units(scores: Scores, axis: str, block: int, count: int, whole: int) -> Indices:
-    return tuple(range(whole)) if count == whole else _best(scores[axis][block], count)
+def _units(scores: Scores, axis: str, layer: int, count: int, whole: int) -> Indices:
+    return tuple(range(whole)) if count == whole else _best(scores[axis][layer], count)
 
 
-def _best_heads(scores: Scores, block: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
+def _best_heads(scores: Scores, layer: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
     """The best query heads of each of the best KV groups."""
     size = whole.num_attention_heads // whole.num_key_value_heads
     if groups * per_group == whole.num_attention_heads:
         return tuple(range(whole.num_attention_heads))
-    heads = scores["head"][block]
+    heads = scores["head"][layer]
     by_group = heads.view(whole.num_key_value_heads, size)
     return tuple(g * size + i for g in _best_groups(heads, whole, groups) for i in _best(by_group[g], per_group))
 
@@ -208,7 +208,7 @@ def _without(whole: int, start: int, drop: int) -> Indices:
     return tuple(i for i in range(whole) if not start <= i < start + drop)
 
 
-def residual_merges(scores: Tensor, block: LayerPlan, whole: ModelShape, weight: float) -> tuple[Merge, ...]:
+def residual_merges(scores: Tensor, layer: LayerPlan, whole: ModelShape, weight: float) -> tuple[Merge, ...]:
     """Pairs of the weakest kept and the strongest pruned head of each KV group (Minitron, section 2.3).
 
     With L heads sorted by importance and K kept, head i is paired with head 2K - i + 1 for i in [2K - L + 1, K]; the
@@ -223,8 +223,8 @@ def residual_merges(scores: Tensor, block: LayerPlan, whole: ModelShape, weight:
     for group in range(whole.num_attention_heads // size):
         order = torch.sort(scores[group * size : (group + 1) * size], descending=True, stable=True).indices
         heads = [group * size + int(i) for i in order]
-        keeping = [head for head in heads if head in block.heads]
-        gone = [head for head in heads if head not in block.heads]
+        keeping = [head for head in heads if head in layer.heads]
+        gone = [head for head in heads if head not in layer.heads]
         pairs = zip(reversed(keeping), gone, strict=False)
         merges += [Merge(kept, pruned, weight) for kept, pruned in pairs if keeping]
     return tuple(sorted(merges))

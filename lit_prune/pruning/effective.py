@@ -8,7 +8,7 @@ from typing import Any
 from lit_prune.config import Prune
 from lit_prune.importance.criteria import criteria
 from lit_prune.models.shape import shape_of
-from lit_prune.pruning.allocate import block_allocators
+from lit_prune.pruning.allocate import layer_allocators
 from lit_prune.pruning.target import target
 
 
@@ -27,7 +27,7 @@ def effective(student: Prune, pruned: Any) -> Prune:
     dropped = whole.num_hidden_layers - shape.num_hidden_layers
     fields |= kept("drop_layers")
     if dropped and not student.drop_layers:
-        reads = block_allocators[student.layer_selection].reads
+        reads = layer_allocators[student.layer_selection].reads
         # The least important span of one layer is the least important layer.
         fields["layer_selection"] = (
             "lowest_score" if (dropped, student.layer_selection) == (1, "contiguous") else student.layer_selection

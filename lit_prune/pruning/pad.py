@@ -1,4 +1,4 @@
-"""A model whose blocks differ in width, filled up with zeros to one whose blocks are all alike."""
+"""A model whose layers differ in width, filled up with zeros to one whose layers are all alike."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 def pad_to_uniform(model: Any) -> Any:
-    """The same function with all blocks as wide as the widest: a model that stock transformers loads.
+    """The same function with all layers as wide as the widest: a model that stock transformers loads.
 
     Neurons, the query heads of a KV group and KV groups are filled up with zeros, and norms over all heads are made to
     see none of it.
@@ -40,13 +40,13 @@ def pad_to_uniform(model: Any) -> Any:
 def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
     """The model's weights, each where the plan that cuts this model from the padded one would take it from."""
     anatomy, whole, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
-    blocks = [_block_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
-    plan = PrunePlan(whole, tuple(range(whole.hidden_size)), tuple(blocks))
+    layers = [_layer_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
+    plan = PrunePlan(whole, tuple(range(whole.hidden_size)), tuple(layers))
     weights = {}
     for name, weight in model.state_dict().items():
-        index, _ = anatomy.block_of(name)
-        block = None if index is None else blocks[index]
-        for dim, entries in plan.entries(anatomy.axes_of(name), sizes[name].shape, block).items():
+        index, _ = anatomy.layer_of(name)
+        layer = None if index is None else layers[index]
+        for dim, entries in plan.entries(anatomy.axes_of(name), sizes[name].shape, layer).items():
             shape = list(weight.shape)
             shape[dim] = sizes[name].shape[dim]
             weight = weight.new_zeros(shape).index_copy(dim, entries.to(weight.device), weight)
@@ -54,8 +54,8 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
     return weights
 
 
-def _block_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
-    """The place of a narrow block in a wide one."""
+def _layer_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
+    """The place of a narrow layer in a wide one."""
     size, most = (
         shape.num_attention_heads // shape.num_key_value_heads,
         whole.num_attention_heads // whole.num_key_value_heads,
@@ -66,7 +66,7 @@ def _block_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
 
 def _correct_wide_norms(model: Any, padded: Any) -> None:
     """Let norms over all heads divide by the mean square they had without the zeros."""
-    for ours, theirs in zip(blocks_of(model), blocks_of(padded), strict=True):
+    for ours, theirs in zip(layers_of(model), layers_of(padded), strict=True):
         for norm, linear in anatomy_of(model.config).wide_norms.items():
             narrow: Any = ours.get_submodule(norm)
             wide: Any = theirs.get_submodule(norm)

@@ -36,7 +36,7 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One block that stays, and what stays of it."""
+    """One layer that stays, and what stays of it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -59,9 +59,9 @@ class PrunePlan:
     original: ModelShape
     """Shape of the model the indices refer to."""
     hidden: Indices
-    """Hidden channels, the same in every block."""
-    blocks: tuple[LayerPlan, ...]
-    """The blocks that stay."""
+    """Hidden channels, the same in every layer."""
+    layers: tuple[LayerPlan, ...]
+    """The layers that stay."""
 
     @staticmethod
     def everything(shape: ModelShape) -> PrunePlan:
@@ -72,38 +72,38 @@ class PrunePlan:
 
     @property
     def uniform(self) -> bool:
-        """Whether all blocks keep equally many of everything."""
-        return len({self.shape_of_block(block) for block in self.blocks}) == 1
+        """Whether all layers keep equally many of everything."""
+        return len({self.shape_of_layer(layer) for layer in self.layers}) == 1
 
     @property
     def kept(self) -> ModelShape:
-        """Shape of what is left; where blocks differ, of the smallest uniform model that holds each of them."""
-        shapes = [self.shape_of_block(block) for block in self.blocks]
+        """Shape of what is left; where layers differ, of the smallest uniform model that holds each of them."""
+        shapes = [self.shape_of_layer(layer) for layer in self.layers]
         groups = max(shape.num_key_value_heads for shape in shapes)
         heads = groups * max(shape.num_attention_heads // shape.num_key_value_heads for shape in shapes)
         return ModelShape(
-            len(self.blocks), len(self.hidden), max(shape.intermediate_size for shape in shapes), heads, groups
+            len(self.layers), len(self.hidden), max(shape.intermediate_size for shape in shapes), heads, groups
         )
 
-    def groups_of(self, block: LayerPlan) -> Indices:
-        """The KV groups a block keeps."""
+    def groups_of(self, layer: LayerPlan) -> Indices:
+        """The KV groups a layer keeps."""
         size = self.original.num_attention_heads // self.original.num_key_value_heads
-        return tuple(sorted({head // size for head in block.heads}))
+        return tuple(sorted({head // size for head in layer.heads}))
 
-    def shape_of_block(self, block: LayerPlan) -> ModelShape:
-        """The shape the whole model would have, were all blocks like this one."""
+    def shape_of_layer(self, layer: LayerPlan) -> ModelShape:
+        """The shape the whole model would have, were all layers like this one."""
         return ModelShape(
-            len(self.blocks), len(self.hidden), len(block.neurons), len(block.heads), len(self.groups_of(block))
+            len(self.layers), len(self.hidden), len(layer.neurons), len(layer.heads), len(self.groups_of(layer))
         )
 
-    def entries(self, axes: Axes, sizes: Sequence[int], block: LayerPlan | None) -> dict[int, Tensor]:
+    def entries(self, axes: Axes, sizes: Sequence[int], layer: LayerPlan | None) -> dict[int, Tensor]:
         """What stays of a parameter: dimension -> indices, for the dimensions that are cut.
 
-        `axes` and `sizes` are those of its dimensions in the original model; `block` is the one it lies in, if any.
+        `axes` and `sizes` are those of its dimensions in the original model; `layer` is the one it lies in, if any.
         """
         kept = {"hidden": self.hidden}
-        if block is not None:
-            kept |= {"neuron": block.neurons, "head": block.heads, "kv_group": self.groups_of(block)}
+        if layer is not None:
+            kept |= {"neuron": layer.neurons, "head": layer.heads, "kv_group": self.groups_of(layer)}
         found = {dim: self._entries(axis, sizes[dim], kept) for dim, axis in enumerate(axes) if axis}
         return {dim: indices for dim, indices in found.items() if len(indices) < sizes[dim]}
 
@@ -120,25 +120,25 @@ class PrunePlan:
         """The one plan that does to the original model what `first` does to it and this one to the result.
 
         Raises:
-            ConfigError: this plan is not for what `first` leaves, or `first` leaves blocks that differ.
+            ConfigError: this plan is not for what `first` leaves, or `first` leaves layers that differ.
         """
         if not first.uniform or first.kept != self.original:
             raise ConfigError(f"plan: one for {self.original} cannot follow one that leaves {first.kept}")
-        blocks = []
-        for block in self.blocks:
-            source = first.blocks[block.index]
-            heads = _pick(source.heads, block.heads)
-            later = (Merge(source.heads[m.kept], source.heads[m.pruned], m.weight) for m in block.merges)
+        layers = []
+        for layer in self.layers:
+            source = first.layers[layer.index]
+            heads = _pick(source.heads, layer.heads)
+            later = (Merge(source.heads[m.kept], source.heads[m.pruned], m.weight) for m in layer.merges)
             merges = _effective((*source.merges, *later), heads)
-            blocks.append(LayerPlan(source.index, _pick(source.neurons, block.neurons), heads, merges))
-        return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(blocks))
+            layers.append(LayerPlan(source.index, _pick(source.neurons, layer.neurons), heads, merges))
+        return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(layers))
 
     def check(self, config: Any) -> None:
         """See that the plan can be carried out on a model.
 
         Raises:
             ConfigError: it was made for another shape, keeps nothing of something, names a unit twice or one there is
-                not, leaves unequal numbers of heads in the KV groups of a block or a shape the family cannot have, or
+                not, leaves unequal numbers of heads in the KV groups of a layer or a shape the family cannot have, or
                 merges heads that cannot be merged.
         """
         anatomy, whole = anatomy_of(config), self.original
@@ -156,11 +156,11 @@ class PrunePlan:
             self._check_merges(block, anatomy)
             if anatomy.tied_width and len(block.heads) * head_dim_of(config) != len(self.hidden):
                 raise ConfigError(
-                    f"plan: {len(block.heads)} heads of block {block.index} and {len(self.hidden)} hidden channels: in "
+                    f"plan: {len(layer.heads)} heads of layer {layer.index} and {len(self.hidden)} hidden channels: in "
                     f"{config.model_type} the heads, {head_dim_of(config)} channels each, are as wide as the stream"
                 )
         if anatomy.tied_width and self.kept.num_attention_heads * head_dim_of(config) != len(self.hidden):
-            raise ConfigError(f"plan: all blocks of {config.model_type} must keep equally many KV groups")
+            raise ConfigError(f"plan: all layers of {config.model_type} must keep equally many KV groups")
         if anatomy.whole_heads and self.kept.hidden_size % self.kept.num_attention_heads:
             raise ConfigError(
                 f"plan: {self.kept.hidden_size} hidden channels are not a multiple of the "
@@ -168,29 +168,29 @@ class PrunePlan:
                 f"the config of {config.model_type} demands"
             )
 
-    def _check_groups(self, block: LayerPlan) -> None:
+    def _check_groups(self, layer: LayerPlan) -> None:
         size = self.original.num_attention_heads // self.original.num_key_value_heads
-        counts = {g: sum(head // size == g for head in block.heads) for g in self.groups_of(block)}
+        counts = {g: sum(head // size == g for head in layer.heads) for g in self.groups_of(layer)}
         if len(set(counts.values())) > 1:
-            raise ConfigError(f"plan: heads of block {block.index}: unequal numbers in its KV groups, {counts}")
+            raise ConfigError(f"plan: heads of layer {layer.index}: unequal numbers in its KV groups, {counts}")
 
-    def _check_merges(self, block: LayerPlan, anatomy: ModelFamily) -> None:
-        whole, what = self.original, f"plan: merges of block {block.index}"
-        if block.merges and anatomy.query is None:
+    def _check_merges(self, layer: LayerPlan, anatomy: ModelFamily) -> None:
+        whole, what = self.original, f"plan: merges of layer {layer.index}"
+        if layer.merges and anatomy.query is None:
             raise ConfigError(f"{what}: in this family queries have no projection of their own to merge")
         size = whole.num_attention_heads // whole.num_key_value_heads
-        for kept, pruned, weight in block.merges:
+        for kept, pruned, weight in layer.merges:
             if wrong := [i for i in (kept, pruned) if not (isinstance(i, int) and 0 <= i < whole.num_attention_heads)]:
                 raise ConfigError(
                     f"{what}: there is no head {wrong[0]}; there are 0 to {whole.num_attention_heads - 1}"
                 )
-            if pruned in block.heads:
+            if pruned in layer.heads:
                 raise ConfigError(f"{what}: head {pruned} is kept, only pruned ones are merged into others")
             if size > 1 and kept // size != pruned // size:
                 raise ConfigError(f"{what}: heads {kept} and {pruned} are of different KV groups")
             if not (isinstance(weight, int | float) and math.isfinite(weight)):
                 raise ConfigError(f"{what}: {weight} is not a weight")
-        if len(_effective(block.merges, block.heads)) < len(block.merges):
+        if len(_effective(layer.merges, layer.heads)) < len(layer.merges):
             raise ConfigError(f"{what}: one changes a head that is not kept")
 
     def save(self, path: Path) -> None:
@@ -198,8 +198,8 @@ class PrunePlan:
         lines = [
             f'{{"original": {json.dumps(dataclasses.asdict(self.original))},',
             f'"hidden": {json.dumps(self.hidden)},',
-            '"blocks": [',
-            ",\n".join(_lines_of(block) for block in self.blocks),
+            '"layers": [',
+            ",\n".join(_lines_of(layer) for layer in self.layers),
             "]}",
         ]
         write_text(path, "\n".join(lines) + "\n")
@@ -215,9 +215,7 @@ class PrunePlan:
 
         try:
             plain = json.loads(path.read_bytes())
-            if isinstance(plain, dict) and isinstance(plain.get("original"), dict):
-                plain["original"] = current_sizes(plain["original"])
-            plan = pydantic.TypeAdapter(PrunePlan).validate_json(json.dumps(plain), strict=True)
+            plan = pydantic.TypeAdapter(PrunePlan).validate_json(json.dumps(_current(plain)), strict=True)
         except OSError as error:
             raise ConfigError(f"plan: {path} is not one ({error.strerror})") from None
         except pydantic.ValidationError as error:
@@ -228,6 +226,16 @@ class PrunePlan:
             raise ConfigError(f"plan: {path} is not one ({error})") from None
         assert isinstance(plan, PrunePlan)
         return plan
+
+
+def _current(plain: Any) -> Any:
+    """Return the fields of a plan by their names now."""
+    if not isinstance(plain, dict):
+        return plain
+    plain = {"layers" if name == "blocks" else name: value for name, value in plain.items()}
+    if isinstance(plain.get("original"), dict):
+        plain["original"] = current_sizes(plain["original"])
+    return plain
 
 
 def _all(count: int) -> Indices:
@@ -259,9 +267,9 @@ def _check(what: str, indices: Sequence[int], whole: int) -> None:
         raise ConfigError(f"plan: {what}: indices must ascend and none may come twice")
 
 
-def _lines_of(block: LayerPlan) -> str:
-    merges = f',\n  "merges": {json.dumps(block.merges)}' if block.merges else ""
+def _lines_of(layer: LayerPlan) -> str:
+    merges = f',\n  "merges": {json.dumps(layer.merges)}' if layer.merges else ""
     return (
-        f' {{"index": {block.index},\n  "neurons": {json.dumps(block.neurons)},\n'
-        f'  "heads": {json.dumps(block.heads)}{merges}}}'
+        f' {{"index": {layer.index},\n  "neurons": {json.dumps(layer.neurons)},\n'
+        f'  "heads": {json.dumps(layer.heads)}{merges}}}'
     )

@@ -11,7 +11,7 @@ from lit_prune.importance.criteria import CalibrationStats, Scores, check_axes, 
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import surgery
-from lit_prune.pruning.allocate import block_allocators, hidden_channels, residual_merges, width_allocators
+from lit_prune.pruning.allocate import hidden_channels, layer_allocators, residual_merges, width_allocators
 from lit_prune.pruning.plan import Indices, LayerPlan, PrunePlan
 from lit_prune.pruning.target import target, way_to
 
@@ -37,7 +37,7 @@ def check_names(student: Prune) -> None:
         ConfigError: one does not.
     """
     _ = criteria[student.width_criterion], criteria[student.layer_criterion]
-    _ = block_allocators[student.layer_selection], width_allocators[student.width_allocation]
+    _ = layer_allocators[student.layer_selection], width_allocators[student.width_allocation]
 
 
 def check(student: Prune, config: Any) -> None:
@@ -164,21 +164,21 @@ def _round(model: Any, student: Prune, shape: ModelShape, measure: Measure) -> P
     for name, axes in wanted.items():
         found = criteria[name].score(evidence, student)
         scores |= {axis: found[axis] for axis in axes}
-    kept = _blocks(student, scores, whole.num_hidden_layers, whole.num_hidden_layers - shape.num_hidden_layers)
-    blocks = width_allocators[student.width_allocation](scores, kept, shape, config)
+    kept = _layers(student, scores, whole.num_hidden_layers, whole.num_hidden_layers - shape.num_hidden_layers)
+    layers = width_allocators[student.width_allocation](scores, kept, shape, config)
     if student.head_merging != "off" and shape.num_attention_heads < whole.num_attention_heads:
         weight = RESIDUAL[student.head_merging]
-        blocks = tuple(
-            dataclasses.replace(block, merges=residual_merges(scores["head"][block.index], block, whole, weight))
-            for block in blocks
+        layers = tuple(
+            dataclasses.replace(layer, merges=residual_merges(scores["head"][layer.index], layer, whole, weight))
+            for layer in layers
         )
-    return PrunePlan(whole, hidden_channels(scores, shape.hidden_size, whole.hidden_size), blocks)
+    return PrunePlan(whole, hidden_channels(scores, shape.hidden_size, whole.hidden_size), layers)
 
 
-def _blocks(student: Prune, scores: Scores, whole: int, drop: int) -> Indices:
+def _layers(student: Prune, scores: Scores, whole: int, drop: int) -> Indices:
     if student.drop_layers:
         return tuple(i for i in range(whole) if i not in student.drop_layers)
-    return block_allocators[student.layer_selection].choose(scores, whole, drop) if drop else tuple(range(whole))
+    return layer_allocators[student.layer_selection].choose(scores, whole, drop) if drop else tuple(range(whole))
 
 
 def _axes_by_criterion(student: Prune, whole: ModelShape, shape: ModelShape) -> dict[str, set[str]]:
@@ -187,7 +187,7 @@ def _axes_by_criterion(student: Prune, whole: ModelShape, shape: ModelShape) -> 
     for axis, size in (("hidden", "hidden_size"), ("neuron", "intermediate_size"), ("head", "num_attention_heads")):
         if getattr(shape, size) < getattr(whole, size):
             wanted.setdefault(student.width_criterion, set()).add(axis)
-    reads = block_allocators[student.layer_selection].reads
+    reads = layer_allocators[student.layer_selection].reads
     if shape.num_hidden_layers < whole.num_hidden_layers and not student.drop_layers and reads:
         wanted.setdefault(student.layer_criterion, set()).add(reads)
     return wanted

@@ -28,7 +28,7 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
     That is the teacher's, or that of the student of its source, which need not exist yet.
 
     Raises:
-        ConfigError: blocks of a source's student differ in width, and such a model cannot be pruned.
+        ConfigError: layers of a source's student differ in width, and such a model cannot be pruned.
     """
     config = None
     chain = [cell, *parents_of(cell)][::-1]
@@ -41,7 +41,7 @@ def _source_config(cell: Cell, pruned: Any) -> Any:
     """The config of a source's student."""
     config = config_of_student(cell, pruned)
     if not cell.prune.equal_layers or config.is_heterogeneous:
-        raise ConfigError("parent.prune: its blocks differ in width; only equally wide ones can be pruned further")
+        raise ConfigError("parent.prune: its layers differ in width; only equally wide ones can be pruned further")
     return config
 
 
@@ -77,16 +77,16 @@ def keeps_all(student: Any, config: Any) -> bool:
 
 
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
-    """A teacher of at least `least` blocks, and how many it has: the profile's own, or else its deep one.
+    """A teacher of at least `least` layers, and how many it has: the profile's own, or else its deep one.
 
     Raises:
         ConfigError: neither has as many.
     """
     found = {}
     for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):
-        blocks = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
-        if blocks >= least:
-            return teacher, blocks
-        found[teacher.model or "one trained"] = blocks
-    have = ", ".join(f"{name} has {blocks}" for name, blocks in found.items())
-    raise ConfigError(f"teacher: at least {least} blocks are needed ({have}); see deep_teacher in configs/quick.yaml")
+        layers = teacher_config(dataclasses.replace(profile.cell, teacher=teacher)).num_hidden_layers
+        if layers >= least:
+            return teacher, layers
+        found[teacher.model or "one trained"] = layers
+    have = ", ".join(f"{name} has {layers}" for name, layers in found.items())
+    raise ConfigError(f"teacher: at least {least} layers are needed ({have}); see deep_teacher in configs/quick.yaml")

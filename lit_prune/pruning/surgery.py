@@ -39,27 +39,27 @@ class _Piece(NamedTuple):
 
     name: str
     new_name: str | None
-    """Its name in the student; None where its block goes."""
+    """Its name in the student; None where its layer goes."""
     weight: Tensor
     kept: dict[int, Tensor]
     """Dimension -> entries that stay, for the dimensions that are cut."""
 
 
 def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
-    anatomy, blocks = anatomy_of(model.config), {block.index: block for block in plan.blocks}
-    places = {block.index: place for place, block in enumerate(plan.blocks)}
+    anatomy, layers = anatomy_of(model.config), {layer.index: layer for layer in plan.layers}
+    places = {layer.index: place for place, layer in enumerate(plan.layers)}
     for name, weight in model.state_dict().items():
-        index, rest = anatomy.block_of(name)
+        index, rest = anatomy.layer_of(name)
         if index is None:
             yield _Piece(name, name, weight, plan.entries(anatomy.axes_of(name), weight.shape, None))
-        elif index not in blocks:
+        elif index not in layers:
             yield _Piece(name, None, weight, {})
         else:
-            block = blocks[index]
+            layer = layers[index]
             if anatomy.query and rest.rpartition(".")[0] == anatomy.query:
-                weight = _merged(weight, block.merges, plan.original.num_attention_heads)
-            kept = plan.entries(anatomy.axes_of(name), weight.shape, block)
-            yield _Piece(name, f"{anatomy.blocks}.{places[index]}.{rest}", weight, kept)
+                weight = _merged(weight, layer.merges, plan.original.num_attention_heads)
+            kept = plan.entries(anatomy.axes_of(name), weight.shape, layer)
+            yield _Piece(name, f"{anatomy.layers}.{places[index]}.{rest}", weight, kept)
 
 
 def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tensor:
@@ -75,7 +75,7 @@ def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tenso
 
 def _slice(model: Any, plan: PrunePlan) -> Any:
     if not plan.uniform:
-        import lit_prune.models.per_layer_config  # noqa: F401  (builds each block from its own widths)
+        import lit_prune.models.per_layer_config  # noqa: F401  (builds each layer from its own widths)
 
     with no_init_weights():
         student = AutoModelForCausalLM.from_config(
@@ -98,7 +98,7 @@ def _cut(piece: _Piece) -> Tensor:
 
 
 def smaller_config(config: Any, plan: PrunePlan) -> Any:
-    """The config of what is left; where blocks differ, of the widest, with the others' widths in `per_layer_config`.
+    """The config of what is left; where layers differ, of the widest, with the others' widths in `per_layer_config`.
 
     Raises:
         ConfigError: the family's config forbids it.
@@ -114,17 +114,17 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
         setattr(smaller, name, value)
     smaller.num_hidden_layers = kept.num_hidden_layers
     for name, values in _per_layer_lists(config, plan.original.num_hidden_layers).items():
-        setattr(smaller, name, [values[block.index] for block in plan.blocks])
+        setattr(smaller, name, [values[layer.index] for layer in plan.layers])
     try:
         if not plan.uniform:
             # Some configs check the heads of the whole model.
-            if any(len(block.heads) != kept.num_attention_heads for block in plan.blocks):
+            if any(len(layer.heads) != kept.num_attention_heads for layer in plan.layers):
                 smaller.allow_global_per_layer_attribute_access = True
             smaller.per_layer_config = {
                 place: _widths(
                     smaller, anatomy, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads
                 )
-                for place, shape in enumerate(map(plan.shape_of_block, plan.blocks))
+                for place, shape in enumerate(map(plan.shape_of_layer, plan.layers))
             }
         type(smaller).from_dict(smaller.to_dict())  # as loading does
     except (StrictDataclassError, ValueError, RuntimeError) as error:
@@ -134,13 +134,13 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
 
 
 def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, num_key_value_heads: int) -> dict[str, int]:
-    """The widths of a block by their names in the config."""
+    """The widths of a layer by their names in the config."""
     widths = {anatomy.neurons: neurons, "num_attention_heads": heads}
     return widths | ({"num_key_value_heads": num_key_value_heads} if hasattr(config, "num_key_value_heads") else {})
 
 
 def _per_layer_lists(config: Any, num_layers: int) -> dict[str, list[Any]]:
-    """What the config lists for each block, like `layer_types`; some lists are longer than there are blocks."""
+    """What the config lists for each layer, like `layer_types`; some lists are longer than there are layers."""
     return {
         name: value
         for name, value in vars(config).items()
@@ -176,7 +176,7 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
     with torch.no_grad():
         for piece in _pieces(model, plan):
             weight = weights[piece.name].copy_(piece.weight)
-            if piece.new_name is None:  # a block that adds nothing to the residual stream
+            if piece.new_name is None:  # a layer that adds nothing to the residual stream
                 weight.zero_()
             for dim, entries in piece.kept.items():
                 gone = torch.ones(weight.shape[dim], dtype=torch.bool, device=weight.device)
@@ -188,14 +188,14 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
 
 def _narrow_norms(model: Any, plan: PrunePlan) -> None:
     """Let the norms over a cut axis see the kept channels only."""
-    anatomy, blocks = anatomy_of(model.config), {block.index: block for block in plan.blocks}
+    anatomy, layers = anatomy_of(model.config), {layer.index: layer for layer in plan.layers}
     for name, norm in list(model.named_modules()):
-        index, _ = anatomy.block_of(name)
-        if "Norm" not in type(norm).__name__ or (index is not None and index not in blocks):
+        index, _ = anatomy.layer_of(name)
+        if "Norm" not in type(norm).__name__ or (index is not None and index not in layers):
             continue
-        block = None if index is None else blocks[index]
+        layer = None if index is None else layers[index]
         shape = norm.normalized_shape if isinstance(norm, nn.LayerNorm) else norm.weight.shape
-        kept = plan.entries(anatomy.axes_of(f"{name}.weight"), shape, block).get(len(shape) - 1)
+        kept = plan.entries(anatomy.axes_of(f"{name}.weight"), shape, layer).get(len(shape) - 1)
         if kept is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _NormOfKept(norm, kept.to(model.device)))

@@ -140,11 +140,11 @@ def _layers(student: Prune, whole: int) -> int:
     if not student.drop_layers:
         return _units("prune.num_hidden_layers", student.num_hidden_layers, whole, 1, "")
     if student.num_hidden_layers is not None:
-        raise ConfigError("prune.drop_layers: it names the blocks to drop, so leave prune.num_hidden_layers null")
+        raise ConfigError("prune.drop_layers: it names the layers to drop, so leave prune.num_hidden_layers null")
     if wrong := [i for i in student.drop_layers if not 0 <= i < whole]:
-        raise ConfigError(f"prune.drop_layers: there is no block {wrong[0]}; there are 0 to {whole - 1}")
+        raise ConfigError(f"prune.drop_layers: there is no layer {wrong[0]}; there are 0 to {whole - 1}")
     if len(set(student.drop_layers)) < len(student.drop_layers) or len(student.drop_layers) == whole:
-        raise ConfigError("prune.drop_layers: each block may come once, and one must stay")
+        raise ConfigError("prune.drop_layers: each layer may come once, and one must stay")
     return whole - len(student.drop_layers)
 
 

@@ -175,7 +175,7 @@ def _of_rows(report: Report) -> Iterator[Picture]:
 
 
 def _of_layers(report: Report) -> Iterator[Picture]:
-    layers = report.blocks
+    layers = report.layer_scores
     if layers is None:
         return
     yield Picture(

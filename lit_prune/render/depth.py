@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lit_prune.report.layer_scores import Array, Blocks
+    from lit_prune.report.layer_scores import Array, LayerScores
 
 _MARK = "#e8590c"
 # Layers up to which a square has room for its number; colours of the scale (a finer one becomes a bitmap).
@@ -23,15 +23,15 @@ _NUMBERED, _COLOURS = 12, 32
 _TICKS = 16
 
 
-def layer_scores(blocks: Blocks) -> Figure:
+def layer_scores(measured: LayerScores) -> Figure:
     """Draw bars of the Block Influence of each layer and of the loss without it: mean, and a dot a calibration draw."""
     from matplotlib.figure import Figure
 
     shown = [
         (label, scores)
         for label, scores in (
-            ("Block Influence\n(1 − cosine)", blocks.influence),
-            ("LM loss increase\nwithout the layer\n(nats per token)", blocks.damage),
+            ("Block Influence\n(1 − cosine)", measured.influence),
+            ("LM loss increase\nwithout the layer\n(nats per token)", measured.damage),
         )
         if scores is not None
     ]

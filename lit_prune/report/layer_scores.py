@@ -1,4 +1,4 @@
-"""What calibration said about the blocks of the teacher that a table drops some of, read from the store. No torch."""
+"""What calibration said about the layers of the teacher that a table drops some of, read from the store. No torch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
-    """Scores of the teacher's blocks, one line a calibration draw; None is what was not measured."""
+class LayerScores:
+    """Scores of the teacher's layers, one line a calibration draw; None is what was not measured."""
 
     influence: Array | None
-    """1 - cosine of input and output, [draws, blocks]."""
+    """1 - cosine of input and output, [draws, layers]."""
     damage: Array | None
-    """LM loss without the block minus that of the whole model, nats per token, [draws, blocks]."""
+    """LM loss without the layer minus that of the whole model, nats per token, [draws, layers]."""
     spans: Array | None
-    """Angular distance of the last token between the inputs of block l and block l + n, mean over draws, at
-    [l, n - 1], [blocks, blocks]; NaN where there is no such span."""
+    """Angular distance of the last token between the inputs of layer l and layer l + n, mean over draws, at
+    [l, n - 1], [layers, layers]; NaN where there is no such span."""
 
 
-def read_blocks(cells: Iterable[Cell], store: Store) -> Blocks | None:
-    """What the store holds about the blocks of the teacher of `cells`, which differ in nothing but seeds.
+def read_layer_scores(cells: Iterable[Cell], store: Store) -> LayerScores | None:
+    """What the store holds about the layers of the teacher of `cells`, which differ in nothing but seeds.
 
     None where it holds nothing.
     """
@@ -39,15 +39,15 @@ def read_blocks(cells: Iterable[Cell], store: Store) -> Blocks | None:
     distances, removals = _draws(cells, store, "distances"), _draws(cells, store, "removals")
     if not distances and not removals:
         return None
-    return Blocks(
+    return LayerScores(
         influence=np.stack([draw["influence"][:, 0] for draw in distances]) if distances else None,
         damage=np.stack([draw["loss"] - draw["whole"].item() for draw in removals]) if removals else None,
         spans=np.mean([draw["angular_last"] for draw in distances], axis=0) if distances else None,
     )
 
 
-def drops_blocks(baseline: Cell, cells: pd.DataFrame) -> bool:
-    """Whether a student of the table, the baseline's or of a row that differs in that, has fewer blocks than its
+def drops_layers(baseline: Cell, cells: pd.DataFrame) -> bool:
+    """Whether a student of the table, the baseline's or of a row that differs in that, has fewer layers than its
     teacher."""
     student, rows = plain_of(baseline.prune), cells[~cells["reference"]]
     swept = [
@@ -56,7 +56,7 @@ def drops_blocks(baseline: Cell, cells: pd.DataFrame) -> bool:
         if name in rows
         for value in rows[name].dropna()
     ]
-    # A list of no blocks, as it is in memory and as a record has it.
+    # A list of no layers, as it is in memory and as a record has it.
     return (
         student.get("num_hidden_layers") is not None
         or bool(student.get("drop_layers"))

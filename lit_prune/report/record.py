@@ -19,7 +19,7 @@ from lit_prune.config import Cell, ConfigError, renames
 from lit_prune.config.overrides import build, plain_of
 from lit_prune.config.table import Table
 from lit_prune.report import Report, ReportRequest, judged
-from lit_prune.report.layer_scores import Blocks
+from lit_prune.report.layer_scores import LayerScores
 from lit_prune.report.results_frame import typed
 from lit_prune.report.sequences import COLUMNS
 
@@ -89,13 +89,13 @@ def _asked(plain: dict[str, Any], table: Table) -> ReportRequest:
 
 
 def _plain(report: Report) -> dict[str, Any]:
-    blocks = report.blocks
+    scores = report.layer_scores
     return {
         "profile": report.profile, "settings": dict(report.settings), "flags": report.flags,
         "baseline": report.table.baseline, "caveats": report.table.caveats,
         "commits": sorted(report.commits), "versions": dict(report.versions), "hardware": report.hardware,
         "cell": plain_of(report.cell),
-        "blocks": None if blocks is None else {name: _listed(scores) for name, scores in vars(blocks).items()},
+        "layer_scores": None if scores is None else {name: _listed(array) for name, array in vars(scores).items()},
     }  # fmt: skip
 
 
@@ -104,10 +104,10 @@ def _listed(scores: Any) -> Any:
     return None if scores is None else [[None if math.isnan(x) else round(x, 6) for x in line] for line in scores]
 
 
-def _blocks(plain: dict[str, Any] | None) -> Blocks | None:
+def _scores(plain: dict[str, Any] | None) -> LayerScores | None:
     if plain is None:
         return None
-    return Blocks(**{name: None if scores is None else np.array(scores, float) for name, scores in plain.items()})
+    return LayerScores(**{name: None if lines is None else np.array(lines, float) for name, lines in plain.items()})
 
 
 def _thinned(histories: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from lit_prune.config.overrides import plain_of
 from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry, with_seed
 from lit_prune.report.best_row import BestRow, best_row
-from lit_prune.report.layer_scores import Blocks, drops_blocks, read_blocks
+from lit_prune.report.layer_scores import LayerScores, drops_layers, read_layer_scores
 from lit_prune.report.results_frame import found_of, read_csv, tidy, typed
 from lit_prune.report.sequences import read_sequences
 from lit_prune.report.statistics import Agreement, agree_over_seeds, spread
@@ -71,8 +71,8 @@ class Report(ReportRequest):
     """How far the order of the rows at each check is that of the end."""
     flips: pd.DataFrame
     """Where the two rows of a claim change their order during the retraining."""
-    blocks: Blocks | None
-    """What calibration said about the teacher's blocks, where the table drops some of them."""
+    layer_scores: LayerScores | None
+    """Calibration scores of the teacher's layers; None unless the table drops layers."""
     commits: frozenset[str]
     """Commits the done cells were computed at; "+" marks a changed checkout."""
     versions: Mapping[str, str]
@@ -137,7 +137,7 @@ def reread(report: Report, store: Store) -> Report:
 def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
     """The report of a question whose cells are known, with what the store holds about their retraining."""
     trained = _trained(cells, store)
-    blocks = read_blocks(_baseline(asked, cells), store) if drops_blocks(asked.cell, cells) else None
+    scores = read_layer_scores(_baseline(asked, cells), store) if drops_layers(asked.cell, cells) else None
     nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
     done = [node.env for node in nodes]
     return judged(

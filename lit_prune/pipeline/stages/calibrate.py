@@ -77,7 +77,7 @@ def _stats(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> Cali
 def _sequences(cell: Cell, ctx: Context) -> CalibrationData:
     wanted = cell.calibration
     return CalibrationData(
-        artifacts.tokens(cell, ctx), samples=wanted.num_sequences, block=wanted.seq_len, seed=wanted.seed
+        artifacts.tokens(cell, ctx), num_sequences=wanted.num_sequences, seq_len=wanted.seq_len, seed=wanted.seed
     )
 
 

@@ -101,7 +101,7 @@ def _batches(cell: Cell, ctx: Context) -> Iterable[Any]:
     """Yield the validation sequences in batches, counted as progress."""
     data = validation_data(cell.evaluation, artifacts.tokens(cell, ctx))
     count = ctx.counter("validating", len(data.chosen), "sequence")
-    return counted(data.predict_dataloader(), lambda number: count(number * data.batch))
+    return counted(data.predict_dataloader(), lambda number: count(number * data.batch_size))
 
 
 def _write(losses: Losses, folder: Path) -> None:

@@ -64,8 +64,8 @@ def correct(
     }
 
 
-def _validation_loss(model: Any, tokens: Path, block: int) -> tuple[float, int]:
+def _validation_loss(model: Any, tokens: Path, seq_len: int) -> tuple[float, int]:
     """Nats per token over 64 validation sequences, or all where there are fewer, and the tokens scored."""
-    whole = TokenSequences(tokens, "validation", block).num_whole
-    data = CalibrationData(tokens, samples=min(_SEQUENCES, whole), block=block, seed=0, split="validation")
+    whole = TokenSequences(tokens, "validation", seq_len).num_whole
+    data = CalibrationData(tokens, num_sequences=min(_SEQUENCES, whole), seq_len=seq_len, seed=0, split="validation")
     return language_model_loss(model, data.predict_dataloader())

@@ -141,9 +141,9 @@ class TeacherOutputs:
             node.reopen()
         distill = cell.distill
         data = RetrainingData(
-            artifacts.tokens(cell, ctx), block=distill.seq_len, batch=distill.batch_size,
-            steps=contents.sequences // distill.batch_size, seed=cell.seed,
-            accumulate=group.identity["micro_batches"],
+            artifacts.tokens(cell, ctx), seq_len=distill.seq_len, batch_size=distill.batch_size,
+            max_steps=contents.sequences // distill.batch_size, seed=cell.seed,
+            grad_accum_steps=group.identity["micro_batches"],
             num_workers=self.execution.num_workers,
         )  # fmt: skip
         try:

@@ -15,7 +15,7 @@ SIZES = {"vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "
 TINY = step.Shape(
     teacher={**SIZES, "hidden_size": 32, "intermediate_size": 48},
     student={**SIZES, "hidden_size": 16, "intermediate_size": 24},
-    block=16, batch=2,
+    seq_len=16, batch=2,
 )  # fmt: skip
 NEEDS = {"hf": "accelerate", "trl": "trl", "modelopt": "modelopt"}
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def losses(trainer, folder, precision="32-true"):
-    job = peers.Job(trainer, str(folder), False, precision, 1, TINY.block, TINY.batch, 4)
+    job = peers.Job(trainer, str(folder), False, precision, 1, TINY.seq_len, TINY.batch, 4)
     return peers.measure(job)
 
 
@@ -97,11 +97,11 @@ def test_every_peer_runs_as_it_is_and_with_our_switches():
 
 
 def test_operations_of_a_step_by_hand():
-    """Two blocks of 32: Q and O 16 each, K and V 8 each, three matrices of 48, causal scores and values 16 x 16."""
-    block = 32 * (2 * 16 + 2 * 8 + 3 * 48) + 16 * 16
-    teacher = 2 * 32 * (2 * block + 32 * 64)
-    block = 16 * (2 * 16 + 2 * 8 + 3 * 24) + 16 * 16
-    assert step.flops(TINY) == teacher + 3 * 2 * 32 * (2 * block + 16 * 64)
+    """Two layers of 32: Q and O 16 each, K and V 8 each, three matrices of 48, causal scores and values 16 x 16."""
+    layer = 32 * (2 * 16 + 2 * 8 + 3 * 48) + 16 * 16
+    teacher = 2 * 32 * (2 * layer + 32 * 64)
+    layer = 16 * (2 * 16 + 2 * 8 + 3 * 24) + 16 * 16
+    assert step.flops(TINY) == teacher + 3 * 2 * 32 * (2 * layer + 16 * 64)
 
 
 def test_limits_are_rates_and_restore_the_precision():

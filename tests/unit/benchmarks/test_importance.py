@@ -9,14 +9,14 @@ from benchmarks.importance import FORWARD, main
 
 @pytest.mark.slow
 def test_it_prints_tables_and_writes_what_it_measured(tmp_path, capsys):
-    small = ["--sequences", "3", "--tokens", "8", "--batch", "2", "--repeats", "2", "--blocks", "2", "4"]
+    small = ["--sequences", "3", "--tokens", "8", "--batch", "2", "--repeats", "2", "--layers", "2", "4"]
     main([*small, "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert [timing["what"] for timing in found["forward"]] == list(FORWARD)
     assert found["forward"][0]["ratio"] == 1
-    # Four blocks: 4 passes of 3, against one of 4 and then 3 + 2 + 1 + 0 behind the blocks left out.
-    assert found["removals, 4 blocks"]["evaluations"] == {"naive": 12, "prefix reuse": 10}
-    assert found["removals, 2 blocks"]["evaluations"] == {"naive": 2, "prefix reuse": 3}
+    # Four layers: 4 passes of 3, against one of 4 and then 3 + 2 + 1 + 0 behind the layers left out.
+    assert found["removals, 4 layers"]["evaluations"] == {"naive": 12, "prefix reuse": 10}
+    assert found["removals, 2 layers"]["evaluations"] == {"naive": 2, "prefix reuse": 3}
     printed = capsys.readouterr().out
     assert printed.count("| plain forward |") == len(found.get("memory", [])[:1]) + 1
     assert all(peak["peak"] >= peak["before"] > 100 for peak in found.get("memory", []))

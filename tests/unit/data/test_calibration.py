@@ -31,7 +31,7 @@ def folder(numbered: Callable):
 @pytest.mark.parametrize("samples", [1, 17, 50])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_block_is_read_once(folder, samples: int, workers: int) -> None:
-    data = CalibrationData(folder, samples=samples, block=BLOCK, seed=0, batch=4, num_workers=workers)
+    data = CalibrationData(folder, num_sequences=samples, seq_len=BLOCK, seed=0, batch_size=4, num_workers=workers)
     read = drawn(data)
     assert len(read) == len(set(read)) == samples
     assert read == drawn(data)
@@ -39,14 +39,14 @@ def test_each_block_is_read_once(folder, samples: int, workers: int) -> None:
 
 
 def test_filling_is_never_read(folder) -> None:
-    data = CalibrationData(folder, samples=50, block=BLOCK, seed=0)
-    assert len(data.blocks) == 51
+    data = CalibrationData(folder, num_sequences=50, seq_len=BLOCK, seed=0)
+    assert len(data.sequences) == 51
     assert all((batch["labels"] != IGNORED).all() for batch in data.predict_dataloader())
 
 
 def test_the_seed_draws(folder) -> None:
     def draw(seed: int) -> list[int]:
-        return drawn(CalibrationData(folder, samples=20, block=BLOCK, seed=seed))
+        return drawn(CalibrationData(folder, num_sequences=20, seq_len=BLOCK, seed=seed))
 
     assert draw(0) == draw(0)
     assert set(draw(0)) != set(draw(1))
@@ -55,25 +55,25 @@ def test_the_seed_draws(folder) -> None:
 
 @pytest.mark.parametrize("samples", [51, 1000])
 def test_more_than_there_is_cannot_be_asked_for(folder, samples: int) -> None:
-    with pytest.raises(ConfigError, match=f"{samples} sequences of {BLOCK} tokens asked for, the corpus has 50"):
-        CalibrationData(folder, samples=samples, block=BLOCK, seed=0)
+    with pytest.raises(ConfigError, match=f"calibration: must be <= 50 .* got {samples}"):
+        CalibrationData(folder, num_sequences=samples, seq_len=BLOCK, seed=0)
 
 
 def test_another_split_can_be_read(folder) -> None:
-    data = CalibrationData(folder, samples=20, block=BLOCK, seed=0, split="validation")
+    data = CalibrationData(folder, num_sequences=20, seq_len=BLOCK, seed=0, split="validation")
     assert sorted(drawn(data)) == list(range(20))
     with pytest.raises(ConfigError, match="validation: 21"):
-        CalibrationData(folder, samples=21, block=BLOCK, seed=0, split="validation")
+        CalibrationData(folder, num_sequences=21, seq_len=BLOCK, seed=0, split="validation")
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_share_the_blocks(folder, world: int) -> None:
     shares = []
     for rank in range(world):
-        data = CalibrationData(folder, samples=21, block=BLOCK, seed=3)
+        data = CalibrationData(folder, num_sequences=21, seq_len=BLOCK, seed=3)
         data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
         shares.append(drawn(data))
     together = [index for share in shares for index in share]
-    assert sorted(together) == sorted(drawn(CalibrationData(folder, samples=21, block=BLOCK, seed=3)))
+    assert sorted(together) == sorted(drawn(CalibrationData(folder, num_sequences=21, seq_len=BLOCK, seed=3)))
     assert len(set(together)) == 21
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -56,8 +56,8 @@ class Run:
     def go_on(self, workers: int = 0, stop: int | None = None) -> int:
         """Train to the end, or before the micro-batch `stop` of this attempt; returns the step it began with."""
         data = RetrainingData(
-            self.tokens, block=BLOCK, batch=BATCH, steps=STEPS, seed=self.seed, accumulate=self.accumulate,
-            num_workers=workers,
+            self.tokens, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS, seed=self.seed,
+            grad_accum_steps=self.accumulate, num_workers=workers,
         )  # fmt: skip
         self.folder.mkdir(exist_ok=True)
         unfinished, module = self.folder / "last.ckpt", Recorder(stop)
@@ -155,7 +155,9 @@ def test_another_seed_is_another_order(make_run: Callable[..., Run]) -> None:
 
 def test_the_loader_leaves_the_random_state_alone(make_run: Callable[..., Run]) -> None:
     """Else the dropout of a resumed run, whose loader is made once more, would be another."""
-    data = RetrainingData(make_run("run").tokens, block=BLOCK, batch=BATCH, steps=STEPS, seed=0, num_workers=2)
+    data = RetrainingData(
+        make_run("run").tokens, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS, seed=0, num_workers=2
+    )
     before = torch.get_rng_state()
     assert len(list(data.train_dataloader())) == STEPS
     assert torch.equal(torch.get_rng_state(), before)
@@ -198,12 +200,12 @@ def test_seeds_and_passes_have_orders_of_their_own() -> None:
 @pytest.mark.parametrize("accumulate", [3, 8])
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(make_run: Callable[..., Run], accumulate: int) -> None:
     how: dict[str, Any] = {
-        "block": BLOCK,
-        "batch": BATCH,
-        "steps": STEPS,
+        "seq_len": BLOCK,
+        "batch_size": BATCH,
+        "max_steps": STEPS,
         "seed": 0,
-        "accumulate": accumulate,
+        "grad_accum_steps": accumulate,
     }
     data = RetrainingData(make_run("run").tokens, **how)
-    with pytest.raises(ConfigError, match=f"4 is no multiple of 1 devices x {accumulate} micro-batches"):
+    with pytest.raises(ConfigError, match=r"^distill.batch_size: .*got 4"):
         data.train_dataloader()

@@ -29,7 +29,7 @@ def expected(corpus: Corpus, tokenizer, split: str) -> list[int]:
     return [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
 
 
-def blocks_of(folder: Path, split: str, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+def layers_of(folder: Path, split: str, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All blocks of a split: ids and labels, each [blocks, block]."""
     blocks = list(TokenSequences(folder, split, block))
     return torch.stack([b["input_ids"] for b in blocks]), torch.stack([b["labels"] for b in blocks])
@@ -43,7 +43,7 @@ def test_no_token_is_lost(tmp_path: Path, corpus: Corpus, tiny_tokenizer, split:
     assert counts[split] == len(wanted) > 500
     # A single token left over has neither a context nor a successor in its block.
     wanted = wanted[: len(wanted) - (len(wanted) % block == 1)]
-    ids, labels = blocks_of(tmp_path / "tokens", split, block)
+    ids, labels = layers_of(tmp_path / "tokens", split, block)
     assert ids.dtype == labels.dtype == torch.int64
     assert ids.shape == labels.shape == (-(-len(wanted) // block), block)
     assert ids.flatten()[: len(wanted)].tolist() == wanted
@@ -79,7 +79,7 @@ def test_large_vocabularies_are_stored_wider(tmp_path: Path, entries: int, dtype
     corpus = Corpus(path=str(tmp_path / "a.jsonl"))
     write_tokens(corpus, tokenizer, tmp_path / "tokens")
     assert json.loads((tmp_path / "tokens" / "tokens.json").read_text())["dtype"] == dtype
-    ids, _ = blocks_of(tmp_path / "tokens", "train", 3)
+    ids, _ = layers_of(tmp_path / "tokens", "train", 3)
     assert ids.flatten().tolist() == expected(corpus, tokenizer, "train")
     assert ids[0, 0] == entries - 1
 
@@ -177,7 +177,7 @@ def test_the_largest_id_decides_the_width(tmp_path: Path) -> None:
     """Three entries, of which one has an id that 16 bits do not hold."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "w1 w2 " * i}) + "\n" for i in range(1, 60)))
     write_tokens(Corpus(path=str(tmp_path / "a.jsonl")), words({"w0": 0, "w1": 1, "w2": 70_000}), tmp_path / "tokens")
-    ids, _ = blocks_of(tmp_path / "tokens", "train", 3)
+    ids, _ = layers_of(tmp_path / "tokens", "train", 3)
     assert set(ids.flatten().tolist()) == {0, 1, 70_000}
 
 

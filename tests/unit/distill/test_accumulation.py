@@ -136,7 +136,7 @@ def test_a_run_in_micro_batches_is_the_same_run(ragged, tmp_path, name):
 def test_a_batch_carries_the_scored_tokens_of_its_step(ragged, accumulate, workers):
     """Steps of four blocks with 7, 7, 7 and 1 scored tokens: each step has them all."""
     data = RetrainingData(
-        ragged, block=8, batch=4, steps=3, seed=0, accumulate=accumulate, num_workers=workers,
+        ragged, seq_len=8, batch_size=4, max_steps=3, seed=0, grad_accum_steps=accumulate, num_workers=workers,
     )  # fmt: skip
     batches = list(data.train_dataloader())
     assert [batch["mean_scored"] for batch in batches] == [22 / accumulate] * 3 * accumulate
@@ -145,8 +145,8 @@ def test_a_batch_carries_the_scored_tokens_of_its_step(ragged, accumulate, worke
 
 
 def test_ranks_divide_by_the_same_number(ragged):
-    data = RetrainingData(ragged, block=8, batch=4, steps=1, seed=0)
-    parts = StepParts(data.blocks)
+    data = RetrainingData(ragged, seq_len=8, batch_size=4, max_steps=1, seed=0)
+    parts = StepParts(data.sequences)
     found = []
     for rank in range(2):
         mine, everyone = SeededOrder(4, 4, 0, 0, rank, 2), SeededOrder(4, 4, 0)

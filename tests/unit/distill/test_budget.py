@@ -231,7 +231,7 @@ def test_steps_find_what_a_budget_computed(asked, result, capsys):
 
 def test_the_last_check_is_the_final_evaluation_to_the_last_bit(cell, result):
     (tokens,) = (result.parents[2] / "tokens").iterdir()
-    data = CalibrationData(tokens, samples=4, block=32, seed=0, split="validation")
+    data = CalibrationData(tokens, num_sequences=4, seq_len=32, seed=0, split="validation")
     told = json.loads(result.read_text())
     model = load_model(str(result.parent / "model"))
     assert (told["lm_loss"], told["num_tokens"]) == language_model_loss(model, data.predict_dataloader())

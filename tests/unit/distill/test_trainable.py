@@ -18,7 +18,7 @@ from lit_prune.config import Cell, Distill, Execution, Lora, Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.train import train
 from lit_prune.distill.trainable import check_trained, targets_of, trained_part
-from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check_models
@@ -92,14 +92,14 @@ def test_of_every_family_the_last_block_and_what_follows_it_is_trained(name):
     model = copy.deepcopy(model_of(name))
     anatomy = anatomy_of(model.config)
     with trained_part(model, recipe(train_last_layers=1)):
-        parts = f"{anatomy.blocks}.2.", f"{anatomy.final_norm}.", "lm_head.", "embed_out."
+        parts = f"{anatomy.layers}.2.", f"{anatomy.final_norm}.", "lm_head.", "embed_out."
         table = "embed", "wte"
         for parameter in trainable(model):
             tied = model.config.tie_word_embeddings and any(part in parameter for part in table)
             assert parameter.startswith(parts) or tied
         assert model.get_output_embeddings().weight.requires_grad
-        assert all(p.requires_grad for p in blocks_of(model)[-1].parameters())
-        assert not any(p.requires_grad for block in blocks_of(model)[:-1] for p in block.parameters())
+        assert all(p.requires_grad for p in layers_of(model)[-1].parameters())
+        assert not any(p.requires_grad for block in layers_of(model)[:-1] for p in block.parameters())
 
 
 # Adapters

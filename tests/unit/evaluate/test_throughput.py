@@ -74,7 +74,7 @@ def test_a_pass_is_a_prefill_without_gradients(clock):
         (0, 8, 1, "batch: 0 asked for"),
         (1, 0, 1, "block: 0 asked for"),
         (1, 8, 0, "repeats: 0 asked for"),
-        (1, 65, 1, "block: 65 tokens asked for, the model has 64 positions"),
+        (1, 65, 1, "seq_len: must be <= 64"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(clock, batch, block, repeats, part):

@@ -90,7 +90,7 @@ def test_the_first_token_of_a_block_is_not_scored_but_seen() -> None:
     stream = np.array([0, 1, 2, 0, 1, 3])
     scored = [(0, 1), (0, 1, 2), (2, 0, 1), (0, 1, 3)]
     expected = -np.mean([math.log(probability(model, *ngram)) for ngram in scored])
-    assert model.nats_per_token(stream, block=3) == pytest.approx(expected)
+    assert model.nats_per_token(stream, seq_len=3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -79,9 +79,9 @@ def test_a_teacher_that_is_deep_enough_is_taken_as_it_is():
 
 def test_without_one_the_request_is_refused():
     quick = load_profile("quick")
-    with pytest.raises(ConfigError, match=r"at least 13 blocks are needed .python-3.1M has 6, one trained has 12"):
+    with pytest.raises(ConfigError, match=r"at least 13 layers are needed .python-3.1M has 6, one trained has 12"):
         deep_teacher(quick, least=13)
-    with pytest.raises(ConfigError, match=r"at least 12 blocks are needed .python-3.1M has 6.; see deep_teacher"):
+    with pytest.raises(ConfigError, match=r"at least 12 layers are needed .python-3.1M has 6.; see deep_teacher"):
         deep_teacher(dataclasses.replace(quick, deep_teacher=None), least=12)
 
 

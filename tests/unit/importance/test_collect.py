@@ -189,7 +189,7 @@ def test_neurons_that_cannot_be_read_before_their_activation_are_a_readable_erro
         ("importance", "activation 1.neuron"),
         ("head_channels", "activation 2.head_channel"),
         ("preactivations", "activation 2.preactivation"),
-        ("distances", "what passes between the blocks"),
+        ("distances", "what passes between the layers"),
         ("removals", "the loss of the whole model"),
         ("gradients", "the gradient of model.embed_tokens.weight"),
     ],

@@ -37,7 +37,7 @@ def units_of(model):
         "neuron": [whole.intermediate_size] * whole.num_hidden_layers,
         "head": [whole.num_attention_heads] * whole.num_hidden_layers,
         "hidden": [whole.hidden_size],
-        "block": [whole.num_hidden_layers],
+        "layer": [whole.num_hidden_layers],
         "span": [whole.num_hidden_layers - i for i in range(whole.num_hidden_layers)],
     }
 
@@ -58,7 +58,7 @@ def test_a_criterion_scores_every_unit_of_its_axes_from_the_evidence_it_names(na
             assert torch.equal(score, same)
             assert len(score) == 1 or score.unique().numel() > 1
     if "span" in asked.axes and name != "random":
-        assert torch.equal(first["span"][0], first["block"][0])
+        assert torch.equal(first["span"][0], first["layer"][0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -158,7 +158,7 @@ def test_magnitude_is_the_norm_of_all_the_weights_of_a_unit(tiny_llama):
     parts = {
         "neuron": [mlp.gate_proj.weight[4], mlp.up_proj.weight[4], mlp.down_proj.weight[:, 4]],
         "head": [attention.q_proj.weight[24:], attention.o_proj.weight[:, 24:]],  # head 3: its keys serve head 2 too
-        "block": list(layer.parameters()),
+        "layer": list(layer.parameters()),
         "hidden": [
             p[:, 9] if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight")) else
             p[:, 9] if name.endswith(("up_proj.weight", "embed_tokens.weight", "lm_head.weight")) else p[9]
@@ -168,7 +168,7 @@ def test_magnitude_is_the_norm_of_all_the_weights_of_a_unit(tiny_llama):
     expected = {axis: sum(w.square().sum().item() for w in weights) ** 0.5 for axis, weights in parts.items()}
     assert scores["neuron"][2][4].item() == pytest.approx(expected["neuron"], rel=1e-6)
     assert scores["head"][2][3].item() == pytest.approx(expected["head"], rel=1e-6)
-    assert scores["block"][0][2].item() == pytest.approx(expected["block"], rel=1e-6)
+    assert scores["layer"][0][2].item() == pytest.approx(expected["layer"], rel=1e-6)
     assert scores["hidden"][0][9].item() == pytest.approx(expected["hidden"], rel=1e-6)
 
 
@@ -220,16 +220,16 @@ def test_scores_that_are_no_numbers_are_named(everything):
     spoilt["2.neuron"][1, 0, 5] = float("inf")
     evidence = dataclasses.replace(everything, statistics={"importance": spoilt})
     for batch in STATISTICS:
-        with pytest.raises(ConfigError, match=r"'activation': a score of axis neuron of block 2 is NaN or infinite"):
+        with pytest.raises(ConfigError, match=r"'activation': a score of axis neuron of layer 2 is NaN or infinite"):
             criteria["activation"].score(evidence, Prune(batch_aggregation=batch, seq_aggregation="mean"))
 
 
 def test_an_axis_a_criterion_does_not_score_names_those_that_do():
     check_axes("activation", {"neuron", "head", "hidden"})
-    check_axes("perplexity", ["block", "span"])
+    check_axes("perplexity", ["layer", "span"])
     check_axes("magnitude", [])
     with pytest.raises(ConfigError) as raised:
-        check_axes("influence", {"block", "neuron"})
+        check_axes("influence", {"layer", "neuron"})
     able = "activation, activation_modelopt, activation_pre, magnitude, random, taylor, taylor_fisher, taylor_vector"
     assert str(raised.value) == f"criterion 'influence' does not score axis neuron; those that do: {able}"
     with pytest.raises(ConfigError, match=r"does not score axis span; those that do: angular, angular_all, influence"):

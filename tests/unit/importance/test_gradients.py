@@ -72,9 +72,9 @@ def test_scores_of_units_by_hand(name, ids, tmp_path):
             cut(parts, 11 if n.endswith(("o_proj.weight", "down_proj.weight", "norm.weight")) else (slice(None), 11))
             for n, parts in hand.items()
         ],
-        "block": list(block.values()),
+        "layer": list(block.values()),
     }  # fmt: skip
-    places = {"neuron": (1, 6), "head": (1, 4), "hidden": (0, 11), "block": (0, 1)}
+    places = {"neuron": (1, 6), "head": (1, 4), "hidden": (0, 11), "layer": (0, 1)}
     for axis, (row, unit) in places.items():
         expected = scored(units[axis])[KINDS[name]]
         assert found[axis][row][unit].item() == pytest.approx(expected, rel=1e-4), axis
@@ -107,7 +107,7 @@ def test_gradients_are_the_same_however_sequences_are_batched(ids, tmp_path):
         evidence_of(model_of("llama"), ids, tmp_path / str(b), ["gradients"], batch=b).statistics["gradients"]
         for b in (1, 4)
     )
-    assert one.keys() == {f"{kind}.{axis}" for kind in KINDS.values() for axis in ("neuron", "head", "hidden", "block")}
+    assert one.keys() == {f"{kind}.{axis}" for kind in KINDS.values() for axis in ("neuron", "head", "hidden", "layer")}
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -138,6 +138,6 @@ def test_a_frozen_teacher_is_scored_and_stays_frozen(tiny_llama, ids, tmp_path):
 
 def test_the_order_of_the_three_scores_is_that_of_their_definitions(ids, tmp_path):
     found = evidence_of(model_of("llama"), ids, tmp_path, ["gradients"]).statistics["gradients"]
-    for axis in ("neuron", "head", "hidden", "block"):
+    for axis in ("neuron", "head", "hidden", "layer"):
         assert (found[f"vector.{axis}"] <= found[f"element1.{axis}"]).all()
         assert not torch.allclose(found[f"element1.{axis}"], found[f"element2.{axis}"], rtol=1e-6)

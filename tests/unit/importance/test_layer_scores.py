@@ -15,7 +15,7 @@ from lit_prune.config import ConfigError, Prune
 from lit_prune.importance import layer_ablation as module
 from lit_prune.importance.criteria import criteria
 from lit_prune.importance.layer_ablation import Removals, next_token_losses, removal_losses
-from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.models.residual_stream import ResidualStream
 
 
@@ -72,7 +72,7 @@ def test_a_block_that_changes_nothing_is_at_no_distance_and_goes_first(tiny_llam
     assert losses["loss"][1] == losses["loss"][2] == losses["whole"] != losses["loss"][0]
     for name in ("influence", "angular", "angular_all"):
         scores = criteria[name].score(evidence, Prune())
-        assert scores["block"][0].argmax() == 0
+        assert scores["layer"][0].argmax() == 0
         assert scores["span"][0].argmax() == 0
         assert scores["span"][1].argmin() == 1
 
@@ -81,7 +81,7 @@ def test_a_depth_criterion_reads_its_distance(tiny_llama, ids, tmp_path):
     evidence = evidence_of(tiny_llama, ids, tmp_path, ["distances"])
     for name, kind in (("influence", "influence"), ("angular", "angular_last"), ("angular_all", "angular_all")):
         matrix, scores = evidence.statistics["distances"][kind], criteria[name].score(evidence, Prune())
-        assert scores["block"][0].tolist() == matrix[:, 0].tolist()
+        assert scores["layer"][0].tolist() == matrix[:, 0].tolist()
         assert [span.tolist() for span in scores["span"]] == [
             matrix[:, 0].tolist(), matrix[:2, 1].tolist(), matrix[:1, 2].tolist(),
         ]  # fmt: skip
@@ -93,8 +93,8 @@ def test_a_depth_criterion_reads_its_distance(tiny_llama, ids, tmp_path):
 def without(model, start, length):
     """The model with blocks taken out of it, the naive way."""
     smaller = copy.deepcopy(model)
-    path, _, name = anatomy_of(model.config).blocks.rpartition(".")
-    kept = [b for i, b in enumerate(blocks_of(smaller)) if not start <= i < start + length]
+    path, _, name = anatomy_of(model.config).layers.rpartition(".")
+    kept = [b for i, b in enumerate(layers_of(smaller)) if not start <= i < start + length]
     setattr(smaller.get_submodule(path), name, nn.ModuleList(kept))
     if getattr(model.config, "layer_types", None):
         types = enumerate(model.config.layer_types)
@@ -187,14 +187,14 @@ def test_perplexity_measures_a_span_when_it_is_read_and_once(tiny_llama, ids, tm
 
     object.__setattr__(evidence, "removal_losses", losses)
     scores = criteria["perplexity"].score(evidence, Prune())
-    assert scores["block"][0].tolist() == evidence.statistics["removals"]["loss"].tolist()
+    assert scores["layer"][0].tolist() == evidence.statistics["removals"]["loss"].tolist()
     assert asked == []
     assert scores["span"][1].tolist() == scores["span"][1].tolist() == [0, 1]
-    assert scores["span"][0].tolist() == scores["block"][0].tolist()
+    assert scores["span"][0].tolist() == scores["layer"][0].tolist()
     assert asked == [2]
     assert [span.tolist() for span in scores["span"]][2] == [0]
     assert (len(scores["span"]), asked) == (3, [2, 3])
-    with pytest.raises(IndexError, match="4 blocks out of 3"):
+    with pytest.raises(IndexError, match="4 layers out of 3"):
         scores["span"][3]
 
 
@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_names_the_span(tiny_llama, ids):
         reader.read({"input_ids": ids, "labels": ids})
     assert reader.sums.shape == (4,)  # of the whole, without blocks 0 and 1, without 1 and 2, and the tokens
     reader.sums[2] = float("inf")
-    with pytest.raises(ConfigError, match="the loss without the 2 blocks from block 1 on is NaN or infinite"):
+    with pytest.raises(ConfigError, match="the loss without the 2 layers from layer 1 on is NaN or infinite"):
         reader.found()
 
 

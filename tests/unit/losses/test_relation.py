@@ -140,7 +140,7 @@ def test_queries_and_keys_are_those_that_attention_works_with_before_it_turns_th
 def test_a_pruned_student_is_read_as_widely_as_its_block_is(name, kind):
     plan = plan_for(name, kind)
     student = surgery.apply(model_of(name), plan)
-    widths = plan.shape_of_block(plan.blocks[1])
+    widths = plan.shape_of_layer(plan.layers[1])
     groups = widths.num_attention_heads if name in ("gpt_neox", "gpt2") else widths.num_key_value_heads
     expected = [widths.num_attention_heads * HEAD_DIM, groups * HEAD_DIM, groups * HEAD_DIM]
     assert [vectors.shape[-1] for vectors in read(student)] == expected

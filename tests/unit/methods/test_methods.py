@@ -157,7 +157,7 @@ def states(model: Any) -> torch.Tensor:
 
 def layers_of(found: Pruned) -> list[int]:
     assert found.plan is not None
-    return [block.index for block in found.plan.blocks]
+    return [block.index for block in found.plan.layers]
 
 
 def test_shortgpt_drops_the_layers_of_least_influence(model: Any, ctx: PruneContext) -> None:
@@ -192,7 +192,7 @@ def test_llm_pruner_keeps_first_and_last_layers_whole_and_the_best_units_of_the_
     twin(IDS, labels=IDS).loss.backward()
     found = methods["llm_pruner"](spare_first=2, spare_last=1, num_key_value_heads=1).prune(model, ctx)
     assert found.plan is not None
-    for i, (block, layer) in enumerate(zip(found.plan.blocks, twin.model.layers, strict=True)):
+    for i, (block, layer) in enumerate(zip(found.plan.layers, twin.model.layers, strict=True)):
         if i < 2 or i == LAYERS - 1:
             assert (len(block.neurons), len(block.heads)) == (40, 4)
             continue

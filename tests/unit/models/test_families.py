@@ -23,7 +23,7 @@ from transformers import (
 from lit_prune.config import ConfigError, Distill
 from lit_prune.distill.hidden_states import HiddenStateReader, pairs_of
 from lit_prune.models.consistency import check_pieces
-from lit_prune.models.model_family import FAMILIES, anatomy_of, blocks_of, head_dim_of, parts_of
+from lit_prune.models.model_family import FAMILIES, anatomy_of, head_dim_of, layers_of, parts_of
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
@@ -33,7 +33,7 @@ def seen(model, modules):
     """What enters and leaves modules of the second block in a forward pass: name -> (input, output)."""
     found, handles = {}, []
     for name in modules:
-        module = blocks_of(model)[1].get_submodule(name)
+        module = layers_of(model)[1].get_submodule(name)
         handles.append(
             module.register_forward_hook(lambda m, inputs, output, name=name: found.update({name: (inputs[0], output)}))
         )
@@ -76,7 +76,7 @@ def holds_vectors_side_by_side(anatomy, parameter):
 
 def test_in_gpt_neox_queries_keys_and_values_of_a_head_lie_together():
     model = model_of("gpt_neox")
-    fused = blocks_of(model)[1].attention.query_key_value
+    fused = layers_of(model)[1].attention.query_key_value
     assert anatomy_of(model.config).axes_of("gpt_neox.layers.1.attention.query_key_value.weight") == ("head", "hidden")
     assert fused.weight.shape == (6 * 3 * HEAD_DIM, 24)
 

@@ -116,7 +116,7 @@ def test_corrected_by_hand_it_has_the_same_weights(cell, runner):
     groups = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
     decays = zip(groups, (0.1, 0.0), strict=True)
     adamw = torch.optim.AdamW([{"params": g, "weight_decay": d} for g, d in decays], betas=(0.9, 0.95))
-    data = RetrainingData(artifacts.tokens(cell, runner.ctx), block=32, batch=4, steps=6, seed=0)
+    data = RetrainingData(artifacts.tokens(cell, runner.ctx), seq_len=32, batch_size=4, max_steps=6, seed=0)
     for step, batch in enumerate(data.train_dataloader()):
         for group in adamw.param_groups:
             group["lr"] = learning_rate(RECIPE.optimizer, step, 6)

@@ -204,9 +204,9 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
     assert planned_steps(store, [entry, Entry("middle", 0, source, {})]) == 5
     compute(store.root, entry)
     plan = json.loads((store.node(entry.cell, "student").folder / "plan.json").read_text())
-    assert (plan["original"]["intermediate_size"], len(plan["blocks"][0]["neurons"])) == (36, 18)
+    assert (plan["original"]["intermediate_size"], len(plan["layers"][0]["neurons"])) == (36, 18)
     middle, small = weights(store, source, "cell"), weights(store, entry.cell, "student")
-    for index, block in enumerate(plan["blocks"]):
+    for index, block in enumerate(plan["layers"]):
         name = f"model.layers.{index}.mlp.up_proj.weight"
         assert torch.equal(small[name], middle[name][block["neurons"]])
     found = store.node(entry.cell, "student").result
@@ -329,7 +329,7 @@ def test_a_student_imitates_the_retrained_parent_that_it_was_cut_from(plain, tmp
         ({"prune.init": "random"}, "parent: has no effect where prune.init is random"),
         ({"prune.init_from": "MODEL"}, "parent: has no effect where prune.init_from is "),
         ({"parent.prune.init": "random", "parent.distill.max_steps": 0}, "parent.prune.init: random ones"),
-        ({"parent.prune.width_allocation": "global"}, "parent.prune: its blocks differ in width"),
+        ({"parent.prune.width_allocation": "global"}, "parent.prune: its layers differ in width"),
         ({"parent.prune.plan_path": "nowhere.json"}, "parent.prune.plan_path: there is no file nowhere.json"),
         ({"distill.imitate": "parent"}, "parent.distill.imitate: must be teacher where there is no parent, got parent"),
         ({"parent.teacher.model": "OTHER"}, "parent: its vocabulary has 300 entries, the teacher's 256"),

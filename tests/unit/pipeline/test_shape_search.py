@@ -117,7 +117,7 @@ def test_dropping_the_published_layers_keeps_the_first_fifteen_and_the_last(aske
     student = Prune(hidden_size=None, intermediate_size=None, num_attention_heads=None, **asked)
     teacher = SimpleNamespace(config=MODELS["Llama-3.1 8B"])
     plan = make_plan(teacher, student, lambda model, names: {})
-    assert [block.index + 1 for block in plan.blocks] == [*range(1, 16), 32]
+    assert [block.index + 1 for block in plan.layers] == [*range(1, 16), 32]
     assert plan.kept == shape_of(MODELS["Llama-3.1-Minitron 4B depth"])
 
 

@@ -232,7 +232,7 @@ def test_the_cache_holds_the_fewest_bytes_that_serve_all(base, tmp_path):
 def test_the_probability_that_is_left_out_is_in_the_result(base, tmp_path):
     run(tmp_path, pair(base, {"distill.top_k": 7})[:1], keep_teacher_cache=True)
     (tokens,) = (path.parent for path in tmp_path.glob("tokens/*/tokens.json"))
-    data = RetrainingData(tokens, block=32, batch=2, steps=6, seed=0)
+    data = RetrainingData(tokens, seq_len=32, batch_size=2, max_steps=6, seed=0)
     ids = torch.cat([batch["input_ids"] for batch in data.train_dataloader()])
     with torch.no_grad():
         logits = load_model(base.teacher.model)(ids).logits[:, :-1]

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
-from lit_prune.pruning.allocate import block_allocators, hidden_channels, residual_merges, width_allocators
+from lit_prune.pruning.allocate import hidden_channels, layer_allocators, residual_merges, width_allocators
 from lit_prune.pruning.plan import LayerPlan, Merge, PrunePlan
 
 SIZES = {
@@ -13,7 +13,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 4,
 }  # fmt: skip
 QWEN = Qwen2Config(**SIZES)
-BLOCKS = {"block": [torch.tensor([9.0, 1.0, 3.0, 2.0, 8.0])]}
+BLOCKS = {"layer": [torch.tensor([9.0, 1.0, 3.0, 2.0, 8.0])]}
 # Blocks 1 and 2 are the two weakest one by one; 3 and 4 are the span that scores lowest as a whole.
 SPANS = {"span": [torch.zeros(5), torch.tensor([7.0, 4.0, 5.0, 3.0])]}
 
@@ -28,30 +28,30 @@ SPANS = {"span": [torch.zeros(5), torch.tensor([7.0, 4.0, 5.0, 3.0])]}
     ],
 )
 def test_which_two_of_five_blocks_go(name, scores, kept):
-    assert block_allocators[name].choose(scores, 5, 2) == kept
-    assert set(scores) == {block_allocators[name].reads} - {None}
+    assert layer_allocators[name].choose(scores, 5, 2) == kept
+    assert set(scores) == {layer_allocators[name].reads} - {None}
 
 
-@pytest.mark.parametrize("name", list(block_allocators))
+@pytest.mark.parametrize("name", list(layer_allocators))
 def test_every_block_allocator_drops_as_many_as_asked_for(name):
-    scores = {"block": [torch.arange(6.0)], "span": [torch.arange(7.0 - n) for n in range(1, 7)]}
+    scores = {"layer": [torch.arange(6.0)], "span": [torch.arange(7.0 - n) for n in range(1, 7)]}
     for drop in range(1, 6):
-        kept = block_allocators[name].choose(scores, 6, drop)
+        kept = layer_allocators[name].choose(scores, 6, drop)
         assert len(kept) == 6 - drop
         assert list(kept) == sorted(set(kept))
         assert set(kept) <= set(range(6))
 
 
 def test_published_layers_16_to_31_of_32_are_the_last_but_the_very_last():
-    kept = block_allocators["last_but_final"].choose({}, 32, 16)
+    kept = layer_allocators["last_but_final"].choose({}, 32, 16)
     assert [index + 1 for index in kept] == [*range(1, 16), 32]
 
 
-def scores_of(blocks=4):
+def scores_of(layers=4):
     generator = torch.Generator().manual_seed(0)
     return {
-        "neuron": [torch.rand(10, generator=generator) for _ in range(blocks)],
-        "head": [torch.rand(6, generator=generator) for _ in range(blocks)],
+        "neuron": [torch.rand(10, generator=generator) for _ in range(layers)],
+        "head": [torch.rand(6, generator=generator) for _ in range(layers)],
     }
 
 
@@ -66,7 +66,7 @@ def test_every_width_allocator_makes_plans_that_can_be_carried_out_and_meet_the_
     plan.check(QWEN)
     count = parameter_counter(QWEN)
     table = count(ModelShape(target.num_hidden_layers, target.hidden_size, 0, 0, 0))  # what is no block's width
-    shapes = [plan.shape_of_block(block) for block in blocks]
+    shapes = [plan.shape_of_layer(block) for block in blocks]
     spent = sum((count(shape) - table) / target.num_hidden_layers for shape in shapes)
     asked = count(target) - table
     price_of_a_neuron = 3 * target.hidden_size

@@ -18,22 +18,22 @@ from lit_prune.pruning.plan import LayerPlan, Merge, PrunePlan
 
 def test_a_plan_survives_the_disk_and_can_be_read_by_eye(tmp_path):
     plan = plan_for("llama", "all")
-    first = replace(plan.blocks[0], merges=(Merge(1, 5, -0.5), Merge(2, 4, 1.0)))
-    plan = replace(plan, blocks=(first, *plan.blocks[1:]))
+    first = replace(plan.layers[0], merges=(Merge(1, 5, -0.5), Merge(2, 4, 1.0)))
+    plan = replace(plan, layers=(first, *plan.layers[1:]))
     plan.save(tmp_path / "plan.json")
     assert PrunePlan.load(tmp_path / "plan.json") == plan
     lines = (tmp_path / "plan.json").read_text().splitlines()
     assert f'"hidden": {list(plan.hidden)},' in lines
-    assert f'  "neurons": {list(plan.blocks[1].neurons)},' in lines
-    assert json.loads("\n".join(lines))["blocks"][0]["merges"] == [[1, 5, -0.5], [2, 4, 1.0]]
+    assert f'  "neurons": {list(plan.layers[1].neurons)},' in lines
+    assert json.loads("\n".join(lines))["layers"][0]["merges"] == [[1, 5, -0.5], [2, 4, 1.0]]
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "{}", '{"original": {"hidden": 3}, "hidden": [], "blocks": []}',
+        "", "[]", "{}", '{"original": {"hidden": 3}, "hidden": [], "layers": []}',
         '{"original": {"layers": 1, "hidden": 1, "neurons": 1, "heads": 1, "kv_groups": 1}, "hidden": [0], '
-        '"blocks": [{"index": 0, "neurons": [0], "heads": [0], "merges": [[0]]}]}',
+        '"layers": [{"index": 0, "neurons": [0], "heads": [0], "merges": [[0]]}]}',
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_plan_is_refused_in_a_line(tmp_path, text):
@@ -41,6 +41,15 @@ def test_a_file_that_is_no_plan_is_refused_in_a_line(tmp_path, text):
     path.write_text(text)
     with refuses("plan", path):
         PrunePlan.load(path)
+
+
+def test_a_plan_with_former_names_is_read(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(
+        '{"original": {"layers": 1, "hidden": 2, "neurons": 3, "heads": 1, "kv_groups": 1}, "hidden": [1], '
+        '"blocks": [{"index": 0, "neurons": [0, 2], "heads": [0]}]}'
+    )
+    assert PrunePlan.load(path) == PrunePlan(ModelShape(1, 2, 3, 1, 1), (1,), (LayerPlan(0, (0, 2), (0,)),))
 
 
 def test_a_missing_file_is_no_plan(tmp_path):
@@ -56,22 +65,22 @@ def test_the_plan_of_everything_keeps_everything():
     plan.check(LLAMA)
     assert plan.kept == WHOLE
     assert plan.uniform
-    assert plan.blocks[2] == LayerPlan(2, tuple(range(40)), tuple(range(6)))
+    assert plan.layers[2] == LayerPlan(2, tuple(range(40)), tuple(range(6)))
 
 
 def test_blocks_that_differ_leave_the_smallest_uniform_shape_that_holds_each():
     blocks = (LayerPlan(0, (0, 1, 2), (3, 4, 5)), LayerPlan(2, (7, 8), (0, 2, 3, 5)))
     plan = PrunePlan(WHOLE, (4, 5, 6, 7, 8, 9), blocks)
     assert [plan.groups_of(block) for block in blocks] == [(1,), (0, 1)]
-    assert plan.shape_of_block(blocks[0]) == ModelShape(2, 6, 3, 3, 1)
-    assert plan.shape_of_block(blocks[1]) == ModelShape(2, 6, 2, 4, 2)
+    assert plan.shape_of_layer(blocks[0]) == ModelShape(2, 6, 3, 3, 1)
+    assert plan.shape_of_layer(blocks[1]) == ModelShape(2, 6, 2, 4, 2)
     assert not plan.uniform
     assert plan.kept == ModelShape(2, 6, 3, 6, 2)  # 2 groups of 3 heads
 
 
 def test_entries_of_a_dimension_that_holds_several_axes_end_to_end():
     plan = PrunePlan(ModelShape(1, 4, 3, 4, 2), (0, 1, 2, 3), (LayerPlan(0, (0, 2), (2, 3)),))
-    axes, block = (("head", "kv_group", "kv_group"), "hidden"), plan.blocks[0]
+    axes, block = (("head", "kv_group", "kv_group"), "hidden"), plan.layers[0]
     # Two entries a unit: 4 query heads are 0 to 7, keys of 2 groups 8 to 11, values 12 to 15.
     found = plan.entries(axes, (16, 4), block)
     assert {dim: entries.tolist() for dim, entries in found.items()} == {0: [4, 5, 6, 7, 10, 11, 14, 15]}
@@ -92,8 +101,8 @@ def test_two_rounds_are_the_one_plan_they_compose_to(name):
     second = PrunePlan(whole.original, hidden, (LayerPlan(1, (0, 4, 12), heads),))
     composed = second.after(first)
     assert composed.original == shape_of(model.config)
-    assert [block.index for block in composed.blocks] == [2]
-    assert composed.blocks[0].neurons == tuple(first.blocks[1].neurons[i] for i in (0, 4, 12))
+    assert [block.index for block in composed.layers] == [2]
+    assert composed.layers[0].neurons == tuple(first.layers[1].neurons[i] for i in (0, 4, 12))
     at_once = logits(surgery.apply(model, composed))
     torch.testing.assert_close(at_once, logits(surgery.apply(between, second)), rtol=0, atol=1e-5)
     assert PrunePlan.everything(first.kept).after(first) == first
@@ -105,7 +114,7 @@ def test_merges_of_two_rounds_compose_and_those_without_effect_go():
     whole = PrunePlan.everything(shape_of(model.config))
 
     def plan(of, heads, merges):
-        return PrunePlan(of.original, of.hidden, (replace(of.blocks[0], heads=heads, merges=merges),))
+        return PrunePlan(of.original, of.hidden, (replace(of.layers[0], heads=heads, merges=merges),))
 
     # Round 1 merges 3 into 1, 5 into 2, 4 into 0; round 2 prunes 1 and 2, the heads it knows as 1 and 2, 1 into 0.
     first = plan(whole, (0, 1, 2), (Merge(1, 3, 1.0), Merge(2, 5, 1.0), Merge(0, 4, 1.0)))
@@ -113,7 +122,7 @@ def test_merges_of_two_rounds_compose_and_those_without_effect_go():
     second = plan(PrunePlan.everything(shape_of(between.config)), (0,), (Merge(0, 1, 1.0),))
     composed = second.after(first)
     composed.check(model.config)
-    assert composed.blocks[0].merges == (Merge(1, 3, 1.0), Merge(0, 4, 1.0), Merge(0, 1, 1.0))
+    assert composed.layers[0].merges == (Merge(1, 3, 1.0), Merge(0, 4, 1.0), Merge(0, 1, 1.0))
     at_once, in_turn = surgery.apply(model, composed), surgery.apply(between, second)
     torch.testing.assert_close(logits(at_once), logits(in_turn), rtol=0, atol=1e-5)
 
@@ -132,7 +141,7 @@ def test_a_plan_cannot_follow_one_that_leaves_another_shape_or_blocks_that_diffe
 
 def with_block(**changes):
     plan = PrunePlan.everything(WHOLE)
-    return replace(plan, blocks=(plan.blocks[0], replace(plan.blocks[1], **changes), plan.blocks[2]))
+    return replace(plan, layers=(plan.layers[0], replace(plan.layers[1], **changes), plan.layers[2]))
 
 
 def merging(*merges, heads=(0, 1, 3, 4)):
@@ -180,7 +189,7 @@ def test_groups_and_merges_that_can_be_carried_out_are_not_refused():
     with_block(heads=(3, 4, 5)).check(LLAMA)
     merging((0, 2, 1.0), (4, 5, -1)).check(LLAMA)
     whole = PrunePlan.everything(shape_of(MHA))
-    replace(whole, blocks=(LayerPlan(0, (0,), (0, 1), (Merge(0, 5, 1.0),)),)).check(MHA)
+    replace(whole, layers=(LayerPlan(0, (0,), (0, 1), (Merge(0, 5, 1.0),)),)).check(MHA)
 
 
 @pytest.mark.parametrize("config", [NEOX, GPT2, OPT])
@@ -188,15 +197,15 @@ def test_heads_that_must_be_as_wide_as_the_stream_are(config):
     whole = PrunePlan.everything(shape_of(config))
     with refuses("plan", "block 0", 6, 20, 4):
         replace(whole, hidden=tuple(range(20))).check(config)
-    blocks = tuple(replace(block, heads=(0, 1, 2, 3, 5)) for block in whole.blocks)
-    replace(whole, hidden=tuple(range(20)), blocks=blocks).check(config)
+    blocks = tuple(replace(block, heads=(0, 1, 2, 3, 5)) for block in whole.layers)
+    replace(whole, hidden=tuple(range(20)), layers=blocks).check(config)
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox"])
 def test_fused_queries_cannot_be_merged(name):
     config = config_of(name)
     whole = PrunePlan.everything(shape_of(config))
-    block = replace(whole.blocks[0], heads=(0, 1, 3, 4), merges=(Merge(0, 2, 1.0),))
+    block = replace(whole.layers[0], heads=(0, 1, 3, 4), merges=(Merge(0, 2, 1.0),))
     hidden = whole.hidden if name == "phi3" else whole.hidden[:16]
     with refuses("plan", "merges of block 0"):
         PrunePlan(whole.original, hidden, (block,)).check(config)

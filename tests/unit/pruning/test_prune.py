@@ -79,11 +79,11 @@ def test_the_block_whose_loss_is_least_goes(tiny_llama, evidence_of):
     for drop in range(3):
         kept = tuple(i for i in range(3) if i != drop)
         plan = make_plan(tiny_llama, Prune(**WHOLE, drop_layers=(drop,)), evidence_of)
-        assert tuple(block.index for block in plan.blocks) == kept
+        assert tuple(block.index for block in plan.layers) == kept
         with torch.no_grad():
             losses.append(surgery.apply(tiny_llama, plan)(IDS, labels=IDS).loss.item())
     plan = make_plan(tiny_llama, Prune(**WHOLE, num_hidden_layers=2, layer_criterion="perplexity"), evidence_of)
-    (gone,) = set(range(3)) - {block.index for block in plan.blocks}
+    (gone,) = set(range(3)) - {block.index for block in plan.layers}
     assert gone == losses.index(min(losses))
 
 
@@ -122,8 +122,8 @@ def test_the_residual_of_pruned_heads_goes_to_the_queries_of_kept_ones(tiny_llam
     plan = make_plan(tiny_llama, Prune(**WHOLE | {"num_attention_heads": 2}, head_merging=sign), evidence_of)
     before, after = (surgery.apply(tiny_llama, p) for p in (off, plan))
     queries = tiny_llama.model.layers[1].self_attn.q_proj.weight.view(4, 8, 32)
-    block = plan.blocks[1]
-    assert block.heads == off.blocks[1].heads
+    block = plan.layers[1]
+    assert block.heads == off.layers[1].heads
     for place, head in enumerate(block.heads):
         (other,) = {2 * (head // 2), 2 * (head // 2) + 1} - {head}
         expected = queries[head] + weight * (queries[head] - queries[other])
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, field, values)
 def test_blocks_with_as_many_heads_in_other_groups_can_be_cut(tiny_llama):
     whole = PrunePlan.everything(shape_of(tiny_llama.config))
     kept = ((0, 2), (2, 3), (0, 2))
-    plan = replace(whole, blocks=tuple(replace(b, heads=h) for b, h in zip(whole.blocks, kept, strict=True)))
+    plan = replace(whole, layers=tuple(replace(b, heads=h) for b, h in zip(whole.layers, kept, strict=True)))
     with torch.no_grad():
         sliced, masked = (surgery.apply(tiny_llama, plan, mode)(IDS).logits for mode in ("slice", "mask"))
     torch.testing.assert_close(sliced, masked, rtol=0, atol=1e-5)

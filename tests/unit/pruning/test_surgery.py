@@ -81,7 +81,7 @@ def test_blocks_of_different_widths_are_saved_loaded_and_generate_with_cache(nam
     assert generates_with_cache_as_without(loaded)
     assert len(config["per_layer_config"]) == 2  # the third is the widest
     anatomy = anatomy_of(config_of(name))
-    for block, kept in zip(blocks_of(loaded), plan.blocks, strict=True):
+    for block, kept in zip(layers_of(loaded), plan.layers, strict=True):
         weight = block.get_submodule(anatomy.mlp_output).weight
         assert sorted(weight.shape) == sorted((len(plan.hidden), len(kept.neurons)))
         weight = block.get_submodule(anatomy.attention_output).weight
@@ -118,9 +118,9 @@ def test_merged_queries_are_those_of_the_formula(name, projection, weight, mode)
     hidden = tuple(range(4 * HEAD_DIM)) if tied else whole.hidden
     # Head 4 takes in head 5, then head 0 what head 2 is: the second merge is of a head the first did not touch.
     merges = (Merge(4, 5, weight), Merge(0, 2, weight))
-    blocks = tuple(LayerPlan(b.index, b.neurons, (0, 1, 3, 4), merges if b.index == 1 else ()) for b in whole.blocks)
+    blocks = tuple(LayerPlan(b.index, b.neurons, (0, 1, 3, 4), merges if b.index == 1 else ()) for b in whole.layers)
     student = surgery.apply(model, PrunePlan(whole.original, hidden, blocks), mode)
-    old, new = (blocks_of(m)[1].get_submodule(projection) for m in (model, student))
+    old, new = (layers_of(m)[1].get_submodule(projection) for m in (model, student))
     rows = {head: slice(head * HEAD_DIM, (head + 1) * HEAD_DIM) for head in range(6)}
     for ours, theirs in ((new.weight[:, list(hidden)], old.weight[:, list(hidden)]), (new.bias, old.bias)):
         expected = {
@@ -132,7 +132,7 @@ def test_merged_queries_are_those_of_the_formula(name, projection, weight, mode)
         for place, head in enumerate((0, 1, 3, 4)):
             found = ours[rows[head if mode == "mask" else place]]
             torch.testing.assert_close(found, expected[head], rtol=0, atol=1e-6)
-    untouched = (blocks_of(m)[0].get_submodule(projection).bias for m in (model, student))
+    untouched = (layers_of(m)[0].get_submodule(projection).bias for m in (model, student))
     first, second = (bias[: 2 * HEAD_DIM] for bias in untouched)
     assert torch.equal(first, second)
 
@@ -141,10 +141,10 @@ def test_merges_are_done_one_after_the_other():
     model = model_of("llama, MHA")
     whole = PrunePlan.everything(shape_of(model.config))
     # Head 1 takes in 2, and is then pruned itself and taken in by 0: 2 q0 - (2 q1 - q2).
-    merged = LayerPlan(0, whole.blocks[0].neurons, (0, 3), (Merge(1, 2, 1.0), Merge(0, 1, 1.0)))
+    merged = LayerPlan(0, whole.layers[0].neurons, (0, 3), (Merge(1, 2, 1.0), Merge(0, 1, 1.0)))
     student = surgery.apply(model, PrunePlan(whole.original, whole.hidden, (merged,)))
-    q = blocks_of(model)[0].self_attn.q_proj.weight.unflatten(0, (6, HEAD_DIM))
-    found = blocks_of(student)[0].self_attn.q_proj.weight.unflatten(0, (2, HEAD_DIM))
+    q = layers_of(model)[0].self_attn.q_proj.weight.unflatten(0, (6, HEAD_DIM))
+    found = layers_of(student)[0].self_attn.q_proj.weight.unflatten(0, (2, HEAD_DIM))
     torch.testing.assert_close(found, torch.stack((2 * q[0] - (2 * q[1] - q[2]), q[3])), rtol=0, atol=1e-6)
 
 
@@ -152,9 +152,9 @@ def test_gradients_flow_through_a_masked_model_to_what_is_kept_only():
     model, plan = model_of("nemotron"), plan_for("nemotron", "all")
     masked = surgery.apply(model, plan, "mask")
     masked(input_ids=token_ids(), labels=token_ids()).loss.backward()
-    gradient = blocks_of(masked)[0].mlp.down_proj.weight.grad
+    gradient = layers_of(masked)[0].mlp.down_proj.weight.grad
     kept = [n for n in range(20) if gradient[list(plan.hidden), n].any()]
-    assert kept == list(plan.blocks[0].neurons)
+    assert kept == list(plan.layers[0].neurons)
 
 
 @pytest.mark.parametrize("dropped", range(5))
@@ -162,7 +162,7 @@ def test_dropping_a_block_of_a_real_model_is_masking_it(shared, dropped):
     folder = shared / "models/stories260K-hf"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     everything = PrunePlan.everything(shape_of(model.config))
-    blocks = tuple(block for block in everything.blocks if block.index != dropped)
+    blocks = tuple(block for block in everything.layers if block.index != dropped)
     plan = PrunePlan(everything.original, everything.hidden, blocks)
     sliced, masked = surgery.apply(model, plan), surgery.apply(model, plan, "mask")
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from lit_prune.render import depth, files, labels, numbers, svg
 from lit_prune.render.catalog import KINDS, captions, inline, overviews
 from lit_prune.report import Report, record
-from lit_prune.report.layer_scores import Blocks
+from lit_prune.report.layer_scores import LayerScores
 
 KEPT = {f"{k} blocks": {"prune.num_hidden_layers": k} for k in (5, 4, 3)}
 METRICS = ("lm_loss", "parameters")
@@ -32,7 +32,7 @@ SPANS = np.array([[0.4, 0.5, 0.6, 0.7], [0.1, 0.2, 0.3, np.nan], [0.2, 0.3, np.n
 def whole(folder: Path, name: str = "toy", **given: Any) -> Report:
     table = toy(KEPT, metrics=METRICS, name=name, paper=PAPER)
     found = answered(folder, table, FOUND, **given)
-    return dataclasses.replace(found, blocks=Blocks(influence=SPANS[:1], damage=None, spans=SPANS))
+    return dataclasses.replace(found, layer_scores=LayerScores(influence=SPANS[:1], damage=None, spans=SPANS))
 
 
 def test_every_figure_of_a_report_that_has_everything_in_order_with_its_caption(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lit_prune.pipeline.expand import entries
 from lit_prune.render import depth, files, svg
 from lit_prune.render.catalog import captions
 from lit_prune.report import Report, assemble
-from lit_prune.report.layer_scores import read_blocks
+from lit_prune.report.layer_scores import read_layer_scores
 from lit_prune.store import Node, Store
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_every_draw_is_a_line_and_spans_are_their_mean(store: Store) -> None:
-    found = answer(store).blocks
+    found = answer(store).layer_scores
     np.testing.assert_allclose(found.influence, [[0.5, 0.1, 0.2], [0.7, 0.3, 0.4]])
     np.testing.assert_allclose(found.damage, [[3.0, 1.0, 0.5], [3.2, 1.2, 0.7]])
     np.testing.assert_allclose(found.spans, [[0.40, 0.44, 0.60], [0.20, 0.30, NONE], [0.34, NONE, NONE]])
@@ -70,23 +70,23 @@ def test_every_draw_is_a_line_and_spans_are_their_mean(store: Store) -> None:
 
 def test_one_draw_that_several_cells_share_counts_once(store: Store) -> None:
     cells = [dataclasses.replace(CELL, seed=seed) for seed in range(3)]
-    assert read_blocks(cells, store).influence.shape == (1, 3)
+    assert read_layer_scores(cells, store).influence.shape == (1, 3)
 
 
 def test_whole_may_be_a_scalar_or_of_one_entry(store: Store) -> None:
     (folder, *_) = (store.root / "removals").iterdir()
     save_file({"loss": np.array([4.5, 2.5, 2.0]), "whole": np.array([1.5])}, folder / "removals.safetensors")
     Node(folder).finish({})
-    assert answer(store).blocks.damage.shape == (2, 3)
+    assert answer(store).layer_scores.damage.shape == (2, 3)
 
 
 def test_what_was_not_measured_or_not_finished_is_none(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert answer(store).blocks is None
+    assert answer(store).layer_scores is None
     measure(store, 0, "distances", done=False)
-    assert answer(store).blocks is None
+    assert answer(store).layer_scores is None
     measure(store, 0, "removals")
-    found = answer(store).blocks
+    found = answer(store).layer_scores
     assert found.influence is None
     assert found.spans is None
     assert found.damage.tolist() == [[3.0, 1.0, 0.5]]
@@ -94,16 +94,16 @@ def test_what_was_not_measured_or_not_finished_is_none(tmp_path: Path) -> None:
 
 def test_a_table_that_drops_no_block_says_nothing_of_them(store: Store) -> None:
     widths = dataclasses.replace(TABLE, rows={f"keep {n}": {"prune.hidden_size": n} for n in (2, 1)})
-    assert answer(store, widths).blocks is None
+    assert answer(store, widths).layer_scores is None
     listed = dataclasses.replace(
         TABLE, rows={str(layers): {"prune.drop_layers": layers} for layers in ((), (1,))}, baseline="()"
     )
-    assert answer(store, listed).blocks is not None
+    assert answer(store, listed).layer_scores is not None
 
 
 def test_evidence_of_another_teacher_or_calibration_is_not_read(store: Store) -> None:
     other = dataclasses.replace(TABLE, base_overrides={"calibration.num_sequences": 7})
-    assert answer(store, other).blocks is None
+    assert answer(store, other).layer_scores is None
 
 
 def test_the_page_has_a_bar_a_block_and_the_least_of_each_length_framed(store: Store, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_page_changes_when_the_evidence_does(store: Store, tmp_path: Path) -
 
 
 def test_bars_are_means_over_draws_with_a_dot_for_each(store: Store) -> None:
-    influence, damage = depth.layer_scores(answer(store).blocks).axes
+    influence, damage = depth.layer_scores(answer(store).layer_scores).axes
     assert [bar.get_height() for bar in influence.patches] == pytest.approx([0.6, 0.2, 0.3])
     assert [bar.get_height() for bar in damage.patches] == pytest.approx([3.1, 1.1, 0.6])
     dots = sorted(influence.collections[0].get_offsets().tolist())
@@ -143,7 +143,7 @@ def test_bars_are_means_over_draws_with_a_dot_for_each(store: Store) -> None:
 def test_one_draw_of_one_score_is_one_panel_without_dots(tmp_path: Path) -> None:
     store = Store(tmp_path)
     measure(store, 0, "removals")
-    (axes,) = depth.layer_scores(answer(store, num_seeds=1).blocks).axes
+    (axes,) = depth.layer_scores(answer(store, num_seeds=1).layer_scores).axes
     assert not axes.collections
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([3.0, 1.0, 0.5])
 

@@ -20,7 +20,7 @@ from lit_prune.pipeline.runner import Runner
 from lit_prune.render import files, wording
 from lit_prune.report import Report, assemble, record, reread
 from lit_prune.report.command import command, literal
-from lit_prune.report.layer_scores import Blocks
+from lit_prune.report.layer_scores import LayerScores
 from lit_prune.store import Store
 
 
@@ -86,8 +86,10 @@ def test_a_long_history_is_averaged_over_windows(complete: Store, tmp_path: Path
 
 def test_blocks_keep_their_holes(complete: Store, tmp_path: Path) -> None:
     spans = np.array([[0.25, 0.5], [0.125, np.nan]])
-    found = dataclasses.replace(answer(complete), blocks=Blocks(influence=spans[:1], damage=None, spans=spans))
-    blocks = record.read(written(found, tmp_path), TABLE).blocks
+    found = dataclasses.replace(
+        answer(complete), layer_scores=LayerScores(influence=spans[:1], damage=None, spans=spans)
+    )
+    blocks = record.read(written(found, tmp_path), TABLE).layer_scores
     assert blocks is not None
     assert blocks.damage is None
     np.testing.assert_array_equal(blocks.spans, spans)
@@ -107,7 +109,7 @@ def test_reread_sees_what_became_of_the_cells(complete: Store, tmp_path: Path) -
     pd.testing.assert_frame_equal(found.tidy, answer(store).tidy)
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "field", "list", "blocks", "curves", "results"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "field", "list", "layer_scores", "curves", "results"])
 def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path, damage: str) -> None:
     folder = written(answer(complete), tmp_path)
     path = folder / record.RECORD
@@ -117,8 +119,10 @@ def test_a_record_that_is_not_whole_is_one_line(complete: Store, tmp_path: Path,
         (folder / "curves.csv").unlink()
     elif damage == "list":
         path.write_text("[]")
-    elif damage == "blocks":
-        path.write_text(json.dumps({k: part for k, part in json.loads(path.read_text()).items() if k != "blocks"}))
+    elif damage == "layer_scores":
+        plain = json.loads(path.read_text())
+        del plain["layer_scores"]
+        path.write_text(json.dumps(plain))
     elif damage in ("curves", "results"):
         (folder / f"{damage}.csv").write_text("a,b\n1,2\n")
     else:
