@@ -207,7 +207,7 @@ def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.d
 def _measured(models: Sequence[Any], batch: int, seq_len: int, repeats: int) -> list[Throughput]:
     for name, number in (("batch", batch), ("seq_len", seq_len), ("repeats", repeats)):
         if number < 1:
-            raise ConfigError(f"throughput: {name}: {number} asked for, at least 1 is needed")
+            raise ConfigError(f"throughput: {name}: must be >= 1, got {number}")
     passes = [_pass_of(model, batch, seq_len) for model in models]
     for run in passes:
         run()

@@ -69,18 +69,18 @@ def test_a_pass_is_a_prefill_without_gradients(clock):
 
 
 @pytest.mark.parametrize(
-    ("batch", "block", "repeats", "part"),
+    ("batch", "seq_len", "repeats", "part"),
     [
-        (0, 8, 1, "batch: 0 asked for"),
-        (1, 0, 1, "block: 0 asked for"),
-        (1, 8, 0, "repeats: 0 asked for"),
+        (0, 8, 1, "batch: must be >= 1, got 0"),
+        (1, 0, 1, "seq_len: must be >= 1, got 0"),
+        (1, 8, 0, "repeats: must be >= 1, got 0"),
         (1, 65, 1, "seq_len: must be <= 64"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_runs(clock, batch, block, repeats, part):
+def test_what_cannot_be_measured_is_refused_before_anything_runs(clock, batch, seq_len, repeats, part):
     model, other = Timed(clock, "model", [1] * 9, positions=None), Timed(clock, "other", [1] * 9)
     with pytest.raises(ConfigError, match=part):
-        speedup(model, other, batch, block, repeats)
+        speedup(model, other, batch, seq_len, repeats)
     assert clock.log == []
 
 
