@@ -56,7 +56,7 @@ def states(row: str, layers: int) -> Changes:
     for part in row.removesuffix(", MSE").split(" + "):
         name, _, pairs = part.rstrip(")").partition("(")
         if pairs:
-            changes[FIELDS[name]] = [here(pair, blocks) for pair in pairs.split(", ")]
+            changes[FIELDS[name]] = [here(pair, layers) for pair in pairs.split(", ")]
     return changes | ({"distill.hidden_loss": "mse"} if row == SQUARES else {})
 
 
@@ -64,10 +64,10 @@ def of_depth(table: Table, profile: Profile, store: Path) -> Table:
     """The table with the paper's layers named as those of a deep teacher at the profile, and a list of these names."""
     from lit_prune.pruning.shapes import deep_teacher
 
-    teacher, blocks = deep_teacher(profile, least=12)
-    rows = {row: states(row, blocks) for row in PAPER}
+    teacher, layers = deep_teacher(profile, least=12)
+    rows = {row: states(row, layers) for row in PAPER}
     rows |= {f"width: {row}": rows[row] | WIDTH for row in ("L_logits", BEST)}
-    rows |= {row: states(row, blocks) for row in IN_WORDS}
+    rows |= {row: states(row, layers) for row in IN_WORDS}
     pairs = dict.fromkeys(row.split("(")[1].split(")")[0] for row in PAPER if "(" in row)
     mapping = ", ".join(f"{pair} is {here(pair, layers)}" for pair in pairs)
     about = f"Rows name layers as in the paper, of {THEIRS[0]}:{THEIRS[1]}; of {layers}:{layers // 2} here, {mapping}."
@@ -110,7 +110,7 @@ TABLE = Table(
     build_for_profile=of_depth,
     caveats=(
         "Every row has L_logits, the others the states they name, with dynamic alpha. The rows of width keep all "
-        "blocks and prune hidden channels and neurons; the paper prints accuracies of them, not losses.",
+        "layers and prune hidden channels and neurons; the paper prints accuracies of them, not losses.",
         "Appendix A.4 has no numbers, and does not say which layers it compares for L_att, nor which several at once; "
         "here they are those of the best row, and the layer before it. States are compared by cosine, but in the row "
         "of MSE.",

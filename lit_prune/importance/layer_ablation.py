@@ -33,7 +33,7 @@ def removal_losses(
     model: Any, data: CalibrationData, length: int, execution: Execution, tell: Callable[[int], None],
     precision: Precision = "32-true",
 ) -> Tensor:  # fmt: skip
-    """Nats per token without the `length` blocks from each start on: float64 [L - length + 1].
+    """Nats per token without the `length` layers from each start on: float64 [L - length + 1].
 
     Raises:
         ConfigError: a loss is not finite.

@@ -67,8 +67,8 @@ class PrunePlan:
     def everything(shape: ModelShape) -> PrunePlan:
         """The plan that keeps all."""
         neurons, heads = _all(shape.intermediate_size), _all(shape.num_attention_heads)
-        blocks = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
-        return PrunePlan(shape, _all(shape.hidden_size), tuple(blocks))
+        layers = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
+        return PrunePlan(shape, _all(shape.hidden_size), tuple(layers))
 
     @property
     def uniform(self) -> bool:
@@ -145,16 +145,16 @@ class PrunePlan:
         if whole != shape_of(config):
             raise ConfigError(f"plan: it is for {whole}, the model has {shape_of(config)}")
         _check("hidden", self.hidden, whole.hidden_size)
-        _check("blocks", [block.index for block in self.blocks], whole.num_hidden_layers)
+        _check("layers", [layer.index for layer in self.layers], whole.num_hidden_layers)
         checked: Indices | None = None  # layers may share one long tuple
-        for block in self.blocks:
-            if block.neurons is not checked:
-                _check(f"neurons of block {block.index}", block.neurons, whole.intermediate_size)
-            checked = block.neurons
-            _check(f"heads of block {block.index}", block.heads, whole.num_attention_heads)
-            self._check_groups(block)
-            self._check_merges(block, anatomy)
-            if anatomy.tied_width and len(block.heads) * head_dim_of(config) != len(self.hidden):
+        for layer in self.layers:
+            if layer.neurons is not checked:
+                _check(f"neurons of layer {layer.index}", layer.neurons, whole.intermediate_size)
+            checked = layer.neurons
+            _check(f"heads of layer {layer.index}", layer.heads, whole.num_attention_heads)
+            self._check_groups(layer)
+            self._check_merges(layer, anatomy)
+            if anatomy.tied_width and len(layer.heads) * head_dim_of(config) != len(self.hidden):
                 raise ConfigError(
                     f"plan: {len(layer.heads)} heads of layer {layer.index} and {len(self.hidden)} hidden channels: in "
                     f"{config.model_type} the heads, {head_dim_of(config)} channels each, are as wide as the stream"

@@ -151,8 +151,8 @@ def first_units(config: Any, shape: ModelShape) -> PrunePlan:
     )
     heads = tuple(g * size + i for g in range(shape.num_key_value_heads) for i in range(per_group))
     neurons = tuple(range(shape.intermediate_size))
-    blocks = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
-    return PrunePlan(whole, tuple(range(shape.hidden_size)), tuple(blocks))
+    layers = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
+    return PrunePlan(whole, tuple(range(shape.hidden_size)), tuple(layers))
 
 
 def _round(model: Any, student: Prune, shape: ModelShape, measure: Measure) -> PrunePlan:

@@ -62,7 +62,7 @@ def test_more_than_there_is_cannot_be_asked_for(folder, samples: int) -> None:
 def test_another_split_can_be_read(folder) -> None:
     data = CalibrationData(folder, num_sequences=20, seq_len=BLOCK, seed=0, split="validation")
     assert sorted(drawn(data)) == list(range(20))
-    with pytest.raises(ConfigError, match="validation: .* got 21"):
+    with pytest.raises(ConfigError, match=r"validation: .* got 21"):
         CalibrationData(folder, num_sequences=21, seq_len=BLOCK, seed=0, split="validation")
 
 

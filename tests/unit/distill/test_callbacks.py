@@ -44,7 +44,7 @@ def test_a_row_is_the_mean_of_its_steps(text_tokens, tmp_path):
 def test_the_first_row_is_of_the_first_batch_and_its_gradient_before_clipping(text_tokens, tmp_path):
     recipe = dataclasses.replace(RECIPE, alpha=0.0, optimizer=Optimizer(max_grad_norm=1e-3))
     run(text_tokens, tmp_path, recipe=recipe, log_every=1)
-    data = RetrainingData(text_tokens, block=BLOCK, batch=BATCH, steps=STEPS, seed=0)
+    data = RetrainingData(text_tokens, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS, seed=0)
     first = next(iter(data.train_dataloader()))
     module = Distiller(small_student(), small_teacher(), recipe)
     loss = module.objective(first["input_ids"], first["labels"])["loss"]

@@ -175,7 +175,7 @@ def test_a_text_without_a_sequence_of_the_corrections_length_is_refused(cell, ru
     path = Path(cell.teacher.model) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 100_000}))
     asked = override(cell, {"teacher.finetune.seq_len": 100_000, "teacher.fingerprint": None})
-    with pytest.raises(ConfigError, match="^validation: .*100000"):
+    with pytest.raises(ConfigError, match=r"^validation: .*100000"):
         runner.check([Resolver().pin(asked)])
 
 

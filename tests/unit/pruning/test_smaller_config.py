@@ -36,7 +36,7 @@ def test_attention_implementation_dtype_head_width_and_generation_settings_are_k
     for kind in ("all", "uneven"):
         student = surgery.apply(model, plan_for("llama", kind))
         assert student.config._attn_implementation == "eager"
-        assert blocks_of(student)[0].self_attn.config._attn_implementation == "eager"
+        assert layers_of(student)[0].self_attn.config._attn_implementation == "eager"
         assert student.dtype == torch.bfloat16
         assert student.config.head_dim == HEAD_DIM
         assert student.generation_config.eos_token_id == [2, 5]
@@ -47,12 +47,12 @@ def test_what_the_config_lists_by_block_goes_with_the_blocks_and_nothing_else_do
     config.eos_token_id = [2, 3, 4]  # as many as there are blocks
     whole = shape_of(config)
     everything = PrunePlan.everything(whole)
-    plan = PrunePlan(whole, everything.hidden, everything.blocks[1:])
+    plan = PrunePlan(whole, everything.hidden, everything.layers[1:])
     smaller = surgery.smaller_config(config, plan)
     assert smaller.no_rope_layers == [0, 1]
     assert smaller.layer_types == ["full_attention"] * 2
     assert smaller.eos_token_id == [2, 3, 4]
-    sliding = surgery.smaller_config(config_of("gemma2"), PrunePlan(whole, everything.hidden, everything.blocks[1:]))
+    sliding = surgery.smaller_config(config_of("gemma2"), PrunePlan(whole, everything.hidden, everything.layers[1:]))
     assert sliding.layer_types == ["full_attention", "sliding_attention"]
 
 
