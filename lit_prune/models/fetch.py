@@ -65,7 +65,7 @@ def _download(requirement: str, folder: Path, count: Callable[[int], None]) -> N
 
 @contextlib.contextmanager
 def _stopped(command: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is stopped where the block is left early, as by an interrupt."""
+    """A process that is stopped when `with` is left early, as by an interrupt."""
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
     try:
         yield process

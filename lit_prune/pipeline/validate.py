@@ -128,8 +128,8 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
     if cell.evaluation.throughput is not None:
         for one in (student_config, config):
             check_positions(cell.evaluation.throughput, one)
-    check_trained(cell.distill, student_config, num_blocks)
-    check_objective(cell.distill, imitated_config(cell), student_config, num_blocks)
+    check_trained(cell.distill, student_config, num_layers)
+    check_objective(cell.distill, imitated_config(cell), student_config, num_layers)
 
 
 def _check_lengths(cell: Cell, config: Any, whose: str) -> None:

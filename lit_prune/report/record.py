@@ -69,7 +69,8 @@ def _read(folder: Path, table: Table) -> Report:
     return judged(
         asked, typed(asked.table, cells), checks=frames["checks"], histories=frames["curves"],
         sequences=_sequences(folder),
-        blocks=_blocks(plain["blocks"]), commits=frozenset(plain["commits"]), versions=plain["versions"],
+        layer_scores=_scores(plain["blocks" if "blocks" in plain else "layer_scores"]),  # the former name, or today's
+        commits=frozenset(plain["commits"]), versions=plain["versions"],
         hardware=tuple(plain["hardware"]),
     )  # fmt: skip
 

@@ -141,7 +141,7 @@ def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
     nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
     done = [node.env for node in nodes]
     return judged(
-        asked, cells, histories=histories(trained), checks=read_checks(trained), blocks=blocks,
+        asked, cells, histories=histories(trained), checks=read_checks(trained), layer_scores=scores,
         sequences=read_sequences(asked.table, cells, trained),
         commits=frozenset(commit or "unknown" for node in nodes for commit in node.commits), versions=_versions(done),
         hardware=_hardware(done),

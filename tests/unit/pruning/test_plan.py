@@ -131,7 +131,7 @@ def test_a_plan_cannot_follow_one_that_leaves_another_shape_or_blocks_that_diffe
     plan = PrunePlan.everything(WHOLE)
     with refuses("plan", WHOLE, plan_for("llama", "all").kept):
         plan.after(plan_for("llama", "all"))
-    uneven = PrunePlan(WHOLE, plan.hidden, (plan.blocks[0], replace(plan.blocks[1], neurons=(0,)), plan.blocks[2]))
+    uneven = PrunePlan(WHOLE, plan.hidden, (plan.layers[0], replace(plan.layers[1], neurons=(0,)), plan.layers[2]))
     with refuses("plan", WHOLE):
         plan.after(uneven)
 
@@ -162,22 +162,22 @@ EVERYTHING = PrunePlan.everything(WHOLE)
         (replace(EVERYTHING, hidden=(1, 0)), ("hidden", "ascend")),
         (replace(EVERYTHING, hidden=(3, 3)), ("hidden", "twice")),
         (replace(EVERYTHING, hidden=tuple(range(40))), (40, 6)),
-        (replace(EVERYTHING, blocks=()), ("blocks",)),
-        (replace(EVERYTHING, blocks=EVERYTHING.blocks[:1] * 2), ("blocks", "twice")),
-        (with_block(index=3), ("blocks", 3, "0 to 2")),
-        (with_block(neurons=()), ("neurons of block 1",)),
-        (with_block(neurons=(40,)), ("neurons of block 1", 40, "0 to 39")),
-        (with_block(heads=()), ("heads of block 1",)),
-        (with_block(heads=(0, 0)), ("heads of block 1", "ascend")),
-        (with_block(heads=(0, 1, 3)), ("heads of block 1", {0: 2, 1: 1})),
-        (merging((0, 6, 1.0)), ("merges of block 1", 6, "0 to 5")),
-        (merging((-1, 2, 1.0)), ("merges of block 1", -1)),
-        (merging((0, [2], 1.0)), ("merges of block 1", [2])),
-        (merging((0, 1, 1.0)), ("merges of block 1", "head 1")),
-        (merging((0, 5, 1.0)), ("merges of block 1", 0, 5)),
-        (merging((2, 2, 1.0)), ("merges of block 1",)),
-        (merging((0, 2, "1")), ("merges of block 1", "weight")),
-        (merging((0, 2, float("nan"))), ("merges of block 1", "nan")),
+        (replace(EVERYTHING, layers=()), ("layers",)),
+        (replace(EVERYTHING, layers=EVERYTHING.layers[:1] * 2), ("layers", "twice")),
+        (with_block(index=3), ("layers", 3, "0 to 2")),
+        (with_block(neurons=()), ("neurons of layer 1",)),
+        (with_block(neurons=(40,)), ("neurons of layer 1", 40, "0 to 39")),
+        (with_block(heads=()), ("heads of layer 1",)),
+        (with_block(heads=(0, 0)), ("heads of layer 1", "ascend")),
+        (with_block(heads=(0, 1, 3)), ("heads of layer 1", {0: 2, 1: 1})),
+        (merging((0, 6, 1.0)), ("merges of layer 1", 6, "0 to 5")),
+        (merging((-1, 2, 1.0)), ("merges of layer 1", -1)),
+        (merging((0, [2], 1.0)), ("merges of layer 1", [2])),
+        (merging((0, 1, 1.0)), ("merges of layer 1", "head 1")),
+        (merging((0, 5, 1.0)), ("merges of layer 1", 0, 5)),
+        (merging((2, 2, 1.0)), ("merges of layer 1",)),
+        (merging((0, 2, "1")), ("merges of layer 1", "weight")),
+        (merging((0, 2, float("nan"))), ("merges of layer 1", "nan")),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused_in_a_line(plan, values):
@@ -207,7 +207,7 @@ def test_fused_queries_cannot_be_merged(name):
     whole = PrunePlan.everything(shape_of(config))
     block = replace(whole.layers[0], heads=(0, 1, 3, 4), merges=(Merge(0, 2, 1.0),))
     hidden = whole.hidden if name == "phi3" else whole.hidden[:16]
-    with refuses("plan", "merges of block 0"):
+    with refuses("plan", "merges of layer 0"):
         PrunePlan(whole.original, hidden, (block,)).check(config)
 
 

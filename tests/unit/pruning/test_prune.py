@@ -54,7 +54,7 @@ def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, nam
         assert evidence_of.asked == [(32, names)]
 
 
-@pytest.mark.parametrize("blocks", ["lowest_score", "contiguous", "last", "last_but_final"])
+@pytest.mark.parametrize("layers", ["lowest_score", "contiguous", "last", "last_but_final"])
 @pytest.mark.parametrize("criterion", ["influence", "angular", "angular_all", "perplexity", "random"])
 def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, blocks):
     student = Prune(

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from refusals import refuses
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from lit_prune.models.model_family import anatomy_of, blocks_of
+from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import PrunePlan
@@ -63,6 +63,6 @@ def test_a_shape_the_config_forbids_is_refused_in_a_line():
         max_position_embeddings=64, original_max_position_embeddings=32, rope_parameters=factors, pad_token_id=0,
     )  # fmt: skip
     whole = PrunePlan.everything(shape_of(config))
-    plan = PrunePlan(whole.original, whole.hidden[:12], whole.blocks)
+    plan = PrunePlan(whole.original, whole.hidden[:12], whole.layers)
     with refuses("plan", "phi3", "short_factor"):
         surgery.smaller_config(config, plan)

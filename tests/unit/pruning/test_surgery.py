@@ -20,7 +20,7 @@ from refusals import refuses
 from silenced import ROUNDS_TO_FLOAT32, by_hand, tolerance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_prune.models.model_family import FAMILIES, anatomy_of, blocks_of
+from lit_prune.models.model_family import FAMILIES, anatomy_of, layers_of
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.pad import pad_to_uniform
@@ -73,7 +73,7 @@ def test_what_is_saved_is_loaded_by_stock_transformers_and_generates_with_cache(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_blocks_of_different_widths_are_saved_loaded_and_generate_with_cache(name, tmp_path):
+def test_layers_of_different_widths_are_saved_loaded_and_generate_with_cache(name, tmp_path):
     plan = plan_for(name, "uneven")
     student = surgery.apply(model_of(name), plan)
     loaded, config = reloaded(student, tmp_path)
