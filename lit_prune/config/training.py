@@ -22,6 +22,10 @@ class Optimizer:
     """Learning rate at the last step of a run longer than `warmup_steps`."""
     warmup_steps: Natural = renamed(10, was="warmup")
     """Steps of linear warm-up. A run of no more steps has no decay and ends at lr * max_steps / warmup_steps."""
+    schedule_steps: Count | None = later(None, noop=None)
+    """Steps of the schedule, of which the run is a part, as where pruning interrupts it; None is those of the run."""
+    schedule_start: Natural = later(0, noop=0)
+    """0-based step of the schedule at which the run begins."""
     beta1: Fraction = 0.9
     """Decay of the first moment. The papers do not state theirs."""
     beta2: Fraction = 0.95

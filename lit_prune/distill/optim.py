@@ -42,8 +42,10 @@ def _share_of_peak(optim: Optimizer, steps: int, step: int) -> float:
 def learning_rate(optim: Optimizer, step: int, steps: int) -> float:
     """Return the learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step.
 
-    A run of at most `warmup_steps` steps ends within the warm-up, without a decay.
+    A run of at most `warmup_steps` steps ends within the warm-up, without a decay. Where the schedule is longer than
+    the run of `steps`, the run has the part of it that begins at `schedule_start`.
     """
+    step, steps = step + optim.schedule_start, optim.schedule_steps or steps
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     decay = steps - 1 - optim.warmup_steps

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Execution
+from lit_prune.config import Cell, ConfigError, Execution, Optimizer
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
 from lit_prune.distill.objective import check_objective
@@ -145,12 +145,26 @@ def check_ranges(cell: Cell) -> None:
     """Check that every value is in the range of its field, also in a cell that was not made by `override`.
 
     Raises:
-        ConfigError: if one is not, or there are more validations than steps.
+        ConfigError: if one is not, there are more validations than steps, or a schedule ends before its run.
     """
     build(Cell, dataclasses.asdict(cell))
     steps, validations = cell.distill.max_steps, cell.evaluation.num_validations
     if steps and validations > steps:
         raise ConfigError(f"evaluation.num_validations: must be <= distill.max_steps, {steps}, got {validations}")
+    if steps:
+        _check_schedule(cell.distill.optimizer, steps, "distill.optimizer")
+    if steps and cell.distill.teacher_optimizer is not None:
+        _check_schedule(cell.distill.teacher_optimizer, steps, "distill.teacher_optimizer")
+    for name in ("pretraining", "finetune"):
+        if (recipe := getattr(cell.teacher, name)) is not None:
+            _check_schedule(recipe.optimizer, recipe.max_steps, f"teacher.{name}.optimizer")
+
+
+def _check_schedule(optimizer: Optimizer, steps: int, place: str) -> None:
+    """See that a run of `steps` lies within the schedule of its optimizer."""
+    end, whole = optimizer.schedule_start + steps, optimizer.schedule_steps or steps
+    if end > whole:
+        raise ConfigError(f"{place}.schedule_steps: must be >= schedule_start + max_steps, {end}, got {whole}")
 
 
 def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from distilled import ALL_STATES, llama, student_of
 from torch import nn
@@ -30,6 +32,14 @@ def test_a_run_no_longer_than_its_warm_up_has_no_decay(steps):
 
 def test_the_learning_rate_is_halfway_in_the_middle_of_the_decay():
     assert optim.learning_rate(Optimizer(lr=1.0, min_lr=0.2, warmup_steps=10), 55, 101) == pytest.approx(0.6)
+
+
+def test_two_runs_have_one_schedule_between_them():
+    whole = Optimizer(lr=1e-3, min_lr=1e-5, warmup_steps=10)
+    first, second = (dataclasses.replace(whole, schedule_steps=40, schedule_start=start) for start in (0, 25))
+    rates = [optim.learning_rate(first, step, 25) for step in range(25)]
+    rates += [optim.learning_rate(second, step, 15) for step in range(15)]
+    assert rates == [optim.learning_rate(whole, step, 40) for step in range(40)]
 
 
 def test_the_schedule_gives_every_step_its_learning_rate():

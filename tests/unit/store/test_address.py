@@ -85,6 +85,8 @@ def other_than(path, value):
         "evaluation.second_corpus": {"path": "readmes"},
         "teacher.finetune.precision": "bf16-mixed",
         "distill.precision": "bf16-mixed",
+        "calibration.precision": "bf16-mixed",
+        "evaluation.precision": "bf16-mixed",
         "evaluation.throughput.precision": "bf16-true",
         "distill.train_last_layers": 1,
         "distill.lora.target_modules": ["q_proj"],
@@ -109,6 +111,8 @@ def other_than(path, value):
     }
     if path in choices:
         return choices[path]
+    if path.endswith(".schedule_steps"):
+        return 50
     if isinstance(value, bool):
         return not value
     if isinstance(value, float):
