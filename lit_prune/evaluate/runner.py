@@ -152,7 +152,8 @@ class EvaluationRunner:
                     started = time.perf_counter()
                     result, documents = self._measure(asked, count, node.folder)
                     documents.to_parquet(node.folder / DOCUMENTS, index=False)
-                    node.finish(result, seconds=round(time.perf_counter() - started, 1))
+                    about = builtin.about(asked.question.source) if isinstance(asked.question, Text) else {}
+                    node.finish(result, seconds=round(time.perf_counter() - started, 1), corpus=about)
         except Locked as busy:
             self._bar.say(str(busy))
             return False
