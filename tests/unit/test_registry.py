@@ -7,10 +7,10 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
 import lit_prune as lp
 from lit_prune import registry
-from lit_prune.config import ConfigError
 from lit_prune.losses.logit import logit_losses
 
 
@@ -53,5 +53,5 @@ def test_a_plugin_is_imported_when_a_registry_is_read(plugin: Path) -> None:
 
 def test_a_plugin_that_cannot_be_imported_is_named(plugin: Path) -> None:
     plugin.write_text("import no_such_module_anywhere\n")
-    with pytest.raises(ConfigError, match="plugin mine: "):
+    with refuses("", "mine", "no_such_module_anywhere"):
         _ = logit_losses["kld"]

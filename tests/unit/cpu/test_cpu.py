@@ -10,11 +10,12 @@ import pytest
 import torch
 from families import CASES, generates_with_cache_as_without, logits, model_of, reloaded, token_ids
 from measured import evidence_of
+from refusals import refuses
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_prune import cpu
 from lit_prune.cli.table import main
-from lit_prune.config import ConfigError, Execution
+from lit_prune.config import Execution
 from lit_prune.cpu import attention, matmul, threads
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.store import Node
@@ -236,7 +237,7 @@ def test_as_many_threads_as_cores_are_idle():
         assert threads.switch(True, None) == 2  # OMP_NUM_THREADS is set, and a user's word
     finally:
         torch.set_num_threads(1)
-    with pytest.raises(ConfigError, match="--threads: must be >= 1, got 0"):
+    with refuses("--threads", ">= 1", "got 0"):
         cpu.choose(Execution(threads=0))
 
 

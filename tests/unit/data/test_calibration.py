@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refusals import refuses
 
-from lit_prune.config import ConfigError
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import IGNORED
 
@@ -55,14 +55,14 @@ def test_the_seed_draws(folder) -> None:
 
 @pytest.mark.parametrize("samples", [51, 1000])
 def test_more_than_there_is_cannot_be_asked_for(folder, samples: int) -> None:
-    with pytest.raises(ConfigError, match=f"calibration: must be <= 50 .* got {samples}"):
+    with refuses("calibration", samples, BLOCK, 50):
         CalibrationData(folder, num_sequences=samples, seq_len=BLOCK, seed=0)
 
 
 def test_another_split_can_be_read(folder) -> None:
     data = CalibrationData(folder, num_sequences=20, seq_len=BLOCK, seed=0, split="validation")
     assert sorted(drawn(data)) == list(range(20))
-    with pytest.raises(ConfigError, match=r"validation: .* got 21"):
+    with refuses("validation", 21, 20):
         CalibrationData(folder, num_sequences=21, seq_len=BLOCK, seed=0, split="validation")
 
 

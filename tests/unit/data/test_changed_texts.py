@@ -8,8 +8,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import Corpus
 from lit_prune.data.corpus import documents, fingerprint, pin
 from lit_prune.data.tokens import write_tokens
 from lit_prune.evaluate.text_loss import measure_text
@@ -43,9 +44,8 @@ def test_other_text_than_at_the_start_is_refused(
     corpus = pin(Corpus(path=str(source), holdout_fraction=0.3, max_tokens=max_tokens))
     write_tokens(corpus, tiny_tokenizer, tmp_path / "same")
     write(source, [*texts[:-1], texts[-1].replace("9", "8")])
-    with pytest.raises(ConfigError, match=r"^corpus.path: .* must not change") as caught:
+    with refuses("corpus.path", source):
         write_tokens(corpus, tiny_tokenizer, tmp_path / "other")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "other" / "tokens.json").exists()
 
 
@@ -53,7 +53,7 @@ def test_a_file_that_is_added_to_a_folder_is_refused(tmp_path: Path, texts: list
     write(tmp_path / "a.jsonl", texts)
     corpus = pin(Corpus(path=str(tmp_path)))
     write(tmp_path / "b.jsonl", texts[:1])
-    with pytest.raises(ConfigError, match="must not change"):
+    with refuses("corpus.path"):
         list(documents(corpus))
 
 
@@ -64,14 +64,14 @@ def test_a_built_in_text_is_verified_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(documents(corpus))
     with (tmp_path / "json" / "tool.py").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(ConfigError, match="must not change"):
+    with refuses("corpus.path"):
         list(documents(corpus))
 
 
 def test_a_cell_of_changed_text_is_not_computed(tiny_cell, tiny_runner) -> None:
     path = Path(tiny_cell.corpus.path)
     path.write_text(path.read_text().replace("0: ", "1: ", 1))
-    with pytest.raises(ConfigError, match="must not change"):
+    with refuses("corpus.path"):
         tiny_runner.check([tiny_cell])
     assert tiny_runner.store.node(tiny_cell, "tokens").result is None
 
@@ -86,5 +86,5 @@ def test_an_evaluation_of_changed_text_is_refused(
     ask = functools.partial(measure_text, tiny_llama, tiny_tokenizer, text)
     assert ask().num_documents == (limit or 20)
     write(source, [*texts[:19], "other"])
-    with pytest.raises(ConfigError, match="must not change"):
+    with refuses("corpus.path"):
         ask()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from refusals import refuses
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import Corpus
 from lit_prune.data.corpus import SPLITS, documents, pin
 from lit_prune.data.retraining import Part, StepParts
 from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
@@ -124,25 +125,24 @@ def test_a_text_counts_its_scored_tokens(numbered) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "fields", "complaint"),
+    ("template", "fields", "field", "values"),
     [
-        (None, {}, "corpus.text_column: 'messages' is a list of messages, and the tokenizer has no chat template"),
-        (FORGETFUL, {"loss_on": "assistant"}, "corpus.loss_on: must be all for this tokenizer"),
-        ("{{ raise_exception('roles must alternate') }}", {}, "does not fit the tokenizer's chat template .roles must"),
+        (None, {}, "corpus.text_column", ("'messages'", "chat template")),
+        (FORGETFUL, {"loss_on": "assistant"}, "corpus.loss_on", ("all",)),
+        ("{{ raise_exception('roles must alternate') }}", {}, "corpus.text_column", ("roles must alternate",)),
     ],
 )
 def test_what_cannot_be_written_is_refused(
-    tmp_path: Path, source: str, tiny_tokenizer, template: str | None, fields: dict[str, Any], complaint: str
+    tmp_path: Path, source: str, tiny_tokenizer, template: str | None, fields: dict[str, Any], field: str, values: Any
 ) -> None:
     corpus = Corpus(path=source, text_column="messages", **fields)
-    with pytest.raises(ConfigError, match=complaint) as caught:
+    with refuses(field, *values):
         write_tokens(corpus, tokenizer_with(template, tiny_tokenizer), tmp_path / "tokens")
-    assert "\n" not in str(caught.value)
 
 
 def test_plain_text_has_no_turns(tmp_path: Path, source: str, tiny_tokenizer) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 50)
-    with pytest.raises(ConfigError, match=r"corpus.loss_on: must be all for plain text"):
+    with refuses("corpus.loss_on", "all"):
         write_tokens(Corpus(path=str(tmp_path / "a.jsonl"), loss_on="assistant"), tiny_tokenizer, tmp_path / "tokens")
-    with pytest.raises(ConfigError, match=r"'messages' must be text here, got a list of messages"):
+    with refuses("corpus.text_column", "'messages'"):
         list(documents(Corpus(path=source, text_column="messages")))

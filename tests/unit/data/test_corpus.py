@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import Corpus
 from lit_prune.data import builtin
 from lit_prune.data.corpus import SPLITS, documents, fingerprint, pin, split_of
 from lit_prune.store.address import canonical
@@ -140,34 +141,34 @@ def nothing(path: Path) -> None:
     """Leave the path free."""
 
 
-BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "missing": ("a.txt", nothing, "is not python or python"),
-    "empty file": ("a.txt", lambda path: path.touch(), "is empty"),
-    "empty rows": ("a.jsonl", lambda path: path.touch(), "is empty"),
-    "no text in folder": ("a", lambda path: write(path / "model.bin", ["x"]), "holds no text"),
-    "empty folder": ("a", lambda path: path.mkdir(), "holds no text"),
-    "unknown kind": ("a.xml", lambda path: path.write_text("text\nx\n"), "holds no text"),
-    "packed parquet": ("a.parquet.gz", lambda path: path.write_bytes(gzip.compress(b"x")), "holds no text"),
-    "only hidden": ("a", lambda path: write(path / ".git" / "a.txt", ["x"]), "holds no text"),
-    "not packed rows": ("a.jsonl.zst", lambda path: path.write_text("{}"), "cannot be read"),
-    "rows cut short": ("a.json.gz", lambda p: p.write_bytes(gzip.compress(b'{"text": "x"}' * 99)[:-9]), "cannot be re"),
-    "broken table": ("a.csv", lambda path: path.write_text('text\n"x\n'), "cannot be read"),
-    "no such column in a table": ("a.csv", lambda path: path.write_text("body,b\nx,1\n"), "there are: body, b"),
-    "no nested column": ("a.jsonl", lambda path: path.write_text('{"meta": {"body": 1}}\n'), "there are: meta"),
-    "no rows but numbers": ("a.json", lambda path: path.write_text("[1, 2]"), "row 1 must be an object, got int"),
-    "a list": ("a.jsonl", lambda path: path.write_text('{"text": ["x", "y"]}\n'), "got list in row 1"),
-    "latin-1": ("a.txt", lambda path: path.write_bytes("na\u00efve".encode("latin-1")), "not UTF-8 text"),
-    "utf-16": ("a.txt", lambda path: path.write_text("text", encoding="utf-16"), "not UTF-8 text"),
-    "half a letter": ("a.txt", lambda path: path.write_bytes("caf\u00e9".encode()[:-1]), "not UTF-8 text"),
-    "latin-1 rows": ("a.jsonl", lambda path: path.write_bytes(b'{"text": "\xe9"}'), "not UTF-8 text"),
-    "packed latin-1": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"caf\xe9s")), "not UTF-8 text"),
-    "not packed": ("a.txt.gz", lambda path: path.write_text("plain"), "cannot be read"),
-    "cut short": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), "cannot be read"),
-    "no column": ("a.jsonl", lambda path: path.write_text('{"body": "x"}\n'), "there are: body"),
-    "no such column in parquet": ("a.parquet", lambda path: write(path, ["x"]), "there are: text, other"),
-    "column of numbers": ("a.jsonl", lambda path: path.write_text('{"text": 2}\n'), "got int in row 1"),
-    "broken rows": ("a.jsonl", lambda path: path.write_text('{"text": "x"}\n{{{'), "cannot be read"),
-    "broken parquet": ("a.parquet", lambda path: path.write_text("PAR1 and no more"), "cannot be read"),
+BAD: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
+    "missing": ("a.txt", nothing, "path", ""),
+    "empty file": ("a.txt", lambda path: path.touch(), "path", "empty"),
+    "empty rows": ("a.jsonl", lambda path: path.touch(), "path", "empty"),
+    "no text in folder": ("a", lambda path: write(path / "model.bin", ["x"]), "path", "no text"),
+    "empty folder": ("a", lambda path: path.mkdir(), "path", "no text"),
+    "unknown kind": ("a.xml", lambda path: path.write_text("text\nx\n"), "path", "no text"),
+    "packed parquet": ("a.parquet.gz", lambda path: path.write_bytes(gzip.compress(b"x")), "path", "no text"),
+    "only hidden": ("a", lambda path: write(path / ".git" / "a.txt", ["x"]), "path", "no text"),
+    "not packed rows": ("a.jsonl.zst", lambda path: path.write_text("{}"), "path", "read"),
+    "rows cut short": ("a.json.gz", lambda p: p.write_bytes(gzip.compress(b'{"text": "x"}' * 99)[:-9]), "path", "read"),
+    "broken table": ("a.csv", lambda path: path.write_text('text\n"x\n'), "path", "read"),
+    "no such column in a table": ("a.csv", lambda path: path.write_text("body,b\nx,1\n"), "text_column", "body, b"),
+    "no nested column": ("a.jsonl", lambda path: path.write_text('{"meta": {"body": 1}}\n'), "text_column", "meta"),
+    "no rows but numbers": ("a.json", lambda path: path.write_text("[1, 2]"), "path", "row 1"),
+    "a list": ("a.jsonl", lambda path: path.write_text('{"text": ["x", "y"]}\n'), "text_column", "row 1"),
+    "latin-1": ("a.txt", lambda path: path.write_bytes("na\u00efve".encode("latin-1")), "path", "UTF-8"),
+    "utf-16": ("a.txt", lambda path: path.write_text("text", encoding="utf-16"), "path", "UTF-8"),
+    "half a letter": ("a.txt", lambda path: path.write_bytes("caf\u00e9".encode()[:-1]), "path", "UTF-8"),
+    "latin-1 rows": ("a.jsonl", lambda path: path.write_bytes(b'{"text": "\xe9"}'), "path", "UTF-8"),
+    "packed latin-1": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"caf\xe9s")), "path", "UTF-8"),
+    "not packed": ("a.txt.gz", lambda path: path.write_text("plain"), "path", "read"),
+    "cut short": ("a.txt.gz", lambda p: p.write_bytes(gzip.compress(b"text" * 99)[:-9]), "path", "read"),
+    "no column": ("a.jsonl", lambda path: path.write_text('{"body": "x"}\n'), "text_column", "body"),
+    "no such column in parquet": ("a.parquet", lambda path: write(path, ["x"]), "text_column", "text, other"),
+    "column of numbers": ("a.jsonl", lambda path: path.write_text('{"text": 2}\n'), "text_column", "row 1"),
+    "broken rows": ("a.jsonl", lambda path: path.write_text('{"text": "x"}\n{{{'), "path", "read"),
+    "broken parquet": ("a.parquet", lambda path: path.write_text("PAR1 and no more"), "path", "read"),
 }
 
 
@@ -178,13 +179,11 @@ def pin_and_read(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(tmp_path: Path, case: str) -> None:
-    name, make, complaint = BAD[case]
+    name, make, field, value = BAD[case]
     make(tmp_path / name)
     column = "wanted" if "parquet" in case else "text"
-    with pytest.raises(ConfigError, match=complaint) as caught:
+    with refuses(f"corpus.{field}", tmp_path / name, value):
         pin_and_read(Corpus(path=str(tmp_path / name), text_column=column))
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("corpus.")
 
 
 def test_an_empty_file_among_others_is_no_error(tmp_path: Path, texts: list[str]) -> None:
@@ -197,9 +196,8 @@ def test_an_empty_file_among_others_is_no_error(tmp_path: Path, texts: list[str]
 @pytest.mark.parametrize("source", ["nobody/has-this", "has-no-owner", "no/such/place", "a b"])
 def test_a_hub_id_that_cannot_be_reached_is_one_line(source: str) -> None:
     for act in (fingerprint, lambda corpus: list(documents(corpus))):
-        with pytest.raises(ConfigError, match=source) as caught:
+        with refuses("corpus.path", source):
             act(Corpus(path=source))
-        assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data import corpus as corpora
@@ -143,21 +144,21 @@ def test_rows_of_a_group_share_a_split(tmp_path: Path, texts: list[str], name: s
 
 
 BAD: dict[str, tuple[str, dict[str, str], str]] = {
-    "separator of nothing": ("a.txt", {"separator": ""}, "corpus.separator: must be at least one character"),
-    "separator of rows": ("a.jsonl", {"separator": "\n"}, "corpus.separator: must be null"),
-    "separator of a built-in text": ("python", {"separator": "\n"}, "corpus.separator: must be null"),
-    "group of plain text": ("a.txt", {"group": "book"}, "corpus.group: must be null"),
-    "group of a built-in text": ("readmes", {"group": "book"}, "corpus.group: must be null"),
-    "no such group": ("a.jsonl", {"group": "book"}, "corpus.group: .* has no column 'book'; there are: text"),
+    "separator of nothing": ("a.txt", {"separator": ""}, "corpus.separator"),
+    "separator of rows": ("a.jsonl", {"separator": "\n"}, "corpus.separator"),
+    "separator of a built-in text": ("python", {"separator": "\n"}, "corpus.separator"),
+    "group of plain text": ("a.txt", {"group": "book"}, "corpus.group"),
+    "group of a built-in text": ("readmes", {"group": "book"}, "corpus.group"),
+    "no such group": ("a.jsonl", {"group": "book"}, "corpus.group"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_fields_without_effect_are_refused(tmp_path: Path, case: str) -> None:
-    name, fields, complaint = BAD[case]
+    name, fields, field = BAD[case]
     (tmp_path / name).write_text('{"text": "x"}\n')
     source = name if "." not in name else str(tmp_path / name)
-    with pytest.raises(ConfigError, match=complaint):
+    with refuses(field):
         list(documents(pin(Corpus(path=source, **fields))))
 
 

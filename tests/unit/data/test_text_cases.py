@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refuses
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import Corpus
 from lit_prune.data.corpus import Reader, pin, texts
 from lit_prune.data.tokens import write_tokens
 from lit_prune.models import loading
@@ -57,5 +58,5 @@ def test_no_byte_order_mark_stays(cases: Path) -> None:
 
 def test_messages_need_a_chat_template(cases: Path, tmp_path: Path) -> None:
     corpus = pin(Corpus(path=str(cases / "chat.jsonl"), text_column="messages"))
-    with pytest.raises(ConfigError, match="is a list of messages, and the tokenizer has no chat template"):
+    with refuses("corpus.text_column", "'messages'"):
         write_tokens(corpus, loading.load_tokenizer(loading.locate("python-3.1M")), tmp_path / "tokens")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError, Corpus
+from lit_prune.config import Corpus
 from lit_prune.data import passages
 from lit_prune.data.corpus import SPLITS, documents
 from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
@@ -114,14 +115,14 @@ def test_progress_counts_train_tokens(tmp_path: Path, corpus: Corpus, tiny_token
 
 @pytest.mark.parametrize(("heldout", "split"), [(0.0, "validation"), (0.5, "train")])
 def test_a_split_without_text_is_refused(tmp_path: Path, corpus: Corpus, tiny_tokenizer, heldout, split) -> None:
-    with pytest.raises(ConfigError, match=f"no text for the {split} split"):
+    with refuses("corpus.path", split, "corpus.holdout_fraction"):
         write_tokens(Corpus(path=corpus.path, holdout_fraction=heldout), tiny_tokenizer, tmp_path / "tokens")
     assert not (tmp_path / "tokens" / "tokens.json").exists()
 
 
 def test_a_tokenizer_without_end_is_refused(tmp_path: Path, corpus: Corpus, tiny_tokenizer) -> None:
     endless = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
-    with pytest.raises(ConfigError, match="neither an end-of-text nor a begin-of-text"):
+    with refuses("teacher.model", "end-of-text"):
         write_tokens(corpus, endless, tmp_path / "tokens")
 
 
@@ -187,7 +188,7 @@ def test_ids_beyond_the_embedding_are_refused_where_they_occur(tmp_path: Path) -
     corpus = Corpus(path=str(tmp_path / "a.jsonl"))
     unused = {"w0": 0, "w1": 1, "w2": 2, "w3": 3}
     write_tokens(corpus, words(unused), tmp_path / "accepted", vocab_size=3)
-    with pytest.raises(ConfigError, match=r"below the model's 3 embeddings, got 3 for 'w2'"):
+    with refuses("teacher.model", "got 3", "'w2'"):
         write_tokens(corpus, words({"w0": 0, "w1": 1, "w2": 3}), tmp_path / "refused", vocab_size=3)
     assert not (tmp_path / "refused" / "tokens.json").exists()
 

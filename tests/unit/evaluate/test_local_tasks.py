@@ -5,8 +5,8 @@ from itertools import chain
 
 import pytest
 import task_files
+from refusals import refuses
 
-from lit_prune.config import ConfigError
 from lit_prune.evaluate import local_tasks
 from lit_prune.evaluate.benchmark_tasks import questions
 from lit_prune.evaluate.harness import load
@@ -95,7 +95,7 @@ def test_examples_are_never_the_document_that_is_asked(name, folder):
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"--task-data-dir: .* has no BLiMP\.zip, which blimp is read from"):
+    with refuses("--task-data-dir", "BLiMP.zip", "blimp"):
         questions(["blimp"], local=tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_what_it_should_be_is_told_of(name, damage, tmp_path)
     folder = task_files.write(tmp_path / "tasks")
     for path, content in damage.items():
         (folder / path).write_bytes(content)
-    with pytest.raises(ConfigError, match="--task-data-dir: "):
+    with refuses("--task-data-dir"):
         load(*questions([name], local=folder))
 
 

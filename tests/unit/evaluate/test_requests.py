@@ -11,9 +11,10 @@ import families
 import pytest
 import torch
 from clock import Clock
+from refusals import refuses
 from torch import nn
 
-from lit_prune.config import Cell, ConfigError, ThroughputTest
+from lit_prune.config import Cell, ThroughputTest
 from lit_prune.config.overrides import override
 from lit_prune.evaluate import throughput as measuring
 from lit_prune.evaluate.memory import peak_of
@@ -151,23 +152,18 @@ def test_blocks_of_different_widths_serve_too():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "field", "values"),
     [
-        ({"batch_size": 0}, "evaluation.throughput.batch_size: must be >= 1, got 0"),
-        ({"prompt_len": 0}, "evaluation.throughput.prompt_len: must be >= 1, got 0"),
-        ({"max_new_tokens": 1}, "evaluation.throughput.max_new_tokens: must be >= 2, got 1"),
-        ({"num_repeats": 0}, "evaluation.throughput.num_repeats: must be >= 1, got 0"),
-        (
-            {"prompt_len": 1000, "max_new_tokens": 25},
-            "evaluation.throughput: prompt and new are 1000 + 25 tokens, the model has 1024 posi",
-        ),
+        ({"batch_size": 0}, ".batch_size", (">= 1", "got 0")),
+        ({"prompt_len": 0}, ".prompt_len", (">= 1", "got 0")),
+        ({"max_new_tokens": 1}, ".max_new_tokens", (">= 2", "got 1")),
+        ({"num_repeats": 0}, ".num_repeats", (">= 1", "got 0")),
+        ({"prompt_len": 1000, "max_new_tokens": 25}, "", (1000, 25, 1024)),
     ],
 )
-def test_a_request_that_cannot_be_served_is_refused(changes, message):
-    with pytest.raises(ConfigError) as caught:
+def test_a_request_that_cannot_be_served_is_refused(changes, field, values):
+    with refuses(f"evaluation.throughput{field}", *values):
         check(override(Cell(), {f"evaluation.throughput.{name}": value for name, value in changes.items()}))
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_cell_that_asks_for_it_says_how_fast_its_student_is(tiny_cell, tiny_runner):

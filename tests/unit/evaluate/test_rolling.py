@@ -3,9 +3,8 @@
 import copy
 
 import pytest
+from refusals import refuses
 from scored_texts import measured, written
-
-from lit_prune.config import ConfigError
 
 
 @pytest.mark.parametrize("named", ["tiny_tokenizer", "byte_tokenizer"])
@@ -34,5 +33,5 @@ def test_rolling_losses_and_counts_are_those_of_lm_eval(named, tiny_llama, texts
 def test_rolling_windows_need_a_token_before_the_first(tiny_llama, tiny_tokenizer, source):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.bos_token = tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match=r"^windows: must be sliding"):
+    with refuses("windows", "sliding"):
         measured(tiny_llama, tokenizer, source, windows="rolling")

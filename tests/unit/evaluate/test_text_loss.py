@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 from families import CASES, model_of
+from refusals import refuses
 from scored_texts import CHOICES, by_plain_passes, measured, written
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
-from lit_prune.config import ConfigError
 from lit_prune.evaluate import text_loss
 from lit_prune.evaluate.text_loss import count_windows
 from lit_prune.evaluate.text_task import Text
@@ -126,32 +126,31 @@ def test_a_limit_takes_the_first_documents_and_their_windows_are_told_of(tiny_ll
 
 
 @pytest.mark.parametrize(
-    ("reading", "error"),
+    ("reading", "field", "values"),
     [
-        ({"window": 129}, r"--window: must be .* 128.*, got 129$"),
-        ({"window": 0}, r"--window: must be at least 1, got 0$"),
-        ({"stride": 129}, r"--stride: must be .* 128.*, got 129$"),
-        ({"window": 8, "stride": 9}, r"--stride: must be .* 8, got 9$"),
-        ({"window": 8, "stride": 0}, r"--stride: must be at least 1, got 0$"),
-        ({"stride": 8, "windows": "rolling"}, r"--stride: must be unset .*, got 8$"),
-        ({"limit": 0}, r"--limit: must be at least 1, got 0$"),
-        ({"column": "story"}, r"'story'.*: text$"),
+        ({"window": 129}, "--window", (128, "got 129")),
+        ({"window": 0}, "--window", ("got 0",)),
+        ({"stride": 129}, "--stride", (128, "got 129")),
+        ({"window": 8, "stride": 9}, "--stride", (8, "got 9")),
+        ({"window": 8, "stride": 0}, "--stride", ("got 0",)),
+        ({"stride": 8, "windows": "rolling"}, "--stride", ("rolling", "got 8")),
+        ({"limit": 0}, "--limit", ("got 0",)),
+        ({"column": "story"}, "corpus.text_column", ("'story'", "text")),
     ],
 )
-def test_a_reading_out_of_range_is_refused_in_one_line(tiny_llama, tiny_tokenizer, source, reading, error):
-    with pytest.raises(ConfigError, match=error) as refused:
+def test_a_reading_out_of_range_is_refused_in_one_line(tiny_llama, tiny_tokenizer, source, reading, field, values):
+    with refuses(field, *values):
         measured(tiny_llama, tiny_tokenizer, source, **reading)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_family_whose_head_is_not_known_is_refused(tiny_tokenizer, source):
     config = BloomConfig(vocab_size=256, hidden_size=8, n_layer=1, n_head=2)
-    with pytest.raises(ConfigError, match="bloom"):
+    with refuses("teacher.model", "bloom"):
         measured(BloomForCausalLM(config), tiny_tokenizer, source)
 
 
 def test_a_text_with_nothing_to_score_is_refused(tiny_llama, tiny_tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match=r"^--corpus: "):
+    with refuses("--corpus"):
         measured(tiny_llama, tiny_tokenizer, written(tmp_path, ["a"]))
 
 

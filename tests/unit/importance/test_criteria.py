@@ -7,8 +7,9 @@ import pytest
 import torch
 from families import CASES, model_of
 from measured import evidence_of
+from refusals import refuses
 
-from lit_prune.config import EVIDENCE, ConfigError, Prune
+from lit_prune.config import EVIDENCE, Prune
 from lit_prune.importance.aggregate import STATISTICS
 from lit_prune.importance.criteria import DEPTH, WIDTH, CalibrationStats, Criterion, check_axes, criteria, criterion
 from lit_prune.models.model_family import anatomy_of, parts_of
@@ -220,7 +221,7 @@ def test_scores_that_are_no_numbers_are_named(everything):
     spoilt["2.neuron"][1, 0, 5] = float("inf")
     evidence = dataclasses.replace(everything, statistics={"importance": spoilt})
     for batch in STATISTICS:
-        with pytest.raises(ConfigError, match=r"'activation': a score of axis neuron of layer 2 is NaN or infinite"):
+        with refuses("", "'activation'", "neuron", "layer 2"):
             criteria["activation"].score(evidence, Prune(batch_aggregation=batch, seq_aggregation="mean"))
 
 
@@ -228,15 +229,14 @@ def test_an_axis_a_criterion_does_not_score_names_those_that_do():
     check_axes("activation", {"neuron", "head", "hidden"})
     check_axes("perplexity", ["layer", "span"])
     check_axes("magnitude", [])
-    with pytest.raises(ConfigError) as raised:
-        check_axes("influence", {"layer", "neuron"})
     able = "activation, activation_modelopt, activation_pre, magnitude, random, taylor, taylor_fisher, taylor_vector"
-    assert str(raised.value) == f"criterion 'influence' does not score axis neuron; those that do: {able}"
-    with pytest.raises(ConfigError, match=r"does not score axis span; those that do: angular, angular_all, influence"):
+    with refuses("", "'influence'", "neuron", able):
+        check_axes("influence", {"layer", "neuron"})
+    with refuses("", "'taylor'", "span", "angular, angular_all, influence"):
         check_axes("taylor", {"span"})
-    with pytest.raises(ConfigError, match="unknown axis 'neurons'; perhaps you meant 'neuron'"):
+    with refuses("", "'neurons'", "'neuron'"):
         check_axes("activation", {"neurons"})
-    with pytest.raises(ConfigError, match="unknown criterion 'activations'; perhaps you meant 'activation'"):
+    with refuses("", "'activations'", "'activation'"):
         check_axes("activations", {"neuron"})
 
 
@@ -252,8 +252,11 @@ def test_a_criterion_is_registered_by_its_function(everything, monkeypatch):
     ordinary = criteria["activation"].score(everything, Prune())["neuron"]
     for found, units in zip(made.score(everything, Prune())["neuron"], ordinary, strict=True):
         assert found.argmin() == units.argmax()
-    with pytest.raises(ValueError, match="registered twice"):
+    with pytest.raises(ValueError, match="inverse_activation"):
         criterion("inverse_activation", axes=("neuron",))(inverse_activation)
-    for wrong in ({"axes": ("neurons",)}, {"axes": ("neuron",), "needs": ("moments",)}):
-        with pytest.raises(ValueError, match="there is no such axis or evidence"):
+    for wrong, named in (
+        ({"axes": ("neurons",)}, "neurons"),
+        ({"axes": ("neuron",), "needs": ("moments",)}, "moments"),
+    ):
+        with pytest.raises(ValueError, match=named):
             criterion("another", **wrong)

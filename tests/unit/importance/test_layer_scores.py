@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from families import CASES, model_of
 from measured import CPU, Sequences, evidence_of, quietly
+from refusals import refuses
 from torch import nn
 
-from lit_prune.config import ConfigError, Prune
+from lit_prune.config import Prune
 from lit_prune.importance import layer_ablation as module
 from lit_prune.importance.criteria import criteria
 from lit_prune.importance.layer_ablation import Removals, next_token_losses, removal_losses
@@ -194,7 +195,7 @@ def test_perplexity_measures_a_span_when_it_is_read_and_once(tiny_llama, ids, tm
     assert asked == [2]
     assert [span.tolist() for span in scores["span"]][2] == [0]
     assert (len(scores["span"]), asked) == (3, [2, 3])
-    with pytest.raises(IndexError, match="4 layers out of 3"):
+    with pytest.raises(IndexError, match=r"4 .* 3"):
         scores["span"][3]
 
 
@@ -204,7 +205,7 @@ def test_a_loss_that_is_no_number_names_the_span(tiny_llama, ids):
         reader.read({"input_ids": ids, "labels": ids})
     assert reader.sums.shape == (4,)  # of the whole, without blocks 0 and 1, without 1 and 2, and the tokens
     reader.sums[2] = float("inf")
-    with pytest.raises(ConfigError, match="the loss without the 2 layers from layer 1 on is NaN or infinite"):
+    with refuses("teacher.model", 2, "layer 1"):
         reader.found()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kinks import smooth_tokens
+from refusals import refuses
 from tensors import draw
 
-from lit_prune.config import ConfigError
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import closed_forms, logit_losses
 
@@ -103,21 +103,19 @@ def test_no_gradient_is_needed_for_the_teacher(loss):
 
 
 @pytest.mark.parametrize(
-    ("registry", "name", "message"),
+    ("registry", "name", "meant"),
     [
-        (logit_losses, "kdl", "unknown logit loss 'kdl'; perhaps you meant 'kld'; there are: "),
-        (hidden_losses, "cosin", "unknown hidden loss 'cosin'; perhaps you meant 'cosine'; there are: "),
+        (logit_losses, "kdl", "kld"),
+        (hidden_losses, "cosin", "cosine"),
     ],
 )
-def test_an_unknown_loss_is_refused_in_one_line(registry, name, message):
-    with pytest.raises(ConfigError) as caught:
+def test_an_unknown_loss_is_refused_in_one_line(registry, name, meant):
+    with refuses("", repr(name), repr(meant), *registry):
         registry[name]
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_name_is_registered_once():
-    with pytest.raises(ValueError, match="logit loss 'kld' is registered twice"):
+    with pytest.raises(ValueError, match="'kld'"):
         logit_losses.register("kld")(lambda student, teacher: student)
     assert sorted(logit_losses) == list(logit_losses)
 

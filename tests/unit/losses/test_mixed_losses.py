@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
+from refusals import refuses
 
-from lit_prune.config import ConfigError
 from lit_prune.losses.logit import logit_loss_of, logit_losses
 
 MIXED = {"jsd": 0.5, "skew_kld": 0.1, "skew_reverse_kld": 0.1}
@@ -108,14 +108,12 @@ def test_a_mixed_loss_is_bounded_where_the_divergence_is_not():
 
 
 @pytest.mark.parametrize(
-    ("name", "mix", "message"),
+    ("name", "field", "values"),
     [
-        ("kld", 0.5, "distill.mixture: kld takes none; those that do: jsd, skew_kld, skew_reverse_kld"),
-        ("sjd", 0.5, "unknown logit loss 'sjd'; perhaps you meant 'jsd'"),
+        ("kld", "distill.mixture", ("kld", *MIXED)),
+        ("sjd", "", ("'sjd'", "'jsd'")),
     ],
 )
-def test_a_mix_that_cannot_be_is_refused_in_one_line(name, mix, message):
-    with pytest.raises(ConfigError) as caught:
-        logit_loss_of(name, mix)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+def test_a_mix_that_cannot_be_is_refused_in_one_line(name, field, values):
+    with refuses(field, *values):
+        logit_loss_of(name, 0.5)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from distilled import ALL_STATES, IGNORED_PLACES, SCORED, batch, gradients, llama, same, student_of
 from families import CASES, HEAD_DIM, logits, model_of, plan_for
+from refusals import refuses
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lit_prune.config import ConfigError, Distill
+from lit_prune.config import Distill
 from lit_prune.distill.hidden_states import VECTORS, HiddenStateReader, relations_of
 from lit_prune.distill.module import Distiller
 from lit_prune.losses.relation import relation_loss
@@ -192,5 +193,5 @@ def test_queries_keys_and_values_are_all_trained():
 
 @pytest.mark.parametrize("num_heads", [3, 16, 0])
 def test_relation_heads_that_cut_no_head_into_equal_parts_are_refused(num_heads):
-    with pytest.raises(ConfigError, match=r"distill\.relation_heads: .* is no divisor of 8, the width of a head"):
+    with refuses("distill.relation_heads", num_heads, 8):
         Distiller(student_of(), llama(), Distill(alpha=1.0, match_attention=("0:0",), relation_heads=num_heads))

@@ -10,6 +10,7 @@ from typing import Any
 import measured
 import pytest
 import torch
+from refusals import refuses
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import lit_prune as lp
@@ -114,19 +115,17 @@ def test_a_method_begins_with_its_defaults_whatever_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "field", "values"),
     [
-        ({"prune.method": "shortgtp"}, ("shortgpt", "minitron")),
-        ({"prune.method": "shortgpt", "prune.hidden_size": 16}, ("prune.hidden_size", "shortgpt", "num_hidden_layers")),
-        ({"prune.method": "shortgpt", "prune.num_hidden_layers": "half"}, ("prune.num_hidden_layers", "half")),
-        ({"prune.method": 3}, ("prune.method", "minitron")),
+        ({"prune.method": "shortgtp"}, "", ("prune.method", "shortgpt", "minitron")),
+        ({"prune.method": "shortgpt", "prune.hidden_size": 16}, "prune.hidden_size", ("shortgpt", "num_hidden_layers")),
+        ({"prune.method": "shortgpt", "prune.num_hidden_layers": "half"}, "prune.num_hidden_layers", ("half",)),
+        ({"prune.method": 3}, "", ("prune.method", "'3'", "minitron")),
     ],
 )
-def test_what_a_method_lacks_is_refused(changes: dict[str, Any], words: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError) as error:
+def test_what_a_method_lacks_is_refused(changes: dict[str, Any], field: str, values: tuple[str, ...]) -> None:
+    with refuses(field, *values):
         override(Cell(), changes)
-    assert "\n" not in str(error.value)
-    assert all(word in str(error.value) for word in words)
 
 
 def test_fields_of_each_method_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
