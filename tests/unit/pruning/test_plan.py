@@ -195,7 +195,7 @@ def test_groups_and_merges_that_can_be_carried_out_are_not_refused():
 @pytest.mark.parametrize("config", [NEOX, GPT2, OPT])
 def test_heads_that_must_be_as_wide_as_the_stream_are(config):
     whole = PrunePlan.everything(shape_of(config))
-    with refuses("plan", "block 0", 6, 20, 4):
+    with refuses("plan", "layer 0", 6, 20, 4):
         replace(whole, hidden=tuple(range(20))).check(config)
     blocks = tuple(replace(block, heads=(0, 1, 2, 3, 5)) for block in whole.layers)
     replace(whole, hidden=tuple(range(20)), layers=blocks).check(config)

@@ -56,11 +56,11 @@ def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, nam
 
 @pytest.mark.parametrize("layers", ["lowest_score", "contiguous", "last", "last_but_final"])
 @pytest.mark.parametrize("criterion", ["influence", "angular", "angular_all", "perplexity", "random"])
-def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, blocks):
+def test_depth_and_width_in_one_plan(tiny_llama, evidence_of, criterion, layers):
     student = Prune(
         num_hidden_layers=1,
         layer_criterion=criterion,
-        layer_selection=blocks,
+        layer_selection=layers,
         hidden_size=0.5,
         intermediate_size=0.5,
         num_attention_heads=2,
