@@ -175,7 +175,7 @@ class Command:
             check_rows(self.table, Path(self.flags.profile).stem, self.entries)
             check_cells([entry.cell for entry in missing], self.flags.execution)
         runs = runs_of(self.store) or recorded_runs(self.table.name)
-        print_costs(costs(missing, self.store, runs), self.console)
+        print_costs(costs(missing, self.store, runs, self.flags.execution), self.console)
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
         self._print_pending()
         return 0

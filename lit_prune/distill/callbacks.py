@@ -196,19 +196,13 @@ class Checkpoint(L.Callback):
 
 
 class Spending(L.Callback):
-    """Call `spend` at every checkpoint with the seconds since this object was made."""
+    """Call `spend`, which records the time so far, at every checkpoint."""
 
-    def __init__(self, spend: Callable[[float], None]) -> None:
+    def __init__(self, spend: Callable[[], None]) -> None:
         self.spend = spend
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return round(time.perf_counter() - self._started, 1)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.spend(self.seconds)
+        self.spend()
 
 
 def _finite(tensors: Collection[torch.Tensor]) -> bool:

@@ -61,7 +61,7 @@ def by_way_of_middle(student: Prune, config: Any) -> Changes:
 
 def steps_of_equal_flops(cell: Cell) -> int:
     """Return how many steps of cross-entropy alone take as many FLOPs as the distillation of the cell."""
-    from lit_prune.pipeline.costs import flops_of_token
+    from lit_prune.pipeline.work import flops_of_token
 
     cell = dataclasses.replace(cell, parent=None)
     alone = dataclasses.replace(cell, distill=dataclasses.replace(cell.distill, ce_weight=1.0, kd_weight=0.0))

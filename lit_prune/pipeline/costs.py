@@ -1,75 +1,134 @@
-"""What cells cost, known before they are computed: size of the student, tokens, FLOPs and, from earlier ones, time."""
+"""What is still to be computed and what it costs: size of the student, tokens and, from earlier results, time."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_prune.config import Cell, Finetuning, Pretraining
+from lit_prune.config import EVIDENCE, Cell, Execution, Finetuning, Pretraining
+from lit_prune.config.overrides import parent_of
 from lit_prune.distill.budget import tokens_of_step
-from lit_prune.distill.flops import recipe_flops
 from lit_prune.models.llama import config_of
 from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.schedule import untrained_teachers, waves
-from lit_prune.pruning.shapes import config_of_student, imitated_config, teacher_config
+from lit_prune.pipeline.stage import Context, Untracked
+from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
+from lit_prune.pipeline.work import CACHING, WORK, flops_of_token
+from lit_prune.progress import Silent
+from lit_prune.pruning.shapes import config_of_student, pruned_config, teacher_config
 from lit_prune.store import Node, Store
+from lit_prune.store.address import key
 from lit_prune.store.environment import environment, machine
-
-
-def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining, with the forward pass of what it imitates and its training alongside.
-
-    The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
-    """
-    teacher = imitated_config(cell) if cell.distill.needs_teacher else None
-    return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
-
 
 Run = tuple[float, float]
 """FLOPs of the retraining of a cell, and the seconds that the cell took."""
+_SHARED = {"tokenizer": "tokenizer", "tokens": "tokenising", "student": "pruning", CACHING: "teacher outputs"}
+"""Stage -> what it does; every other one calibrates."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What is still to be computed of one row."""
+    """What is still to be computed of one row, or of a stage that cells share."""
 
     row: str
     cells: int
+    """0 for a stage."""
     parameters: int
-    """Of the student, or of the teacher that is trained."""
+    """Of the student, or of the teacher that is trained; 0 for other stages."""
     steps: int
     """Of each cell."""
     tokens: int
     """Of the training of all cells."""
     seconds: float | None
-    """Of all cells; None if no earlier run tells."""
+    """Of all cells; None if no earlier result tells."""
 
 
-def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run]) -> list[Cost]:
-    """Return the costs of missing cells by row, after those of the teachers and sources that they wait for.
+def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run], execution: Execution) -> list[Cost]:
+    """Return the costs of the stages that missing cells wait for, of their teachers, and of the cells by row.
 
     `runs` are earlier cells on this machine. A retrained cell takes their median time per FLOP, one that is not
-    retrained their median time.
+    retrained their median time, and a stage the median time per work of the same stage in the store on this machine.
     """
     planned = [entry for wave in waves(store, entries) for entry in wave]
     rows: dict[str, list[Entry]] = {}
     for entry in planned:
         rows.setdefault(entry.row, []).append(entry)
-    runs = list(runs)
+    runs, paces = list(runs), paces_of(store) if planned else {}
     teachers = untrained_teachers(store, (entry.cell for entry in planned))
-    return [*(_of_teacher(*one) for one in teachers), *(_of_row(row, of_row, runs) for row, of_row in rows.items())]
+    return [
+        *_of_stages(planned, store, execution, paces),
+        *(_of_teacher(*one, paces) for one in teachers),
+        *(_of_row(row, of_row, runs) for row, of_row in rows.items()),
+    ]
 
 
-def _of_teacher(cell: Cell, recipe: Pretraining | Finetuning) -> Cost:
+def _of_stages(
+    planned: list[Entry], store: Store, execution: Execution, paces: Mapping[str, list[float]]
+) -> Iterator[Cost]:
+    """Yield the cost of tokenising, calibrating, pruning and caching, each if there is any of it to do."""
+    works = [(stage, WORK[stage](cell)) for stage, cell in awaited_stages(store, (entry.cell for entry in planned))]
+    outputs = TeacherOutputs(store, execution)
+    outputs.expect(planned, Context(store, execution, Silent(), Untracked(), {}, outputs))
+    works += [(CACHING, work) for work in outputs.unwritten()]
+    names = {stage: _SHARED.get(stage, "calibration") for stage, _ in works}
+    numbers = Counter(names[stage] for stage, _ in works)
+    for name, number in numbers.items():
+        times = [_time(work, paces.get(stage, [])) for stage, work in works if names[stage] == name]
+        known = [seconds for seconds in times if seconds is not None]
+        yield Cost(f"{name} ({number})", 0, 0, 0, 0, sum(known) if len(known) == len(times) else None)
+
+
+def awaited_stages(store: Store, cells: Iterable[Cell]) -> Iterator[tuple[str, Cell]]:
+    """Yield the missing stages that cells wait for, beside trained teachers and retrained sources, each once."""
+    seen = set()
+    for cell in cells:
+        for stage, one in _stages_before(store, cell):
+            address = stage, key(one, stage)
+            if address not in seen and store.node(one, stage).result is None:
+                yield stage, one
+            seen.add(address)
+
+
+def _stages_before(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
+    """Yield the texts of a cell, and what its student is pruned by."""
+    if cell.teacher.pretraining and store.node(cell, "teacher").result is None:
+        yield "tokenizer", cell
+    yield "tokens", cell
+    if (second := cell.evaluation.second_corpus) is not None:
+        yield "tokens", dataclasses.replace(cell, corpus=second)
+    yield from _pruning(store, cell)
+
+
+def _pruning(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
+    """Yield the student of a cell and its statistics, after those of sources that are not retrained."""
+    given = cell.prune.init_from is not None or cell.prune.init == "random"
+    if given or store.node(cell, "student").result is not None:
+        return
+    source = parent_of(cell)
+    if source is not None and not source.distill.max_steps:
+        yield from _pruning(store, source)
+    names = cell.prune.statistics(pruned_config(cell))
+    yield from ((name, cell) for name in EVIDENCE if name in names)
+    yield "student", cell
+
+
+def _time(work: float, paces: list[float]) -> float | None:
+    return work * statistics.median(paces) if paces else None
+
+
+def _of_teacher(cell: Cell, recipe: Pretraining | Finetuning, paces: Mapping[str, list[float]]) -> Cost:
     if isinstance(recipe, Pretraining):
-        what, config = "teacher: pretraining", config_of(recipe)
+        stage, what, config = "teacher", "teacher: pretraining", config_of(recipe)
     else:
-        what, config = "teacher: fine-tuning", teacher_config(cell)
+        stage, what, config = "correction", "teacher: fine-tuning", teacher_config(cell)
     tokens = recipe.max_steps * recipe.batch_size * recipe.seq_len
-    return Cost(what, 1, num_parameters(config), recipe.max_steps, tokens, None)
+    seconds = _time(WORK[stage](cell), paces.get(stage, []))
+    return Cost(what, 1, num_parameters(config), recipe.max_steps, tokens, seconds)
 
 
 def _of_row(row: str, entries: list[Entry], runs: list[Run]) -> Cost:
@@ -84,10 +143,8 @@ def _of_row(row: str, entries: list[Entry], runs: list[Run]) -> Cost:
 
 def _seconds(flops: float, runs: list[Run]) -> float | None:
     if flops:
-        paces = [seconds / spent for spent, seconds in runs if spent]
-        return flops * statistics.median(paces) if paces else None
-    times = [seconds for spent, seconds in runs if not spent]
-    return statistics.median(times) if times else None
+        return _time(flops, [seconds / spent for spent, seconds in runs if spent])
+    return _time(1.0, [seconds for spent, seconds in runs if not spent])
 
 
 def runs_of(store: Store) -> list[Run]:
@@ -98,4 +155,20 @@ def runs_of(store: Store) -> list[Run]:
         result, env = node.result or {}, node.env
         if "train_flops" in result and env.get("seconds") and machine(env) == here:
             found.append((result["train_flops"], env["seconds"]))
+    return found
+
+
+def paces_of(store: Store) -> dict[str, list[float]]:
+    """Return stage -> seconds per work of each of its results that were computed on this machine.
+
+    Results from before either was recorded are left out. Teacher outputs are known from the cells that cached them.
+    """
+    here = machine(environment())
+    found: dict[str, list[float]] = {stage: [] for stage in (*WORK, CACHING)}
+    for stage in (*WORK, "cell"):
+        for folder in (store.root / stage).glob("*"):
+            env = Node(folder).env
+            about: Mapping[str, Any] = env.get(CACHING, {}) if stage == "cell" else env
+            if about.get("work") and "seconds" in about and machine(env) == here:
+                found[CACHING if stage == "cell" else stage].append(about["seconds"] / about["work"])
     return found

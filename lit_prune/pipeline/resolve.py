@@ -59,7 +59,7 @@ class Resolver:
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _flops_of_token(self, cell: Cell) -> float:
-        from lit_prune.pipeline.costs import flops_of_token  # it imports torch, which a finished table does not need
+        from lit_prune.pipeline.work import flops_of_token  # it imports torch, which a finished table does not need
 
         asked = cell.teacher, cell.parent, cell.prune, dataclasses.replace(cell.distill, max_flops=None)
         return self._once(asked, lambda _: flops_of_token(cell))

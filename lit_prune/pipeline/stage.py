@@ -18,7 +18,9 @@ from lit_prune.config import Cell, ConfigError, Execution
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import Tell
 from lit_prune.models import loading
+from lit_prune.pipeline.clock import Clock, Lap
 from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.work import WORK
 from lit_prune.progress import Progress
 from lit_prune.store import Node, Store
 from lit_prune.store.address import STAGES, key
@@ -33,6 +35,8 @@ class Stage:
     """Folder of its results in the store."""
     run: Callable[[Cell, Context], dict[str, Any]]
     """Compute the result of a cell; files go to the folder of the context."""
+    resumes: bool = False
+    """Whether an interrupted attempt is continued, so that its time counts."""
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -91,6 +95,10 @@ class Context:
     """What the stage adds to env.json."""
     measurable: bool = False
     """Whether the peak memory of the cell at work is known."""
+    clock: Clock = field(default_factory=Clock)
+    """Wall time of the stages, each without what it gets of others."""
+    lap: Lap | None = None
+    """Of the stage that fills the node."""
     _steps: dict[str, int] = field(default_factory=dict)
     _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
 
@@ -106,17 +114,34 @@ class Context:
         """Return the finished node of a stage; compute it if it is missing, wait if another process computes it."""
         node = self.store.node(cell, stage)
         if node.verified is None:
-            with self.claim(cell, stage) as node:
+            with self.clock.lap(), self.claim(cell, stage) as node:
                 self.compute(stage, cell, node)
         return node
 
     def compute(self, stage: str, cell: Cell, node: Node) -> dict[str, Any]:
-        """Return the result of a node that this process holds; run its stage if it is not done."""
+        """Return the result of a node that this process holds; run its stage if it is not done.
+
+        The seconds and the work of the stage go to env.json.
+        """
         if node.result is not None:
             return node.result
-        ctx = dataclasses.replace(self, node=node, env={})
-        result = self.stages[stage].run(cell, ctx)
-        return node.finish(result, **ctx.env)
+        with self.clock.lap() as lap:
+            ctx = dataclasses.replace(self, node=node, env={}, lap=lap)
+            try:
+                result = self.stages[stage].run(cell, ctx)
+            except BaseException:
+                if self.stages[stage].resumes:
+                    with contextlib.suppress(OSError):  # the disk may be full
+                        ctx.spend()
+                raise
+            work = {"work": WORK[stage](cell)} if stage in WORK else {}
+            return node.finish(result, seconds=lap.seconds, **work, **ctx.env)
+
+    def spend(self) -> None:
+        """Record how long the stage has taken so far, so that a kill does not lose it."""
+        assert self.node is not None
+        assert self.lap is not None
+        self.node.spend(self.lap.seconds)
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str) -> Iterator[Node]:

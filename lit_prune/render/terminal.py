@@ -163,15 +163,15 @@ def print_status(tidy: pd.DataFrame, console: Console) -> None:
 
 
 def print_costs(costs: Sequence[Cost], console: Console) -> None:
-    """Print what each row costs, and the totals; a time that no earlier run tells is unknown."""
+    """Print what each row costs, and the totals; a time that no earlier result tells is unknown."""
     shown = _rich_table(console.width < _ROOMY)
     shown.add_column("row", overflow="fold")
     for name in ("cells", "parameters", "steps", "tokens", "time"):
         shown.add_column(name, justify="right")
     for cost in costs:
         time = "unknown" if cost.seconds is None else duration(cost.seconds)
-        numbers = str(cost.cells), amount(cost.parameters), f"{cost.steps:,}", amount(cost.tokens), time
-        shown.add_row(terminal_text(cost.row), *numbers)
+        numbers = (str(cost.cells), amount(cost.parameters), f"{cost.steps:,}", amount(cost.tokens))
+        shown.add_row(terminal_text(cost.row), *(numbers if cost.cells else [""] * len(numbers)), time)
     if costs:
         known = [cost.seconds for cost in costs if cost.seconds is not None]
         total = ("at least " if len(known) < len(costs) else "") + duration(sum(known)) if known else "unknown"

@@ -137,7 +137,7 @@ class Node:
         remove_scratch(self.folder)
         attempts = self._attempts(**{name: env[name] for name in ("commit", "seconds") if name in env})
         if "seconds" in env:
-            env["seconds"] = round(sum(attempt["seconds"] for attempt in attempts), 1)
+            env["seconds"] = round(sum(attempt["seconds"] for attempt in attempts), 2)
         about = {"store_format": integrity.FORMAT, "finished": now(), "attempts": attempts}
         write_json(self.folder / "env.json", self.env | about | env)
         write_json(self.folder / "result.json", integrity.sealed(self.folder, result))

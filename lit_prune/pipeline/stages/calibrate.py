@@ -18,6 +18,7 @@ from lit_prune.importance.criteria import CalibrationStats
 from lit_prune.importance.layer_ablation import removal_losses
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context
+from lit_prune.pipeline.work import WORK
 from lit_prune.pruning.shapes import pruned_configs
 from lit_prune.store import Store
 from lit_prune.store.address import key
@@ -34,7 +35,10 @@ def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
 
 
 def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> CalibrationStats:
-    """Return statistics of the model that a cell prunes; the same pass also collects what pending students need."""
+    """Return statistics of the model that a cell prunes; the same pass also collects what pending students need.
+
+    Each of those that one pass collects is charged an equal part of its time.
+    """
     wanted = names | ctx.pending.get(_set_of(cell), frozenset()) if names else names
     with contextlib.ExitStack() as claims:
         # Always in the same order: two processes that each hold what the other waits for would wait for ever.
@@ -42,9 +46,11 @@ def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> Cali
         files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
         missing = {name: files[name] for name, node in nodes.items() if node.result is None}
         if missing:
-            count = _measure(cell, ctx, model, missing)
+            with ctx.clock.lap() as lap:
+                count = _measure(cell, ctx, model, missing)
+            share = round(lap.seconds / len(missing), 2)
             for name in missing:
-                nodes[name].finish({"count": count})
+                nodes[name].finish({"count": count}, seconds=share, work=WORK[name](cell))
     return _stats(cell, ctx, model, {name: files[name] for name in names})
 
 

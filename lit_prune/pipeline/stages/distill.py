@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import lightning as L
@@ -24,39 +23,31 @@ from lit_prune.store.store import CHECKS
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Retrain the student, pruned or of random weights, and return what is measured."""
-    assert ctx.node is not None
     assert ctx.entry is not None
     student = None if cell.prune.init == "random" else artifacts.student(cell, ctx)
-    artifacts.tokens(cell, ctx)  # before the clock starts
-    spending = Spending(ctx.node.spend)
-    try:
-        result = _measured(cell, ctx, student, spending)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the disk may be full
-            ctx.node.spend(spending.seconds)
-        raise
-    ctx.env.update(seconds=spending.seconds, peak_memory=peak_memory() if ctx.measurable else None)
+    result = _measured(cell, ctx, student)
+    ctx.env["peak_memory"] = peak_memory() if ctx.measurable else None
     for text in filter(None, (cell.evaluation.second_corpus, cell.corpus)):
         ctx.env["versions"] = package_versions(text.path) | ctx.env.get("versions", environment()["versions"])
     ctx.tracker.conclude(ctx.entry, result)
     return result
 
 
-STAGE = Stage("cell", run)
+STAGE = Stage("cell", run, resumes=True)
 
 
-def _measured(cell: Cell, ctx: Context, student: str | None, spending: Spending) -> dict[str, Any]:
+def _measured(cell: Cell, ctx: Context, student: str | None) -> dict[str, Any]:
     model = loading.load_model(student) if student else prune.untrained(cell)
     teacher = ctx.teachers.of(cell, ctx)
     ctx.env["teacher_outputs"] = None if teacher is None else teacher.origin
-    validations = _retrain(cell, ctx, model, teacher, spending)
+    validations = _retrain(cell, ctx, model, teacher)
     result = evaluate.measure(cell, ctx, model, validations) | evaluate.spent(cell, model.config)
     if cell.distill.teacher_optimizer is not None and teacher is not None:
         result["teacher_lm_loss"] = evaluate.sequence_losses(cell, ctx, teacher.model).mean
     return result
 
 
-def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, spending: Spending) -> Validations:
+def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None) -> Validations:
     """Train the student for the steps of its recipe; return its validations, none if the cell has none."""
     assert ctx.entry is not None
     if not cell.distill.max_steps:
@@ -64,7 +55,7 @@ def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, spen
             return Validations()
         found = evaluate.validation(cell, ctx, teacher)(model.to(ctx.device), True)
         return Validations([{name: loss.mean for name, loss in found.items()}], found, found)
-    callbacks: list[L.Callback] = [spending]
+    callbacks: list[L.Callback] = [Spending(ctx.spend)]
     checks = None
     if cell.evaluation.num_validations:
         steps = check_steps(cell.distill.max_steps, cell.evaluation.num_validations)

@@ -19,8 +19,8 @@ from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.losses.sequence_losses import SequenceLosses
 from lit_prune.pipeline import artifacts
-from lit_prune.pipeline.costs import flops_of_token
 from lit_prune.pipeline.stage import Context
+from lit_prune.pipeline.work import flops_of_token
 from lit_prune.progress import counted
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.store.store import SEQUENCES

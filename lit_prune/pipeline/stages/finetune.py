@@ -5,12 +5,14 @@ A teacher guides worse on a text that it was not trained on (In Practice, sectio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell, Distill, Execution, Finetuning
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import TokenSequences
+from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import Tell, train
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.models import loading
@@ -28,10 +30,10 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     model = loading.load_model(artifacts.base_teacher(cell, ctx)).to(ctx.device)
     artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     tell = ctx.training("fine-tuning the teacher", recipe.max_steps)
-    return correct(recipe, model, tokens, ctx.folder, ctx.execution, tell)
+    return correct(recipe, model, tokens, ctx.folder, ctx.execution, tell, ctx.spend)
 
 
-STAGE = Stage("correction", run)
+STAGE = Stage("correction", run, resumes=True)
 
 
 def objective(recipe: Finetuning) -> Distill:
@@ -43,16 +45,22 @@ def objective(recipe: Finetuning) -> Distill:
 
 
 def correct(
-    recipe: Finetuning, teacher: Any, tokens: Path, folder: Path, execution: Execution, tell: Tell
-) -> dict[str, Any]:
+    recipe: Finetuning, teacher: Any, tokens: Path, folder: Path, execution: Execution, tell: Tell,
+    spend: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a teacher in place on the tokens in a folder, into `folder`/model; resumed where it was interrupted.
+
+    `spend` is called at every checkpoint.
 
     Returns the loss on the validation split (nats/token) before and after, by which share it fell, and the tokens
     scored and trained on.
     """
     before, num_tokens = _validation_loss(teacher, tokens, recipe.seq_len)
     device = teacher.device
-    train(teacher, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
+    train(
+        teacher, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell,
+        callbacks=[Spending(spend)],
+    )  # fmt: skip
     after, _ = _validation_loss(teacher.to(device), tokens, recipe.seq_len)
     teacher.save_pretrained(folder / "model")
     return {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell, Distill, Execution, Pretraining
 from lit_prune.data.tokens import tokens_are_whole, write_tokens
+from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import Tell, train
 from lit_prune.evaluate.teacher_quality import heldout_loss
 from lit_prune.models.llama import config_of, new_model
@@ -20,14 +22,19 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     recipe = cell.teacher.pretraining
     assert recipe is not None
     tell = ctx.training("pretraining the teacher", recipe.max_steps)
-    return pretrain(recipe, artifacts.tokenizer(cell, ctx), ctx.folder, ctx.execution, tell)
+    tokenizer = artifacts.tokenizer(cell, ctx)
+    return pretrain(recipe, tokenizer, ctx.folder, ctx.execution, tell, ctx.spend)
 
 
-STAGE = Stage("teacher", run)
+STAGE = Stage("teacher", run, resumes=True)
 
 
-def pretrain(recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execution, tell: Tell) -> dict[str, Any]:
+def pretrain(
+    recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execution, tell: Tell, spend: Callable[[], None]
+) -> dict[str, Any]:
     """Train a teacher into `folder`/model, in Hugging Face layout; resumed where it was interrupted.
+
+    `spend` is called at every checkpoint.
 
     Returns validation loss (nats/token), tokens trained on, and the corpus's fingerprint.
     """
@@ -35,7 +42,10 @@ def pretrain(recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execu
     config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
     tokenizer.save_pretrained(target)
     model = new_model(recipe, tokenizer.eos_token_id)
-    train(model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell)
+    train(
+        model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell,
+        callbacks=[Spending(spend)],
+    )  # fmt: skip
     model.half().save_pretrained(target)
     loss, num_tokens = heldout_loss(model.float(), tokens, recipe.seq_len)
     return {

@@ -19,6 +19,7 @@ from lit_prune.models.loading import load_model
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.stage import Context
+from lit_prune.pipeline.work import CACHING, of_caching
 from lit_prune.pruning.shapes import config_of_student, teacher_config
 from lit_prune.store import Locked, Node, Store
 from lit_prune.store.address import CACHE, canonical, digest, key
@@ -38,6 +39,11 @@ class _Group:
     """Those that are not computed yet, by address."""
     declined: bool = False
     """Whether the cache did not fit on the disk."""
+
+    @property
+    def work(self) -> float:
+        """What the time to write the cache is proportional to."""
+        return of_caching(next(iter(self.waiting.values())), self.need.sequences)
 
 
 class TeacherOutputs:
@@ -60,6 +66,13 @@ class TeacherOutputs:
                 group.need |= need
                 group.waiting[entry.key] = entry.cell
         return [entry for group in ordered.values() for entry in group]
+
+    def unwritten(self) -> list[float]:
+        """Return the work of each cache that is to be written for the cells that are expected."""
+        least = 1 if self.execution.keep_teacher_cache else 2
+        groups = [group for group in self._groups.values() if len(group.waiting) >= least]
+        nodes = [(group, Node(self._folder(group))) for group in groups]
+        return [group.work for group, node in nodes if not _serves(node, node.result, group.need)]
 
     def of(self, cell: Cell, ctx: Context) -> Teacher | None:
         """Return the teacher of a cell's retraining; None if its objective needs none."""
@@ -123,11 +136,11 @@ class TeacherOutputs:
         worthwhile = keep or len(missing) > 1
         if not worthwhile and not self._folder(group).is_dir():
             return None
-        with self.store.hold(CACHE, group.identity, wait=True) as node:
+        with ctx.clock.lap(), self.store.hold(CACHE, group.identity, wait=True) as node:
             found = node.result
-            if found is None or not Cache.read(node.folder, found).contents.serves(self._need(cell)):
+            if not _serves(node, found, self._need(cell)):
                 found = self._write(cell, ctx, group, node, found) if worthwhile else None
-            elif keep and not found["keep"]:
+            elif keep and found is not None and not found["keep"]:
                 found = node.finish({**found, "keep": True})
             return None if found is None else Cache.read(node.folder, found)
 
@@ -146,20 +159,29 @@ class TeacherOutputs:
             grad_accum_steps=group.identity["micro_batches"],
             num_workers=self.execution.num_workers,
         )  # fmt: skip
+        teacher = FrozenTeacher(ctx.load(artifacts.teacher(cell, ctx)))
         try:
-            written = write_cache(
-                FrozenTeacher(ctx.load(artifacts.teacher(cell, ctx))), data.train_dataloader(), node.folder,
-                contents, seq_len=distill.seq_len, precision=distill.precision, device=ctx.device,
-                share_of_disk=1.0 if self.execution.keep_teacher_cache else _SHARE,
-                tell=ctx.counter("caching teacher outputs", contents.sequences, "sequence"),
-            )  # fmt: skip
+            with ctx.clock.lap() as lap:
+                written = write_cache(
+                    teacher, data.train_dataloader(), node.folder,
+                    contents, seq_len=distill.seq_len, precision=distill.precision, device=ctx.device,
+                    share_of_disk=1.0 if self.execution.keep_teacher_cache else _SHARE,
+                    tell=ctx.counter("caching teacher outputs", contents.sequences, "sequence"),
+                )  # fmt: skip
         except DiskFull as full:
             if self.execution.keep_teacher_cache:
                 raise ConfigError(f"--keep-teacher-cache: {full}") from full
             group.declined = True
             ctx.say(f"teacher outputs are not cached: {full}")
             return None
-        return node.finish({**written, "keep": keep})
+        about = {"seconds": lap.seconds, "work": of_caching(cell, contents.sequences)}
+        ctx.env[CACHING] = about  # the cache itself is removed
+        return node.finish({**written, "keep": keep}, **about)
+
+
+def _serves(node: Node, found: dict[str, Any] | None, need: Contents) -> bool:
+    """Whether a cache has all that is needed."""
+    return found is not None and Cache.read(node.folder, found).contents.serves(need)
 
 
 def _uses_frozen_teacher(distill: Distill) -> bool:

@@ -7,12 +7,15 @@ import json
 import pytest
 
 from lit_prune.cli.table import main
+from lit_prune.config import Distill, Execution
 from lit_prune.config.overrides import override
+from lit_prune.distill.flops import recipe_flops
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.models import loading
 from lit_prune.models.shape import num_parameters
-from lit_prune.pipeline.costs import costs, flops_of_token, runs_of
+from lit_prune.pipeline.costs import Cost, costs, paces_of, runs_of
 from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.work import WORK, flops_of_token
 from lit_prune.store import Store
 from lit_prune.store.address import identity
 from lit_prune.store.environment import environment
@@ -28,24 +31,101 @@ def rows(tiny_cell) -> list[Entry]:
     return [*retrained, Entry("whole", 0, override(tiny_cell, whole), {})]
 
 
+def by_row(entries: list[Entry], store: Store, runs=(), **execution) -> dict[str, Cost]:
+    return {cost.row: cost for cost in costs(entries, store, runs, Execution(accelerator="cpu", **execution))}
+
+
 def test_size_tokens_and_time_of_each_row(rows, tmp_path):
     cell = rows[0].cell
     flops = 4 * 2 * 32 * flops_of_token(cell)
     store = Store(tmp_path / "store")
-    retrained, whole = costs(rows, store, [(flops, 2.0), (2 * flops, 6.0), (flops, 90.0), (0.0, 0.5)])
-    assert (retrained.row, retrained.cells, retrained.steps, retrained.tokens) == ("retrained", 2, 4, 2 * 4 * 2 * 32)
+    found = by_row(rows, store, [(flops, 2.0), (2 * flops, 6.0), (flops, 90.0), (0.0, 0.5)])
+    retrained, whole = found["retrained"], found["whole"]
+    assert (retrained.cells, retrained.steps, retrained.tokens) == (2, 4, 2 * 4 * 2 * 32)
     assert retrained.seconds == pytest.approx(2 * 3.0)  # the median pace is 3 s for these FLOPs
     teacher = loading.load_config(cell.teacher.model)
     assert (whole.parameters, whole.tokens, whole.seconds) == (num_parameters(teacher), 0, 0.5)
     assert retrained.parameters < whole.parameters
-    assert [cost.seconds for cost in costs(rows, store, [])] == [None, None]
+    assert {cost.seconds for cost in by_row(rows, store).values()} == {None}
     assert not store.root.exists()
 
 
 def test_a_teacher_that_is_trained_first_is_listed_once(rows, tmp_path):
     rows = [Entry(e.row, e.seed, override(e.cell, {"teacher.finetune.max_steps": 7}), {}) for e in rows]
-    teacher, *_ = costs(rows, Store(tmp_path), [])
+    teacher = by_row(rows, Store(tmp_path))["teacher: fine-tuning"]
     assert (teacher.cells, teacher.steps, teacher.tokens) == (1, 7, 7 * 8 * 256)
+
+
+# Stages that cells share
+
+
+def finished(store: Store, stage: str, about: str, **env) -> None:
+    """A finished result of a stage, of no cell here."""
+    with store.hold(stage, {"about": about}) as node:
+        node.finish({"count": 1}, **env)
+
+
+def test_stages_take_their_median_time_per_work(rows, tmp_path):
+    store = Store(tmp_path / "store")
+    size = num_parameters(loading.load_config(rows[0].cell.teacher.model))
+    before = by_row(rows, store)
+    assert list(before)[:3] == ["tokenising (1)", "calibration (1)", "pruning (2)"]
+    assert {before[row].cells for row in list(before)[:3]} == {0}
+    for place, seconds in enumerate((1.0, 3.0, 80.0)):
+        finished(store, "tokens", f"text {place}", seconds=seconds, work=1.0)
+        finished(store, "student", f"student {place}", seconds=seconds, work=4.0 * size)
+        finished(store, "importance", f"set {place}", seconds=seconds, work=size * 2.0 * 4 * 32)
+    files = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    found = by_row(rows, store)
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == files
+    # Two students, one of them the whole teacher; the calibration is 4 sequences of 32 tokens.
+    assert found["tokenising (1)"].seconds == pytest.approx(3.0)
+    assert found["calibration (1)"].seconds == pytest.approx(3.0 / 2)
+    assert found["pruning (2)"].seconds == pytest.approx(2 * 3.0 / 4)
+
+
+def test_a_trained_teacher_takes_the_time_per_flop_of_earlier_ones(rows, tmp_path):
+    store = Store(tmp_path / "store")
+    tuned = [Entry(e.row, e.seed, override(e.cell, {"teacher.finetune.max_steps": 7}), {}) for e in rows]
+    work = WORK["correction"](tuned[0].cell)
+    plain = Distill(ce_weight=1.0, kd_weight=0.0, seq_len=256)
+    config = loading.load_config(rows[0].cell.teacher.model)
+    assert work == pytest.approx(7 * 8 * 256 * recipe_flops(plain, config))
+    finished(store, "correction", "another", seconds=5.0, work=work / 2)
+    assert by_row(tuned, store)["teacher: fine-tuning"].seconds == pytest.approx(10.0)
+
+
+def test_results_without_time_or_of_another_machine_tell_nothing(rows, tmp_path):
+    store = Store(tmp_path / "store")
+    finished(store, "tokens", "of an older version")
+    finished(store, "student", "elsewhere", seconds=2.0, work=1.0, processor="another")
+    assert not any(paces_of(store).values())
+    found = by_row(rows, store)
+    assert (found["tokenising (1)"].seconds, found["pruning (2)"].seconds) == (None, None)
+
+
+def test_teacher_outputs_are_counted_where_they_are_cached(rows, tmp_path):
+    store = Store(tmp_path / "store")
+    two = [Entry(loss, 0, override(rows[0].cell, {"distill.logit_loss": loss}), {}) for loss in ("kld", "mse")]
+    work = num_parameters(loading.load_config(rows[0].cell.teacher.model)) * 4 * 2 * 32
+    with store.hold("cell", {"about": "another"}) as node:
+        node.finish({"lm_loss": 1.0}, seconds=9.0, caching={"seconds": 3.0, "work": 2.0 * work})
+    assert by_row(two, store)["teacher outputs (1)"].seconds == pytest.approx(1.5)
+    assert "teacher outputs (1)" not in by_row(two[:1], store)
+    assert "teacher outputs (1)" in by_row(two[:1], store, keep_teacher_cache=True)
+    assert "teacher outputs (1)" not in by_row(two, store, cache_teacher=False)
+
+
+def test_what_was_computed_is_awaited_no_more_and_tells_its_time(rows, tiny_runner):
+    """The stages themselves record what they took."""
+    assert tiny_runner.run(rows) == 0
+    paces = paces_of(tiny_runner.store)
+    assert {stage: len(found) for stage, found in paces.items() if found} == {
+        "tokens": 1, "importance": 1, "student": 2
+    }  # fmt: skip
+    assert by_row([], tiny_runner.store) == {}
+    longer = [Entry(e.row, e.seed, override(e.cell, {"distill.max_steps": 5}), {}) for e in rows[:1]]
+    assert list(by_row(longer, tiny_runner.store)) == ["retrained"]
 
 
 def test_earlier_cells_of_other_machines_tell_nothing(rows, tmp_path):

@@ -19,12 +19,12 @@ from lit_prune.config.overrides import override, parent_of, parents_of, plain_of
 from lit_prune.config.profiles import load_profile
 from lit_prune.config.table import Claim, Table
 from lit_prune.integrations.wandb.tracker import WandbTracker
-from lit_prune.pipeline.costs import flops_of_token
 from lit_prune.pipeline.expand import Entry, entries
 from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.runner import Runner
 from lit_prune.pipeline.schedule import planned_steps
 from lit_prune.pipeline.validate import check
+from lit_prune.pipeline.work import flops_of_token
 from lit_prune.pruning.shapes import pruned_config
 from lit_prune.report.results_frame import tidy
 from lit_prune.store import Store

@@ -1,0 +1,64 @@
+"""How much work a stage of a cell is, from configs alone: what the time that it takes is proportional to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lit_prune.config import EVIDENCE, Cell, Distill, Finetuning, Pretraining
+from lit_prune.distill.flops import recipe_flops
+from lit_prune.models.llama import config_of
+from lit_prune.models.shape import num_parameters
+from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, teacher_config
+
+CACHING = "caching"
+"""Key in env.json of a cell: seconds and work of the teacher outputs that it has cached for others."""
+
+
+def flops_of_token(cell: Cell, student: Any = None) -> float:
+    """FLOPs a token of a cell's retraining, with the forward pass of what it imitates and its training alongside.
+
+    The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
+    """
+    teacher = imitated_config(cell) if cell.distill.needs_teacher else None
+    return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
+
+
+def of_caching(cell: Cell, num_sequences: int) -> float:
+    """Return the work of caching what the teacher of a cell outputs for so many sequences."""
+    return float(num_parameters(teacher_config(cell)) * num_sequences * cell.distill.seq_len)
+
+
+def _pretraining(cell: Cell) -> float:
+    recipe = cell.teacher.pretraining
+    assert recipe is not None
+    return _flops(recipe, config_of(recipe))
+
+
+def _finetuning(cell: Cell) -> float:
+    recipe = cell.teacher.finetune
+    assert recipe is not None
+    return _flops(recipe, teacher_config(cell))
+
+
+def _flops(recipe: Pretraining | Finetuning, config: Any) -> float:
+    """Return the FLOPs of training a model on its text alone."""
+    tokens = recipe.max_steps * recipe.batch_size * recipe.seq_len
+    return tokens * recipe_flops(Distill(ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len), config)
+
+
+def _calibration(cell: Cell) -> float:
+    tokens = cell.calibration.num_sequences * cell.calibration.seq_len
+    return float(num_parameters(pruned_config(cell)) * tokens)
+
+
+WORK: dict[str, Callable[[Cell], float]] = {
+    "tokenizer": lambda cell: 1.0,
+    "tokens": lambda cell: 1.0,
+    "teacher": _pretraining,
+    "correction": _finetuning,
+    **dict.fromkeys(EVIDENCE, _calibration),
+    "student": lambda cell: float(num_parameters(pruned_config(cell))),
+}
+"""Stage -> work: FLOPs of a training, parameters times tokens of a pass, parameters of what is pruned, 1 for a text,
+whose size is not known before it is read. The FLOPs of a cell are in its result."""
