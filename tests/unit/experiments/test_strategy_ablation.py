@@ -9,8 +9,8 @@ import pytest
 from lit_prune.config.overrides import parent_of
 from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.strategy_ablation import BY_MIDDLE, CHAINED, EQUAL_FLOPS, TABLE, TWICE, kept_in_words
-from lit_prune.pipeline.work import flops_of_token
 from lit_prune.pipeline.expand import entries
+from lit_prune.pipeline.work import flops_of_token
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.store.address import key
 
