@@ -109,10 +109,14 @@ STOPS = {"inside a pass": (3, 4), "between passes": (5, 5), "inside and between"
 """Steps before the first and the second interruption."""
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
-    ("workers", "stops"),
-    [*(((0, 0, 0), stops) for stops in STOPS.values()), ((2, 2, 2), (6, 4)), ((0, 2, 0), (3, 4))],
+    ("workers", "stops", "accumulate"),
+    [
+        *(((0, 0, 0), stops, 2) for stops in STOPS.values()),
+        ((0, 0, 0), STOPS["inside a pass"], 1),
+        ((2, 2, 2), (6, 4), 1),
+        ((0, 2, 0), (3, 4), 2),
+    ],
     ids=str,
 )
 def test_resumed_twice_is_uninterrupted(
