@@ -138,7 +138,7 @@ def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
         if same and (folder.parent.parent.name == "correction") == corrected and any(folder.glob("*.safetensors")):
             return folder
     raise ConfigError(
-        f"--model: {name} is its whole teacher, which is neither shipped nor in the store or the hub's cache; name the "
+        f"--model: {name} is its whole teacher, which is neither shipped nor in the store or a cache; name the "
         "teacher's folder instead"
     )
 
@@ -153,7 +153,7 @@ def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:
             return str(folder)
     raise ConfigError(
         f"--model: the teacher of {node.folder.parent.name} {node.key}, whose tokenizer it has, is neither shipped nor "
-        "in the store or the hub's cache; name the folder of its tokenizer with --tokenizer"
+        "in the store or a cache; name the folder of its tokenizer with --tokenizer"
     )
 
 

@@ -24,16 +24,17 @@ def convert(header: GgufHeader, folder: Path, count: Callable[[int, int], None])
     `count` gets the tensors that are done, and all.
 
     Raises:
-        ConfigError: if the tensors are not those of the config, or the tokenizer is not understood.
+        ConfigError: if the tensors are not those of the config, the tokenizer is not understood, or the disk is full.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     from lit_prune.models.gguf_tokenizer import tokenizer_of
+    from lit_prune.models.shape import meta_model
 
     config = hf_config(header.location, header.config)
     tokenizer_of(header).save_pretrained(folder)
     dtype, digest = _write_weights(header, config, folder / "model.safetensors", count)
-    config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    config.architectures = [type(meta_model(config)).__name__]
     config.dtype = dtype
     config.save_pretrained(folder)
     special = {name: value for name, value in header.config.items() if name.endswith("_token_id")}
@@ -44,6 +45,7 @@ def convert(header: GgufHeader, folder: Path, count: Callable[[int, int], None])
 def _write_weights(header: GgufHeader, config: Any, path: Path, count: Callable[[int, int], None]) -> tuple[Any, str]:
     """Write the weights in the smallest dtype that loses nothing; return it and their digest."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     names, weights, digest = _names(header, config), {}, hashlib.sha256()
@@ -55,7 +57,10 @@ def _write_weights(header: GgufHeader, config: Any, path: Path, count: Callable[
         weights[name] = torch.from_numpy(weight)
         dtypes = [dtype for dtype in dtypes if torch.equal(weights[name].to(dtype).float(), weights[name])]
     dtype = [*dtypes, torch.float32][0]
-    save_file({name: weight.to(dtype) for name, weight in weights.items()}, path, {"format": "pt"})
+    try:
+        save_file({name: weight.to(dtype) for name, weight in weights.items()}, path, {"format": "pt"})
+    except SafetensorError as error:  # also what it makes of a full disk
+        raise ConfigError(f"{named(header.location)}: {path} cannot be written ({first_line(error)})") from None
     count(len(names), len(names))
     return dtype, digest.hexdigest()
 

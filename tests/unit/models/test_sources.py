@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from paths import ROOT
 from lit_prune.cli.teachers import main
 from lit_prune.config import Cell, ConfigError, Execution, Teacher
 from lit_prune.config.overrides import override
+from lit_prune.evaluate.model_ref import subject
 from lit_prune.models import loading
 from lit_prune.models.files import CARD, Place
 from lit_prune.models.named_teachers import NamedTeacher, teachers
@@ -28,6 +31,7 @@ from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.runner import Runner
 from lit_prune.pipeline.validate import check_cells
 from lit_prune.progress import Silent
+from lit_prune.render.model_card import licence_of
 from lit_prune.store import Store
 from lit_prune.store.address import key
 
@@ -255,6 +259,42 @@ def test_a_file_that_is_no_part_of_the_model_changes_nothing(gguf: Path) -> None
     (Path(place) / "notes.md").write_text("mine")
     assert isinstance(place, Place)
     assert loading.load_model(place) is not None
+
+
+def convert_on_a_full_disk(path: str) -> None:
+    """Convert a file where no file may have more than 40,000 bytes; leave with 3 if that is refused in one line."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    try:
+        source_of(path).prepare()
+    except (ConfigError, OSError) as error:
+        raise SystemExit(3 if "\n" not in str(error) else 4) from None
+
+
+def test_a_full_disk_leaves_no_model(gguf: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=convert_on_a_full_disk, args=(str(gguf),))
+    process.start()
+    process.join()
+    assert process.exitcode == 3
+    assert files(home()) == []
+
+
+def test_a_student_states_the_licence_of_its_teacher(gguf: Path, tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    assert licence_of(Cell(teacher=Teacher(model="smollm2-135m"))) == "apache-2.0"
+    assert licence_of(Cell(teacher=Teacher(model=str(gguf)))) is None
+    write_gguf(gguf, tiny_llama, tiny_tokenizer, extra=lambda writer: writer.add_license("mit"))
+    assert licence_of(Cell(teacher=Teacher(model=str(gguf)))) == "mit"
+
+
+def test_the_tokenizer_of_a_student_is_found_in_the_cache(tiny: NamedTeacher, tiny_cell: Cell, tmp_path: Path) -> None:
+    cell, store = cell_of("tiny", tiny_cell), Store(tmp_path / "store")
+    source_of("tiny").prepare()
+    with store.claim(cell, "student") as node:
+        shutil.copytree(source_of("tiny").folder, node.folder / "model")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (node.folder / "model" / name).unlink()
+        node.finish({})
+    assert subject(f"student/{node.key}", store).tokenizer == str(source_of("tiny").folder)
 
 
 def test_ls_lists_every_name_and_the_command_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
