@@ -35,7 +35,7 @@ KNOWN_TEXTS = {
     "db9c620d51de03e7a25592c11265d9c0b1a0b7971837b6668b558e2e764eb9f0":
         "8792e9e3512f77f31bd5b816926079209008f43a9fa5e4eca2fbfb7d3909d823",
 }  # fmt: skip
-"""Fingerprint -> sha256 of the text, for the versions of constraints.txt. A test asks for a new line when they change."""
+"""Fingerprint -> sha256 of the text, for the versions of constraints.txt: a test wants a new one when they change."""
 
 # How packages are read; part of the fingerprint. Raise it when they are read as another text.
 _READING = "docstrings 1"
