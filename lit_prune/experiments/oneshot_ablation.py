@@ -23,9 +23,7 @@ def with_turns(table: Table, profile: Profile, store: Path) -> Table:
     if student.num_parameters is not None or student.hidden_size is None:
         raise ConfigError(f"{table.name}: give prune.hidden_size a share or a count, and prune.num_parameters none")
     if student.intermediate_size is None and student.num_attention_heads is None:
-        raise ConfigError(
-            f"student: must prune neurons or heads after the hidden channels in {table.name}, got neither"
-        )
+        raise ConfigError(f"prune: must prune neurons or heads after the hidden channels in {table.name}, got neither")
     whole = teacher_config(profile.cell).num_hidden_layers
     keep, first = whole // 2, round(FIRST * steps)
     if whole - keep < 2:

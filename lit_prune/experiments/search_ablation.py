@@ -15,7 +15,7 @@ def search_of(profile: Profile, store: Path) -> Any:
     from lit_prune.pruning.shapes import teacher_config
 
     if profile.search_space is None:
-        raise ConfigError("search: the profile names no space to search; configs/quick.yaml does")
+        raise ConfigError("search_space: must be a section of the profile, as in configs/quick.yaml, got none")
     distill = profile.cell.distill
     return Search(
         teacher_config(profile.cell), profile.search_space, distill.batch_size, distill.seq_len, store / "speeds"

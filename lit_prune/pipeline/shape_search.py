@@ -236,4 +236,4 @@ def _nearest(found: Sequence[Candidate], least: int, most: int) -> str:
     below = max((c for c in found if c.parameters < least), key=lambda c: c.parameters, default=None)
     above = min((c for c in found if c.parameters > most), key=lambda c: c.parameters, default=None)
     nearest = " and ".join(told(candidate) for candidate in (below, above) if candidate)
-    return f"search: no shape has {least:,} to {most:,} parameters; the nearest have {nearest}"
+    return f"search_space: no shape has {least:,} to {most:,} parameters; the nearest have {nearest}"

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from published import MODELS
+from refusals import refuses
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell, ConfigError, Prune, SearchSpace
+from lit_prune.config import Cell, Prune, SearchSpace
 from lit_prune.config.overrides import override
-from lit_prune.evaluate.throughput import Speedup, Throughput
 from lit_prune.models.shape import ModelShape, num_parameters, shape_of
-from lit_prune.pipeline import shape_search
-from lit_prune.pipeline.shape_search import Candidate, Search, candidates
+from lit_prune.pipeline.shape_search import Candidate, candidates
 from lit_prune.pruning.prune import make_plan
 from lit_prune.pruning.target import target
 
@@ -62,13 +61,6 @@ CANDIDATES_4B = [
 def sizes(candidate: Candidate) -> tuple[int, int, int, int]:
     shape = candidate.shape
     return shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size, shape.hidden_size
-
-
-def refused(config, space: SearchSpace) -> str:
-    with pytest.raises(ConfigError) as caught:
-        candidates(config, space)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # The papers
@@ -219,40 +211,29 @@ def test_the_bounds_are_counts_or_shares_and_belong_to_the_window(config, least,
     ],
 )  # fmt: skip
 def test_a_window_nobody_meets_names_the_nearest(config, least, most, nearest):
-    message = refused(config, SearchSpace(num_hidden_layers=(1, 2, 3), min_params=least, max_params=most))
-    assert message == f"search: no shape has {least or 0:,} to {most:,} parameters; the nearest have {nearest}"
+    with refuses("search_space", f"{least or 0:,}", f"{most:,}", nearest):
+        candidates(config, SearchSpace(num_hidden_layers=(1, 2, 3), min_params=least, max_params=most))
 
 
 @pytest.mark.parametrize(
-    ("space", "part"),
+    ("space", "field", "values"),
     [
-        (
-            SearchSpace(num_attention_heads=(2, 3)),
-            "search_space.num_attention_heads: 3 is not heads in equal number in each of the KV groups",
-        ),
-        (
-            SearchSpace(num_hidden_layers=(1, 2), hidden_size=(16, 33)),
-            "search_space.hidden_size: 33 asked for, the model to prune has 32",
-        ),
-        (
-            SearchSpace(hidden_size=(31,), num_attention_heads=(2, 4)),
-            "search_space.hidden_size: 31 is not a multiple of the query heads",
-        ),
-        (SearchSpace(num_hidden_layers=(2, 0)), "search_space.num_hidden_layers: 0 asked for"),
-        (SearchSpace(intermediate_size=(1.5,)), "search_space.intermediate_size: a share lies in (0, 1]"),
-        (
-            SearchSpace(expansion=(1, 2), hidden_size=(32,)),
-            "search_space.expansion: 2 x 32 are 64 neurons, the teacher has 48",
-        ),
-        (SearchSpace(expansion=(0.0,)), "search_space.expansion: 0 x 32 are 0 neurons"),
-        (SearchSpace(expansion=(1,), intermediate_size=(8,)), "either intermediate_size or expansion"),
-        (SearchSpace(min_params=20_000, max_params=10_000), "min_params is 20,000 and max_params 10,000"),
-        (SearchSpace(min_params=0), "search_space.min_params: 0 is neither a share"),
-        (SearchSpace(max_params=1.5), "search_space.max_params: 1.5 is neither a share"),
+        (SearchSpace(num_attention_heads=(2, 3)), "search_space.num_attention_heads", [3]),
+        (SearchSpace(num_hidden_layers=(1, 2), hidden_size=(16, 33)), "search_space.hidden_size", [33, 32]),
+        (SearchSpace(hidden_size=(31,), num_attention_heads=(2, 4)), "search_space.hidden_size", [31]),
+        (SearchSpace(num_hidden_layers=(2, 0)), "search_space.num_hidden_layers", [0]),
+        (SearchSpace(intermediate_size=(1.5,)), "search_space.intermediate_size", ["(0, 1]"]),
+        (SearchSpace(expansion=(1, 2), hidden_size=(32,)), "search_space.expansion", [2, 32, 64, 48]),
+        (SearchSpace(expansion=(0.0,)), "search_space.expansion", [0, 32]),
+        (SearchSpace(expansion=(1,), intermediate_size=(8,)), "search_space", ["intermediate_size", "expansion"]),
+        (SearchSpace(min_params=20_000, max_params=10_000), "search_space", ["20,000", "10,000"]),
+        (SearchSpace(min_params=0), "search_space.min_params", [0]),
+        (SearchSpace(max_params=1.5), "search_space.max_params", [1.5]),
     ],
 )
-def test_a_space_that_cannot_be_is_refused(config, space, part):
-    assert part in refused(config, space)
+def test_a_space_that_cannot_be_is_refused(config, space, field, values):
+    with refuses(field, *values):
+        candidates(config, space)
 
 
 def test_a_candidate_makes_a_cell_of_its_shape_and_names_its_row(config):
@@ -269,66 +250,3 @@ def test_a_candidate_makes_a_cell_of_its_shape_and_names_its_row(config):
         "prune.hidden_size": 16
     }  # fmt: skip
     assert found[-1].label == "1 layers, 4 heads, 48 neurons, 16 hidden"
-
-
-# Speed
-
-
-def searched(config, space, batch, block, speeds):
-    search = Search(config, space, batch, block, speeds)
-    search.measure()
-    return search.found()
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """What was measured; a block of the student less counts as three times the speed more."""
-    calls = []
-
-    def fake(student, teacher, batch, block, repeats):
-        calls.append((shape_of(student.config), shape_of(teacher.config), batch, block, repeats))
-        times = 1 + 3 * (3 - student.config.num_hidden_layers)
-        return Speedup(Throughput(10.0 * times, 0.0), Throughput(10.0, 0.0))
-
-    monkeypatch.setattr(shape_search, "speedup", fake)
-    return calls
-
-
-def test_candidates_as_fast_as_asked_stay_and_are_measured_once(tiny_llama, measured, tmp_path):
-    space = SearchSpace(num_hidden_layers=(1, 2, 3), hidden_size=(16,), speedup=4.0)
-    for _ in range(2):
-        fast = searched(tiny_llama.config, space, 2, 8, tmp_path)
-        assert [candidate.shape.num_hidden_layers for candidate in fast] == [2, 1]
-    whole = ModelShape(3, 32, 48, 4, 2)
-    assert [call[:4] for call in measured] == [(ModelShape(layers, 16, 48, 4, 2), whole, 2, 8) for layers in (3, 2, 1)]
-    slower = searched(tiny_llama.config, replace(space, speedup=1.0), 2, 8, tmp_path)
-    assert len(slower) == len(measured) == 3
-
-
-def test_another_batch_is_measured_anew(tiny_llama, measured, tmp_path):
-    space = SearchSpace(num_hidden_layers=(2, 3), speedup=1.0)
-    for batch in (2, 4):
-        searched(tiny_llama.config, space, batch, 8, tmp_path)
-    assert [call[2] for call in measured] == [2, 2, 4, 4]
-
-
-def test_without_a_speed_nothing_is_measured(tiny_llama, measured, tmp_path):
-    space = SearchSpace(num_hidden_layers=(2, 3))
-    found = searched(tiny_llama.config, space, 2, 8, tmp_path)
-    assert (found, measured, list(tmp_path.iterdir())) == (candidates(tiny_llama.config, space), [], [])
-
-
-def test_a_speed_nobody_has_names_the_fastest(tiny_llama, measured, tmp_path):
-    fastest = r"^search_space.speedup: .* 4\.00 \(2 layers, 4 heads, 48 neurons, 32 hidden\), got 5"
-    with pytest.raises(ConfigError, match=fastest):
-        searched(tiny_llama.config, SearchSpace(num_hidden_layers=(2, 3), speedup=5.0), 2, 8, tmp_path)
-
-
-def test_before_a_run_all_candidates_are_listed_and_nothing_is_measured_or_written(tiny_llama, measured, tmp_path):
-    space = SearchSpace(num_hidden_layers=(1, 2, 3), hidden_size=(16,), speedup=4.0)
-    search = Search(tiny_llama.config, space, 2, 8, tmp_path)
-    assert search.found() == search.inside
-    assert (search.measured, measured, list(tmp_path.iterdir())) == (False, [], [])
-    search.measure()
-    assert search.measured
-    assert [candidate.shape.num_hidden_layers for candidate in search.found()] == [2, 1]
