@@ -213,6 +213,8 @@ def _compress(
     cell = Resolver().pin(cell)
     entries = [Entry("teacher", 0, override(cell, UNPRUNED), {}, reference=True), Entry("student", 0, cell, {})]
     missing = [entry for entry in entries if store.node(entry.cell, "cell").result is None]
+    if entries[1] not in missing and not _student_folder(store, cell).is_dir():
+        missing.append(entries[1])  # a table has evaluated it and removed it
     if missing:
         _run(missing, store, execution, progress, wandb, name)
     teacher, student = (store.node(entry.cell, "cell") for entry in entries)
@@ -233,7 +235,10 @@ def _run(
     """
     from lit_prune.api.compute import compute
 
-    compute(missing, store, execution, progress, wandb, name, lambda: _check_smaller(missing[-1].cell))
+    def begin() -> None:
+        _check_smaller(missing[-1].cell)
+
+    compute(missing, store, execution, progress, wandb, name, begin, keep_students=True)
     for entry in missing:
         node: Node = store.node(entry.cell, "cell")
         if node.result is None:

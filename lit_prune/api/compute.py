@@ -15,6 +15,7 @@ os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
 
 from lit_prune.distill.train import quiet
 from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.runner import Runner
 from lit_prune.pipeline.schedule import planned_steps
 
@@ -23,11 +24,12 @@ Wandb = Literal["auto", "online", "offline", "disabled"]
 
 def compute(
     missing: Sequence[Entry], store: Store, execution: Execution, progress: ProgressOf, wandb: Wandb, name: str,
-    begin: Callable[[], None] = lambda: None, *, debug: bool = False,
+    begin: Callable[[], None] = lambda: None, *, debug: bool = False, keep_students: bool = False,
 ) -> int:  # fmt: skip
     """Validate and compute cells; return how many failed. `begin` is called in between.
 
-    `debug` raises the first failure instead of recording it.
+    `debug` raises the first failure instead of recording it. With `keep_students` the pruned student of every cell
+    is in the store afterwards.
 
     Raises:
         ConfigError: if a cell is invalid, before any is computed.
@@ -36,11 +38,14 @@ def compute(
     store.check_writable()
     tracker = WandbTracker(name, wandb, store.mirror)
     with progress(planned_steps(store, missing)) as bar:
-        runner = Runner(store, execution, bar, tracker, debug=debug)
+        runner = Runner(store, execution, bar, tracker, debug=debug, keep_students=keep_students)
         bar.say(f"checking {len(missing)} cells")
         runner.check(entry.cell for entry in missing)
         begin()
         try:
-            return runner.run(missing)
+            failed = runner.run(missing)
+            for entry in missing if keep_students and not failed else ():
+                artifacts.student(entry.cell, runner.ctx)
+            return failed
         finally:
             tracker.close()

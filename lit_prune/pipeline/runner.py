@@ -19,6 +19,7 @@ from lit_prune.pipeline.schedule import waves
 from lit_prune.pipeline.stage import Context, Stage, Tracker, Untracked
 from lit_prune.pipeline.stages import calibrate, distill, finetune, pretrain, prune, tokenise, tokenizer
 from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
+from lit_prune.pipeline.students import Students
 from lit_prune.pipeline.validate import check_cells, check_files, check_tokens, check_validation
 from lit_prune.progress import Progress
 from lit_prune.store import Locked, Store
@@ -38,10 +39,11 @@ class Runner:
 
     def __init__(
         self, store: Store, execution: Execution, progress: Progress, tracker: Tracker | None = None, *,
-        debug: bool = False,
+        debug: bool = False, keep_students: bool = False,
     ) -> None:  # fmt: skip
+        """`keep_students` keeps every pruned student, also if together they take much of the disk."""
         self.store, self.execution, self.debug = store, execution, debug
-        self.teacher_outputs = TeacherOutputs(store, execution)
+        self.teacher_outputs, self.students = TeacherOutputs(store, execution), Students(store, keep=keep_students)
         self.ctx = Context(store, execution, progress, tracker or Untracked(), STAGES, self.teacher_outputs)
         """What every stage is given."""
         self.num_cells = 1
@@ -90,6 +92,7 @@ class Runner:
         planned = waves(self.store, entries)
         self.num_cells = len({entry.key for wave in planned for entry in wave})
         self.ctx.progress.cells(0, self.num_cells)
+        self.students.expect((entry for wave in planned for entry in wave), self.ctx.progress)
         for wave in [self.teacher_outputs.expect(wave, self.ctx) for wave in planned]:
             for entry in wave:
                 self._compute(entry, outcomes)
@@ -104,8 +107,13 @@ class Runner:
         ctx = dataclasses.replace(self.ctx, entry=entry, measurable=reset_peak())
         outcomes[entry.key] = self._attempt(entry, ctx)
         if outcomes[entry.key] != "busy":
-            self.teacher_outputs.release(entry.cell, ctx)
+            self._release(entry.cell, ctx)
         self.ctx.progress.cells(sum(outcome != "busy" for outcome in outcomes.values()), self.num_cells)
+
+    def _release(self, cell: Cell, ctx: Context) -> None:
+        """Remove what no other cell of the run needs."""
+        self.teacher_outputs.release(cell, ctx)
+        self.students.release(cell)
 
     def _wait(self, entries: Iterable[Entry], outcomes: dict[str, Outcome]) -> None:
         """Wait for the cells that other processes hold, and compute those that they leave unfinished."""
@@ -116,7 +124,7 @@ class Runner:
                     done = node.result is not None
                 if done:
                     outcomes[entry.key] = "done"
-                    self.teacher_outputs.release(entry.cell, self.ctx)
+                    self._release(entry.cell, self.ctx)
                 else:
                     self._compute(entry, outcomes)
 

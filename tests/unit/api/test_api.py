@@ -66,6 +66,11 @@ def test_the_student_loads_in_stock_transformers_and_is_found_again(arguments: A
     assert found.plan is not None
     started = found.env["started"]
     assert lp.prune(str(tmp_path / "tiny"), num_hidden_layers=2, **arguments).env["started"] == started
+    for folder in (tmp_path / "lp/student").iterdir():  # as a table does with a student that fills the disk
+        Store(tmp_path / "lp").remove(folder)
+    again = lp.prune(str(tmp_path / "tiny"), num_hidden_layers=2, out=tmp_path / "b", **arguments)
+    assert again.env["started"] == started
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
 def test_a_model_in_memory_is_saved_by_its_digest(tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
