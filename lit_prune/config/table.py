@@ -34,12 +34,15 @@ LEVEL = 0.05
 """Significance level of every test, after Holm's correction."""
 SMALLEST_EFFECT = 0.01
 """Smallest difference of interest: nats per token of a loss, which is 1 % of perplexity; 1 % of any other metric."""
+ORDER = "order_agreement"
+"""Metric of claims about the order of all rows by LM loss: Kendall's tau with their order at the end of the retraining.
+Such a claim names shares of the steps, such as "75 %", in the place of two rows."""
 _PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering the paper states: row `better` has the better metric than row `worse`; or that the two are alike."""
+    """What the paper states of two rows: `better` has the better metric; the two are alike; or their order flips."""
 
     better: str
     worse: str
@@ -48,6 +51,21 @@ class Claim:
     """The metric it is about; None is the table's first."""
     tolerance: float | None = None
     """The paper finds the two alike: they differ by less than this, either way."""
+    or_better: bool = False
+    """The paper finds no improvement in `worse`: `better` is worse than it by less than `tolerance`, or is better."""
+    before: str | None = None
+    """The paper finds that retraining turns the order: by this metric, of the students before it, it is the other way
+    round."""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The rows it is about; none of a claim about the order of all rows."""
+        return () if self.metric == ORDER else (self.better, self.worse)
+
+    @property
+    def named_metrics(self) -> set[str]:
+        """The columns that it names."""
+        return {name for name in (self.metric, self.before) if name not in (None, ORDER)}
 
     @property
     def family(self) -> str:
@@ -138,12 +156,12 @@ class Table:
     def __post_init__(self) -> None:
         if self.build_for_profile is not None and not self.rows:
             return
-        claimed = (row for claim in self.claims for row in (claim.better, claim.worse))
+        claimed = (row for claim in self.claims for row in claim.rows)
         if unknown := {self.baseline, *self.paper, *claimed} - set(self.rows):
             raise ValueError(f"{self.name}: baseline, paper and claims must name rows, got {sorted(unknown)}")
         if twice := set(self.rows) & set(self.reference_rows):
             raise ValueError(f"{self.name}: names of rows and reference rows must differ, got {sorted(twice)} twice")
-        named_metrics = {*self.higher_is_better, *(claim.metric for claim in self.claims if claim.metric)}
+        named_metrics = {*self.higher_is_better, *(name for claim in self.claims for name in claim.named_metrics)}
         if unmeasured := named_metrics - set(self.metrics):
             raise ValueError(f"{self.name}: metrics must have {sorted(unmeasured)}, which a claim or direction names")
 
@@ -156,12 +174,16 @@ class Table:
     def named_rows(self) -> list[str]:
         """The rows of the table; where a profile decides about them, those that the paper's numbers and claims name."""
         rows = () if self.build_for_profile is not None else self.rows
-        claimed = (row for claim in self.claims for row in (claim.better, claim.worse))
+        claimed = (row for claim in self.claims for row in claim.rows)
         return list(dict.fromkeys([*rows, *self.paper, *claimed]))
 
     def metric_of(self, claim: Claim) -> str:
         """The metric a claim is judged by."""
         return claim.metric or self.metrics[0]
+
+    def prefers_more(self, metric: str) -> bool:
+        """Return whether more of a metric is better."""
+        return metric == ORDER or metric in self.higher_is_better
 
     def stated(self, claim: Claim) -> str:
         """A claim in words: its relation, and its metric where it names one."""
@@ -169,6 +191,16 @@ class Table:
 
     def relation(self, claim: Claim) -> str:
         """The two rows of a claim and what it says of their metric."""
+        more = self.prefers_more(self.metric_of(claim))
+        order = f"{claim.better} {'>' if more else '<'} {claim.worse}"
+        if claim.or_better:
+            return f"{order} {'-' if more else '+'} {claim.tolerance:g}"
         if claim.tolerance is not None:
             return f"{claim.better} = {claim.worse} within {claim.tolerance:g}"
-        return f"{claim.better} {'>' if self.metric_of(claim) in self.higher_is_better else '<'} {claim.worse}"
+        if claim.metric == ORDER:
+            return f"{order} of the steps"
+        return (
+            order
+            if claim.before is None
+            else f"{order}, and {claim.better} {'<' if more else '>'} {claim.worse} before"
+        )

@@ -98,7 +98,7 @@ def emphasised(report: Report, ends: pd.Series) -> dict[str, str]:
 
     The baseline and the best row come first, then the rows of claims in the order of the table.
     """
-    claimed = [row for claim in report.table.claims for row in (claim.better, claim.worse)]
+    claimed = [row for claim in report.table.claims for row in claim.rows]
     best = [str(row) for row in ends.sort_values(kind="stable").index]
     rows = [str(row) for row in report.summary.index if row in ends.index]
     return colours(rows, [report.table.baseline, *best[:1], *claimed, *best])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_prune.config.table import ORDER
 from lit_prune.render import verdict_notes
 from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
 
@@ -33,6 +34,9 @@ SHOWN = {"parameters": amount, "train_flops": flops}
 _LABEL = 24
 
 
+_TITLES[ORDER] = "agreement with the last order of the rows"
+
+
 def title(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
@@ -50,7 +54,11 @@ def better(report: Report, metric: str) -> str:
 def relation(table: Table, claim: Claim) -> str:
     """Return a claim with the direction, quantity and unit it is about."""
     metric = table.metric_of(claim)
-    direction = "same" if claim.tolerance is not None else "higher" if metric in table.higher_is_better else "lower"
+    if claim.before is not None:
+        return f"order of {quantity(metric)} flips: {table.relation(claim)}"
+    direction = "higher" if table.prefers_more(metric) else "lower"
+    if claim.tolerance is not None:
+        direction = "no worse" if claim.or_better else "same"
     return f"{direction} {quantity(metric)}: {table.relation(claim)}"
 
 
@@ -203,7 +211,7 @@ def rank_table(report: Report) -> pd.DataFrame:
 
 def flips(report: Report) -> list[str]:
     """A sentence for each two rows of a claim that change their order by LM loss during the retraining."""
-    if report.checks.empty or not report.table.claims:
+    if report.checks.empty or not any(claim.rows for claim in report.table.claims):
         return []
     found = []
     for flip in report.flips.to_dict("records"):

@@ -155,7 +155,7 @@ def judged(
     table, summary = asked.table, summarise(asked.table, tidy, sequences)
     return Report(
         **vars(asked), tidy=tidy, checks=checks, sequences=sequences, summary=summary,
-        verdicts=judge(table, tidy, sequences),
+        verdicts=judge(table, tidy, sequences, checks),
         best=best_row(table, summary, Measured.of(tidy, sequences, table.metrics[0])),
         agreement=rank_agreement(table, tidy), ranks=ranks(checks), flips=flips(table, checks), **known,
     )  # fmt: skip

@@ -36,6 +36,10 @@ class Paired:
     """That the difference is at least the bound, in either direction (two one-sided tests); low where it is less."""
     p_beyond: float = np.nan
     """Two-sided, that the difference is no more than the bound; low where it is more."""
+    p_below: float = np.nan
+    """That the difference is the bound or more; low where it is less, or below 0."""
+    p_above: float = np.nan
+    """That the difference is minus the bound or less; low where it is more."""
     identical: bool = False
     """Whether the two are the same up to rounding, for every seed."""
 
@@ -85,14 +89,14 @@ def compare(values: pd.DataFrame, row: str, other: str, bound: float = np.nan) -
 
 def _two_sided(
     one_sided: Callable[[float, Literal["less", "greater"]], float], n: int, bound: float
-) -> tuple[float, int, float, float]:
-    """Return the fields p, n, p_alike and p_beyond from the p of one-sided tests against a value."""
+) -> tuple[float, int, float, float, float, float]:
+    """Return the fields p, n, p_alike, p_beyond, p_below and p_above from the p of one-sided tests against a value."""
     p = min(1.0, 2 * min(one_sided(0, "less"), one_sided(0, "greater")))
     if np.isnan(bound):
-        return p, n, np.nan, np.nan
-    alike = max(one_sided(bound, "less"), one_sided(-bound, "greater"))
+        return p, n, np.nan, np.nan, np.nan, np.nan
+    below, above = one_sided(bound, "less"), one_sided(-bound, "greater")
     beyond = 2 * min(one_sided(bound, "greater"), one_sided(-bound, "less"))
-    return p, n, alike, min(1.0, beyond)
+    return p, n, max(below, above), min(1.0, beyond), below, above
 
 
 def per_token(loss: Floats, tokens: Floats, axis: int) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,22 @@ def ranks(checks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{"step": step, "tau": order.tau, "n": order.n} for step, order in orders])
 
 
+def order_by_seed(checks: pd.DataFrame, shares: Iterable[str]) -> pd.DataFrame:
+    """Kendall's tau-b between the order of the rows by LM loss after a share of the steps and that at the end.
+
+    [seeds, shares], a share such as "75 %", read at the first check that is not before it. Rows that do not reach the
+    last step are left out; NaN with fewer than two.
+    """
+    shares = list(shares)
+    taus = {}
+    for seed, found in checks.groupby("seed"):
+        losses = found.pivot_table(index="step", columns="row", values="lm_loss").dropna(axis="columns")
+        places = {share: float(share.removesuffix("%")) / 100 * losses.index[-1] for share in shares}
+        at = {share: losses[losses.index >= place].iloc[0] for share, place in places.items()}
+        taus[seed] = {share: agree(order, losses.iloc[-1]).tau for share, order in at.items()}
+    return pd.DataFrame.from_dict(taus, orient="index", columns=shares, dtype=float)
+
+
 def flips(table: Table, checks: pd.DataFrame) -> pd.DataFrame:
     """Where the two rows of a claim change their order by LM loss for good: a line for each two rows that do.
 
@@ -49,7 +66,7 @@ def flips(table: Table, checks: pd.DataFrame) -> pd.DataFrame:
     """
     losses = checks.pivot_table(index=["step", "seed"], columns="row", values="lm_loss")
     # Of several claims about two rows, by whatever metric, the first stands for all.
-    pairs = {frozenset((claim.better, claim.worse)): place for place, claim in reversed([*enumerate(table.claims)])}
+    pairs = {frozenset(claim.rows): place for place, claim in reversed([*enumerate(table.claims)]) if claim.rows}
     found = {place: _last_flip(table.claims[place], losses) for place in sorted(pairs.values())}
     lines = [{"claim": place, **flip} for place, flip in found.items() if flip]
     return pd.DataFrame(lines, columns=["claim", "before", "step", "ahead", "changes"])

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lit_prune.config.table import SMALLEST_EFFECT, Claim, Table
+from lit_prune.config.table import ORDER, SMALLEST_EFFECT, Claim, Table
 from lit_prune.registry import table_of, tables
 from lit_prune.report import judge, summarise
 from lit_prune.report.statistics import holm
+from lit_prune.report.trajectories import order_by_seed
 from lit_prune.report.verdicts import Measured, by_seed
 
 CLOSE = pd.DataFrame({"a": [2.000, 2.010, 1.990, 2.003], "b": [2.001, 2.012, 1.989, 2.002]})
@@ -208,3 +209,79 @@ def test_a_metric_before_retraining_is_zero_shot():
     tidy = lines(FOUR)
     verdicts = judge(table, tidy.assign(lm_loss_before=tidy["lm_loss"]))
     assert verdicts["p"].to_list() == pytest.approx([raw("a", "c")] * 2)
+
+
+# Claims that are not one ordering of two rows
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(-0.1, "holds"), (0.0, "holds"), (0.004, "holds"), (0.0095, "undecided"), (0.1, "fails")]
+)
+def test_a_row_that_is_not_worse_may_be_better_by_any_amount(shift, expected):
+    b = pd.Series([2.0, 2.1, 1.9, 2.05])
+    values = pd.DataFrame({"a": b + shift + 0.001 * np.array([1.0, -1.0, 0.5, -0.5]), "b": b})
+    line = verdict(Claim("a", "b", "", tolerance=0.01, or_better=True), lines(values))
+    assert line["verdict"] == expected
+    claim = Claim("a", "b", "", tolerance=0.01, or_better=True)
+    turned = dataclasses.replace(toy(claim), metrics=("gain",), higher_is_better=("gain",))
+    gain = lines(4 - values).rename(columns={"lm_loss": "gain"})
+    assert judge(turned, gain)["verdict"].to_list() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected", "decides"),
+    [
+        (0.3, -0.2, "holds", -0.2),  # of two halves that hold, the one that is less sure
+        (0.3, 0.2, "fails", 0.2),
+        (-0.3, -0.2, "fails", 0.3),
+        (0.001, -0.2, "negligible", -0.001),
+        (0.3, None, "not run", None),
+    ],
+)
+def test_a_flip_holds_where_both_halves_do_and_fails_where_one_does(before, after, expected, decides):
+    noise = np.array([0.001, -0.001, 0.0005, -0.0005])
+    b = pd.Series([2.0, 2.1, 1.9, 2.05])
+    tidy = lines(pd.DataFrame({"a": b + (np.nan if after is None else after) + 2 * noise, "b": b}))
+    start = lines(pd.DataFrame({"a": b + before + noise, "b": b}))["lm_loss"]
+    table = dataclasses.replace(toy(), metrics=("lm_loss", "lm_loss_before"))
+    claim = Claim("a", "b", "Table 1", before="lm_loss_before")
+    line = judge(dataclasses.replace(table, claims=(claim,)), tidy.assign(lm_loss_before=start)).iloc[0]
+    assert line["verdict"] == expected
+    if decides is not None:
+        assert line["difference"] == pytest.approx(decides, abs=0.001)
+
+
+def test_a_flip_makes_no_further_test_in_its_family():
+    tidy = lines(APART).assign(lm_loss_before=lines(APART)["lm_loss"])
+    table = dataclasses.replace(toy(), metrics=("lm_loss", "lm_loss_before"))
+    alone, flip = Claim("a", "b", "Table 1"), Claim("a", "b", "Table 1", before="lm_loss_before")
+    one = judge(dataclasses.replace(table, claims=(alone,)), tidy)
+    both = judge(dataclasses.replace(table, claims=(alone, flip)), tidy)
+    assert both["p"].iloc[0] == one["p"].iloc[0]
+
+
+def checks_of(*orders: str) -> pd.DataFrame:
+    """Checks of one seed each at steps 0, 10, ..., at which the rows have these orders, such as "abc", best first."""
+    return pd.DataFrame(
+        [
+            {"row": row, "seed": seed, "step": 10 * place, "lm_loss": 2.0 + 0.1 * order.index(row), "kd_loss": 0.0}
+            for seed, found in enumerate(orders)
+            for place, order in enumerate(found.split())
+            for row in order
+        ]
+    )
+
+
+def test_a_claim_about_the_order_of_all_rows_compares_it_with_the_last_one_by_seed():
+    checks = checks_of("cba abc abc abc", "cab acb abc abc", "bac bac abc abc")
+    taus = order_by_seed(checks, ["0 %", "34 %", "75 %", "100 %"])
+    third = 1 / 3
+    assert taus.to_numpy() == pytest.approx(np.array([[-1, 1, 1, 1], [-third, 1, 1, 1], [third, 1, 1, 1]]))
+    claims = (Claim("75 %", "0 %", "Figure 9", metric=ORDER), Claim("0 %", "75 %", "Figure 9", metric=ORDER))
+    table = toy(*claims, rows=("a", "b", "c"))
+    tidy = lines(CLOSE.assign(c=CLOSE["a"]))
+    found = judge(table, tidy, checks=checks)
+    assert found["difference"].to_list() == pytest.approx([4 / 3, -4 / 3])
+    assert found["n"].to_list() == [3, 3]
+    assert set(judge(table, tidy)["verdict"]) == {"not run"}
+    assert table.named_rows == ["a", "b", "c"]
