@@ -34,7 +34,8 @@ class TableRequest:
     """Choose the cells of a table."""
 
     profile: str = "quick"
-    """Scale: quick (2 CPU cores, minutes), laptop (about an hour), h200 (one GPU), paper (the papers' own), or a YAML
+    """Scale: quick (2 CPU cores, minutes), laptop (about an hour), smollm2 (a real model of 135M
+    parameters, hours), h200 (one GPU), paper (the papers' own), or a YAML
     file."""
     set: tuple[str, ...] = ()
     """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.max_steps=50. `lit-prune fields` lists
