@@ -30,6 +30,7 @@ _READING = {
 }  # fmt: skip
 
 _CHUNK = 1 << 20
+_BEGINNING = 4096
 _SHOWN = 3
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,13 @@ def opened(path: Path, digest: Digest) -> Iterator[BinaryIO]:
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"corpus.path: {path} cannot be read ({first_line(error)})") from None
     digest.update(f"{_READING[cast(str, kind_of(path))]} {hashing.size}".encode())
+
+
+def beginning(path: Path) -> bytes:
+    """Return the first bytes of a file, unpacked; none if it cannot be read, which is said when it is read whole."""
+    with contextlib.suppress(OSError, EOFError, zlib.error), path.open("rb") as file:
+        return bytes(_unpacked(path, file).read(_BEGINNING))
+    return b""
 
 
 def _unpacked(path: Path, file: BinaryIO) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import functools
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from lit_prune.config import ConfigError, Corpus
-from lit_prune.data.files import Digest, first_line, kind_of, opened, opened_text
+from lit_prune.data.files import Digest, beginning, first_line, kind_of, opened, opened_text
 from lit_prune.data.passages import is_title
 
 Messages = list[dict[str, Any]]
@@ -62,9 +63,13 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Generator[Row, None, 
 def begins_with_title(path: Path, corpus: Corpus) -> bool:
     """Whether the first row of a local file with text is the title of a WikiText article.
 
+    A JSON array is read whole or not at all, and WikiText does not come as one: it is not read here.
+
     Raises:
         ConfigError: as `rows_of`.
     """
+    if kind_of(path) == "json" and beginning(path).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return False
     with contextlib.closing(rows_of(path, corpus, hashlib.sha256())) as rows:
         first = next((text for text, _ in itertools.islice(rows, _PATIENCE) if text and str(text).strip()), None)
     return isinstance(first, str) and is_title(first)

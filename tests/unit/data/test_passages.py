@@ -206,6 +206,13 @@ def test_rows_of_other_articles_are_documents(tmp_path: Path) -> None:
     assert [text for _, text in documents(pin(Corpus(path=str(tmp_path / "a.jsonl"))))] == [row for row in rows if row]
 
 
+def test_an_array_is_not_read_to_know_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`status` and `--dry-run` would hold all of it in memory."""
+    (tmp_path / "a.json").write_text("\n" + json.dumps([{"text": line} for line in wikitext(0)], indent=1))
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("parsed"))
+    assert len(fingerprint(Corpus(path=str(tmp_path / "a.json")))) == 64
+
+
 C4 = [
     {"text": f"Page {number} of a site.", "timestamp": "2019-04-25T12:57:54Z", "url": f"https://{number % 40}.org/x"}
     for number in range(400)
