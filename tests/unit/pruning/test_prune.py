@@ -143,7 +143,7 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
     ("asked", "field", "values"),
     [
         ({"width_criterion": "influence"}, "", ("influence", "activation")),
-        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "", ("activation", "block")),
+        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "", ("activation", "layer")),
         (
             {"num_hidden_layers": 2, "layer_selection": "contiguous", "layer_criterion": "magnitude"},
             "",

@@ -12,13 +12,13 @@ from huggingface_hub.errors import StrictDataclassError
 from refusals import refuses
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from lit_prune.models.model_family import anatomy_of, layers_of
+from lit_prune.models.model_family import FAMILIES, anatomy_of, layers_of
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import PrunePlan
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not anatomy_of(config_of(name)).tied_width])
+@pytest.mark.parametrize("name", [name for name, (family, _) in CASES.items() if not FAMILIES[family].tied_width])
 def test_a_width_that_is_no_multiple_of_the_heads_is_refused_where_the_config_refuses_it(name):
     """Transformers' own check of a config says so, when a model is loaded."""
     config = config_of(name)
