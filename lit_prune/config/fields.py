@@ -59,7 +59,7 @@ def errors_of(fields: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def of_parent(depth: int = 1) -> Iterator[None]:
-    """Let errors name the fields of a source, or those of the source of one."""
+    """Let errors name fields of the parent, or with a `depth` above 1 of the parent's parent and so on."""
     try:
         yield
     except ConfigError as error:
@@ -86,28 +86,30 @@ def later(
     return field(default=default, metadata=metadata)
 
 
-def unknown(what: str, name: str, allowed: Any) -> str:
-    """Return one line for a name that does not exist, with the nearest one and all that do."""
+def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+    """Return one line for a name that `what`, a field or a kind, does not have: all that it has, and the nearest."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; perhaps you meant {near[0]!r}" if near else ""
-    return f"unknown {what} {name!r}{hint}; there are: {', '.join(names)}"
+    return f"{what}: must be one of {', '.join(names)}, got {name!r}; perhaps you meant {_nearest(name, names)}"
+
+
+def unknown_field(path: str, fields: Iterable[str]) -> str:
+    """Return one line for a field that does not exist, with the nearest ones and the command that lists all."""
+    return f"{path}: unknown field; perhaps you meant {_nearest(path, fields)}; `lit-prune fields` lists all"
+
+
+def _nearest(path: str, names: Iterable[str]) -> str:
+    """Return the three names most like a dotted path or a name, as alternatives."""
+
+    def distance(name: str) -> float:
+        wanted, last = path.rpartition(".")[2], name.rpartition(".")[2]
+        return -_alike(path, name) - max(_alike(wanted, word) for word in (last, *last.split("_")))
+
+    *first, last = (repr(name) for name in sorted(names, key=distance)[:3])
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _alike(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def unknown_field(path: str, fields: Iterable[str]) -> str:
-    """Return one line for a field that does not exist, with the three nearest ones and the command that lists all."""
-
-    def distance(field: str) -> float:
-        wanted, name = path.rpartition(".")[2], field.rpartition(".")[2]
-        return -_alike(path, field) - max(_alike(wanted, word) for word in (name, *name.split("_")))
-
-    *first, last = (repr(field) for field in sorted(fields, key=distance)[:3])
-    near = f"{', '.join(first)} or {last}" if first else last
-    return f"unknown field {path!r}; perhaps you meant {near}; `lit-prune fields` lists all"
 
 
 def expand(path: str | os.PathLike[str]) -> Path:

@@ -55,7 +55,7 @@ def load_profile(name: str, table: str | None = None, known: Iterable[str] | Non
     profiles: dict[str | None, Profile] = {None: _build(changes)}
     for one, fields in by_table.items():
         if known is not None and one not in known:
-            raise ConfigError(f"{path}: tables: {unknown('table', one, known)}")
+            raise ConfigError(f"{path}: {unknown('tables', one, known)}")
         with _errors_under(f"tables.{one}"):
             profiles[one] = _build(changes | _unique(map(_current, flatten(fields)), path))
     return profiles.get(table, profiles[None])

@@ -94,17 +94,17 @@ def criterion(name: str, *, axes: tuple[str, ...], needs: tuple[str, ...] = ()) 
 
 
 def check_axes(name: str, axes: Collection[str]) -> None:
-    """See that a criterion scores all of some axes.
+    """Check that a criterion scores all of some axes.
 
     Raises:
-        ConfigError: there is no such criterion or axis, or it does not score one of them.
+        ConfigError: if the criterion or an axis does not exist, or the criterion does not score the axis.
     """
     for axis in sorted(axes):
         if axis not in (*WIDTH, *DEPTH):
             raise ConfigError(unknown("axis", axis, (*WIDTH, *DEPTH)))
         if axis not in criteria[name].axes:
             able = ", ".join(other for other in criteria if axis in criteria[other].axes)
-            raise ConfigError(f"criterion {name!r} does not score axis {axis}; those that do: {able}")
+            raise ConfigError(f"criterion: must score axis {axis} (allowed: {able}), got {name!r}")
 
 
 @criterion("activation", axes=WIDTH, needs=("importance",))

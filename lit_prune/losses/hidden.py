@@ -14,7 +14,7 @@ from lit_prune.losses.logit import one_minus_cosine
 from lit_prune.registry import Registry
 
 HiddenLoss = Callable[[Tensor, Tensor], Tensor]
-hidden_losses: Registry[HiddenLoss] = Registry("hidden loss")
+hidden_losses: Registry[HiddenLoss] = Registry("distill.hidden_loss")
 
 
 @hidden_losses.register("cosine")

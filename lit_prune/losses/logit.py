@@ -20,7 +20,7 @@ from lit_prune.losses.probabilities import both, log_probabilities, probabilitie
 from lit_prune.registry import Registry
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
-logit_losses: Registry[LogitLoss] = Registry("logit loss")
+logit_losses: Registry[LogitLoss] = Registry("distill.logit_loss")
 
 ClosedForm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """A loss as above, and the gradient of its sum with regard to the student's logits, in a tensor of its own."""

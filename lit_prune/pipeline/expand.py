@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Profile, unknown, unknown_field
+from lit_prune.config import Cell, ConfigError, Profile, unknown_field
 from lit_prune.config.overrides import BUDGETS, fields_of, override, refuse_two_budgets
 from lit_prune.config.renames import current_change, former_path, hint
 from lit_prune.config.table import Changes, Table
@@ -150,8 +150,10 @@ def _full_path(name: str, axes: tuple[str, ...]) -> str:
         candidates = former or [path for path in fields if former_path(path).endswith(f".{name}")]
         if len(candidates) == 1:
             hint(name, candidates[0].rpartition(".")[2])
-    if len(candidates) != 1:
-        raise ConfigError(unknown("field", name, candidates) if candidates else unknown_field(name, fields))
+    if not candidates:
+        raise ConfigError(unknown_field(name, fields))
+    if len(candidates) > 1:
+        raise ConfigError(f"{name}: must name one field, got {len(candidates)}: {', '.join(sorted(candidates))}")
     return candidates[0]
 
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from lit_prune.config import ConfigError, Prune, expand
-from lit_prune.importance.criteria import CalibrationStats, Scores, check_axes, criteria
+from lit_prune.config import ConfigError, Prune, errors_of, expand
+from lit_prune.importance.criteria import DEPTH, CalibrationStats, Scores, check_axes, criteria
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning import surgery
@@ -31,12 +31,14 @@ def evidence_names(student: Prune, config: Any) -> frozenset[str]:
 
 
 def check_names(student: Prune) -> None:
-    """See that the criteria and allocators a student's section names exist.
+    """Check that the criteria and allocators of a `prune` section exist.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: if one does not.
     """
-    _ = criteria[student.width_criterion], criteria[student.layer_criterion]
+    for field in ("width_criterion", "layer_criterion"):
+        with errors_of({"criterion": f"prune.{field}"}):
+            _ = criteria[getattr(student, field)]
     _ = layer_allocators[student.layer_selection], width_allocators[student.width_allocation]
 
 
@@ -63,7 +65,8 @@ def check(student: Prune, config: Any) -> None:
         )
     way = way_to(student, config)
     for name, axes in _axes_by_criterion(student, shape_of(config), way[-1]).items():
-        check_axes(name, axes)
+        with errors_of({"criterion": "prune.layer_criterion" if axes <= set(DEPTH) else "prune.width_criterion"}):
+            check_axes(name, axes)
     surgery.smaller_config(config, first_units(config, way[-1]))
     if student.head_merging == "off":
         return

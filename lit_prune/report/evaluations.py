@@ -70,7 +70,7 @@ def published(name: str) -> dict[str, Any]:
         ConfigError: there is none of that name.
     """
     if name not in _all_published():
-        raise ConfigError(f"--paper-table: {unknown('table of the papers', name, _all_published())}")
+        raise ConfigError(unknown("--paper-table", name, _all_published()))
     return _all_published()[name]
 
 

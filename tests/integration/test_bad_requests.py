@@ -13,16 +13,16 @@ from lit_prune.cli.table import main
 from lit_prune.experiments.loss_ablation import TABLE
 
 BAD = {
-    "unknown profile": (["--profile", "quik"], "", "'quik'", "'quick'"),
-    "unknown field": (["--set", "distill.step=3"], "", "'distill.step'", "'distill.max_steps'"),
+    "unknown profile": (["--profile", "quik"], "profile", "'quik'", "'quick'"),
+    "unknown field": (["--set", "distill.step=3"], "distill.step", "'distill.max_steps'"),
     "wrong type": (["--set", "distill.max_steps=many"], "distill.max_steps", "'many'"),
     "no value": (["--set", "distill.max_steps"], "--set", "'distill.max_steps'"),
     "a space for the equals sign": (["--set", "distill.max_steps", "50"], "--set", "distill.max_steps=50"),
     "swept field": (["--set", "distill.logit_loss=mse"], "", "--set distill.logit_loss", "loss_ablation"),
     "swept seed": (["--set", "seed=3"], "", "--set seed", "loss_ablation"),
-    "unknown loss": (["--add-row", "logit_loss=kdl"], "", "'kdl'", "'kld'"),
-    "unknown criterion": (["--set", "prune.width_criterion=activaton"], "", "'activaton'", "'activation'"),
-    "unknown hidden loss": (["--set", "distill.hidden_loss=l1"], "", "'l1'", "cosine, mse"),
+    "unknown loss": (["--add-row", "logit_loss=kdl"], "distill.logit_loss", "'kdl'", "'kld'"),
+    "unknown criterion": (["--set", "prune.width_criterion=activaton"], "prune.width_criterion", "'activaton'", "'activation'"),
+    "unknown hidden loss": (["--set", "distill.hidden_loss=l1"], "distill.hidden_loss", "'l1'", "cosine, mse"),
     "only without a value": (["--filter", "kld"], "--filter", "'kld'"),
     "no such row": (["--filter", "logit_loss=jsd"], "", "mse, reverse_kld, cosine, kld", "jsd"),
     "no seeds": (["--seeds", "0"], "--seeds", "0"),

@@ -148,7 +148,7 @@ def test_where_every_answer_fails_there_is_no_table(here, capsys):
         (("--tasks", "piqa", "--num-fewshot", "-1"), "--num-fewshot: -1 asked for, at least 0 is needed"),
         (("--tasks", "humaneval"), "humaneval runs programs that the model writes; say --unsafe-code"),
         (("--tasks", "gsm8k"), "the data of gsm8k, openai/gsm8k, cannot be reached"),
-        (("--tasks", "piqa", "--paper-table", "table 9"), "there are: in_practice, minitron_4b"),
+        (("--tasks", "piqa", "--paper-table", "table 9"), "in_practice, minitron_4b"),
         (("--corpus", "nowhere/text.txt"), "--corpus: 'nowhere/text.txt' is not"),
         (("--corpus", "python", "--window", "8", "--stride", "9"), "--stride: must be at most the window, 8, got 9"),
         (("--corpus", "readmes", "--window", "129"), "--window: must be at most 128, the positions of first, got 129"),

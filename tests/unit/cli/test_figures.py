@@ -106,4 +106,4 @@ def test_nothing_to_draw_is_one_line(tmp_path, capsys):
     assert main(["loss_ablation", *folders]) == 2
     assert "nothing is done at profile quick" in capsys.readouterr().err
     assert main(["no_such_table", "--store", str(tmp_path)]) == 2
-    assert "unknown table 'no_such_table'" in capsys.readouterr().err
+    assert "'no_such_table'" in capsys.readouterr().err

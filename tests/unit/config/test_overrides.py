@@ -38,7 +38,7 @@ def refused(node, changes) -> str:
 )
 def test_an_unknown_field_is_refused_with_its_whole_path_and_the_nearest_name(path, meant):
     message = refused(Cell(), {path: 1})
-    assert message.startswith(f"unknown field {path!r}; perhaps you meant {meant!r}, ")
+    assert message.startswith(f"{path}: unknown field; perhaps you meant {meant!r}, ")
     assert sum(f"{field!r}" in message for field in fields_of(Cell)) == 3
     assert message.endswith("`lit-prune fields` lists all")
 
@@ -64,7 +64,7 @@ def test_an_unknown_section_is_refused_with_the_nearest_ones(capsys):
 
 @pytest.mark.parametrize("path", ["", ".", "distill.", "seed.x", "teacher.model.x", "prune.init_from.x", "a.b"])
 def test_a_path_that_leads_nowhere_is_refused(path):
-    assert refused(Cell(), {path: 1}).startswith(f"unknown field {path!r}")
+    assert refused(Cell(), {path: 1}).startswith(f"{path}: unknown field")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_item_of_a_tuple_is_named_by_its_place():
 
 def test_an_unknown_field_in_a_section_given_whole_is_refused():
     message = refused(Cell(), {"distill.optimizer": {"lr": 1.0, "momentum": 0.9}})
-    assert message.startswith("unknown field 'distill.optimizer.momentum'")
+    assert message.startswith("distill.optimizer.momentum: unknown field")
 
 
 # Changing
@@ -185,7 +185,7 @@ def test_pretraining_is_reached_from_any_node_that_has_it():
     assert override(Teacher(), {"pretraining.num_hidden_layers": 2}).pretraining == two_layers
     assert override(Pretraining(), {"num_hidden_layers": 2}) == two_layers
     assert refused(Pretraining(), {"pretraining.num_hidden_layers": 2}).startswith(
-        "unknown field 'pretraining.num_hidden_layers'"
+        "pretraining.num_hidden_layers: unknown field"
     )
 
 

@@ -234,8 +234,8 @@ def test_a_teacher_that_is_not_needed_is_not_run(teacher_given):
         (Distill(alpha=1.0, match_layer_output=("first:0",)), "distill.match_layer_output", "'first'"),
         (Distill(alpha=1.0, match_layer_output=("0:1:2",)), "distill.match_layer_output", "'1:2'"),
         (Distill(alpha=1.0, match_layer_output=(":",)), "distill.match_layer_output", "''"),
-        (Distill(logit_loss="kdl"), "", "'kld'"),
-        (Distill(hidden_loss="cosin"), "", "'cosine'"),
+        (Distill(logit_loss="kdl"), "distill.logit_loss", "'kld'"),
+        (Distill(hidden_loss="cosin"), "distill.hidden_loss", "'cosine'"),
     ],
 )
 def test_an_objective_that_does_not_fit_is_refused_in_one_line(distill, field, value):

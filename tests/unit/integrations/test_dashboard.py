@@ -168,7 +168,7 @@ def test_a_title_is_what_the_server_takes(tmp_path):
 
 def test_bad_requests_are_one_line(tmp_path, capsys):
     for words, said in (
-        (["no_such_table"], "unknown table"), (["loss_ablation", "sync", "--publish"], "--publish"),
+        (["no_such_table"], "table: "), (["loss_ablation", "sync", "--publish"], "--publish"),
         (["loss_ablation", "--set", "distill.step=5"], "distill.step"), (["loss_ablation", "--seeds", "0"], "--seeds"),
     ):  # fmt: skip
         assert main([*words, "--store", str(tmp_path)]) == 2

@@ -258,7 +258,7 @@ def test_only_what_no_row_has_is_refused_with_the_values_there_are(only, part):
 )
 def test_an_unknown_short_name_is_refused(request_, name, hint):
     message = refused(table(), **{request_: {name: 1}})
-    assert message.startswith(f"unknown field {name!r}")
+    assert message.startswith(f"{name}: unknown field")
     assert hint in message
 
 
@@ -266,7 +266,7 @@ def test_an_ambiguous_short_name_is_refused_with_what_it_may_stand_for():
     message = refused(table(), add_rows={"seq_len": 3, "batch_size": 3})
     ours = sorted(path for path in fields_of(Cell) if path.endswith(".seq_len"))
     assert len(ours) > 1
-    assert message.endswith("there are: " + ", ".join(ours))
+    assert message.endswith(", ".join(ours))
 
 
 def test_a_swept_field_wins_over_others_of_its_short_name():

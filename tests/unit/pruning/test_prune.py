@@ -146,7 +146,7 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
         ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "", ("activation", "layer")),
         (
             {"num_hidden_layers": 2, "layer_selection": "contiguous", "layer_criterion": "magnitude"},
-            "",
+            "prune.layer_criterion",
             ("magnitude", "span"),
         ),
         ({"drop_layers": (3,)}, "prune.drop_layers", (3, "0 to 2")),
