@@ -136,8 +136,8 @@ def _sync(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> int
 
 
 def _addresses(entry: Entry) -> list[str]:
-    """Those of a cell and of the sources it is cut from."""
-    return [entry.key, *(dataclasses.replace(entry, cell=source).key for source in parents_of(entry.cell))]
+    """Those of a cell and of the parents it is cut from."""
+    return [entry.key, *(dataclasses.replace(entry, cell=parent).key for parent in parents_of(entry.cell))]
 
 
 VERB = Verb("dashboard", CliArgs, run, renamed=renames.FLAGS)

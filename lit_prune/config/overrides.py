@@ -117,7 +117,7 @@ def check_flags(execution: Execution) -> None:
 
 
 def described(node: Any) -> Any:
-    """Every field of a cell by name, that of its source within it, as data of which each leaf is a scalar.
+    """Every field of a cell by name, that of its parent within it, as data of which each leaf is a scalar.
 
     A fingerprint stands for the places that hold the content.
     """
@@ -140,10 +140,10 @@ BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in (
 
 
 def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
-    """See that one person does not ask for two lengths of the retraining at once.
+    """Check that changes set at most one length of the retraining.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: if they set two.
     """
     given: dict[str, list[str]] = {}
     for path in changes:
@@ -153,7 +153,7 @@ def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
     for paths in given.values():
         if len(paths) > 1:
             raise ConfigError(
-                f"{' and '.join(paths)}: give one of max_steps, max_tokens and max_flops, which decides how long"
+                f"{paths[0]}: must be the only length (max_steps, max_tokens or max_flops), got {' and '.join(paths)}"
             )
 
 
@@ -170,7 +170,7 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
 
 
 def parent_of(cell: Cell) -> Cell | None:
-    """The cell whose student is pruned: the same one but for its source's changes, which go over all others.
+    """The cell whose student is pruned: the same one but for the changes of `parent`, which go over all others.
 
     Raises:
         ConfigError: as `override`.
@@ -182,17 +182,17 @@ def parent_of(cell: Cell) -> Cell | None:
 
 
 def parents_of(cell: Cell) -> list[Cell]:
-    """The source of a cell, that one's own, and so on.
+    """The parent of a cell, the parent of that, and so on.
 
     Raises:
         ConfigError: as `override`.
     """
-    source = parent_of(cell)
-    return [] if source is None else [source, *parents_of(source)]
+    parent = parent_of(cell)
+    return [] if parent is None else [parent, *parents_of(parent)]
 
 
 def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
-    """`override`, with the changes of a source noted and not yet carried out."""
+    """`override`, with the changes of a parent noted and not yet carried out."""
     plain = dataclasses.asdict(node)  # type: ignore[call-overload]
     for path, value in sorted(changes.items(), key=_method_first):
         first, _, rest = path.partition(".")
@@ -235,15 +235,15 @@ def _unknown(path: str, kind: type, parents: list[str], place: Any) -> str:
     return unknown_field(path, fields_of(kind))
 
 
-def _noted(source: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
-    """What a source has different after one more change, which takes the place of those of the same fields."""
+def _noted(parent: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
+    """Return the changes of a parent after one more, which replaces those of the same fields."""
     if dataclasses.is_dataclass(value):
         value = plain_of(value)
     if not path and value is None:
         return None
     if not path and not isinstance(value, Mapping) and value != ():
-        raise ConfigError(f"parent: takes fields of a cell, {{}} or null, not {value!r}")
-    found = dict(source or ())
+        raise ConfigError(f"parent: must be fields of a cell, {{}} or null, got {value!r}")
+    found = dict(parent or ())
     for name, new in flatten({path: value} if path else dict(value)):
         if new == {}:  # a section begins, and keeps what it has
             found[name] = found.get(name) or ()

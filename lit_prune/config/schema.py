@@ -106,7 +106,7 @@ class Cell:
     """Seed of the retraining: the order of the data, and new weights where there are any."""
     parent: Changes | None = later(None, noop=None, was="source")
     """The cell whose retrained student is pruned instead of the teacher, by what it has different from this one:
-    `parent.prune.num_hidden_layers` and so on, `{}` for nothing, null for no source. It may have a source in turn,
+    `parent.prune.num_hidden_layers` and so on, `{}` for nothing, null for no parent. It may have a parent in turn,
     to any depth,
     and as it lies inside this cell no chain leads back to itself. Sizes of `prune` are shares of its student."""
 
@@ -118,7 +118,7 @@ an axis without choices does."""
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Shapes to choose among: every combination of the choices that has the parameters and the speed asked for
+    """Shapes to choose among: every combination of the choices that has the requested parameters and speed
     (Minitron, Table 12)."""
 
     num_hidden_layers: Choices = renamed((), was="layers")

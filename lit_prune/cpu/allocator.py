@@ -1,6 +1,6 @@
-"""glibc told to keep the memory it has, instead of giving every large block back to Linux.
+"""Let glibc keep the memory it has, instead of returning every large chunk to Linux.
 
-A block given back is asked for again at the next step, and Linux fills each of its pages with zeros first: a step of a
+A returned chunk is requested again at the next step, and Linux fills each of its pages with zeros first: a step of a
 small model met 112,000 such faults, a sixth of its processor time. The process stays as large as it ever was.
 """
 
@@ -12,7 +12,7 @@ import platform
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Numbers of mallopt's parameters in malloc.h."""
 _AHEAD = 64 * 2**20
-"""Bytes that are asked for beyond what is needed."""
+"""Bytes requested beyond what is needed."""
 
 _kept = False
 

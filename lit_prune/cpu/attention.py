@@ -243,4 +243,4 @@ def _fastest(dtype: torch.dtype) -> tuple[str, str]:
     gains = {name: took["sdpa"] / time for name, time in took.items() if name != "sdpa"}
     best = max(gains, key=gains.__getitem__)
     name = best if gains[best] >= _MARGIN else "sdpa"
-    return name, f"{name}: {best} is {gains[best]:.2f} times as fast, {_MARGIN} are asked for"
+    return name, f"{name}: {best} is {gains[best]:.2f} times as fast, at least {_MARGIN} is required"

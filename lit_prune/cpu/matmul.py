@@ -37,7 +37,7 @@ def switch(wanted: bool) -> str:
         return f"off: oneDNN's products are off by {error:.1e}"
     gain = _gain(operands)
     use(gain >= _MARGIN)
-    return f"{'on' if using() else 'off'}: oneDNN is {gain:.2f} times as fast, {_MARGIN} are asked for"
+    return f"{'on' if using() else 'off'}: oneDNN is {gain:.2f} times as fast, at least {_MARGIN} is required"
 
 
 def use(wanted: bool) -> None:

@@ -15,22 +15,22 @@ def tokens_of_step(distill: Distill) -> int:
 
 
 def with_steps(distill: Distill, flops_of_token: Callable[[], float]) -> Distill:
-    """The same retraining asked for in steps: the whole number of them nearest to its budget, the upper of two.
+    """Return the retraining with its budget in steps: the nearest whole number, of two the higher.
 
-    `flops_of_token` is only asked where the budget is one of FLOPs.
+    `flops_of_token` is only called if the budget is `max_flops`.
 
     Raises:
-        ConfigError: two budgets, or one that is less than a step.
+        ConfigError: if there are two budgets, or one is less than a step.
     """
     if distill.max_tokens is None and distill.max_flops is None:
         return distill
     if distill.max_tokens is not None and distill.max_flops is not None:
-        raise ConfigError("distill.max_tokens: give one of max_steps, max_tokens and max_flops, which decides how long")
+        raise ConfigError(f"distill.max_tokens: must be null where max_flops is set, got {distill.max_tokens}")
     if distill.max_tokens is not None:
         budget, step, what = float(distill.max_tokens), float(tokens_of_step(distill)), "max_tokens"
     else:
         assert distill.max_flops is not None
         budget, step, what = distill.max_flops, tokens_of_step(distill) * flops_of_token(), "max_flops"
     if not budget >= step > 0:
-        raise ConfigError(f"distill.{what}: {budget:.6g} asked for, a step takes {step:.6g}")
+        raise ConfigError(f"distill.{what}: must be >= {step:.6g}, the cost of a step, got {budget:.6g}")
     return replace(distill, max_steps=math.floor(budget / step + 0.5), max_tokens=None, max_flops=None)

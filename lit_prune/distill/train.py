@@ -79,7 +79,7 @@ def _trainer(
 
 
 def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:
-    """The parts of a batch asked for, or else the fewest equal ones whose float32 logits would stay under a GiB."""
+    """Return the requested parts of a batch, or the fewest equal ones whose float32 logits would stay under a GiB."""
     if execution.grad_accum_steps:
         return execution.grad_accum_steps
     room = max(1, _LOGITS // (4 * distill.seq_len * vocab_size))

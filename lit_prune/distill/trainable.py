@@ -74,7 +74,7 @@ def check_trained(distill: Distill, config: Any, num_layers: int) -> None:
     """See that what a recipe trains is there, in a student with `num_layers` layers of this config's kind.
 
     Raises:
-        ConfigError: it is not; both ways are asked for; peft is not installed.
+        ConfigError: it is not; both ways are requested; peft is not installed.
     """
     if distill.lora is not None and distill.train_last_layers is not None:
         raise ConfigError("distill.lora: goes without distill.train_last_layers; set one of the two to null")

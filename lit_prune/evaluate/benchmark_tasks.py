@@ -119,7 +119,7 @@ def questions(
     harness_version()
     for name, number, least in (("num-fewshot", shots, 0), ("limit", limit, 1)):
         if number is not None and number < least:
-            raise ConfigError(f"--{name}: {number} asked for, at least {least} is needed")
+            raise ConfigError(f"--{name}: must be >= {least}, got {number}")
     asked = []
     for name in dict.fromkeys(tasks):
         if name == "paper":

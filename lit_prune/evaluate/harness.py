@@ -85,7 +85,7 @@ def load(question: Question) -> Any:
 
 
 def _check_shots(name: str, task: Any, question: Question) -> None:
-    """See that there are as many examples as are asked for; those of the papers there are."""
+    """Check that a task has as many examples as requested; it has those of the papers."""
     if question.shots and question.shots != question.benchmark.shots:
         there_are = len(task.fewshot_docs())
         if question.shots > there_are:

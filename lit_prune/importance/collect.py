@@ -1,6 +1,6 @@
-"""The calibration passes: one forward pass takes every statistic of the activations that is asked for, at once.
+"""The calibration passes: one forward pass collects all requested statistics of the activations.
 
-What needs passes of its own is in removals.py (the model without each layer) and gradients.py (backward).
+Statistics with passes of their own are in layer_ablation.py (the model without each layer) and gradients.py (backward).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ READERS: dict[str, Callable[[Any], Reader]] = {
 
 
 class Calibrator(Pass):
-    """Streams the teacher's activations into the statistics asked for, without gradients and without logits."""
+    """Stream the teacher's activations into the requested statistics, without gradients and without logits."""
 
     def __init__(self, model: Any, names: Collection[str], tell: Callable[[int], None]) -> None:
         super().__init__(model, tell)

@@ -43,7 +43,7 @@ class CalibrationStats:
     seed: int
     """For criteria that draw."""
     removal_losses: Callable[[int], Tensor]
-    """Number of layers n -> the loss without n layers from each start on, [L - n + 1]; measured when asked for."""
+    """Number of layers n -> the loss without n layers from each start on, [L - n + 1]; measured when called."""
 
 
 Scores = dict[str, Sequence[Tensor]]

@@ -58,22 +58,22 @@ def student(cell: Cell, ctx: Context) -> str:
 
 
 def to_prune(cell: Cell, ctx: Context) -> str:
-    """Return the folder of the model that is pruned: the teacher, or the student of the cell's source.
+    """Return the folder of the model that is pruned: the teacher, or the student of the cell's parent.
 
     Raises:
-        RuntimeError: if the source has failed.
+        RuntimeError: if the parent has failed.
     """
-    source = parent_of(cell)
-    if source is None:
+    parent = parent_of(cell)
+    if parent is None:
         return teacher(cell, ctx)
-    if not source.distill.max_steps:
-        return student(source, ctx)
-    node = ctx.store.node(source, "cell")
+    if not parent.distill.max_steps:
+        return student(parent, ctx)
+    node = ctx.store.node(parent, "cell")
     if node.verified is None:
-        with ctx.store.claim(source, "cell", wait=True):  # until another process that computes it lets go
+        with ctx.store.claim(parent, "cell", wait=True):  # until another process that computes it lets go
             pass
     if node.result is None:
-        raise RuntimeError(f"its source {node.key} is not done ({node.error or 'stopped'})")
+        raise RuntimeError(f"its parent {node.key} is not done ({node.error or 'stopped'})")
     return str(node.folder / "model")
 
 

@@ -23,7 +23,7 @@ class Entry:
     cell: Cell
     changes: Changes
     reference: bool = False
-    source: bool = False
+    parent: bool = False
     """Retrained for the sake of a cell that is cut from it, and no row of the table."""
 
     @property
@@ -139,7 +139,7 @@ def _full_change(name: str, value: Any, axes: tuple[str, ...]) -> tuple[str, Any
 
 
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
-    """The dotted path a short name stands for: a swept field, or any field of a cell; one of a source has no other."""
+    """The dotted path a short name stands for: a swept field, or any field of a cell; one of a parent has no other."""
     fields = fields_of(Cell)
     if name.removeprefix("parent." * name.count("parent.")) in fields:
         return name

@@ -23,7 +23,7 @@ def prepare_models(cells: Iterable[Cell], progress: Progress) -> bool:
 
 
 def check_weights(cells: Iterable[Cell]) -> None:
-    """Check that the files of every model that cells or their sources name hold what their configs describe.
+    """Check that the files of every model that cells or their parents name hold what their configs describe.
 
     Raises:
         ConfigError: as `models.checkpoint.check_checkpoint`; the message names the field.
@@ -33,8 +33,8 @@ def check_weights(cells: Iterable[Cell]) -> None:
 
 
 def _models(cells: Iterable[Cell]) -> list[tuple[str, str | None, str]]:
-    """The models that cells or their sources name, each with its fingerprint and the field that names it."""
-    every = _with_sources(cells)
+    """The models that cells or their parents name, each with its fingerprint and the field that names it."""
+    every = _with_parents(cells)
     teachers = [(one.teacher.model, one.teacher.fingerprint, "teacher.model") for one in every]
     students = [(one.prune.init_from, one.prune.fingerprint, "prune.init_from") for one in every]
     unique = dict.fromkeys(teachers + students)
@@ -49,7 +49,7 @@ def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     Raises:
         ConfigError: one has not; the message names its field and folder.
     """
-    given = {cell.teacher: cell for cell in _with_sources(cells) if cell.teacher.model is not None}
+    given = {cell.teacher: cell for cell in _with_parents(cells) if cell.teacher.model is not None}
     for teacher, cell in given.items():
         place = loading.locate(str(teacher.model), teacher.fingerprint, weights=False)
         if (theirs := tokenizer(cell)) is not None:
@@ -68,7 +68,7 @@ def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -
             embedding for an id that a text can yield.
     """
     checked = set()
-    for cell in _with_sources(cells):
+    for cell in _with_parents(cells):
         model, case = cell.prune.init_from, (cell.prune, cell.teacher, cell.distill.top_k)
         if model is None or case in checked or (theirs := tokenizer(cell)) is None:
             continue
@@ -119,5 +119,5 @@ def _by_id(tokenizer: Any) -> dict[int, str]:
     return {i: token for token, i in tokenizer.get_vocab().items()}
 
 
-def _with_sources(cells: Iterable[Cell]) -> list[Cell]:
+def _with_parents(cells: Iterable[Cell]) -> list[Cell]:
     return [one for cell in cells for one in (cell, *parents_of(cell))]

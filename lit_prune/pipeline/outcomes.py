@@ -80,7 +80,7 @@ def _without_effect(first: Entry, second: Entry) -> str:
 
 
 def outcome(cell: Cell) -> tuple[str, ...]:
-    """Return an address for each model of a cell's chain, its sources first, equal for cells that compute the same.
+    """Return an address for each model of a cell's chain, its parents first, equal for cells that compute the same.
 
     Sizes are resolved to counts, and fields without effect are at their defaults.
     """
@@ -157,8 +157,8 @@ def _check_texts(table: Table, cell: Cell) -> None:
 def _text(cell: Cell, path: str) -> Corpus | None:
     """The text at a dotted path; None if the cell has no such section."""
     if path.startswith("parent."):
-        source = parent_of(cell)
-        return None if source is None else _text(source, path.removeprefix("parent."))
+        parent = parent_of(cell)
+        return None if parent is None else _text(parent, path.removeprefix("parent."))
     if path == "teacher.pretraining.corpus":
         shipped = Pretraining() if cell.teacher.model == Cell().teacher.model else None
         recipe = cell.teacher.pretraining or shipped

@@ -1,4 +1,4 @@
-"""A cell as it was asked for -> the cell as it is addressed: what it reads known by content, its length in steps."""
+"""A cell as it was requested -> the cell as it is addressed: what it reads known by content, its length in steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Resolver:
         self._known: dict[Any, Any] = {}
 
     def pin(self, cell: Cell) -> Cell:
-        """The same cell with everything it reads pinned by content, and its retraining asked for in steps.
+        """The same cell with everything it reads pinned by content, and its retraining given in steps.
 
         Raises:
             ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
@@ -41,8 +41,8 @@ class Resolver:
             prune=self._once(cell.prune, loading.pin_student),
         )
         asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
-        source = parent_of(pinned)  # whose budget is what was asked for, not the steps it comes to here
-        return asked if source is None else override(asked, self._filled_in(source, asked))
+        parent = parent_of(pinned)  # with the budget that was requested, not the steps that it comes to here
+        return asked if parent is None else override(asked, self._filled_in(parent, asked))
 
     def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
         """The text with `bos` as the teacher expects it, unless it is set; None also stands for False."""
@@ -51,10 +51,10 @@ class Resolver:
             return dataclasses.replace(text, bos=True)
         return dataclasses.replace(text, bos=None) if text.bos is False and not expected else text
 
-    def _filled_in(self, source: Cell, asked: Cell) -> dict[str, Any]:
-        """The fingerprints and steps a source has beside those it inherits."""
+    def _filled_in(self, parent: Cell, asked: Cell) -> dict[str, Any]:
+        """Return the fingerprints and steps that a parent has beside those it inherits."""
         with of_parent():
-            found = dict(flatten(plain_of(self.pin(source)), "parent."))
+            found = dict(flatten(plain_of(self.pin(parent)), "parent."))
         inherited = dict(flatten(plain_of(parent_of(asked)), "parent."))
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 

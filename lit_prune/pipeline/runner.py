@@ -97,7 +97,7 @@ class Runner:
             for entry in wave:
                 self._compute(entry, outcomes)
             # The next wave is cut from these.
-            self._wait((entry for entry in wave if entry.source), outcomes)
+            self._wait((entry for entry in wave if entry.parent), outcomes)
         # Only now, when this process holds no cell: two processes never wait for each other.
         self._wait(entries, outcomes)
         return sum(outcomes[entry.key] == "failed" for entry in entries)

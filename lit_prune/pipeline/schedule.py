@@ -1,4 +1,4 @@
-"""What is still to be computed for a table, and in which order: sources before the cells cut from them. No torch."""
+"""What is still to be computed for a table, and in which order: parents before the cells cut from them. No torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lit_prune.store.address import key
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the sources, teachers and corrections they wait for."""
+    """Optimizer steps of all cells that are missing, and of the parents, teachers and corrections they wait for."""
     cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
-    missing = {key(c): c for cell in cells for c in (*awaited_sources(store, cell), cell)}.values()
+    missing = {key(c): c for cell in cells for c in (*awaited_parents(store, cell), cell)}.values()
     teachers = untrained_teachers(store, missing)
     return sum(cell.distill.max_steps for cell in missing) + sum(recipe.max_steps for _, recipe in teachers)
 
@@ -30,27 +30,27 @@ def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, 
     return list(found.values())
 
 
-def awaited_sources(store: Store, cell: Cell) -> Iterator[Cell]:
-    """The retrained sources that are missing and that the student of a cell is yet to be cut from, first ones first."""
-    source = parent_of(cell)
-    if source is None or store.node(cell, "student").verified is not None:
+def awaited_parents(store: Store, cell: Cell) -> Iterator[Cell]:
+    """The retrained parents that are missing and that the student of a cell is yet to be cut from, first ones first."""
+    parent = parent_of(cell)
+    if parent is None or store.node(cell, "student").verified is not None:
         return
-    if not source.distill.max_steps:
-        yield from awaited_sources(store, source)
-    elif store.node(source, "cell").verified is None:
-        yield from awaited_sources(store, source)
-        yield source
+    if not parent.distill.max_steps:
+        yield from awaited_parents(store, parent)
+    elif store.node(parent, "cell").verified is None:
+        yield from awaited_parents(store, parent)
+        yield parent
 
 
 def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
-    """The entries and the sources they wait for, each once: what a wave waits for is in those before it."""
+    """The entries and the parents they wait for, each once: what a wave waits for is in those before it."""
     found: dict[int, dict[str, Entry]] = {}
     for entry in entries:
-        awaited = list(awaited_sources(store, entry.cell))
-        for place, source in enumerate(awaited):
-            row = f"{entry.row}, source {place + 1} of {len(awaited)}"
+        awaited = list(awaited_parents(store, entry.cell))
+        for place, parent in enumerate(awaited):
+            row = f"{entry.row}, parent {place + 1} of {len(awaited)}"
             found.setdefault(place, {}).setdefault(
-                key(source), dataclasses.replace(entry, row=row, cell=source, source=True)
+                key(parent), dataclasses.replace(entry, row=row, cell=parent, parent=True)
             )
         found.setdefault(len(awaited), {})[entry.key] = entry
     return [list(found[place].values()) for place in sorted(found)]

@@ -20,10 +20,10 @@ from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_
 
 
 def check_names(cell: Cell) -> None:
-    """See that every part a cell names exists.
+    """Check that every part that a cell names exists.
 
     Raises:
-        ConfigError: one does not, or is not the kind that takes what it is given.
+        ConfigError: if one does not, or does not accept its settings.
     """
     from lit_prune.losses.hidden import hidden_losses
     from lit_prune.losses.logit import logit_loss_of
@@ -66,35 +66,35 @@ def _given_tokenizer(cell: Cell) -> Any:
 
 
 def check(cell: Cell) -> None:
-    """See that names, sizes and models of a cell, and of the sources it comes from, are such as can be.
+    """Validate the names, sizes and models of a cell and of its parents.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: if one is invalid.
     """
     depth = len(parents_of(cell))
     for place, (asked, pruned) in enumerate(pruned_configs(cell)):
         with of_parent(depth - place):
             check_names(asked)
             check_ranges(asked)
-            check_source(asked)
+            check_parent(asked)
             check_models(asked, pruned)
 
 
-def check_source(cell: Cell) -> None:
-    """See that a source, if there is one, has an effect.
+def check_parent(cell: Cell) -> None:
+    """Check that a parent, if any, has an effect.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: if it has none.
     """
-    source = parent_of(cell)
-    if source is None and cell.distill.imitate == "parent":
+    parent = parent_of(cell)
+    if parent is None and cell.distill.imitate == "parent":
         raise ConfigError("distill.imitate: must be teacher where there is no parent, got parent")
-    if source is None:
+    if parent is None:
         return
     for name, value in (("init_from", cell.prune.init_from), ("init", cell.prune.init)):
         if value not in (None, "teacher"):
             raise ConfigError(f"parent: has no effect where prune.{name} is {value}; leave it null")
-    if source.prune.init == "random" and not source.distill.max_steps:
+    if parent.prune.init == "random" and not parent.distill.max_steps:
         raise ConfigError("parent.prune.init: random ones that are never trained say nothing of what to keep")
 
 
@@ -114,7 +114,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
     if cell.prune.init_from is None:
         pruned = pruned or pruned_config(cell)
         if cell.parent is not None:
-            _check_lengths(cell, pruned, "its source")
+            _check_lengths(cell, pruned, "the parent")
         cell.prune.check(pruned)
         num_layers, student_config = cell.prune.config_of(pruned).num_hidden_layers, pruned
     else:
@@ -168,10 +168,10 @@ def _check_schedule(optimizer: Optimizer, steps: int, place: str) -> None:
 
 
 def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
-    """See that the flags of a run are such as can be, for all its cells.
+    """Validate the runtime flags against every cell.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: if a flag is invalid.
     """
     import torch
 
@@ -192,10 +192,10 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:
-    """See that the corpus holds the calibration and validation sequences asked for.
+    """Check that the corpus holds the requested calibration and validation sequences.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: if it does not.
     """
     from lit_prune.data.calibration import CalibrationData
 
@@ -206,10 +206,10 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
 
 
 def check_validation(cell: Cell, tokens: Path, what: str) -> None:
-    """See that a text holds the validation sequences asked for.
+    """Check that a text holds the requested validation sequences.
 
     Raises:
-        ConfigError: it does not; `what` names the section it comes from.
+        ConfigError: if it does not; `what` names the section it comes from.
     """
     from lit_prune.evaluate.validation import validation_data
 

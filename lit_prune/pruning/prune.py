@@ -88,7 +88,7 @@ _WITH_PLAN = (
 
 
 def _check_alone(student: Prune, field: str, others: tuple[str, ...]) -> None:
-    """See that nothing is asked for that a field would leave without effect."""
+    """Check that no setting is given that has no effect beside a field."""
     for other in others:
         if getattr(student, other) != getattr(_DEFAULT, other):
             raise ConfigError(f"prune.{other}: has no effect where prune.{field} is given; leave it as it is")

@@ -23,22 +23,22 @@ def teacher_config(cell: Cell) -> Any:
 
 
 def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
-    """The sources of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
+    """The ancestors of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
 
-    That is the teacher's, or that of the student of its source, which need not exist yet.
+    That is the config of the teacher, or of the parent's student; neither need exist yet.
 
     Raises:
-        ConfigError: layers of a source's student differ in width, and such a model cannot be pruned.
+        ConfigError: if the layers of a parent's student differ in width, as such a model cannot be pruned.
     """
     config = None
     chain = [cell, *parents_of(cell)][::-1]
-    for source, asked in zip([None, *chain], chain, strict=False):
-        config = teacher_config(asked) if source is None else _source_config(source, config)
+    for parent, asked in zip([None, *chain], chain, strict=False):
+        config = teacher_config(asked) if parent is None else _parent_config(parent, config)
         yield asked, config
 
 
-def _source_config(cell: Cell, pruned: Any) -> Any:
-    """The config of a source's student."""
+def _parent_config(cell: Cell, pruned: Any) -> Any:
+    """The config of a parent's student."""
     config = config_of_student(cell, pruned)
     if not cell.prune.equal_layers or config.is_heterogeneous:
         raise ConfigError("parent.prune: its layers differ in width; only equally wide ones can be pruned further")

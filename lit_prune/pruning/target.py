@@ -52,8 +52,7 @@ def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
     least, most = (f(map(count, shapes)) for f in (min, max))
     if not least <= wanted <= most:
         raise ConfigError(
-            f"prune.num_parameters: {wanted:,} asked for; with {', '.join(free)} free there can be {least:,} to "
-            f"{most:,}"
+            f"prune.num_parameters: must be {least:,} to {most:,} with {', '.join(free)} free, got {wanted:,}"
         )
     return nearest
 
@@ -140,11 +139,13 @@ def _layers(student: Prune, whole: int) -> int:
     if not student.drop_layers:
         return _units("prune.num_hidden_layers", student.num_hidden_layers, whole, 1, "")
     if student.num_hidden_layers is not None:
-        raise ConfigError("prune.drop_layers: it names the layers to drop, so leave prune.num_hidden_layers null")
+        raise ConfigError("prune.drop_layers: must be empty where prune.num_hidden_layers is set, got both")
     if wrong := [i for i in student.drop_layers if not 0 <= i < whole]:
-        raise ConfigError(f"prune.drop_layers: there is no layer {wrong[0]}; there are 0 to {whole - 1}")
+        raise ConfigError(f"prune.drop_layers: must be layers 0 to {whole - 1}, got {wrong[0]}")
     if len(set(student.drop_layers)) < len(student.drop_layers) or len(student.drop_layers) == whole:
-        raise ConfigError("prune.drop_layers: each layer may come once, and one must stay")
+        raise ConfigError(
+            f"prune.drop_layers: must name no layer twice and not all, got {[*student.drop_layers]}"
+        )
     return whole - len(student.drop_layers)
 
 
@@ -159,9 +160,7 @@ def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
         heads = _units("prune.num_attention_heads", student.num_attention_heads, whole.num_attention_heads, 1, "")
         return heads, heads
     if student.num_key_value_heads == "auto":
-        raise ConfigError(
-            "prune.num_key_value_heads: a count, a share or null; auto is for layers, hidden, neurons and heads"
-        )
+        raise ConfigError("prune.num_key_value_heads: must be a count, a share or null, got auto")
     groups = _units("prune.num_key_value_heads", student.num_key_value_heads, whole.num_key_value_heads, 1, "")
     most = whole.num_attention_heads // whole.num_key_value_heads * groups
     size = most if student.num_attention_heads is None else student.num_attention_heads
@@ -170,7 +169,7 @@ def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
             min(most, max(groups, round(size * whole.num_attention_heads / groups) * groups)) if 0 < size <= 1 else size
         )
     if isinstance(size, int) and most < size <= whole.num_attention_heads:
-        raise ConfigError(f"prune.num_attention_heads: {size} asked for, {groups} of its KV groups have {most}")
+        raise ConfigError(f"prune.num_attention_heads: must be <= {most}, the heads of {groups} KV groups, got {size}")
     why = "heads in equal number in each of the KV groups"
     return _units("prune.num_attention_heads", size, most, groups, why), groups
 
@@ -243,13 +242,13 @@ def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
         size = whole
     if isinstance(size, float):
         if not 0 < size <= 1:
-            raise ConfigError(f"{name}: a share lies in (0, 1], not {size}; a whole number is a count")
+            raise ConfigError(f"{name}: must be a whole number or a share in (0, 1], got {size}")
         size = max(step, min(whole // step, round(size * whole / step)) * step)
     assert isinstance(size, int)
     if not 1 <= size <= whole:
-        raise ConfigError(f"{name}: {size} asked for, the model to prune has {whole}")
+        raise ConfigError(f"{name}: must be 1 to {whole} of the model to prune, got {size}")
     if size % step:
         below, above = size - size % step, size - size % step + step
         nearest = " and ".join(str(n) for n in (below, above) if 0 < n <= whole)
-        raise ConfigError(f"{name}: {size} is not {why} (of {step}); the nearest allowed are {nearest}")
+        raise ConfigError(f"{name}: must be {why} (multiples of {step}; nearest: {nearest}), got {size}")
     return size

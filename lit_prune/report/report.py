@@ -64,7 +64,7 @@ class Report(ReportRequest):
     agreement: Agreement
     histories: pd.DataFrame
     checks: pd.DataFrame
-    """Validation losses during the retraining: row, seed, step, lm_loss, kd_loss; empty where none were asked for."""
+    """Validation losses during the retraining: row, seed, step, lm_loss, kd_loss; empty if none were requested."""
     sequences: pd.DataFrame
     """Losses by validation sequence of the rows that seeds do not change, as of `read_sequences`."""
     ranks: pd.DataFrame
@@ -87,7 +87,7 @@ class Report(ReportRequest):
 
     @property
     def num_seeds(self) -> int:
-        """Seeds that were asked for."""
+        """Requested seeds."""
         return int(self.tidy.loc[~self.tidy["reference"], "seed"].nunique())
 
     @property

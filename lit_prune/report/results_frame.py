@@ -24,7 +24,7 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     """One line a cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
-    the metrics (NaN unless done), corpus, second_corpus and the source's corpus where there is another one, and teacher
+    the metrics (NaN unless done), corpus, second_corpus and the parent's corpus if it differs, and teacher
     (fingerprints; of a teacher trained here, its text's), tokens of the retraining, train_flops, wall_seconds,
     peak_memory (bytes, of the process while it was at the cell) and commit.
 
@@ -67,12 +67,12 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
     node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second_corpus
-    source = parent_of(entry.cell)
+    parent = parent_of(entry.cell)
     return {
         "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
         **{path: _value(entry, path) for path in swept},
         "corpus": entry.cell.corpus.fingerprint, **({"second_corpus": second.fingerprint} if second else {}),
-        **({"parent_corpus": source.corpus.fingerprint} if source and source.corpus != entry.cell.corpus else {}),
+        **({"parent_corpus": parent.corpus.fingerprint} if parent and parent.corpus != entry.cell.corpus else {}),
         "teacher": _origin(entry.cell.teacher),
         "tokens": entry.cell.distill.max_steps * tokens_of_step(entry.cell.distill),
         **found_of(table.metrics, node),

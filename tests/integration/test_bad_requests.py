@@ -21,7 +21,12 @@ BAD = {
     "swept field": (["--set", "distill.logit_loss=mse"], "", "--set distill.logit_loss", "loss_ablation"),
     "swept seed": (["--set", "seed=3"], "", "--set seed", "loss_ablation"),
     "unknown loss": (["--add-row", "logit_loss=kdl"], "distill.logit_loss", "'kdl'", "'kld'"),
-    "unknown criterion": (["--set", "prune.width_criterion=activaton"], "prune.width_criterion", "'activaton'", "'activation'"),
+    "unknown criterion": (
+        ["--set", "prune.width_criterion=activaton"],
+        "prune.width_criterion",
+        "'activaton'",
+        "'activation'",
+    ),
     "unknown hidden loss": (["--set", "distill.hidden_loss=l1"], "distill.hidden_loss", "'l1'", "cosine, mse"),
     "only without a value": (["--filter", "kld"], "--filter", "'kld'"),
     "no such row": (["--filter", "logit_loss=jsd"], "", "mse, reverse_kld, cosine, kld", "jsd"),

@@ -195,11 +195,11 @@ def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 def _job_type(entry: Entry) -> str:
     """What a run is for: a cell of the table, something measured once for scale, or what a cell is cut from."""
-    return "source" if entry.source else "reference" if entry.reference else "cell"
+    return "parent" if entry.parent else "reference" if entry.reference else "cell"
 
 
 def _mode(mode: Mode) -> Any:
-    """The mode to use: what was asked for, else what the environment says, else online with a key, offline without."""
+    """The mode to use: the requested one, else that of the environment, else online with a key, offline without."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):

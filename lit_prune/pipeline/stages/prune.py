@@ -38,7 +38,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
         "achieved": found.achieved,
         "parameters": sizes["parameters"],
         **_shares("", sizes, sizes_of(whole if cell.parent is None else _weightless(teacher_config(cell)))),
-        **({} if cell.parent is None else _shares("_of_source", sizes, sizes_of(whole))),
+        **({} if cell.parent is None else _shares("_of_parent", sizes, sizes_of(whole))),
     }
 
 

@@ -145,7 +145,7 @@ def test_where_every_answer_fails_there_is_no_table(here, capsys):
     [
         (("--tasks", "pica"), "lm-eval has no task 'pica'; near: "),
         (("--tasks", "piqa", "--limit", "0"), "--limit: must be at least 1, got 0"),
-        (("--tasks", "piqa", "--num-fewshot", "-1"), "--num-fewshot: -1 asked for, at least 0 is needed"),
+        (("--tasks", "piqa", "--num-fewshot", "-1"), "--num-fewshot: must be >= 0, got -1"),
         (("--tasks", "humaneval"), "humaneval runs programs that the model writes; say --unsafe-code"),
         (("--tasks", "gsm8k"), "the data of gsm8k, openai/gsm8k, cannot be reached"),
         (("--tasks", "piqa", "--paper-table", "table 9"), "in_practice, minitron_4b"),

@@ -68,7 +68,7 @@ def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry,
     }
     assert [records[e.key]["job_type"] for e in asked] == ["cell", "reference", "cell"]
     (source,) = set(records) - {e.key for e in asked}
-    assert records[source]["job_type"] == "source"
+    assert records[source]["job_type"] == "parent"
     assert {record["run_group"] for record in records.values()} == {"toy"}
     summary = json.loads(inspect(runs[asked[2].key], "--summary"))
     result = Store(store).node(chained, "cell").result
