@@ -114,7 +114,7 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
     found = store.node(entry.cell, "student").result
     mlp, rest = 3 * 3 * 32, 2 * 256 * 32 + 3 * (2 * 32 * 32 + 2 * 16 * 32 + 2 * 32) + 32
     assert found["share"] == (18 * mlp + rest) / (48 * mlp + rest)
-    assert found["share_of_source"] == (18 * mlp + rest) / (36 * mlp + rest)
+    assert found["share_of_parent"] == (18 * mlp + rest) / (36 * mlp + rest)
 
 
 def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plain, tmp_path):
@@ -220,7 +220,7 @@ def test_a_student_imitates_the_retrained_parent_that_it_was_cut_from(plain, tmp
         ({"prune.intermediate_size": 40}, "prune.intermediate_size", [40, 36]),
         ({"parent.prune.intermediate_size": 60}, "parent.prune.intermediate_size", [60, 48]),
         ({"parent.parent.prune.intermediate_size": 60}, "parent.parent.prune.intermediate_size", [60, 48]),
-        ({"parent.prune.width_criterion": "actvation"}, "parent", ["'actvation'", "'activation'"]),
+        ({"parent.prune.width_criterion": "actvation"}, "parent.prune.width_criterion", ["'actvation'", "'activation'"]),
         ({"parent.distill.max_steps": -1}, "parent.distill.max_steps", [">= 0", -1]),
         ({"prune.init": "random"}, "parent", ["prune.init", "random"]),
         ({"prune.init_from": "MODEL"}, "parent", ["prune.init_from", "MODEL"]),

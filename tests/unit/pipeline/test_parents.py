@@ -65,8 +65,8 @@ def test_a_profile_names_a_source(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "field", "values"),
     [
-        ({"parent.prune.num_hiden_layers": 3}, "parent", ["'prune.num_hiden_layers'", "'prune.num_hidden_layers'"]),
-        ({"parent.parent.prune.hiden": 3}, "parent", ["'prune.hiden'"]),
+        ({"parent.prune.num_hiden_layers": 3}, "parent.prune.num_hiden_layers", ["'prune.num_hidden_layers'"]),
+        ({"parent.parent.prune.hiden": 3}, "parent.parent.prune.hiden", []),
         ({"parent": 5}, "parent", [5]),
         ({"parent.parent": "all"}, "parent.parent", ["'all'"]),
         ({"parent.prune.num_hidden_layers": "three"}, "parent.prune.num_hidden_layers", ["'three'"]),
