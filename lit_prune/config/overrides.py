@@ -188,7 +188,10 @@ def parents_of(cell: Cell) -> list[Cell]:
         ConfigError: as `override`.
     """
     parent = parent_of(cell)
-    return [] if parent is None else [parent, *parents_of(parent)]
+    if parent is None:
+        return []
+    with of_parent():
+        return [parent, *parents_of(parent)]
 
 
 def _changed(node: Node, changes: Mapping[str, Any]) -> Node:

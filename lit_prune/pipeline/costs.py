@@ -84,7 +84,7 @@ def _of_stages(
 
 
 def awaited_stages(store: Store, cells: Iterable[Cell]) -> Iterator[tuple[str, Cell]]:
-    """Yield the missing stages that cells wait for, beside trained teachers and retrained sources, each once."""
+    """Yield the missing stages that cells wait for, beside trained teachers and retrained parents, each once."""
     seen = set()
     for cell in cells:
         for stage, one in _stages_before(store, cell):
@@ -105,13 +105,13 @@ def _stages_before(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
 
 
 def _pruning(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
-    """Yield the student of a cell and its statistics, after those of sources that are not retrained."""
+    """Yield the student of a cell and its statistics, after those of parents that are not retrained."""
     given = cell.prune.init_from is not None or cell.prune.init == "random"
     if given or store.node(cell, "student").result is not None:
         return
-    source = parent_of(cell)
-    if source is not None and not source.distill.max_steps:
-        yield from _pruning(store, source)
+    parent = parent_of(cell)
+    if parent is not None and not parent.distill.max_steps:
+        yield from _pruning(store, parent)
     names = cell.prune.statistics(pruned_config(cell))
     yield from ((name, cell) for name in EVIDENCE if name in names)
     yield "student", cell

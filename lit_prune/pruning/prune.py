@@ -65,8 +65,9 @@ def check(student: Prune, config: Any) -> None:
         )
     way = way_to(student, config)
     for name, axes in _axes_by_criterion(student, shape_of(config), way[-1]).items():
-        with errors_of({"criterion": "prune.layer_criterion" if axes <= set(DEPTH) else "prune.width_criterion"}):
-            check_axes(name, axes)
+        for axis in sorted(axes):
+            with errors_of({"criterion": f"prune.{'layer' if axis in DEPTH else 'width'}_criterion"}):
+                check_axes(name, [axis])
     surgery.smaller_config(config, first_units(config, way[-1]))
     if student.head_merging == "off":
         return

@@ -143,9 +143,7 @@ def _layers(student: Prune, whole: int) -> int:
     if wrong := [i for i in student.drop_layers if not 0 <= i < whole]:
         raise ConfigError(f"prune.drop_layers: must be layers 0 to {whole - 1}, got {wrong[0]}")
     if len(set(student.drop_layers)) < len(student.drop_layers) or len(student.drop_layers) == whole:
-        raise ConfigError(
-            f"prune.drop_layers: must name no layer twice and not all, got {[*student.drop_layers]}"
-        )
+        raise ConfigError(f"prune.drop_layers: must name no layer twice and not all, got {[*student.drop_layers]}")
     return whole - len(student.drop_layers)
 
 

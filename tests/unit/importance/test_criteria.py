@@ -230,13 +230,13 @@ def test_an_axis_a_criterion_does_not_score_names_those_that_do():
     check_axes("perplexity", ["layer", "span"])
     check_axes("magnitude", [])
     able = "activation, activation_modelopt, activation_pre, magnitude, random, taylor, taylor_fisher, taylor_vector"
-    with refuses("", "'influence'", "neuron", able):
+    with refuses("criterion", "'influence'", "neuron", able):
         check_axes("influence", {"layer", "neuron"})
-    with refuses("", "'taylor'", "span", "angular, angular_all, influence"):
+    with refuses("criterion", "'taylor'", "span", "angular, angular_all, influence"):
         check_axes("taylor", {"span"})
-    with refuses("", "'neurons'", "'neuron'"):
+    with refuses("axis", "'neurons'", "'neuron'"):
         check_axes("activation", {"neurons"})
-    with refuses("", "'activations'", "'activation'"):
+    with refuses("criterion", "'activations'", "'activation'"):
         check_axes("activations", {"neuron"})
 
 

@@ -220,7 +220,11 @@ def test_a_student_imitates_the_retrained_parent_that_it_was_cut_from(plain, tmp
         ({"prune.intermediate_size": 40}, "prune.intermediate_size", [40, 36]),
         ({"parent.prune.intermediate_size": 60}, "parent.prune.intermediate_size", [60, 48]),
         ({"parent.parent.prune.intermediate_size": 60}, "parent.parent.prune.intermediate_size", [60, 48]),
-        ({"parent.prune.width_criterion": "actvation"}, "parent.prune.width_criterion", ["'actvation'", "'activation'"]),
+        (
+            {"parent.prune.width_criterion": "actvation"},
+            "parent.prune.width_criterion",
+            ["'actvation'", "'activation'"],
+        ),
         ({"parent.distill.max_steps": -1}, "parent.distill.max_steps", [">= 0", -1]),
         ({"prune.init": "random"}, "parent", ["prune.init", "random"]),
         ({"prune.init_from": "MODEL"}, "parent", ["prune.init_from", "MODEL"]),
