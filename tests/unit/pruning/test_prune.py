@@ -142,8 +142,8 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
 @pytest.mark.parametrize(
     ("asked", "field", "values"),
     [
-        ({"width_criterion": "influence"}, "", ("influence", "activation")),
-        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "", ("activation", "layer")),
+        ({"width_criterion": "influence"}, "prune.width_criterion", ("influence", "activation")),
+        ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "prune.layer_criterion", ("activation", "layer")),
         (
             {"num_hidden_layers": 2, "layer_selection": "contiguous", "layer_criterion": "magnitude"},
             "prune.layer_criterion",
