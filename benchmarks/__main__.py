@@ -82,7 +82,7 @@ def run(name: str, options: list[str], record: bool, results: Path = RESULTS) ->
 
 
 def heading(name: str, options: list[str]) -> str:
-    """What was asked, when, and of how large a machine."""
+    """Return what was asked, when, and of how large a machine."""
     words = " ".join(["python -m benchmarks", name, *options])
     today = datetime.now(UTC).date()
     return f"# {name}\n\n`{words}`, {today}, {os.cpu_count()} cores, {memory():.0f} GiB of memory\n"

@@ -101,7 +101,7 @@ def steps(cell: str, way: str, count: int, precision: str) -> dict[str, Any]:
 
 
 def _stepper(cell: Cell, precision: str) -> Callable[[], float]:
-    """A function that does one step of distillation and returns its loss."""
+    """Return a function that does one step of distillation and returns its loss."""
     torch.manual_seed(0)
     module = Distiller(_model(cell, cell.prune).train(), _model(cell, cell.teacher), Distill())
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
@@ -131,7 +131,7 @@ def _model(cell: Cell, shape: tuple[int, int, int, int]) -> Any:
 
 
 def _apart(cell: str, way: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """What a process of its own finds."""
+    """Return what a process of its own finds."""
     command = [sys.executable, "-m", "benchmarks.cpu", "--one", cell, way, "--precision", asked.precision]
     command += ["--threads", str(asked.threads), "--steps", str(asked.steps)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -96,7 +96,7 @@ def alone(work: Any, *arguments: Any) -> Any:
 
 
 def cells(steps: int) -> list[Entry]:
-    """The five cells."""
+    """Return the five cells."""
     from lit_prune.pipeline.resolve import Resolver
 
     settings = {
@@ -153,7 +153,7 @@ def run(store: Path, steps: int, count: int, cache: bool, threads: int) -> Cost:
 
 
 def timed(model: Any, passes: list[float]) -> Any:
-    """The model, which adds the CPU time of each of its forward passes to `passes`."""
+    """Return the model, which adds the CPU time of each of its forward passes to `passes`."""
     started: list[float] = []
     model.base_model.register_forward_pre_hook(lambda *_: started.append(time.process_time()))
     model.base_model.register_forward_hook(lambda *_: passes.append(time.process_time() - started.pop()))

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def teacher(layers: int | None = None) -> Any:
-    """A model of the shipped teacher's shape, or of another depth."""
+    """Return a model of the shipped teacher's shape, or of another depth."""
     shape = Pretraining()
     config = LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
@@ -141,7 +141,7 @@ def prefix_reuse(model: Any, data: list[Tensor]) -> None:
 
 
 def pass_of(what: str, asked: argparse.Namespace) -> measuring.Way:
-    """One forward pass of `FORWARD`, with all that is loaded on first use loaded."""
+    """Return one forward pass of `FORWARD`, with all that is loaded on first use loaded."""
     model, data = teacher(), batches(asked)
     forward(model, [data[0][:1, :8]], ())
     return lambda: forward(model, data, FORWARD[what])

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(threads: int, repeats: int) -> list[Rate]:
-    """All limits at a number of threads."""
+    """Return all limits at a number of threads."""
     torch.set_num_threads(threads)
     rates = []
     for name, shape in SHAPES.items():

@@ -36,7 +36,7 @@ class Regression(L.LightningModule):
         self.terms: dict[str, Tensor] = {}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean square, under as many names as there are keys."""
+        """Return the mean square, under as many names as there are keys."""
         loss = self.matrix(batch["input_ids"]).square().mean()
         self.terms = {"loss": loss, "grad_norm": loss.detach()} | {f"term{i}": loss.detach() for i in range(self.keys)}
         if self.by_lightning:
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def ways(keys: list[int], steps: int, folder: Path) -> dict[str, measuring.Way]:
-    """A bare loop, Lightning without logging, and both ways to log at each number of keys."""
+    """Return a bare loop, Lightning without logging, and both ways to log at each number of keys."""
     data = [{"input_ids": torch.ones(WIDTH)} for _ in range(steps)]
     loader = DataLoader(data, batch_size=1)  # type: ignore[arg-type]
     found: dict[str, measuring.Way] = {

@@ -78,7 +78,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def prepare(case: Case, name: str) -> measuring.Way:
-    """One way to evaluate a case, with its inputs made and all that is loaded on first use loaded."""
+    """Return one way to evaluate a case, with its inputs made and all that is loaded on first use loaded."""
     inputs, few = Inputs.of(case), Inputs.of(replace(case, tokens=8))
 
     def run(inputs: Inputs = inputs) -> None:
@@ -112,7 +112,7 @@ class Inputs:
 
 
 def of_all_logits(inputs: Inputs, loss: str) -> Tensor:
-    """The loss from the logits of all tokens."""
+    """Return the loss from the logits of all tokens."""
     ours = inputs.head.logits(inputs.states).float()
     if loss == "clm":
         return F.cross_entropy(ours, inputs.successors)
@@ -122,7 +122,7 @@ def of_all_logits(inputs: Inputs, loss: str) -> Tensor:
 
 
 def in_chunks(inputs: Inputs, loss: str) -> Tensor:
-    """What lit_prune does."""
+    """Return what lit_prune does."""
     if loss == "clm":
         return head_losses(inputs.states, inputs.head, successors=inputs.successors, ce_weight=1.0).loss
     asked: dict[str, Any] = {"target": inputs.target, "logit_loss": logit_losses[loss], "kd_weight": 1.0}

@@ -64,7 +64,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def environment_line(found: dict[str, Any]) -> str:
-    """An environment in one line."""
+    """Return an environment in one line."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return f"{found['machine']}, {found['threads']} threads; {versions}; commit {found['commit']}"
 

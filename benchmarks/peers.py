@@ -168,7 +168,7 @@ def loop(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
 
 
 def forward_kl(student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The objective on the full logits of one batch."""
+    """Return the objective on the full logits of one batch."""
     scored = batch["labels"][:, 1:] != IGNORED
     ours = student(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1][scored].float()
     with torch.no_grad():
@@ -210,7 +210,7 @@ def trl(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
 
 
 def _tokenizer() -> Any:
-    """A tokenizer that is asked for and never used: the text is tokens already."""
+    """Return a tokenizer that Trainer requires and never uses: the text is tokens already."""
     from tokenizers import Tokenizer, models
 
     return Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
@@ -238,7 +238,7 @@ TRAINERS: dict[str, Callable[[Job, Any, Any, Meter], None]] = {
 
 
 def training_arguments(job: Job) -> dict[str, Any]:
-    """What the peers, which are all transformers' Trainer, are told."""
+    """Return what the peers, which are all transformers' Trainer, are told."""
     return {
         "output_dir": str(Path(job.folder) / "out"), "max_steps": job.steps, "seed": SEED, "use_cpu": True,
         "per_device_train_batch_size": job.batch, "train_sampling_strategy": "sequential",
@@ -250,7 +250,7 @@ def training_arguments(job: Job) -> dict[str, Any]:
 
 
 def metered(trainer: type[Any], meter: Meter) -> type[Any]:
-    """A transformers Trainer that tells `meter` of every step."""
+    """Return a transformers Trainer that tells `meter` of every step."""
     from transformers import TrainerCallback
 
     class Metered(trainer):  # type: ignore[misc]
@@ -276,7 +276,7 @@ def metered(trainer: type[Any], meter: Meter) -> type[Any]:
 
 
 def resident(which: str) -> float:
-    """A line of the process's status in MiB (Linux)."""
+    """Return a line of the process's status in MiB (Linux)."""
     lines: Iterator[str] = iter(Path("/proc/self/status").read_text().splitlines())
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(which))
 

@@ -34,7 +34,7 @@ class Wait:
 
 
 def commands(store: str) -> dict[str, list[str]]:
-    """What is waited for."""
+    """Return what is waited for."""
     return {
         "the interpreter": ["-c", ""],
         "--help": ["-m", TABLE, "--help"],

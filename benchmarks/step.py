@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
-    """What is asked for."""
+    """Return what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["2k"], help="vocabulary (2k)")
     parser.add_argument(
@@ -141,7 +141,7 @@ def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def versions() -> list[str]:
-    """The peers that are installed here, whose versions belong to the result."""
+    """Return the peers that are installed here, whose versions belong to the result."""
     names = ["transformers", "lightning", "accelerate", "trl", "nvidia-modelopt"]
     return [name for name in names if _is_installed(name)]
 
@@ -156,7 +156,7 @@ def _is_installed(name: str) -> bool:
 
 
 def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """All ways of one shape in one precision: the rows, and the runs behind them."""
+    """Return all ways of one shape in one precision: the rows, and the runs behind them."""
     shape = SHAPES[name]
     quiet()
     steps, repeats = asked.steps or shape.steps, asked.repeats or shape.repeats
@@ -181,7 +181,7 @@ def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, A
 
 
 def ways(trainers: list[str]) -> list[Way]:
-    """What is compared; the first is ours where it is asked for."""
+    """Return what is compared; the first is ours where it is asked for."""
     first = [Way("ours", True)] if "ours" in trainers else []
     others = [Way(name, switches) for name in trainers for switches in (False, True) if name != "ours"]
     return first + others
@@ -203,7 +203,7 @@ def prepare(shape: Shape, steps: int, folder: Path) -> None:
 
 
 def run_round(jobs: dict[Way, Job], peer_python: str, backwards: bool) -> dict[Way, Run]:
-    """One run of every way, one after the other; those that are not installed are told of and left out."""
+    """Return one run of every way, one after the other; those that are not installed are told of and left out."""
     done = {}
     for way, job in reversed(jobs.items()) if backwards else jobs.items():
         print(f"\r{way.name:<40}", end="", file=sys.stderr, flush=True)
@@ -219,7 +219,7 @@ def run_job(job: Job, python: str) -> Run | None:
     """Carry out a job in a process of its own; None where its trainer is not installed.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: if it failed.
     """
     asked, result = Path(job.folder) / "job.json", Path(job.folder) / "result.json"
     asked.write_text(json.dumps(asdict(job)))

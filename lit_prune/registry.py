@@ -45,7 +45,7 @@ def _registry(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """The registry of that name, such as `lit_prune.registry.logit_losses`."""
+    """Return the registry of that name, such as `lit_prune.registry.logit_losses`."""
     if name in _HOME:
         return _registry(name)
     raise AttributeError(f"module 'lit_prune.registry' has no attribute {name!r}")
@@ -87,7 +87,7 @@ def _modules_of(package: str) -> list[str]:
 
 @functools.cache
 def _plugins() -> tuple[EntryPoint, ...]:
-    """The plugins of all installed packages; looking for them takes 30 ms."""
+    """Return the plugins of all installed packages; looking for them takes 30 ms."""
     return tuple(entry_points(group=PLUGINS))
 
 
@@ -128,10 +128,10 @@ class Registry(Generic[Part]):
         return add
 
     def __getitem__(self, name: str) -> Part:
-        """The part of that name.
+        """Return the part of that name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: if there is none.
         """
         self._load()
         if name not in self._parts:

@@ -47,7 +47,7 @@ class _Common:
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
 
     def common(self) -> dict[str, Any]:
-        """The arguments that both functions take."""
+        """Return the arguments that both functions take."""
         return {
             "out": self.out, "corpus": self.corpus, "seq_len": self.seq_len, "profile": self.profile,
             "settings": dict(map(parse_setting, self.set)), "store": self.store, "execution": self.execution,

@@ -107,7 +107,7 @@ def _words(flags: CliArgs) -> list[str]:
 
 
 def _answer(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> str:
-    """The paper's table and ours with the verdicts, as Markdown, of the store, or as recorded."""
+    """Return the paper's table and ours with the verdicts, as Markdown, of the store, or as recorded."""
     from lit_prune.report import assemble
 
     report = assemble(table, flags.profile, flags.settings, found, store, flags=flags.selection)
@@ -136,7 +136,7 @@ def _sync(flags: CliArgs, table: Table, found: list[Entry], store: Store) -> int
 
 
 def _addresses(entry: Entry) -> list[str]:
-    """Those of a cell and of the parents it is cut from."""
+    """Return the addresses of a cell and of its parents."""
     return [entry.key, *(dataclasses.replace(entry, cell=parent).key for parent in parents_of(entry.cell))]
 
 

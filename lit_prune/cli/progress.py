@@ -109,7 +109,7 @@ class ProgressBar:
         self._rich.update(self._task, completed=done, total=total or None, **changes)  # type: ignore[arg-type]
 
     def _measure(self) -> tuple[float, float]:
-        """How much of the work is done, and all of it: in units, or in cells where no unit is planned."""
+        """Return how much of the work is done, and all of it: in units, or in cells where no unit is planned."""
         return (self.done, self.total) if self.total else self._cells or (0, 0)
 
     def _line(self, what: str) -> None:

@@ -59,7 +59,7 @@ def run(flags: CliArgs) -> int:
 
 
 def _source(name: str) -> Source | None:
-    """What a name is fetched from; None if it ships with the package.
+    """Return what a name is fetched from; None if it ships with the package.
 
     Raises:
         ConfigError: if it is no teacher's.

@@ -113,5 +113,5 @@ def _alike(one: str, other: str) -> float:
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """A path as the shell would read it."""
+    """Return a path as the shell would read it."""
     return Path(os.path.expandvars(path)).expanduser()

@@ -19,7 +19,7 @@ Node = TypeVar("Node")
 
 
 def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
-    """A node from plain data, strict in every name and type.
+    """Return a node from plain data, strict in every name and type.
 
     Raises:
         ConfigError: an unknown field or a value of the wrong type, with the field's dotted path.
@@ -34,7 +34,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
 
 @functools.cache
 def _adapter(kind: type, methods: tuple[str, ...]) -> Any:
-    """The validator of a section; `methods` are those there are, which decide what the `prune` section may be."""
+    """Return the validator of a section; `methods` are those there are, which decide what the `prune` section may be."""
     import pydantic
 
     for section in sections(kind):  # an unknown field is an error in each
@@ -43,7 +43,7 @@ def _adapter(kind: type, methods: tuple[str, ...]) -> Any:
 
 
 def _explain(kind: type, errors: list[Any], plain: Mapping[str, Any]) -> str:
-    """One line about the first wrong field; a union fails once for each of its members, all of them allowed."""
+    """Return one line about the first wrong field; a union fails once for each of its members, all of them allowed."""
     for path, value in flatten(plain):
         if not is_unicode(value):
             return f"{path}: must be valid UTF-8, got {value!r}"
@@ -87,7 +87,7 @@ def is_unicode(value: Any) -> bool:
 
 
 def fields_of(kind: Any, prefix: str = "") -> list[str]:
-    """Dotted paths of all fields of a section, those filled in by the program left out."""
+    """Return dotted paths of all fields of a section, those filled in by the program left out."""
     paths: list[str] = []
     for field in dataclasses.fields(kind):
         section = section_of(kind, field.name)
@@ -99,7 +99,7 @@ def fields_of(kind: Any, prefix: str = "") -> list[str]:
 
 
 def plain_of(node: Any) -> dict[str, Any]:
-    """A node as nested dicts."""
+    """Return a node as nested dicts."""
     plain = dataclasses.asdict(node)
     if isinstance(node, Cell) and node.parent is not None:
         plain["parent"] = dict(node.parent)
@@ -117,7 +117,7 @@ def check_flags(execution: Execution) -> None:
 
 
 def described(node: Any) -> Any:
-    """Every field of a cell by name, that of its parent within it, as data of which each leaf is a scalar.
+    """Return every field of a cell by name, that of its parent within it, as data of which each leaf is a scalar.
 
     A fingerprint stands for the places that hold the content.
     """
@@ -158,7 +158,7 @@ def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
 
 
 def override(node: Node, changes: Mapping[str, Any]) -> Node:
-    """The same node with dotted fields changed; the one mechanism behind profiles, grid axes and --set.
+    """Return the same node with dotted fields changed; the one mechanism behind profiles, grid axes and --set.
 
     Raises:
         ConfigError: a path that does not exist or a value of the wrong type.
@@ -170,7 +170,7 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
 
 
 def parent_of(cell: Cell) -> Cell | None:
-    """The cell whose student is pruned: the same one but for the changes of `parent`, which go over all others.
+    """Return the cell whose student is pruned: the same one but for the changes of `parent`, which go over all others.
 
     Raises:
         ConfigError: as `override`.
@@ -182,7 +182,7 @@ def parent_of(cell: Cell) -> Cell | None:
 
 
 def parents_of(cell: Cell) -> list[Cell]:
-    """The parent of a cell, the parent of that, and so on.
+    """Return the parent of a cell, the parent of that, and so on.
 
     Raises:
         ConfigError: as `override`.
@@ -226,12 +226,12 @@ def _changed(node: Node, changes: Mapping[str, Any]) -> Node:
 
 
 def _method_first(change: tuple[str, Any]) -> bool:
-    """The key that puts the choice of a method before the settings that are given with it."""
+    """Return the key that puts the choice of a method before the settings that are given with it."""
     return not f".{change[0]}".endswith(".prune.method")
 
 
 def _unknown(path: str, kind: type, parents: list[str], place: Any) -> str:
-    """One line about a field that does not exist."""
+    """Return one line about a field that does not exist."""
     if parents[-1:] == ["prune"] and isinstance(place, dict) and place["method"] != DEFAULT_METHOD:
         allowed = ", ".join(name for name in place if name != "fingerprint")
         return f"{path}: unknown field of method {place['method']} (allowed: {allowed})"
@@ -269,7 +269,7 @@ def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths and values of nested mappings."""
+    """Yield dotted paths and values of nested mappings."""
     for name, value in plain.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{name}.")

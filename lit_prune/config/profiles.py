@@ -19,7 +19,7 @@ RECORDS = Path(__file__).parents[2] / "experiments"
 
 
 def profiles_folder() -> Path:
-    """Where the profiles lie: beside the package in a checkout, inside it in a wheel."""
+    """Return where the profiles lie: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     beside = package.parent / "configs"
     return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"

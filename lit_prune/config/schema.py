@@ -141,7 +141,7 @@ class SearchSpace:
 
 
 def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
-    """A shape of the space as a row of a table."""
+    """Return a shape of the space as a row of a table."""
     return f"{layers} layers, {heads} heads, {neurons} neurons, {hidden} hidden"
 
 

@@ -144,7 +144,8 @@ class Table:
         return replace(profile, cell=override(override(profile.cell, self.base_overrides), settings or {}))
 
     def measuring(self, cell: Cell) -> Table:
-        """The table with what its cells measure beside its own metrics: how fast their students are, where asked."""
+        """Return the table with what its cells measure beside its own metrics: how fast their students are, where
+        asked."""
         if cell.evaluation.throughput is None or "speedup" in self.metrics:
             return self
         return replace(
@@ -178,7 +179,7 @@ class Table:
         return list(dict.fromkeys([*rows, *self.paper, *claimed]))
 
     def metric_of(self, claim: Claim) -> str:
-        """The metric a claim is judged by."""
+        """Return the metric a claim is judged by."""
         return claim.metric or self.metrics[0]
 
     def prefers_more(self, metric: str) -> bool:
@@ -186,11 +187,11 @@ class Table:
         return metric == ORDER or metric in self.higher_is_better
 
     def stated(self, claim: Claim) -> str:
-        """A claim in words: its relation, and its metric where it names one."""
+        """Return a claim in words: its relation, and its metric where it names one."""
         return self.relation(claim) + (f" ({claim.metric})" if claim.metric else "")
 
     def relation(self, claim: Claim) -> str:
-        """The two rows of a claim and what it says of their metric."""
+        """Return the two rows of a claim and what it says of their metric."""
         more = self.prefers_more(self.metric_of(claim))
         order = f"{claim.better} {'>' if more else '<'} {claim.worse}"
         if claim.or_better:

@@ -57,12 +57,12 @@ def plainly() -> Iterator[None]:
 
 
 def applied() -> dict[str, Any]:
-    """What each switch did, with the reason where it is off; empty before `prepare`."""
+    """Return what each switch did, with the reason where it is off; empty before `prepare`."""
     return {name: found for name, found in _applied.items() if name != "switches"}
 
 
 def _elsewhere(accelerator: str) -> bool:
-    """Whether the models run on another device."""
+    """Return whether the models run on another device."""
     import torch
 
     return accelerator != "cpu" and torch.accelerator.is_available()

@@ -72,7 +72,8 @@ def only(kernels: dict[torch.dtype, Kernel]) -> Iterator[None]:
 def attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **asked: Any
 ) -> tuple[Tensor, None]:
-    """What transformers' `sdpa` computes, [batch, seq, heads, width]; by another kernel where it is plain causal."""
+    """Return what transformers' `sdpa` computes, [batch, seq, heads, width]; by another kernel where it is plain
+    causal."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     kernel = _kernels.get(dtype)
     if kernel is None or not _is_plain(module, query, key, value, attention_mask, asked):
@@ -86,7 +87,7 @@ def attend(
 def _is_plain(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, asked: dict[str, Any]
 ) -> bool:
-    """Whether this is causal attention of whole sequences to themselves, without anything else."""
+    """Return whether this is causal attention of whole sequences to themselves, without anything else."""
     causal, window, (_, heads, num_tokens, _) = asked.get("is_causal"), asked.get("sliding_window"), query.shape
     return (
         mask is None
@@ -226,7 +227,7 @@ class _Apart(torch.autograd.Function):
 
 
 def _fastest(dtype: torch.dtype) -> tuple[str, str]:
-    """The kernel that is by a margin faster than PyTorch's in this precision, else that; and what was found."""
+    """Return the kernel that is by a margin faster than PyTorch's in this precision, else that; and what was found."""
     names = [name for name in KERNELS if dtype != torch.float32 or name != "sdpa in float32"]
     batch, heads, groups, seq, width = _PROBE
     draw = torch.Generator().manual_seed(0)

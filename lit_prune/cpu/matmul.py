@@ -46,7 +46,7 @@ def use(wanted: bool) -> None:
 
 
 def using() -> bool:
-    """Whether oneDNN computes them."""
+    """Return whether oneDNN computes them."""
     return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
 
 

@@ -59,7 +59,7 @@ def switch(auto: bool, asked: int | None) -> int:
 
 
 def idle(cores: int, busy: float) -> int:
-    """The cores that are left, at least one."""
+    """Return the cores that are left, at least one."""
     return min(cores, max(1, cores - round(busy)))
 
 

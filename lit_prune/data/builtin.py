@@ -123,7 +123,7 @@ def _dependencies() -> Iterator[Named]:
 
 
 def _readmes() -> Iterator[Named]:
-    """The README of each package lit_prune depends on, one document a package."""
+    """Yield the README of each package lit_prune depends on, one document a package."""
     for package in DESCRIBED:
         about = importlib.metadata.metadata(package).json  # a description is a header, or what follows the headers
         text = str(about.get("description", ""))
@@ -132,7 +132,7 @@ def _readmes() -> Iterator[Named]:
 
 
 def _sources(root: Path, prefix: str = "") -> Iterator[Named]:
-    """The Python files under a folder, in the order of their relative paths."""
+    """Yield the Python files under a folder, in the order of their relative paths."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in _DROPPED_FOLDERS and not f.startswith(_DROPPED_PREFIXES))
         for name in sorted(files):

@@ -37,7 +37,7 @@ class CalibrationData(L.LightningDataModule):
         self.sequences, self.batch_size, self.num_workers = sequences, batch_size, num_workers
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The share of this rank, in the drawn order."""
+        """Return the share of this rank, in the drawn order."""
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         return DataLoader(

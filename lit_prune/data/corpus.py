@@ -44,7 +44,7 @@ class Passage(NamedTuple):
 
 
 def split_of(name: str, heldout: float) -> Split:
-    """The split of a document, by a hash of its name, so that it never depends on the order of reading."""
+    """Return the split of a document, by a hash of its name, so that it never depends on the order of reading."""
     return _split_at(_hashed(name), heldout)
 
 
@@ -181,7 +181,7 @@ class Reader:
                 yield from with_text(pieces(stream, self.corpus.separator))
 
     def _length_if_alone(self, files: list[Path]) -> int | None:
-        """The characters of the source if it is a single document of plain text, which is split within itself."""
+        """Return the characters of the source if it is a single document of plain text, which is split within itself."""
         if len(files) > 1 or kind_of(files[0]) not in _TEXT_KINDS:
             return None
         number = length = 0
@@ -260,7 +260,7 @@ def fingerprint(corpus: Corpus) -> str:
 
 
 def pin(corpus: Corpus) -> Corpus:
-    """The same corpus with its fingerprint filled in."""
+    """Return the same corpus with its fingerprint filled in."""
     return corpus if corpus.fingerprint else dataclasses.replace(corpus, fingerprint=fingerprint(corpus))
 
 
@@ -276,6 +276,6 @@ def _check_fields(corpus: Corpus, files: list[Path]) -> None:
 
 
 def _are_lines(files: list[Path], corpus: Corpus) -> bool:
-    """Whether the rows of files are the lines of WikiText articles."""
+    """Return whether the rows of files are the lines of WikiText articles."""
     rows = corpus.group is None and all(kind_of(path) not in _TEXT_KINDS for path in files)
     return rows and begins_with_title(files[0], corpus)

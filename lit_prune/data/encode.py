@@ -63,7 +63,7 @@ class Encoder:
         return cls(tokenizer, corpus, eos, bos, before, after)
 
     def encoded(self, passages: Iterator[Passage]) -> Iterator[Encoded]:
-        """The ids of each passage, with what stands around a document at its beginning and its end.
+        """Yield the ids of each passage, with what stands around a document at its beginning and its end.
 
         Raises:
             ConfigError: if a conversation cannot be written with the tokenizer's chat template.
@@ -99,7 +99,7 @@ class Encoder:
         return [*before, *ids, *after], [*[ours] * len(before), *scored, *[ours] * len(after)]
 
     def _rendered(self, messages: Messages) -> tuple[str, list[Span]]:
-        """A conversation by the chat template, and where the assistant speaks, for `loss_on` assistant."""
+        """Return a conversation by the chat template, and where the assistant speaks, for `loss_on` assistant."""
         column = self.corpus.text_column
         if not getattr(self.tokenizer, "chat_template", None):
             raise ConfigError(
@@ -140,7 +140,7 @@ class Encoder:
         return text, spans
 
     def _with_controls(self, text: str, contents: list[Span]) -> tuple[list[int], list[int]]:
-        """The ids of a rendered conversation, and the first character of each.
+        """Return the ids of a rendered conversation, and the first character of each.
 
         The special tokens of the template are controls; those that a message spells are text.
         """
@@ -176,7 +176,7 @@ class Encoder:
 
 
 def _contents(text: str, messages: Messages) -> list[Span]:
-    """Where the messages stand in a rendered conversation; templates may strip them."""
+    """Return where the messages stand in a rendered conversation; templates may strip them."""
     spans, position = [], 0
     for message in messages:
         content = message.get("content")

@@ -43,7 +43,7 @@ class Digest(Protocol):
 
 
 def kind_of(path: Path) -> str | None:
-    """How a file is read; None for files that lit_prune does not read."""
+    """Return how a file is read; None for files that lit_prune does not read."""
     if path.suffix in (".gz", ".zst"):
         kind = KINDS.get(Path(path.stem).suffix)
         return None if kind == "parquet" else kind
@@ -79,7 +79,7 @@ def warn_of_ignored(source: str) -> None:
 
 
 def _listed(root: Path) -> tuple[list[Path], list[Path]]:
-    """The files that are read and those that are not."""
+    """Return the files that are read and those that are not."""
     if not root.is_dir():
         return ([root], []) if root.is_file() and kind_of(root) else ([], [])
     found = sorted(
@@ -186,5 +186,5 @@ def add_file(path: Path, digest: Digest) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

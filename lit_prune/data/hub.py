@@ -37,5 +37,5 @@ def revision_of(fingerprint: str | None) -> str | None:
 
 
 def is_wikitext(source: str) -> bool:
-    """Whether the rows of a data set are the lines of WikiText articles."""
+    """Return whether the rows of a data set are the lines of WikiText articles."""
     return source.rpartition("/")[2].lower().startswith("wikitext")

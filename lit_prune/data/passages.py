@@ -18,12 +18,12 @@ Piece = tuple[bool, str]
 
 
 def pieces(stream: TextIO, separator: str | None) -> Iterator[Piece]:
-    """The documents of a text file: all of it, or what lies between separators, which are left out."""
+    """Return the documents of a text file: all of it, or what lies between separators, which are left out."""
     return _cut(stream) if separator is None else _parted(stream, separator)
 
 
 def _cut(stream: TextIO) -> Iterator[Piece]:
-    """One document, in pieces that end at line ends where there are any."""
+    """Yield one document, in pieces that end at line ends where there are any."""
     begins, text = True, ""
     while more := stream.read(LONGEST - len(text)):
         text += more
@@ -50,12 +50,12 @@ def _parted(stream: TextIO, separator: str) -> Iterator[Piece]:
 
 
 def is_title(line: str) -> bool:
-    """Whether a line is the title of a WikiText article, if it stands between blank ones."""
+    """Return whether a line is the title of a WikiText article, if it stands between blank ones."""
     return _TITLE.fullmatch(line) is not None
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """The articles of WikiText, whose lines come one after another."""
+    """Yield the articles of WikiText, whose lines come one after another."""
     article: list[str] = []
     padded = itertools.chain([""], lines, [""])
     before, line = next(padded), next(padded)
@@ -70,7 +70,7 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def with_text(documents: Iterable[Piece]) -> Iterator[Piece]:
-    """The same pieces without blank ones at the beginning of a document."""
+    """Yield the same pieces without blank ones at the beginning of a document."""
     waiting = False
     for begins, text in documents:
         waiting = waiting or begins

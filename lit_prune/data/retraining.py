@@ -120,7 +120,7 @@ class RetrainingData(L.LightningDataModule):
         self.start = 0
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The stream of this rank from where the run stands.
+        """Return the stream of this rank from where the run stands.
 
         Raises:
             ConfigError: if `batch_size` is not a multiple of ranks times accumulated micro-batches.

@@ -61,7 +61,7 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Generator[Row, None, 
 
 
 def begins_with_title(path: Path, corpus: Corpus) -> bool:
-    """Whether the first row of a local file with text is the title of a WikiText article.
+    """Return whether the first row of a local file with text is the title of a WikiText article.
 
     A JSON array is read whole or not at all, and WikiText does not come as one: it is not read here.
 
@@ -94,7 +94,7 @@ def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
 
 
 def _json(stream: TextIO) -> Iterator[Any]:
-    """The rows of JSON lines, of a JSON array, or of one JSON value."""
+    """Yield the rows of JSON lines, of a JSON array, or of one JSON value."""
     begun = False
     for number, line in enumerate(stream, 1):
         if not line.strip():
@@ -122,7 +122,7 @@ def _csv(stream: TextIO) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
-    """The rows of a Parquet file, of which only the columns that are used are read."""
+    """Yield the rows of a Parquet file, of which only the columns that are used are read."""
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(file)
@@ -136,7 +136,7 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
 
 
 def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
-    """The text and the group of each row; a row that is a string is its text."""
+    """Yield the text and the group of each row; a row that is a string is its text."""
     wanted = {"text_column": corpus.text_column} | ({"group": corpus.group} if corpus.group else {})
     names: dict[str, None] = {}
     missing = dict.fromkeys(wanted, True)
@@ -164,7 +164,7 @@ def _no_column(field: str, column: str, where: str, names: Iterable[str]) -> Con
 
 
 def _columns(row: Mapping[str, Any]) -> Iterator[str]:
-    """The names that `corpus.text_column` may be of a row, also those in nested objects."""
+    """Yield the names that `corpus.text_column` may be of a row, also those in nested objects."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from (f"{name}.{inner}" for inner in _columns(value))
@@ -173,7 +173,7 @@ def _columns(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
-    """Whether a row has a column, and its value; dots lead into nested objects."""
+    """Return whether a row has a column, and its value; dots lead into nested objects."""
     if column in row:
         return True, row[column]
     value: Any = row
@@ -187,7 +187,7 @@ def _value(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
 
 
 def _text(value: Any, column: str, where: str, number: int) -> str | Messages | None:
-    """The value of the column if it is text, a conversation, or null."""
+    """Return the value of the column if it is text, a conversation, or null."""
     if value is None:
         return None
     if isinstance(value, str):

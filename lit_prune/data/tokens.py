@@ -63,7 +63,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return np.memmap(path, dtype, mode="r") if self.num_tokens else np.empty(0, dtype)
 
     def _all_starts(self) -> np.ndarray:
-        """The first token of each sequence."""
+        """Return the first token of each sequence."""
         if self._bos is None:
             return np.arange(0, self.num_tokens, self.seq_len)
         starts, start = [], 0
@@ -77,7 +77,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return int(self._bos is not None and self._ids[start] != self._bos)
 
     def _room(self, start: int) -> int:
-        """Tokens of the split in a full sequence."""
+        """Return the number of tokens of the split in a full sequence."""
         return self.seq_len - self._in_front(start)
 
     def _stop(self, start: int) -> int:
@@ -104,7 +104,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": inputs, "labels": torch.nn.functional.pad(labels, around, value=IGNORED)}
 
     def num_scored(self, index: int) -> int:
-        """Number of tokens of a sequence that are predicted: its labels but for the first."""
+        """Return the number of predicted tokens of a sequence: its labels but the first."""
         return self._count(self._start(index))
 
     def _start(self, index: int) -> int:
@@ -114,7 +114,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
 
 
 def tokens_are_whole(folder: Path) -> bool:
-    """Whether a folder holds the tokens of every split in their full length."""
+    """Return whether a folder holds the tokens of every split in their full length."""
     try:
         return all(TokenSequences(folder, split, _ALL) is not None for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError):

@@ -85,7 +85,7 @@ class Accumulation:
         self._gradients = {}
 
     def _weighed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The terms of the step and `loss`, and the ratios."""
+        """Return the terms of the step and `loss`, and the ratios."""
         terms = {name: value for name, value in self._sums.items() if name != _FIXED}
         loss = self._sums[_FIXED]
         weights = ratios(self.distill, loss, terms)

@@ -10,7 +10,7 @@ from lit_prune.config import ConfigError, Distill
 
 
 def tokens_of_step(distill: Distill) -> int:
-    """Tokens an optimizer step reads."""
+    """Return the number of tokens that an optimizer step reads."""
     return distill.batch_size * distill.seq_len
 
 

@@ -221,7 +221,8 @@ def _allocated(cache: Cache, share: float) -> dict[str, Tensor]:
 def _largest(
     output: HeadOutput, labels: Tensor, top_k: int, missing_mass: torchmetrics.MeanMetric
 ) -> dict[str, Tensor]:
-    """The largest logits of a micro-batch, from the products that a run computes: of scored tokens, in its chunks."""
+    """Return the largest logits of a micro-batch, from the products that a run computes: of scored tokens, in its
+    chunks."""
     scored = labels[:, 1:] != IGNORED
     target = output.target(scored, None)
     chunk = tokens_at_once(len(output.head.weight), labels.is_cuda)

@@ -151,7 +151,7 @@ class Checks(L.Callback):
 
 
 def check_steps(steps: int, checks: int) -> frozenset[int]:
-    """The steps after which a run of `steps` is checked: the ends of `checks` equal parts of it."""
+    """Return the steps after which a run of `steps` is checked: the ends of `checks` equal parts of it."""
     return frozenset(round(steps * i / checks) for i in range(1, checks + 1))
 
 

@@ -22,7 +22,7 @@ class JointDistiller(Distiller):
     `terms` holds the teacher's loss as `teacher_ce_loss`, which is no part of `loss`.
 
     Raises:
-        ConfigError: nothing is learned from the teacher.
+        ConfigError: if nothing is learned from the teacher.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class JointDistiller(Distiller):
         self.corrected = self.teacher.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The student's objective and the teacher's cross-entropy, added: their graphs have no parameter in common."""
+        """Return the student's objective and the teacher's cross-entropy, added: their graphs have no parameter in
+        common."""
         # The teacher first: autocast may keep, and go on with, casts of its weights from a pass without gradient.
         clm = self._teacher_clm(batch["input_ids"], batch["labels"], batch.get("mean_scored"))
         loss = super().training_step(batch, batch_idx)
@@ -65,6 +66,6 @@ class JointDistiller(Distiller):
         self.terms["grad_norm"] = norm.detach()
 
     def _ours(self) -> list[nn.Parameter]:
-        """All that is trained but the teacher: the student and, where there is one, the projection."""
+        """Return all that is trained but the teacher: the student and, where there is one, the projection."""
         theirs = set(self.corrected.parameters())
         return [p for p in self.parameters() if p not in theirs]

@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 
 def pairs_of(distill: Distill, teacher_layers: int, student_layers: int) -> list[Pair]:
-    """The pairs of states of the stream a recipe names.
+    """Return the pairs of states of the stream a recipe names.
 
     Raises:
         ConfigError: a map that is not teacher:student, or a layer one of them does not have.
@@ -50,7 +50,7 @@ def pairs_of(distill: Distill, teacher_layers: int, student_layers: int) -> list
 
 
 def relations_of(distill: Distill, teacher_layers: int, student_layers: int) -> list[Pair]:
-    """The pairs of queries, of keys and of values whose relations a recipe compares.
+    """Return the pairs of queries, of keys and of values whose relations a recipe compares.
 
     Raises:
         ConfigError: as `pairs_of`.
@@ -60,13 +60,13 @@ def relations_of(distill: Distill, teacher_layers: int, student_layers: int) -> 
 
 
 def check_relation_heads(distill: Distill, *configs: Any) -> None:
-    """See that relation heads cut the vectors of models with these configs into equal parts.
+    """Check that relation heads cut the vectors of models with these configs into equal parts.
 
     A part of a head's width does so whatever the number of heads, which differs between queries and keys, and in the
     student.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: if they do not.
     """
     for width in map(head_dim_of, configs):
         if distill.relation_heads < 1 or width % distill.relation_heads:
@@ -76,7 +76,7 @@ def check_relation_heads(distill: Distill, *configs: Any) -> None:
 
 
 def _maps(distill: Distill, name: str, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
-    """The layers (of the teacher, of the student) that a field of the recipe names."""
+    """Return the layers (of the teacher, of the student) that a field of the recipe names."""
     maps = []
     for text in getattr(distill, name):
         theirs, colon, ours = text.partition(":")
@@ -123,7 +123,7 @@ class HiddenStateReader:
         self._batch = len(inputs[0])
 
     def _hook(self, layers: list[nn.Module], state: State, seen: States) -> RemovableHandle:
-        """A hook on the norm that shows a state, or else on the module that reads it."""
+        """Return a hook on the norm that shows a state, or else on the module that reads it."""
 
         def keep(value: Tensor) -> None:  # OPT's MLP knows no sequences, only tokens [batch * seq, width]
             seen[state] = value if value.dim() == 3 else value.unflatten(0, (self._batch, -1))

@@ -19,7 +19,7 @@ def configure(module: nn.Module, optim: Optimizer, steps: int) -> dict[str, Any]
 
 
 def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optimizer]], steps: int) -> dict[str, Any]:
-    """The same for parts of a module that have an optimizer and a schedule each: one AdamW steps them all."""
+    """Return the same for parts of a module that have an optimizer and a schedule each: one AdamW steps them all."""
     groups: list[dict[str, Any]] = []
     schedules: list[Callable[[int], float]] = []
     for parameters, optim in parts:

@@ -43,7 +43,7 @@ def _adapt(student: Any, lora: Lora) -> Any:
 
 
 def targets_of(model: Any, lora: Lora) -> list[str]:
-    """The linear modules of a layer that get an adapter, by their names in the layer.
+    """Return the linear modules of a layer that get an adapter, by their names in the layer.
 
     Raises:
         ConfigError: a target that names none of them.
@@ -71,10 +71,10 @@ def _freeze_all_but(student: Any, last: int) -> None:
 
 
 def check_trained(distill: Distill, config: Any, num_layers: int) -> None:
-    """See that what a recipe trains is there, in a student with `num_layers` layers of this config's kind.
+    """Check that what a recipe trains is there, in a student with `num_layers` layers of this config's kind.
 
     Raises:
-        ConfigError: it is not; both ways are requested; peft is not installed.
+        ConfigError: if it is not; both ways are requested; peft is not installed.
     """
     if distill.lora is not None and distill.train_last_layers is not None:
         raise ConfigError("distill.lora: goes without distill.train_last_layers; set one of the two to null")

@@ -132,7 +132,7 @@ def questions(
 
 
 def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:
-    """The benchmark of a name."""
+    """Return the benchmark of a name."""
     if name in KNOWN:
         found = KNOWN[name]
     elif local is not None and name in subtasks_of("blimp", local):
@@ -145,7 +145,7 @@ def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:
 
 
 def _of_harness(name: str) -> Benchmark:
-    """A task that only lm-eval knows, looked for in its definitions as text, which takes a second."""
+    """Return a task that only lm-eval knows, looked for in its definitions as text, which takes a second."""
     names, unsafe = set(KNOWN), False
     for path in harness_folder().rglob("*.yaml"):
         content = path.read_text(errors="replace")
@@ -171,10 +171,10 @@ def _question(benchmark: Benchmark, shots: int | None, limit: int | None, local:
 
 
 def hub_revision(benchmark: Benchmark) -> str:
-    """The commit at which the data set stands: of the copy in the local cache, or else the newest one.
+    """Return the commit at which the data set stands: of the copy in the local cache, or else the newest one.
 
     Raises:
-        ConfigError: it cannot be reached.
+        ConfigError: if it cannot be reached.
     """
     if benchmark.data is None:
         names = data_sets(benchmark.task, benchmark.folder)

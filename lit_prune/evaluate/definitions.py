@@ -16,10 +16,10 @@ OURS = Path(__file__).parent / "lm_eval_tasks"
 
 
 def harness_version() -> str:
-    """The version of lm-eval, which defines the tasks.
+    """Return the version of lm-eval, which defines the tasks.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: if it is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("benchmarks need lm-eval: pip install 'lit-prune[eval]'")
@@ -27,7 +27,7 @@ def harness_version() -> str:
 
 
 def harness_folder() -> Path:
-    """Where lm-eval keeps the definitions of its tasks."""
+    """Return where lm-eval keeps the definitions of its tasks."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None

@@ -59,7 +59,7 @@ class Answer:
 
 
 def load(question: Question) -> Any:
-    """The tasks that a question consists of, as lm-eval has them, with their documents.
+    """Return the tasks that a question consists of, as lm-eval has them, with their documents.
 
     Raises:
         ConfigError: documents that cannot be had.
@@ -96,7 +96,7 @@ def measure(
     model: Any, tokenizer: Any, question: Question, *, batch_size: int = 16, loaded: Any = None,
     tell: Tell = lambda share: None,
 ) -> Answer:  # fmt: skip
-    """What a causal language model, where it is and in its precision, gets in a task; it is left in its mode.
+    """Return what a causal language model, where it is and in its precision, gets in a task; it is left in its mode.
 
     `loaded` is what `load` has made of the question.
     """
@@ -154,7 +154,7 @@ class RecordingLM(HFLM):
         return written
 
     def _fitting(self, request: Any) -> Any:
-        """A request whose continuation alone is more than the model takes, cut like the others: from the left."""
+        """Return a request whose continuation alone is more than the model takes, cut like the others: from the left."""
         pair, before, asked = request
         if len(asked) <= self.max_length:
             return request
@@ -171,7 +171,8 @@ class RecordingLM(HFLM):
 
 
 def _definition(question: Question) -> Any:
-    """What lm-eval builds a task from: its name, or a group of tasks with the fields that differ, which it merges."""
+    """Return what lm-eval builds a task from: its name, or a group of tasks with the fields that differ, which it
+    merges."""
     benchmark = question.benchmark
     if question.local is None:
         asked = [{"task": benchmark.task, **copy.deepcopy(benchmark.options)}]
@@ -184,7 +185,7 @@ def _definition(question: Question) -> Any:
 
 
 def _average(name: str, tasks: dict[str, Any]) -> Any:
-    """The mean accuracy over tasks, each with the same weight."""
+    """Return the mean accuracy over tasks, each with the same weight."""
     mean = {"metric": "acc", "aggregation": "mean", "weight_by_size": False}
     group = Group.from_config({"group": name, "aggregate_metric_list": [mean]})
     for task in tasks.values():
@@ -226,13 +227,13 @@ def _answer(found: Any, loaded: Any, name: str, watched: RecordingLM) -> Answer:
 
 
 def _of_whole(name: str, found: Any, parts: dict[str, dict[str, Score]]) -> dict[str, Score]:
-    """The scores of a group, as lm-eval weighs its parts, where it does."""
+    """Return the scores of a group, as lm-eval weighs its parts, where it does."""
     count = sum(next(iter(scores.values())).n for scores in parts.values() if scores)
     return _scores(found.get("groups", {}).get(name, {}), count)
 
 
 def _scores(line: dict[str, Any], count: int) -> dict[str, Score]:
-    """The metrics in lm-eval's line of a task: "acc,none" beside "acc_stderr,none"."""
+    """Return the metrics in lm-eval's line of a task: "acc,none" beside "acc_stderr,none"."""
     scores = {}
     for key, value in line.items():
         metric, comma, filtered = key.partition(",")
@@ -261,7 +262,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def ask(model: Any, tokenizer: Any, task: str, *, unsafe: bool = False, **how: Any) -> Answer:
-    """A model's answer to a task by its name, for a notebook; `how` are fields of `Question`.
+    """Return a model's answer to a task by its name, for a notebook; `how` are fields of `Question`.
 
     Raises:
         ConfigError: documents that cannot be had, or a task that runs what the model writes without `unsafe`.

@@ -42,7 +42,7 @@ class Local:
 
 
 def read(task: str, folder: Path) -> dict[str, Splits]:
-    """The documents of a task by subtask, which is one of the same name where there are none, and by split.
+    """Return the documents of a task by subtask, which is one of the same name where there are none, and by split.
 
     Raises:
         ConfigError: a file is missing, or is not what it should be.
@@ -59,7 +59,7 @@ def read(task: str, folder: Path) -> dict[str, Splits]:
 
 
 def files_of(task: str, folder: Path) -> list[Path]:
-    """The files of a task in a folder.
+    """Return the files of a task in a folder.
 
     Raises:
         ConfigError: the task is not read from files, or one of them is missing.
@@ -77,7 +77,7 @@ def digest_of_files(task: str, folder: Path) -> str:
     """sha256 of the files of a task.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: if one is missing.
     """
     digest = hashlib.sha256()
     for path in files_of(task, folder):
@@ -87,7 +87,8 @@ def digest_of_files(task: str, folder: Path) -> str:
 
 
 def subtasks_of(task: str, folder: Path) -> list[str]:
-    """The subtasks of BLiMP that the archive in the folder holds, none where there is no archive or for other tasks."""
+    """Return the subtasks of BLiMP that the archive in the folder holds, none where there is no archive or for other
+    tasks."""
     path = expand(folder) / LOCAL["blimp"].files[0]
     if task != "blimp" or not path.is_file():
         return []
@@ -124,7 +125,7 @@ def _arc(train: Path, dev: Path) -> Splits:
 
 
 def _arc_document(line: dict[str, Any]) -> dict[str, Any]:
-    """A key is a letter also where the choices are numbered; on the hub it is then the number."""
+    """Return a row with its key as a letter where the choices are numbered, as the hub has the number."""
     choices = {name: [choice[name] for choice in line["question"]["choices"]] for name in ("text", "label")}
     labels, answer = choices["label"], line["answerKey"]
     right = answer if answer in labels else labels[string.ascii_uppercase.index(answer)]
@@ -140,7 +141,8 @@ def _hellaswag(path: Path) -> Splits:
 
 
 def _hellaswag_document(context: str, label: str, *endings: str) -> dict[str, Any]:
-    """One of ActivityNet ends in the first words of its last sentence, in small letters, which the hub keeps apart."""
+    """Return one of ActivityNet ends in the first words of its last sentence, in small letters, which the hub keeps
+    apart."""
     activity, _, told = context.partition(": ")
     begun = re.search(r"(?:(?<=[.!?]) |^)(?P<words>[^.!?]*[^.!?\" ])\s*$", told)
     whole, begins = (told[: begun.start()], begun["words"]) if begun else (told, "")

@@ -43,10 +43,10 @@ class ModelRef:
 
 
 def subject(asked: str, store: Store, tokenizer: str | None = None) -> ModelRef:
-    """The model that is meant by `asked`, which may have a label of its own before it: "wide=cell/3f2a".
+    """Return the model that is meant by `asked`, which may have a label of its own before it: "wide=cell/3f2a".
 
     Raises:
-        ConfigError: there is none, it is not done, or nobody knows its tokenizer.
+        ConfigError: if there is none, it is not done, or nobody knows its tokenizer.
     """
     named, equals, place = asked.partition("=")
     label, place = (named, place) if equals and not expand(asked).is_dir() else ("", asked)
@@ -67,7 +67,7 @@ def subject(asked: str, store: Store, tokenizer: str | None = None) -> ModelRef:
 
 
 def folder_of(subject: ModelRef) -> str:
-    """The folder of the model, fetched from the hub where it is missing.
+    """Return the folder of the model, fetched from the hub where it is missing.
 
     Raises:
         ConfigError: the hub cannot be reached.
@@ -76,7 +76,7 @@ def folder_of(subject: ModelRef) -> str:
 
 
 def _short(node: Path) -> str:
-    """What a table calls the model of a node's folder."""
+    """Return what a table calls the model of a node's folder."""
     return f"{node.parent.name} {node.name[:6]}"
 
 
@@ -91,7 +91,7 @@ def _in_folder(label: str, folder: Path, tokenizer: str | None) -> ModelRef:
 
 
 def _node(address: re.Match[str], store: Store) -> Node:
-    """The one node of a stage with models whose address begins so."""
+    """Return the one node of a stage with models whose address begins so."""
     stages = [address["stage"]] if address["stage"] else STAGES
     found = [p for stage in stages for p in sorted(store.root.glob(f"{stage}/{address['key']}*")) if p.is_dir()]
     if len(found) != 1:
@@ -109,13 +109,13 @@ def _node(address: re.Match[str], store: Store) -> Node:
 
 
 def _model_of(node: Node, store: Store) -> Path:
-    """The folder of a node's weights; a cell that was not retrained has those of its student."""
+    """Return the folder of a node's weights; a cell that was not retrained has those of its student."""
     folder = node.folder / "model"
     return folder if folder.is_dir() else _student_of(node.config, store, f"{node.folder.parent.name} {node.key}")
 
 
 def _student_of(about: dict[str, Any], store: Store, name: str) -> Path:
-    """The folder of the student of a cell's config; one that keeps everything is the model it is cut from."""
+    """Return the folder of the student of a cell's config; one that keeps everything is the model it is cut from."""
     parts = {part: value for part, value in about.items() if part not in ("distill", "evaluation", "seed")}
     schema = {stage: number for stage, number in about.get("schema", {}).items() if stage != "cell"}
     student = Node(store.root / "student" / digest(parts | {"stage": "student", "schema": schema}))
@@ -131,7 +131,7 @@ def _student_of(about: dict[str, Any], store: Store, name: str) -> Path:
 
 
 def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
-    """The folder of the weights of a teacher; of a corrected one, the correction and not the teacher before it."""
+    """Return the folder of the weights of a teacher; of a corrected one, the correction and not the teacher before it."""
     corrected = teacher.get("correction") is not None
     for folder in map(Path, _folders_of(teacher, store)):
         same = Node(folder.parent).config.get("teacher") == teacher if corrected else True
@@ -144,7 +144,7 @@ def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
 
 
 def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:
-    """Where the tokenizer of a node lies: with its weights, which is None, or else with its teacher."""
+    """Return where the tokenizer of a node lies: with its weights, which is None, or else with its teacher."""
     if _has_tokenizer(model):
         return None
     teacher = node.config["teacher"]
@@ -158,7 +158,7 @@ def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:
 
 
 def _folders_of(teacher: dict[str, Any], store: Store) -> Iterator[Path]:
-    """Where a teacher, known by its fingerprint or its recipe, or a correction of it may lie."""
+    """Yield where a teacher, known by its fingerprint or its recipe, or a correction of it may lie."""
     fingerprint = teacher.get("fingerprint")
     if fingerprint:
         shipped = (path for path in sorted(loading.SHIPPED.iterdir()) if path.is_dir())
@@ -184,7 +184,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _tokenizer_about(tokenizer: str) -> dict[str, str]:
-    """The sha256 of the files of a tokenizer, or the revision of one on the hub."""
+    """Return the sha256 of the files of a tokenizer, or the revision of one on the hub."""
     folder = loading.local_folder(tokenizer)
     if folder is None:
         return {"tokenizer": loading.fingerprint(tokenizer, TOKENIZER_FLAG)}
@@ -197,15 +197,15 @@ def _tokenizer_about(tokenizer: str) -> dict[str, str]:
 
 
 def _of_tokenizer(path: Path) -> bool:
-    """Whether a file of a model's folder may be read for its tokenizer."""
+    """Return whether a file of a model's folder may be read for its tokenizer."""
     return (path.suffix != ".json" and not is_weights(path.name)) or path.name in ("added_tokens.json", "vocab.json")
 
 
 def tokenizer_of(subject: ModelRef, folder: str) -> Any:
-    """The tokenizer of a model, which lies in `folder` or in a place of its own.
+    """Return the tokenizer of a model, which lies in `folder` or in a place of its own.
 
     Raises:
-        ConfigError: it cannot be read, or has changed.
+        ConfigError: if it cannot be read, or has changed.
     """
     if subject.tokenizer == subject.model:
         return loading.load_tokenizer(folder)

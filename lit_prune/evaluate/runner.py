@@ -71,7 +71,7 @@ class Asked:
         return self.question.window or min(DEFAULT_WINDOW, self.positions)
 
     def node(self, store: Store) -> Node:
-        """Where the answer is, or will be."""
+        """Return where the answer is, or will be."""
         return Node(store.root / KIND / digest(self.about))
 
 
@@ -144,7 +144,7 @@ class EvaluationRunner:
         return self._windows[key]
 
     def _answer(self, asked: Asked, count: int) -> bool:
-        """Whether there is an answer now."""
+        """Return whether there is an answer now."""
         try:
             with self.store.hold(KIND, asked.about) as node:
                 if node.result is None:
@@ -254,7 +254,7 @@ def _positions(model: str, fingerprint: str) -> int | None:
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Scores as JSON has them, which knows no NaN."""
+    """Return scores as JSON has them, which knows no NaN."""
     return {
         name: {"value": score.value, "stderr": None if math.isnan(score.stderr) else score.stderr, "n": score.n}
         for name, score in scores.items()

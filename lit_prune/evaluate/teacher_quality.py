@@ -31,7 +31,7 @@ def heldout_loss(model: Any, tokens: Path, seq_len: int) -> tuple[float, int]:
 
 
 def recipe_of(folder: Path) -> Pretraining:
-    """The recipe on a teacher's card; the default recipe where it has no card."""
+    """Return the recipe on a teacher's card; the default recipe where it has no card."""
     card = folder / CARD
     if not card.is_file():
         return Pretraining()
@@ -42,7 +42,7 @@ def recipe_of(folder: Path) -> Pretraining:
 
 
 def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """What a teacher has learned beyond counting: its held-out loss beside a Kneser-Ney trigram model's.
+    """Return what a teacher has learned beyond counting: its held-out loss beside a Kneser-Ney trigram model's.
 
     Its recipe's corpus, as it stands on this machine, is tokenised anew with its own tokenizer. The trigram
     is fitted to all train tokens, and both are scored on the same tokens of the validation split. Returns

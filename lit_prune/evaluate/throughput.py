@@ -125,7 +125,7 @@ def compare_requests(
 def replies_in_turns(
     models: Sequence[Any], ids: Tensor, speed: ThroughputTest, tell: Callable[[int], None] = lambda rounds: None
 ) -> list[list[Reply]]:
-    """The replies of each model to the same prompts, without the first, which is warm-up.
+    """Return the replies of each model to the same prompts, without the first, which is warm-up.
 
     Every other round goes through the models backwards, so that none is always the one after another.
     """
@@ -149,10 +149,10 @@ def speedups(student: Sequence[Reply], teacher: Sequence[Reply]) -> dict[str, fl
 
 
 def check_positions(speed: ThroughputTest, config: Any) -> None:
-    """See that a model with this config has a position for every token of a request.
+    """Check that a model with this config has a position for every token of a request.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: if it has not.
     """
     positions = positions_of(config)
     if positions is not None and speed.prompt_len + speed.max_new_tokens > positions:
@@ -191,7 +191,7 @@ def memory_of_request(model: Any, ids: Tensor, num_new: int) -> tuple[int, int]:
 
 
 def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """A model of a Hugging Face config with random weights, made where it shall run.
+    """Return a model of a Hugging Face config with random weights, made where it shall run.
 
     The caller's random state stays as it is.
     """
@@ -216,7 +216,7 @@ def _measured(models: Sequence[Any], batch: int, seq_len: int, repeats: int) -> 
 
 
 def _pass_of(model: Any, batch: int, seq_len: int) -> Callable[[], None]:
-    """A forward pass of a model that returns once it is computed."""
+    """Return a forward pass of a model that returns once it is computed."""
     positions = getattr(model.config, "max_position_embeddings", None) or seq_len
     if seq_len > positions:
         raise ConfigError(f"throughput: seq_len: must be <= {positions}, the positions of the model, got {seq_len}")
@@ -231,19 +231,19 @@ def _pass_of(model: Any, batch: int, seq_len: int) -> Callable[[], None]:
 
 
 def _ids(model: Any, batch: int, length: int) -> Tensor:
-    """Tokens [batch, length], where the model is."""
+    """Return tokens [batch, length], where the model is."""
     device = next(model.parameters()).device
     return (torch.arange(batch * length, device=device) % model.config.vocab_size).view(batch, length)
 
 
 def _read(model: Any, ids: Tensor) -> tuple[Tensor, Any]:
-    """The likeliest next tokens [batch, 1] after prompts, and their keys and values."""
+    """Return the likeliest next tokens [batch, 1] after prompts, and their keys and values."""
     found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     return found.logits.argmax(-1), found.past_key_values
 
 
 def _next(model: Any, token: Tensor, cache: Any) -> Tensor:
-    """The likeliest tokens [batch, 1] after `token` [batch, 1], whose keys and values are added to the cache."""
+    """Return the likeliest tokens [batch, 1] after `token` [batch, 1], whose keys and values are added to the cache."""
     return model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
 

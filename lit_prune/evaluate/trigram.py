@@ -87,7 +87,7 @@ class KneserNeyTrigram:
         return -np.log(np.concatenate([*first, rest]))
 
     def nats_per_token(self, tokens: npt.NDArray[np.integer], seq_len: int) -> float:
-        """Mean over all tokens that are not the first of a sequence, those `evaluate.perplexity` scores.
+        """Return the mean over all tokens that are not the first of a sequence, those `evaluate.perplexity` scores.
 
         A transformer predicts the second token of a sequence from one token and its last from all others. The
         trigram has the two tokens before everywhere, even over a sequence's start: the cut must not handicap it.
@@ -96,7 +96,7 @@ class KneserNeyTrigram:
 
 
 def _encode(ngrams: npt.NDArray[np.integer], vocab_size: int) -> Integers:
-    """One integer [count] for each row of ids [count, n], its digits in base V: // V is the context."""
+    """Return one integer [count] for each row of ids [count, n], its digits in base V: // V is the context."""
     keys = np.zeros(len(ngrams), np.int64)
     for column in ngrams.T:
         keys = keys * vocab_size + column
@@ -115,6 +115,6 @@ def _discount(counts: Integers) -> float:
 
 
 def _find(known: Integers, keys: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Where each key stands among the sorted known ones, and whether it does at all."""
+    """Return where each key stands among the sorted known ones, and whether it does at all."""
     at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return at, known[at] == keys

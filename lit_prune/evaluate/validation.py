@@ -18,7 +18,7 @@ from lit_prune.losses.sequence_losses import SequenceLosses
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
-    """The validation sequences: drawn once, the same for every student."""
+    """Return the validation sequences: drawn once, the same for every student."""
     return CalibrationData(
         tokens, num_sequences=evaluation.num_sequences, seq_len=evaluation.seq_len, seed=0, split="validation"
     )

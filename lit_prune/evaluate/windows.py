@@ -102,7 +102,7 @@ def _groups(texts: Iterable[tuple[int, str]], at_once: int) -> Iterator[list[tup
 
 
 def windows(document: Document, window: int, stride: int) -> Iterator[Window]:
-    """What to read so that every scored token is predicted once: windows of `window` tokens, `stride` apart.
+    """Yield what to read so that every scored token is predicted once: windows of `window` tokens, `stride` apart.
 
     A token is predicted from at least `window - stride + 1` tokens, or from all before it.
     """
@@ -153,7 +153,7 @@ def _document(
 
 
 def _after_first(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The first token that has no character in common with those before it, and the first character after those."""
+    """Return the first token that has no character in common with those before it, and the first character after those."""
     if not offsets:
         return 0, 0
     first, end = 1, offsets[0][1]
@@ -164,7 +164,7 @@ def _after_first(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _prefix_token(tokenizer: Any) -> int:
-    """The token that lm-eval puts before a document: the begin token, or else the end token."""
+    """Return the token that lm-eval puts before a document: the begin token, or else the end token."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -172,7 +172,7 @@ def _prefix_token(tokenizer: Any) -> int:
 
 
 def _rolling_document(tokenizer: Any, prefix: int, place: int, text: str, ids: list[int], num_unread: int) -> Document:
-    """A document as lm-eval's HFLM tokenises it and its PerplexityTask counts it."""
+    """Return a document as lm-eval's HFLM tokenises it and its PerplexityTask counts it."""
     if text.startswith(tokenizer.decode(prefix)):  # lm-eval adds no special tokens to a text that spells the prefix
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return Document(place, [prefix, *ids], 1, len(text.encode()), len(re.split(r"\s+", text)), num_unread)

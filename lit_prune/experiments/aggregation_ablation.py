@@ -18,7 +18,7 @@ AGGREGATIONS: dict[str, Changes] = {
 
 
 def with_second_text(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with the profile's second text."""
+    """Return the table with the profile's second text."""
     return dataclasses.replace(table, base_overrides={"evaluation.second_corpus": profile.second_corpus})
 
 

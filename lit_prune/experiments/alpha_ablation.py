@@ -11,7 +11,7 @@ DYNAMIC, CONSTANTS = "alpha dynamic", (0.1, 1.0, 10.0)
 
 
 def with_deep_teacher(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with a teacher deep enough to lose half of its layers."""
+    """Return the table with a teacher deep enough to lose half of its layers."""
     from lit_prune.pruning.shapes import deep_teacher
 
     teacher, _ = deep_teacher(profile, least=12)

@@ -15,7 +15,7 @@ ROWS: dict[str, Changes] = {
 
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with a correction as long as the distillation, at a fifth of its peak learning rate."""
+    """Return the table with a correction as long as the distillation, at a fifth of its peak learning rate."""
     distill = profile.cell.distill
     optim = dataclasses.replace(distill.optimizer, lr=distill.optimizer.lr / 5)
     sizes = {name: getattr(distill, name) for name in ("max_steps", "seq_len", "batch_size", "precision")}

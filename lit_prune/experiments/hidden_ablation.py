@@ -37,7 +37,7 @@ WIDTH: Changes = {"prune.num_hidden_layers": None, "prune.hidden_size": 0.75, "p
 
 
 def here(theirs: str, layers: int) -> str:
-    """A pair of the paper's layers, teacher:student, in a teacher of `layers` and a student of half as many.
+    """Return a pair of the paper's layers, teacher:student, in a teacher of `layers` and a student of half as many.
 
     One of the last four is named by its distance from the end; one further down lies at the same part of the depth.
     """
@@ -49,7 +49,7 @@ def here(theirs: str, layers: int) -> str:
 
 
 def states(row: str, layers: int) -> Changes:
-    """What a row changes in the objective, for a teacher of `layers`."""
+    """Return what a row changes in the objective, for a teacher of `layers`."""
     if row == "L_logits":
         return {"distill.alpha": 0.0}
     changes: Changes = {"distill.alpha": "dynamic", "distill.match_embedding": "L_emb" in row}
@@ -61,7 +61,8 @@ def states(row: str, layers: int) -> Changes:
 
 
 def of_depth(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with the paper's layers named as those of a deep teacher at the profile, and a list of these names."""
+    """Return the table with the paper's layers named as those of a deep teacher at the profile, and a list of these
+    names."""
     from lit_prune.pruning.shapes import deep_teacher
 
     teacher, layers = deep_teacher(profile, least=12)

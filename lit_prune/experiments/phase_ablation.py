@@ -13,7 +13,7 @@ FIRST = 19 / 94
 
 
 def at_scale(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with a second phase as long as the distillation, on another text than the first."""
+    """Return the table with a second phase as long as the distillation, on another text than the first."""
     cell, second, first = profile.cell, dict(profile.new_text), round(FIRST * profile.cell.distill.max_steps)
     if not first:
         raise ConfigError(f"distill.max_steps: must be at least 3 for {table.name}, got {cell.distill.max_steps}")

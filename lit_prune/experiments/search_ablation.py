@@ -10,7 +10,7 @@ from lit_prune.config.table import ORDER, Claim, Table
 
 
 def search_of(profile: Profile, store: Path) -> Any:
-    """The search that the profile describes."""
+    """Return the search that the profile describes."""
     from lit_prune.pipeline.shape_search import Search
     from lit_prune.pruning.shapes import teacher_config
 
@@ -23,7 +23,7 @@ def search_of(profile: Profile, store: Path) -> Any:
 
 
 def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
-    """The table over the shapes of the profile's search space that lie in its bounds."""
+    """Return the table over the shapes of the profile's search space that lie in its bounds."""
     search = search_of(profile, store)
     found = search.found()
     if len(found) < 2:

@@ -89,7 +89,7 @@ def kept_in_words(student: Prune, config: Any) -> str:
 
 
 def with_steps(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with as many steps as its rows have at a profile."""
+    """Return the table with as many steps as its rows have at a profile."""
     from lit_prune.pruning.shapes import teacher_config
 
     student, steps = sizes_of(profile.cell.prune, table.name), profile.cell.distill.max_steps

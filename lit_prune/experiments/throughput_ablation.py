@@ -11,7 +11,7 @@ PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
-    """The table with half of the layers, as many parameters by width, and requests of the length of the profile."""
+    """Return the table with half of the layers, as many parameters by width, and requests of the length of the profile."""
     from lit_prune.models.shape import parameter_counter, shape_of
     from lit_prune.pruning.shapes import teacher_config
 
@@ -38,7 +38,7 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
 
 
 def _shape(**sizes: int | str) -> Changes:
-    """The sizes of a student, all of the teacher's that are not given."""
+    """Return the sizes of a student, all of the teacher's that are not given."""
     return {
         f"prune.{name}": sizes.get(name)
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_parameters")

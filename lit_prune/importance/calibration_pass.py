@@ -65,10 +65,10 @@ def stream(reader: Pass, data: CalibrationData, execution: Execution, precision:
 
 
 def check_finite(what: str, statistics: Tensor) -> None:
-    """See that every number of a statistic is one.
+    """Check that every number of a statistic is one.
 
     Raises:
-        ConfigError: one is NaN or infinite; `what` names where.
+        ConfigError: if one is NaN or infinite; `what` names where.
     """
     if not statistics.isfinite().all():
         raise ConfigError(f"teacher.model: {what} is NaN or infinite on the calibration data, so it scores nothing")

@@ -69,7 +69,7 @@ class ActivationMoments:
             moments.sums = total(moments.sums)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums [2, 3, units] of each site, float64.
+        """Return the sums [2, 3, units] of each site, float64.
 
         Raises:
             ConfigError: an activation was not finite.
@@ -90,7 +90,7 @@ class Reader(Protocol):
         """Replace each running sum by its `total` over the ranks."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has been found."""
+        """Return what has been found."""
 
 
 def importance_sites(model: Any) -> dict[str, HookPoint]:
@@ -168,7 +168,7 @@ class Calibrator(Pass):
             reader.add_up(total)
 
     def found(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of each evidence."""
+        """Return the tensors of each evidence."""
         return {name: reader.tensors() for name, reader in self.readers.items()}
 
 
@@ -193,7 +193,7 @@ def measure(
 
 
 def _passes(model: Any, names: Collection[str], tell: Callable[[int], None]) -> Iterator[Pass]:
-    """The passes that find what is named."""
+    """Yield the passes that find what is named."""
     if forward := [name for name in READERS if name in names]:
         yield Calibrator(model, forward, tell)
     if "removals" in names:

@@ -64,10 +64,10 @@ class Criterion:
     scorer: Scorer
 
     def score(self, evidence: CalibrationStats, student: Prune) -> Scores:
-        """The scores of all its axes.
+        """Return the scores of all its axes.
 
         Raises:
-            ConfigError: one is no number.
+            ConfigError: if one is no number.
         """
         scores = self.scorer(evidence, student)
         for axis, tensors in scores.items():
@@ -217,7 +217,7 @@ class SpanScores(Sequence[Tensor]):
         return self._whole
 
     def __getitem__(self, index: Any) -> Any:
-        """Scores [L - n + 1] of the spans of n = `index` + 1 layers, by first layer."""
+        """Return scores [L - n + 1] of the spans of n = `index` + 1 layers, by first layer."""
         if not 0 <= index < self._whole:
             raise IndexError(f"spans of {index + 1} layers out of {self._whole}")
         length = index + 1
@@ -238,7 +238,7 @@ def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str
 
 
 def _spans(evidence: CalibrationStats, kind: str) -> Scores:
-    """Scores from distances [L, L] over n layers from layer l on, at [l, n - 1]."""
+    """Return scores from distances [L, L] over n layers from layer l on, at [l, n - 1]."""
     distances = evidence.statistics["distances"][kind]
     spans = [distances[: len(distances) - i, i] for i in range(len(distances))]
     return {"layer": spans[:1], "span": spans}

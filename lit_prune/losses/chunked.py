@@ -28,7 +28,7 @@ class Target(Protocol):
     """What a student imitates, some tokens at a time."""
 
     def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """The teacher's logits float32 [n, vocab] and None, or its largest [n, k] and their ids int64 [n, k]."""
+        """Return the teacher's logits float32 [n, vocab] and None, or its largest [n, k] and their ids int64 [n, k]."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _by_autograd(
 
 
 def _counts(weight: Weight) -> bool:
-    """Whether a term is minimised; a tensor is not looked into, which would wait for the GPU."""
+    """Return whether a term is minimised; a tensor is not looked into, which would wait for the GPU."""
     return isinstance(weight, Tensor) or weight != 0
 
 
@@ -211,7 +211,7 @@ class _Evaluation:
         self.wanted = any(wanted)
 
     def run(self, chunk: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the value of each term, float32 []."""
+        """Return the loss and the value of each term, float32 []."""
         sums = [torch.zeros((), dtype=torch.float64, device=self.states.device) for _ in self.terms]
         for start in range(0, len(self.states), chunk):
             rows = slice(start, start + chunk)
@@ -224,12 +224,12 @@ class _Evaluation:
         return loss.float(), [(total / self.count).float() for total in sums]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Those of states, weight and bias, in their dtypes; None where not wanted."""
+        """Return those of states, weight and bias, in their dtypes; None where not wanted."""
         of_bias = None if self.of_bias is None else self.of_bias.to(self.head.bias.dtype)  # type: ignore[union-attr]
         return self.of_states, None if self.of_weight is None else self.of_weight.to(self.head.weight.dtype), of_bias
 
     def _read(self, rows: slice) -> list[Tensor]:
-        """The losses [n] of each term on these rows; adds to the gradients."""
+        """Return the losses [n] of each term on these rows; adds to the gradients."""
         linear = self.cast.linear(self.states[rows])
         logits = linear if self.head.finish is None else self.head.finish(linear)
         losses, of_logits = [], None
@@ -242,11 +242,11 @@ class _Evaluation:
         return losses
 
     def _scale(self, term: _Term) -> Weight | None:
-        """What a token's loss counts in the gradient; None where there is none to take."""
+        """Return what a token's loss counts in the gradient; None where there is none to take."""
         return term.weight / self.count if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
-        """The gradient with regard to what the linear map gave, in the dtype of the products with it."""
+        """Return the gradient with regard to what the linear map gave, in the dtype of the products with it."""
         if self.head.finish is not None:
             with torch.enable_grad():
                 leaf = linear.requires_grad_()

@@ -90,10 +90,10 @@ def cosine_logits(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def logit_loss_of(name: str, mixture: float | None) -> LogitLoss:
-    """The loss of that name, at a mixture where one is given.
+    """Return the loss of that name, at a mixture where one is given.
 
     Raises:
-        ConfigError: there is none, or it takes no mixture.
+        ConfigError: if there is none, or it takes no mixture.
     """
     loss = logit_losses[name]
     if mixture is None:
@@ -164,5 +164,5 @@ def _cosine_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tens
 
 
 def _through_softmax(q: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with regard to the logits of q, from that with regard to q, which it takes the place of."""
+    """Return the gradient with regard to the logits of q, from that with regard to q, which it takes the place of."""
     return gradient.sub_(torch.linalg.vecdot(q, gradient)[:, None]).mul_(q)

@@ -30,15 +30,15 @@ def ratios(distill: Distill, fixed: Tensor, terms: Mapping[str, Tensor]) -> dict
 
 
 def _ratio(wanted: Tensor, term: Tensor) -> Tensor:
-    """The weight that makes `term` as large as `wanted`; detached, or the gradient of the term would cancel."""
+    """Return the weight that makes `term` as large as `wanted`; detached, or the gradient of the term would cancel."""
     return (wanted / term.clamp_min(_LEAST)).detach()
 
 
 def check_weights(distill: Distill) -> None:
-    """See that the weights leave something to minimise, and that what is measured by another term has it.
+    """Check that the weights leave something to minimise, and that what is measured by another term has it.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: if they do not.
     """
     if not (distill.ce_weight or distill.kd_weight or distill.alpha):
         raise ConfigError("distill: ce_weight, kd_weight and alpha are all 0: there is nothing to minimise")

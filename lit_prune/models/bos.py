@@ -10,7 +10,7 @@ from lit_prune.config import ConfigError
 
 
 def expects_bos(folder: Path) -> bool:
-    """Whether the tokenizer in a folder puts its begin-of-text token before a text.
+    """Return whether the tokenizer in a folder puts its begin-of-text token before a text.
 
     Reads the two files that decide it (`add_bos_token` of tokenizer_config.json, else the post-processor of
     tokenizer.json). Only a tokenizer without tokenizer.json is loaded with transformers.

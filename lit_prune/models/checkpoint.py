@@ -68,10 +68,10 @@ def check_checkpoint(location: str, config: Any, remote: str | None = None) -> N
 
 
 def headers(location: str, config: Any) -> dict[str, Stored]:
-    """The tensors in the files of a model, by their names there; no weight is read.
+    """Return the tensors in the files of a model, by their names there; no weight is read.
 
     Raises:
-        ConfigError: there are no files of weights, one is missing or damaged, or is a Git LFS pointer.
+        ConfigError: if there are no files of weights, one is missing or damaged, or is a Git LFS pointer.
     """
     found: dict[str, Stored] = {}
     for path in _files(location, config):
@@ -92,7 +92,7 @@ def headers(location: str, config: Any) -> dict[str, Stored]:
 
 
 def _files(location: str, config: Any) -> list[Path]:
-    """The files of weights that transformers would load."""
+    """Return the files of weights that transformers would load."""
     folder, given = Path(location), getattr(config, "transformers_weights", None)
     names = [given] if given else _FILES
     for name in names:
@@ -109,7 +109,7 @@ def _files(location: str, config: Any) -> list[Path]:
 
 
 def _is_complete(location: str, config: Any) -> bool:
-    """Whether all files of weights are in the folder."""
+    """Return whether all files of weights are in the folder."""
     try:
         return all(path.exists() for path in _files(location, config))
     except ConfigError:
@@ -117,7 +117,7 @@ def _is_complete(location: str, config: Any) -> bool:
 
 
 def _of_hub(location: str, model: str) -> dict[str, Stored]:
-    """The tensors of a hub model, from the beginnings of its files."""
+    """Return the tensors of a hub model, from the beginnings of its files."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -156,7 +156,7 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", tor
 
 
 def _matched(location: str, config: Any, stored: dict[str, Stored]) -> tuple[Any, dict[str, Any]]:
-    """The model without weights, and what transformers says of loading the stored tensors into it."""
+    """Return the model without weights, and what transformers says of loading the stored tensors into it."""
     empty = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
     try:
         return type(meta_model(config)).from_pretrained(
@@ -171,7 +171,8 @@ def _matched(location: str, config: Any, stored: dict[str, Stored]) -> tuple[Any
 
 
 def _names(name: str, model: Any) -> set[str]:
-    """The names that a stored tensor may have in the model: files may leave out or add the prefix of the base model."""
+    """Return the names that a stored tensor may have in the model: files may leave out or add the prefix of the base
+    model."""
     prefix = f"{model.base_model_prefix}."
     return {name, prefix + name, name.removeprefix(prefix)}
 
@@ -196,6 +197,6 @@ def _read(name: str, stored: Stored) -> torch.Tensor:
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
-    """The first few of some names, and how many more there are."""
+    """Return the first few of some names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -111,7 +111,7 @@ def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor
 
 
 def _parts(anatomy: ModelFamily) -> tuple[str | None, ...]:
-    """The modules of a layer that the description names."""
+    """Return the modules of a layer that the description names."""
     return (
         anatomy.input_norm, *anatomy.attention_input, anatomy.attention_output, anatomy.mlp_norm, anatomy.mlp,
         *anatomy.mlp_input, anatomy.activation, anatomy.mlp_output,
@@ -127,7 +127,7 @@ def _few_tokens(config: Any) -> Tensor:
 
 
 def _traced(model: Any, ids: Tensor, modules: dict[str, nn.Module]) -> tuple[Tensor, dict[str, _Call]]:
-    """The logits [batch, seq, vocab], and what passes the modules on the way."""
+    """Return the logits [batch, seq, vocab], and what passes the modules on the way."""
     calls: dict[str, _Call] = {}
 
     def keep(name: str) -> Any:
@@ -188,7 +188,7 @@ def _inside(
 
 
 def _normed(norm: nn.Module, anatomy: ModelFamily, x: Tensor) -> Tensor:
-    """What the described norm makes of x."""
+    """Return what the described norm makes of x."""
     layer, weight, bias = anatomy.norm == "layer", getattr(norm, "weight", None), getattr(norm, "bias", None)
     x = x - x.mean(-1, keepdim=True) if layer else x
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))
@@ -200,7 +200,7 @@ def _normed(norm: nn.Module, anatomy: ModelFamily, x: Tensor) -> Tensor:
 def _reordered(
     anatomy: ModelFamily, shape: ModelShape, layer: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
 ) -> tuple[Tensor, Tensor]:
-    """What a layer adds to the stream with the units of some axes in reverse order, and in their own.
+    """Return what a layer adds to the stream with the units of some axes in reverse order, and in their own.
 
     Both are the same, in the order of the stream, where every parameter has the axes that are described: then each unit
     can go with all that belongs to it.
@@ -221,7 +221,7 @@ def _reordered(
 
 
 def _turned(parameter: Tensor, dim: int, axis: Axis, shape: ModelShape, axes: tuple[str, ...]) -> Tensor:
-    """A parameter with the units of some axes in reverse order along a dimension."""
+    """Return a parameter with the units of some axes in reverse order along a dimension."""
     parts = parts_of(axis)
     if not set(parts) & set(axes):
         return parameter
@@ -243,7 +243,7 @@ def _width(x: Tensor) -> Tensor:
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two values agree but for rounding; what is not finite is left to those who compute with it."""
+    """Return whether two values agree but for rounding; what is not finite is left to those who compute with it."""
     if ours.shape != theirs.shape:
         return False
     if not theirs.isfinite().all():

@@ -75,10 +75,10 @@ class ModelFamily:
         return len(self.mlp_input) > 1 or isinstance(self.axes_of(f"{self.mlp_input[0]}.weight")[0], tuple)
 
     def axes_of(self, name: str) -> Axes:
-        """The axis of each dimension of a parameter.
+        """Return the axis of each dimension of a parameter.
 
         Raises:
-            ConfigError: it is not described.
+            ConfigError: if it is not described.
         """
         suffixes = [suffix for suffix in self.axes if name.endswith(suffix)]
         if not suffixes:
@@ -86,7 +86,7 @@ class ModelFamily:
         return self.axes[max(suffixes, key=len)]
 
     def is_linear(self, name: str) -> bool:
-        """Whether a parameter is the matrix of a linear module of a layer.
+        """Return whether a parameter is the matrix of a linear module of a layer.
 
         Embeddings, the head and norms of single heads have a dimension that is never cut.
         """
@@ -94,6 +94,6 @@ class ModelFamily:
         return len(axes) == 2 and all(axes)
 
     def layer_of(self, name: str) -> tuple[int | None, str]:
-        """The layer that a parameter or module of the model lies in, if any, and its name there."""
+        """Return the layer that a parameter or module of the model lies in, if any, and its name there."""
         match = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", name)
         return (int(match[1]), match[2]) if match else (None, name)

@@ -53,28 +53,28 @@ class Place(str):
 
 
 def pending(location: str) -> Pending | None:
-    """What a model that is still to be converted is made of; None for one whose folder exists."""
+    """Return what a model that is still to be converted is made of; None for one whose folder exists."""
     return location.pending if isinstance(location, Place) else None
 
 
 def named(location: str) -> str:
-    """The beginning of an error about a model: the field that names it, if known, and its folder."""
+    """Return the beginning of an error about a model: the field that names it, if known, and its folder."""
     return f"{location.field}: {location}" if isinstance(location, Place) else location
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights."""
+    """Return whether a file holds weights."""
     return name.endswith(_WEIGHTS)
 
 
 def files_read(folder: Path) -> list[Path]:
-    """The files that a model and its tokenizer may be read from, sorted."""
+    """Return the files that a model and its tokenizer may be read from, sorted."""
     found = [path for path in folder.iterdir() if path.suffix in _READ and path.name != CARD and not path.is_dir()]
     return sorted([*found, *(folder / _TEMPLATES).glob("*.jinja")])
 
 
 def fingerprint_of(place: Place) -> str:
-    """The sha256 over the names and digests of the files of a folder.
+    """Return the sha256 over the names and digests of the files of a folder.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -106,12 +106,12 @@ def verify(location: str, wanted: Callable[[str], bool]) -> None:
 
 
 def damaged_file(place: Place, wanted: Callable[[str], bool]) -> str | None:
-    """The name of a file that is not as the fingerprint of its place says; None if there is no such file."""
+    """Return the name of a file that is not as the fingerprint of its place says; None if there is no such file."""
     return None if place.fingerprint is None else next(_changed(place, place.fingerprint, wanted), None)
 
 
 def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> Iterator[str]:
-    """The names of the files that differ from a fingerprint."""
+    """Yield the names of the files that differ from a fingerprint."""
     folder = Path(place)
     if digests := _of_card(place):
         yield from _differing(place, digests, wanted)
@@ -129,7 +129,7 @@ def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> I
 
 
 def _of_card(place: Place) -> dict[str, str]:
-    """The digests on the card of a converted model, which has the place's fingerprint; none of any other model."""
+    """Return the digests on the card of a converted model, which has the place's fingerprint; none of any other model."""
     if place.fingerprint is None or not (Path(place) / CARD).is_file():
         return {}
     card = read_object(Path(place) / CARD, place)
@@ -156,7 +156,7 @@ def check_folder(location: str) -> None:
     """Check that a folder holds a whole model, not an adapter or another format, with a config.json that can be read.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: if it does not.
     """
     folder = Path(location)
     if (folder / "adapter_config.json").exists():
@@ -173,7 +173,7 @@ def check_folder(location: str) -> None:
 
 
 def read_object(path: Path, location: str) -> dict[str, Any]:
-    """The JSON object in a file of the model at `location`.
+    """Return the JSON object in a file of the model at `location`.
 
     Raises:
         ConfigError: the file cannot be read or holds something else.
@@ -190,7 +190,7 @@ def read_object(path: Path, location: str) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line: its first, and the second where the first only introduces it."""
+    """Return what an error says, in one line: its first, and the second where the first only introduces it."""
     if isinstance(error, KeyError):
         return f"unknown value {error}"
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]

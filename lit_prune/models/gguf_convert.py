@@ -95,7 +95,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _dequantised(header: GgufHeader, name: str, config: Any) -> Any:
-    """A tensor of the file in float32, rows in Hugging Face order.
+    """Return a tensor of the file in float32, rows in Hugging Face order.
 
     Raises:
         ConfigError: if it is stored in a type that cannot be read.

@@ -51,12 +51,12 @@ class GgufHeader:
         return bool(self.metadata.get("tokenizer.ggml.add_bos_token", any(one in _BOS_BY_DEFAULT for one in kind)))
 
     def token(self, role: str) -> int | None:
-        """The id of a special token such as "bos"; None if the file names none."""
+        """Return the id of a special token such as "bos"; None if the file names none."""
         return self.metadata.get(f"tokenizer.ggml.{role}_token_id")
 
 
 def hf_config(location: str, fields: Mapping[str, Any]) -> Any:
-    """The Hugging Face config with some fields, `model_type` included.
+    """Return the Hugging Face config with some fields, `model_type` included.
 
     Raises:
         ConfigError: if its family forbids the sizes.
@@ -97,7 +97,7 @@ def _read(path: Path, *unchanged: int) -> tuple[dict[str, Any], dict[str, Any], 
 
 
 def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the Hugging Face config."""
+    """Return the fields of the Hugging Face config."""
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
@@ -130,7 +130,7 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
 
 
 def _short(value: Any) -> Any:
-    """A number of single precision as the shortest decimal that is the same number: 1e-05, not 9.99999974e-06."""
+    """Return a number of single precision as the shortest decimal that is the same number: 1e-05, not 9.99999974e-06."""
     import numpy
 
     return float(str(numpy.float32(value))) if isinstance(value, float) else value

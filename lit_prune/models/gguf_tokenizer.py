@@ -25,7 +25,7 @@ PRE_TOKENIZERS = ("gpt-2", *_DIGITS, *_REGEX)
 
 
 def tokenizer_of(header: GgufHeader) -> Any:
-    """The tokenizer of a file, with its special tokens and chat template.
+    """Return the tokenizer of a file, with its special tokens and chat template.
 
     Raises:
         ConfigError: if it is of a kind that is not understood.

@@ -9,7 +9,7 @@ from lit_prune.config import ConfigError, Pretraining
 
 
 def config_of(recipe: Pretraining, eos: int = 0) -> LlamaConfig:
-    """The Hugging Face config of a recipe.
+    """Return the Hugging Face config of a recipe.
 
     Raises:
         ConfigError: a shape that Llama's config forbids.
@@ -28,7 +28,7 @@ def config_of(recipe: Pretraining, eos: int = 0) -> LlamaConfig:
 
 
 def new_model(recipe: Pretraining, eos: int) -> LlamaForCausalLM:
-    """A Llama with weights drawn from the recipe's seed; output projections are scaled down with depth."""
+    """Return a Llama with weights drawn from the recipe's seed; output projections are scaled down with depth."""
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(config_of(recipe, eos))
     for name, parameter in model.named_parameters():

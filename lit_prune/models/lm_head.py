@@ -50,7 +50,7 @@ class LMHead:
         return linear if self.finish is None else self.finish(linear)
 
     def cast(self) -> LMHead:
-        """The head in the dtype that autocast, where it is on, computes in: cast once for many calls."""
+        """Return the head in the dtype that autocast, where it is on, computes in: cast once for many calls."""
         kind = self.weight.device.type
         if not torch.is_autocast_enabled(kind):
             return self
@@ -69,7 +69,7 @@ def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def head_of(model: Any) -> LMHead:
-    """The head of a causal language model.
+    """Return the head of a causal language model.
 
     Raises:
         ConfigError: its family is not supported.
@@ -104,7 +104,7 @@ _STEPS = {"cap": _soften, "divide": _scale_down, "multiply": _scale_up}
 
 
 def last_states(model: Any, input_ids: Tensor) -> Tensor:
-    """The states that the head reads: token ids int64 [batch, seq] -> [batch, seq, width]."""
+    """Return the states that the head reads: token ids int64 [batch, seq] -> [batch, seq, width]."""
     states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     assert isinstance(states, Tensor)
     return states

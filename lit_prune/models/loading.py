@@ -53,7 +53,7 @@ def locate(model: str, fingerprint: str | None = None, *, weights: bool = True, 
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder of a model on this machine, if there is one; only a bare name is that of a shipped model."""
+    """Return the folder of a model on this machine, if there is one; only a bare name is that of a shipped model."""
     bare = model not in ("", ".", "..") and Path(model).name == model
     return next((folder for folder in ([SHIPPED / model] if bare else []) + [expand(model)] if folder.is_dir()), None)
 
@@ -75,10 +75,10 @@ def fingerprint(model: str, field: str = "teacher.model") -> str:
 
 
 def pin(teacher: Teacher) -> Teacher:
-    """The same teacher with its fingerprint filled in; one that is trained is known by its recipe.
+    """Return the same teacher with its fingerprint filled in; one that is trained is known by its recipe.
 
     Raises:
-        ConfigError: both or neither of `model` and `pretraining` are given, or the model does not exist.
+        ConfigError: if both or neither of `model` and `pretraining` are given, or the model does not exist.
     """
     if (teacher.model is None) == (teacher.pretraining is None):
         raise ConfigError("teacher: give either model or pretraining, and set the other to null")
@@ -97,10 +97,10 @@ def pin(teacher: Teacher) -> Teacher:
 
 
 def pin_student(student: PruneMethod) -> PruneMethod:
-    """The same student with the fingerprint of the plan or the model it starts from, if any.
+    """Return the same student with the fingerprint of the plan or the model it starts from, if any.
 
     Raises:
-        ConfigError: both are given, or what is given does not exist.
+        ConfigError: if both are given, or what is given does not exist.
     """
     if student.plan_path is not None and student.init_from is not None:
         raise ConfigError("prune.plan_path: give either a plan or a model, not both")
@@ -122,7 +122,7 @@ def prepare(models: Iterable[tuple[str, str]], progress: Progress) -> bool:
     `models` are names of models, each with the field that errors about it name.
 
     Raises:
-        ConfigError: one cannot be fetched or converted.
+        ConfigError: if one cannot be fetched or converted.
     """
     sources = [source_of(model, field) for model, field in dict.fromkeys(models)]
     missing = [source for source in sources if source is not None and not source.ready]
@@ -132,10 +132,10 @@ def prepare(models: Iterable[tuple[str, str]], progress: Progress) -> bool:
 
 
 def load_config(location: str) -> Any:
-    """The Hugging Face config of the model in a folder, which need not be converted yet.
+    """Return the Hugging Face config of the model in a folder, which need not be converted yet.
 
     Raises:
-        ConfigError: it cannot be read, needs code of its own, or is that of an adapter or of quantised weights.
+        ConfigError: if it cannot be read, needs code of its own, or is that of an adapter or of quantised weights.
     """
     from transformers import AutoConfig
 
@@ -155,10 +155,10 @@ def load_config(location: str) -> Any:
 
 
 def load_tokenizer(location: str) -> Any:
-    """The tokenizer of the model in a folder.
+    """Return the tokenizer of the model in a folder.
 
     Raises:
-        ConfigError: there is none, or its files cannot be read or have changed.
+        ConfigError: if there is none, or its files cannot be read or have changed.
     """
     from transformers import AutoTokenizer
 
@@ -183,7 +183,7 @@ def load_tokenizer(location: str) -> Any:
 
 
 def has_tokenizer(location: str) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Return whether a folder holds a tokenizer."""
     return any((Path(location) / name).exists() for name in TOKENIZERS)
 
 
@@ -191,7 +191,7 @@ def check_ids(tokenizer: Any, size: int, what: str) -> None:
     """Check that a model of `size` embeddings has one for every entry of a tokenizer that a text can yield.
 
     Raises:
-        ConfigError: it has not; the message begins with `what`.
+        ConfigError: if it has not; the message begins with `what`.
     """
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     beyond = {entry: i for entry, i in tokenizer.get_vocab().items() if i >= size and i not in control}
@@ -216,7 +216,7 @@ def check_given(model: str, fingerprint: str | None, field: str) -> None:
 
 
 def load_model(location: str) -> Any:
-    """The causal language model in a folder, in float32, in evaluation mode.
+    """Return the causal language model in a folder, in float32, in evaluation mode.
 
     Raises:
         ConfigError: its files do not hold the model that its config describes, or have changed, or the model is not
@@ -246,7 +246,7 @@ def _reason(error: Exception) -> str:
 
 
 def _hub_revision(model: str, field: str) -> str:
-    """The commit of a hub model: that of the copy in the local cache, or else the newest one."""
+    """Return the commit of a hub model: that of the copy in the local cache, or else the newest one."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     def ask() -> Any:
@@ -257,7 +257,7 @@ def _hub_revision(model: str, field: str) -> str:
 
 
 def _asked(model: str, ask: Callable[[], Any], field: str) -> Any:
-    """The hub's answer about a model."""
+    """Return the hub's answer about a model."""
     try:
         return ask()
     except Exception as error:  # which ones there are depends on the hub client's HTTP library

@@ -14,10 +14,10 @@ from lit_prune.models.families import FAMILIES as FAMILIES
 
 
 def anatomy_of(config: Any) -> ModelFamily:
-    """The anatomy of a Hugging Face config.
+    """Return the anatomy of a Hugging Face config.
 
     Raises:
-        ConfigError: it is not a dense decoder, the family has no description, or the model is a variant that the
+        ConfigError: if it is not a dense decoder, the family has no description, or the model is a variant that the
             description does not fit.
     """
     if config.model_type not in FAMILIES:
@@ -40,10 +40,10 @@ def head_dim_of(config: Any) -> int:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers, first to last."""
+    """Return the layers, first to last."""
     return list(model.get_submodule(anatomy_of(model.config).layers).children())
 
 
 def parts_of(axis: Axis) -> tuple[str, ...]:
-    """The axes that lie end to end along a dimension; none where it is never cut."""
+    """Return the axes that lie end to end along a dimension; none where it is never cut."""
     return axis if isinstance(axis, tuple) else () if axis is None else (axis,)

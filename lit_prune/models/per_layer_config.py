@@ -18,7 +18,7 @@ from lit_prune.models.model_family import FAMILIES
 
 
 def _of_its_own_config(init: Callable[..., None]) -> Callable[..., None]:
-    """The `__init__` of a layer, given the config of that layer."""
+    """Return the `__init__` of a layer, given the config of that layer."""
 
     @functools.wraps(init)
     def build(self: Any, config: Any, layer_idx: int) -> None:

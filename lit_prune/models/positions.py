@@ -44,7 +44,7 @@ def check_longrope(location: str, config: Any) -> None:
     """Check that a longrope config has a factor for each frequency, which transformers only warns of.
 
     Raises:
-        ConfigError: it has more or fewer.
+        ConfigError: if it has more or fewer.
     """
     scaling = getattr(config, "rope_parameters", None) or {}
     if scaling.get("rope_type") != "longrope":

@@ -33,7 +33,7 @@ class ModelShape:
 
 
 def shape_of(config: Any) -> ModelShape:
-    """The shape of a Hugging Face config.
+    """Return the shape of a Hugging Face config.
 
     Raises:
         ConfigError: its layers differ in width.
@@ -51,7 +51,7 @@ def shape_of(config: Any) -> ModelShape:
 
 
 def meta_model(config: Any) -> Any:
-    """The model a Hugging Face config describes, all names and sizes and no weights."""
+    """Return the model a Hugging Face config describes, all names and sizes and no weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -63,7 +63,7 @@ def meta_model(config: Any) -> Any:
 
 
 def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
-    """A function that counts the parameters of a model of another shape, without building it; tied weights once."""
+    """Return a function that counts the parameters of a model of another shape, without building it; tied weights once."""
     anatomy, whole = anatomy_of(config), shape_of(config)
     first = f"{anatomy.layers}.0."
     dims = [
@@ -83,7 +83,7 @@ def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
 
 
 def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], int]:
-    """The size of a dimension as a function of the shape."""
+    """Return the size of a dimension as a function of the shape."""
     parts = parts_of(axis)
     if not parts:
         return lambda shape: size

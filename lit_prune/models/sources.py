@@ -34,7 +34,7 @@ SHIPPED = Path(__file__).parent.parent / "teachers"
 
 
 def folder_of(fingerprint: str) -> Path:
-    """The folder in the cache of the model with a fingerprint."""
+    """Return the folder in the cache of the model with a fingerprint."""
     return home() / "models" / fingerprint
 
 
@@ -66,7 +66,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def _obtain(self, scratch: Path, progress: Progress) -> GgufHeader:
-        """The GGUF file, in `scratch` if it is not here yet."""
+        """Return the GGUF file, in `scratch` if it is not here yet."""
 
     @abc.abstractmethod
     def _check(self, weights_sha256: str) -> None:
@@ -127,7 +127,7 @@ class Source(abc.ABC):
             target.rename(self.folder)
 
     def _card(self, target: Path, weights_sha256: str) -> dict[str, Any]:
-        """What the folder holds, and of what it was made."""
+        """Return what the folder holds, and of what it was made."""
         digests = {}
         for path in files_read(target):
             with path.open("rb") as file:
@@ -231,7 +231,7 @@ def _sha256(path: Path, *unchanged: int) -> str:
 
 
 def source_of(model: str, field: str = "teacher.model") -> Source | None:
-    """The teacher by name or the GGUF file that `model` names; None if it is neither.
+    """Return the teacher by name or the GGUF file that `model` names; None if it is neither.
 
     A bare name is that of a shipped teacher first, then of one of the registry; `./NAME` is a folder.
     """
@@ -244,10 +244,10 @@ def source_of(model: str, field: str = "teacher.model") -> Source | None:
 
 
 def known_names() -> list[str]:
-    """Names of the teachers that ship with the package or are fetched by name."""
+    """Return the names of the teachers that ship with the package or are fetched by name."""
     return sorted({*(path.name for path in SHIPPED.iterdir() if path.is_dir()), *teachers})
 
 
 def card_of(folder: Path) -> dict[str, Any]:
-    """What is written about a model in the cache."""
+    """Return what is written about a model in the cache."""
     return json.loads((folder / CARD).read_text())

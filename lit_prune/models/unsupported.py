@@ -23,7 +23,7 @@ def refusal(config: Any) -> ConfigError:
 
 
 def _kind(config: Any) -> tuple[str, bool]:
-    """What a config describes, in words, and whether its modules and parameters have Llama's names."""
+    """Return what a config describes, in words, and whether its modules and parameters have Llama's names."""
     family = f"family {config.model_type!r}"
     text = config.get_text_config()
     if config.is_encoder_decoder:
@@ -41,7 +41,7 @@ def _kind(config: Any) -> tuple[str, bool]:
 
 
 def _causal_model(config: Any) -> nn.Module | None:
-    """The causal language model without weights, or None if transformers has none for this family."""
+    """Return the causal language model without weights, or None if transformers has none for this family."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -37,7 +37,7 @@ def entries(
     add_rows: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
     filters: Iterable[tuple[str, Any]] | Mapping[str, Any] = (),
 ) -> list[Entry]:  # fmt: skip
-    """Every cell of a table at a profile, references last.
+    """Return every cell of a table at a profile, references last.
 
     `settings` change the base cell, which is the profile's with the table's own changes. Each of `add_rows` adds a row
     that is the baseline with that one change. `filters` keeps the rows with these values, any of them if a field is
@@ -89,7 +89,7 @@ def _has(cell: Cell, path: str) -> bool:
 
 
 def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
-    """The cell of a row; the base cell itself is valid, so an error is about what the row changes."""
+    """Return the cell of a row; the base cell itself is valid, so an error is about what the row changes."""
     try:
         return override(base, changes)
     except ConfigError as error:
@@ -97,7 +97,7 @@ def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
 
 
 def seeds_of(cell: Cell, profile: Profile) -> int:
-    """How often a profile measures the row of a cell."""
+    """Return how often a profile measures the row of a cell."""
     return profile.seeds if cell.distill.max_steps else profile.calibration_seeds
 
 
@@ -106,7 +106,7 @@ def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[s
 
 
 def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> list[Entry]:
-    """The entries that have, of each field in `wanted`, one of the values it is given there.
+    """Return the entries that have, of each field in `wanted`, one of the values it is given there.
 
     Raises:
         ConfigError: a value that no row has, or values that no row has together.
@@ -129,7 +129,7 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> li
 
 
 def _shown(value: Any) -> str:
-    """A value as --filter takes it."""
+    """Return a value as --filter takes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -139,7 +139,8 @@ def _full_change(name: str, value: Any, axes: tuple[str, ...]) -> tuple[str, Any
 
 
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
-    """The dotted path a short name stands for: a swept field, or any field of a cell; one of a parent has no other."""
+    """Return the dotted path a short name stands for: a swept field, or any field of a cell; one of a parent has no
+    other."""
     fields = fields_of(Cell)
     if name.removeprefix("parent." * name.count("parent.")) in fields:
         return name
@@ -161,7 +162,7 @@ def refuse_twins(found: list[Entry]) -> None:
     """Refuse two entries that are the same cell.
 
     Raises:
-        ConfigError: two are.
+        ConfigError: if two are.
     """
     seen: dict[str, Entry] = {}
     for entry in found:

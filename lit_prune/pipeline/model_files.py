@@ -17,7 +17,7 @@ def prepare_models(cells: Iterable[Cell], progress: Progress) -> bool:
     """Fetch and convert the models of the cells that are still to be; return whether there were any.
 
     Raises:
-        ConfigError: one cannot be fetched or converted; the message names the field.
+        ConfigError: if one cannot be fetched or converted; the message names the field.
     """
     return loading.prepare(((model, field) for model, _, field in _models(cells)), progress)
 
@@ -33,7 +33,7 @@ def check_weights(cells: Iterable[Cell]) -> None:
 
 
 def _models(cells: Iterable[Cell]) -> list[tuple[str, str | None, str]]:
-    """The models that cells or their parents name, each with its fingerprint and the field that names it."""
+    """Return the models that cells or their parents name, each with its fingerprint and the field that names it."""
     every = _with_parents(cells)
     teachers = [(one.teacher.model, one.teacher.fingerprint, "teacher.model") for one in every]
     students = [(one.prune.init_from, one.prune.fingerprint, "prune.init_from") for one in every]
@@ -47,7 +47,7 @@ def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
     `tokenizer` returns that of a cell's teacher, or None if it does not exist yet.
 
     Raises:
-        ConfigError: one has not; the message names its field and folder.
+        ConfigError: if one has not; the message names its field and folder.
     """
     given = {cell.teacher: cell for cell in _with_parents(cells) if cell.teacher.model is not None}
     for teacher, cell in given.items():

@@ -70,7 +70,7 @@ def _passes(entry: Entry, compute: Callable[[Entry], Any]) -> bool:
 
 
 def _without_effect(first: Entry, second: Entry) -> str:
-    """The fields in which two entries of the same outcome differ."""
+    """Return the fields in which two entries of the same outcome differ."""
     paths = dict.fromkeys([*first.changes, *second.changes])
     differ = [path for path in paths if first.changes.get(path) != second.changes.get(path)]
     return f"they differ only in what has no effect there: {', '.join(differ)}"
@@ -100,7 +100,7 @@ def _effective(cell: Cell, pruned: Any) -> Cell:
 
 
 def _effective_distill(cell: Cell, pruned: Any) -> Distill:
-    """The recipe with layers by number and without parts of the objective that have no effect."""
+    """Return the recipe with layers by number and without parts of the objective that have no effect."""
     from lit_prune.distill.hidden_states import pairs_of, relations_of
 
     distill, defaults = cell.distill, Distill()
@@ -128,7 +128,7 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
 
 
 def _imitates_itself(cell: Cell) -> bool:
-    """Whether a cell is retrained to imitate the very model it starts from."""
+    """Return whether a cell is retrained to imitate the very model it starts from."""
 
     student, distill = cell.prune, cell.distill
     if not (distill.max_steps and distill.needs_teacher) or student.init == "random":
@@ -155,7 +155,7 @@ def _check_texts(table: Table, cell: Cell) -> None:
 
 
 def _text(cell: Cell, path: str) -> Corpus | None:
-    """The text at a dotted path; None if the cell has no such section."""
+    """Return the text at a dotted path; None if the cell has no such section."""
     if path.startswith("parent."):
         parent = parent_of(cell)
         return None if parent is None else _text(parent, path.removeprefix("parent."))

@@ -22,7 +22,7 @@ class Resolver:
         self._known: dict[Any, Any] = {}
 
     def pin(self, cell: Cell) -> Cell:
-        """The same cell with everything it reads pinned by content, and its retraining given in steps.
+        """Return the same cell with everything it reads pinned by content, and its retraining given in steps.
 
         Raises:
             ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
@@ -45,7 +45,7 @@ class Resolver:
         return asked if parent is None else override(asked, self._filled_in(parent, asked))
 
     def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
-        """The text with `bos` as the teacher expects it, unless it is set; None also stands for False."""
+        """Return the text with `bos` as the teacher expects it, unless it is set; None also stands for False."""
         expected = self._once(("bos", teacher), lambda _: _expects_bos(teacher))
         if text.bos is None and expected:
             return dataclasses.replace(text, bos=True)

@@ -68,7 +68,7 @@ class Runner:
                 )
 
     def _tokens_checked(self, cell: Cell) -> Path:
-        """The tokens, before any cell is computed: whatever fails here is one line."""
+        """Return the tokens, before any cell is computed: whatever fails here is one line."""
         try:
             return artifacts.tokens(cell, self.ctx)
         except (Locked, ConfigError):

@@ -31,7 +31,8 @@ def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, 
 
 
 def awaited_parents(store: Store, cell: Cell) -> Iterator[Cell]:
-    """The retrained parents that are missing and that the student of a cell is yet to be cut from, first ones first."""
+    """Yield the retrained parents that are missing and that the student of a cell is yet to be cut from, first ones
+    first."""
     parent = parent_of(cell)
     if parent is None or store.node(cell, "student").verified is not None:
         return
@@ -43,7 +44,7 @@ def awaited_parents(store: Store, cell: Cell) -> Iterator[Cell]:
 
 
 def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
-    """The entries and the parents they wait for, each once: what a wave waits for is in those before it."""
+    """Return the entries and the parents they wait for, each once: what a wave waits for is in those before it."""
     found: dict[int, dict[str, Entry]] = {}
     for entry in entries:
         awaited = list(awaited_parents(store, entry.cell))

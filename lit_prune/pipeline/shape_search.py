@@ -152,7 +152,7 @@ _REPEATS = 25
 
 
 def _shapes(config: Any, space: SearchSpace) -> set[ModelShape]:
-    """All combinations the family allows.
+    """Return all combinations the family allows.
 
     Raises:
         ConfigError: a choice comes in none of them.
@@ -189,10 +189,10 @@ def _combinations(space: SearchSpace) -> Iterator[tuple[Any, ...]]:
 
 
 def _shape(config: Any, layers: Any, heads: Any, neurons: Any, expansion: float | None, hidden: Any) -> ModelShape:
-    """The shape a combination stands for.
+    """Return the shape a combination stands for.
 
     Raises:
-        ConfigError: it is larger than the teacher, or one the family's config forbids.
+        ConfigError: if it is larger than the teacher, or one the family's config forbids.
     """
     shape = target(
         Prune(num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=neurons, hidden_size=hidden),
@@ -228,7 +228,7 @@ def _bound(name: str, size: int | float | None, otherwise: int, whole: int) -> i
 
 
 def _nearest(found: Sequence[Candidate], least: int, most: int) -> str:
-    """What to say where no candidate is inside the window."""
+    """Return what to say where no candidate is inside the window."""
 
     def told(candidate: Candidate) -> str:
         return f"{candidate.parameters:,} ({candidate.label})"

@@ -58,7 +58,7 @@ def check_files(cells: Iterable[Cell]) -> None:
 
 
 def _given_tokenizer(cell: Cell) -> Any:
-    """The teacher's tokenizer; None if the teacher is still to be pretrained or converted."""
+    """Return the teacher's tokenizer; None if the teacher is still to be pretrained or converted."""
     if cell.teacher.model is None:
         return None
     place = loading.locate(cell.teacher.model, cell.teacher.fingerprint, weights=False)
@@ -99,7 +99,7 @@ def check_parent(cell: Cell) -> None:
 
 
 def check_models(cell: Cell, pruned: Any = None) -> None:
-    """See that the student can be cut from the model with the config `pruned`, and imitate the teacher.
+    """Check that the student can be cut from the model with the config `pruned`, and imitate the teacher.
 
     Where it is not given, `pruned` is foretold.
 
@@ -161,7 +161,7 @@ def check_ranges(cell: Cell) -> None:
 
 
 def _check_schedule(optimizer: Optimizer, steps: int, place: str) -> None:
-    """See that a run of `steps` lies within the schedule of its optimizer."""
+    """Check that a run of `steps` lies within the schedule of its optimizer."""
     end, whole = optimizer.schedule_start + steps, optimizer.schedule_steps or steps
     if end > whole:
         raise ConfigError(f"{place}.schedule_steps: must be >= schedule_start + max_steps, {end}, got {whole}")

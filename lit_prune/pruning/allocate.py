@@ -116,7 +116,7 @@ def everywhere(scores: Scores, layers: Indices, target: ModelShape, config: Any)
 
 
 def hidden_channels(scores: Scores, count: int, whole: int) -> Indices:
-    """The best hidden channels of the model."""
+    """Return the best hidden channels of the model."""
     return tuple(range(whole)) if count == whole else _best(scores["hidden"][0], count)
 
 
@@ -181,7 +181,7 @@ def _units(scores: Scores, axis: str, layer: int, count: int, whole: int) -> Ind
 
 
 def _best_heads(scores: Scores, layer: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
-    """The best query heads of each of the best KV groups."""
+    """Return the best query heads of each of the best KV groups."""
     size = whole.num_attention_heads // whole.num_key_value_heads
     if groups * per_group == whole.num_attention_heads:
         return tuple(range(whole.num_attention_heads))

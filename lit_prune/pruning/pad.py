@@ -16,7 +16,7 @@ from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 def pad_to_uniform(model: Any) -> Any:
-    """The same function with all layers as wide as the widest: a model that stock transformers loads.
+    """Return the same function with all layers as wide as the widest: a model that stock transformers loads.
 
     Neurons, the query heads of a KV group and KV groups are filled up with zeros, and norms over all heads are made to
     see none of it.
@@ -38,7 +38,7 @@ def pad_to_uniform(model: Any) -> Any:
 
 
 def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
-    """The model's weights, each where the plan that cuts this model from the padded one would take it from."""
+    """Return the model's weights, each where the plan that cuts this model from the padded one would take it from."""
     anatomy, whole, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
     layers = [_layer_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
     plan = PrunePlan(whole, tuple(range(whole.hidden_size)), tuple(layers))
@@ -55,7 +55,7 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
 
 
 def _layer_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
-    """The place of a narrow layer in a wide one."""
+    """Return the place of a narrow layer in a wide one."""
     size, most = (
         shape.num_attention_heads // shape.num_key_value_heads,
         whole.num_attention_heads // whole.num_key_value_heads,

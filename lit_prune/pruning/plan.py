@@ -65,7 +65,7 @@ class PrunePlan:
 
     @staticmethod
     def everything(shape: ModelShape) -> PrunePlan:
-        """The plan that keeps all."""
+        """Return the plan that keeps all."""
         neurons, heads = _all(shape.intermediate_size), _all(shape.num_attention_heads)
         layers = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
         return PrunePlan(shape, _all(shape.hidden_size), tuple(layers))
@@ -86,18 +86,18 @@ class PrunePlan:
         )
 
     def groups_of(self, layer: LayerPlan) -> Indices:
-        """The KV groups a layer keeps."""
+        """Return the KV groups a layer keeps."""
         size = self.original.num_attention_heads // self.original.num_key_value_heads
         return tuple(sorted({head // size for head in layer.heads}))
 
     def shape_of_layer(self, layer: LayerPlan) -> ModelShape:
-        """The shape the whole model would have, were all layers like this one."""
+        """Return the shape the whole model would have, were all layers like this one."""
         return ModelShape(
             len(self.layers), len(self.hidden), len(layer.neurons), len(layer.heads), len(self.groups_of(layer))
         )
 
     def entries(self, axes: Axes, sizes: Sequence[int], layer: LayerPlan | None) -> dict[int, Tensor]:
-        """What stays of a parameter: dimension -> indices, for the dimensions that are cut.
+        """Return what stays of a parameter: dimension -> indices, for the dimensions that are cut.
 
         `axes` and `sizes` are those of its dimensions in the original model; `layer` is the one it lies in, if any.
         """
@@ -117,7 +117,7 @@ class PrunePlan:
         return torch.cat(indices)
 
     def after(self, first: PrunePlan) -> PrunePlan:
-        """The one plan that does to the original model what `first` does to it and this one to the result.
+        """Return the one plan that does to the original model what `first` does to it and this one to the result.
 
         Raises:
             ConfigError: this plan is not for what `first` leaves, or `first` leaves layers that differ.
@@ -134,12 +134,12 @@ class PrunePlan:
         return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(layers))
 
     def check(self, config: Any) -> None:
-        """See that the plan can be carried out on a model.
+        """Check that the plan can be carried out on a model.
 
         Raises:
-            ConfigError: it was made for another shape, keeps nothing of something, names a unit twice or one there is
-                not, leaves unequal numbers of heads in the KV groups of a layer or a shape the family cannot have, or
-                merges heads that cannot be merged.
+            ConfigError: if the plan is for another shape, keeps nothing of an axis, names a unit twice or one that does not
+                exist, leaves unequal numbers of heads in the KV groups of a layer or a shape that the family forbids,
+                or merges heads that cannot be merged.
         """
         anatomy, whole = anatomy_of(config), self.original
         if whole != shape_of(config):
@@ -247,7 +247,7 @@ def _pick(of: Indices, indices: Indices) -> Indices:
 
 
 def _effective(merges: Sequence[Merge], heads: Indices) -> tuple[Merge, ...]:
-    """The merges that change a head that is kept, or one that is merged into such a head later."""
+    """Return the merges that change a head that is kept, or one that is merged into such a head later."""
     needed, effective = set(heads), []
     for merge in reversed(merges):
         if merge.kept in needed:

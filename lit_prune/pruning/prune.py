@@ -23,7 +23,7 @@ RESIDUAL = {"paper": 1.0, "reversed_sign": -1.0}
 
 
 def evidence_names(student: Prune, config: Any) -> frozenset[str]:
-    """What a calibration pass must measure for a student to be cut from a teacher with this config."""
+    """Return what a calibration pass must measure for a student to be cut from a teacher with this config."""
     if student.plan_path or student.init_from or student.init == "random":
         return frozenset()
     wanted = _axes_by_criterion(student, shape_of(config), target(student, config))
@@ -43,7 +43,7 @@ def check_names(student: Prune) -> None:
 
 
 def check(student: Prune, config: Any) -> None:
-    """See that a student can be cut from a teacher with this config.
+    """Check that a student can be cut from a teacher with this config.
 
     Raises:
         ConfigError: a shape there cannot be, a criterion that does not score what is cut, settings that exclude each
@@ -99,7 +99,7 @@ _DEFAULT = Prune()
 
 
 def shape_plan(student: Prune, config: Any) -> PrunePlan:
-    """A plan of the student's shape, before its units are chosen.
+    """Return a plan of the student's shape, before its units are chosen.
 
     Where `width_allocation` is global it is the uniform one, which has as many parameters.
 
@@ -110,7 +110,7 @@ def shape_plan(student: Prune, config: Any) -> PrunePlan:
 
 
 def config_of(student: Prune, config: Any) -> Any:
-    """The config of a student cut from a teacher with this config, before its units are chosen.
+    """Return the config of a student cut from a teacher with this config, before its units are chosen.
 
     Raises:
         ConfigError: a shape there cannot be, or a plan that does not fit.
@@ -121,10 +121,10 @@ def config_of(student: Prune, config: Any) -> Any:
 
 
 def load_plan(student: Prune) -> PrunePlan:
-    """The plan a student's section names.
+    """Return the plan a student's section names.
 
     Raises:
-        ConfigError: there is none, or the file is no plan.
+        ConfigError: if there is none, or the file is no plan.
     """
     assert student.plan_path is not None
     return PrunePlan.load(expand(student.plan_path))
@@ -147,7 +147,7 @@ def make_plan(teacher: Any, student: Prune, measure: Measure) -> PrunePlan:
 
 
 def first_units(config: Any, shape: ModelShape) -> PrunePlan:
-    """The plan that keeps the first units of each axis: a shape, where weights do not matter."""
+    """Return the plan that keeps the first units of each axis: a shape, where weights do not matter."""
     whole = shape_of(config)
     per_group, size = (
         shape.num_attention_heads // shape.num_key_value_heads,
@@ -160,7 +160,7 @@ def first_units(config: Any, shape: ModelShape) -> PrunePlan:
 
 
 def _round(model: Any, student: Prune, shape: ModelShape, measure: Measure) -> PrunePlan:
-    """The plan that leads from a model to a shape."""
+    """Return the plan that leads from a model to a shape."""
     whole, config = shape_of(model.config), model.config
     wanted = _axes_by_criterion(student, whole, shape)
     evidence = measure(model, frozenset().union(*(criteria[name].needs for name in wanted)))

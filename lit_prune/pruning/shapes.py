@@ -12,7 +12,7 @@ from lit_prune.models import loading
 
 
 def teacher_config(cell: Cell) -> Any:
-    """The Hugging Face config of the teacher, which need not exist yet."""
+    """Return the Hugging Face config of the teacher, which need not exist yet."""
     if cell.teacher.pretraining is not None:
         from lit_prune.models.llama import config_of
 
@@ -38,7 +38,7 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
 
 
 def _parent_config(cell: Cell, pruned: Any) -> Any:
-    """The config of a parent's student."""
+    """Return the config of a parent's student."""
     config = config_of_student(cell, pruned)
     if not cell.prune.equal_layers or config.is_heterogeneous:
         raise ConfigError("parent.prune: its layers differ in width; only equally wide ones can be pruned further")
@@ -46,7 +46,7 @@ def _parent_config(cell: Cell, pruned: Any) -> Any:
 
 
 def pruned_config(cell: Cell) -> Any:
-    """The Hugging Face config of the model that is pruned, which need not exist yet."""
+    """Return the Hugging Face config of the model that is pruned, which need not exist yet."""
     *_, (_, config) = pruned_configs(cell)
     return config
 
@@ -60,7 +60,7 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
     """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
 
     Raises:
-        ConfigError: it cannot be cut from it.
+        ConfigError: if it cannot be cut from it.
     """
     student = cell.prune
     if student.init_from is None:
@@ -77,10 +77,10 @@ def keeps_all(student: Any, config: Any) -> bool:
 
 
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
-    """A teacher of at least `least` layers, and how many it has: the profile's own, or else its deep one.
+    """Return a teacher of at least `least` layers, and how many it has: the profile's own, or else its deep one.
 
     Raises:
-        ConfigError: neither has as many.
+        ConfigError: if neither has as many.
     """
     found = {}
     for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):

@@ -21,7 +21,7 @@ from lit_prune.pruning.plan import Merge, PrunePlan
 
 
 def apply(model: Any, plan: PrunePlan, mode: Literal["slice", "mask"] = "slice") -> Any:
-    """A new model with only the units of the plan: `slice` cuts them out, `mask` silences the others in place.
+    """Return a new model with only the units of the plan: `slice` cuts them out, `mask` silences the others in place.
 
     Both give the same logits. Once saved, the result of `slice` loads with stock `AutoModelForCausalLM`; where the
     layers of the plan differ in width, import `lit_prune.models.per_layer_config` first. Do not save the result of
@@ -63,7 +63,7 @@ def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
 
 
 def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tensor:
-    """The weights or biases of all queries after the merges, one after the other (Minitron, section 2.3)."""
+    """Return the weights or biases of all queries after the merges, one after the other (Minitron, section 2.3)."""
     if not merges:
         return queries
     queries = queries.clone()
@@ -134,13 +134,13 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
 
 
 def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, num_key_value_heads: int) -> dict[str, int]:
-    """The widths of a layer by their names in the config."""
+    """Return the widths of a layer by their names in the config."""
     widths = {anatomy.neurons: neurons, "num_attention_heads": heads}
     return widths | ({"num_key_value_heads": num_key_value_heads} if hasattr(config, "num_key_value_heads") else {})
 
 
 def _per_layer_lists(config: Any, num_layers: int) -> dict[str, list[Any]]:
-    """What the config lists for each layer, like `layer_types`; some lists are longer than there are layers."""
+    """Return what the config lists for each layer, like `layer_types`; some lists are longer than there are layers."""
     return {
         name: value
         for name, value in vars(config).items()

@@ -11,7 +11,7 @@ from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 
 
 def target(student: Prune, config: Any) -> ModelShape:
-    """The shape a student's section asks of a teacher with this config.
+    """Return the shape a student's section asks of a teacher with this config.
 
     A share is rounded to the nearest size the family allows; a count is taken at its word; sizes that are "auto" all
     get the same share, the one that comes nearest to `prune.num_parameters`.
@@ -58,7 +58,7 @@ def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
 
 
 def way_to(student: Prune, config: Any) -> list[ModelShape]:
-    """The shapes after each round of pruning: an equal part of the way, the last one the target (Minitron, 2.2).
+    """Return the shapes after each round of pruning: an equal part of the way, the last one the target (Minitron, 2.2).
 
     Raises:
         ConfigError: as `target`, or rounds that would do nothing.
@@ -106,7 +106,7 @@ def _wanted_parameters(parameters: Size, whole: int) -> int:
 
 
 def _fixed(student: Prune, config: Any) -> ModelShape:
-    """The target where every size is a share, a count or None."""
+    """Return the target where every size is a share, a count or None."""
     whole, anatomy = shape_of(config), anatomy_of(config)
     layers = _layers(student, whole.num_hidden_layers)
     heads, groups = _heads(student, whole)
@@ -173,7 +173,7 @@ def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
 
 
 def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) -> str:
-    """What to say of a number of heads that does not divide the hidden channels, all of which stay."""
+    """Return what to say of a number of heads that does not divide the hidden channels, all of which stay."""
     step = 1 if whole.num_attention_heads == whole.num_key_value_heads else groups
     allowed = [n for n in range(step, whole.num_attention_heads + 1, step) if whole.hidden_size % n == 0]
     carrier = ""
@@ -235,7 +235,7 @@ def _heads_of_width(student: Prune, whole: ModelShape, head_dim: int, groups: in
 
 
 def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
-    """The number of units a size stands for, a multiple of `step`."""
+    """Return the number of units a size stands for, a multiple of `step`."""
     if size is None:
         size = whole
     if isinstance(size, float):

@@ -67,7 +67,7 @@ def check_labels(models: Sequence[str], beside: str | None) -> None:
     """Check that models of these labels can stand in one table.
 
     Raises:
-        ConfigError: two columns would have the same name, or the papers have no such table.
+        ConfigError: if two columns would have the same name, or the papers have no such table.
     """
     table = None if beside is None else published(beside)
     columns = list(map(printable, _columns(models, table)))
@@ -143,7 +143,7 @@ def _scale(metric: str) -> tuple[int, int]:
 
 
 def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Every score of a store, as of `read`, as text: a line a question and metric, a column a model."""
+    """Return every score of a store, as of `read`, as text: a line a question and metric, a column a model."""
     shown = scores.assign(
         benchmark=[_named(line) for line in scores.to_dict("records")],
         score=[_score(line, line["metric"]) for line in scores.to_dict("records")],
@@ -169,13 +169,13 @@ def _named(line: Mapping[str, Any]) -> str:
 
 
 def _told_apart(scores: pd.DataFrame) -> pd.Series:
-    """Names of models, with the fingerprint where different ones share a name."""
+    """Return the names of models, with the fingerprint where different ones share a name."""
     shared = scores.groupby("model")["fingerprint"].transform("nunique") > 1
     return scores["model"].where(~shared, scores["model"] + " " + scores["fingerprint"].str[:6])
 
 
 def notes(table: BenchmarkTable) -> list[str]:
-    """What the numbers are, in sentences."""
+    """Return what the numbers are, in sentences."""
     said = ["Scores in per cent ± standard error over the documents; perplexity and bits per byte as they are."]
     if table.scores["difference"].notna().any():
         said.append(
@@ -201,7 +201,7 @@ def notes(table: BenchmarkTable) -> list[str]:
 
 
 def _windows(table: BenchmarkTable) -> Iterator[str]:
-    """How texts were read."""
+    """Yield how texts were read."""
     texts = table.scores[table.scores["windows"].notna()].drop_duplicates(["title", "window", "stride", "windows"])
     for line in texts.to_dict("records"):
         window, stride = int(line["window"]), int(line["stride"])
@@ -264,7 +264,7 @@ def print_table(table: BenchmarkTable, console: Console) -> None:
 
 
 def _folded(column: str) -> str:
-    """A column's name over two lines."""
+    """Return a column's name over two lines."""
     return printable(column).replace(" − ", "\n− ").replace(" (paper)", "\n(paper)")
 
 
@@ -285,6 +285,6 @@ def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
 
 
 def _latex(table: BenchmarkTable) -> str:
-    """A booktabs table."""
+    """Return a booktabs table."""
     columns = ("l" if name == "benchmark" else "r" for name in table.layout)
     return "% \\usepackage{booktabs}\n" + latex_table(table.layout, columns, "tab:benchmarks")

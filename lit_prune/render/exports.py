@@ -26,7 +26,7 @@ def write(answers: Sequence[Answer], store: Store, out: Path, progress: Progress
     """Write the page and its exports, unless they are there and say the same; returns their paths, the page first.
 
     Raises:
-        ConfigError: there is no answer, or the folder cannot be written.
+        ConfigError: if there is no answer, or the folder cannot be written.
     """
     if not answers:
         raise ConfigError(f"nothing is done in {store.root}, nothing is recorded: run a table first")
@@ -56,7 +56,7 @@ def write(answers: Sequence[Answer], store: Store, out: Path, progress: Progress
 
 
 def _digest(answers: Iterable[Answer], texts: Iterable[str]) -> str:
-    """What the files say, and the code that says it, as 16 hexadecimal digits."""
+    """Return what the files say, and the code that says it, as 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.iterdir()) if path.suffix in _CODE]
     said = [
         fingerprint(answer.report, *record.texts(answer.report).values(), answer.origin, answer.notes, *answer.notices)

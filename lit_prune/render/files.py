@@ -87,7 +87,7 @@ def _in(folder: Path, texts: Mapping[str, str]) -> dict[Path, str]:
 
 
 def _holds(path: Path, text: str, within: int | None = None) -> bool:
-    """Whether a file is this text, or has it within its first characters."""
+    """Return whether a file is this text, or has it within its first characters."""
     if not path.exists():
         return False
     found = path.read_text()
@@ -95,7 +95,7 @@ def _holds(path: Path, text: str, within: int | None = None) -> bool:
 
 
 def _index(records: Path) -> str:
-    """What is recorded: a line a table and profile, with its notes."""
+    """Return what is recorded: a line a table and profile, with its notes."""
     lines = ["# Records", "", "Written by `report --record`; the notes are written by hand.", ""]
     lines += ["| table | profile | report | notes |", "|---|---|---|---|"]
     for report in sorted(records.glob("*/*/report.md")):
@@ -118,7 +118,7 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
 
 
 def fingerprint(report: Report, *texts: str) -> str:
-    """What the files say, and the code that says it, as 16 hexadecimal digits."""
+    """Return what the files say, and the code that says it, as 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
     said = [report.histories.to_csv(), *code, *texts]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
@@ -146,7 +146,7 @@ def markdown(report: Report) -> str:
 
 
 def _checks(report: Report) -> list[str]:
-    """How the order of the rows moves during the retraining, where it was looked at."""
+    """Return how the order of the rows moves during the retraining, where it was looked at."""
     if report.checks.empty:
         return []
     against = "Order of the rows by LM loss at each check, against that at the end:"

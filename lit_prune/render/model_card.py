@@ -53,7 +53,7 @@ def model_card(
 
 
 def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
-    """What was cut, as lines; plan.json beside the card has every index."""
+    """Return what was cut, as lines; plan.json beside the card has every index."""
     if not shapes:
         return []
     lines = (f"| {name} | {before:,} | {after:,} |" for name, (before, after) in shapes.items())
@@ -61,7 +61,8 @@ def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
 
 
 def _retraining(cell: Cell) -> list[str]:
-    """How the publication of the method retrains, and whether that was done; nothing of a student that was given."""
+    """Return how the publication of the method retrains, and whether that was done; nothing of a student that was
+    given."""
     if cell.prune.init_from is not None:
         return []
     published, fields = cell.prune.retraining, dict(flatten(plain_of(cell)))

@@ -14,7 +14,7 @@ from lit_prune.render.typography import unbroken, with_minus_signs
 
 
 def as_html(text: str, profile: str, below: int = 3) -> Markup:
-    """The notes on one profile: without what stands under the name of another, headings below level `below`.
+    """Return the notes on one profile: without what stands under the name of another, headings below level `below`.
 
     Numbers get real minus signs, except in code. Nothing in it is fetched: HTML is shown as text, and a picture as a
     link to it.
@@ -46,7 +46,7 @@ def _of_profile(tokens: list[Token], others: Collection[str]) -> list[Token]:
 
 
 def _typeset(children: Iterable[Token]) -> list[Token]:
-    """The pieces of a paragraph or table cell with their text typeset; code and addresses stay as they are."""
+    """Return the pieces of a paragraph or table cell with their text typeset; code and addresses stay as they are."""
     kept: list[Token] = []
     for is_text, run in itertools.groupby(children, lambda token: token.type in ("text", "softbreak")):
         pieces = list(run)

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 
 
 def environment(*folders: Path) -> Environment:
-    """The templates of `folders` and of this one; a name they are not given is an error.
+    """Return the templates of `folders` and of this one; a name they are not given is an error.
 
     Every string they are given is escaped, but markup that is marked as such. The filter `unbroken` is that of
     `typography`.

@@ -49,7 +49,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
 
 
 def _in_tags(body: str, change: Callable[[str], str]) -> str:
-    """The same SVG with each tag changed; the text between them, which names rows, stays as it is."""
+    """Return the same SVG with each tag changed; the text between them, which names rows, stays as it is."""
     return re.sub(r"<[^>]*>", lambda tag: change(tag[0]), body)
 
 
@@ -60,7 +60,7 @@ def _themed(tag: str) -> str:
 
 
 def _slim(body: str) -> str:
-    """The same picture in less than half the characters, in the font of the page it stands in."""
+    """Return the same picture in less than half the characters, in the font of the page it stands in."""
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
 
@@ -77,5 +77,5 @@ def _slim(body: str) -> str:
 
 
 def _break(body: str, start: int, end: int) -> str:
-    """What a line break stands for: nothing between tags, a space within one."""
+    """Return what a line break stands for: nothing between tags, a space within one."""
     return "" if body[start - 1 : start] == ">" and body[end : end + 1] == "<" else " "

@@ -90,7 +90,7 @@ def _hanging(mark: str, text: str, style: str) -> RichTable:
 
 
 def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | str]:
-    """The main table, in several with an empty line between them where it is wider than the console."""
+    """Yield the main table, in several with an empty line between them where it is wider than the console."""
     frame = wording.main_table(report)
     broken = frame.map(printable).rename(columns={name: name.replace(" ", "\n") for name in frame.columns[2:]})
     for place, part in enumerate(wording.parts(broken, width, 1 if tight else 2)):

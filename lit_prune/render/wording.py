@@ -77,7 +77,7 @@ def order(report: Report) -> str:
 
 
 def main_table(report: Report) -> pd.DataFrame:
-    """The main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values.
+    """Return the main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values.
 
     The paper's values come last, or beside ours where there are more than two metrics.
     """
@@ -104,7 +104,7 @@ def main_table(report: Report) -> pd.DataFrame:
 
 
 def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
-    """A column of means with their spread, which is left out where every seed gave the same number."""
+    """Return a column of means with their spread, which is left out where every seed gave the same number."""
     if metric == "perplexity":  # it is that of the loss once more
         return [number(mean, 2) for mean in means]
     shown = SHOWN.get(metric, number)
@@ -112,7 +112,7 @@ def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
 
 
 def _paper(report: Report, metric: str) -> dict[str, list[str]]:
-    """The column of the paper's values of one metric; none where it has none."""
+    """Return the column of the paper's values of one metric; none where it has none."""
     values = report.ranked[f"paper {metric}"]
     column = list(map(SHOWN[metric], values)) if metric in SHOWN else as_printed(values)
     return {f"paper {title(metric)}": column} if values.notna().any() else {}
@@ -146,12 +146,12 @@ def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
 
 
 def has_spread(column: Iterable[str]) -> bool:
-    """Whether a column of text holds means with their spread, which are read from the left."""
+    """Return whether a column of text holds means with their spread, which are read from the left."""
     return any("±" in cell for cell in column)
 
 
 def kinds(report: Report) -> list[set[str]]:
-    """What each line of the main table is: best, baseline, apart (not compared with the baseline), reference."""
+    """Return what each line of the main table is: best, baseline, apart (not compared with the baseline), reference."""
     ranked, best = report.ranked, report.best
     marks = {
         "best": ranked.index == (best.row if best else None), "baseline": ranked.index == report.table.baseline,
@@ -171,7 +171,7 @@ def counts(report: Report) -> list[str]:
 
 
 def claims_table(report: Report) -> pd.DataFrame:
-    """The verdicts as text: claim, verdict, difference with its interval, p, n, source."""
+    """Return the verdicts as text: claim, verdict, difference with its interval, p, n, source."""
     frame = report.verdicts[["claim", "verdict"]].copy()
     frame["claim"] = [relation(report.table, claim) for claim in report.table.claims]
     frame["difference [95 %]"] = [interval(v) for v in report.verdicts.to_dict("records")]
@@ -181,7 +181,7 @@ def claims_table(report: Report) -> pd.DataFrame:
 
 
 def interval(verdict: Mapping[str, Any]) -> str:
-    """A difference and its interval, or why there is none."""
+    """Return a difference and its interval, or why there is none."""
     difference, low, high = (number(verdict[name], sign="+") for name in ("difference", "low", "high"))
     if low == NONE:
         return f"{difference} [same for every seed]" if verdict["n"] > 1 else difference
@@ -189,12 +189,12 @@ def interval(verdict: Mapping[str, Any]) -> str:
 
 
 def _count(verdict: Mapping[str, Any]) -> str:
-    """How many seeds a test is over; marked where it is over sequences."""
+    """Return how many seeds a test is over; marked where it is over sequences."""
     return f"{verdict['n']} seq." if verdict["over"] == "sequences" else str(verdict["n"])
 
 
 def notes(report: Report) -> list[str]:
-    """What a reader must know before comparing the columns, and where seeds change nothing."""
+    """Return what a reader must know before comparing the columns, and where seeds change nothing."""
     found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in SHOWN]
     spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
     if (spreads == 0).any(axis=None):
@@ -203,14 +203,14 @@ def notes(report: Report) -> list[str]:
 
 
 def rank_table(report: Report) -> pd.DataFrame:
-    """How far the order of the rows at each check is that of the end, as text: step, Kendall's tau, rows."""
+    """Return how far the order of the rows at each check is that of the end, as text: step, Kendall's tau, rows."""
     ranks = report.ranks
     shown = {"step": ranks["step"].astype(str), "Kendall's tau": [number(tau, 2, "+") for tau in ranks["tau"]]}
     return ranks.assign(**shown, rows=ranks["n"].astype(str))[[*shown, "rows"]]
 
 
 def flips(report: Report) -> list[str]:
-    """A sentence for each two rows of a claim that change their order by LM loss during the retraining."""
+    """Return a sentence for each two rows of a claim that change their order by LM loss during the retraining."""
     if report.checks.empty or not any(claim.rows for claim in report.table.claims):
         return []
     found = []
@@ -240,7 +240,7 @@ def teacher(report: Report) -> str:
 
 
 def agreement(report: Report) -> str:
-    """How far the order of the rows is the paper's, in one sentence."""
+    """Return how far the order of the rows is the paper's, in one sentence."""
     found = report.agreement
     if found.n < 2:
         return "fewer than two rows of the paper are measured"
@@ -253,7 +253,7 @@ def agreement(report: Report) -> str:
 
 
 def absent(report: Report) -> str:
-    """How many cells are not done, by state; empty when all are."""
+    """Return how many cells are not done, by state; empty when all are."""
     counts = report.tidy["state"].value_counts()
     absent = {state: counts[state] for state in ("damaged", "failed", "unfinished", "missing") if state in counts}
     listed = ", ".join(f"{count} {state}" for state, count in absent.items())
@@ -268,7 +268,7 @@ def later_rows(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """What makes the numbers worth less than they seem."""
+    """Return what makes the numbers worth less than they seem."""
     found, commits = [], ", ".join(sorted(report.commits))
     if report.mixed:
         found.append(f"the cells come from {len(report.commits)} versions of the code: {commits}")
@@ -282,7 +282,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def provenance(report: Report) -> dict[str, str]:
-    """What the numbers depend on beside the question: text, teacher, code, versions, machine."""
+    """Return what the numbers depend on beside the question: text, teacher, code, versions, machine."""
     teacher = report.teacher
     found = {
         "corpus sha256": report.corpus,

@@ -26,13 +26,13 @@ _COLUMNS = [
 
 
 def tables_not_run(answers: Iterable[Answer]) -> list[Table]:
-    """The tables of which there is no answer, by name."""
+    """Return the tables of which there is no answer, by name."""
     answered = {answer.report.table.name for answer in answers}
     return [table_of(name) for name in tables() if name not in answered]
 
 
 def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.DataFrame:
-    """One line a claim and answer, and one for each claim of a table that has no answer, whose profile is empty.
+    """Return one line a claim and answer, and one for each claim of a table that has no answer, whose profile is empty.
 
     Columns: those of `answers.ledger`, the paper, and standardized: the mean difference by seed over the standard
     deviation of the differences (Cohen's d of paired values). The verdict of what no seed was measured for is "not
@@ -58,7 +58,7 @@ def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.Data
 
 
 def paper_of(table: Table, source: str) -> str:
-    """The paper a claim is of: its source names it where the table is of both."""
+    """Return the paper a claim is of: its source names it where the table is of both."""
     practice = source.startswith(PRACTICE) or table.source.startswith("LLM Pruning and Distillation in Practice")
     return PRACTICE if practice else MINITRON
 
@@ -75,7 +75,7 @@ def standardize(found: pd.DataFrame) -> pd.Series:
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """How many claims have each verdict: a line for each profile and paper, indexed by both.
+    """Return how many claims have each verdict: a line for each profile and paper, indexed by both.
 
     Of all claims that have a table, and of profiles as they are, nothing set away.
     """

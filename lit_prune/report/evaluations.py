@@ -35,7 +35,7 @@ _MANY = 20_000
 
 
 def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
-    """All answers of a store, a line for each metric, of whole tasks or of their parts as well.
+    """Return all answers of a store, a line for each metric, of whole tasks or of their parts as well.
 
     Columns: key, question (the same for all models), model, fingerprint, task, subtask, title, metric, shots, limit,
     window, stride, windows (of a text), dtype, n, value, stderr, cut (share of the prompts that did not fit), unread
@@ -46,7 +46,7 @@ def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
 
 
 def compare_models(nodes: Mapping[str, Sequence[Node]]) -> pd.DataFrame:
-    """The answers of models by their labels, as of `read`, with difference, low, high and p.
+    """Return the answers of models by their labels, as of `read`, with difference, low, high and p.
 
     Those are of a paired bootstrap over the documents that the model and the first one both have; NaN for the first.
     """
@@ -64,10 +64,10 @@ def _all_published() -> dict[str, Any]:
 
 
 def published(name: str) -> dict[str, Any]:
-    """A table of the papers: source, models, parameters, parameters_without_embeddings, and scores by task.
+    """Return a table of the papers: source, models, parameters, parameters_without_embeddings, and scores by task.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: if there is none of that name.
     """
     if name not in _all_published():
         raise ConfigError(unknown("--paper-table", name, _all_published()))
@@ -75,7 +75,7 @@ def published(name: str) -> dict[str, Any]:
 
 
 def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
-    """The metrics of an answer."""
+    """Yield the metrics of an answer."""
     result, about = node.result, node.config
     if result is None:
         return
@@ -108,7 +108,7 @@ def _same_question(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _paired(node: Node, first: Node, metric: str) -> Paired | None:
-    """The difference of two answers over their documents, where there are any of the metric."""
+    """Return the difference of two answers over their documents, where there are any of the metric."""
     ours, theirs = _documents(node.folder), _documents(first.folder)
     names, statistic = (["nll", "bytes"], bits_per_byte) if metric == "bits_per_byte" else ([metric], np.mean)
     frames = [frame[frame["metric"] == name]["value"] for name in names for frame in (ours, theirs)]

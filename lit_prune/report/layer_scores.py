@@ -31,7 +31,7 @@ class LayerScores:
 
 
 def read_layer_scores(cells: Iterable[Cell], store: Store) -> LayerScores | None:
-    """What the store holds about the layers of the teacher of `cells`, which differ in nothing but seeds.
+    """Return what the store holds about the layers of the teacher of `cells`, which differ in nothing but seeds.
 
     None where it holds nothing.
     """
@@ -47,7 +47,7 @@ def read_layer_scores(cells: Iterable[Cell], store: Store) -> LayerScores | None
 
 
 def drops_layers(baseline: Cell, cells: pd.DataFrame) -> bool:
-    """Whether a student of the table, the baseline's or of a row that differs in that, has fewer layers than its
+    """Return whether a student of the table, the baseline's or of a row that differs in that, has fewer layers than its
     teacher."""
     student, rows = plain_of(baseline.prune), cells[~cells["reference"]]
     swept = [
@@ -65,7 +65,7 @@ def drops_layers(baseline: Cell, cells: pd.DataFrame) -> bool:
 
 
 def _draws(cells: list[Cell], store: Store, stage: str) -> list[dict[str, Any]]:
-    """The evidence of one stage, once for each address that is done."""
+    """Return the evidence of one stage, once for each address that is done."""
     from safetensors.numpy import load_file
 
     nodes = {node.key: node for node in (store.node(cell, stage) for cell in cells)}

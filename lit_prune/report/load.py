@@ -81,7 +81,7 @@ def gather(
 
 
 def frame(store: str | Path = DEFAULT_ROOT, records: str | Path = RECORDS) -> pd.DataFrame:
-    """One line a cell of all tables: table, profile, settings, and the columns of `report.cells.tidy`.
+    """Return one line a cell of all tables: table, profile, settings, and the columns of `report.cells.tidy`.
 
     A column that only other tables have is NaN.
 
@@ -97,7 +97,7 @@ def frame_of(answers: Iterable[Answer]) -> pd.DataFrame:
 
 
 def ledger(answers: Iterable[Answer]) -> pd.DataFrame:
-    """One line a claim: table, profile, settings, and the columns of `report.judge`."""
+    """Return one line a claim: table, profile, settings, and the columns of `report.judge`."""
     return _joined(answers, lambda report: report.verdicts)
 
 
@@ -111,7 +111,7 @@ def _joined(answers: Iterable[Answer], part: Callable[[Report], pd.DataFrame]) -
 
 
 def _fuller(answers: list[Answer]) -> Answer:
-    """The answer with more cells done, the store's where they are equal, and what the other one would say."""
+    """Return the answer with more cells done, the store's where they are equal, and what the other one would say."""
     best, *others = sorted(answers, key=lambda answer: (-answer.num_done, answer.origin != "store"))
     beside = (f"the {other.origin} has {other.num_done} of its {len(other.report.tidy)} cells" for other in others)
     failed = tuple(
@@ -123,7 +123,8 @@ def _fuller(answers: list[Answer]) -> Answer:
 
 
 def stored(store: Store, records: Path = RECORDS, tables: Collection[str] | None = None) -> list[Answer]:
-    """Every request that was made of a store, as it stands now; one that cannot be read is left out with a warning."""
+    """Return every request that was made of a store, as it stands now; one that cannot be read is left out with a
+    warning."""
     found = []
     for folder in _folders(store.root / "reports", tables):
         try:
@@ -144,7 +145,7 @@ def recorded_runs(table: str, records: Path = RECORDS) -> list[tuple[float, floa
 
 
 def recorded(records: Path = RECORDS, tables: Collection[str] | None = None) -> list[Answer]:
-    """Every record in a folder.
+    """Return every record in a folder.
 
     Raises:
         ConfigError: if a record cannot be read.

@@ -11,7 +11,7 @@ NO_TABLE = "no table yet"
 
 
 def read() -> pd.DataFrame:
-    """One line a claim of a paper: paper, place (where it stands), claim, tables (names) and why (may be empty).
+    """Return one line a claim of a paper: paper, place (where it stands), claim, tables (names) and why (may be empty).
 
     `why` is the reason why no table asks it, or why the one that shows it has no verdict.
     """
@@ -21,7 +21,7 @@ def read() -> pd.DataFrame:
 
 
 def shown() -> pd.DataFrame:
-    """The same as text, with what a reader finds of each claim: its tables, or that there is none yet, and why."""
+    """Return the same as text, with what a reader finds of each claim: its tables, or that there is none yet, and why."""
     found = read()
     answered = [", ".join(tables) or NO_TABLE for tables in found["tables"]]
     why = [f": {why}" if why else "" for why in found["why"]]

@@ -35,7 +35,7 @@ _KINDS: dict[Any, type] = dict.fromkeys(
 
 
 def texts(report: Report) -> dict[str, str]:
-    """The files of a record, by name."""
+    """Return the files of a record, by name."""
     return {
         "results.csv": report.tidy.to_csv(index=False),
         "curves.csv": _csv(_thinned(report.histories)),
@@ -46,7 +46,7 @@ def texts(report: Report) -> dict[str, str]:
 
 
 def read(folder: Path, table: Table) -> Report:
-    """The report of a record, of the table it names.
+    """Return the report of a record, of the table it names.
 
     Raises:
         ConfigError: the record is not whole, or is of fields that no longer exist.
@@ -76,7 +76,7 @@ def _read(folder: Path, table: Table) -> Report:
 
 
 def _sequences(folder: Path) -> pd.DataFrame:
-    """The losses by sequence; a record has none if seeds change every row, or from before they were kept."""
+    """Return the losses by sequence; a record has none if seeds change every row, or from before they were kept."""
     path = folder / SEQUENCES
     return pd.read_csv(path, dtype={"row": str}) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
@@ -101,7 +101,7 @@ def _plain(report: Report) -> dict[str, Any]:
 
 
 def _listed(scores: Any) -> Any:
-    """An array as lists, its holes as null, which is what JSON has."""
+    """Return an array as lists, its holes as null, which is what JSON has."""
     return None if scores is None else [[None if math.isnan(x) else round(x, 6) for x in line] for line in scores]
 
 
@@ -112,7 +112,7 @@ def _scores(plain: dict[str, Any] | None) -> LayerScores | None:
 
 
 def _thinned(histories: pd.DataFrame) -> pd.DataFrame:
-    """The losses of each cell at no more than so many steps."""
+    """Return the losses of each cell at no more than so many steps."""
     kept = histories[["row", "seed", "step", *histories.columns.drop(list(_NOT_CURVES), errors="ignore")]]
     if kept.empty:
         return kept

@@ -113,10 +113,10 @@ def assemble(
     table: Table, profile_name: str, settings: Mapping[str, Any], entries: list[Entry], store: Store,
     *, flags: Sequence[str] = (),
 ) -> Report:  # fmt: skip
-    """All that is known about a table, from entries whose corpus and teacher have their fingerprints.
+    """Return all that is known about a table, from entries whose corpus and teacher have their fingerprints.
 
     Raises:
-        ConfigError: two cells share a row and a seed.
+        ConfigError: if two cells share a row and a seed.
     """
     # Where --filter leaves the baseline out, the first row stands for it.
     cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
@@ -127,7 +127,7 @@ def assemble(
 
 
 def reread(report: Report, store: Store) -> Report:
-    """The same question as the store answers it now: cells may have been finished, or failed, since."""
+    """Return the same question as the store answers it now: cells may have been finished, or failed, since."""
     metrics = [name for name in report.table.metrics if name in report.tidy]
     found = [found_of(metrics, _node(store, address)) for address in report.tidy["key"]]
     cells = typed(report.table, report.tidy.astype(object).assign(**pd.DataFrame(found, dtype=object)))
@@ -135,7 +135,7 @@ def reread(report: Report, store: Store) -> Report:
 
 
 def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
-    """The report of a question whose cells are known, with what the store holds about their retraining."""
+    """Return the report of a question whose cells are known, with what the store holds about their retraining."""
     trained = _trained(cells, store)
     scores = read_layer_scores(_baseline(asked, cells), store) if drops_layers(asked.cell, cells) else None
     nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
@@ -151,7 +151,7 @@ def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
 def judged(
     asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, sequences: pd.DataFrame, **known: Any
 ) -> Report:
-    """A report from its cells and what else is known, with all statistics."""
+    """Return a report from its cells and what else is known, with all statistics."""
     table, summary = asked.table, summarise(asked.table, tidy, sequences)
     return Report(
         **vars(asked), tidy=tidy, checks=checks, sequences=sequences, summary=summary,
@@ -162,7 +162,7 @@ def judged(
 
 
 def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
-    """The cells of the row that stands for the baseline, one a seed."""
+    """Return the cells of the row that stands for the baseline, one a seed."""
     rows = cells.loc[~cells["reference"]]
     row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
     seeds = rows.loc[rows["row"] == row, "seed"]
@@ -170,7 +170,7 @@ def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
 
 
 def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One line a row, in grid order with references last, indexed by row.
+    """Return one line a row, in grid order with references last, indexed by row.
 
     Columns: reference; compared (no reference, and retrained if the baseline is); of the first metric mean, sd, n,
     interval (half width of the 95 % t interval), delta (to the baseline, over shared seeds) and p (paired test of
@@ -200,7 +200,7 @@ def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None =
 
 
 def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
-    """How far the paper's order of its rows, by the first metric, is ours; NaN with fewer than two rows."""
+    """Return how far the paper's order of its rows, by the first metric, is ours; NaN with fewer than two rows."""
     first = table.metrics[0]
     paper = pd.Series({row: values[first] for row, values in table.paper.items() if first in values}, dtype=float)
     return agree_over_seeds(by_seed(tidy, first), paper)

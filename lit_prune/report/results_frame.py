@@ -21,7 +21,7 @@ COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
 
 
 def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
-    """One line a cell, in the order of the entries.
+    """Return one line a cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
     the metrics (NaN unless done), corpus, second_corpus and the parent's corpus if it differs, and teacher
@@ -29,7 +29,7 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     peak_memory (bytes, of the process while it was at the cell) and commit.
 
     Raises:
-        ConfigError: two cells share a row and a seed.
+        ConfigError: if two cells share a row and a seed.
     """
     swept = dict.fromkeys(
         path for e in entries if not e.reference for path in e.changes if path not in table.seed_fields
@@ -46,13 +46,13 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
 
 
 def typed(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
-    """The same lines, numbers as numbers."""
+    """Return the same lines, numbers as numbers."""
     numbers = cells.columns.intersection([*table.metrics, *COSTS])
     return cells.astype({"seed": int, "reference": bool} | dict.fromkeys(numbers, float))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """What a cell logged.
+    """Return what a cell logged.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -80,7 +80,7 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
 
 
 def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
-    """What the store holds of a cell."""
+    """Return what the store holds of a cell."""
     result, error, env, damage = node.result, node.error, node.env, node.damage()
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
@@ -97,7 +97,7 @@ def _origin(teacher: Teacher) -> str | None:
 
 
 def _value(entry: Entry, path: str) -> Any:
-    """A field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
+    """Return a field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
     node: Any = entry.cell
     inside = path
     while inside.startswith("parent.") and isinstance(node, Cell):

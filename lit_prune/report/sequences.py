@@ -37,5 +37,5 @@ def read_sequences(table: Table, tidy: pd.DataFrame, done: Mapping[tuple[str, in
 
 
 def _constant(values: pd.Series) -> bool:
-    """Whether at least two seeds gave the same, up to rounding."""
+    """Return whether at least two seeds gave the same, up to rounding."""
     return len(values) > 1 and bool(np.allclose(values, values.iloc[0], rtol=1e-9, atol=0))

@@ -100,12 +100,12 @@ def _two_sided(
 
 
 def per_token(loss: Floats, tokens: Floats, axis: int) -> Floats:
-    """All loss over all tokens: a ratio of sums."""
+    """Return all loss over all tokens: a ratio of sums."""
     return np.asarray(loss.sum(axis) / tokens.sum(axis))
 
 
 def bits_per_byte(nll: Floats, num_bytes: Floats, axis: int) -> Floats:
-    """All nats over all bytes, in bits: a ratio of sums, in which a long document counts for more."""
+    """Return all nats over all bytes, in bits: a ratio of sums, in which a long document counts for more."""
     return np.asarray(nll.sum(axis) / num_bytes.sum(axis) / np.log(2))
 
 
@@ -173,7 +173,7 @@ def spread(values: pd.Series) -> float:
 
 
 def agree(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
-    """How far two measurements put the same rows in one order; NaN with fewer than two rows."""
+    """Return how far two measurements put the same rows in one order; NaN with fewer than two rows."""
     n = len(ours)
     if n < 2:
         return Agreement(n, np.nan, np.nan, np.nan)
@@ -182,7 +182,7 @@ def agree(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
 
 
 def agree_over_seeds(values: pd.DataFrame, theirs: pd.Series, num_resamples: int = 999, seed: int = 0) -> Agreement:
-    """How far the means of rows over seeds, [seeds, rows], are in the order of `theirs`, by row.
+    """Return how far the means of rows over seeds, [seeds, rows], are in the order of `theirs`, by row.
 
     The interval is of percentiles, over resamples of the seeds that all rows have, which stay together.
     """

@@ -59,7 +59,7 @@ def order_by_seed(checks: pd.DataFrame, shares: Iterable[str]) -> pd.DataFrame:
 
 
 def flips(table: Table, checks: pd.DataFrame) -> pd.DataFrame:
-    """Where the two rows of a claim change their order by LM loss for good: a line for each two rows that do.
+    """Return where the two rows of a claim change their order by LM loss for good: a line for each two rows that do.
 
     Columns: claim (its place in the table), before and step (the checks between which the sign of the mean difference
     over shared seeds last changes), ahead (the row with the lower loss from there on), changes (how often it does).

@@ -39,7 +39,7 @@ class Measured:
         return cls(metric, by_seed(tidy, metric), sequences[sequences["metric"] == metric])
 
     def smallest_effect(self, row: str) -> float:
-        """The smallest difference to `row` that is of interest."""
+        """Return the smallest difference to `row` that is of interest."""
         if "loss" in self.metric:
             return SMALLEST_EFFECT
         return SMALLEST_EFFECT * abs(float(self.values[row].mean())) if row in self.values else np.nan
@@ -119,7 +119,7 @@ def judge(
 
 
 def _tested(table: Table, claim: Claim, measured: Mapping[str, Measured]) -> Compared:
-    """The comparison with the p of the hypothesis that the claim is about; of a flip, the half that decides it."""
+    """Return the comparison with the p of the hypothesis that the claim is about; of a flip, the half that decides it."""
     metric = table.metric_of(claim)
     more = table.prefers_more(metric)
     if metric not in measured:
@@ -137,7 +137,7 @@ def _tested(table: Table, claim: Claim, measured: Mapping[str, Measured]) -> Com
 
 
 def _exceeds(claim: Claim, found: Compared, more: bool) -> bool:
-    """Whether two rows that are alike, or of which one is not worse, are further apart than the claim says."""
+    """Return whether two rows that are alike, or of which one is not worse, are further apart than the claim says."""
     return found.matters and not (claim.or_better and (found.pair.difference > 0) == more)
 
 
@@ -168,12 +168,12 @@ def _families(table: Table, metrics: Sequence[str], zero_shot: set[str]) -> list
 
 
 def by_seed(tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric, [seeds, rows], references left out."""
+    """Return one metric, [seeds, rows], references left out."""
     return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=metric)
 
 
 def zero_shot_rows(tidy: pd.DataFrame) -> set[str]:
-    """The rows that are not retrained."""
+    """Return the rows that are not retrained."""
     if "tokens" not in tidy:
         return set()
     tokens = tidy.groupby("row", sort=False)["tokens"].max()

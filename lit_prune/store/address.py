@@ -36,7 +36,7 @@ _BEFORE_CORRECTION = ("tokenizer", "teacher", "tokens")
 
 
 def canonical(node: Any) -> Any:
-    """The part of a node that is identity, as plain data by its first names.
+    """Return the part of a node that is identity, as plain data by its first names.
 
     Fingerprints replace places, declared no-ops are left out.
     """
@@ -63,7 +63,7 @@ def digest(plain: Any) -> str:
 
 
 def identity(cell: Cell, stage: str) -> dict[str, Any]:
-    """What the address of `stage` is made of; of a source, all that its own address is made of."""
+    """Return what the address of `stage` is made of; of a source, all that its own address is made of."""
     read = STAGES[stage]
     if stage in _BEFORE_CORRECTION:
         cell = dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, finetune=None))

@@ -9,7 +9,7 @@ from lit_prune.config import expand
 
 
 def home() -> Path:
-    """The folder of the cache: $LIT_PRUNE_HOME, else lit_prune in the user's cache folder."""
+    """Return the folder of the cache: $LIT_PRUNE_HOME, else lit_prune in the user's cache folder."""
     if given := os.environ.get("LIT_PRUNE_HOME"):
         return expand(given)
     return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit_prune"

@@ -49,7 +49,7 @@ def now() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout, with "+" where it was changed since; None outside a checkout.
+    """Return the commit of the checkout, with "+" where it was changed since; None outside a checkout.
 
     What a process runs is what it has imported, so it is asked once.
     """

@@ -159,7 +159,7 @@ class Store:
         return expand(os.environ.get("WANDB_DIR") or self.root / "wandb")
 
     def node(self, cell: Cell, stage: str) -> Node:
-        """The node of a stage of a cell, which may not exist yet."""
+        """Return the node of a stage of a cell, which may not exist yet."""
         return Node(self.root / stage / key(cell, stage))
 
     @contextlib.contextmanager
@@ -229,10 +229,10 @@ class Store:
         print(f"damaged: {node.folder} ({problem}); moved to {target}, computed again", file=sys.stderr)
 
     def check_writable(self, folder: Path | None = None) -> None:
-        """See that the store, or one folder of it, can be written and has room.
+        """Check that the store, or one folder of it, can be written and has room.
 
         Raises:
-            ConfigError: it cannot, or has not.
+            ConfigError: if it cannot, or has not.
         """
         folder = folder or self.root
         try:
@@ -248,7 +248,7 @@ class Store:
             )
 
     def find(self, prefix: str) -> Node:
-        """The one node whose address begins with `prefix`.
+        """Return the one node whose address begins with `prefix`.
 
         Raises:
             ConfigError: none, or several.
@@ -263,7 +263,7 @@ class Store:
 
 
 def _is_still(lock: IO[str], path: Path) -> bool:
-    """Whether an open lock file is the one at `path`, whose folder may have been moved away by its last holder."""
+    """Return whether an open lock file is the one at `path`, whose folder may have been moved away by its last holder."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     except FileNotFoundError:

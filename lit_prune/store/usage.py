@@ -89,7 +89,7 @@ def free(store: Store, found: Iterable[Usage]) -> Iterator[tuple[Usage, bool]]:
 
 
 def _with_parents(cells: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The identities of cells, and of the cells that their students are cut from."""
+    """Yield the identities of cells, and of the cells that their students are cut from."""
     for cell in cells:
         yield cell
         if cell.get("source"):
@@ -97,7 +97,8 @@ def _with_parents(cells: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, A
 
 
 def _comes_before(about: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
-    """Whether a node computes something that a cell reads, or the cell itself: its sections are among the cell's."""
+    """Return whether a node computes something that a cell reads, or the cell itself: its sections are among the
+    cell's."""
     stage = about.get("stage")
     if stage in ("tokenizer", "teacher", "tokens"):
         texts = [cell.get("corpus"), (cell.get("evaluation") or {}).get("second")]

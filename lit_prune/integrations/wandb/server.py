@@ -28,10 +28,10 @@ _AT_ONCE = 4
 
 
 def require_key() -> None:
-    """See that there is a key.
+    """Check that there is a key.
 
     Raises:
-        ConfigError: there is none, or one that cannot be.
+        ConfigError: if there is none, or one that cannot be.
     """
     # Whoever asks for a server does not mean to stay offline; wandb reads this when it is first asked for anything.
     os.environ.pop("WANDB_MODE", None)
@@ -47,7 +47,7 @@ def require_key() -> None:
 
 
 def reach() -> None:
-    """See that the server answers and takes the key: `wandb sync` would go on trying.
+    """Check that the server answers and takes the key: `wandb sync` would go on trying.
 
     Raises:
         wandb.errors.Error: it does not.
@@ -58,7 +58,7 @@ def reach() -> None:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a server that does not answer, or refuses, raises."""
+    """Return what a server that does not answer, or refuses, raises."""
     import wandb
 
     return (wandb.errors.Error, TimeoutError, ConnectionError)
@@ -150,7 +150,7 @@ def publish(board: specs.Board, answer: str, memory: Path) -> dict[str, str]:
 
 
 def _remembered(memory: Path, place: dict[str, str]) -> dict[str, str]:
-    """What was published at the same place before."""
+    """Return what was published at the same place before."""
     with contextlib.suppress(FileNotFoundError):
         found = json.loads(memory.read_text())
         if found.items() >= place.items():
@@ -159,7 +159,7 @@ def _remembered(memory: Path, place: dict[str, str]) -> dict[str, str]:
 
 
 def _still_there(kind: Any, url: str | None) -> Any:
-    """The dashboard at a URL, or None where somebody has deleted it."""
+    """Return the dashboard at a URL, or None where somebody has deleted it."""
     if url is None:
         return None
     try:
@@ -177,7 +177,7 @@ def _is_sent(run: Path) -> bool:
 
 
 def _is_running(store: Store, address: str) -> bool:
-    """Whether a process holds the cell: its run is not whole yet, and sending it would call it done."""
+    """Return whether a process holds the cell: its run is not whole yet, and sending it would call it done."""
     try:
         with (store.root / "cell" / address / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -89,7 +89,7 @@ class Board:
 
 
 def workspace_of(board: Board) -> ws.Workspace:
-    """The saved view of a table: its runs by row, with the baseline pinned, and all that is drawn of them."""
+    """Return the saved view of a table: its runs by row, with the baseline pinned, and all that is drawn of them."""
     axes = [_config(path) for path in board.axes]
     metrics = [f"summary:{metric}" for metric in board.table.metrics]
     workspace = ws.Workspace(
@@ -128,22 +128,22 @@ def report_of(board: Board, answer: str, *, project: bool = False) -> wr.Report:
 
 
 def view_text(workspace: ws.Workspace) -> str:
-    """A workspace as JSON, as it is sent."""
+    """Return a workspace as JSON, as it is sent."""
     return workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
 
 
 def view_of(text: str) -> ws.Workspace:
-    """The workspace of `view_text`."""
+    """Return the workspace of `view_text`."""
     return ws.Workspace._from_model(View.model_validate_json(text))
 
 
 def page_text(report: wr.Report) -> str:
-    """A report as JSON, as it is sent."""
+    """Return a report as JSON, as it is sent."""
     return report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
 
 
 def page_of(text: str) -> wr.Report:
-    """The report of `page_text`."""
+    """Return the report of `page_text`."""
     model = ReportViewspec.model_validate_json(text)
     report = wr.Report._from_model(model)
     report.width = model.spec.width  # which is not read back otherwise
@@ -180,7 +180,7 @@ def _panels(board: Board) -> list[tuple[str, list[Any]]]:
 
 
 def _line(board: Board, metric: str, x: str) -> wr.LinePlot:
-    """Mean and standard error over the seeds of each row."""
+    """Return the mean and standard error over the seeds of each row."""
     return wr.LinePlot(
         title=metric, x=x, y=[metric], title_x="step" if x == BY_STEP else x, title_y=metric,
         smoothing_type="none", max_runs_to_show=board.num_rows, **_MEANS,
@@ -195,7 +195,8 @@ def _bars(board: Board, metric: str) -> wr.BarPlot:
 
 
 def _filters(board: Board) -> list[expr.FilterExpr]:
-    """The table's cells at this profile, whose group also has other profiles and lacks what another table computed."""
+    """Return the table's cells at this profile, whose group also has other profiles and lacks what another table
+    computed."""
     return [expr.Metric("JobType") == "cell", expr.Metric("ID").isin([entry.key for entry in board.cells])]
 
 
@@ -207,18 +208,18 @@ def _title(board: Board) -> str:
 
 
 def _config(path: str) -> str:
-    """Where a run's config has a field of its cell."""
+    """Return where a run's config has a field of its cell."""
     return path if path == "row" else f"cell.{path}"
 
 
 def _stored(path: str) -> str:
-    """A path of the config as W&B stores it, with `value` after the first name."""
+    """Return a path of the config as W&B stores it, with `value` after the first name."""
     first, *rest = path.split(".")
     return ".".join([first, "value", *rest])
 
 
 def _leaves(cell: Any) -> dict[str, Any]:
-    """Dotted path -> value, of sections too."""
+    """Return dotted path -> value, of sections too."""
     leaves: dict[str, Any] = {}
 
     def visit(plain: dict[str, Any], prefix: str) -> None:
@@ -232,7 +233,7 @@ def _leaves(cell: Any) -> dict[str, Any]:
 
 
 def _tell_apart(rows: Iterable[dict[str, Any]], paths: Sequence[str]) -> bool:
-    """Whether these fields are the same within each row and no two rows have them alike."""
+    """Return whether these fields are the same within each row and no two rows have them alike."""
     found: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
         found.setdefault(tuple(row.get(path) for path in paths), set()).add(row["row"])

@@ -169,7 +169,7 @@ class WandbTracker:
         return run
 
     def _known(self, address: str) -> int:
-        """The last step that runs made offline hold of a cell, -1 where there are none.
+        """Return the last step that runs made offline hold of a cell, -1 where there are none.
 
         Each resumption adds a run, of which the newest that holds a step holds the last one.
         """
@@ -183,7 +183,7 @@ class WandbTracker:
 
 
 def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """What the files of an interrupted retraining say, by step: W&B may have lost it, or not have been asked."""
+    """Return what the files of an interrupted retraining say, by step: W&B may have lost it, or not have been asked."""
     rows: dict[int, dict[str, float]] = {}
     for name, prefix in (("metrics.csv", ""), (CHECKS, "validation/")):
         if (folder / "last.ckpt").exists() and (folder / name).exists():
@@ -194,12 +194,12 @@ def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def _job_type(entry: Entry) -> str:
-    """What a run is for: a cell of the table, something measured once for scale, or what a cell is cut from."""
+    """Return what a run is for: a cell of the table, something measured once for scale, or what a cell is cut from."""
     return "parent" if entry.parent else "reference" if entry.reference else "cell"
 
 
 def _mode(mode: Mode) -> Any:
-    """The mode to use: the requested one, else that of the environment, else online with a key, offline without."""
+    """Return the mode to use: the requested one, else that of the environment, else online with a key, offline without."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
@@ -223,5 +223,5 @@ def _quiet(wandb: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return what went wrong, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

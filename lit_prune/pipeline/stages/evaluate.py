@@ -114,7 +114,7 @@ def _write(losses: Losses, folder: Path) -> None:
 
 
 def _ends(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The losses before and after the retraining, if there were validations."""
+    """Return the losses before and after the retraining, if there were validations."""
     if not rows:
         return {}
     before, after = rows[0], rows[-1]

@@ -37,7 +37,7 @@ STAGE = Stage("correction", run, resumes=True)
 
 
 def objective(recipe: Finetuning) -> Distill:
-    """A correction as the training objective that it is: cross-entropy alone."""
+    """Return a correction as the training objective that it is: cross-entropy alone."""
     return Distill(
         ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len, batch_size=recipe.batch_size, max_steps=recipe.max_steps,
         precision=recipe.precision, optimizer=recipe.optimizer,

@@ -103,7 +103,7 @@ class TeacherOutputs:
         return None if about is None else self._groups.get(digest(about))
 
     def _identity(self, cell: Cell, ctx: Context) -> dict[str, Any] | None:
-        """What two cells have in common if one cache can serve both; None if none can serve the cell."""
+        """Return what two cells have in common if one cache can serve both; None if none can serve the cell."""
         distill, execution = cell.distill, self.execution
         if not execution.cache_teacher or not _uses_frozen_teacher(distill):
             return None  # nor for one that imitates its parent, which few others do
@@ -114,7 +114,7 @@ class TeacherOutputs:
         }  # fmt: skip
 
     def _need(self, cell: Cell) -> Contents:
-        """What the objective of a cell reads of the teacher's outputs."""
+        """Return what the objective of a cell reads of the teacher's outputs."""
         distill, pairs = cell.distill, []
         if distill.alpha:
             depths = teacher_config(cell).num_hidden_layers, config_of_student(cell).num_hidden_layers
@@ -180,7 +180,7 @@ class TeacherOutputs:
 
 
 def _serves(node: Node, found: dict[str, Any] | None, need: Contents) -> bool:
-    """Whether a cache has all that is needed."""
+    """Return whether a cache has all that is needed."""
     return found is not None and Cache.read(node.folder, found).contents.serves(need)
 
 
@@ -190,6 +190,6 @@ def _uses_frozen_teacher(distill: Distill) -> bool:
 
 
 def _vocab_size(cell: Cell) -> int:
-    """The vocabulary of a cell's student, which need not exist yet. Pruning keeps it."""
+    """Return the vocabulary of a cell's student, which need not exist yet. Pruning keeps it."""
     given = next((one for one in (cell, *parents_of(cell)) if one.prune.init_from is not None), None)
     return (teacher_config(cell) if given is None else config_of_student(given)).vocab_size
