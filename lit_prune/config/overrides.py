@@ -34,7 +34,8 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
 
 @functools.cache
 def _adapter(kind: type, methods: tuple[str, ...]) -> Any:
-    """Return the validator of a section; `methods` are those there are, which decide what the `prune` section may be."""
+    """Return the validator of a section; `methods` are those there are, which decide what the `prune` section may
+    be."""
     import pydantic
 
     for section in sections(kind):  # an unknown field is an error in each

@@ -181,7 +181,8 @@ class Reader:
                 yield from with_text(pieces(stream, self.corpus.separator))
 
     def _length_if_alone(self, files: list[Path]) -> int | None:
-        """Return the characters of the source if it is a single document of plain text, which is split within itself."""
+        """Return the characters of the source if it is a single document of plain text, which is split within
+        itself."""
         if len(files) > 1 or kind_of(files[0]) not in _TEXT_KINDS:
             return None
         number = length = 0

@@ -154,7 +154,8 @@ class RecordingLM(HFLM):
         return written
 
     def _fitting(self, request: Any) -> Any:
-        """Return a request whose continuation alone is more than the model takes, cut like the others: from the left."""
+        """Return a request whose continuation alone is more than the model takes, cut like the others: from the
+        left."""
         pair, before, asked = request
         if len(asked) <= self.max_length:
             return request

@@ -131,7 +131,8 @@ def _student_of(about: dict[str, Any], store: Store, name: str) -> Path:
 
 
 def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
-    """Return the folder of the weights of a teacher; of a corrected one, the correction and not the teacher before it."""
+    """Return the folder of the weights of a teacher; of a corrected one, the correction and not the teacher before
+    it."""
     corrected = teacher.get("correction") is not None
     for folder in map(Path, _folders_of(teacher, store)):
         same = Node(folder.parent).config.get("teacher") == teacher if corrected else True

@@ -153,7 +153,8 @@ def _document(
 
 
 def _after_first(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the first token that has no character in common with those before it, and the first character after those."""
+    """Return the first token that has no character in common with those before it, and the first character after
+    those."""
     if not offsets:
         return 0, 0
     first, end = 1, offsets[0][1]

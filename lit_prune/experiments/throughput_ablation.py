@@ -11,7 +11,8 @@ PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with half of the layers, as many parameters by width, and requests of the length of the profile."""
+    """Return the table with half of the layers, as many parameters by width, and requests of the length of the
+    profile."""
     from lit_prune.models.shape import parameter_counter, shape_of
     from lit_prune.pruning.shapes import teacher_config
 

@@ -129,7 +129,8 @@ def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> I
 
 
 def _of_card(place: Place) -> dict[str, str]:
-    """Return the digests on the card of a converted model, which has the place's fingerprint; none of any other model."""
+    """Return the digests on the card of a converted model, which has the place's fingerprint; none of any other
+    model."""
     if place.fingerprint is None or not (Path(place) / CARD).is_file():
         return {}
     card = read_object(Path(place) / CARD, place)

@@ -130,7 +130,8 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
 
 
 def _short(value: Any) -> Any:
-    """Return a number of single precision as the shortest decimal that is the same number: 1e-05, not 9.99999974e-06."""
+    """Return a number of single precision as the shortest decimal that is the same number: 1e-05, not
+    9.99999974e-06."""
     import numpy
 
     return float(str(numpy.float32(value))) if isinstance(value, float) else value

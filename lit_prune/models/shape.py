@@ -63,7 +63,8 @@ def meta_model(config: Any) -> Any:
 
 
 def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
-    """Return a function that counts the parameters of a model of another shape, without building it; tied weights once."""
+    """Return a function that counts the parameters of a model of another shape, without building it; tied weights
+    once."""
     anatomy, whole = anatomy_of(config), shape_of(config)
     first = f"{anatomy.layers}.0."
     dims = [

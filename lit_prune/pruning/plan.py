@@ -137,8 +137,8 @@ class PrunePlan:
         """Check that the plan can be carried out on a model.
 
         Raises:
-            ConfigError: if the plan is for another shape, keeps nothing of an axis, names a unit twice or one that does not
-                exist, leaves unequal numbers of heads in the KV groups of a layer or a shape that the family forbids,
+            ConfigError: if the plan is for another shape, keeps nothing of an axis, names a unit twice or one that does
+                not exist, leaves unequal numbers of heads in the KV groups of a layer or a shape that the family forbids,
                 or merges heads that cannot be merged.
         """
         anatomy, whole = anatomy_of(config), self.original

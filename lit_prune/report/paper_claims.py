@@ -21,7 +21,8 @@ def read() -> pd.DataFrame:
 
 
 def shown() -> pd.DataFrame:
-    """Return the same as text, with what a reader finds of each claim: its tables, or that there is none yet, and why."""
+    """Return the same as text, with what a reader finds of each claim: its tables, or that there is none yet, and
+    why."""
     found = read()
     answered = [", ".join(tables) or NO_TABLE for tables in found["tables"]]
     why = [f": {why}" if why else "" for why in found["why"]]

@@ -119,7 +119,8 @@ def judge(
 
 
 def _tested(table: Table, claim: Claim, measured: Mapping[str, Measured]) -> Compared:
-    """Return the comparison with the p of the hypothesis that the claim is about; of a flip, the half that decides it."""
+    """Return the comparison with the p of the hypothesis that the claim is about; of a flip, the half that decides
+    it."""
     metric = table.metric_of(claim)
     more = table.prefers_more(metric)
     if metric not in measured:

@@ -263,7 +263,8 @@ class Store:
 
 
 def _is_still(lock: IO[str], path: Path) -> bool:
-    """Return whether an open lock file is the one at `path`, whose folder may have been moved away by its last holder."""
+    """Return whether an open lock file is the one at `path`, whose folder may have been moved away by its last
+    holder."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     except FileNotFoundError:

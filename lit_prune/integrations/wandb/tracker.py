@@ -199,7 +199,8 @@ def _job_type(entry: Entry) -> str:
 
 
 def _mode(mode: Mode) -> Any:
-    """Return the mode to use: the requested one, else that of the environment, else online with a key, offline without."""
+    """Return the mode to use: the requested one, else that of the environment, else online with a key, offline
+    without."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
