@@ -138,8 +138,8 @@ class PrunePlan:
 
         Raises:
             ConfigError: if the plan is for another shape, keeps nothing of an axis, names a unit twice or one that does
-                not exist, leaves unequal numbers of heads in the KV groups of a layer or a shape that the family forbids,
-                or merges heads that cannot be merged.
+                not exist, leaves KV groups of a layer with unequal numbers of heads or a shape that the family
+                forbids, or merges heads that cannot be merged.
         """
         anatomy, whole = anatomy_of(config), self.original
         if whole != shape_of(config):
