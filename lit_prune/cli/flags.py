@@ -13,6 +13,7 @@ import tyro
 _SETTING = "FIELD=VALUE"
 _PLACEHOLDERS = {
     "set": _SETTING, "add_row": _SETTING, "filter": _SETTING, "table": "TABLE", "tables": "[TABLE ...]",
+    "names": "[NAME ...]",
     "keys": "[KEY KEY]", "section": "[SECTION]", "model": "MODEL", "corpus": "TEXT", "out": "DIR", "store": "DIR",
     "records": "DIR",
 }  # fmt: skip

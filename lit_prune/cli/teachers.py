@@ -17,6 +17,7 @@ from lit_prune.config import ConfigError
 from lit_prune.escape import terminal_text
 from lit_prune.models.sources import SHIPPED, Source, home, known_names, source_of
 
+_ABOUT_SHIPPED = "a Llama that `lit-prune pretrain` trained on Python source"
 _FIELD = "teachers get"
 """What errors about a teacher that is fetched call it."""
 
@@ -88,7 +89,7 @@ def _row(name: str) -> tuple[str, ...]:
     if source is None:
         card = read_json(SHIPPED / name / "card.json") or {}
         parameters = card.get("result", {}).get("parameters")
-        return name, f"{parameters:,}" if parameters else "", "apache-2.0", "ships with lit_prune", "trained here"
+        return name, f"{parameters:,}" if parameters else "", "apache-2.0", "ships with lit_prune", _ABOUT_SHIPPED
     teacher, here = teachers[name], decimal(_num_bytes(source.folder)) if source.ready else "no"
     return name, f"{teacher.num_parameters:,}", teacher.licence, here, teacher.about
 
