@@ -28,47 +28,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import limits, measuring
-from benchmarks.peers import TRAINERS, Job, Run
+from benchmarks.jobs import Job, Run
+from benchmarks.peers import TRAINERS
+from benchmarks.shapes import SHAPES, Shape, flops
 from lit_prune.distill.train import quiet
 
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A teacher, its student, and a batch."""
-
-    teacher: dict[str, int]
-    student: dict[str, int]
-    seq_len: int = 256
-    batch: int = 16
-    steps: int = 5
-    repeats: int = 3
-
-
-SHAPES = {
-    "2k": Shape(
-        teacher={
-            "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8,
-            "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
-        },
-        student={
-            "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 384, "num_attention_heads": 8,
-            "num_key_value_heads": 4, "head_dim": 32, "num_hidden_layers": 6,
-        },
-    ),
-    "32k": Shape(
-        teacher={
-            "vocab_size": 32000, "hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 6,
-            "num_key_value_heads": 6, "head_dim": 48, "num_hidden_layers": 6,
-        },
-        student={
-            "vocab_size": 32000, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "head_dim": 48, "num_hidden_layers": 6,
-        },
-        steps=3,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -256,19 +221,6 @@ def rows(runs: dict[str, list[Run]], threads: int) -> list[Row]:
             )
         )  # fmt: skip
     return found
-
-
-def flops(shape: Shape) -> float:
-    """Of a step: a forward pass of the teacher and three of the student, the causal half of attention."""
-    tokens = shape.seq_len * shape.batch
-
-    def forward(sizes: dict[str, int]) -> float:
-        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"] * sizes["head_dim"]
-        kv = sizes["num_key_value_heads"] * sizes["head_dim"]
-        layer = hidden * (2 * heads + 2 * kv + 3 * sizes["intermediate_size"]) + shape.seq_len * heads
-        return 2.0 * tokens * (sizes["num_hidden_layers"] * layer + hidden * sizes["vocab_size"])
-
-    return forward(shape.teacher) + 3 * forward(shape.student)
 
 
 def print_rows(title: str, found: list[Row]) -> None:

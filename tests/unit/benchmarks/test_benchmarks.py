@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks import limits, peers, startup, step
+from benchmarks import jobs, limits, peers, shapes, startup, step
 from benchmarks.logging_cost import ways
 
 SIZES = {"vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
-TINY = step.Shape(
+TINY = shapes.Shape(
     teacher={**SIZES, "hidden_size": 32, "intermediate_size": 48},
     student={**SIZES, "hidden_size": 16, "intermediate_size": 24},
     seq_len=16, batch=2,
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def losses(trainer, folder, precision="32-true"):
-    job = peers.Job(trainer, str(folder), False, precision, 1, TINY.seq_len, TINY.batch, 4)
+    job = jobs.Job(trainer, str(folder), False, precision, 1, TINY.seq_len, TINY.batch, 4)
     return peers.measure(job)
 
 
@@ -52,7 +52,7 @@ def test_a_run_reports_the_memory_it_held(folder):
 
 
 def run_of(seconds, loss=1.0, cpu=2.0, peak=100.0):
-    return peers.Run([seconds] * 3, [cpu * seconds] * 3, 7.0, [loss, loss / 2], 50.0, peak, {})
+    return jobs.Run([seconds] * 3, [cpu * seconds] * 3, 7.0, [loss, loss / 2], 50.0, peak, {})
 
 
 def test_rows_compare_within_rounds_and_mark_what_is_noisy():
@@ -99,7 +99,7 @@ def test_operations_of_a_step_by_hand():
     layer = 32 * (2 * 16 + 2 * 8 + 3 * 48) + 16 * 16
     teacher = 2 * 32 * (2 * layer + 32 * 64)
     layer = 16 * (2 * 16 + 2 * 8 + 3 * 24) + 16 * 16
-    assert step.flops(TINY) == teacher + 3 * 2 * 32 * (2 * layer + 16 * 64)
+    assert shapes.flops(TINY) == teacher + 3 * 2 * 32 * (2 * layer + 16 * 64)
 
 
 def test_limits_are_rates_and_restore_the_precision():
