@@ -93,9 +93,9 @@ def check_parent(cell: Cell) -> None:
         return
     for name, value in (("init_from", cell.prune.init_from), ("init", cell.prune.init)):
         if value not in (None, "teacher"):
-            raise ConfigError(f"parent: has no effect where prune.{name} is {value}; leave it null")
+            raise ConfigError(f"parent: must be null where prune.{name} is {value}")
     if parent.prune.init == "random" and not parent.distill.max_steps:
-        raise ConfigError("parent.prune.init: random ones that are never trained say nothing of what to keep")
+        raise ConfigError("parent.prune.init: must be teacher where the parent is not trained, got random")
 
 
 def check_models(cell: Cell, pruned: Any = None) -> None:
@@ -109,7 +109,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
     """
     config = teacher_config(cell)
     if cell.prune.init_from is not None and cell.prune.init == "random":
-        raise ConfigError("prune.init: random goes with a shape or a plan, not with prune.init_from")
+        raise ConfigError("prune.init: must be teacher with prune.init_from, got random")
     _check_lengths(cell, config, "the teacher")
     if cell.prune.init_from is None:
         pruned = pruned or pruned_config(cell)
@@ -177,7 +177,7 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
 
     check_flags(execution)
     if execution.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("--accelerator gpu: there is none here; auto takes what there is")
+        raise ConfigError("--accelerator: must be auto or cpu on a machine without a GPU, got gpu")
     for cell in cells:
         recipes = {
             "distill": cell.distill if cell.distill.max_steps else None,

@@ -21,7 +21,7 @@ def signed(text: str) -> str:
 
 
 def number(value: float, digits: int = 4, sign: str = "") -> str:
-    """Return a value to read; a dash where there is none."""
+    """Return a value to read; a dash if there is none."""
     if math.isnan(value):
         return NONE
     if abs(value) >= 1e6:
@@ -30,7 +30,7 @@ def number(value: float, digits: int = 4, sign: str = "") -> str:
 
 
 def amount(value: float) -> str:
-    """Return a count to read, as 1.23 M; a dash where there is none."""
+    """Return a count to read, as 1.23 M; a dash if there is none."""
     if math.isnan(value):
         return NONE
     size, unit = next(((size, f" {unit}") for size, unit in _UNITS if abs(value) >= size), (1, ""))
@@ -43,7 +43,7 @@ def flops(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time to read, in s, min or h; a dash where there is none."""
+    """Return a time to read, in s, min or h; a dash if there is none."""
     if math.isnan(seconds):
         return NONE
     size, unit = next(((size, unit) for size, unit in _TIMES if seconds >= size), (1, "s"))
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def memory(num_bytes: float) -> str:
-    """Return an amount of memory to read; a dash where there is none."""
+    """Return an amount of memory to read; a dash if there is none."""
     return NONE if math.isnan(num_bytes) else f"{num_bytes / 2**20:,.0f} MiB"
 
 

@@ -71,7 +71,10 @@ def test_a_table_comes_whole_from_one_command(name, profile, store, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prune.init": "random", "prune.init_from": "python-3.1M"}, "prune.init: random goes with a shape"),
+        (
+            {"prune.init": "random", "prune.init_from": "python-3.1M"},
+            "prune.init: must be teacher with prune.init_from",
+        ),
         ({"evaluation.second_corpus.path": "nowhere-at-all.txt"}, "evaluation.second_corpus.path: "),
         ({"prune.num_key_value_heads": "auto"}, "prune.num_key_value_heads: a count, a share or null"),
         (
