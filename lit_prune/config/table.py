@@ -63,9 +63,9 @@ class Claim:
         return () if self.metric == ORDER else (self.better, self.worse)
 
     @property
-    def named_metrics(self) -> set[str]:
+    def named_metrics(self) -> list[str]:
         """The columns that it names."""
-        return {name for name in (self.metric, self.before) if name not in (None, ORDER)}
+        return [name for name in (self.metric, self.before) if name is not None and name != ORDER]
 
     @property
     def family(self) -> str:

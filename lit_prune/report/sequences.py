@@ -23,7 +23,7 @@ def read_sequences(table: Table, tidy: pd.DataFrame, done: Mapping[tuple[str, in
     Metrics are the table's first and those of its claims. `loss` is summed over the scored tokens of a sequence, in
     nats; `tokens` are these. Cells from before sequences were kept have no lines.
     """
-    metrics = dict.fromkeys([table.metrics[0], *map(table.metric_of, table.claims)])
+    metrics = dict.fromkeys([table.metrics[0], *(name for claim in table.claims for name in claim.named_metrics)])
     frames = []
     for metric in metrics:
         for row, values in by_seed(tidy, metric).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toy import table
 
-from lit_prune.config.table import UNPRUNED, Claim, Table
+from lit_prune.config.table import ORDER, UNPRUNED, Claim, Table
 
 
 def test_the_swept_fields_are_those_of_all_rows_in_order_of_appearance():
@@ -37,9 +37,22 @@ def test_a_claim_reads_as_the_order_it_states():
         Claim("kld", "mse", ""),
         Claim("mse", "kld", "", metric="speedup"),
         Claim("kld", "mse", "", tolerance=0.1),
+        Claim("kld", "mse", "", tolerance=0.1, or_better=True),
+        Claim("kld", "mse", "", metric="speedup", tolerance=0.1, or_better=True),
+        Claim("kld", "mse", "", before="lm_loss_before"),
+        Claim("75 %", "0 %", "", metric=ORDER),
     )
-    judged = table(claims=claims, metrics=("lm_loss", "speedup"), higher_is_better=("speedup",))
-    assert list(map(judged.stated, claims)) == ["kld < mse", "mse > kld (speedup)", "kld = mse within 0.1"]
+    metrics = ("lm_loss", "speedup", "lm_loss_before")
+    judged = table(claims=claims, metrics=metrics, higher_is_better=("speedup",))
+    assert list(map(judged.stated, claims)) == [
+        "kld < mse",
+        "mse > kld (speedup)",
+        "kld = mse within 0.1",
+        "kld < mse + 0.1",
+        "kld > mse - 0.1 (speedup)",
+        "kld < mse, and kld > mse before",
+        "75 % > 0 % of the steps (order_agreement)",
+    ]
     assert judged.relation(claims[1]) == "mse > kld"
 
 
@@ -52,6 +65,8 @@ def test_a_claim_is_judged_by_the_metric_it_names_or_the_first():
 def test_a_claim_about_what_is_not_measured_is_refused_at_construction():
     with pytest.raises(ValueError, match=r"^toy: metrics .*\['kd_los'\]"):
         table(claims=(Claim("kld", "mse", "", metric="kd_los"),), metrics=("lm_loss", "kd_loss"))
+    with pytest.raises(ValueError, match=r"^toy: metrics .*\['kd_loss_befor'\]"):
+        table(claims=(Claim("kld", "mse", "", before="kd_loss_befor"),), metrics=("lm_loss", "kd_loss_before"))
     with pytest.raises(ValueError, match=r"^toy: metrics .*\['speed'\]"):
         table(metrics=("lm_loss", "speedup"), higher_is_better=("speed",))
 

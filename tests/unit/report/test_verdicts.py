@@ -11,6 +11,7 @@ from scipy import stats
 from lit_prune.config.table import ORDER, SMALLEST_EFFECT, Claim, Table
 from lit_prune.registry import table_of, tables
 from lit_prune.report import judge, summarise
+from lit_prune.report.sequences import read_sequences
 from lit_prune.report.statistics import holm
 from lit_prune.report.trajectories import order_by_seed
 from lit_prune.report.verdicts import Measured, by_seed
@@ -283,5 +284,7 @@ def test_a_claim_about_the_order_of_all_rows_compares_it_with_the_last_one_by_se
     found = judge(table, tidy, checks=checks)
     assert found["difference"].to_list() == pytest.approx([4 / 3, -4 / 3])
     assert found["n"].to_list() == [3, 3]
-    assert set(judge(table, tidy)["verdict"]) == {"not run"}
+    for nothing in (None, pd.DataFrame(columns=checks.columns)):
+        assert set(judge(table, tidy, checks=nothing)["verdict"]) == {"not run"}
+    assert read_sequences(table, tidy, {}).empty
     assert table.named_rows == ["a", "b", "c"]
