@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
-    """Return what is asked for."""
+    """Return the parsed arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["2k"], help="vocabulary (2k)")
     parser.add_argument(
@@ -146,7 +146,7 @@ def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, A
 
 
 def ways(trainers: list[str]) -> list[Way]:
-    """Return what is compared; the first is ours where it is asked for."""
+    """Return the ways to compare; ours is first if requested."""
     first = [Way("ours", True)] if "ours" in trainers else []
     others = [Way(name, switches) for name in trainers for switches in (False, True) if name != "ours"]
     return first + others

@@ -69,7 +69,7 @@ def steps_of_equal_flops(cell: Cell) -> int:
 
 
 def kept_in_words(student: Prune, config: Any) -> str:
-    """Return which part of each axis a student keeps, and what was asked for where it is another one."""
+    """Return which part of each axis a student keeps, and the requested one if it differs."""
     from lit_prune.models.shape import shape_of
     from lit_prune.pruning.target import target
 
@@ -136,7 +136,7 @@ TABLE = Table(
         "Table 11 compares accuracy on HellaSwag and MMLU, in this order in its claims; here they are about LM loss.",
         "CE is cross-entropy alone. 1.5 x and 4 x as many steps stand for the paper's 150B and 400B tokens, where "
         "distillation had 100B: by its count 150B without a teacher are as much compute as 100B with one.",
-        "The sizes asked for are the paper's shares: 4B has half of the channels and heads and 3/8 of the neurons of "
+        "The requested sizes are the paper's shares: 4B has half of the channels and heads and 3/8 of the neurons of "
         "15B; chained is by way of 8B, which has 2/3 of the channels and neurons. Every model imitates the teacher, "
         "but in the last row, where the student imitates the middle model.",
         "The middle model is retrained for as many steps again, which, as in the paper, are not charged to its row: "

@@ -279,5 +279,5 @@ class _Differentiated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, to hold no second gradient of the head; autograd notices if this is asked for twice.
+        # In place, to hold no second gradient of the head; autograd raises if this is read twice.
         return None, None, *(g if g is None else g.mul_(upstream) for g in ctx.saved_tensors)

@@ -33,7 +33,7 @@ def require_key() -> None:
     Raises:
         ConfigError: if there is none, or one that cannot be.
     """
-    # Whoever asks for a server does not mean to stay offline; wandb reads this when it is first asked for anything.
+    # A server that is named is meant to be reached; wandb reads this variable at its first call.
     os.environ.pop("WANDB_MODE", None)
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
@@ -79,7 +79,7 @@ class Brought:
     """Not in W&B's format, which is as bad."""
     refused: list[Path]
     others: list[Path]
-    """Not asked for: of other tables, profiles and settings."""
+    """Runs of other tables, profiles and settings, which were not requested."""
 
     def __str__(self) -> str:
         parts = (
