@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def about(report: Report) -> list[str]:
     """Return what the verdicts of a report rest on, where it is not a t-test over seeds."""
     verdicts, found = report.verdicts, []
-    untested = verdicts["low"].isna() & (verdicts["n"] > 1) & (verdicts["verdict"] == "undecided")
+    untested = verdicts["p"].isna() & (verdicts["n"] > 1) & (verdicts["verdict"] == "undecided")
     if (verdicts["verdict"] == "identical").any():
         found.append("identical: both rows give the same value in every seed, so that the claim is not put to a test.")
     if (verdicts["verdict"] == "negligible").any():

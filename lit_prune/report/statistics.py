@@ -99,6 +99,21 @@ def _two_sided(
     return p, n, max(below, above), min(1.0, beyond), below, above
 
 
+def sign_test(found: Paired, bound: float) -> Paired:
+    """Return a difference that is the same for all of at least two seeds with the p-values of sign tests.
+
+    This is for discrete measurements, such as the order of rows, which seeds can leave as they are although they change
+    what is measured: all `n` seeds are on one side of a value with probability 2**-n if both sides are as likely.
+    """
+    certain = float(stats.binomtest(found.n, found.n, alternative="greater").pvalue)
+
+    def one_sided(value: float, alternative: Literal["less", "greater"]) -> float:
+        there = found.difference < value if alternative == "less" else found.difference > value
+        return certain if there else 1.0
+
+    return Paired(found.difference, np.nan, np.nan, *_two_sided(one_sided, found.n, bound))
+
+
 def per_token(loss: Floats, tokens: Floats, axis: int) -> Floats:
     """Return all loss over all tokens: a ratio of sums."""
     return np.asarray(loss.sum(axis) / tokens.sum(axis))

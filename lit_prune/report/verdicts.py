@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lit_prune.config.table import LEVEL, ORDER, SMALLEST_EFFECT, Claim, Table
-from lit_prune.report.statistics import Paired, compare, holm, paired_bootstrap, per_token
+from lit_prune.report.statistics import Paired, compare, holm, paired_bootstrap, per_token, sign_test
 from lit_prune.report.trajectories import order_by_seed
 
 VERDICTS = ("holds", "fails", "negligible", "identical", "undecided", "not run")
@@ -46,9 +46,12 @@ class Measured:
 
     def compare(self, row: str, other: str, bound: float = np.nan) -> Compared:
         """`row` minus `other`: a paired t-test over seeds, and where seeds change nothing a paired bootstrap over
-        validation sequences. `bound` is by default the smallest difference of interest."""
+        validation sequences, or of an order of rows a sign test. `bound` is by default the smallest difference of
+        interest."""
         bound = self.smallest_effect(other) if np.isnan(bound) else bound
         found = compare(self.values, row, other, bound)
+        if self.metric == ORDER and found.constant:
+            return Compared(SEEDS, sign_test(found, bound), bound)
         if found.identical or not found.constant:
             return Compared(SEEDS, found, bound)
         columns = [self.sequences[self.sequences["row"] == name].set_index("sequence") for name in (row, other)]

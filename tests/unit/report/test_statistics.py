@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lit_prune.report.statistics import agree_over_seeds, compare, paired_bootstrap, per_token
+from lit_prune.report.statistics import agree_over_seeds, compare, paired_bootstrap, per_token, sign_test
 
 CLOSE = pd.DataFrame({"a": [2.000, 2.010, 1.990, 2.003], "b": [2.001, 2.012, 1.989, 2.002]})
 APART = CLOSE.assign(b=[2.10, 2.12, 2.09, 2.11])
@@ -51,6 +51,18 @@ def test_seeds_that_change_nothing_are_no_test(b, identical):
     assert math.isnan(found.p)
     assert math.isnan(found.p_alike)
     assert (found.constant, found.identical, found.difference == 0) == (True, identical, identical)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "p_alike", "p_beyond"),
+    [(0.0, 1, 1 / 32, 1), (0.05, 1 / 16, 1 / 32, 1), (-0.05, 1 / 16, 1 / 32, 1), (0.2, 1 / 16, 1, 1 / 16)],
+)
+def test_five_seeds_on_one_side_are_a_sign_test(difference, p, p_alike, p_beyond):
+    values = pd.DataFrame({"a": [1.0 + difference] * 5, "b": [1.0] * 5})
+    found = sign_test(compare(values, "a", "b", 0.1), 0.1)
+    assert (found.p, found.p_alike, found.p_beyond, found.n) == pytest.approx((p, p_alike, p_beyond, 5))
+    assert math.isnan(found.low)
+    assert not found.identical
 
 
 # Sequences

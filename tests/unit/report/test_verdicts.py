@@ -288,3 +288,12 @@ def test_a_claim_about_the_order_of_all_rows_compares_it_with_the_last_one_by_se
         assert set(judge(table, tidy, checks=nothing)["verdict"]) == {"not run"}
     assert read_sequences(table, tidy, {}).empty
     assert table.named_rows == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(3, "undecided"), (5, "holds")])
+def test_an_order_that_is_the_same_in_every_seed_is_stable_by_a_sign_test(seeds, verdict):
+    table = toy(Claim("100 %", "75 %", "Figure 9", metric=ORDER, tolerance=0.1), rows=("a", "b", "c"))
+    (line,) = judge(table, lines(FOUR[["a", "b", "c"]]), checks=checks_of(*["cba abc abc abc"] * seeds)).to_dict(
+        "records"
+    )
+    assert (line["verdict"], line["p"], line["n"]) == (verdict, pytest.approx(0.5**seeds), seeds)
