@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from refusals import refuses
 
 from lit_prune.config import Cell, ConfigError, Profile, SearchSpace
 from lit_prune.config.overrides import build, override
@@ -85,7 +86,7 @@ def test_the_values_for_all_tables_are_checked_whichever_runs(tmp_path, text, fi
 
 
 def test_an_unknown_profile_is_refused():
-    with pytest.raises(ConfigError, match=r"^profile: .*'no-such-profile'"):
+    with refuses("profile", "'no-such-profile'", "quick"):
         load_profile("no-such-profile")
 
 

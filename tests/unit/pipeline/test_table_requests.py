@@ -100,7 +100,7 @@ def test_the_new_text_of_a_profile_is_another_than_its_own(profile):
 def test_a_field_of_the_new_text_that_does_not_exist_is_refused(tmp_path):
     path = tmp_path / "profile.yaml"
     path.write_text("new_text: {corpus: {pth: x}}\n")
-    with refuses("", "'corpus.pth'", "'corpus.path'"):
+    with refuses("corpus.pth", "'corpus.path'"):
         load_profile(str(path))
 
 
@@ -118,7 +118,7 @@ def test_a_student_larger_than_the_middle_model_is_refused(tmp_path):
 
 def test_an_error_names_the_row_it_comes_from(tmp_path):
     table = dataclasses.replace(table_of("loss_ablation"), reference_rows={"odd": {"distill.stpes": 0}})
-    with refuses("", "'distill.stpes'", "'odd'"):
+    with refuses("distill.stpes", "'odd'"):
         entries(table, load_profile("quick"))
     table = dataclasses.replace(table_of("loss_ablation"), reference_rows={"odd": {"prune.num_parameters": 0.5}})
     with refuses("prune.num_parameters", "'odd'"):

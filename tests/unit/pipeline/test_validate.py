@@ -3,58 +3,57 @@
 from __future__ import annotations
 
 import pytest
+from refusals import refuses
 
-from lit_prune.config import Cell, ConfigError, Execution
+from lit_prune.config import Cell, Execution
 from lit_prune.config.overrides import override, refuse_two_budgets
 from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.validate import check, check_execution
 
 RECIPES = {
-    "distill.optimizer.lr": (0.0, "distill.optimizer.lr: must be > 0, got 0.0"),
-    "distill.optimizer.min_lr": (-1.0, "distill.optimizer.min_lr: must be >= 0, got -1.0"),
-    "distill.optimizer.warmup_steps": (-3, "distill.optimizer.warmup_steps: must be >= 0, got -3"),
-    "distill.optimizer.beta1": (1.5, "distill.optimizer.beta1: must be < 1, got 1.5"),
-    "distill.optimizer.weight_decay": (-1.0, "distill.optimizer.weight_decay"),
-    "distill.optimizer.max_grad_norm": (0.0, "distill.optimizer.max_grad_norm: must be > 0, got 0.0"),
-    "distill.teacher_optimizer.lr": (0.0, "distill.teacher_optimizer.lr: must be > 0, got 0.0"),
-    "teacher.finetune.optimizer.lr": (-1.0, "teacher.finetune.optimizer.lr: must be > 0, got -1.0"),
-    "distill.kd_weight": (-1.0, "distill.kd_weight: must be >= 0, got -1.0"),
-    "distill.ce_weight": (-0.5, "distill.ce_weight: must be >= 0 or 'balanced', got -0.5"),
-    "distill.projection": ("per_pair", "distill.projection: per_pair is for match_embedding"),
-    "distill.relation_heads": (4, "distill.relation_heads: is for match_attention"),
-    "seed": (-1, "seed: must be >= 0, got -1"),
-    "parent.seed": (-1, "parent.seed: must be >= 0, got -1"),
+    "distill.optimizer.lr": (0.0, "> 0"),
+    "distill.optimizer.min_lr": (-1.0, ">= 0"),
+    "distill.optimizer.warmup_steps": (-3, ">= 0"),
+    "distill.optimizer.beta1": (1.5, "< 1"),
+    "distill.optimizer.weight_decay": (-1.0, ">= 0"),
+    "distill.optimizer.max_grad_norm": (0.0, "> 0"),
+    "distill.teacher_optimizer.lr": (0.0, "> 0"),
+    "teacher.finetune.optimizer.lr": (-1.0, "> 0"),
+    "distill.kd_weight": (-1.0, ">= 0"),
+    "distill.ce_weight": (-0.5, ">= 0 or 'balanced'"),
+    "distill.projection": ("per_pair", "match_embedding"),
+    "distill.relation_heads": (4, "match_attention"),
+    "seed": (-1, ">= 0"),
+    "parent.seed": (-1, ">= 0"),
 }
+"""Field -> a value that it cannot have, and what stands in the error: the rule, or the field that it needs."""
 
 
 @pytest.mark.parametrize("path", RECIPES)
 def test_a_recipe_that_cannot_be_is_refused(path):
-    value, message = RECIPES[path]
-    with pytest.raises(ConfigError) as caught:
+    value, rule = RECIPES[path]
+    with refuses(path, rule):
         check(Resolver().pin(override(Cell(), {path: value})))
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "field", "values"),
     [
-        ({"grad_accum_steps": 3}, "--grad-accum-steps: distill.batch_size, 8, cannot be cut into 3 parts"),
-        ({"grad_accum_steps": 0}, "--grad-accum-steps: must be >= 1, got 0"),
-        ({"num_workers": -1}, "--num-workers: must be >= 0, got -1"),
-        ({"log_every": 0}, "--log-every: must be >= 1, got 0"),
-        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds: must be >= 0, got -1.0"),
+        ({"grad_accum_steps": 3}, "--grad-accum-steps", ["distill.batch_size", 8, 3]),
+        ({"grad_accum_steps": 0}, "--grad-accum-steps", [">= 1", 0]),
+        ({"num_workers": -1}, "--num-workers", [">= 0", -1]),
+        ({"log_every": 0}, "--log-every", [">= 1", 0]),
+        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds", [">= 0", -1.0]),
     ],
 )
-def test_a_flag_that_cannot_be_is_refused(flags, message):
-    with pytest.raises(ConfigError) as caught:
+def test_a_flag_that_cannot_be_is_refused(flags, field, values):
+    with refuses(field, *values):
         check_execution(Execution(**flags), [Cell()])
-    assert str(caught.value).startswith(message)
 
 
 def test_one_budget_a_cell_and_its_source_its_own():
     refuse_two_budgets({"distill.max_tokens": 1000, "parent.distill.max_steps": 4})
-    with pytest.raises(ConfigError, match=r"parent.distill.max_tokens and parent.distill.max_steps: give one"):
+    with refuses("", "parent.distill.max_tokens", "parent.distill.max_steps"):
         refuse_two_budgets({"parent.distill.max_tokens": 1000, "parent.distill.max_steps": 4})
 
 

@@ -5,11 +5,11 @@ import io
 import finished
 import pandas as pd
 import pytest
+from refusals import refuses
 from rich.console import Console
 from scored import FIRST, SECOND, answer
 
 from lit_prune.cli.progress import ProgressBar
-from lit_prune.config import ConfigError
 from lit_prune.evaluate.runner import DOCUMENTS
 from lit_prune.render.evaluations import all_scores, benchmark_table, notes, print_table, write_table
 from lit_prune.render.paper_page import render
@@ -106,7 +106,7 @@ def test_what_the_papers_print_is_whole():
         assert {len(line) for line in (*table["scores"].values(), *sizes)} == {len(table["models"])}
     minitron = published("minitron_8b")
     assert dict(zip(minitron["models"], minitron["scores"]["mmlu"], strict=True))["MINITRON 8B"] == 63.8
-    with pytest.raises(ConfigError, match="in_practice"):
+    with refuses("--paper-table", "in_practice"):
         published("table 9")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from drawn import answered, toy
 from finished import COSINE, MSE, answer, asked, broken, filled, finish, partly
+from refusals import check_refusal
 
 from lit_prune.cli.table import main
 from lit_prune.config import Cell, ConfigError
@@ -173,5 +174,5 @@ def test_profiles_of_one_name_have_each_their_report_and_no_record(
         words = ["report", "--profile", str(profile), "--store", str(tmp_path / "store")]
         assert main(TABLE, words) == 0
         assert main(TABLE, [*words, "--record"]) == 2
-        assert "is a file; a record is of a profile in configs/" in capsys.readouterr().err
+        check_refusal(capsys.readouterr().err, "--record", profile)
     assert len(list((tmp_path / "store/reports/loss_ablation").glob("quick-*/report.html"))) == 2

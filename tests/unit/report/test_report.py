@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from finished import CLM, COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, asked, filled, partly, shown
+from refusals import refuses
 from scipy import stats
 
-from lit_prune.config import ConfigError
 from lit_prune.config.table import Claim
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.report import report
@@ -61,7 +61,7 @@ def test_tidy_tells_states_apart(whole: report.Report) -> None:
 
 def test_a_label_that_merges_two_cells_is_refused(tmp_path: Path) -> None:
     twins = [dataclasses.replace(entry, row="same") for entry in asked(1)[:2]]
-    with pytest.raises(ConfigError, match="two cells the row 'same', seed 0"):
+    with refuses("loss_ablation", "'same'", "seed 0"):
         report.tidy(TABLE, twins, Store(tmp_path))
 
 

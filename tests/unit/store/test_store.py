@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from process import whole_files
+from refusals import refuses
 
-from lit_prune.config import Cell, ConfigError, Corpus, Teacher
+from lit_prune.config import Cell, Corpus, Teacher
 from lit_prune.config.overrides import override
 from lit_prune.store import Node, Store
 from lit_prune.store.address import STAGES, identity, key
@@ -133,21 +134,19 @@ def test_a_node_is_found_by_its_address_or_the_first_digits_of_it(store):
 @pytest.mark.parametrize("count", [2, 30])
 def test_a_prefix_of_several_nodes_is_refused_with_their_names(store, count):
     nodes = sorted((finished(store, seed) for seed in range(count)), key=lambda node: node.key)
-    with pytest.raises(ConfigError, match="'' is the address of several nodes") as caught:
+    with refuses("", *(f"cell/{node.key}" for node in nodes[:5])):
         store.find("")
-    assert all(f"cell/{node.key}" in str(caught.value) for node in nodes[:5])
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["zzz", "*/", "[", ".lock"])
 def test_a_prefix_of_no_node_is_refused(store, prefix):
     finished(store, 0)
-    with pytest.raises(ConfigError, match="no node"):
+    with refuses("", repr(prefix)):
         store.find(prefix)
 
 
 def test_a_store_that_does_not_exist_has_no_node(store):
-    with pytest.raises(ConfigError, match="no node"):
+    with refuses("", "'abc'"):
         store.find("abc")
 
 
@@ -159,15 +158,14 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(store, place):
     path = store.root.parent / place.replace("KEY", key(CELL, "cell"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("not a folder")
-    one_line = r"^--store: .* cannot be written \(.+\)$"
-    with pytest.raises(ConfigError, match=one_line), store.claim(CELL, "cell"):
+    with refuses("--store", store.root), store.claim(CELL, "cell"):
         pass
     assert path.read_text() == "not a folder"
 
 
 def test_a_store_below_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"^--store: .* cannot be written \(Not a directory\)$"):
+    with refuses("--store", tmp_path / "file", "Not a directory"):
         Store(tmp_path / "file" / "store").check_writable()
 
 
