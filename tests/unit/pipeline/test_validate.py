@@ -53,7 +53,7 @@ def test_a_flag_that_cannot_be_is_refused(flags, field, values):
 
 def test_one_budget_a_cell_and_its_source_its_own():
     refuse_two_budgets({"distill.max_tokens": 1000, "parent.distill.max_steps": 4})
-    with refuses("", "parent.distill.max_tokens", "parent.distill.max_steps"):
+    with refuses("parent.distill.max_tokens", "parent.distill.max_steps"):
         refuse_two_budgets({"parent.distill.max_tokens": 1000, "parent.distill.max_steps": 4})
 
 
