@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lit_prune.cli.table import main
 from lit_prune.config import Profile
-from lit_prune.config.table import Changes, Claim, Table
+from lit_prune.config.table import SMALLEST_EFFECT, Changes, Claim, Table
 
 THEIRS = (32, 16)
 """Layers of the paper's teacher and student."""
@@ -87,11 +87,11 @@ CLAIMS = (
     Claim(BEST, "L_o(30:14) + L_emb", "Table 17: the last layers are specialised"),
     Claim(BEST, "L_o(15:15) + L_emb", "Table 17"),
     Claim("L_logits", "L_o(15:15) + L_emb", "Table 17: the wrong layers do harm"),
-    Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", tolerance=0.005),
-    Claim(BEST, ATTENTION, "appendix A.4: no improvement", tolerance=0.005, or_better=True),
-    Claim(BEST, TWO, "appendix A.4: no improvement, or worse", tolerance=0.005, or_better=True),
+    Claim(BEST, f"{BEST} + L_i(29:13)", "Table 17", tolerance=SMALLEST_EFFECT),
+    Claim(BEST, ATTENTION, "appendix A.4: no improvement", tolerance=SMALLEST_EFFECT, or_better=True),
+    Claim(BEST, TWO, "appendix A.4: no improvement, or worse", tolerance=SMALLEST_EFFECT, or_better=True),
     Claim(BEST, SQUARES, "appendix A.4: cosine is the best loss of states"),
-    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", tolerance=0.01),
+    Claim(f"width: {BEST}", "width: L_logits", "Table 18, in accuracy", tolerance=SMALLEST_EFFECT),
 )
 
 TABLE = Table(

@@ -1,7 +1,7 @@
 """Does it help to estimate importance again between rounds of pruning? Minitron, Table 14."""
 
 from lit_prune.cli.table import main
-from lit_prune.config.table import Claim, Table
+from lit_prune.config.table import SMALLEST_EFFECT, Claim, Table
 
 TABLE = Table(
     name="iterative_ablation",
@@ -17,8 +17,8 @@ TABLE = Table(
     claims=(
         Claim("T = 4", "T = 1", "Table 14, before retraining", metric="lm_loss_before"),
         Claim("T = 1", "T = 2", "Table 14, before retraining", metric="lm_loss_before"),
-        Claim("T = 1", "T = 2", "Table 14: the same to the digits it prints", tolerance=0.01),
-        Claim("T = 1", "T = 4", "Table 14: the same to the digits it prints", tolerance=0.01),
+        Claim("T = 1", "T = 2", "Table 14: the same to the digits it prints", tolerance=SMALLEST_EFFECT),
+        Claim("T = 1", "T = 4", "Table 14: the same to the digits it prints", tolerance=SMALLEST_EFFECT),
     ),
     metrics=("lm_loss", "lm_loss_before"),
     base_overrides={
