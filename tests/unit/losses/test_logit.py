@@ -103,14 +103,14 @@ def test_no_gradient_is_needed_for_the_teacher(loss):
 
 
 @pytest.mark.parametrize(
-    ("registry", "name", "meant"),
+    ("registry", "field", "name", "meant"),
     [
-        (logit_losses, "kdl", "kld"),
-        (hidden_losses, "cosin", "cosine"),
+        (logit_losses, "logit_loss", "kdl", "kld"),
+        (hidden_losses, "hidden_loss", "cosin", "cosine"),
     ],
 )
-def test_an_unknown_loss_is_refused_in_one_line(registry, name, meant):
-    with refuses("", repr(name), repr(meant), *registry):
+def test_an_unknown_loss_is_refused_in_one_line(registry, field, name, meant):
+    with refuses(f"distill.{field}", repr(name), repr(meant), *registry):
         registry[name]
 
 

@@ -111,7 +111,7 @@ def test_a_mixed_loss_is_bounded_where_the_divergence_is_not():
     ("name", "field", "values"),
     [
         ("kld", "distill.mixture", ("kld", *MIXED)),
-        ("sjd", "", ("'sjd'", "'jsd'")),
+        ("sjd", "distill.logit_loss", ("'sjd'", "'jsd'")),
     ],
 )
 def test_a_mix_that_cannot_be_is_refused_in_one_line(name, field, values):

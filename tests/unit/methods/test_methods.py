@@ -117,10 +117,10 @@ def test_a_method_begins_with_its_defaults_whatever_the_order() -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "values"),
     [
-        ({"prune.method": "shortgtp"}, "", ("prune.method", "shortgpt", "minitron")),
+        ({"prune.method": "shortgtp"}, "prune.method", ("shortgpt", "minitron")),
         ({"prune.method": "shortgpt", "prune.hidden_size": 16}, "prune.hidden_size", ("shortgpt", "num_hidden_layers")),
         ({"prune.method": "shortgpt", "prune.num_hidden_layers": "half"}, "prune.num_hidden_layers", ("half",)),
-        ({"prune.method": 3}, "", ("prune.method", "'3'", "minitron")),
+        ({"prune.method": 3}, "prune.method", ("'3'", "minitron")),
     ],
 )
 def test_what_a_method_lacks_is_refused(changes: dict[str, Any], field: str, values: tuple[str, ...]) -> None:
