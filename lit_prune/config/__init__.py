@@ -24,6 +24,7 @@ from lit_prune.config.schema import Choices as Choices
 from lit_prune.config.schema import Evaluation as Evaluation
 from lit_prune.config.schema import Profile as Profile
 from lit_prune.config.schema import SearchSpace as SearchSpace
+from lit_prune.config.schema import TaskTest as TaskTest
 from lit_prune.config.schema import Teacher as Teacher
 from lit_prune.config.schema import ThroughputTest as ThroughputTest
 from lit_prune.config.schema import name_of_shape as name_of_shape

@@ -132,7 +132,7 @@ def described(node: Any) -> Any:
     return plain
 
 
-_PLACES = ("path", "model", "plan_path", "init_from")
+_PLACES = ("path", "model", "plan_path", "init_from", "data_dir")
 """Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
 
 

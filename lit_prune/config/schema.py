@@ -67,6 +67,23 @@ class ThroughputTest:
 
 
 @dataclass(frozen=True)
+class TaskTest:
+    """Accuracy in tasks whose files lie in a folder, with the prompts of lm-eval, which must be installed."""
+
+    names: tuple[str, ...] = ("hellaswag", "piqa", "blimp")
+    """Tasks, as `lit-prune evaluate --tasks` names them."""
+    data_dir: str = "tasks"
+    """Folder of their files, as their authors publish them."""
+    num_documents: Count | None = 500
+    """Documents of each task, the first ones, of all its subtasks in equal number; None takes all."""
+    num_fewshot: Natural = 0
+    """Examples before each document."""
+    fingerprint: str | None = None
+    """sha256 of the files and the version of lm-eval. Filled in by the program: it replaces `data_dir` in the
+    address."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Language-model loss on the validation split, and what else there is to measure of a student."""
 
@@ -84,6 +101,8 @@ class Evaluation:
     """Another text to measure the language-model loss on, on its own validation split."""
     throughput: ThroughputTest | None = later(None, noop=None, was="speed")
     """Measure on this machine how fast the student serves requests, and in how much memory, beside its teacher."""
+    tasks: TaskTest | None = later(None, noop=None)
+    """Measure the student's accuracy in tasks too: a table then has a column of each, and of their mean."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ SMALLEST_EFFECT = 0.01
 ORDER = "order_agreement"
 """Metric of claims about the order of all rows by LM loss: Kendall's tau with their order at the end of the retraining.
 Such a claim names shares of the steps, such as "75 %", in the place of two rows."""
+ACCURACY = "accuracy"
+"""Mean accuracy in the tasks of `evaluation.tasks`; that in each is accuracy_TASK."""
 _PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)")
 
 
@@ -98,6 +100,8 @@ class Table:
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Row -> metric -> the paper's value."""
     claims: tuple[Claim, ...] = ()
+    accuracy_claims: tuple[Claim, ...] = ()
+    """Claims about the column accuracy, which there is only where cells measure it (`evaluation.tasks`)."""
     metrics: tuple[str, ...] = ("lm_loss", "perplexity")
     higher_is_better: tuple[str, ...] = ()
     """Metrics of which more is better."""
@@ -144,14 +148,15 @@ class Table:
         return replace(profile, cell=override(override(profile.cell, self.base_overrides), settings or {}))
 
     def measuring(self, cell: Cell) -> Table:
-        """Return the table with what its cells measure beside its own metrics: how fast their students are, where
-        asked."""
-        if cell.evaluation.throughput is None or "speedup" in self.metrics:
-            return self
-        return replace(
-            self,
-            metrics=(*self.metrics, "speedup", "memory_share"),
-            higher_is_better=(*self.higher_is_better, "speedup"),
+        """Return the table with what its cells measure beside its own metrics: speed and accuracy, where asked."""
+        metrics, higher, claims = self.metrics, self.higher_is_better, self.claims
+        if cell.evaluation.throughput is not None and "speedup" not in metrics:
+            metrics, higher = (*metrics, "speedup", "memory_share"), (*higher, "speedup")
+        if cell.evaluation.tasks is not None and ACCURACY not in metrics:
+            found = (ACCURACY, *(f"{ACCURACY}_{name}" for name in cell.evaluation.tasks.names))
+            metrics, higher, claims = (*metrics, *found), (*higher, *found), (*claims, *self.accuracy_claims)
+        return (
+            self if metrics == self.metrics else replace(self, metrics=metrics, higher_is_better=higher, claims=claims)
         )
 
     def __post_init__(self) -> None:

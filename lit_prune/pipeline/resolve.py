@@ -11,6 +11,7 @@ from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import flatten, override, parent_of, plain_of
 from lit_prune.data import corpus
 from lit_prune.distill.budget import with_steps
+from lit_prune.evaluate.accuracy import pin_tasks
 from lit_prune.models import loading
 from lit_prune.models.bos import expects_bos
 
@@ -33,6 +34,8 @@ class Resolver:
         if evaluation.second_corpus is not None:
             second = self._with_bos(self._once(evaluation.second_corpus, _pin_second), teacher)
             evaluation = dataclasses.replace(evaluation, second_corpus=second)
+        if evaluation.tasks is not None:
+            evaluation = dataclasses.replace(evaluation, tasks=self._once(evaluation.tasks, pin_tasks))
         pinned = dataclasses.replace(
             cell,
             corpus=self._with_bos(self._once(cell.corpus, corpus.pin), teacher),

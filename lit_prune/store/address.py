@@ -53,6 +53,7 @@ def canonical(node: Any) -> Any:
         plain.pop("source", None)
         plain.pop("model", None)
         plain.pop("plan", None)
+        plain.pop("data_dir", None)
     return plain
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lit_prune.config import Cell, resolve_precision
+from lit_prune.config import Cell, TaskTest, resolve_precision
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.teacher import Teacher
 from lit_prune.evaluate import perplexity
+from lit_prune.evaluate.accuracy import accuracies
 from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.losses.sequence_losses import SequenceLosses
@@ -63,7 +64,16 @@ def measure(cell: Cell, ctx: Context, model: Any, validations: Validations) -> d
     if cell.evaluation.throughput is not None:
         count = ctx.counter("serving requests", cell.evaluation.throughput.num_repeats, "round")
         result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.throughput, ctx.device, count)
+    if cell.evaluation.tasks is not None:
+        result |= _accuracies(cell, ctx, model, cell.evaluation.tasks)
     return result | _ends(validations.rows)
+
+
+def _accuracies(cell: Cell, ctx: Context, model: Any, tasks: TaskTest) -> dict[str, float]:
+    """Return a student's accuracy in tasks."""
+    count, tokenizer = ctx.counter("answering tasks", 100, "%"), artifacts.tokenizer(cell, ctx)
+    with _precision(cell, ctx):
+        return accuracies(model.to(ctx.device), tokenizer, tasks, lambda share: count(round(100 * share)))
 
 
 def sequence_losses(cell: Cell, ctx: Context, model: Any) -> SequenceLosses:

@@ -27,7 +27,10 @@ def test_every_claim_of_a_table_stands_in_the_ledger_at_its_place(name, tmp_path
     table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(load_profile("quick"), Path(tmp_path))
     lines = read()[[name in tables for tables in read()["tables"]]]
     places = set(zip(lines["paper"], lines["place"].str.removeprefix("best "), strict=True))
-    claimed = {(paper_of(table, c.source), c.family.removeprefix("In Practice, ")) for c in table.claims}
+    claimed = {
+        (paper_of(table, c.source), c.family.removeprefix("In Practice, "))
+        for c in (*table.claims, *table.accuracy_claims)
+    }
     assert claimed <= places
 
 

@@ -56,7 +56,7 @@ def test_every_field_is_part_of_the_address(path):
     sections = {
         "teacher": ("pretraining", "finetune"),
         "distill": ("teacher_optimizer", "lora"),
-        "evaluation": ("second_corpus", "throughput"),
+        "evaluation": ("second_corpus", "throughput", "tasks"),
     }
     optional = {
         f"{section}.{name}": begin_of(section_of(Cell, section), name)
@@ -88,6 +88,7 @@ def other_than(path, value):
         "calibration.precision": "bf16-mixed",
         "evaluation.precision": "bf16-mixed",
         "evaluation.throughput.precision": "bf16-true",
+        "evaluation.tasks.names": ["piqa"],
         "distill.train_last_layers": 1,
         "distill.lora.target_modules": ["q_proj"],
         "distill.match_mlp_input": ["0:0"],

@@ -1,0 +1,64 @@
+"""Accuracy in tasks read from files, as a measurement of a cell. No torch and no lm-eval until it is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_prune.config import ConfigError, TaskTest
+from lit_prune.config.table import ACCURACY
+from lit_prune.evaluate.benchmark_tasks import KNOWN, Question
+from lit_prune.evaluate.definitions import harness_version
+from lit_prune.evaluate.local_tasks import LOCAL, digest_of_files, subtasks_of
+
+_FIELD = "evaluation.tasks"
+
+
+def pin_tasks(tasks: TaskTest) -> TaskTest:
+    """Return the tasks with the fingerprint of their files and of the version of lm-eval that puts the questions.
+
+    Raises:
+        ConfigError: a task that is not read from files, a file that is missing, no lm-eval.
+    """
+    if not tasks.names or (unknown := [name for name in tasks.names if name not in _choices()]):
+        given = ", ".join(unknown) if tasks.names else "none"
+        raise ConfigError(f"{_FIELD}.names: must be of {', '.join(_choices())}, got {given}")
+    try:
+        digests = [digest_of_files(name, Path(tasks.data_dir)) for name in tasks.names]
+    except ConfigError as error:
+        raise ConfigError(f"{_FIELD}.data_dir: {error.problem}") from None
+    text = " ".join([harness_version(), *digests])
+    return dataclasses.replace(tasks, fingerprint=hashlib.sha256(text.encode()).hexdigest())
+
+
+def accuracies(model: Any, tokenizer: Any, tasks: TaskTest, tell: Callable[[float], None]) -> dict[str, float]:
+    """Return the accuracy of a model in each task, as accuracy_TASK, and their mean, as accuracy.
+
+    `tell` is told the share of the work that is done.
+    """
+    from lit_prune.evaluate.harness import measure
+
+    found = {}
+    for place, name in enumerate(tasks.names):
+
+        def told(share: float, place: int = place) -> None:
+            tell((place + share) / len(tasks.names))
+
+        answer = measure(model, tokenizer, _question(name, tasks), tell=told)
+        found[f"{ACCURACY}_{name}"] = answer.metrics[KNOWN[name].metric or "acc"].value
+    return {ACCURACY: sum(found.values()) / len(found)} | found
+
+
+def _question(name: str, tasks: TaskTest) -> Question:
+    folder, limit = Path(tasks.data_dir), tasks.num_documents
+    parts = len(subtasks_of(name, folder)) or 1
+    return Question(KNOWN[name], tasks.num_fewshot, limit and math.ceil(limit / parts), folder)
+
+
+def _choices() -> list[str]:
+    """The tasks that are read from files and have an accuracy."""
+    return [name for name in LOCAL if name in KNOWN and (KNOWN[name].metric or "acc").startswith("acc")]
