@@ -1,1 +1,1 @@
-"""Which units matter: passes of the teacher over calibration data, and many criteria that read what they found."""
+"""Importance of units: passes over calibration data that collect statistics, and criteria that score from them."""

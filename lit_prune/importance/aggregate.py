@@ -1,7 +1,7 @@
-"""The nine (batch x sequence) aggregations of Minitron, Table 13, from one stream (section 2.2).
+"""The nine (batch x sequence) aggregations of Minitron, Table 13, computed from one pass (section 2.2).
 
-Sequence first: each sequence gives every unit three numbers, mean |x|, L2 norm (not divided by the length) and biased
-variance. Batch second: the same three functions over sequences, from two running sums in float64.
+First over each sequence: mean |x|, L2 norm (not divided by the length) and biased variance of every unit. Then over
+the batch: the same three functions over sequences, from two running sums in float64.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ STATISTICS = ("mean", "l2", "var")
 
 
 _ENTRIES_AT_ONCE = 2**17
-"""Entries of activations a processor works on at once: few enough to stay in its cache between the steps."""
+"""Activations that a CPU processes at once, few enough to stay in its cache between the steps."""
 
 
 def sequence_statistics(activations: Tensor) -> Tensor:
-    """`STATISTICS` of each unit over each sequence: [batch, seq, units] -> float64 [3, batch, units]."""
+    """Return the `STATISTICS` of each unit over each sequence: [batch, seq, units] -> float64 [3, batch, units]."""
     batch, seq, units = activations.shape
     size = batch if activations.is_cuda else max(1, _ENTRIES_AT_ONCE // (seq * units))
     parts = activations.float().split(size)
@@ -26,9 +26,9 @@ def sequence_statistics(activations: Tensor) -> Tensor:
 
 
 def _statistics(x: Tensor, work: Tensor) -> Tensor:
-    """`STATISTICS` of [sequences, seq, units], float32 [3, sequences, units]; `work` is overwritten.
+    """Return the `STATISTICS` of x [sequences, seq, units], float32 [3, sequences, units]; `work` is overwritten.
 
-    The variance is taken in two passes: the difference of mean squares loses digits and with them ranks.
+    The variance takes two passes: E[x^2] - E[x]^2 would lose digits and change ranks.
     """
     mean = x.mean(1, keepdim=True)
     absolute = torch.abs(x, out=work).mean(1)
@@ -39,19 +39,19 @@ def _statistics(x: Tensor, work: Tensor) -> Tensor:
 
 
 def double(x: Tensor) -> Tensor:
-    """In float64; on the CPU where the device has none, as Apple's GPUs."""
+    """Return the tensor in float64, moved to the CPU if the device has no float64, as on Apple GPUs."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 class SequenceMoments:
-    """Running sums over sequences of each statistic and of its square; independent of how sequences are batched."""
+    """Running sums over sequences of each statistic and its square; they do not depend on the batch size."""
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
         self.count = 0
 
     def add(self, activations: Tensor) -> None:
-        """Take in activations [batch, seq, units]."""
+        """Add activations [batch, seq, units]."""
         statistics = sequence_statistics(activations)
         new = torch.stack((statistics.sum(1), statistics.square().sum(1)))
         self.sums = new if self.sums is None else self.sums + new
@@ -59,7 +59,7 @@ class SequenceMoments:
 
 
 def aggregate(sums: Tensor, count: int, batch: str, seq: str) -> Tensor:
-    """Score of each unit, float64 [units], from the sums [2, 3, units] over `count` sequences."""
+    """Return the score of each unit, float64 [units], from the sums [2, 3, units] over `count` sequences."""
     first, second = sums[:, STATISTICS.index(seq)]
     if batch == "l2":
         return second.sqrt()

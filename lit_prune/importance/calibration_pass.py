@@ -1,4 +1,4 @@
-"""A pass of the teacher over the calibration data: what all of them share, whatever they take from a batch."""
+"""The base class of all passes of a teacher over calibration data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_prune.data.calibration import CalibrationData
 
 
 class Pass(L.LightningModule):
-    """Reads every batch once; a subclass says what it takes from one, and adds up what the ranks have."""
+    """Read every batch once. A subclass defines what to collect from a batch and how to sum it over ranks."""
 
     takes_gradients = False
 
@@ -26,24 +26,24 @@ class Pass(L.LightningModule):
 
     @abstractmethod
     def read(self, batch: dict[str, Tensor]) -> None:
-        """Take in one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
+        """Collect statistics from one batch {`input_ids`, `labels`: int64 [batch, seq]}."""
 
     @abstractmethod
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace each running sum by its `total` over the ranks."""
+        """Replace each running sum by its `total`, the sum over all ranks."""
 
     @abstractmethod
     def found(self) -> dict[str, dict[str, Tensor]]:
-        """Name of the evidence -> its tensors, after the pass."""
+        """Return the collected tensors by the name of the statistic; valid after the pass."""
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Read one batch, and tell how many sequences have been seen."""
+        """Read one batch and report the number of sequences seen."""
         self.read(batch)
         self.seen += len(batch["input_ids"])
         self.tell(self.seen)
 
     def on_predict_end(self) -> None:
-        """Add up the ranks."""
+        """Sum the statistics over ranks."""
         self.seen = int(self._total(torch.tensor(self.seen, device=self.device)))
         self.add_up(self._total)
 
@@ -54,7 +54,7 @@ class Pass(L.LightningModule):
 
 
 def stream(reader: Pass, data: CalibrationData, execution: Execution, precision: Precision = "32-true") -> None:
-    """Let a pass read all the data."""
+    """Run a pass over all calibration data."""
     trainer = L.Trainer(
         accelerator=execution.accelerator, devices=1, logger=False, use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -65,10 +65,10 @@ def stream(reader: Pass, data: CalibrationData, execution: Execution, precision:
 
 
 def check_finite(what: str, statistics: Tensor) -> None:
-    """Check that every number of a statistic is one.
+    """Check that all values of a statistic are finite.
 
     Raises:
-        ConfigError: if one is NaN or infinite; `what` names where.
+        ConfigError: if one is NaN or infinite; `what` names the statistic.
     """
     if not statistics.isfinite().all():
         raise ConfigError(f"teacher.model: {what} is NaN or infinite on the calibration data, so it scores nothing")

@@ -1,6 +1,6 @@
-"""The calibration passes: one forward pass collects all requested statistics of the activations.
+"""Collect calibration statistics: one forward pass yields all requested statistics of the activations.
 
-Statistics with passes of their own are in layer_ablation.py (the model without each layer) and gradients.py (backward).
+Two statistics have passes of their own: layer_ablation.py (the model without each layer) and gradients.py (backward).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
 
 
 class HookPoint(NamedTuple):
-    """Where activations [batch, seq, width] are read."""
+    """A module at which activations [batch, seq, width] are read."""
 
     module: nn.Module
     entering: bool
-    """Whether at the input of the module, or at its output."""
+    """Read the input of the module; otherwise its output."""
     head_dim: int | None = None
-    """Width of a head, where the L2 norm of each head at each token is what is read."""
+    """Width of a head, if the L2 norm of each head at each token is read instead of the channels."""
 
     def hook(self, moments: SequenceMoments, ids: Tensor) -> RemovableHandle:
-        """Add what passes, for tokens `ids` [batch, seq], to the moments."""
+        """Register a hook that adds the activations of tokens `ids` [batch, seq] to the moments."""
 
         def add(x: Tensor) -> None:
-            x = x.unflatten(0, ids.shape) if x.dim() == 2 else x  # OPT's MLP knows no sequences
+            x = x.unflatten(0, ids.shape) if x.dim() == 2 else x  # OPT's MLP flattens batch and sequence
             moments.add(x.unflatten(-1, (-1, self.head_dim)).float().norm(dim=-1) if self.head_dim else x)
 
         if self.entering:
@@ -46,7 +46,7 @@ class HookPoint(NamedTuple):
 
 
 class ActivationMoments:
-    """The moments over sequences of what passes each of some sites."""
+    """Moments over sequences of the activations at each of some hook points."""
 
     def __init__(self, sites: Mapping[str, HookPoint]) -> None:
         self.sites = sites
@@ -54,7 +54,7 @@ class ActivationMoments:
 
     @contextmanager
     def reading(self, ids: Tensor) -> Iterator[None]:
-        """Take in the forward pass over `ids` [batch, seq] inside `with`."""
+        """Read the forward pass over `ids` [batch, seq] that runs inside `with`."""
         handles = [site.hook(self.moments[name], ids) for name, site in self.sites.items()]
         try:
             yield
@@ -63,16 +63,16 @@ class ActivationMoments:
                 handle.remove()
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace each running sum by its `total` over the ranks."""
+        """Replace each running sum by its `total`, the sum over all ranks."""
         for moments in self.moments.values():
             assert moments.sums is not None
             moments.sums = total(moments.sums)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the sums [2, 3, units] of each site, float64.
+        """Return the sums of each hook point, float64 [2, 3, units].
 
         Raises:
-            ConfigError: an activation was not finite.
+            ConfigError: if an activation was not finite.
         """
         sums = {name: moments.sums.cpu() for name, moments in self.moments.items() if moments.sums is not None}
         for name, found in sums.items():
@@ -81,24 +81,27 @@ class ActivationMoments:
 
 
 class Reader(Protocol):
-    """Something that a forward pass tells of."""
+    """A collector of statistics from a forward pass."""
 
     def reading(self, ids: Tensor) -> AbstractContextManager[None]:
-        """Take in the forward pass over `ids` inside `with`."""
+        """Read the forward pass over `ids` [batch, seq] that runs inside `with`."""
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace each running sum by its `total` over the ranks."""
+        """Replace each running sum by its `total`, the sum over all ranks."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what has been found."""
+        """Return the collected tensors."""
 
 
 def importance_sites(model: Any) -> dict[str, HookPoint]:
-    """Neurons after their activation, at the input of the down projection; heads as the L2 norm of each head's output
-    at each token, at the input of the output projection; hidden channels as attention and MLP read them, after their
-    norms (Minitron, section 2.2; decisions where the paper is silent: post-activation, per-token norm first).
+    """Return the hook points of Minitron's activation scores, by name (section 2.2).
 
-    A norm that attention and MLP share is read once; where a family has none before them, the residual stream is.
+    - Neurons: after the activation, at the input of the down projection.
+    - Heads: the L2 norm of each head's output at each token, at the input of the output projection.
+    - Hidden channels: after the norms before attention and MLP. A norm that both share is read once; in a family
+      without such norms the residual stream is read.
+
+    The paper does not specify two choices made here: post-activation, and the per-token norm before the aggregation.
     """
     anatomy, sites = anatomy_of(model.config), {}
     norms = {
@@ -115,17 +118,19 @@ def importance_sites(model: Any) -> dict[str, HookPoint]:
 
 
 def head_channel_sites(model: Any) -> dict[str, HookPoint]:
-    """Every channel of the heads' outputs, at the input of the output projection (Model-Optimizer's order: channels
-    are aggregated before they are joined to heads)."""
+    """Return hook points for every channel of the heads' outputs, at the input of the output projection.
+
+    This follows Model-Optimizer, which aggregates channels before it joins them to heads.
+    """
     path = anatomy_of(model.config).attention_output
     return {f"{i}.head_channel": HookPoint(layer.get_submodule(path), True) for i, layer in enumerate(layers_of(model))}
 
 
 def preactivation_sites(model: Any) -> dict[str, HookPoint]:
-    """Neurons before their activation, as Minitron prints their score (section 2.2).
+    """Return hook points for neurons before their activation, as in Minitron's formula (section 2.2).
 
     Raises:
-        ConfigError: the family's MLP has no module for its activation.
+        ConfigError: if the family's MLP has no module for its activation.
     """
     path = anatomy_of(model.config).activation
     if path is None:
@@ -145,11 +150,11 @@ READERS: dict[str, Callable[[Any], Reader]] = {
     "preactivations": lambda model: ActivationMoments(preactivation_sites(model)),
     "distances": Distances,
 }
-"""What one forward pass can tell, by the name of the evidence."""
+"""Collectors that share one forward pass, by the name of the statistic."""
 
 
 class Calibrator(Pass):
-    """Stream the teacher's activations into the requested statistics, without gradients and without logits."""
+    """Accumulate the requested statistics of the teacher's activations, without gradients and without logits."""
 
     def __init__(self, model: Any, names: Collection[str], tell: Callable[[int], None]) -> None:
         super().__init__(model, tell)
@@ -163,12 +168,12 @@ class Calibrator(Pass):
             self.model.base_model(input_ids=batch["input_ids"], use_cache=False)
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace each running sum by its `total` over the ranks."""
+        """Replace each running sum by its `total`, the sum over all ranks."""
         for reader in self.readers.values():
             reader.add_up(total)
 
     def found(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of each evidence."""
+        """Return the tensors of each statistic, by its name."""
         return {name: reader.tensors() for name, reader in self.readers.items()}
 
 
@@ -176,12 +181,12 @@ def measure(
     model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution, tell: Callable[[int], None],
     precision: Precision = "32-true",
 ) -> int:  # fmt: skip
-    """Write each evidence named in `paths` to its safetensors file; `tell` hears of the sequences seen in each pass.
+    """Write each statistic named in `paths` to its safetensors file and return the number of sequences seen.
 
-    Returns the sequences seen.
+    `tell` is called with the number of sequences seen so far in each pass.
 
     Raises:
-        ConfigError: something that is not finite, or that the family does not show; its file is not written.
+        ConfigError: if a statistic is not finite or the family has no such activation; its file is not written.
     """
     seen = 0
     for reader in _passes(model, paths, tell):
@@ -193,7 +198,7 @@ def measure(
 
 
 def _passes(model: Any, names: Collection[str], tell: Callable[[int], None]) -> Iterator[Pass]:
-    """Yield the passes that find what is named."""
+    """Yield the passes that collect the named statistics."""
     if forward := [name for name in READERS if name in names]:
         yield Calibrator(model, forward, tell)
     if "removals" in names:

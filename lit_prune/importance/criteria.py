@@ -1,13 +1,18 @@
-"""Scores: how much each unit matters, by which evidence.
+"""Criteria: importance scores of units, computed from calibration statistics.
 
-A criterion says which axes it scores and what must have been measured for it, and turns that into float tensors,
-higher = keep: "neuron" [neurons] and "head" [query heads], one for each layer; "hidden" [hidden], one for the whole
-model, since the residual stream is shared; "layer" [L], one; "span" [L - n + 1] by first layer, one for each length n
-from 1 on. `random` and `magnitude` are the controls.
+A criterion declares the axes that it scores and the statistics that it needs. Its scores are float tensors, and higher
+means keep:
 
-A KV group has no score of its own: pruning ranks groups by the mean score of their query heads. `magnitude` and the
-`taylor` scores of a head that shares its keys and values leave these out. LLM-Pruner instead prunes whole groups by
-one sum over query, key, value and output weights.
+- "neuron" [neurons] and "head" [query heads]: one tensor per layer.
+- "hidden" [hidden]: one tensor for the model, since the residual stream is shared.
+- "layer" [L]: one tensor.
+- "span" [L - n + 1], by first layer: one tensor for each length n = 1, 2, ...
+
+`random` and `magnitude` are the controls.
+
+A KV group has no score of its own: pruning ranks groups by the mean score of their query heads. If heads share keys and
+values, the `magnitude` and `taylor` scores of a head exclude these. LLM-Pruner instead prunes whole groups by one sum
+over query, key, value and output weights.
 """
 
 from __future__ import annotations
@@ -32,42 +37,42 @@ DEPTH = ("layer", "span")
 
 @dataclass(frozen=True)
 class CalibrationStats:
-    """What a criterion may look at."""
+    """The inputs of a criterion."""
 
     model: Any
     """The teacher."""
     statistics: Mapping[str, Mapping[str, Tensor]]
-    """Name of the evidence (config.EVIDENCE) -> its tensors, as `measure` writes them."""
+    """Name of the statistic (config.EVIDENCE) -> its tensors, as `measure` writes them."""
     count: int
     """Calibration sequences seen."""
     seed: int
-    """For criteria that draw."""
+    """Seed of criteria that draw random scores."""
     removal_losses: Callable[[int], Tensor]
-    """Number of layers n -> the loss without n layers from each start on, [L - n + 1]; measured when called."""
+    """Number of layers n -> the loss without layers l to l + n - 1, for each l, [L - n + 1]; measured when called."""
 
 
 Scores = dict[str, Sequence[Tensor]]
-"""Axis -> tensors."""
+"""Axis -> its tensors, as in the module docstring."""
 
 Scorer = Callable[[CalibrationStats, Prune], Scores]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One way to score units."""
+    """A function that scores units, with the axes and statistics it declares."""
 
     name: str
     axes: tuple[str, ...]
-    """What it scores."""
+    """Axes it scores."""
     needs: tuple[str, ...]
-    """Names of the evidence it reads."""
+    """Names of the statistics it reads."""
     scorer: Scorer
 
     def score(self, evidence: CalibrationStats, student: Prune) -> Scores:
         """Return the scores of all its axes.
 
         Raises:
-            ConfigError: if one is no number.
+            ConfigError: if a score is not finite.
         """
         scores = self.scorer(evidence, student)
         for axis, tensors in scores.items():
@@ -82,7 +87,7 @@ criteria: Registry[Criterion] = Registry("criterion")
 
 
 def criterion(name: str, *, axes: tuple[str, ...], needs: tuple[str, ...] = ()) -> Callable[[Scorer], Scorer]:
-    """Register a function of evidence and student's section as a criterion."""
+    """Register a function of calibration statistics and the `prune` section as a criterion."""
     if not (set(axes) <= {*WIDTH, *DEPTH} and set(needs) <= set(EVIDENCE)):
         raise ValueError(f"criterion {name!r}: there is no such axis or evidence: {axes}, {needs}")
 
@@ -94,7 +99,7 @@ def criterion(name: str, *, axes: tuple[str, ...], needs: tuple[str, ...] = ()) 
 
 
 def check_axes(name: str, axes: Collection[str]) -> None:
-    """Check that a criterion scores all of some axes.
+    """Check that a criterion scores all of `axes`.
 
     Raises:
         ConfigError: if the criterion or an axis does not exist, or the criterion does not score the axis.
@@ -109,7 +114,7 @@ def check_axes(name: str, axes: Collection[str]) -> None:
 
 @criterion("activation", axes=WIDTH, needs=("importance",))
 def activation(evidence: CalibrationStats, student: Prune) -> Scores:
-    """Aggregated activations (Minitron, section 2.2); hidden channels are summed over the norms of all layers."""
+    """Return aggregated activations (Minitron, section 2.2); hidden channels are summed over all norms."""
     norms = [n for kind in ("input_norm", "mlp_norm") for n in _aggregated(evidence, student, "importance", kind)]
     return {
         "neuron": _aggregated(evidence, student, "importance", "neuron"),
@@ -120,15 +125,17 @@ def activation(evidence: CalibrationStats, student: Prune) -> Scores:
 
 @criterion("activation_pre", axes=WIDTH, needs=("importance", "preactivations"))
 def activation_pre(evidence: CalibrationStats, student: Prune) -> Scores:
-    """As `activation`, with neurons read before their activation, as the paper prints it (Minitron, section 2.2)."""
+    """Return `activation` scores with neurons read before their activation, as in Minitron's formula (section 2.2)."""
     neurons = _aggregated(evidence, student, "preactivations", "preactivation")
     return activation(evidence, student) | {"neuron": neurons}
 
 
 @criterion("activation_modelopt", axes=WIDTH, needs=("importance", "head_channels"))
 def activation_modelopt(evidence: CalibrationStats, student: Prune) -> Scores:
-    """As `activation`, with the channels of a head aggregated first and joined by their L2 norm then, as NVIDIA's
-    Model-Optimizer does."""
+    """Return `activation` scores whose heads follow NVIDIA's Model-Optimizer.
+
+    The channels of a head are aggregated first and then joined by their L2 norm.
+    """
     head_dim = head_dim_of(evidence.model.config)
     channels = _aggregated(evidence, student, "head_channels", "head_channel")
     return activation(evidence, student) | {"head": [c.unflatten(0, (-1, head_dim)).norm(dim=1) for c in channels]}
@@ -136,14 +143,14 @@ def activation_modelopt(evidence: CalibrationStats, student: Prune) -> Scores:
 
 @criterion("magnitude", axes=(*WIDTH, "layer"))
 def magnitude(evidence: CalibrationStats, student: Prune) -> Scores:
-    """L2 norm of all the weights that belong to a unit."""
+    """Return the L2 norm of all weights that belong to a unit."""
     squares = unit_sums(evidence.model, lambda name, weights: weights.double().square())
     return {axis: list(sums.sqrt()) for axis, sums in squares.items()}
 
 
 @criterion("random", axes=(*WIDTH, *DEPTH))
 def random(evidence: CalibrationStats, student: Prune) -> Scores:
-    """A seeded draw."""
+    """Return random scores drawn from the seed."""
     generator = torch.Generator().manual_seed(evidence.seed)
     whole = shape_of(evidence.model.config)
     sizes = {
@@ -158,56 +165,56 @@ def random(evidence: CalibrationStats, student: Prune) -> Scores:
 
 @criterion("influence", axes=DEPTH, needs=("distances",))
 def influence(evidence: CalibrationStats, student: Prune) -> Scores:
-    """1 - cosine of the states before and after, mean over all tokens (ShortGPT; Minitron, section 2.2)."""
+    """Return the mean over all tokens of 1 - cos(state before, state after) (ShortGPT; Minitron, section 2.2)."""
     return _spans(evidence, "influence")
 
 
 @criterion("angular", axes=DEPTH, needs=("distances",))
 def angular(evidence: CalibrationStats, student: Prune) -> Scores:
-    """Angle between the states before and after, mean over last tokens (arXiv 2403.17887, section 3.2)."""
+    """Return the mean angle between states before and after, over last tokens (arXiv 2403.17887, section 3.2)."""
     return _spans(evidence, "angular_last")
 
 
 @criterion("angular_all", axes=DEPTH, needs=("distances",))
 def angular_all(evidence: CalibrationStats, student: Prune) -> Scores:
-    """As `angular`, mean over all tokens."""
+    """Return the `angular` distance, averaged over all tokens."""
     return _spans(evidence, "angular_all")
 
 
 @criterion("perplexity", axes=DEPTH, needs=("removals",))
 def perplexity(evidence: CalibrationStats, student: Prune) -> Scores:
-    """Language-model loss of the model without the layers (Minitron, section 2.2)."""
+    """Return the language-model loss without the layer or span (Minitron, section 2.2)."""
     layers = evidence.statistics["removals"]["loss"]
     return {"layer": [layers], "span": SpanScores(layers, evidence.removal_losses)}
 
 
 @criterion("taylor_vector", axes=(*WIDTH, "layer"), needs=("gradients",))
 def taylor_vector(evidence: CalibrationStats, student: Prune) -> Scores:
-    """|sum w g| over all weights of a unit, the first-order change of the loss without it (LLM-Pruner, section 3.2).
+    """Return |sum w g| over all weights of a unit, the first-order change of the loss without it.
 
-    LLM-Pruner takes absolute values before it adds up a unit: the paper those of each coupled structure, its code those
-    of each channel of each matrix, also inside a head. Here parts of opposite sign cancel.
+    From LLM-Pruner, section 3.2, which takes absolute values before it sums over a unit: its paper per coupled
+    structure, its code per channel of each matrix, also inside a head. Here parts of opposite sign cancel.
     """
     return _first_order(evidence, "vector")
 
 
 @criterion("taylor", axes=(*WIDTH, "layer"), needs=("gradients",))
 def taylor(evidence: CalibrationStats, student: Prune) -> Scores:
-    """sum |w g| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, first order)."""
+    """Return sum |w g| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, first order)."""
     return _first_order(evidence, "element1")
 
 
 @criterion("taylor_fisher", axes=(*WIDTH, "layer"), needs=("gradients",))
 def taylor_fisher(evidence: CalibrationStats, student: Prune) -> Scores:
-    """sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order).
+    """Return sum |w g - w^2 F / 2| over the weights of a unit (LLM-Pruner, section 3.2, element-wise, second order).
 
-    F is the mean of g^2 over the calibration sequences, as in its code.
+    F is the mean of g^2 over the calibration sequences, as in LLM-Pruner's code.
     """
     return _first_order(evidence, "element2")
 
 
 class SpanScores(Sequence[Tensor]):
-    """Scores of the spans of every length, each length measured when it is first read."""
+    """Scores of spans, by length; each length is measured when it is first read."""
 
     def __init__(self, layers: Tensor, measure: Callable[[int], Tensor]) -> None:
         self._whole, self._measure = len(layers), measure
@@ -217,7 +224,7 @@ class SpanScores(Sequence[Tensor]):
         return self._whole
 
     def __getitem__(self, index: Any) -> Any:
-        """Return scores [L - n + 1] of the spans of n = `index` + 1 layers, by first layer."""
+        """Return the scores of spans of n = `index` + 1 layers, by first layer, [L - n + 1]."""
         if not 0 <= index < self._whole:
             raise IndexError(f"spans of {index + 1} layers out of {self._whole}")
         length = index + 1
@@ -227,7 +234,7 @@ class SpanScores(Sequence[Tensor]):
 
 
 def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str) -> list[Tensor]:
-    """Aggregated activations of one kind of site in each layer that has it."""
+    """Return the aggregated activations of one kind of hook point, one tensor per layer that has it."""
     moments = evidence.statistics[name]
     sites = (f"{i}.{kind}" for i in range(len(layers_of(evidence.model))))
     return [
@@ -238,7 +245,7 @@ def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str
 
 
 def _spans(evidence: CalibrationStats, kind: str) -> Scores:
-    """Return scores from distances [L, L] over n layers from layer l on, at [l, n - 1]."""
+    """Return layer and span scores from the distances [L, L], whose entry [l, n - 1] is over layers l to l + n - 1."""
     distances = evidence.statistics["distances"][kind]
     spans = [distances[: len(distances) - i, i] for i in range(len(distances))]
     return {"layer": spans[:1], "span": spans}

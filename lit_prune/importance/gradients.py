@@ -1,5 +1,7 @@
-"""What the loss says about every weight, to first order and with the diagonal of the Fisher information (LLM-Pruner,
-arXiv 2305.11627, section 3.2). The only code of importance estimation that runs backward."""
+"""Taylor statistics of every weight: first order, and with the diagonal of the Fisher information.
+
+Source: LLM-Pruner, arXiv 2305.11627, section 3.2. No other importance code runs a backward pass.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from lit_prune.importance.unit_reduction import unit_sums
 
 
 class Gradients(Pass):
-    """Sums g and g^2 over sequences, where g is the gradient of the mean loss of one; sequences go one by one, since
-    the square of a batch's gradient is not the sum of squares.
+    """Accumulate g and g^2 over sequences, where g is the gradient of a sequence's mean loss.
 
-    Holds two float64 numbers a weight.
+    Sequences are processed one by one, since the square of a batch's gradient is not the sum of the squares.
+    Memory: two float64 numbers per weight.
     """
 
     takes_gradients = True
@@ -41,18 +43,19 @@ class Gradients(Pass):
                 self.second[name].addcmul_(gradient, gradient)
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace each running sum by its `total` over the ranks."""
+        """Replace each running sum by its `total`, the sum over all ranks."""
         for sums in (self.first, self.second):
             for name in sums:
                 sums[name] = total(sums[name])
 
     def found(self) -> dict[str, dict[str, Tensor]]:
-        """For each axis the sums over the weights w of a unit, of g = d loss / d w and F = mean over sequences of g^2:
-        `vector.<axis>` |sum w g|, `element1.<axis>` sum |w g| and `element2.<axis>` sum |w g - w^2 F / 2|, shaped as
-        `unit_sums`.
+        """Return three sums over the weights w of each unit, per axis, shaped as in `unit_sums`.
+
+        `vector.<axis>` is |sum w g|, `element1.<axis>` is sum |w g|, `element2.<axis>` is sum |w g - w^2 F / 2|, with
+        g = d loss / d w and F the mean of g^2 over sequences.
 
         Raises:
-            ConfigError: a gradient was not finite.
+            ConfigError: if a gradient was not finite.
         """
 
         def linear(name: str, weights: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ class Gradients(Pass):
 
     @torch.enable_grad()
     def _gradients(self, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Float64 gradient of one sequence's mean loss by each parameter."""
+        """Return the float64 gradient of one sequence's mean loss with respect to each parameter."""
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         with _trainable(parameters):
             losses = next_token_losses(self.model(input_ids=ids, use_cache=False).logits, labels)
@@ -83,7 +86,7 @@ class Gradients(Pass):
 
 @contextmanager
 def _trainable(parameters: tuple[torch.nn.Parameter, ...]) -> Iterator[None]:
-    """Parameters that require gradients inside `with`; those of a teacher that has distilled before do not."""
+    """Make parameters require gradients inside `with`; those of a teacher frozen by an earlier distillation do not."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)

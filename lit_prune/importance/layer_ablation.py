@@ -1,5 +1,7 @@
-"""The language-model loss without each span of layers, from one full pass a batch and the rest of the layers behind
-each span: the states before a span are those of the full pass, so that they are not computed again."""
+"""The language-model loss of a model without each span of layers.
+
+A batch takes one full forward pass; for each span only the layers after it run again, from the state before the span.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,24 @@ from lit_prune.losses.probabilities import negative_log_likelihood
 from lit_prune.models.residual_stream import ResidualStream
 
 _LOGITS_AT_ONCE = 2**22
-"""Logits that may be in a computer's memory: few enough that the next ones get the same place (Linux gives larger ones
-back at once, and to ask for them again took a fifth of the processor's time)."""
+"""Largest number of logits in CPU memory, small enough for the allocator to reuse the buffer. Larger buffers return to
+Linux at once, and allocating them again took a fifth of the CPU time."""
 
 _LOGITS_AT_ONCE_ON_GPU = 2**27
-"""Logits that may be in a GPU's memory."""
+"""Largest number of logits in GPU memory."""
 
 _LOGITS_IN_CACHE = 2**18
-"""Logits a processor takes the softmax of at once: few enough to stay in its cache between the steps."""
+"""Logits per softmax on a CPU, few enough to stay in its cache between the steps."""
 
 
 def removal_losses(
     model: Any, data: CalibrationData, length: int, execution: Execution, tell: Callable[[int], None],
     precision: Precision = "32-true",
 ) -> Tensor:  # fmt: skip
-    """Nats per token without the `length` layers from each start on: float64 [L - length + 1].
+    """Return the loss in nats per token without layers l to l + length - 1, for each l: float64 [L - length + 1].
 
     Raises:
-        ConfigError: a loss is not finite.
+        ConfigError: if a loss is not finite.
     """
     removals = Removals(model, length, tell)
     stream(removals, data, execution, precision)
@@ -44,13 +46,13 @@ def removal_losses(
 
 
 def sequences_at_once(ids: Tensor, vocab_size: int) -> int:
-    """As many sequences of a batch [batch, seq] as there is room for the logits of."""
+    """Return the number of sequences of a batch [batch, seq] whose logits fit the memory limit."""
     room = _LOGITS_AT_ONCE_ON_GPU if ids.is_cuda else _LOGITS_AT_ONCE
     return max(1, room // (ids.shape[1] * vocab_size))
 
 
 def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats of every next token, 0 where there is none to predict: [batch, seq, vocab] -> float32 [batch * seq]."""
+    """Return the nats of every next token, 0 at ignored labels: [batch, seq, vocab] -> float32 [batch * seq]."""
     successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     size = len(successors) if logits.is_cuda else max(1, _LOGITS_IN_CACHE // logits.shape[-1])
     parts = zip(logits.flatten(0, 1).split(size), successors.split(size), strict=True)
@@ -58,20 +60,20 @@ def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Removals(Pass):
-    """Sums the losses of the whole model and of the model without each span of `length` layers.
+    """Accumulate the losses of the whole model and of the model without each span of `length` layers.
 
-    Bit for bit what removing the layers from the model gives, at L + L (L - 1) / 2 evaluations of a layer instead of
-    L (L - 1) for single layers. Holds the L + 1 states of one batch.
+    The results equal those of a model with the layers removed, bit for bit. For single layers this takes
+    L + L (L - 1) / 2 layer evaluations instead of L (L - 1). Memory: the L + 1 states of one batch.
     """
 
     def __init__(self, model: Any, length: int, tell: Callable[[int], None]) -> None:
         super().__init__(model, tell)
         self.residual, self.length = ResidualStream(model), length
         self.sums: Tensor | None = None
-        """Float64: of the whole model, of the model without each span, and the number of tokens."""
+        """Float64: the loss of the whole model, the loss without each span, and the number of tokens."""
 
     def read(self, batch: dict[str, Tensor]) -> None:
-        """Read one batch {`input_ids`, `labels`: int64 [batch, seq]}, as many sequences at once as logits allow."""
+        """Read one batch {`input_ids`, `labels`: int64 [batch, seq]} in parts whose logits fit the memory limit."""
         size = sequences_at_once(batch["input_ids"], self.model.config.vocab_size)
         for ids, labels in zip(batch["input_ids"].split(size), batch["labels"].split(size), strict=True):
             with self.residual.reading() as states:
@@ -83,15 +85,15 @@ class Removals(Pass):
             self.sums = torch.stack(found) if self.sums is None else self.sums + torch.stack(found)
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace the running sums by their `total` over the ranks."""
+        """Replace the running sums by their `total`, the sum over all ranks."""
         assert self.sums is not None
         self.sums = total(self.sums)
 
     def found(self) -> dict[str, dict[str, Tensor]]:
-        """Nats per token, float64: `loss` [L - length + 1] by the first layer that is left out, and `whole` [].
+        """Return losses in nats per token, float64: `loss` [L - length + 1] by first removed layer, and `whole` [].
 
         Raises:
-            ConfigError: a loss is not finite.
+            ConfigError: if a loss is not finite.
         """
         assert self.sums is not None
         losses = self.sums[:-1].cpu() / self.sums[-1].cpu()

@@ -1,4 +1,4 @@
-"""From weights to units: a number for every weight, summed over the weights that belong to each unit."""
+"""Reduce a value per weight to a value per unit, by summing over the weights that belong to the unit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Worth = Callable[[str, Tensor], Tensor]
 
 
 def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
-    """Float64 sums over the weights of each unit: "neuron" [layers, neurons], "head" [layers, heads], "hidden"
-    [1, hidden] over the whole model, "layer" [1, layers].
+    """Return float64 sums of `worth` over the weights of each unit.
 
-    Where every head has its own keys and values, these belong to it; where it shares them, only its queries and its
-    part of the output do.
+    Shapes: "neuron" [layers, neurons], "head" [layers, heads], "hidden" [1, hidden] over the whole model, "layer"
+    [1, layers]. Keys and values count for a head only if it does not share them with other heads; its queries and its
+    columns of the output projection always count.
     """
     shape, anatomy = shape_of(model.config), anatomy_of(model.config)
     head = {"head", "kv_group"} if shape.num_attention_heads == shape.num_key_value_heads else {"head"}
@@ -43,7 +43,7 @@ def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
 
 
 def _add(sums: Tensor, values: Tensor, axes: Axes, wanted: set[str], shape: ModelShape) -> None:
-    """Add a parameter's values to the sums of the units of `wanted` axes, in place."""
+    """Add a parameter's values to the sums of the units on the `wanted` axes, in place."""
     for dim, axis in enumerate(axes):
         parts = parts_of(axis)
         if not wanted.intersection(parts):

@@ -1,6 +1,6 @@
-"""What is minimised: per-token losses between teacher and student, and how they are weighed.
+"""Training losses: per-token losses between teacher and student, and their weights in the objective.
 
-Convention, stated once: forward KL is KL(teacher || student); a loss gives one number a token, summed over the
-vocabulary; the caller divides the logits by the temperature, takes the mean over unmasked tokens, and multiplies by
-temperature squared only when asked.
+Conventions of all modules: forward KL is KL(teacher || student). A loss returns one number per token, summed over the
+vocabulary. The caller divides the logits by the temperature, takes the mean over unmasked tokens, and multiplies by the
+squared temperature only if `scale_by_temperature_squared` is set.
 """

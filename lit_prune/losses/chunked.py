@@ -1,7 +1,8 @@
-"""Everything that is computed from logits, from the last states, without the logits of all tokens at once.
+"""Compute logit-based losses from the last hidden states, without the logits of all tokens in memory at once.
 
-A few tokens at a time get their logits, their losses, and the gradient with regard to states and head, which is all
-that is kept: memory does not grow with tokens times vocabulary, and no logits are computed twice.
+The forward pass takes a few tokens at a time. For each chunk it computes the logits, the losses, and the gradients with
+respect to states and head, and keeps only the losses and gradients. Memory therefore does not grow with tokens times
+vocabulary, and no logits are computed twice.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from lit_prune.losses.probabilities import both, negative_log_likelihood
 from lit_prune.models.lm_head import LMHead
 
 Weight = float | Tensor
-"""A number, or a detached one [] on the device of the states."""
+"""A float, or a detached scalar tensor [] on the device of the states."""
 
 
 class Target(Protocol):
-    """What a student imitates, some tokens at a time."""
+    """The logits that a student imitates, read a few tokens at a time."""
 
     def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """Return the teacher's logits float32 [n, vocab] and None, or its largest [n, k] and their ids int64 [n, k]."""
+        """Return (logits float32 [n, vocab], None), or (the k largest logits [n, k], their ids int64 [n, k])."""
 
 
 @dataclass(frozen=True)
 class HeadTarget:
-    """A teacher whose last states are here; only its `top_k` likeliest entries count, where that is given."""
+    """A target computed from the teacher's last states; with `top_k`, only the k largest logits are compared."""
 
     states: Tensor
     """[tokens, width]."""
@@ -55,7 +56,7 @@ class HeadTarget:
 
 @dataclass(frozen=True)
 class TopKTarget:
-    """A teacher of which only the largest logits are known, as a `HeadTarget` of the same k would give them."""
+    """A target of which only the k largest logits are stored; equal to a `HeadTarget` with `top_k=k`."""
 
     largest: Tensor
     """[tokens, k]."""
@@ -68,12 +69,12 @@ class TopKTarget:
 
 @dataclass(frozen=True)
 class HeadLosses:
-    """What one evaluation gives: the sum over its tokens divided by `count`, 0 where there is no token."""
+    """Losses of one call: each the sum over its tokens divided by `count`; 0 if there are no tokens."""
 
     loss: Tensor
     """ce_weight * ce_loss + kd_weight * kd_loss, float32 []; has the gradient."""
     ce_loss: Tensor | None
-    """Cross-entropy of the successors in nats, float32 [], detached; None where none were given."""
+    """Cross-entropy of the successors in nats, float32 [], detached; None without successors."""
     kd_loss: Tensor | None
     """The logit loss, float32 [], detached; None without a target."""
 
@@ -91,12 +92,12 @@ def head_losses(
     count: float | None = None,
     chunk: int | None = None,
 ) -> HeadLosses:
-    """Language-model loss and logit loss of last states [tokens, width], both summed and divided by `count`.
+    """Return the cross-entropy and the logit loss of last states [tokens, width], each summed and divided by `count`.
 
-    `count` defaults to the number of these tokens; a micro-batch passes that of its step instead.
-    Successors are int64 [tokens]. Given top-k ids, the student's logits at them are compared (Minitron, section 3).
-    A term of weight 0.0 is evaluated without a gradient. `chunk` is the tokens at once, by default as many as fit.
-    The gradient can be propagated once.
+    `count` defaults to the number of tokens; a micro-batch passes the count of its step instead. Successors, the next
+    tokens, are int64 [tokens]. If the target has top-k ids, only the student's logits at these ids are compared
+    (Minitron, section 3). A term of weight 0.0 is evaluated without a gradient. `chunk` is the number of tokens per
+    chunk, by default that of `tokens_at_once`. The result can be backpropagated once.
     """
     terms: dict[str, _Term] = {}
     if successors is not None:
@@ -116,7 +117,7 @@ def head_losses(
 
 
 def tokens_at_once(vocab: int, on_gpu: bool) -> int:
-    """As many tokens as make 32 MB of float32 logits, or 512 MB on a GPU, within bounds where products are fast."""
+    """Return the tokens per chunk: 32 MB of float32 logits, 512 MB on a GPU, within bounds where matmuls are fast."""
     room, least, most = (2**29, 1024, 8192) if on_gpu else (2**25, 128, 1024)
     return min(max(room // (4 * vocab), least), most)
 
@@ -126,9 +127,9 @@ class _Term(Protocol):
     def weight(self) -> Weight: ...
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-        """Losses [n] of logits [n, vocab], and the gradient of `scale` times their sum, [n, vocab]; all float32.
+        """Return the losses [n] of logits [n, vocab], and the gradient [n, vocab] of `scale` times their sum.
 
-        Where there is no scale, there is no gradient.
+        All are float32. Without a scale the gradient is None.
         """
 
 
@@ -154,7 +155,7 @@ class _Imitation:
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
         theirs, ids = self.target.logits(rows)
-        if ids is None:  # of vocabularies that are padded differently, the entries that both have
+        if ids is None:  # vocabularies may be padded differently: compare the entries that both have
             shared = min(logits.shape[-1], theirs.shape[-1])
             ours, theirs = logits[..., :shared], theirs[..., :shared]
         else:
@@ -191,12 +192,12 @@ def _by_autograd(
 
 
 def _counts(weight: Weight) -> bool:
-    """Return whether a term is minimised; a tensor is not looked into, which would wait for the GPU."""
+    """Return whether a term is minimised; a tensor counts as nonzero, since reading it would synchronise the GPU."""
     return isinstance(weight, Tensor) or weight != 0
 
 
 class _Evaluation:
-    """One walk over the tokens."""
+    """One pass over the tokens, chunk by chunk."""
 
     def __init__(
         self, states: Tensor, head: LMHead, wanted: list[bool], terms: list[_Term], count: float | None
@@ -224,12 +225,12 @@ class _Evaluation:
         return loss.float(), [(total / self.count).float() for total in sums]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return those of states, weight and bias, in their dtypes; None where not wanted."""
+        """Return the gradients of states, weight and bias in their dtypes; None for an input that requires none."""
         of_bias = None if self.of_bias is None else self.of_bias.to(self.head.bias.dtype)  # type: ignore[union-attr]
         return self.of_states, None if self.of_weight is None else self.of_weight.to(self.head.weight.dtype), of_bias
 
     def _read(self, rows: slice) -> list[Tensor]:
-        """Return the losses [n] of each term on these rows; adds to the gradients."""
+        """Return the losses [n] of each term on these rows and accumulate the gradients."""
         linear = self.cast.linear(self.states[rows])
         logits = linear if self.head.finish is None else self.head.finish(linear)
         losses, of_logits = [], None
@@ -242,11 +243,11 @@ class _Evaluation:
         return losses
 
     def _scale(self, term: _Term) -> Weight | None:
-        """Return what a token's loss counts in the gradient; None where there is none to take."""
+        """Return the factor of a token's loss in the gradient; None if no gradient is needed."""
         return term.weight / self.count if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
-        """Return the gradient with regard to what the linear map gave, in the dtype of the products with it."""
+        """Return the gradient with respect to the output of the linear map, in the dtype of the cast head."""
         if self.head.finish is not None:
             with torch.enable_grad():
                 leaf = linear.requires_grad_()
@@ -255,7 +256,7 @@ class _Evaluation:
         return of_logits.to(self.cast.weight.dtype)
 
     def _add(self, of_linear: Tensor, rows: slice) -> None:
-        """Add what these rows add to the gradients."""
+        """Accumulate the contribution of these rows to the gradients."""
         if self.of_states is not None:
             self.of_states[rows] = of_linear @ self.cast.weight
         if self.of_weight is not None:
@@ -269,7 +270,7 @@ class _Evaluation:
 
 
 class _Differentiated(torch.autograd.Function):
-    """A scalar whose gradients are known already."""
+    """A scalar loss whose gradients were computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
@@ -279,5 +280,5 @@ class _Differentiated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, to hold no second gradient of the head; autograd raises if this is read twice.
+        # In place, to avoid a second copy of the head's gradient; autograd raises on a second backward.
         return None, None, *(g if g is None else g.mul_(upstream) for g in ctx.saved_tensors)

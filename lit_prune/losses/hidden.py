@@ -1,7 +1,7 @@
-"""Losses between intermediate states of teacher and student (Minitron, section 3 and Table 17).
+"""Losses between hidden states of teacher and student (Minitron, section 3 and Table 17).
 
-Each takes student and teacher states, float [tokens, width], and returns float [tokens], >= 0, 0 where they agree.
-States are read after the norm; widths are made equal by the caller's projection.
+Each takes student and teacher states, float [tokens, width], and returns float [tokens], >= 0, and 0 for equal states.
+States are read after the norm that follows them; the caller projects the student's to the teacher's width.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ hidden_losses: Registry[HiddenLoss] = Registry("distill.hidden_loss")
 
 @hidden_losses.register("cosine")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the cosine of the states: the best of those tried in the paper."""
+    """Return one minus the cosine of the states, the best hidden loss in the paper."""
     return one_minus_cosine(student, teacher)
 
 
 @hidden_losses.register("mse")
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the states, averaged over the width."""
+    """Return the squared distance of the states, averaged over the width."""
     return (student - teacher).square().mean(-1)

@@ -1,8 +1,8 @@
 """Losses between the next-token distributions of teacher and student (Minitron, section 3 and Table 15).
 
-Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0; where they agree, it
-and its gradient are 0. It may have kinks. Temperature, top-k, masking and averaging are the caller's. One with a
-parameter takes it as the keyword `mixture`.
+Each takes student and teacher logits, float [tokens, vocab], and returns float [tokens], >= 0. For equal logits the
+loss and its gradient are 0. A loss need not be differentiable everywhere. The caller applies temperature, top-k, mask
+and mean. A loss with a parameter takes it as the keyword `mixture`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ LogitLoss = Callable[[Tensor, Tensor], Tensor]
 logit_losses: Registry[LogitLoss] = Registry("distill.logit_loss")
 
 ClosedForm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""A loss as above, and the gradient of its sum with regard to the student's logits, in a tensor of its own."""
+"""(student, teacher) -> the loss, and the gradient of its sum with respect to the student's logits in a new tensor."""
 closed_forms: dict[LogitLoss, ClosedForm] = {}
-"""Those losses whose gradient written out is faster than autograd's by a tenth of the whole evaluation or more."""
+"""Losses with an analytic gradient, if it makes the whole evaluation faster than autograd by a tenth or more."""
 
 
 @logit_losses.register("kld")
 def kld(student: Tensor, teacher: Tensor) -> Tensor:
-    """Forward KL divergence, KL(teacher || student), in nats."""
+    """Return the forward KL divergence, KL(teacher || student), in nats."""
     return kl(log_probabilities(teacher), log_probabilities(student))
 
 
 @logit_losses.register("reverse_kld")
 def reverse_kld(student: Tensor, teacher: Tensor) -> Tensor:
-    """Reverse KL divergence, KL(student || teacher), in nats."""
+    """Return the reverse KL divergence, KL(student || teacher), in nats."""
     return kl(log_probabilities(student), log_probabilities(teacher))
 
 
 @logit_losses.register("jsd")
 def jsd(student: Tensor, teacher: Tensor, mixture: float = 0.5) -> Tensor:
-    """Generalised Jensen-Shannon divergence, mixture KL(teacher || m) + (1 - mixture) KL(student || m) with
-    m = mixture teacher + (1 - mixture) student (GKD, arXiv 2306.13649)."""
+    """Return the generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649).
+
+    mixture KL(teacher || m) + (1 - mixture) KL(student || m) with m = mixture teacher + (1 - mixture) student.
+    """
     ours, theirs = log_probabilities(student), log_probabilities(teacher)
     middle = _log_mixture(theirs, ours, mixture)
     return mixture * kl(theirs, middle) + (1 - mixture) * kl(ours, middle)
@@ -51,49 +53,53 @@ def jsd(student: Tensor, teacher: Tensor, mixture: float = 0.5) -> Tensor:
 
 @logit_losses.register("skew_kld")
 def skew_kld(student: Tensor, teacher: Tensor, mixture: float = 0.1) -> Tensor:
-    """Skew KL divergence, KL(teacher || mixture teacher + (1 - mixture) student) (DistiLLM, arXiv 2402.03898,
-    section 3.1)."""
+    """Return the skew KL divergence, KL(teacher || mixture teacher + (1 - mixture) student).
+
+    Source: DistiLLM, arXiv 2402.03898, section 3.1.
+    """
     ours, theirs = log_probabilities(student), log_probabilities(teacher)
     return kl(theirs, _log_mixture(theirs, ours, mixture))
 
 
 @logit_losses.register("skew_reverse_kld")
 def skew_reverse_kld(student: Tensor, teacher: Tensor, mixture: float = 0.1) -> Tensor:
-    """Skew reverse KL divergence, KL(student || mixture student + (1 - mixture) teacher) (DistiLLM, arXiv 2402.03898,
-    section 3.1)."""
+    """Return the skew reverse KL divergence, KL(student || mixture student + (1 - mixture) teacher).
+
+    Source: DistiLLM, arXiv 2402.03898, section 3.1.
+    """
     ours, theirs = log_probabilities(student), log_probabilities(teacher)
     return kl(ours, _log_mixture(ours, theirs, mixture))
 
 
 @logit_losses.register("mse")
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the probabilities (the papers' formulas take probabilities)."""
+    """Return the squared distance of the probabilities (the papers' formulas take probabilities)."""
     return _squared_distance(probabilities(student), probabilities(teacher))
 
 
 @logit_losses.register("mse_logits")
 def mse_logits(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the logits, averaged over the vocabulary (as most implementations have it)."""
+    """Return the squared distance of the logits, averaged over the vocabulary, as in most implementations."""
     return _squared_distance(student, teacher) / student.shape[-1]
 
 
 @logit_losses.register("cosine")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the cosine of the probabilities (the papers' formulas take probabilities)."""
+    """Return one minus the cosine of the probabilities (the papers' formulas take probabilities)."""
     return one_minus_cosine(probabilities(student), probabilities(teacher))
 
 
 @logit_losses.register("cosine_logits")
 def cosine_logits(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the cosine of the logits."""
+    """Return one minus the cosine of the logits."""
     return one_minus_cosine(student, teacher)
 
 
 def logit_loss_of(name: str, mixture: float | None) -> LogitLoss:
-    """Return the loss of that name, at a mixture where one is given.
+    """Return the loss of that name, with `mixture` bound unless it is None.
 
     Raises:
-        ConfigError: if there is none, or it takes no mixture.
+        ConfigError: if no loss has this name, or a mixture is given and the loss takes none.
     """
     loss = logit_losses[name]
     if mixture is None:
@@ -105,9 +111,9 @@ def logit_loss_of(name: str, mixture: float | None) -> LogitLoss:
 
 
 def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cos(a, b) over the last dimension, as half the squared distance of the unit vectors.
+    """Return 1 - cos(a, b) over the last dimension, computed as half the squared distance of the unit vectors.
 
-    The difference form is exact at agreement, where 1 - cos would leave the rounding of 1.
+    This form is exactly 0 for equal vectors; 1 - cos would leave a rounding error.
     """
     return _squared_distance(F.normalize(a, dim=-1), F.normalize(b, dim=-1)) / 2
 
@@ -117,16 +123,16 @@ def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
-    """log(weight p + (1 - weight) q), exact where p = q: the larger of the two, and how far below it the mixture is."""
+    """Return log(weight p + (1 - weight) q), exact for p = q: the larger logarithm plus a correction <= 0."""
     apart = log_q - log_p
     of_smaller = torch.where(apart > 0, apart.new_full((), weight), 1 - weight)
     return torch.maximum(log_p, log_q) + torch.log1p(of_smaller * torch.expm1(-apart.abs()))
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last dimension with the sum of q - p added, which is 0.
+    """Return KL(p || q) over the last dimension, with the sum of q - p, which is 0, added.
 
-    It makes every entry of the sum >= 0 up to rounding; a negative rest of it is taken off without a gradient.
+    This makes every summand >= 0 up to rounding; a negative remainder is subtracted without a gradient.
     """
     p, q = torch.exp(log_p), torch.exp(log_q)
     values = (p * (log_p - log_q) + q - p).sum(-1)
@@ -164,5 +170,5 @@ def _cosine_and_gradient(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tens
 
 
 def _through_softmax(q: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient with regard to the logits of q, from that with regard to q, which it takes the place of."""
+    """Return the gradient with respect to the logits of q from that with respect to q; overwrites `gradient`."""
     return gradient.sub_(torch.linalg.vecdot(q, gradient)[:, None]).mul_(q)

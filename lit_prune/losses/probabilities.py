@@ -1,7 +1,8 @@
-"""Probabilities and their logarithms, from logits [..., vocab], without the bias of PyTorch's softmax on a CPU.
+"""Probabilities and log-probabilities of logits [..., vocab], without the bias of PyTorch's softmax on a CPU.
 
-`softmax`, `log_softmax` and `cross_entropy` add up the exponentials of a row in few float32 partial sums: over 49k
-entries the result is off by 1e-5 nats, in the same direction for every token. `sum` and `logsumexp` add up in pairs.
+`softmax`, `log_softmax` and `cross_entropy` accumulate the exponentials of a row in a few float32 partial sums: over
+49k entries the result is off by 1e-5 nats, in the same direction for every token. `sum` and `logsumexp` use pairwise
+summation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lit_prune.data.tokens import IGNORED
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """Return log softmax(logits), differentiable."""
-    shifted = logits - logits.detach().amax(-1, keepdim=True)  # or the logarithm would be rounded beside the maximum
+    shifted = logits - logits.detach().amax(-1, keepdim=True)  # else log p gets the maximum's rounding
     return shifted - shifted.logsumexp(-1, keepdim=True)
 
 
@@ -24,19 +25,19 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def both(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log softmax(logits) and its exponential, each a tensor of its own and without a gradient.
+    """Return log softmax(logits) and its exponential, two new tensors without a gradient.
 
-    Divided by their sum, the exponentials would not share the rounding of the logarithms, which a sum of q - p cancels.
+    The exponential is taken of the logarithm, so both have the same rounding error, which cancels in a sum of q - p.
     """
     with torch.no_grad():
         shifted = logits - logits.amax(-1, keepdim=True)
         exponentials = shifted.exp()
         log_p = shifted.sub_(exponentials.sum(-1, keepdim=True).log_())
-        return log_p, torch.exp(log_p, out=exponentials)  # in place: the loss is bound by memory
+        return log_p, torch.exp(log_p, out=exponentials)  # in place: the loss is memory-bound
 
 
 def negative_log_likelihood(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return the nats of ids int64 [n], 0 where they are IGNORED; logits [n, vocab]."""
+    """Return the negative log-likelihood of ids int64 [n] in nats, 0 for IGNORED ids; logits [n, vocab]."""
     scored = ids != IGNORED
     chosen = logits.gather(-1, torch.where(scored, ids, 0)[:, None])[:, 0]
     return torch.where(scored, logits.logsumexp(-1) - chosen, 0)

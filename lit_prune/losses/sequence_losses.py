@@ -1,4 +1,4 @@
-"""Losses of sequences: summed over the scored tokens of each, so that means and resamples can be taken later."""
+"""Losses per sequence, summed over its scored tokens, from which means and bootstrap resamples are taken later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the terms of the objective are added up: L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is."""
+"""Weights of the terms of the objective, L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from lit_prune.config import ConfigError, Distill
 
 _LEAST = 1e-12
-"""A term that others are measured by counts as no less."""
+"""Lower bound of the denominator of a ratio."""
 
 
 def ratios(distill: Distill, fixed: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that are ratios, by the name of their term, in the order in which they build on each other.
+    """Return the weights that are ratios of terms, by the name of their term; a later one may depend on an earlier one.
 
-    alpha="dynamic" is L_logits / L_is (Minitron, section 3), ce_weight="balanced" all distillation terms over L_CLM.
-    Model-Optimizer balances the other way round: it scales the distillation terms to L_CLM, so that its loss is that
-    of language modelling; here it stays that of distillation. `fixed` is the sum of the terms whose weights are
-    numbers, `terms` each term by itself; all are scalars.
+    alpha="dynamic" is L_logits / L_is (Minitron, section 3); ce_weight="balanced" is the sum of all distillation terms
+    divided by L_CLM. Model-Optimizer balances in the opposite direction: it scales the distillation terms to L_CLM, so
+    the total has the scale of the language-model loss; here it has the scale of the distillation loss. `fixed` is the
+    sum of the terms whose weights are numbers, `terms` each unweighted term; all are scalars.
     """
     found: dict[str, Tensor] = {}
     if isinstance(distill.alpha, str) and "hidden_loss" in terms:
@@ -30,15 +30,15 @@ def ratios(distill: Distill, fixed: Tensor, terms: Mapping[str, Tensor]) -> dict
 
 
 def _ratio(wanted: Tensor, term: Tensor) -> Tensor:
-    """Return the weight that makes `term` as large as `wanted`; detached, or the gradient of the term would cancel."""
+    """Return wanted / term, detached: with a gradient, the weight would cancel that of the term."""
     return (wanted / term.clamp_min(_LEAST)).detach()
 
 
 def check_weights(distill: Distill) -> None:
-    """Check that the weights leave something to minimise, and that what is measured by another term has it.
+    """Check that some weight is nonzero, and that each weight defined as a ratio has the other term it refers to.
 
     Raises:
-        ConfigError: if they do not.
+        ConfigError: if one of the two does not hold.
     """
     if not (distill.ce_weight or distill.kd_weight or distill.alpha):
         raise ConfigError("distill: ce_weight, kd_weight and alpha are all 0: there is nothing to minimise")

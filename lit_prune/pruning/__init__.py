@@ -1,1 +1,1 @@
-"""Scores and a budget -> a plan -> a smaller Hugging Face model."""
+"""Pruning: from importance scores and a target size to a plan, and from a plan to a smaller Hugging Face model."""

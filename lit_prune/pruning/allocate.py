@@ -1,7 +1,7 @@
-"""Scores and a target shape -> a plan.
+"""Allocators: choose the units to keep from scores and a target shape.
 
-An allocator of layers decides which layers stay, an allocator of widths what stays of each of them. Scores are higher
-for what shall be kept; ties go to the lower index.
+A layer allocator chooses the layers, a width allocator the neurons and heads of each kept layer. Higher scores mean
+keep; ties go to the lower index.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ Choose = Callable[[Scores, int, int], Indices]
 
 @dataclass(frozen=True)
 class LayerAllocator:
-    """Chooses the layers that stay."""
+    """A rule that chooses the layers to keep."""
 
     choose: Choose
-    """(scores, layers there are, layers to drop) -> the layers that stay."""
+    """(scores, number of layers, number of layers to drop) -> the layers to keep."""
     reads: str | None
-    """The axis whose scores it reads: "layer", "span", or none."""
+    """The axis whose scores it reads: "layer", "span", or None."""
 
 
 WidthAllocator = Callable[[Scores, Indices, ModelShape, Any], tuple[LayerPlan, ...]]
-"""(scores, layers that stay, target shape, config) -> what stays of each layer."""
+"""(scores, layers to keep, target shape, config) -> the plan of each kept layer."""
 
 layer_allocators: Registry[LayerAllocator] = Registry("prune.layer_selection")
 width_allocators: Registry[WidthAllocator] = Registry("prune.width_allocation")
 
 
 def layer_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
-    """Register a function that chooses layers and the axis of scores it reads."""
+    """Register a function that chooses layers, with the axis of the scores it reads."""
 
     def add(choose: Choose) -> Choose:
         layer_allocators.register(name)(LayerAllocator(choose, reads))
@@ -50,32 +50,32 @@ def layer_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
 
 @layer_allocator("lowest_score", reads="layer")
 def lowest(scores: Scores, whole: int, drop: int) -> Indices:
-    """All but the layers that score lowest one by one (ShortGPT; Minitron, section 2.2)."""
+    """Drop the layers with the lowest individual scores (ShortGPT; Minitron, section 2.2)."""
     return _best(scores["layer"][0], whole - drop)
 
 
 @layer_allocator("contiguous", reads="span")
 def contiguous(scores: Scores, whole: int, drop: int) -> Indices:
-    """All but the contiguous span of layers that scores lowest as a whole (arXiv 2403.17887, section 3.2)."""
+    """Drop the contiguous span of layers with the lowest score (arXiv 2403.17887, section 3.2)."""
     start = int(scores["span"][drop - 1].argmin())
     return _without(whole, start, drop)
 
 
 @layer_allocator("last", reads=None)
 def tail(scores: Scores, whole: int, drop: int) -> Indices:
-    """The first layers; no score is read (arXiv 2411.15558, "reverse order")."""
+    """Keep the first layers; reads no score (arXiv 2411.15558, "reverse order")."""
     return _without(whole, whole - drop, drop)
 
 
 @layer_allocator("last_but_final", reads=None)
 def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
-    """The first layers and the very last; no score is read (arXiv 2403.17887, section 4.4; Minitron in practice)."""
+    """Keep the first layers and the final one; reads no score (arXiv 2403.17887, section 4.4; In Practice)."""
     return _without(whole, max(0, whole - 1 - drop), drop)
 
 
 @width_allocators.register("uniform")
 def uniform(scores: Scores, layers: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
-    """As many units in every layer: its best neurons, the best KV groups, the best heads of each (Minitron, 2.3)."""
+    """Keep as many units in every layer: the best neurons and KV groups, the best heads of each (Minitron, 2.3)."""
     whole, per_group = shape_of(config), target.num_attention_heads // target.num_key_value_heads
     return tuple(
         LayerPlan(
@@ -89,10 +89,11 @@ def uniform(scores: Scores, layers: Indices, target: ModelShape, config: Any) ->
 
 @width_allocators.register("global")
 def everywhere(scores: Scores, layers: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
-    """Neurons and heads wherever they score highest across the model, with as many parameters as `target` has.
+    """Keep the neurons and heads that score highest across the whole model, within the parameters of `target`.
 
-    Scores of different layers and axes are made comparable by dividing them by their mean. Heads go in rows, the
-    weakest of every KV group together; every layer keeps one neuron and one head a group at least.
+    Scores are divided by their mean over the layer and axis, to be comparable between layers and axes. Heads are chosen
+    in rows: the weakest heads of all KV groups of a layer are dropped together. Every layer keeps at least one neuron
+    and one head per group.
     """
     whole = shape_of(config)
     fewer_heads = (
@@ -116,12 +117,12 @@ def everywhere(scores: Scores, layers: Indices, target: ModelShape, config: Any)
 
 
 def hidden_channels(scores: Scores, count: int, whole: int) -> Indices:
-    """Return the best hidden channels of the model."""
+    """Return the `count` hidden channels with the highest scores."""
     return tuple(range(whole)) if count == whole else _best(scores["hidden"][0], count)
 
 
 class _Budget:
-    """Parameters to be spent on neurons and rows of heads, whose prices are those of one more in one layer."""
+    """A budget of parameters for neurons and rows of heads; the price is that of one more unit in one layer."""
 
     def __init__(self, config: Any, target: ModelShape) -> None:
         count, self.layers = parameter_counter(config), target.num_hidden_layers
@@ -144,8 +145,10 @@ class _Budget:
         self.price = {axis: (count(shape) - self.base) // self.layers for axis, shape in more.items()}
 
     def spend(self, scores: dict[str, list[Tensor]], fixed: dict[str, int]) -> dict[str, list[int]]:
-        """Units of each axis in each layer, bought by score until the parameters are spent; axes without scores keep
-        their `fixed` number."""
+        """Return the number of units per axis and layer, bought in the order of their scores until the budget is spent.
+
+        Axes without scores keep their `fixed` number.
+        """
         kept = {axis: [1 if scores[axis] else fixed[axis]] * self.layers for axis in scores}
         left = self.total - self.base
         left -= sum(self.price[axis] * (n - 1) for axis in kept for n in kept[axis])
@@ -167,7 +170,7 @@ def _comparable(scores: Tensor) -> Tensor:
 
 
 def _rows(scores: Scores, layers: Indices, whole: ModelShape, groups: int) -> list[Tensor]:
-    """For each layer the scores of its rows of heads: the mean of the first, second, ... best of every kept group."""
+    """Return the scores of each layer's rows of heads; row i is the mean over kept groups of their i-th best heads."""
     size = whole.num_attention_heads // whole.num_key_value_heads
     ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in layers]
     return [
@@ -199,7 +202,7 @@ def _best_groups(heads: Tensor, whole: ModelShape, count: int) -> Indices:
 
 
 def _best(scores: Tensor, count: int) -> Indices:
-    """Indices of the `count` highest scores, ascending."""
+    """Return the indices of the `count` highest scores, ascending."""
     order = torch.sort(scores, descending=True, stable=True).indices
     return tuple(sorted(order[:count].tolist()))
 
@@ -209,10 +212,10 @@ def _without(whole: int, start: int, drop: int) -> Indices:
 
 
 def residual_merges(scores: Tensor, layer: LayerPlan, whole: ModelShape, weight: float) -> tuple[Merge, ...]:
-    """Pairs of the weakest kept and the strongest pruned head of each KV group (Minitron, section 2.3).
+    """Return merges that pair the weakest kept and strongest pruned heads of each KV group (Minitron, section 2.3).
 
     With L heads sorted by importance and K kept, head i is paired with head 2K - i + 1 for i in [2K - L + 1, K]; the
-    paper prints K - (L - K), one too low. Where every head has its own keys and values, all heads are one group.
+    paper prints the lower bound K - (L - K), one too low. In multi-head attention all heads of a layer are one group.
     """
     size = (
         whole.num_attention_heads // whole.num_key_value_heads

@@ -1,4 +1,4 @@
-"""What the settings of a student really decide: two that are equal here prune alike."""
+"""Canonical form of the settings of a `prune` section: settings with the same effect become equal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_prune.pruning.target import target
 
 
 def effective(student: Prune, pruned: Any) -> Prune:
-    """Return the settings with sizes as counts, and without criteria that choose nothing; `pruned` is the config."""
+    """Return the settings with sizes as counts and unused criteria reset, for a model with the config `pruned`."""
 
     def kept(*names: str) -> dict[str, Any]:
         return {name: getattr(student, name) for name in names}
@@ -28,7 +28,7 @@ def effective(student: Prune, pruned: Any) -> Prune:
     fields |= kept("drop_layers")
     if dropped and not student.drop_layers:
         reads = layer_allocators[student.layer_selection].reads
-        # The least important span of one layer is the least important layer.
+        # For one layer, both rules drop the layer with the lowest score.
         fields["layer_selection"] = (
             "lowest_score" if (dropped, student.layer_selection) == (1, "contiguous") else student.layer_selection
         )

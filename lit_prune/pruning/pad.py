@@ -1,4 +1,4 @@
-"""A model whose layers differ in width, filled up with zeros to one whose layers are all alike."""
+"""Zero-pad a model whose layers differ in width to a uniform one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 def pad_to_uniform(model: Any) -> Any:
-    """Return the same function with all layers as wide as the widest: a model that stock transformers loads.
+    """Return an equivalent model whose layers are all as wide as the widest, which stock transformers can load.
 
-    Neurons, the query heads of a KV group and KV groups are filled up with zeros, and norms over all heads are made to
-    see none of it.
+    Neurons, KV groups and the query heads of each group are padded with zeros. Norms over all heads are rescaled so
+    that the padding does not change their output.
     """
     if not model.config.is_heterogeneous:
         return copy.deepcopy(model)
@@ -31,14 +31,14 @@ def pad_to_uniform(model: Any) -> Any:
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     padded.load_state_dict(_padded_weights(model, padded))
-    padded.tie_weights()  # not done while weights are not initialised
+    padded.tie_weights()  # `no_init_weights` skips it
     _correct_wide_norms(model, padded)
     padded.generation_config = copy.deepcopy(model.generation_config)
     return padded.to(model.device).eval()
 
 
 def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
-    """Return the model's weights, each where the plan that cuts this model from the padded one would take it from."""
+    """Return zero-padded weights: cutting them by the plan of the narrow layers gives the model's own weights."""
     anatomy, whole, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
     layers = [_layer_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
     plan = PrunePlan(whole, tuple(range(whole.hidden_size)), tuple(layers))
@@ -55,7 +55,7 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
 
 
 def _layer_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
-    """Return the place of a narrow layer in a wide one."""
+    """Return the units of a wide layer that a narrow one occupies."""
     size, most = (
         shape.num_attention_heads // shape.num_key_value_heads,
         whole.num_attention_heads // whole.num_key_value_heads,
@@ -65,7 +65,7 @@ def _layer_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
 
 
 def _correct_wide_norms(model: Any, padded: Any) -> None:
-    """Let norms over all heads divide by the mean square they had without the zeros."""
+    """Rescale norms over all heads, whose mean square is smaller with the zeros."""
     for ours, theirs in zip(layers_of(model), layers_of(padded), strict=True):
         for norm, linear in anatomy_of(model.config).wide_norms.items():
             narrow: Any = ours.get_submodule(norm)

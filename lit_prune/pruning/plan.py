@@ -1,6 +1,6 @@
-"""What is kept of a model: plain data that can be read, edited and applied to any model of the same shape.
+"""Pruning plans: the units of a model to keep, as plain data that can be read, edited and applied.
 
-Indices always refer to the original model, so rounds of pruning compose.
+A plan fits any model of the same shape. Indices always refer to the original model, so iterations of pruning compose.
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer that stays, and what stays of it."""
+    """A layer to keep, with the units to keep of it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     index: int
-    """Its place in the original model."""
+    """Index of the layer in the original model."""
     neurons: Indices
-    """Neurons of its MLP."""
+    """MLP neurons to keep."""
     heads: Indices
-    """Query heads, equally many in every KV group that keeps any; a group that keeps none goes as a whole."""
+    """Query heads to keep, equally many in every kept KV group; a group without kept heads is pruned."""
     merges: tuple[Merge, ...] = ()
-    """Pruned heads whose queries are added to kept ones."""
+    """Pruned heads that are merged into kept ones."""
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """The units to keep, in ascending order."""
+    """The units of a model to keep, in ascending order."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     original: ModelShape
-    """Shape of the model the indices refer to."""
+    """Shape of the model to which the indices refer."""
     hidden: Indices
-    """Hidden channels, the same in every layer."""
+    """Hidden channels to keep, the same in every layer."""
     layers: tuple[LayerPlan, ...]
-    """The layers that stay."""
+    """The layers to keep."""
 
     @staticmethod
     def everything(shape: ModelShape) -> PrunePlan:
-        """Return the plan that keeps all."""
+        """Return the plan that keeps every unit of a model."""
         neurons, heads = _all(shape.intermediate_size), _all(shape.num_attention_heads)
         layers = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
         return PrunePlan(shape, _all(shape.hidden_size), tuple(layers))
 
     @property
     def uniform(self) -> bool:
-        """Whether all layers keep equally many of everything."""
+        """Whether all layers keep equally many neurons, heads and KV groups."""
         return len({self.shape_of_layer(layer) for layer in self.layers}) == 1
 
     @property
     def kept(self) -> ModelShape:
-        """Shape of what is left; where layers differ, of the smallest uniform model that holds each of them."""
+        """Shape of the pruned model; if layers differ, that of the smallest uniform model that holds each of them."""
         shapes = [self.shape_of_layer(layer) for layer in self.layers]
         groups = max(shape.num_key_value_heads for shape in shapes)
         heads = groups * max(shape.num_attention_heads // shape.num_key_value_heads for shape in shapes)
@@ -86,20 +86,20 @@ class PrunePlan:
         )
 
     def groups_of(self, layer: LayerPlan) -> Indices:
-        """Return the KV groups a layer keeps."""
+        """Return the KV groups that a layer keeps."""
         size = self.original.num_attention_heads // self.original.num_key_value_heads
         return tuple(sorted({head // size for head in layer.heads}))
 
     def shape_of_layer(self, layer: LayerPlan) -> ModelShape:
-        """Return the shape the whole model would have, were all layers like this one."""
+        """Return the shape of the pruned model if all its layers were like this one."""
         return ModelShape(
             len(self.layers), len(self.hidden), len(layer.neurons), len(layer.heads), len(self.groups_of(layer))
         )
 
     def entries(self, axes: Axes, sizes: Sequence[int], layer: LayerPlan | None) -> dict[int, Tensor]:
-        """Return what stays of a parameter: dimension -> indices, for the dimensions that are cut.
+        """Return the entries to keep of a parameter: dimension -> indices, for the dimensions that are cut.
 
-        `axes` and `sizes` are those of its dimensions in the original model; `layer` is the one it lies in, if any.
+        `axes` and `sizes` describe its dimensions in the original model; `layer` is its layer, None outside layers.
         """
         kept = {"hidden": self.hidden}
         if layer is not None:
@@ -117,10 +117,10 @@ class PrunePlan:
         return torch.cat(indices)
 
     def after(self, first: PrunePlan) -> PrunePlan:
-        """Return the one plan that does to the original model what `first` does to it and this one to the result.
+        """Return the composition: the plan equivalent to applying `first` and then this plan.
 
         Raises:
-            ConfigError: this plan is not for what `first` leaves, or `first` leaves layers that differ.
+            ConfigError: if this plan is not for the shape that `first` leaves, or `first` leaves layers that differ.
         """
         if not first.uniform or first.kept != self.original:
             raise ConfigError(f"plan: one for {self.original} cannot follow one that leaves {first.kept}")
@@ -134,7 +134,7 @@ class PrunePlan:
         return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(layers))
 
     def check(self, config: Any) -> None:
-        """Check that the plan can be carried out on a model.
+        """Check that the plan can be applied to a model with this config.
 
         Raises:
             ConfigError: if the plan is for another shape, keeps nothing of an axis, names a unit twice or one that does
@@ -146,7 +146,7 @@ class PrunePlan:
             raise ConfigError(f"plan: it is for {whole}, the model has {shape_of(config)}")
         _check("hidden", self.hidden, whole.hidden_size)
         _check("layers", [layer.index for layer in self.layers], whole.num_hidden_layers)
-        checked: Indices | None = None  # layers may share one long tuple
+        checked: Indices | None = None  # layers may share one long tuple: check it once
         for layer in self.layers:
             if layer.neurons is not checked:
                 _check(f"neurons of layer {layer.index}", layer.neurons, whole.intermediate_size)
@@ -194,7 +194,7 @@ class PrunePlan:
             raise ConfigError(f"{what}: one changes a head that is not kept")
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON, one line a list of indices."""
+        """Write the plan as JSON, one line per list of indices."""
         lines = [
             f'{{"original": {json.dumps(dataclasses.asdict(self.original))},',
             f'"hidden": {json.dumps(self.hidden)},',
@@ -206,10 +206,10 @@ class PrunePlan:
 
     @staticmethod
     def load(path: Path) -> PrunePlan:
-        """Read a plan.
+        """Return the plan in a JSON file.
 
         Raises:
-            ConfigError: the file is not a plan.
+            ConfigError: if the file is not a plan.
         """
         import pydantic
 
@@ -229,7 +229,7 @@ class PrunePlan:
 
 
 def _current(plain: Any) -> Any:
-    """Return the fields of a plan by their names now."""
+    """Return the fields of a plan by their current names; older files use former names."""
     if not isinstance(plain, dict):
         return plain
     plain = {"layers" if name == "blocks" else name: value for name, value in plain.items()}
@@ -247,7 +247,7 @@ def _pick(of: Indices, indices: Indices) -> Indices:
 
 
 def _effective(merges: Sequence[Merge], heads: Indices) -> tuple[Merge, ...]:
-    """Return the merges that change a head that is kept, or one that is merged into such a head later."""
+    """Return the merges that affect a kept head, directly or through a later merge."""
     needed, effective = set(heads), []
     for merge in reversed(merges):
         if merge.kept in needed:
@@ -259,7 +259,7 @@ def _effective(merges: Sequence[Merge], heads: Indices) -> tuple[Merge, ...]:
 def _check(what: str, indices: Sequence[int], whole: int) -> None:
     if not indices:
         raise ConfigError(f"plan: {what}: none is kept, at least one must be")
-    # Half a million neurons of a large model: no loop over them but where one is wrong.
+    # A large model has half a million neurons: loop over them only to name the wrong one.
     if not ({*map(type, indices)} <= {int, bool} and min(indices) >= 0 and max(indices) < whole):
         wrong = next(i for i in indices if not (isinstance(i, int) and 0 <= i < whole))
         raise ConfigError(f"plan: {what}: there is no {wrong}; there are 0 to {whole - 1}")

@@ -1,4 +1,4 @@
-"""One student: the evidence its scores need, and the plan they give, round by round."""
+"""From a `prune` section to a plan: required statistics, scores and allocation, iteration by iteration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lit_prune.pruning.plan import Indices, LayerPlan, PrunePlan
 from lit_prune.pruning.target import target, way_to
 
 Measure = Callable[[Any, frozenset[str]], CalibrationStats]
-"""(model, names of evidence) -> the evidence."""
+"""(model, names of statistics) -> the calibration statistics of the model."""
 
 RESIDUAL = {"paper": 1.0, "reversed_sign": -1.0}
-"""Weight of the difference to the pruned head."""
+"""`head_merging` -> weight of the difference between the kept and the pruned head."""
 
 
 def evidence_names(student: Prune, config: Any) -> frozenset[str]:
-    """Return what a calibration pass must measure for a student to be cut from a teacher with this config."""
+    """Return the names of the statistics needed to prune a teacher with this config."""
     if student.plan_path or student.init_from or student.init == "random":
         return frozenset()
     wanted = _axes_by_criterion(student, shape_of(config), target(student, config))
@@ -43,11 +43,11 @@ def check_names(student: Prune) -> None:
 
 
 def check(student: Prune, config: Any) -> None:
-    """Check that a student can be cut from a teacher with this config.
+    """Check that a teacher with this config can be pruned by these settings.
 
     Raises:
-        ConfigError: a shape there cannot be, a criterion that does not score what is cut, settings that exclude each
-            other, a plan that does not fit.
+        ConfigError: if the shape is impossible, a criterion does not score an axis that is cut, settings exclude each
+            other, or the plan does not fit.
     """
     if student.plan_path:
         _check_alone(student, "plan_path", _WITH_PLAN)
@@ -89,7 +89,7 @@ _WITH_PLAN = (
 
 
 def _check_alone(student: Prune, field: str, others: tuple[str, ...]) -> None:
-    """Check that no setting is given that has no effect beside a field."""
+    """Check that the settings which have no effect together with `field` keep their defaults."""
     for other in others:
         if getattr(student, other) != getattr(_DEFAULT, other):
             raise ConfigError(f"prune.{other}: has no effect where prune.{field} is given; leave it as it is")
@@ -99,21 +99,21 @@ _DEFAULT = Prune()
 
 
 def shape_plan(student: Prune, config: Any) -> PrunePlan:
-    """Return a plan of the student's shape, before its units are chosen.
+    """Return a plan with the student's shape, before its units are chosen.
 
-    Where `width_allocation` is global it is the uniform one, which has as many parameters.
+    With `width_allocation=global` this is the uniform plan, which has the same budget of parameters.
 
     Raises:
-        ConfigError: a shape there cannot be.
+        ConfigError: if the shape is impossible, or the plan file is missing or invalid.
     """
     return load_plan(student) if student.plan_path else first_units(config, target(student, config))
 
 
 def config_of(student: Prune, config: Any) -> Any:
-    """Return the config of a student cut from a teacher with this config, before its units are chosen.
+    """Return the Hugging Face config of the student of a teacher with this config, before its units are chosen.
 
     Raises:
-        ConfigError: a shape there cannot be, or a plan that does not fit.
+        ConfigError: if the shape is impossible or the plan does not fit.
     """
     plan = shape_plan(student, config)
     plan.check(config)
@@ -121,17 +121,17 @@ def config_of(student: Prune, config: Any) -> Any:
 
 
 def load_plan(student: Prune) -> PrunePlan:
-    """Return the plan a student's section names.
+    """Return the plan in the file `prune.plan_path`.
 
     Raises:
-        ConfigError: if there is none, or the file is no plan.
+        ConfigError: if the file does not exist or is not a plan.
     """
     assert student.plan_path is not None
     return PrunePlan.load(expand(student.plan_path))
 
 
 def make_plan(teacher: Any, student: Prune, measure: Measure) -> PrunePlan:
-    """Score, allocate and, in rounds, cut and score again; indices refer to the teacher (Minitron, section 2.2).
+    """Score and allocate, in each iteration on the model pruned so far (Minitron, section 2.2); return the whole plan.
 
     Raises:
         ConfigError: as `check`.
@@ -147,7 +147,7 @@ def make_plan(teacher: Any, student: Prune, measure: Measure) -> PrunePlan:
 
 
 def first_units(config: Any, shape: ModelShape) -> PrunePlan:
-    """Return the plan that keeps the first units of each axis: a shape, where weights do not matter."""
+    """Return the plan that keeps the first units of each axis, for uses in which only the shape matters."""
     whole = shape_of(config)
     per_group, size = (
         shape.num_attention_heads // shape.num_key_value_heads,
@@ -160,7 +160,7 @@ def first_units(config: Any, shape: ModelShape) -> PrunePlan:
 
 
 def _round(model: Any, student: Prune, shape: ModelShape, measure: Measure) -> PrunePlan:
-    """Return the plan that leads from a model to a shape."""
+    """Return the plan of one iteration, which prunes a model to a shape."""
     whole, config = shape_of(model.config), model.config
     wanted = _axes_by_criterion(student, whole, shape)
     evidence = measure(model, frozenset().union(*(criteria[name].needs for name in wanted)))
@@ -186,7 +186,7 @@ def _layers(student: Prune, scores: Scores, whole: int, drop: int) -> Indices:
 
 
 def _axes_by_criterion(student: Prune, whole: ModelShape, shape: ModelShape) -> dict[str, set[str]]:
-    """Criterion -> the axes it must score to get from one shape to another."""
+    """Return the axes that each criterion must score to prune `whole` to `shape`."""
     wanted: dict[str, set[str]] = {}
     for axis, size in (("hidden", "hidden_size"), ("neuron", "intermediate_size"), ("head", "num_attention_heads")):
         if getattr(shape, size) < getattr(whole, size):

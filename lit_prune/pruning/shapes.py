@@ -1,4 +1,4 @@
-"""The Hugging Face configs of models that need not exist yet, and what they tell: sizes, FLOPs."""
+"""Hugging Face configs of teachers and students, inferred before the models exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def teacher_config(cell: Cell) -> Any:
 
 
 def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
-    """The ancestors of a cell, first ones first, and the cell, each with the Hugging Face config of what it prunes.
+    """Yield the ancestors of a cell, oldest first, and the cell, each with the Hugging Face config that it prunes.
 
     That is the config of the teacher, or of the parent's student; neither need exist yet.
 
@@ -57,10 +57,10 @@ def imitated_config(cell: Cell) -> Any:
 
 
 def config_of_student(cell: Cell, pruned: Any = None) -> Any:
-    """The Hugging Face config of the student, which need not exist yet, cut from a model with the config `pruned`.
+    """Return the Hugging Face config of the student of a model with the config `pruned`; neither need exist yet.
 
     Raises:
-        ConfigError: if it cannot be cut from it.
+        ConfigError: if that model cannot be pruned to this student.
     """
     student = cell.prune
     if student.init_from is None:
@@ -70,17 +70,17 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
 
 
 def keeps_all(student: Any, config: Any) -> bool:
-    """Return whether a student with one config has all units of a model with the other."""
+    """Return whether a student with config `student` has as many units as a model with `config`."""
     from lit_prune.models.shape import shape_of
 
     return not student.is_heterogeneous and shape_of(student) == shape_of(config)
 
 
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:
-    """Return a teacher of at least `least` layers, and how many it has: the profile's own, or else its deep one.
+    """Return a teacher of at least `least` layers and its number of layers: the profile's own, or else its deep one.
 
     Raises:
-        ConfigError: if neither has as many.
+        ConfigError: if neither has that many layers.
     """
     found = {}
     for teacher in filter(None, (profile.cell.teacher, profile.deep_teacher)):

@@ -1,6 +1,7 @@
-"""A model and a plan -> a smaller model, or the same model with the pruned units silenced.
+"""Apply a plan to a model: return a smaller model, or a copy with the pruned units masked.
 
-Each parameter's dimensions are cut by the axes its family's anatomy names; nothing here knows a family.
+The description of the model's family gives the axis of each parameter's dimensions; no code here is specific to a
+family.
 """
 
 from __future__ import annotations
@@ -21,28 +22,27 @@ from lit_prune.pruning.plan import Merge, PrunePlan
 
 
 def apply(model: Any, plan: PrunePlan, mode: Literal["slice", "mask"] = "slice") -> Any:
-    """Return a new model with only the units of the plan: `slice` cuts them out, `mask` silences the others in place.
+    """Return a new model with only the units of the plan: `slice` cuts tensors, `mask` zeroes the pruned units.
 
-    Both give the same logits. Once saved, the result of `slice` loads with stock `AutoModelForCausalLM`; where the
-    layers of the plan differ in width, import `lit_prune.models.per_layer_config` first. Do not save the result of
-    `mask`.
+    Both give the same logits. A saved result of `slice` loads with stock `AutoModelForCausalLM`; if the layers of the
+    plan differ in width, import `lit_prune.models.per_layer_config` first. Do not save the result of `mask`.
 
     Raises:
-        ConfigError: the plan cannot be carried out on this model, or the family's config cannot express the result.
+        ConfigError: if the plan does not fit this model, or the family's config cannot express the result.
     """
     plan.check(model.config)
     return _slice(model, plan) if mode == "slice" else _mask(model, plan)
 
 
 class _Piece(NamedTuple):
-    """A parameter of the model, merges done."""
+    """A parameter of the model after head merging."""
 
     name: str
     new_name: str | None
-    """Its name in the student; None where its layer goes."""
+    """Name in the student; None if its layer is dropped."""
     weight: Tensor
     kept: dict[int, Tensor]
-    """Dimension -> entries that stay, for the dimensions that are cut."""
+    """Dimension -> entries to keep, for the dimensions that are cut."""
 
 
 def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
@@ -63,7 +63,7 @@ def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
 
 
 def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tensor:
-    """Return the weights or biases of all queries after the merges, one after the other (Minitron, section 2.3)."""
+    """Return the query weights or biases after the merges, applied in order (Minitron, section 2.3)."""
     if not merges:
         return queries
     queries = queries.clone()
@@ -84,7 +84,7 @@ def _slice(model: Any, plan: PrunePlan) -> Any:
             attn_implementation=model.config._attn_implementation,
         )
     student.load_state_dict({piece.new_name: _cut(piece) for piece in _pieces(model, plan) if piece.new_name})
-    student.tie_weights()  # not done while weights are not initialised
+    student.tie_weights()  # `no_init_weights` skips it
     _restore_embedding_scale(student, model)
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).eval()
@@ -98,15 +98,17 @@ def _cut(piece: _Piece) -> Tensor:
 
 
 def smaller_config(config: Any, plan: PrunePlan) -> Any:
-    """The config of what is left; where layers differ, of the widest, with the others' widths in `per_layer_config`.
+    """Return the Hugging Face config of the pruned model.
+
+    If layers differ in width, it has the largest widths, and `per_layer_config` has those of each layer.
 
     Raises:
-        ConfigError: the family's config forbids it.
+        ConfigError: if the family's config forbids the shape.
     """
     anatomy, kept, smaller = anatomy_of(config), plan.kept, copy.deepcopy(config)
     for name in anatomy.hidden:
         setattr(smaller, name, kept.hidden_size)
-    if not anatomy.tied_width:  # most families would derive another from the new width
+    if not anatomy.tied_width:  # most families would derive another head_dim from the new width
         smaller.head_dim = head_dim_of(config)
     for name, value in _widths(
         smaller, anatomy, kept.intermediate_size, kept.num_attention_heads, kept.num_key_value_heads
@@ -117,7 +119,7 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
         setattr(smaller, name, [values[layer.index] for layer in plan.layers])
     try:
         if not plan.uniform:
-            # Some configs check the heads of the whole model.
+            # Some configs validate the global number of heads.
             if any(len(layer.heads) != kept.num_attention_heads for layer in plan.layers):
                 smaller.allow_global_per_layer_attribute_access = True
             smaller.per_layer_config = {
@@ -126,7 +128,7 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
                 )
                 for place, shape in enumerate(map(plan.shape_of_layer, plan.layers))
             }
-        type(smaller).from_dict(smaller.to_dict())  # as loading does
+        type(smaller).from_dict(smaller.to_dict())  # validates as loading does
     except (StrictDataclassError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"plan: the config of {config.model_type} cannot express it ({reason})") from error
@@ -140,7 +142,7 @@ def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, num_key
 
 
 def _per_layer_lists(config: Any, num_layers: int) -> dict[str, list[Any]]:
-    """Return what the config lists for each layer, like `layer_types`; some lists are longer than there are layers."""
+    """Return the config's lists with an entry per layer, such as `layer_types`; a list may be longer than the model."""
     return {
         name: value
         for name, value in vars(config).items()
@@ -149,9 +151,9 @@ def _per_layer_lists(config: Any, num_layers: int) -> dict[str, list[Any]]:
 
 
 def _restore_embedding_scale(student: Any, model: Any) -> None:
-    """Make the student's embeddings as large as the model's where a family multiplies them by the root of its width.
+    """Rescale the student's embeddings if the family multiplies them by a scale that depends on the hidden size.
 
-    The table takes up the difference. Where it is the head's too, the final norm undoes it there.
+    The ratio goes into the embedding table. If the table is tied to the head, the final norm is divided by the ratio.
     """
     ratio = _embedding_scale(model) / _embedding_scale(student)
     if ratio == 1:
@@ -176,7 +178,7 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
     with torch.no_grad():
         for piece in _pieces(model, plan):
             weight = weights[piece.name].copy_(piece.weight)
-            if piece.new_name is None:  # a layer that adds nothing to the residual stream
+            if piece.new_name is None:  # a zeroed layer adds nothing to the residual stream
                 weight.zero_()
             for dim, entries in piece.kept.items():
                 gone = torch.ones(weight.shape[dim], dtype=torch.bool, device=weight.device)
@@ -187,7 +189,7 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
 
 
 def _narrow_norms(model: Any, plan: PrunePlan) -> None:
-    """Let the norms over a cut axis see the kept channels only."""
+    """Restrict norms over a cut axis to the kept channels."""
     anatomy, layers = anatomy_of(model.config), {layer.index: layer for layer in plan.layers}
     for name, norm in list(model.named_modules()):
         index, _ = anatomy.layer_of(name)
@@ -202,7 +204,7 @@ def _narrow_norms(model: Any, plan: PrunePlan) -> None:
 
 
 class _NormOfKept(nn.Module):
-    """A norm over the kept channels only; it leaves zeros in the others."""
+    """A norm over the kept channels; the others are zero in its output."""
 
     kept: Tensor
 
@@ -216,6 +218,6 @@ class _NormOfKept(nn.Module):
         self.register_buffer("kept", kept, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., channels] -> [..., channels]."""
+        """Return the normalised states: [..., channels] -> [..., channels]."""
         normed = self.norm(x[..., self.kept])
         return normed.new_zeros(x.shape).index_copy(-1, self.kept, normed)

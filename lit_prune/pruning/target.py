@@ -1,4 +1,4 @@
-"""The shape a student shall have: the request, in numbers that the teacher's family allows."""
+"""The target shape of a student: the requested sizes, resolved to numbers that the teacher's family allows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 
 
 def target(student: Prune, config: Any) -> ModelShape:
-    """Return the shape a student's section asks of a teacher with this config.
+    """Return the shape that a `prune` section requests for a teacher with this config.
 
-    A share is rounded to the nearest size the family allows; a count is taken at its word; sizes that are "auto" all
-    get the same share, the one that comes nearest to `prune.num_parameters`.
+    A share is rounded to the nearest size that the family allows; a count is used as it is. All "auto" sizes get the
+    same share, the one whose number of parameters is nearest to `prune.num_parameters`.
 
     Raises:
-        ConfigError: larger than the teacher, less than one, a count the family's config forbids, or a number of
-            parameters that no share meets.
+        ConfigError: if a size is larger than the teacher's or less than one, the family's config forbids a count, or
+            no share gives the number of parameters.
     """
     free = [
         name
@@ -36,7 +36,7 @@ def target(student: Prune, config: Any) -> ModelShape:
 
 
 _FOUND: dict[tuple[Prune, str], ModelShape] = {}
-"""Shapes found for a number of parameters: a search takes half a second, and every check of a cell needs its shape."""
+"""Cache of `_nearest`: a search takes half a second, and every validation of a cell needs its shape."""
 
 
 def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
@@ -58,10 +58,10 @@ def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
 
 
 def way_to(student: Prune, config: Any) -> list[ModelShape]:
-    """Return the shapes after each round of pruning: an equal part of the way, the last one the target (Minitron, 2.2).
+    """Return the shape after each iteration: equal steps, the last of which reaches the target (Minitron, 2.2).
 
     Raises:
-        ConfigError: as `target`, or rounds that would do nothing.
+        ConfigError: as `target`, or if an iteration would change nothing.
     """
     whole, final = shape_of(config), target(student, config)
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -78,7 +78,7 @@ def way_to(student: Prune, config: Any) -> list[ModelShape]:
             if keep < have
             and not (
                 name == "num_key_value_heads" and have == whole.num_attention_heads
-            )  # there they go with their heads
+            )  # multi-head attention: pruned with their heads
         }
         way.append(_fixed(replace(student, num_parameters=None, **_NOTHING | shares), config))
     way.append(final)
@@ -94,7 +94,7 @@ _NOTHING: dict[str, Any] = dict.fromkeys(
 )
 
 _SHARES = 1024
-"""Steps in which a share is looked for."""
+"""Number of shares that `_nearest` tries."""
 
 
 def _wanted_parameters(parameters: Size, whole: int) -> int:
@@ -106,7 +106,7 @@ def _wanted_parameters(parameters: Size, whole: int) -> int:
 
 
 def _fixed(student: Prune, config: Any) -> ModelShape:
-    """Return the target where every size is a share, a count or None."""
+    """Return the target shape of settings in which every size is a share, a count or None."""
     whole, anatomy = shape_of(config), anatomy_of(config)
     layers = _layers(student, whole.num_hidden_layers)
     heads, groups = _heads(student, whole)
@@ -148,7 +148,7 @@ def _layers(student: Prune, whole: int) -> int:
 
 
 def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
-    """Query heads and KV groups; where every head has its own keys and values, a head goes with them."""
+    """Return the numbers of query heads and KV groups, which are equal in multi-head attention."""
     if whole.num_attention_heads == whole.num_key_value_heads:
         if student.num_key_value_heads is not None:
             raise ConfigError(
@@ -173,7 +173,7 @@ def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
 
 
 def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) -> str:
-    """Return what to say of a number of heads that does not divide the hidden channels, all of which stay."""
+    """Return the error message for a number of heads that does not divide the unpruned hidden size."""
     step = 1 if whole.num_attention_heads == whole.num_key_value_heads else groups
     allowed = [n for n in range(step, whole.num_attention_heads + 1, step) if whole.hidden_size % n == 0]
     carrier = ""
@@ -188,7 +188,7 @@ def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) ->
 
 
 def _heads_that_divide(student: Prune, whole: ModelShape, heads: int, groups: int) -> tuple[int, int]:
-    """Return heads and KV groups for a share of the heads: the nearest heads that divide the hidden channels."""
+    """Return the heads and KV groups nearest to a share of heads, where heads must divide the hidden size."""
     hidden = whole.hidden_size if student.hidden_size is None else student.hidden_size
     assert isinstance(hidden, int)
     assert isinstance(student.num_attention_heads, float)
@@ -207,9 +207,9 @@ def _heads_that_divide(student: Prune, whole: ModelShape, heads: int, groups: in
 
 
 def _heads_of_width(student: Prune, whole: ModelShape, head_dim: int, groups: int) -> int:
-    """Heads of a family whose heads together are as wide as the residual stream, which decides.
+    """Return the number of heads of a family whose heads together are as wide as the residual stream.
 
-    KV groups that are shared keep equally many heads each.
+    The hidden size determines it. Shared KV groups keep equally many heads each.
     """
     size = whole.num_attention_heads // whole.num_key_value_heads
     step, most = (1, whole.num_attention_heads) if size == 1 else (groups, size * groups)
@@ -235,7 +235,7 @@ def _heads_of_width(student: Prune, whole: ModelShape, head_dim: int, groups: in
 
 
 def _units(name: str, size: Size, whole: int, step: int, why: str) -> int:
-    """Return the number of units a size stands for, a multiple of `step`."""
+    """Return the number of units of a size: a share is rounded to a multiple of `step`, a count must be one."""
     if size is None:
         size = whole
     if isinstance(size, float):
