@@ -1,4 +1,4 @@
-"""Where the models and texts of a cell lie: those that are given where they were given, others as results of stages."""
+"""Locate the models and texts of a cell: given ones at their own path, computed ones in the folder of their stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_prune.pipeline.stage import Context
 
 
 def base_teacher(cell: Cell, ctx: Context) -> str:
-    """Return the folder of the teacher before fine-tuning; one that is given as a recipe is pretrained."""
+    """Return the folder of the teacher before fine-tuning; pretrain it if the cell gives a recipe."""
     if cell.teacher.model is not None:
         return loading.locate(cell.teacher.model, cell.teacher.fingerprint)
     return str(ctx.get("teacher", cell).folder / "model")
@@ -50,7 +50,7 @@ def tokens(cell: Cell, ctx: Context) -> Path:
 
 
 def student(cell: Cell, ctx: Context) -> str:
-    """Return the folder of the student before retraining: pruned, the whole model if nothing was cut, or given."""
+    """Return the folder of the student before retraining: pruned, given, or the whole model if nothing is cut."""
     if cell.prune.init_from is not None:
         return loading.locate(cell.prune.init_from, cell.prune.fingerprint, field="prune.init_from")
     node = ctx.get("student", cell)
@@ -70,7 +70,7 @@ def to_prune(cell: Cell, ctx: Context) -> str:
         return student(parent, ctx)
     node = ctx.store.node(parent, "cell")
     if node.verified is None:
-        with ctx.store.claim(parent, "cell", wait=True):  # until another process that computes it lets go
+        with ctx.store.claim(parent, "cell", wait=True):  # waits for another process that computes it
             pass
     if node.result is None:
         raise RuntimeError(f"its parent {node.key} is not done ({node.error or 'stopped'})")
@@ -78,6 +78,6 @@ def to_prune(cell: Cell, ctx: Context) -> str:
 
 
 def with_second_text(cell: Cell) -> Cell:
-    """Return the cell with its second text in the place of its corpus."""
+    """Return the cell with its second corpus in place of its corpus."""
     assert cell.evaluation.second_corpus is not None
     return dataclasses.replace(cell, corpus=cell.evaluation.second_corpus)

@@ -1,4 +1,4 @@
-"""Wall seconds of work within work: each is charged its own time alone. No torch."""
+"""Measure nested work in wall seconds: each lap excludes the laps inside it. No torch."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Iterator
 
 
 class Lap:
-    """A piece of work that has begun."""
+    """A running timer of one piece of work."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self.inner = 0.0
-        """Seconds of the laps that began and ended within it."""
+        """Seconds of the finished laps inside this one."""
 
     @property
     def whole(self) -> float:
-        """Seconds so far, with those of the laps within."""
+        """Seconds so far, including inner laps."""
         return time.perf_counter() - self._started
 
     @property
     def seconds(self) -> float:
-        """Seconds so far, without those of the laps within that have ended."""
+        """Seconds so far, excluding finished inner laps."""
         return round(self.whole - self.inner, 2)
 
 
 class Clock:
-    """Laps of one thread, one within the other."""
+    """Nested laps of one thread."""
 
     def __init__(self) -> None:
         self._open: list[Lap] = []
 
     @contextlib.contextmanager
     def lap(self) -> Iterator[Lap]:
-        """Begin a lap within the last one that is open, and end it."""
+        """Time the body as a lap inside the innermost open one."""
         lap = Lap()
         self._open.append(lap)
         try:

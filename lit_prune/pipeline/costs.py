@@ -1,4 +1,4 @@
-"""What is still to be computed and what it costs: size of the student, tokens and, from earlier results, time."""
+"""Estimate the cost of what is missing: student size, tokens and, from earlier results, time."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from lit_prune.store.environment import environment, machine
 Run = tuple[float, float]
 """FLOPs of the retraining of a cell, and the seconds that the cell took."""
 _SHARED = {"tokenizer": "tokenizer", "tokens": "tokenising", "student": "pruning", CACHING: "teacher outputs"}
-"""Stage -> what it does; every other one calibrates."""
+"""Stage -> label; every other stage calibrates."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What is still to be computed of one row, or of a stage that cells share."""
+    """The missing work of one row, or of a stage that cells share."""
 
     row: str
     cells: int
     """0 for a stage."""
     parameters: int
-    """Of the student, or of the teacher that is trained; 0 for other stages."""
+    """Parameters of the student or of the trained teacher; 0 for other stages."""
     steps: int
     """Of each cell."""
     tokens: int
     """Of the training of all cells."""
     seconds: float | None
-    """Of all cells; None if no earlier result tells."""
+    """Of all cells; None without an earlier result to estimate from."""
 
 
 def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run], execution: Execution) -> list[Cost]:
@@ -70,7 +70,7 @@ def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run], execution
 def _of_stages(
     planned: list[Entry], store: Store, execution: Execution, paces: Mapping[str, list[float]]
 ) -> Iterator[Cost]:
-    """Yield the cost of tokenising, calibrating, pruning and caching, each if there is any of it to do."""
+    """Yield the costs of tokenising, calibrating, pruning and caching, if they are not zero."""
     works = [(stage, WORK[stage](cell)) for stage, cell in awaited_stages(store, (entry.cell for entry in planned))]
     outputs = TeacherOutputs(store, execution)
     outputs.expect(planned, Context(store, execution, Silent(), Untracked(), {}, outputs))
@@ -84,7 +84,7 @@ def _of_stages(
 
 
 def awaited_stages(store: Store, cells: Iterable[Cell]) -> Iterator[tuple[str, Cell]]:
-    """Yield the missing stages that cells wait for, beside trained teachers and retrained parents, each once."""
+    """Yield each missing stage that cells depend on once, except trained teachers and retrained parents."""
     seen = set()
     for cell in cells:
         for stage, one in _stages_before(store, cell):
@@ -95,7 +95,7 @@ def awaited_stages(store: Store, cells: Iterable[Cell]) -> Iterator[tuple[str, C
 
 
 def _stages_before(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
-    """Yield the texts of a cell, and what its student is pruned by."""
+    """Yield the stages of a cell's texts and of its pruning."""
     if cell.teacher.pretraining and store.node(cell, "teacher").result is None:
         yield "tokenizer", cell
     yield "tokens", cell
@@ -105,7 +105,7 @@ def _stages_before(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
 
 
 def _pruning(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
-    """Yield the student of a cell and its statistics, after those of parents that are not retrained."""
+    """Yield the stages of a cell's student and statistics, after those of its untrained parents."""
     given = cell.prune.init_from is not None or cell.prune.init == "random"
     if given or store.node(cell, "student").result is not None:
         return
@@ -161,7 +161,7 @@ def runs_of(store: Store) -> list[Run]:
 def paces_of(store: Store) -> dict[str, list[float]]:
     """Return stage -> seconds per work of each of its results that were computed on this machine.
 
-    Results from before either was recorded are left out. Teacher outputs are known from the cells that cached them.
+    Results without a recorded time or work are skipped. Teacher outputs are timed in the cells that cached them.
     """
     here = machine(environment())
     found: dict[str, list[float]] = {stage: [] for stage in (*WORK, CACHING)}

@@ -24,7 +24,7 @@ class Entry:
     changes: Changes
     reference: bool = False
     parent: bool = False
-    """Retrained for the sake of a cell that is cut from it, and no row of the table."""
+    """Whether it is only the parent of a cell, retrained for it and not a row of the table."""
 
     @property
     def key(self) -> str:
@@ -40,11 +40,11 @@ def entries(
     """Return every cell of a table at a profile, references last.
 
     `settings` change the base cell, which is the profile's with the table's own changes. Each of `add_rows` adds a row
-    that is the baseline with that one change. `filters` keeps the rows with these values, any of them if a field is
-    given again. Both accept short names.
+    that is the baseline with that one change. `filters` keeps the rows with these values; several values of one field
+    are alternatives. Both accept short names.
 
     Raises:
-        ConfigError: a setting on a swept field, a field that is none, no row left, or two rows with the same cell.
+        ConfigError: if a setting names a swept or an unknown field, no row is left, or two rows have the same cell.
     """
     axes = (*table.swept, *table.seed_fields)
     refuse_two_budgets(settings or {})
@@ -77,7 +77,7 @@ def entries(
 
 
 def with_seed(cell: Cell, paths: Iterable[str], number: int) -> Cell:
-    """Return the cell with the fields at `paths` set to a seed; a field of a section it does not have is left out."""
+    """Return the cell with the fields at `paths` set to a seed; skip fields of sections it does not have."""
     return override(cell, {path: number for path in paths if _has(cell, path)})
 
 
@@ -89,7 +89,7 @@ def _has(cell: Cell, path: str) -> bool:
 
 
 def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
-    """Return the cell of a row; the base cell itself is valid, so an error is about what the row changes."""
+    """Return the cell of a row. The base cell is valid, so an error names a change of the row."""
     try:
         return override(base, changes)
     except ConfigError as error:
@@ -97,7 +97,7 @@ def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:
 
 
 def seeds_of(cell: Cell, profile: Profile) -> int:
-    """Return how often a profile measures the row of a cell."""
+    """Return the number of seeds at which a profile measures the row of a cell."""
     return profile.seeds if cell.distill.max_steps else profile.calibration_seeds
 
 
@@ -106,10 +106,10 @@ def _pairs(given: Iterable[tuple[str, Any]] | Mapping[str, Any]) -> list[tuple[s
 
 
 def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> list[Entry]:
-    """Return the entries that have, of each field in `wanted`, one of the values it is given there.
+    """Return the entries that match one of the values of every field in `wanted`.
 
     Raises:
-        ConfigError: a value that no row has, or values that no row has together.
+        ConfigError: if no row has a value, or none has the values of all fields.
     """
     allowed: dict[str, list[Any]] = {}
     for path, value in wanted:
@@ -129,7 +129,7 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> li
 
 
 def _shown(value: Any) -> str:
-    """Return a value as --filter takes it."""
+    """Format a value as `--filter` accepts it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -139,8 +139,8 @@ def _full_change(name: str, value: Any, axes: tuple[str, ...]) -> tuple[str, Any
 
 
 def _full_path(name: str, axes: tuple[str, ...]) -> str:
-    """Return the dotted path a short name stands for: a swept field, or any field of a cell; one of a parent has no
-    other."""
+    """Return the dotted path of a short name: a swept field or any field of a cell. Fields of a parent have no short
+    name."""
     fields = fields_of(Cell)
     if name.removeprefix("parent." * name.count("parent.")) in fields:
         return name
@@ -159,10 +159,10 @@ def _full_path(name: str, axes: tuple[str, ...]) -> str:
 
 
 def refuse_twins(found: list[Entry]) -> None:
-    """Refuse two entries that are the same cell.
+    """Check that no two entries are the same cell.
 
     Raises:
-        ConfigError: if two are.
+        ConfigError: if two are the same.
     """
     seen: dict[str, Entry] = {}
     for entry in found:

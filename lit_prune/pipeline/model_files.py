@@ -14,7 +14,7 @@ from lit_prune.pruning.shapes import teacher_config
 
 
 def prepare_models(cells: Iterable[Cell], progress: Progress) -> bool:
-    """Fetch and convert the models of the cells that are still to be; return whether there were any.
+    """Fetch and convert the models of the cells that are not ready yet; return whether there were any.
 
     Raises:
         ConfigError: if one cannot be fetched or converted; the message names the field.
@@ -42,12 +42,12 @@ def _models(cells: Iterable[Cell]) -> list[tuple[str, str | None, str]]:
 
 
 def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
-    """Check that given teachers have an embedding for every entry of their tokenizers that a text can yield.
+    """Check that given teachers have an embedding for every token id that a text can yield.
 
     `tokenizer` returns that of a cell's teacher, or None if it does not exist yet.
 
     Raises:
-        ConfigError: if one has not; the message names its field and folder.
+        ConfigError: if one lacks an embedding; the message names its field and folder.
     """
     given = {cell.teacher: cell for cell in _with_parents(cells) if cell.teacher.model is not None}
     for teacher, cell in given.items():
@@ -57,14 +57,14 @@ def check_ids(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
 
 
 def check_same_tokens(cells: Iterable[Cell], tokenizer: Callable[[Cell], Any]) -> None:
-    """Check that given students have the teacher's tokens: the text is in these, and logits are compared id by id.
+    """Check that given students share the teacher's token ids, in which texts are tokenised and logits compared.
 
     `tokenizer` returns that of a cell's teacher, or None if it does not exist yet. A student without one in its folder
-    is taken to have the teacher's if their vocabularies are of one size; otherwise one may be padded, which only its
-    tokenizer can tell.
+    is assumed to use the teacher's if the vocabularies have the same size. Otherwise one may be padded, which only a
+    tokenizer can show.
 
     Raises:
-        ConfigError: an id stands for two different tokens, a token has two different ids, or the student has no
+        ConfigError: if an id stands for two different tokens, a token has two different ids, or the student has no
             embedding for an id that a text can yield.
     """
     checked = set()

@@ -1,4 +1,4 @@
-"""What the rows of a table really compute: a table with two rows of the same outcome compares nothing."""
+"""Detect rows of a table that compute the same model: such a table compares nothing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Answer = TypeVar("Answer")
 
 
 def check_rows(table: Table, profile: str, found: Iterable[Entry]) -> None:
-    """Validate every row of a table and refuse one whose rows compare nothing; reads configs, loads no weights.
+    """Check that every row of a table is valid and no two compute the same; read configs only, no weights.
 
     Raises:
-        ConfigError: if a cell cannot be computed, two rows have the same outcome, a retrained row prunes nothing, or
+        ConfigError: if a cell is invalid, two rows have the same outcome, a retrained row prunes nothing, or
             two texts of the table are the same. The message names the rows.
     """
     # The seeds of a row differ in nothing but their numbers.
@@ -45,7 +45,7 @@ def check_rows(table: Table, profile: str, found: Iterable[Entry]) -> None:
 
 
 def for_rows(rows: Sequence[Entry], compute: Callable[[Entry], Answer]) -> list[Answer]:
-    """Compute something for every row; an error names its row unless all but references raise one.
+    """Return `compute` of every row; an error names its row, unless every row but the references fails.
 
     Raises:
         ConfigError: as `compute`.
@@ -70,7 +70,7 @@ def _passes(entry: Entry, compute: Callable[[Entry], Any]) -> bool:
 
 
 def _without_effect(first: Entry, second: Entry) -> str:
-    """Return the fields in which two entries of the same outcome differ."""
+    """Return the fields without effect in which two entries of the same outcome differ."""
     paths = dict.fromkeys([*first.changes, *second.changes])
     differ = [path for path in paths if first.changes.get(path) != second.changes.get(path)]
     return f"they differ only in what has no effect there: {', '.join(differ)}"
@@ -80,7 +80,7 @@ def _without_effect(first: Entry, second: Entry) -> str:
 
 
 def outcome(cell: Cell) -> tuple[str, ...]:
-    """Return an address for each model of a cell's chain, its parents first, equal for cells that compute the same.
+    """Return one address per model of a cell's chain, parents first, equal for cells that compute the same.
 
     Sizes are resolved to counts, and fields without effect are at their defaults.
     """
@@ -128,7 +128,7 @@ def _effective_distill(cell: Cell, pruned: Any) -> Distill:
 
 
 def _imitates_itself(cell: Cell) -> bool:
-    """Return whether a cell is retrained to imitate the very model it starts from."""
+    """Return whether a cell's student imitates the model from which it starts."""
 
     student, distill = cell.prune, cell.distill
     if not (distill.max_steps and distill.needs_teacher) or student.init == "random":

@@ -1,4 +1,4 @@
-"""Which cells of a table are requested, and where the report of a request lies. No torch until cells are resolved."""
+"""Select cells of a table and locate the report of a request. No torch until cells are resolved."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TableRequest:
 
     @property
     def selection(self) -> list[str]:
-        """The words that choose rows and seeds."""
+        """The arguments that choose rows and seeds."""
         words = [] if self.seeds is None else ["--seeds", str(self.seeds)]
         for name, texts in (("--add-row", self.add_row), ("--filter", self.filter)):
             words += [word for text in texts for word in (name, text)]
@@ -63,7 +63,7 @@ class TableRequest:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The words that make the request differ from the table at its profile."""
+        """The arguments in which the request differs from the table at its profile."""
         return (*(word for text in self.set for word in ("--set", text)), *self.selection)
 
     def folder(self, table: Table, store: Store) -> Path:
@@ -82,10 +82,10 @@ def requested_entries(
 ) -> tuple[Table, list[Entry]]:
     """Return the table at the profile, and the requested cells with fingerprints and steps filled in.
 
-    With `measure`, first measure what decides about the rows of some tables; without, nothing is computed.
+    With `measure`, first measure the speeds on which the rows of some tables depend; without, nothing is computed.
 
     Raises:
-        ConfigError: if the table cannot meet the request, or a named text or model does not exist.
+        ConfigError: if the table has no such rows, or a named text or model does not exist.
     """
     from lit_prune.pipeline.resolve import Resolver
 
@@ -106,7 +106,7 @@ def requested_entries(
     _check_names((*request.set, *request.add_row), found)
     resolver = Resolver()
     resolved = [dataclasses.replace(entry, cell=cell) for entry, cell in _resolved(resolver, found)]
-    refuse_twins(resolved)  # budgets may come to the same steps
+    refuse_twins(resolved)  # two budgets may equal the same steps
     return table, resolved
 
 
@@ -121,7 +121,7 @@ def _resolved(resolver: Resolver, found: list[Entry]) -> Iterator[tuple[Entry, C
 
 
 def _check_names(texts: Iterable[str], found: list[Entry]) -> None:
-    """Check the names of registered parts that were typed, also if every cell is already done."""
+    """Check the names of registered parts in the request, also if every cell is already done."""
     typed = [parse_setting(text)[0] for text in texts]
     if any(path.endswith(name) for path in _NAMED for name in typed):
         from lit_prune.pipeline.validate import check_names  # it imports torch

@@ -1,4 +1,4 @@
-"""A cell as it was requested -> the cell as it is addressed: what it reads known by content, its length in steps."""
+"""Resolve a requested cell to the cell that is hashed: inputs by fingerprint, budgets in steps."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lit_prune.models.bos import expects_bos
 
 
 class Resolver:
-    """Fills in the fingerprints of cells, reading each text and each model once, and the steps of their budgets."""
+    """Fills in fingerprints and steps of cells; reads each text and each model once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
 
     def pin(self, cell: Cell) -> Cell:
-        """Return the same cell with everything it reads pinned by content, and its retraining given in steps.
+        """Return the cell with the fingerprints of its inputs and its budget in steps.
 
         Raises:
-            ConfigError: a text or a model that is not there or cannot be read; a budget that is less than a step.
+            ConfigError: if a text or a model is missing or unreadable, or a budget is less than a step.
         """
         cell = _with_precision(cell)
         teacher = self._once(cell.teacher, loading.pin)
@@ -44,25 +44,25 @@ class Resolver:
             prune=self._once(cell.prune, loading.pin_student),
         )
         asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
-        parent = parent_of(pinned)  # with the budget that was requested, not the steps that it comes to here
+        parent = parent_of(pinned)  # with the requested budget, not its steps
         return asked if parent is None else override(asked, self._filled_in(parent, asked))
 
     def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
-        """Return the text with `bos` as the teacher expects it, unless it is set; None also stands for False."""
+        """Return the text with `bos` as the teacher expects it, unless it is set; None also means False."""
         expected = self._once(("bos", teacher), lambda _: _expects_bos(teacher))
         if text.bos is None and expected:
             return dataclasses.replace(text, bos=True)
         return dataclasses.replace(text, bos=None) if text.bos is False and not expected else text
 
     def _filled_in(self, parent: Cell, asked: Cell) -> dict[str, Any]:
-        """Return the fingerprints and steps that a parent has beside those it inherits."""
+        """Return the fingerprints and steps of a parent that differ from those it inherits."""
         with of_parent():
             found = dict(flatten(plain_of(self.pin(parent)), "parent."))
         inherited = dict(flatten(plain_of(parent_of(asked)), "parent."))
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _flops_of_token(self, cell: Cell) -> float:
-        from lit_prune.pipeline.work import flops_of_token  # it imports torch, which a finished table does not need
+        from lit_prune.pipeline.work import flops_of_token  # imports torch, which a finished table does not need
 
         asked = cell.teacher, cell.parent, cell.prune, dataclasses.replace(cell.distill, max_flops=None)
         return self._once(asked, lambda _: flops_of_token(cell))
@@ -74,13 +74,13 @@ class Resolver:
 
 
 def _with_precision(cell: Cell) -> Cell:
-    """Return the cell with every precision "auto" as this machine computes fastest."""
+    """Return the cell with every precision "auto" replaced by the fastest one of this machine."""
     chosen = [name for name, value in flatten(plain_of(cell)) if name.endswith(".precision") and value == "auto"]
     return override(cell, dict.fromkeys(chosen, fastest_precision())) if chosen else cell
 
 
 def _expects_bos(teacher: Teacher) -> bool:
-    if teacher.model is None:  # the tokenizer of a teacher that is trained here puts nothing before a text
+    if teacher.model is None:  # a tokenizer trained here adds no begin token
         return False
     place = loading.locate(teacher.model, teacher.fingerprint, weights=False)
     return place.pending.expects_bos if place.pending else expects_bos(Path(place))

@@ -1,4 +1,4 @@
-"""Compute the cells of a table: order them, claim each, record how it ended, and wait for other processes."""
+"""Compute the cells of a table: order and lock them, record outcomes, and wait for other processes."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Runner:
         self, store: Store, execution: Execution, progress: Progress, tracker: Tracker | None = None, *,
         debug: bool = False, keep_students: bool = False,
     ) -> None:  # fmt: skip
-        """`keep_students` keeps every pruned student, also if together they take much of the disk."""
+        """Create a runner; `keep_students` keeps every pruned student, however much disk they take."""
         self.store, self.execution, self.debug = store, execution, debug
         self.teacher_outputs, self.students = TeacherOutputs(store, execution), Students(store, keep=keep_students)
         self.ctx = Context(store, execution, progress, tracker or Untracked(), STAGES, self.teacher_outputs)
-        """What every stage is given."""
+        """The context that every stage gets."""
         self.num_cells = 1
 
     def check(self, cells: Iterable[Cell]) -> None:
@@ -68,7 +68,7 @@ class Runner:
                 )
 
     def _tokens_checked(self, cell: Cell) -> Path:
-        """Return the tokens, before any cell is computed: whatever fails here is one line."""
+        """Return the tokens before any cell is computed, so that a failure here is a one-line error."""
         try:
             return artifacts.tokens(cell, self.ctx)
         except (Locked, ConfigError):
@@ -80,10 +80,10 @@ class Runner:
             raise ConfigError(f"corpus: the text cannot be tokenised ({failure_of(error).error}; {where})") from error
 
     def run(self, entries: Iterable[Entry]) -> int:
-        """Compute the missing cells; one that fails is remembered and the others go on. Returns how many failed.
+        """Compute the missing cells and return how many failed; a failure is recorded and the others continue.
 
         Raises:
-            ConfigError: what is asked cannot be done, which only the computation showed, like weights that are NaN.
+            ConfigError: if the computation shows that the request is invalid, such as weights that are NaN.
         """
         entries = list(entries)
         cpu.prepare()
@@ -103,7 +103,7 @@ class Runner:
         return sum(outcomes[entry.key] == "failed" for entry in entries)
 
     def _compute(self, entry: Entry, outcomes: dict[str, Outcome]) -> None:
-        """Compute a cell and note how it ended."""
+        """Compute a cell and note its outcome."""
         ctx = dataclasses.replace(self.ctx, entry=entry, measurable=reset_peak())
         outcomes[entry.key] = self._attempt(entry, ctx)
         if outcomes[entry.key] != "busy":
@@ -111,7 +111,7 @@ class Runner:
         self.ctx.progress.cells(sum(outcome != "busy" for outcome in outcomes.values()), self.num_cells)
 
     def _release(self, cell: Cell, ctx: Context) -> None:
-        """Remove what no other cell of the run needs."""
+        """Remove the intermediate results that no other cell of the run needs."""
         self.teacher_outputs.release(cell, ctx)
         self.students.release(cell)
 
@@ -137,14 +137,14 @@ class Runner:
             outcome = "busy"
             ctx.progress.say(str(busy))
         except ConfigError:
-            raise  # the request itself is wrong, which the next row would say again
+            raise  # the request itself is wrong: every row would fail
         except Exception as error:
             outcome = "failed"
             if self.debug:
                 raise
             node, failure = self.store.node(entry.cell, "cell"), failure_of(error)
             ctx.progress.say(f"{ctx.doing} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
-            with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+            with contextlib.suppress(OSError):  # a full disk has no room for the message either
                 node.fail(failure.error, error)
             release_frames(error)
         ctx.reach(entry.key, entry.cell.distill.max_steps, ctx.doing)

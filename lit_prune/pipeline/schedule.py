@@ -1,4 +1,4 @@
-"""What is still to be computed for a table, and in which order: parents before the cells cut from them. No torch."""
+"""Order the missing work of a table: parents before the cells cut from them. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_prune.store.address import key
 
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
-    """Optimizer steps of all cells that are missing, and of the parents, teachers and corrections they wait for."""
+    """Return the optimizer steps of the missing cells and of the parents and teachers they depend on."""
     cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
     missing = {key(c): c for cell in cells for c in (*awaited_parents(store, cell), cell)}.values()
     teachers = untrained_teachers(store, missing)
@@ -21,7 +21,7 @@ def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
 
 
 def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, Pretraining | Finetuning]]:
-    """Return the pretrainings and fine-tunings of teachers that are missing, each once, with a cell that needs it."""
+    """Return each missing pretraining or fine-tuning of a teacher once, with a cell that needs it."""
     found: dict[str, tuple[Cell, Pretraining | Finetuning]] = {}
     for cell in cells:
         for stage, recipe in (("teacher", cell.teacher.pretraining), ("correction", cell.teacher.finetune)):
@@ -31,8 +31,7 @@ def untrained_teachers(store: Store, cells: Iterable[Cell]) -> list[tuple[Cell, 
 
 
 def awaited_parents(store: Store, cell: Cell) -> Iterator[Cell]:
-    """Yield the retrained parents that are missing and that the student of a cell is yet to be cut from, first ones
-    first."""
+    """Yield the missing retrained parents on which a cell's student depends, oldest first."""
     parent = parent_of(cell)
     if parent is None or store.node(cell, "student").verified is not None:
         return
@@ -44,7 +43,7 @@ def awaited_parents(store: Store, cell: Cell) -> Iterator[Cell]:
 
 
 def waves(store: Store, entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Return the entries and the parents they wait for, each once: what a wave waits for is in those before it."""
+    """Return the entries and their parents, each once, in waves: a wave depends only on earlier ones."""
     found: dict[int, dict[str, Entry]] = {}
     for entry in entries:
         awaited = list(awaited_parents(store, entry.cell))

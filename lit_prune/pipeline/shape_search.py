@@ -1,6 +1,6 @@
-"""The shapes a search compares: all combinations of a space that the family and the bounds allow.
+"""Enumerate the shapes of a search: all combinations of a space that the family and the bounds allow.
 
-Parameters are counted without weights; what a shape is worth is measured by the table that asks.
+Parameters are counted from configs; the table that uses the search measures the loss of each shape.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Candidate:
 
     @property
     def changes(self) -> dict[str, int]:
-        """What makes a cell's student of this shape; its other sizes, `num_key_value_heads` among them, stay unset."""
+        """Settings of a student of this shape; its other sizes, such as `num_key_value_heads`, stay unset."""
         return {
             f"prune.{axis}": getattr(self.shape, axis)
             for axis in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_size")
@@ -54,14 +54,15 @@ class Candidate:
 
 
 def candidates(config: Any, space: SearchSpace) -> list[Candidate]:
-    """The shapes of a space for a teacher with this config, in the order of the paper's list: layers descending, then
-    heads, neurons and hidden channels ascending (Minitron, Table 19).
+    """Return the shapes of a space for a teacher with this config, in the order of the paper's list.
 
-    Combinations the family's config forbids are left out.
+    Layers descend, then heads, neurons and hidden channels ascend (Minitron, Table 19).
+
+    Combinations that the family's config forbids are skipped.
 
     Raises:
-        ConfigError: a choice that no shape can have, `neurons` together with `expansion`, bounds that are no number
-            of parameters, or that none of the shapes meets.
+        ConfigError: if no shape can have a choice, `neurons` and `expansion` are both set, a bound is no number
+            of parameters, or no shape lies within the bounds.
     """
     count = parameter_counter(config)
     least, most = _window(space, count(shape_of(config)))
@@ -82,7 +83,7 @@ def candidates(config: Any, space: SearchSpace) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class Search:
-    """A space searched for students of one teacher, whose speed is that on [batch, seq_len] tokens on this machine."""
+    """A search space for students of one teacher; speeds are for [batch, seq_len] tokens on this machine."""
 
     config: Any
     """The teacher's."""
@@ -90,11 +91,11 @@ class Search:
     batch: int
     seq_len: int
     speeds: Path
-    """Folder in which measured speeds are kept: what a table compares does not change with the noise of the machine."""
+    """Folder of measured speeds, kept so that timing noise does not change the rows of a table."""
 
     @functools.cached_property
     def inside(self) -> list[Candidate]:
-        """The candidates within the bounds of the space.
+        """Return the candidates within the bounds of the space.
 
         Raises:
             ConfigError: as `candidates`.
@@ -108,11 +109,11 @@ class Search:
 
     @property
     def measured(self) -> bool:
-        """Whether the speeds that the space asks for are known."""
+        """Whether the speeds that the space requires are known."""
         return self.space.speedup is None or self._node.result is not None
 
     def measure(self) -> None:
-        """Measure the speeds that the space asks for, with random weights, unless they are known."""
+        """Measure the speeds that the space requires, with random weights, unless they are known."""
         if not self.measured:
             Store(self.speeds).check_writable(self._node.folder)
             cpu.prepare()
@@ -120,7 +121,7 @@ class Search:
             self._node.finish(speeds, **environment())
 
     def found(self) -> list[Candidate]:
-        """Return the candidates that are fast enough; all of them while their speeds are not measured.
+        """Return the candidates that are fast enough, or all if their speeds are not measured yet.
 
         Raises:
             ConfigError: as `inside`, or if none is fast enough.
@@ -139,7 +140,7 @@ class Search:
 
 
 def _speeds(found: Sequence[Candidate], teacher: Any, batch: int, seq_len: int) -> dict[str, float]:
-    """Label -> throughput over the teacher's, each measured in turns with it."""
+    """Return label -> throughput relative to the teacher's, with which each takes turns."""
     ratios = {}
     for candidate in found:
         student = surgery.apply(teacher, first_units(teacher.config, candidate.shape))
@@ -148,14 +149,14 @@ def _speeds(found: Sequence[Candidate], teacher: Any, batch: int, seq_len: int) 
 
 
 _REPEATS = 25
-"""Timed passes of each: on a busy machine a model was up to 1.17 times as fast as itself with 9, up to 1.06 with 25."""
+"""Timed passes per model. On a busy machine one model measured twice differed by up to 1.17x with 9, 1.06x with 25."""
 
 
 def _shapes(config: Any, space: SearchSpace) -> set[ModelShape]:
     """Return all combinations the family allows.
 
     Raises:
-        ConfigError: a choice comes in none of them.
+        ConfigError: if a choice occurs in none of them.
     """
     if space.intermediate_size and space.expansion:
         raise ConfigError("search_space: give either intermediate_size or expansion, and leave the other empty")
@@ -163,7 +164,7 @@ def _shapes(config: Any, space: SearchSpace) -> set[ModelShape]:
     possible: set[tuple[int, str]] = set()
     refused: list[tuple[set[tuple[int, str]], ConfigError]] = []
     for choice in _combinations(space):
-        # By their text: 1 is a count and 1.0 a share, and they are equal.
+        # Compared as text: 1 (a count) equals 1.0 (a share).
         sizes = {(axis, repr(size)) for axis, size in enumerate(choice)}
         try:
             with errors_of({"prune": "search_space"}):
@@ -189,7 +190,7 @@ def _combinations(space: SearchSpace) -> Iterator[tuple[Any, ...]]:
 
 
 def _shape(config: Any, layers: Any, heads: Any, neurons: Any, expansion: float | None, hidden: Any) -> ModelShape:
-    """Return the shape a combination stands for.
+    """Return the shape of a combination.
 
     Raises:
         ConfigError: if it is larger than the teacher, or one the family's config forbids.
@@ -210,7 +211,7 @@ def _shape(config: Any, layers: Any, heads: Any, neurons: Any, expansion: float 
 
 
 def _window(space: SearchSpace, whole: int) -> tuple[int, int]:
-    """Fewest and most parameters."""
+    """Return the fewest and the most parameters."""
     least, most = _bound("min_params", space.min_params, 0, whole), _bound("max_params", space.max_params, whole, whole)
     if least > most:
         raise ConfigError(f"search_space: min_params is {least:,} and max_params {most:,}")
@@ -228,7 +229,7 @@ def _bound(name: str, size: int | float | None, otherwise: int, whole: int) -> i
 
 
 def _nearest(found: Sequence[Candidate], least: int, most: int) -> str:
-    """Return what to say where no candidate is inside the window."""
+    """Return the message if no candidate lies within the bounds."""
 
     def told(candidate: Candidate) -> str:
         return f"{candidate.parameters:,} ({candidate.label})"

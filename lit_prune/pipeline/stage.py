@@ -1,4 +1,4 @@
-"""One step of the pipeline, and its context: store, folder, runtime, progress and the results of other stages."""
+"""A step of the pipeline and its context: store, folder, runtime, progress and results of other stages."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Stage:
     """A step of the pipeline: it reads some sections of a cell and fills the folder of their address."""
 
     name: str
-    """Folder of its results in the store."""
+    """Name of its folder in the store."""
     run: Callable[[Cell, Context], dict[str, Any]]
     """Compute the result of a cell; files go to the folder of the context."""
     resumes: bool = False
-    """Whether an interrupted attempt is continued, so that its time counts."""
+    """Whether an interrupted attempt is resumed, so that its time counts."""
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class Teachers(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use. Copies share everything but the row at work, the node and its notes."""
+    """Everything a stage may use. Copies share all but the current row, the node and its env.json entries."""
 
     store: Store
     execution: Execution
@@ -84,21 +84,21 @@ class Context:
     """Name -> stage, so that one stage gets the results of others."""
     teachers: Teachers
     load: Callable[[str], Any] = field(default_factory=lambda: functools.lru_cache(maxsize=1)(loading.load_model))
-    """Return the model in a folder; the newest is kept and shared, so it must not be changed."""
+    """Return the model in a folder. The last one is cached and shared, so it must not be changed."""
     pending: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Address of a calibration set -> statistics that students need which are still to be pruned."""
+    """Address of a calibration set -> statistics that students of missing cells need."""
     entry: Entry | None = None
-    """The row and seed at work."""
+    """The current row and seed."""
     node: Node | None = None
     """The node that the stage fills."""
     env: dict[str, Any] = field(default_factory=dict)
-    """What the stage adds to env.json."""
+    """Entries that the stage adds to env.json."""
     measurable: bool = False
-    """Whether the peak memory of the cell at work is known."""
+    """Whether the peak memory of the current cell is known."""
     clock: Clock = field(default_factory=Clock)
-    """Wall time of the stages, each without what it gets of others."""
+    """Wall time of the stages, each without the stages it calls."""
     lap: Lap | None = None
-    """Of the stage that fills the node."""
+    """Wall time of the stage that fills the node."""
     _steps: dict[str, int] = field(default_factory=dict)
     _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ class Context:
         return self.node.folder
 
     def get(self, stage: str, cell: Cell) -> Node:
-        """Return the finished node of a stage; compute it if it is missing, wait if another process computes it."""
+        """Return the finished node of a stage; compute it if missing, or wait for another process that does."""
         node = self.store.node(cell, stage)
         if node.verified is None:
             with self.clock.lap(), self.claim(cell, stage) as node:
@@ -138,14 +138,14 @@ class Context:
             return node.finish(result, seconds=lap.seconds, **work, **ctx.env)
 
     def spend(self) -> None:
-        """Record how long the stage has taken so far, so that a kill does not lose it."""
+        """Record the seconds of the stage so far, so that they survive a kill."""
         assert self.node is not None
         assert self.lap is not None
         self.node.spend(self.lap.seconds)
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
-        """Hold a node that several cells share; wait for it first. If it failed once, raise the same error again."""
+        """Lock a node that several cells share, once other processes release it; re-raise its error if it failed."""
         address = stage, key(cell, stage)
         if address in self._failed:
             raise self._failed[address]
@@ -155,7 +155,7 @@ class Context:
         except Exception as error:
             self._failed[address] = error
             if not isinstance(error, ConfigError):
-                with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+                with contextlib.suppress(OSError):  # a full disk has no room for the message either
                     failed = self.store.node(cell, stage)
                     failed.fail(failure_of(error).error, error)
                     error.add_note(str(failed.folder / "traceback.txt"))
@@ -172,19 +172,19 @@ class Context:
 
     @property
     def doing(self) -> str:
-        """The row and seed at work, for messages."""
+        """The current row and seed, for messages."""
         return f"{self.entry.row}, seed {self.entry.seed}" if self.entry else ""
 
     def say(self, what: str) -> None:
-        """Report what is being done."""
+        """Log a line of progress."""
         self.progress.say(f"{self.doing}: {what}" if self.doing else what)
 
     def counter(self, what: str, total: int | None, unit: str) -> Callable[[int], None]:
-        """Return a receiver of progress of work without optimizer steps, such as 64 of 128 sequences."""
+        """Return a progress callback for work without optimizer steps, such as 64 of 128 sequences."""
         return lambda done: self.progress.count(f"{self.doing} {what}".strip(), done, total, unit)
 
     def training(self, what: str, steps: int) -> Tell:
-        """Return a receiver of the steps and metrics of a training run into the node."""
+        """Return a callback for the steps and metrics of a training run into the node."""
         assert self.node is not None
         address = self.node.key
 
@@ -196,6 +196,6 @@ class Context:
         return tell
 
     def reach(self, address: str, step: int, what: str) -> None:
-        """Report how far the run at an address is."""
+        """Report the step of the run at an address."""
         self._steps[address] = step
         self.progress.at(sum(self._steps.values()), what)

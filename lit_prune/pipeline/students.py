@@ -1,4 +1,4 @@
-"""The pruned students of a run, which are removed after use if together they would fill the disk."""
+"""Remove the pruned students of a run after use if together they would fill the disk."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lit_prune.store import Locked, Store
 from lit_prune.store.address import key
 
 _SHARE = 0.25
-"""Of the free disk space, what the students of a run may take and still be kept."""
+"""Share of the free disk space up to which the students of a run are kept."""
 _BYTES = 4
-"""Of a parameter in a student's file, float32."""
+"""Bytes per parameter of a saved student, float32."""
 
 
 class Students:
-    """Knows which cells of a run are still to be computed from each student, and removes the ones that none needs.
+    """Tracks which missing cells need each student of a run, and removes students that none needs.
 
-    A student is made again from the statistics of the calibration when a later cell needs it. One that existed before
+    A student that a later cell needs is cut again from the calibration statistics. One that existed before
     the run, or that another process holds, is left alone.
     """
 
     def __init__(self, store: Store, *, keep: bool) -> None:
-        """`keep` keeps them all, whatever they take."""
+        """Create a tracker; `keep` keeps all students, whatever their size."""
         self.store, self._kept = store, keep
         self._waiting: dict[str, set[str]] = {}
 
     def expect(self, entries: Iterable[Entry], progress: Progress) -> None:
-        """Note the missing cells, and decide whether their students are kept."""
+        """Register the missing cells and decide whether to keep their students."""
         made: dict[str, Cell] = {}
         for entry in entries:
             cell = entry.cell
@@ -55,7 +55,7 @@ class Students:
             )
 
     def release(self, cell: Cell) -> None:
-        """Note that a cell is computed or has failed; remove its student if no other cell of the run needs it."""
+        """Mark a cell as computed or failed; remove its student if no other cell of the run needs it."""
         address = key(cell, "student")
         waiting = self._waiting.get(address)
         if waiting is None:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a request and seen without computing it, in seconds."""
+"""Validate a request in seconds, without computing any of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_names(cell: Cell) -> None:
     """Check that every part that a cell names exists.
 
     Raises:
-        ConfigError: if one does not, or does not accept its settings.
+        ConfigError: if one does not exist or does not accept its settings.
     """
     from lit_prune.losses.hidden import hidden_losses
     from lit_prune.losses.logit import logit_loss_of
@@ -33,7 +33,7 @@ def check_names(cell: Cell) -> None:
 
 
 def check_cells(cells: Iterable[Cell], execution: Execution) -> None:
-    """Validate cells, and the flags of their run, from configs and the headers of files; compute and write nothing.
+    """Validate cells and the flags of their run from configs and file headers; compute and write nothing.
 
     Raises:
         ConfigError: if a cell or a flag is invalid.
@@ -46,10 +46,10 @@ def check_cells(cells: Iterable[Cell], execution: Execution) -> None:
 
 
 def check_files(cells: Iterable[Cell]) -> None:
-    """Validate the files of the models that cells name; those that are still to be converted are left out.
+    """Validate the files of the models that cells name, except those still to be converted.
 
     Raises:
-        ConfigError: if they are not what their configs describe, or tokens differ.
+        ConfigError: if they do not match their configs, or tokens differ.
     """
     cells = list(cells)
     check_weights(cells)
@@ -84,7 +84,7 @@ def check_parent(cell: Cell) -> None:
     """Check that a parent, if any, has an effect.
 
     Raises:
-        ConfigError: if it has none.
+        ConfigError: if it has no effect.
     """
     parent = parent_of(cell)
     if parent is None and cell.distill.imitate == "parent":
@@ -101,11 +101,11 @@ def check_parent(cell: Cell) -> None:
 def check_models(cell: Cell, pruned: Any = None) -> None:
     """Check that the student can be cut from the model with the config `pruned`, and imitate the teacher.
 
-    Where it is not given, `pruned` is foretold.
+    `pruned` is inferred if not given.
 
     Raises:
-        ConfigError: a shape the teacher does not have or its family forbids, another vocabulary, a layer map that
-            does not fit, an objective without terms.
+        ConfigError: if a shape exceeds the teacher's or its family forbids it, vocabularies differ, a layer map
+            does not fit, or the objective has no terms.
     """
     config = teacher_config(cell)
     if cell.prune.init_from is not None and cell.prune.init == "random":
@@ -133,7 +133,7 @@ def check_models(cell: Cell, pruned: Any = None) -> None:
 
 
 def _check_lengths(cell: Cell, config: Any, whose: str) -> None:
-    """Check that no sequence of a cell is longer than a model with this config is made for."""
+    """Check that no sequence of a cell is longer than the positions of a model with this config."""
     sections = ("calibration", "distill", "evaluation") if cell.distill.max_steps else ("calibration", "evaluation")
     lengths = {f"{name}.seq_len": getattr(cell, name).seq_len for name in sections}
     if cell.teacher.finetune is not None:
@@ -142,10 +142,10 @@ def _check_lengths(cell: Cell, config: Any, whose: str) -> None:
 
 
 def check_ranges(cell: Cell) -> None:
-    """Check that every value is in the range of its field, also in a cell that was not made by `override`.
+    """Check that every value is in the range of its field, also if the cell was not built by `override`.
 
     Raises:
-        ConfigError: if one is not, there are more validations than steps, or a schedule ends before its run.
+        ConfigError: if one is out of range, validations outnumber steps, or a schedule ends before its run.
     """
     build(Cell, dataclasses.asdict(cell))
     steps, validations = cell.distill.max_steps, cell.evaluation.num_validations
@@ -209,7 +209,7 @@ def check_validation(cell: Cell, tokens: Path, what: str) -> None:
     """Check that a text holds the requested validation sequences.
 
     Raises:
-        ConfigError: if it does not; `what` names the section it comes from.
+        ConfigError: if it does not; the message starts with the section `what`.
     """
     from lit_prune.evaluate.validation import validation_data
 

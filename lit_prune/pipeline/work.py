@@ -1,4 +1,4 @@
-"""How much work a stage of a cell is, from configs alone: what the time that it takes is proportional to."""
+"""Estimate the work of a stage, to which its time is proportional, from configs alone."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lit_prune.models.shape import num_parameters
 from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, teacher_config
 
 CACHING = "caching"
-"""Key in env.json of a cell: seconds and work of the teacher outputs that it has cached for others."""
+"""Key in a cell's env.json: seconds and work of the teacher outputs that it cached for others."""
 
 
 def flops_of_token(cell: Cell, student: Any = None) -> float:
-    """FLOPs a token of a cell's retraining, with the forward pass of what it imitates and its training alongside.
+    """Return the FLOPs per token of a cell's retraining, with those of the model it imitates, also if that trains too.
 
-    The correction of a teacher before it is not charged. `student` is the student's config, predicted if not given.
+    Fine-tuning the teacher beforehand is not included. `student` is the student's config, inferred if not given.
     """
     teacher = imitated_config(cell) if cell.distill.needs_teacher else None
     return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
 
 
 def of_caching(cell: Cell, num_sequences: int) -> float:
-    """Return the work of caching what the teacher of a cell outputs for so many sequences."""
+    """Return the work of caching the teacher outputs of a cell for `num_sequences` sequences."""
     return float(num_parameters(teacher_config(cell)) * num_sequences * cell.distill.seq_len)
 
 
@@ -42,7 +42,7 @@ def _finetuning(cell: Cell) -> float:
 
 
 def _flops(recipe: Pretraining | Finetuning, config: Any) -> float:
-    """Return the FLOPs of training a model on its text alone."""
+    """Return the FLOPs of training a model with cross-entropy alone."""
     tokens = recipe.max_steps * recipe.batch_size * recipe.seq_len
     return tokens * recipe_flops(Distill(ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len), config)
 
@@ -60,5 +60,5 @@ WORK: dict[str, Callable[[Cell], float]] = {
     **dict.fromkeys(EVIDENCE, _calibration),
     "student": lambda cell: float(num_parameters(pruned_config(cell))),
 }
-"""Stage -> work: FLOPs of a training, parameters times tokens of a pass, parameters of what is pruned, 1 for a text,
-whose size is not known before it is read. The FLOPs of a cell are in its result."""
+"""Stage -> work: FLOPs of a training, parameters times tokens of a pass, parameters of a pruned model, and 1 for a
+text, whose size is unknown until it is read. The FLOPs of a cell are in its result."""

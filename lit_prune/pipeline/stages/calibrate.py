@@ -1,4 +1,4 @@
-"""Measure a model on calibration sequences: each statistic is kept under its own address, many from one pass."""
+"""Collect calibration statistics of a model: one pass for many, each stored at its own address."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lit_prune.store.address import key
 
 
 def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
-    """Return, by calibration set, the statistics that the students of the cells need which are still to be pruned."""
+    """Return calibration set -> statistics that the cells' missing students need."""
     found: dict[str, frozenset[str]] = {}
     for cell, config in itertools.chain.from_iterable(map(pruned_configs, cells)):
         if store.node(cell, "student").result is None:
@@ -37,11 +37,11 @@ def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
 def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> CalibrationStats:
     """Return statistics of the model that a cell prunes; the same pass also collects what pending students need.
 
-    Each of those that one pass collects is charged an equal part of its time.
+    The time of a pass is divided equally among its statistics.
     """
     wanted = names | ctx.pending.get(_set_of(cell), frozenset()) if names else names
     with contextlib.ExitStack() as claims:
-        # Always in the same order: two processes that each hold what the other waits for would wait for ever.
+        # A fixed order of locks: otherwise two processes could deadlock.
         nodes = {name: claims.enter_context(ctx.claim(cell, name)) for name in EVIDENCE if name in wanted}
         files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
         missing = {name: files[name] for name, node in nodes.items() if node.result is None}

@@ -1,4 +1,4 @@
-"""Measure a student: its losses, sizes and speed, and what its retraining took."""
+"""Measure a student: losses, sizes, speed and the cost of its retraining."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Validations:
     """Validations of a student during its retraining."""
 
     rows: Sequence[Mapping[str, float]] = ()
-    """Mean losses at each, the last at the end; empty if the cell has none."""
+    """Mean losses of each validation, the last at the end; empty if the cell has none."""
     before: Losses = field(default_factory=dict)
     """By sequence, before the retraining."""
     after: Losses = field(default_factory=dict)
@@ -43,8 +43,8 @@ class Validations:
 
 
 def measure(cell: Cell, ctx: Context, model: Any, validations: Validations) -> dict[str, Any]:
-    """Return what is measured of a retrained student; its losses by validation sequence go to the folder."""
-    # The last validation read the same sequences; before adapters were merged.
+    """Return the metrics of a retrained student; write its losses by validation sequence to the folder."""
+    # The last validation read the same sequences, before adapters were merged.
     known = validations.after if cell.distill.lora is None else {}
     found = known.get("lm_loss") or sequence_losses(cell, ctx, model)
     losses = {f"{name}_before": loss for name, loss in validations.before.items()}
@@ -85,7 +85,7 @@ def sequence_losses(cell: Cell, ctx: Context, model: Any) -> SequenceLosses:
 
 
 def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[Any, bool], Losses]:
-    """Return a function that measures a student on the text and, at the ends of its retraining, against the teacher."""
+    """Return a function that validates a student on the text and, before and after retraining, against the teacher."""
     model = ctx.load(artifacts.imitated(cell, ctx)) if teacher is None else teacher.model
 
     def losses(student: Any, at_end: bool) -> Losses:
@@ -96,7 +96,7 @@ def validation(cell: Cell, ctx: Context, teacher: Teacher | None) -> Callable[[A
 
 
 def spent(cell: Cell, student: Any) -> dict[str, Any]:
-    """Return what the retraining of a student with this config took: tokens, and FLOPs with the teacher's share."""
+    """Return the tokens and the FLOPs, including the teacher's, of retraining a student with this config."""
     tokens = cell.distill.max_steps * tokens_of_step(cell.distill)
     return {"tokens": tokens, "train_flops": tokens * flops_of_token(cell, student) if tokens else 0.0}
 

@@ -37,7 +37,7 @@ STAGE = Stage("correction", run, resumes=True)
 
 
 def objective(recipe: Finetuning) -> Distill:
-    """Return a correction as the training objective that it is: cross-entropy alone."""
+    """Return the training objective of a correction: cross-entropy alone."""
     return Distill(
         ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len, batch_size=recipe.batch_size, max_steps=recipe.max_steps,
         precision=recipe.precision, optimizer=recipe.optimizer,
@@ -48,12 +48,12 @@ def correct(
     recipe: Finetuning, teacher: Any, tokens: Path, folder: Path, execution: Execution, tell: Tell,
     spend: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune a teacher in place on the tokens in a folder, into `folder`/model; resumed where it was interrupted.
+    """Fine-tune a teacher in place on the tokens in a folder, save it to `folder`/model; resume if interrupted.
 
     `spend` is called at every checkpoint.
 
-    Returns the loss on the validation split (nats/token) before and after, by which share it fell, and the tokens
-    scored and trained on.
+    Returns the validation loss (nats/token) before and after, its relative reduction, and the tokens scored and
+    trained on.
     """
     before, num_tokens = _validation_loss(teacher, tokens, recipe.seq_len)
     device = teacher.device
@@ -73,7 +73,7 @@ def correct(
 
 
 def _validation_loss(model: Any, tokens: Path, seq_len: int) -> tuple[float, int]:
-    """Nats per token over 64 validation sequences, or all where there are fewer, and the tokens scored."""
+    """Return nats per token over at most 64 validation sequences, and the number of scored tokens."""
     whole = TokenSequences(tokens, "validation", seq_len).num_whole
     data = CalibrationData(tokens, num_sequences=min(_SEQUENCES, whole), seq_len=seq_len, seed=0, split="validation")
     return language_model_loss(model, data.predict_dataloader())

@@ -32,7 +32,7 @@ STAGE = Stage("teacher", run, resumes=True)
 def pretrain(
     recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execution, tell: Tell, spend: Callable[[], None]
 ) -> dict[str, Any]:
-    """Train a teacher into `folder`/model, in Hugging Face layout; resumed where it was interrupted.
+    """Train a teacher and save it to `folder`/model, in Hugging Face layout; resume if interrupted.
 
     `spend` is called at every checkpoint.
 
@@ -59,7 +59,7 @@ def pretrain(
 
 
 def objective(recipe: Pretraining) -> Distill:
-    """Pretraining as the training objective that it is: cross-entropy alone."""
+    """Return the training objective of pretraining: cross-entropy alone."""
     return Distill(
         ce_weight=1.0, kd_weight=0.0, seq_len=recipe.seq_len, batch_size=recipe.batch_size, max_steps=recipe.max_steps,
         optimizer=recipe.optimizer,
@@ -67,7 +67,7 @@ def objective(recipe: Pretraining) -> Distill:
 
 
 def tokenise(recipe: Pretraining, tokenizer: Any, folder: Path) -> Path:
-    """Return the tokens in `folder`/tokens, written if they are missing or incomplete."""
+    """Return the folder of tokens, `folder`/tokens; write them if they are missing or incomplete."""
     tokens = folder / "tokens"
     if not tokens_are_whole(tokens):
         write_tokens(recipe.corpus, tokenizer, tokens, vocab_size=recipe.vocab_size)

@@ -1,4 +1,4 @@
-"""Prune the student of a cell: plan and model."""
+"""Prune the student of a cell: compute its plan and cut the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_prune.pruning.shapes import teacher_config
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
-    """Write plan and student; return the requested and the achieved sizes."""
+    """Write the plan and the student; return the requested and the achieved sizes."""
     whole = ctx.load(artifacts.to_prune(cell, ctx))
 
     def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
@@ -28,7 +28,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     if found.plan is not None:
         found.plan.save(ctx.folder / "plan.json")
     keeps_all = found.model is whole
-    if not keeps_all:  # else it is evaluated and trained from where the whole model lies
+    if not keeps_all:  # else the whole model is loaded from its own folder
         found.model.save_pretrained(ctx.folder / "model")
         artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     sizes = sizes_of(found.model)
@@ -46,7 +46,7 @@ STAGE = Stage("student", run)
 
 
 def untrained(cell: Cell) -> Any:
-    """Return a student of the requested shape with random weights: training from scratch."""
+    """Return a student of the requested shape with random weights, to train from scratch."""
     smaller = cell.prune.config_of(teacher_config(cell))
     torch.manual_seed(cell.seed)
     return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()

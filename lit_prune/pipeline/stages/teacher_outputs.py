@@ -1,4 +1,4 @@
-"""The teacher of each cell; its outputs are cached where several missing cells need the same ones."""
+"""Provide the teacher of each cell; cache its outputs if several missing cells need the same ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lit_prune.store import Locked, Node, Store
 from lit_prune.store.address import CACHE, canonical, digest, key
 
 _SHARE = 0.5
-"""Of the free disk space, what a cache that nobody requested may take."""
+"""Share of the free disk space that an automatic cache may take."""
 
 
 @dataclass
@@ -34,15 +34,15 @@ class _Group:
 
     identity: dict[str, Any]
     need: Contents
-    """What all of them need together."""
+    """The union of what they need."""
     waiting: dict[str, Cell]
-    """Those that are not computed yet, by address."""
+    """Cells that are not computed yet, by address."""
     declined: bool = False
     """Whether the cache did not fit on the disk."""
 
     @property
     def work(self) -> float:
-        """What the time to write the cache is proportional to."""
+        """The work of writing the cache, proportional to its time."""
         return of_caching(next(iter(self.waiting.values())), self.need.sequences)
 
 
@@ -54,7 +54,7 @@ class TeacherOutputs:
         self._groups: dict[str, _Group] = {}
 
     def expect(self, entries: Iterable[Entry], ctx: Context) -> list[Entry]:
-        """Note the cells that are about to be computed; return them with those of a group one after the other."""
+        """Register the cells of a run; return them sorted so that the cells of a group are adjacent."""
         ordered: dict[str, list[Entry]] = {}
         for entry in entries:
             about = self._identity(entry.cell, ctx)
@@ -68,7 +68,7 @@ class TeacherOutputs:
         return [entry for group in ordered.values() for entry in group]
 
     def unwritten(self) -> list[float]:
-        """Return the work of each cache that is to be written for the cells that are expected."""
+        """Return the work of each cache still to be written for the registered cells."""
         least = 1 if self.execution.keep_teacher_cache else 2
         groups = [group for group in self._groups.values() if len(group.waiting) >= least]
         nodes = [(group, Node(self._folder(group))) for group in groups]
@@ -80,13 +80,13 @@ class TeacherOutputs:
         if not distill.max_steps or not distill.needs_teacher:
             return None
         location = artifacts.imitated(cell, ctx)
-        if distill.teacher_optimizer is not None:  # it is trained too, for this cell alone
+        if distill.teacher_optimizer is not None:  # a trained teacher serves this cell alone
             return FrozenTeacher(load_model(location))
         model, cache = ctx.load(location), self._cache(cell, ctx)
         return FrozenTeacher(model) if cache is None else CachedTeacher(model, cache)
 
     def release(self, cell: Cell, ctx: Context) -> None:
-        """Note that a cell is computed or has failed; remove the cache that no other cell of the run waits for."""
+        """Mark a cell as computed or failed; remove its cache if no other cell of the run needs it."""
         group = self._group(cell, ctx)
         if group is None or group.waiting.pop(key(cell), None) is None or group.waiting:
             return
@@ -103,10 +103,10 @@ class TeacherOutputs:
         return None if about is None else self._groups.get(digest(about))
 
     def _identity(self, cell: Cell, ctx: Context) -> dict[str, Any] | None:
-        """Return what two cells have in common if one cache can serve both; None if none can serve the cell."""
+        """Return the key that cells served by the same cache share; None if no cache can serve the cell."""
         distill, execution = cell.distill, self.execution
         if not execution.cache_teacher or not _uses_frozen_teacher(distill):
-            return None  # nor for one that imitates its parent, which few others do
+            return None  # few cells imitate the same parent
         return {
             "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "seed": cell.seed,
             "seq_len": distill.seq_len, "batch_size": distill.batch_size, "precision": distill.precision,
@@ -114,7 +114,7 @@ class TeacherOutputs:
         }  # fmt: skip
 
     def _need(self, cell: Cell) -> Contents:
-        """Return what the objective of a cell reads of the teacher's outputs."""
+        """Return the teacher outputs that the objective of a cell reads."""
         distill, pairs = cell.distill, []
         if distill.alpha:
             depths = teacher_config(cell).num_hidden_layers, config_of_student(cell).num_hidden_layers
@@ -124,7 +124,7 @@ class TeacherOutputs:
         )
 
     def _cache(self, cell: Cell, ctx: Context) -> Cache | None:
-        """Return the cache that serves a cell, written if it is worth it; None if the teacher is to be run.
+        """Return the cache that serves a cell, written if worth it; None if the teacher must run instead.
 
         Raises:
             ConfigError: if the cache was requested and does not fit on the disk.
@@ -147,7 +147,7 @@ class TeacherOutputs:
     def _write(
         self, cell: Cell, ctx: Context, group: _Group, node: Node, found: dict[str, Any] | None
     ) -> dict[str, Any] | None:
-        """Write the cache of a group, with what an older one has; return its description, None if it does not fit."""
+        """Write the cache of a group, with an older one's contents; return its description, or None if it is too big."""
         keep, contents = self.execution.keep_teacher_cache, group.need
         if found is not None:
             keep, contents = keep or found["keep"], contents | Cache.read(node.folder, found).contents
@@ -180,7 +180,7 @@ class TeacherOutputs:
 
 
 def _serves(node: Node, found: dict[str, Any] | None, need: Contents) -> bool:
-    """Return whether a cache has all that is needed."""
+    """Return whether a cache has all that `need` lists."""
     return found is not None and Cache.read(node.folder, found).contents.serves(need)
 
 
@@ -190,6 +190,6 @@ def _uses_frozen_teacher(distill: Distill) -> bool:
 
 
 def _vocab_size(cell: Cell) -> int:
-    """Return the vocabulary of a cell's student, which need not exist yet. Pruning keeps it."""
+    """Return the vocabulary size of a cell's student, which need not exist yet: pruning keeps it."""
     given = next((one for one in (cell, *parents_of(cell)) if one.prune.init_from is not None), None)
     return (teacher_config(cell) if given is None else config_of_student(given)).vocab_size

@@ -13,7 +13,7 @@ from lit_prune.pruning.shapes import teacher_config
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
-    """Write the tokens of each split; what a built-in text holds is noted in env.json."""
+    """Write the tokens of each split; record the contents of a built-in text in env.json."""
     builtin.prepare(cell.corpus.path, ctx.progress.count)
     ctx.env["corpus"] = builtin.about(cell.corpus.path)
     ctx.say("tokenising")
