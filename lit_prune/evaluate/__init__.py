@@ -1,1 +1,1 @@
-"""What a model is worth."""
+"""Evaluate models: validation losses, losses of texts, lm-eval tasks, throughput and memory."""

@@ -1,6 +1,6 @@
-"""What can be asked of a model: the papers' benchmarks with their shots, and any other task of lm-eval by its name.
+"""Tasks that a model can be evaluated on: the papers' benchmarks with their shots, and any other task of lm-eval.
 
-No torch and no lm-eval: the address of an answer, and so whether there is one already, is known without them.
+Imports neither torch nor lm-eval, so that the address of a result, and whether it exists, is known without them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lit_prune.evaluate.definitions import data_sets, harness_folder, harness_ve
 from lit_prune.evaluate.local_tasks import LOCAL, digest_of_files, subtasks_of
 
 SCHEMA = 1
-"""Meaning of an answer; raised by hand when the same question is measured in another way."""
+"""Version of the measurement, part of the address; increase it when the measurement changes."""
 SEED = 1234
-"""Of the draw of examples shown before a document, and of samples; lm-eval's own default."""
+"""Seed of the few-shot examples and of sampled text; lm-eval's default."""
 
 _SAMPLES = 20
 _SAMPLED = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}
@@ -27,25 +27,25 @@ _SAMPLED = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task of lm-eval, or of `evaluate/lm_eval_tasks`, and how it is put."""
+    """A task of lm-eval, or of `evaluate/lm_eval_tasks`, and its settings."""
 
     task: str
     """Its name in lm-eval."""
     title: str
     """Its name in a table."""
     metric: str | None = None
-    """What the papers report of it; None: all it has. The numbers are lm-eval's own: acc_norm divides the
+    """The metric that the papers report; None: all of the task. Values are lm-eval's: acc_norm divides the
     log-likelihood of a choice by its length in characters, acc_bytes by that in UTF-8 bytes."""
     shots: int | None = None
-    """Examples shown before each document; None: as many as the task has by itself."""
+    """Few-shot examples before each document; None: the task's default."""
     data: str | None = None
-    """Data set on the hub; None: as its definition says."""
+    """Data set on the hub; None: the one of its definition."""
     folder: str | None = None
-    """Folder of the definition in lm-eval, without which all of it is searched; "" for our own."""
+    """Folder of the definition in lm-eval; None searches all of lm-eval, "" is `lm_eval_tasks`."""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Fields of the definition that are set otherwise."""
+    """Fields that override the definition."""
     unsafe: bool = False
-    """Runs what the model writes."""
+    """Whether the task runs code that the model writes."""
 
 
 PAPER = (
@@ -85,20 +85,20 @@ KNOWN = {benchmark.task: benchmark for benchmark in (*PAPER, *_OTHERS)}
 
 @dataclass(frozen=True)
 class Question:
-    """A benchmark, how it is put, and the text it is put over."""
+    """A benchmark with its shots, its limit and the version of its data."""
 
     benchmark: Benchmark
     shots: int | None = None
     limit: int | None = None
-    """The first so many documents, of every subtask; None: all."""
+    """Number of documents of every subtask, the first ones; None: all."""
     local: Path | None = None
-    """Folder with the task's files; None: the hub."""
+    """Folder of the task's files; None: the hub."""
     text: str = field(default="", compare=False)
     """sha256 of the local files, or the revision on the hub."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the address of the answer is made of, without the model's part."""
+        """The fields that the address hashes, without those of the model."""
         return {
             "stage": "benchmark", "schema": SCHEMA, "task": self.benchmark.task, "shots": self.shots,
             "limit": self.limit, "seed": SEED, "options": self.benchmark.options, "text": self.text,
@@ -110,11 +110,11 @@ def questions(
     tasks: Iterable[str], *, shots: int | None = None, limit: int | None = None, local: Path | None = None,
     unsafe: bool = False,
 ) -> list[Question]:  # fmt: skip
-    """What is asked by the names of tasks; `paper` are those of the papers, but not what runs programs unless `unsafe`.
+    """Return the questions for names of tasks; `paper` means the papers' tasks, those that run code only if `unsafe`.
 
     Raises:
-        ConfigError: a name that there is not, a file that is missing, a hub that cannot be reached, unsafe code without
-            leave, no lm-eval.
+        ConfigError: if a name is unknown, a file is missing, the hub cannot be reached, a task runs code without
+            `unsafe`, or lm-eval is not installed.
     """
     harness_version()
     for name, number, least in (("num-fewshot", shots, 0), ("limit", limit, 1)):
@@ -132,7 +132,7 @@ def questions(
 
 
 def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:
-    """Return the benchmark of a name."""
+    """Return the benchmark with a name."""
     if name in KNOWN:
         found = KNOWN[name]
     elif local is not None and name in subtasks_of("blimp", local):
@@ -145,7 +145,7 @@ def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:
 
 
 def _of_harness(name: str) -> Benchmark:
-    """Return a task that only lm-eval knows, looked for in its definitions as text, which takes a second."""
+    """Return a task of lm-eval that is not in the papers. Searches the definitions as text, which takes a second."""
     names, unsafe = set(KNOWN), False
     for path in harness_folder().rglob("*.yaml"):
         content = path.read_text(errors="replace")
@@ -171,10 +171,10 @@ def _question(benchmark: Benchmark, shots: int | None, limit: int | None, local:
 
 
 def hub_revision(benchmark: Benchmark) -> str:
-    """Return the commit at which the data set stands: of the copy in the local cache, or else the newest one.
+    """Return the commit of the data set: that of the copy in the local cache, or else the newest one.
 
     Raises:
-        ConfigError: if it cannot be reached.
+        ConfigError: if the hub cannot be reached.
     """
     if benchmark.data is None:
         names = data_sets(benchmark.task, benchmark.folder)
@@ -188,7 +188,7 @@ def _revision(data: str, benchmark: Benchmark) -> str:
     try:
         cached = try_to_load_from_cache(data, "README.md", repo_type="dataset")
         return Path(cached).parent.name if isinstance(cached, str) else str(HfApi().dataset_info(data, timeout=10).sha)
-    except Exception as error:  # which ones there are depends on the hub client's HTTP library
+    except Exception as error:  # the types depend on the hub client's HTTP library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         known = LOCAL.get(benchmark.task)
         files = f"; --task-data-dir takes a folder with {known.names}" if known else ""

@@ -1,4 +1,4 @@
-"""The task definitions of lm-eval and of `lm_eval_tasks`. lm-eval is imported only when they are read."""
+"""Find the task definitions of lm-eval and of `lm_eval_tasks`. Imports lm-eval only to read them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def harness_version() -> str:
 
 
 def harness_folder() -> Path:
-    """Return where lm-eval keeps the definitions of its tasks."""
+    """Return the folder of lm-eval's task definitions."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None
@@ -36,7 +36,7 @@ def harness_folder() -> Path:
 
 @functools.cache
 def task_manager(folder: str | None) -> Any:
-    """Return lm-eval's reader of the definitions in one of its folders, "" for ours; None reads all, in 15 s."""
+    """Return lm-eval's task manager for one of its folders, "" for ours; None reads all, which takes 15 s."""
     from lm_eval.tasks import TaskManager
 
     if folder is None:
@@ -46,7 +46,7 @@ def task_manager(folder: str | None) -> Any:
 
 
 def data_sets(task: str, folder: str | None) -> list[str]:
-    """Return the data sets on the hub that a task consists of; its definition is in `folder`, as in `task_manager`."""
+    """Return the hub data sets that a task reads; `folder` holds its definition, as in `task_manager`."""
     return sorted(set(_data_sets(task, task_manager(folder).task_index)))
 
 

@@ -1,6 +1,6 @@
-"""Any task of lm-eval on a model in memory: a score with its standard error, and every document's own.
+"""Run any task of lm-eval on a model in memory: scores with standard errors, and the value of each document.
 
-Needs lm-eval (`pip install 'lit-prune[eval]'`). Where the answers are kept is not here.
+Needs lm-eval (`pip install 'lit-prune[eval]'`). Storing the results is the task of `evaluate.runner`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from lit_prune.evaluate.benchmark_tasks import KNOWN, SEED, Benchmark, Question
 from lit_prune.evaluate.definitions import task_manager
 
 _ALONE = "asked"
-# lm-eval compiles a template anew for each field of each document, which takes longer than a small model does.
+# lm-eval recompiles a template for each field of each document, which takes longer than a small model.
 env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
 
 Tell = Callable[[float], None]
-"""Is told the share of the work that is done."""
+"""Callback with the completed share of the work, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric over `n` documents; the standard error is NaN where lm-eval knows none."""
+    """A metric over `n` documents; the standard error is NaN if lm-eval computes none."""
 
     value: float
     stderr: float
@@ -42,34 +42,34 @@ class Score:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model got in a task."""
+    """The results of a model in a task."""
 
     metrics: dict[str, Score]
-    """By the name of the metric, with that of lm-eval's filter where it has one."""
+    """Name of the metric, with that of lm-eval's filter if it has one -> score."""
     subtasks: dict[str, dict[str, Score]]
-    """The same of each part, where there are parts."""
+    """Subtask -> its metrics; empty if the task is not a group."""
     documents: pd.DataFrame
-    """Every document's own value: task, document (its place in the task), metric, value."""
+    """The value of each document: task, document (its index in the task), metric, value."""
     shots: int
-    """Examples before each document: of a task that fixes them as many as it says, whatever was asked."""
+    """Few-shot examples before each document; 0 if the task's definition fixes 0, whatever was requested."""
     version: str
-    """Of the task's definition."""
+    """Version of the task's definition."""
     cut: float
-    """Share of the prompts that did not fit the model's positions and lost their beginning."""
+    """Share of the prompts longer than the model's positions, truncated on the left."""
 
 
 def load(question: Question) -> Any:
-    """Return the tasks that a question consists of, as lm-eval has them, with their documents.
+    """Return the lm-eval tasks of a question, with their documents.
 
     Raises:
-        ConfigError: documents that cannot be had.
+        ConfigError: if documents cannot be loaded.
     """
     manager = task_manager(question.benchmark.folder)
     try:
         loaded = manager.load([_definition(question)])
     except ConfigError:
         raise
-    except Exception as error:  # of lm-eval's definitions, and of whatever library reads their data
+    except Exception as error:  # any of lm-eval or of the library that reads its data
         raise ConfigError(f"--tasks: {question.benchmark.task} cannot be loaded ({_first_line(error)})") from error
     if _ALONE in loaded["groups"]:
         whole = question.benchmark.task
@@ -85,7 +85,7 @@ def load(question: Question) -> Any:
 
 
 def _check_shots(name: str, task: Any, question: Question) -> None:
-    """Check that a task has as many examples as requested; it has those of the papers."""
+    """Check that a task has the requested number of examples; the papers' number always exists."""
     if question.shots and question.shots != question.benchmark.shots:
         there_are = len(task.fewshot_docs())
         if question.shots > there_are:
@@ -96,13 +96,13 @@ def measure(
     model: Any, tokenizer: Any, question: Question, *, batch_size: int = 16, loaded: Any = None,
     tell: Tell = lambda share: None,
 ) -> Answer:  # fmt: skip
-    """Return what a causal language model, where it is and in its precision, gets in a task; it is left in its mode.
+    """Return the results of a causal language model in a task, on its device and in its dtype; its mode is restored.
 
-    `loaded` is what `load` has made of the question.
+    `loaded` is the return value of `load`, if it is already known.
     """
     loaded, was_training = loaded or load(question), model.training
     for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=SEED)  # here, or the next model would be shown other examples
+        task.set_fewshot_seed(seed=SEED)  # again for each model, so that all get the same examples
     try:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
@@ -116,7 +116,7 @@ def measure(
 
 
 class RecordingLM(HFLM):
-    """lm-eval's model, which tells how far it is and counts what it has to cut."""
+    """lm-eval's model with progress and a count of truncated prompts."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, tell: Tell) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
@@ -125,7 +125,7 @@ class RecordingLM(HFLM):
 
     @property
     def cut(self) -> float:
-        """Share of the prompts that were cut."""
+        """Share of truncated prompts."""
         return self.num_cut / max(1, self.num_prompts)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
@@ -154,8 +154,7 @@ class RecordingLM(HFLM):
         return written
 
     def _fitting(self, request: Any) -> Any:
-        """Return a request whose continuation alone is more than the model takes, cut like the others: from the
-        left."""
+        """Truncate a continuation that alone exceeds the model's positions on the left, like the other requests."""
         pair, before, asked = request
         if len(asked) <= self.max_length:
             return request
@@ -172,8 +171,7 @@ class RecordingLM(HFLM):
 
 
 def _definition(question: Question) -> Any:
-    """Return what lm-eval builds a task from: its name, or a group of tasks with the fields that differ, which it
-    merges."""
+    """Return the argument from which lm-eval builds a task: its name, or a group of tasks with overriding fields."""
     benchmark = question.benchmark
     if question.local is None:
         asked = [{"task": benchmark.task, **copy.deepcopy(benchmark.options)}]
@@ -199,7 +197,7 @@ def _fields(task: str) -> dict[str, Any]:
 
 
 class _Documents:
-    """Documents by split, as a function that lm-eval calls for them, and copies with everything else it is given."""
+    """Documents by split, as the function lm-eval calls to load them; a deep copy, which lm-eval makes, shares them."""
 
     def __init__(self, splits: local_tasks.Splits) -> None:
         self.splits = splits
@@ -228,13 +226,13 @@ def _answer(found: Any, loaded: Any, name: str, watched: RecordingLM) -> Answer:
 
 
 def _of_whole(name: str, found: Any, parts: dict[str, dict[str, Score]]) -> dict[str, Score]:
-    """Return the scores of a group, as lm-eval weighs its parts, where it does."""
+    """Return the scores of a group as lm-eval aggregates them; empty if it does not."""
     count = sum(next(iter(scores.values())).n for scores in parts.values() if scores)
     return _scores(found.get("groups", {}).get(name, {}), count)
 
 
 def _scores(line: dict[str, Any], count: int) -> dict[str, Score]:
-    """Return the metrics in lm-eval's line of a task: "acc,none" beside "acc_stderr,none"."""
+    """Return the metrics in lm-eval's results of a task, keyed as "acc,none" and "acc_stderr,none"."""
     scores = {}
     for key, value in line.items():
         metric, comma, filtered = key.partition(",")
@@ -263,10 +261,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def ask(model: Any, tokenizer: Any, task: str, *, unsafe: bool = False, **how: Any) -> Answer:
-    """Return a model's answer to a task by its name, for a notebook; `how` are fields of `Question`.
+    """Return a model's results in a task by its name, for a notebook; `how` are fields of `Question`.
 
     Raises:
-        ConfigError: documents that cannot be had, or a task that runs what the model writes without `unsafe`.
+        ConfigError: if documents cannot be loaded, or the task runs code that the model writes without `unsafe`.
     """
     benchmark = KNOWN.get(task, Benchmark(task, task))
     if benchmark.unsafe and not unsafe:

@@ -1,6 +1,6 @@
-"""Tasks from files on this machine: the form in which their authors publish them -> what lm-eval reads from the hub.
+"""Read tasks from local files: convert the form their authors publish to the one lm-eval reads from the hub.
 
-Nothing is written: documents are read when a task is asked. The prompts are lm-eval's own. No torch and no lm-eval.
+Writes nothing: documents are read when a task runs. The prompts are lm-eval's own. Imports neither torch nor lm-eval.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Local:
     files: tuple[str, ...]
     """The files, relative to the folder."""
     read: Callable[..., Splits]
-    """Given those files: the documents of each split, as the data set on the hub has them."""
+    """Files -> documents by split, in the form of the data set on the hub."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """Fields of lm-eval's definition that are set otherwise, where the files lack a split."""
+    """Fields that override lm-eval's definition if the files lack a split."""
 
     @property
     def names(self) -> str:
@@ -42,10 +42,10 @@ class Local:
 
 
 def read(task: str, folder: Path) -> dict[str, Splits]:
-    """Return the documents of a task by subtask, which is one of the same name where there are none, and by split.
+    """Return the documents of a task by subtask and split; a task without subtasks is its own only subtask.
 
     Raises:
-        ConfigError: a file is missing, or is not what it should be.
+        ConfigError: if a file is missing or has another format.
     """
     name = "blimp" if task.startswith("blimp_") else task
     paths = files_of(name, folder)
@@ -62,7 +62,7 @@ def files_of(task: str, folder: Path) -> list[Path]:
     """Return the files of a task in a folder.
 
     Raises:
-        ConfigError: the task is not read from files, or one of them is missing.
+        ConfigError: if the task is not read from files, or one of them is missing.
     """
     if task not in LOCAL:
         raise ConfigError(f"--task-data-dir: {task} is not read from files; there are: {', '.join(LOCAL)}")
@@ -74,7 +74,7 @@ def files_of(task: str, folder: Path) -> list[Path]:
 
 
 def digest_of_files(task: str, folder: Path) -> str:
-    """sha256 of the files of a task.
+    """Return the sha256 of the files of a task.
 
     Raises:
         ConfigError: if one is missing.
@@ -87,8 +87,7 @@ def digest_of_files(task: str, folder: Path) -> str:
 
 
 def subtasks_of(task: str, folder: Path) -> list[str]:
-    """Return the subtasks of BLiMP that the archive in the folder holds, none where there is no archive or for other
-    tasks."""
+    """Return the subtasks of BLiMP in the folder's archive; none for other tasks or without an archive."""
     path = expand(folder) / LOCAL["blimp"].files[0]
     if task != "blimp" or not path.is_file():
         return []
@@ -125,7 +124,7 @@ def _arc(train: Path, dev: Path) -> Splits:
 
 
 def _arc_document(line: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with its key as a letter where the choices are numbered, as the hub has the number."""
+    """Return a row as on the hub, its answer key a label of its choices: a letter can stand for a number."""
     choices = {name: [choice[name] for choice in line["question"]["choices"]] for name in ("text", "label")}
     labels, answer = choices["label"], line["answerKey"]
     right = answer if answer in labels else labels[string.ascii_uppercase.index(answer)]
@@ -141,8 +140,7 @@ def _hellaswag(path: Path) -> Splits:
 
 
 def _hellaswag_document(context: str, label: str, *endings: str) -> dict[str, Any]:
-    """Return one of ActivityNet ends in the first words of its last sentence, in small letters, which the hub keeps
-    apart."""
+    """Return a document as on the hub, whose `ctx_b` is the unfinished last sentence of a context of ActivityNet."""
     activity, _, told = context.partition(": ")
     begun = re.search(r"(?:(?<=[.!?]) |^)(?P<words>[^.!?]*[^.!?\" ])\s*$", told)
     whole, begins = (told[: begun.start()], begun["words"]) if begun else (told, "")
@@ -166,9 +164,9 @@ def _arc_files(name: str) -> Iterable[str]:
     return (f"arc/{name}/{split}.jsonl" for split in ("train", "dev"))
 
 
-# Without a training split examples come from the documents themselves, and never the one that is asked.
+# Without a training split, examples are other documents of the validation split.
 _OF_ITSELF = {"training_split": "validation"}
-# The labels of the test split are in neither release.
+# Neither release has the labels of the test split.
 _ON_DEV = {"test_split": None}
 
 LOCAL = {
@@ -179,4 +177,4 @@ LOCAL = {
     "hellaswag": Local(("hellaswag_val_full.txt.bz2",), _hellaswag, _OF_ITSELF),
     "xlsum_english": Local(("xlsum/english_test.jsonl",), _xlsum),
 }
-"""The tasks that are read from files, as lm-eval names them."""
+"""lm-eval's task name -> files and reader."""

@@ -1,7 +1,7 @@
-"""Memory in bytes, at its highest: of one call, and of the process since it was last asked to forget.
+"""Measure peak memory in bytes: of one call, and of the process since the last reset.
 
-A GPU's allocator counts both. On a processor a call's is the running sum of PyTorch's allocations and releases, which
-the profiler records one by one; the process' is what the system says, which has the libraries in it.
+On a GPU both come from the allocator. On a CPU, the peak of a call is the highest running sum of PyTorch's allocations
+and releases, as the profiler records them; that of the process comes from the system and includes the libraries.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_FORGET = "5"  # of the process' highest memory, alone
+_FORGET = "5"  # resets only the process' peak memory
 
 
 def reset_peak() -> bool:
-    """Begin to measure the process anew; whether that is possible here."""
+    """Reset the peak memory of the process; return whether the system allows it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return True
@@ -33,7 +33,7 @@ def reset_peak() -> bool:
 
 
 def peak_memory() -> int | None:
-    """Most bytes that a GPU, or without one the process, held since `reset_peak`; None where the system is silent."""
+    """Return the peak bytes of the GPU, or without one of the process, since `reset_peak`; None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:
@@ -45,17 +45,17 @@ def peak_memory() -> int | None:
 
 
 def peak_of(call: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes that are allocated at once during a call, without what was allocated before it."""
+    """Return the peak bytes allocated during a call, excluding memory allocated before it."""
     return _on_gpu(call, device) if device.type == "cuda" else _on_processor(call)
 
 
 def bytes_of_weights(model: Any) -> int:
-    """Bytes of all parameters and buffers, each once."""
+    """Return the bytes of all parameters and buffers, each counted once."""
     return sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
 
 
 def bytes_of_cache(cache: Any) -> int:
-    """Bytes of the keys and values a transformers cache holds."""
+    """Return the bytes of the keys and values in a transformers cache."""
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
@@ -67,7 +67,7 @@ def _on_gpu(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def _on_processor(call: Callable[[], Any]) -> int:
-    # Kineto, which records, would otherwise announce its start and its end.
+    # Kineto, the recorder, would otherwise log its start and end.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()

@@ -1,4 +1,4 @@
-"""Which model is meant: a teacher by name, a folder, a .gguf file, an address or a model of the hub. No torch."""
+"""Resolve a model: the name of a teacher, a folder, a .gguf file, an address or a model of the hub. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_prune.store import Node, Store
 from lit_prune.store.address import digest
 
 FLAG, TOKENIZER_FLAG = "--model", "--tokenizer"
-"""What errors about a model and its tokenizer call them."""
+"""The flags that errors about a model and its tokenizer name."""
 STAGES = ("teacher", "correction", "student", "cell")
 """Stages whose nodes are models."""
 
@@ -30,23 +30,23 @@ _MEANT = "a teacher by name, a folder, a .gguf file, a model of the hub, or an a
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that is asked."""
+    """A model to evaluate."""
 
     label: str
-    """What a table calls it."""
+    """Its name in a table."""
     model: str
     """A folder, or the name of a hub model."""
     tokenizer: str
-    """Where its tokenizer lies: the same place, or the teacher it was cut from."""
+    """Place of its tokenizer: the same, or the teacher it was cut from."""
     about: dict[str, str]
-    """What an address knows it by: fingerprints of model and, where it is another's, tokenizer."""
+    """Fingerprints for the address: of the model and, if it lies elsewhere, of the tokenizer."""
 
 
 def subject(asked: str, store: Store, tokenizer: str | None = None) -> ModelRef:
-    """Return the model that is meant by `asked`, which may have a label of its own before it: "wide=cell/3f2a".
+    """Return the model that `asked` names, with an optional label before it: "wide=cell/3f2a".
 
     Raises:
-        ConfigError: if there is none, it is not done, or nobody knows its tokenizer.
+        ConfigError: if the model does not exist, its cell is not done, or its tokenizer is unknown.
     """
     named, equals, place = asked.partition("=")
     label, place = (named, place) if equals and not expand(asked).is_dir() else ("", asked)
@@ -67,16 +67,16 @@ def subject(asked: str, store: Store, tokenizer: str | None = None) -> ModelRef:
 
 
 def folder_of(subject: ModelRef) -> str:
-    """Return the folder of the model, fetched from the hub where it is missing.
+    """Return the folder of the model; fetch it from the hub if it is missing.
 
     Raises:
-        ConfigError: the hub cannot be reached.
+        ConfigError: if the hub cannot be reached.
     """
     return loading.locate(subject.model, subject.about["model"], field=FLAG)
 
 
 def _short(node: Path) -> str:
-    """Return what a table calls the model of a node's folder."""
+    """Return the table label of the model in a node's folder."""
     return f"{node.parent.name} {node.name[:6]}"
 
 
@@ -91,7 +91,7 @@ def _in_folder(label: str, folder: Path, tokenizer: str | None) -> ModelRef:
 
 
 def _node(address: re.Match[str], store: Store) -> Node:
-    """Return the one node of a stage with models whose address begins so."""
+    """Return the only node of a stage with models whose address has this prefix."""
     stages = [address["stage"]] if address["stage"] else STAGES
     found = [p for stage in stages for p in sorted(store.root.glob(f"{stage}/{address['key']}*")) if p.is_dir()]
     if len(found) != 1:
@@ -109,13 +109,13 @@ def _node(address: re.Match[str], store: Store) -> Node:
 
 
 def _model_of(node: Node, store: Store) -> Path:
-    """Return the folder of a node's weights; a cell that was not retrained has those of its student."""
+    """Return the folder of a node's weights; those of its student if the cell was not retrained."""
     folder = node.folder / "model"
     return folder if folder.is_dir() else _student_of(node.config, store, f"{node.folder.parent.name} {node.key}")
 
 
 def _student_of(about: dict[str, Any], store: Store, name: str) -> Path:
-    """Return the folder of the student of a cell's config; one that keeps everything is the model it is cut from."""
+    """Return the folder of the student of a cell's config; if it keeps everything, that of the model it is cut from."""
     parts = {part: value for part, value in about.items() if part not in ("distill", "evaluation", "seed")}
     schema = {stage: number for stage, number in about.get("schema", {}).items() if stage != "cell"}
     student = Node(store.root / "student" / digest(parts | {"stage": "student", "schema": schema}))
@@ -131,8 +131,7 @@ def _student_of(about: dict[str, Any], store: Store, name: str) -> Path:
 
 
 def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
-    """Return the folder of the weights of a teacher; of a corrected one, the correction and not the teacher before
-    it."""
+    """Return the folder of a teacher's weights: the fine-tuned ones if its config has a correction."""
     corrected = teacher.get("correction") is not None
     for folder in map(Path, _folders_of(teacher, store)):
         same = Node(folder.parent).config.get("teacher") == teacher if corrected else True
@@ -145,7 +144,7 @@ def _teacher_of(teacher: dict[str, Any], store: Store, name: str) -> Path:
 
 
 def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:
-    """Return where the tokenizer of a node lies: with its weights, which is None, or else with its teacher."""
+    """Return the folder of a node's tokenizer: that of its teacher, or None if it lies with the weights."""
     if _has_tokenizer(model):
         return None
     teacher = node.config["teacher"]
@@ -159,7 +158,7 @@ def _tokenizer_of(node: Node, model: Path, store: Store) -> str | None:
 
 
 def _folders_of(teacher: dict[str, Any], store: Store) -> Iterator[Path]:
-    """Yield where a teacher, known by its fingerprint or its recipe, or a correction of it may lie."""
+    """Yield folders that may hold a teacher, identified by fingerprint or recipe, or a correction of it."""
     fingerprint = teacher.get("fingerprint")
     if fingerprint:
         shipped = (path for path in sorted(loading.SHIPPED.iterdir()) if path.is_dir())
@@ -198,12 +197,12 @@ def _tokenizer_about(tokenizer: str) -> dict[str, str]:
 
 
 def _of_tokenizer(path: Path) -> bool:
-    """Return whether a file of a model's folder may be read for its tokenizer."""
+    """Return whether a file in a model's folder may belong to its tokenizer."""
     return (path.suffix != ".json" and not is_weights(path.name)) or path.name in ("added_tokens.json", "vocab.json")
 
 
 def tokenizer_of(subject: ModelRef, folder: str) -> Any:
-    """Return the tokenizer of a model, which lies in `folder` or in a place of its own.
+    """Return the tokenizer of a model, from `folder` or from its own place.
 
     Raises:
         ConfigError: if it cannot be read, or has changed.

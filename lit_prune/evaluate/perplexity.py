@@ -1,4 +1,4 @@
-"""Language-model loss of packed sequences: summed negative log-likelihood in float64."""
+"""Compute the language-model loss of packed sequences: negative log-likelihood, summed in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sequence_losses(
 ) -> SequenceLosses:
     """Return the nats of each packed sequence under a causal language model.
 
-    `see` is called with every batch, to measure something else in the same pass.
+    `see` is called with every batch, for other measurements in the same pass.
     """
     device, nats, tokens = next(model.parameters()).device, list[Tensor](), list[Tensor]()
     for batch in batches:
@@ -44,8 +44,7 @@ def sequence_losses(
 def _nats_by_sequence(logits: Tensor, labels: Tensor) -> Tensor:
     """Return nats float64 [batch] from logits [batch, seq, vocab] and labels int64 [batch, seq], unshifted.
 
-    torchmetrics' Perplexity takes the softmax of all logits before the logarithm: it underflows, and is 1.4 % off in
-    bfloat16.
+    torchmetrics' Perplexity takes the logarithm of a softmax, which underflows and is 1.4 % off in bfloat16.
     """
     successors, flat = labels[:, 1:], logits[:, :-1].flatten(0, 1)
     size = max(1, _LOGITS_AT_ONCE // flat.shape[-1])

@@ -1,4 +1,4 @@
-"""Questions put to models: each answer has an address in the store, and is measured once.
+"""Evaluate models on tasks and texts: each result has an address in the store and is measured once.
 
 Torch and lm-eval are imported only when something is measured.
 """
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from lit_prune.evaluate.harness import Score
 
 KIND = "benchmark"
-"""Of the store's nodes that are answers."""
+"""Folder of evaluation results in the store."""
 DOCUMENTS = "documents.parquet"
-"""Every document's own values, beside result.json: task, document, metric, value."""
+"""File of the values of each document, beside result.json: task, document, metric, value."""
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question put to a model in a precision."""
+    """A task or text to evaluate a model on, in a dtype."""
 
     subject: ModelRef
     question: Question | Text
@@ -53,30 +53,30 @@ class Asked:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the address is made of."""
+        """The fields that the address hashes."""
         about = self.question.about | self.subject.about | {"dtype": self.dtype}
-        # A default window below the model's positions is named; addresses from before there was one then stand.
+        # Names a default window only below the model's positions, so that older addresses still hold.
         capped = isinstance(self.question, Text) and self.question.window is None and self.window < self.positions
         return about | {"window": self.window} if capped else about
 
     @property
     def positions(self) -> int:
-        """Positions of the model; as many as a window needs where it has no limit."""
+        """Positions of the model; `sys.maxsize` if unlimited."""
         return _positions(self.subject.model, self.subject.about["model"]) or sys.maxsize
 
     @property
     def window(self) -> int:
-        """Tokens that a text is read in at once."""
+        """Tokens of a text per forward pass."""
         assert isinstance(self.question, Text)
         return self.question.window or min(DEFAULT_WINDOW, self.positions)
 
     def node(self, store: Store) -> Node:
-        """Return where the answer is, or will be."""
+        """Return the node of the result, which may not exist yet."""
         return Node(store.root / KIND / digest(self.about))
 
 
 class EvaluationRunner:
-    """Measures what is missing, model by model."""
+    """Computes missing results, model by model."""
 
     def __init__(
         self, store: Store, *, accelerator: str = "auto", batch_size: int = 16, progress: ProgressOf = Silent
@@ -89,11 +89,10 @@ class EvaluationRunner:
         self._bar: Progress = Silent()
 
     def run(self, asked: Sequence[Asked]) -> int:
-        """Measure; an answer that fails is remembered, and the others go on. Returns how many failed.
+        """Compute missing results and return how many failed; a failure is recorded and the others continue.
 
         Raises:
-            ConfigError: a task, a text or a model that cannot be read, which is seen before anything is measured where
-                it can be.
+            ConfigError: if a task, a text or a model cannot be read; checked before the first measurement if possible.
         """
         self.store.check_writable()
         cpu.prepare()
@@ -120,7 +119,7 @@ class EvaluationRunner:
         return failed
 
     def _num_steps(self, asked: Asked) -> int:
-        """Documents of a task, which are read here, or windows of a text."""
+        """Return the number of documents of a task, which it loads, or of windows of a text."""
         question = asked.question
         if isinstance(question, Text):
             return self._num_windows(asked, question)
@@ -133,7 +132,7 @@ class EvaluationRunner:
         return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
 
     def _num_windows(self, asked: Asked, text: Text) -> int:
-        """Windows of a text, counted once for each tokenizer and length."""
+        """Return the number of windows of a text, counted once per tokenizer and length."""
         key = text, asked.subject.tokenizer, asked.window
         if key not in self._windows:
             from lit_prune.evaluate.text_loss import count_windows
@@ -144,7 +143,7 @@ class EvaluationRunner:
         return self._windows[key]
 
     def _answer(self, asked: Asked, count: int) -> bool:
-        """Return whether there is an answer now."""
+        """Compute a result if it is missing; return whether it exists now."""
         try:
             with self.store.hold(KIND, asked.about) as node:
                 if node.result is None:
@@ -162,7 +161,7 @@ class EvaluationRunner:
         except Exception as error:
             node, failure = asked.node(self.store), failure_of(error)
             self._bar.say(f"{_doing(asked)} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
-            with contextlib.suppress(OSError):  # a full disk has no room for the reason either
+            with contextlib.suppress(OSError):  # a full disk has no room for the message either
                 node.fail(failure.error, error)
             release_frames(error)
             return False
@@ -201,7 +200,7 @@ class EvaluationRunner:
         }, answer.documents
 
     def _read(self, asked: Asked, model: Any, tokenizer: Any, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-        """Measure a text; the windows scored so far are kept in the folder of the answer."""
+        """Measure a text; the folder of the result keeps the windows scored so far."""
         from lit_prune.evaluate.text_loss import measure_text
 
         text, before = asked.question, self._bar.done
@@ -213,7 +212,7 @@ class EvaluationRunner:
         )  # fmt: skip
         metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if text.windows == "rolling" else []))
         shown = {name: getattr(found, name) for name in metrics}
-        task = f"text {text.fingerprint[:12]}"  # not its name, which may be another for the next model
+        task = f"text {text.fingerprint[:12]}"  # not its name, which can differ between models
         documents = found.documents.melt(id_vars="document", var_name="metric").assign(task=task)
         return {
             "task": task,
@@ -232,11 +231,11 @@ class EvaluationRunner:
         }, documents[["task", "document", "metric", "value"]]
 
     def _load(self, subject: ModelRef, dtype: Dtype) -> tuple[Any, Any]:
-        """Model and tokenizer, the last ones kept: questions come model by model."""
+        """Return model and tokenizer; caches the last ones, as evaluations are sorted by model."""
         import torch
 
         if self._model is None or self._model[:2] != (subject, dtype):
-            self._model = None  # before the next one is there: two may be more than fit
+            self._model = None  # freed before the next one loads: two may not fit
             folder = folder_of(subject)
             gpu = self.accelerator != "cpu" and torch.cuda.is_available()
             model = loading.load_model(folder).to("cuda" if gpu else "cpu", getattr(torch, dtype))
@@ -246,7 +245,7 @@ class EvaluationRunner:
 
 @functools.cache
 def _positions(model: str, fingerprint: str) -> int | None:
-    """Positions of a model by its config.json, which is read without transformers; None: it has no limit."""
+    """Return the positions of a model from its config.json, read without transformers; None: unlimited."""
     folder = loading.locate(model, fingerprint, weights=False, field=FLAG)
     config = dict(folder.pending.config) if folder.pending else read_json(Path(folder) / "config.json") or {}
     config = {**config, **(config.get("text_config") or {})}
@@ -254,7 +253,7 @@ def _positions(model: str, fingerprint: str) -> int | None:
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Return scores as JSON has them, which knows no NaN."""
+    """Return scores as plain JSON values, with None for NaN."""
     return {
         name: {"value": score.value, "stderr": None if math.isnan(score.stderr) else score.stderr, "n": score.n}
         for name, score in scores.items()

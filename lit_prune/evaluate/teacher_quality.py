@@ -1,4 +1,4 @@
-"""What a pretrained teacher has learned beyond counting: its held-out loss beside a trigram model's."""
+"""Compare the held-out loss of a pretrained teacher with that of a trigram model."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from lit_prune.models.files import CARD
 
 
 def heldout_loss(model: Any, tokens: Path, seq_len: int) -> tuple[float, int]:
-    """Nats per token over every full sequence of the validation split, and the tokens scored."""
+    """Return nats per token over every full sequence of the validation split, and the number of scored tokens."""
     whole = TokenSequences(tokens, "validation", seq_len).num_whole
     data = CalibrationData(tokens, num_sequences=whole, seq_len=seq_len, seed=0, split="validation")
     return language_model_loss(model, data.predict_dataloader())
 
 
 def recipe_of(folder: Path) -> Pretraining:
-    """Return the recipe on a teacher's card; the default recipe where it has no card."""
+    """Return the recipe in a teacher's model card; the default recipe if it has no card."""
     card = folder / CARD
     if not card.is_file():
         return Pretraining()
     recipe = current(json.loads(card.read_text())["recipe"], Pretraining)
-    # An address knows text by its fingerprint alone, and so did cards written from one.
+    # Addresses, and cards written from them, name a text by its fingerprint only.
     corpus = {"path": Pretraining().corpus.path, **recipe["corpus"]}
     return build(Pretraining, {**recipe, "corpus": corpus})
 
 
 def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """Return what a teacher has learned beyond counting: its held-out loss beside a Kneser-Ney trigram model's.
+    """Return the held-out loss of a teacher and of a Kneser-Ney trigram model on the same tokens.
 
-    Its recipe's corpus, as it stands on this machine, is tokenised anew with its own tokenizer. The trigram
-    is fitted to all train tokens, and both are scored on the same tokens of the validation split. Returns
-    `teacher`, `trigram` and `gap` (nats/token), `scored` and `fitted` (tokens), `corpus`, and whether that is
-    the `same_text` as on the card.
+    The corpus of the teacher's recipe, as found on this machine, is tokenised again with the teacher's tokenizer.
+    The trigram is fitted to all train tokens; both are scored on the validation split. Returns `teacher`,
+    `trigram` and `gap` (nats/token), `scored` and `fitted` (tokens), `corpus`, and `same_text`: whether the
+    corpus has the fingerprint on the card.
 
     Raises:
-        ConfigError: no teacher there, or its corpus cannot be read.
+        ConfigError: if the folder holds no teacher, or its corpus cannot be read.
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"--check: {folder} holds no teacher")
@@ -72,7 +72,7 @@ def worth(folder: Path, say: Callable[[str], None] = lambda what: None) -> dict[
 
 
 def trigram_loss(tokens: Path, vocab_size: int, seq_len: int) -> float:
-    """Nats per token of a trigram model of the train split, over the tokens that `heldout_loss` scores."""
+    """Return the nats per token of a trigram model of the train split on the tokens that `heldout_loss` scores."""
     dtype = json.loads((tokens / "tokens.json").read_text())["dtype"]
     ids, heldout = (np.fromfile(tokens / f"{split}.bin", dtype) for split in ("train", "validation"))
     whole = len(heldout) // seq_len * seq_len

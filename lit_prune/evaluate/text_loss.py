@@ -1,4 +1,4 @@
-"""Loss of a model on a text, by document: perplexity, bits per byte and the values of the paired bootstrap."""
+"""Measure the loss of a model on a text by document: perplexity, bits per byte, and values for the paired bootstrap."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from lit_prune.models.lm_head import LMHead, head_of, last_states
 from lit_prune.models.model_family import anatomy_of
 
 COLUMNS = ("document", "nll", "tokens", "bytes", "words", "unread")
-"""Columns of the document table: place in the source, nats, and the counts of `Document`."""
+"""Columns of the document table: index in the source, nats, and the counts of `Document`."""
 
 
 class DocumentLosses(Metric):
-    """Losses of documents by number, gathered from all ranks; the parts of a document are added up."""
+    """Losses by document, gathered from all ranks; parts of a document are summed."""
 
     full_state_update = False
     rows: list[Tensor] | Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Counts as float64 are exact up to 2**53, and one state is gathered in one go.
+        # float64 holds counts exactly up to 2**53, and one state takes one gather.
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, parts: pd.DataFrame) -> None:
-        """Add documents, or parts of them, with COLUMNS."""
+        """Add documents, or parts of them, as rows with COLUMNS."""
         assert isinstance(self.rows, list)
         self.rows.append(torch.tensor(parts[list(COLUMNS)].to_numpy(float), device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """`lm_loss` in nats per token, `perplexity`, `bits_per_byte` and `word_perplexity`, float64."""
+        """Return `lm_loss` in nats per token, `perplexity`, `bits_per_byte` and `word_perplexity`, float64."""
         _, nll, tokens, num_bytes, words, _ = self._all().sum(0)
         loss = nll / tokens
         return {
@@ -71,7 +71,7 @@ class DocumentLosses(Metric):
         super().sync(*args, **kwargs)
 
     def _all(self) -> Tensor:
-        """[rows, COLUMNS]; gathered, the state is one tensor already."""
+        """Return the state [rows, COLUMNS], which is a list before a gather and one tensor after it."""
         return self.rows if isinstance(self.rows, Tensor) else torch.cat([self._none(), *self.rows])
 
     def _none(self) -> Tensor:
@@ -85,23 +85,23 @@ class TextLoss:
     lm_loss: float
     """Nats per scored token."""
     perplexity: float
-    """exp(lm_loss): comparable between models of one tokenizer only."""
+    """exp(lm_loss), comparable only between models with the same tokenizer."""
     bits_per_byte: float
-    """Over the UTF-8 bytes of the scored text, whatever its tokens."""
+    """Bits per UTF-8 byte of the scored text, independent of the tokenizer."""
     word_perplexity: float
-    """exp of nats per word of the scored text, words parted by white space."""
+    """exp of the nats per word of the scored text; white space separates words."""
     num_tokens: int
     num_bytes: int
     num_words: int
     num_unread: int
-    """Bytes of visible characters that the tokenizer loses: cheap for the model, so that bits per byte are too few."""
+    """Bytes of visible characters that the tokenizer loses; they make bits per byte too low."""
     num_documents: int
     window: int
-    """Tokens read at once."""
+    """Tokens of a window."""
     stride: int
     """Tokens from one window to the next."""
     documents: pd.DataFrame
-    """COLUMNS; those of a document without a scored token are 0."""
+    """One row per document with COLUMNS; 0 for documents without a scored token."""
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -117,10 +117,10 @@ def measure_text(
 ) -> TextLoss:  # fmt: skip
     """Return the loss of a causal language model on a text, by document.
 
-    Each document is read in windows; each token is scored once, from at least `window - stride + 1` tokens or all
-    before it. The first token of a document is scored if the tokenizer puts a begin token before it. Rolling windows
+    Each document is read in windows. Each token is scored once, with a context of at least `window - stride + 1`
+    tokens or all before it; the first token only if the tokenizer adds a begin token. Rolling windows
     and their counts of bytes and words are those of lm-eval. Under torch.distributed each process scores its share,
-    and all return the whole. Windows in `log` are not scored again; the others are added to it.
+    and all return the result of all. Windows in `log` are not scored again; the others are added to it.
 
     Raises:
         ConfigError: if the text has changed, is missing or has nothing to score, a window or stride is longer than the
@@ -178,14 +178,14 @@ class _Reading:
 
 
 def _read_windows(tokenizer: Any, text: Text, reading: _Reading) -> Iterator[tuple[list[Document], list[Window]]]:
-    """Yield groups of documents of this process's share, each with all its windows."""
+    """Yield groups of documents of this rank, each group with all its windows."""
     texts = _share(enumerate(corpus.texts(corpus.pin(text.corpus), text.limit)))
     for documents in read(tokenizer, texts, rolling=reading.rolling):
         yield documents, [part for document in documents for part in reading.windows(document)]
 
 
 def _share(documents: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yield this rank's share under torch.distributed: every world_size-th document."""
+    """Yield this rank's documents under torch.distributed: every world_size-th one."""
     if not distributed.is_initialized():
         return documents
     return itertools.islice(documents, distributed.get_rank(), None, distributed.get_world_size())
@@ -198,7 +198,7 @@ def _losses(model: Any, batch: Sequence[Window]) -> Tensor:
     labels = [row[1:].clone() for row in ids]
     for row, window in zip(labels, batch, strict=True):
         row[: window.scored - window.start - 1] = IGNORED
-    # Padding comes after the tokens of a row, which attend to no later position.
+    # Right padding: causal attention never reads it.
     inputs = pad_sequence([row[:-1] for row in ids], batch_first=True).to(device)
     successors = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(device)
     scored = successors != IGNORED

@@ -1,4 +1,4 @@
-"""A text to measure the loss of a model on, by document. No torch."""
+"""A text on which to measure the loss of a model. No torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lit_prune.config import ConfigError, Corpus, errors_of
 from lit_prune.data import corpus
 
 DEFAULT_WINDOW = 2048
-"""Most tokens read at once by default. Attention over more costs much and tells little about a document's loss."""
+"""Upper bound of the default window, in tokens. A longer context is costly and hardly changes a document's loss."""
 
 Windows = Literal["sliding", "rolling"]
-"""sliding: each `stride` tokens a window; rolling: those of lm-eval's `loglikelihood_rolling`."""
+"""sliding: a window every `stride` tokens; rolling: the windows of lm-eval's `loglikelihood_rolling`."""
 
 SCHEMA = 1
 """Version of the measurement; part of the address."""
@@ -22,22 +22,22 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Text:
-    """A text and how it is read."""
+    """A text and the windows in which it is read."""
 
     source: str
     """A file, a folder, a data set of the hub, or a built-in corpus."""
     column: str | None = None
     """Column of a data set that holds the text."""
     window: int | None = None
-    """Tokens read at once; None: the positions of the model, but at most DEFAULT_WINDOW."""
+    """Tokens of a window; None: the positions of the model, but at most DEFAULT_WINDOW."""
     stride: int | None = None
     """Tokens from one window to the next; None: the window."""
     limit: int | None = None
     """Number of documents, the first ones; None: all."""
     fingerprint: str | None = None
-    """sha256 of the text, or its revision on the hub; None: the text as it is when it is read."""
+    """sha256 of the text, or its revision on the hub; None: not pinned."""
     windows: Windows = "sliding"
-    """Where the windows begin, and how bytes and words are counted."""
+    """How windows are placed, and bytes and words counted."""
 
     def __post_init__(self) -> None:
         """Validate the numbers.
@@ -54,7 +54,7 @@ class Text:
             raise ConfigError("--corpus: must be a file, a folder, a hub data set or a built-in text, got ''")
 
     def window_for(self, positions: int, model: str = "the model") -> int:
-        """Return the tokens that a model with `positions` reads at once.
+        """Return the window of a model with `positions`, in tokens.
 
         Raises:
             ConfigError: if the window or the stride is too long.
@@ -69,7 +69,7 @@ class Text:
 
     @property
     def corpus(self) -> Corpus:
-        """The text as a corpus."""
+        """The corpus of the text."""
         return Corpus(path=self.source, text_column=self.column or "text", fingerprint=self.fingerprint)
 
     @property
@@ -79,7 +79,7 @@ class Text:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the address of the answer is made of, without the model's part."""
+        """The fields that the address hashes, without those of the model."""
         found = {
             "stage": "text", "schema": SCHEMA, "text": self.fingerprint, "column": self.column, "window": self.window,
             "stride": self.stride, "limit": self.limit,
@@ -87,10 +87,10 @@ class Text:
         return found if self.windows == "sliding" else found | {"windows": self.windows}
 
     def check(self) -> None:
-        """Validate that there is a document to read.
+        """Check that the text has at least one document.
 
         Raises:
-            ConfigError: if there is none, or no such column.
+            ConfigError: if it has none, or lacks the column.
         """
         if _with_flags(lambda: next(corpus.texts(self.corpus), None)) is None:
             raise ConfigError(f"--corpus: must hold text, got {self.source}, which is empty or white space")
@@ -100,16 +100,16 @@ def text(
     source: str, column: str | None = None, window: int | None = None, stride: int | None = None,
     limit: int | None = None, windows: Windows = "sliding",
 ) -> Text:  # fmt: skip
-    """Return a text with the fingerprint of its present content.
+    """Return a text with the fingerprint of its current content.
 
     Raises:
-        ConfigError: if there is no such text, or a number is out of range.
+        ConfigError: if the text does not exist, or a number is out of range.
     """
     found = Text(source, column, window, stride, limit, windows=windows)
     return dataclasses.replace(found, fingerprint=_with_flags(lambda: corpus.fingerprint(found.corpus)))
 
 
 def _with_flags(ask: Callable[[], Any]) -> Any:
-    """Return what `ask` does; an error of a corpus names the flag instead of the field."""
+    """Return the result of `ask`; its errors about a corpus name the flag instead of the field."""
     with errors_of({"corpus.path": "--corpus", "corpus.text_column": "--text-column"}):
         return ask()

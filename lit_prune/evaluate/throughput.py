@@ -1,7 +1,7 @@
-"""Throughput on this machine. Weights and text do not matter to it, shapes do.
+"""Measure throughput on this machine, which depends on shapes but not on weights or text.
 
-What is timed is a prefill (whole sequences, no gradients, logits of the last token only), or a request: a prefill that
-keeps keys and values, and greedy decoding. Models take turns, so that what slows the machine slows all of them.
+Times a prefill (whole sequences, no gradients, logits of the last token only), or a request: a prefill that keeps
+keys and values, then greedy decoding. Models take turns, so that other load slows all of them alike.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from lit_prune.models.positions import positions_of
 
 @dataclass(frozen=True)
 class Throughput:
-    """Speed of one model: the median over the repeats, and their spread."""
+    """Speed of one model: median and spread over the repeats."""
 
     tokens_per_second: float
     """Median."""
     iqr: float
-    """Distance between the quartiles, tokens/s."""
+    """Interquartile range, tokens/s."""
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """A student's throughput beside its teacher's, measured in turns."""
+    """Throughputs of a student and its teacher, measured in turns."""
 
     student: Throughput
     teacher: Throughput
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the teacher the student is."""
+        """Throughput of the student divided by the teacher's."""
         return self.student.tokens_per_second / self.teacher.tokens_per_second
 
 
 def throughput(model: Any, batch: int, seq_len: int, repeats: int = 9) -> Throughput:
-    """Throughput of a causal language model on [batch, seq_len] tokens, over `repeats` passes after one of warm-up.
+    """Return the throughput of a causal language model on [batch, seq_len] tokens: `repeats` passes after a warm-up.
 
     Raises:
-        ConfigError: less than one of something, or more tokens than the model has positions.
+        ConfigError: if a number is < 1, or `seq_len` exceeds the model's positions.
     """
     return _measured([model], batch, seq_len, repeats)[0]
 
 
 def speedup(model: Any, teacher: Any, batch: int, seq_len: int, repeats: int = 9) -> Speedup:
-    """Throughput of a model and of its teacher, pass by pass in turns, so that what slows the machine slows both.
+    """Return the throughputs of a model and its teacher; passes alternate, so that other load slows both alike.
 
     Raises:
         ConfigError: as `throughput`.
@@ -65,24 +65,24 @@ def speedup(model: Any, teacher: Any, batch: int, seq_len: int, repeats: int = 9
 
 @dataclass(frozen=True)
 class Served:
-    """What serving a request cost one model."""
+    """Speed and memory of serving a request with one model."""
 
     prefill: Throughput
-    """Tokens of the prompts."""
+    """Prompt tokens per second."""
     decode: Throughput
-    """New tokens but the first, which the prefill gives."""
+    """New tokens per second, without the first, which the prefill yields."""
     whole: Throughput
-    """New tokens over the time of the whole request."""
+    """New tokens per second of the whole request."""
     weights: int
-    """Bytes of its weights."""
+    """Bytes of the weights."""
     cache: int
     """Bytes of keys and values at the end of the request."""
     peak: int
-    """Most bytes at once: weights, keys and values, and activations."""
+    """Peak bytes: weights, keys and values, and activations."""
 
 
 class Reply(NamedTuple):
-    """New tokens [batch, new], and the seconds that prefill and decoding took."""
+    """New tokens [batch, new], and the seconds of prefill and decoding."""
 
     tokens: Tensor
     prefill: float
@@ -96,13 +96,13 @@ def compare_requests(
     device: torch.device,
     tell: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, Any]:
-    """Serve requests by models of these two configs, with random weights, in turns.
+    """Serve requests in turns with models of two configs and random weights.
 
-    Returns `speedups`; `memory_share`, the student's peak over the teacher's; and under `serving` what it cost each.
-    `tell` is given the number of rounds done.
+    Returns `speedups`; `memory_share`, the student's peak over the teacher's; and under `serving` a `Served` of each.
+    `tell` is called with the number of finished rounds.
 
     Raises:
-        ConfigError: the request is longer than a model has positions.
+        ConfigError: if the request exceeds the positions of a model.
     """
     for config in (student, teacher):
         check_positions(speed, config)
@@ -125,9 +125,9 @@ def compare_requests(
 def replies_in_turns(
     models: Sequence[Any], ids: Tensor, speed: ThroughputTest, tell: Callable[[int], None] = lambda rounds: None
 ) -> list[list[Reply]]:
-    """Return the replies of each model to the same prompts, without the first, which is warm-up.
+    """Return the replies of each model to the same prompts, without the first, a warm-up.
 
-    Every other round goes through the models backwards, so that none is always the one after another.
+    Every other round reverses the order of the models, so that none always follows another.
     """
     rounds = []
     for number in range(speed.num_repeats + 1):
@@ -139,7 +139,7 @@ def replies_in_turns(
 
 
 def speedups(student: Sequence[Reply], teacher: Sequence[Reply]) -> dict[str, float]:
-    """Medians over the rounds of the teacher's seconds over the student's: whole request, prefill and decoding."""
+    """Return the median ratio of teacher's to student's seconds: whole request, prefill and decoding."""
     pairs = list(zip(student, teacher, strict=True))
     return {
         "speedup": statistics.median((t.prefill + t.decode) / (s.prefill + s.decode) for s, t in pairs),
@@ -149,10 +149,10 @@ def speedups(student: Sequence[Reply], teacher: Sequence[Reply]) -> dict[str, fl
 
 
 def check_positions(speed: ThroughputTest, config: Any) -> None:
-    """Check that a model with this config has a position for every token of a request.
+    """Check that a request fits the positions of a model with this config.
 
     Raises:
-        ConfigError: if it has not.
+        ConfigError: if it does not.
     """
     positions = positions_of(config)
     if positions is not None and speed.prompt_len + speed.max_new_tokens > positions:
@@ -176,24 +176,24 @@ def serve(model: Any, ids: Tensor, num_new: int) -> Reply:
 
 @torch.inference_mode()
 def memory_of_request(model: Any, ids: Tensor, num_new: int) -> tuple[int, int]:
-    """Bytes of keys and values at the end of a request and the most bytes at once on the way, weights included.
+    """Return the bytes of keys and values at the end of a request, and its peak bytes, weights included.
 
-    That is where the prompts are read or at the last token, when there is most to keep.
+    The peak is at the prefill or at the last token, when the cache is largest.
     """
     reading = peak_of(lambda: _read(model, ids), ids.device)
     token, cache = _read(model, ids)
     for _ in range(num_new - 2):
         token = _next(model, token, cache)
-    # On a copy: what is released during a call can only be counted where it was allocated in it.
+    # On a copy: a release counts only if its allocation was in the same call.
     last = peak_of(lambda: _next(model, token, copy.deepcopy(cache)), ids.device)
     _next(model, token, cache)
     return bytes_of_cache(cache), bytes_of_weights(model) + max(reading, last)
 
 
 def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """Return a model of a Hugging Face config with random weights, made where it shall run.
+    """Return a model of a Hugging Face config with random weights, created on `device`.
 
-    The caller's random state stays as it is.
+    The global random state is unchanged.
     """
     from transformers import AutoModelForCausalLM
 
@@ -216,7 +216,7 @@ def _measured(models: Sequence[Any], batch: int, seq_len: int, repeats: int) -> 
 
 
 def _pass_of(model: Any, batch: int, seq_len: int) -> Callable[[], None]:
-    """Return a forward pass of a model that returns once it is computed."""
+    """Return a function that runs one forward pass and waits for it to finish."""
     positions = getattr(model.config, "max_position_embeddings", None) or seq_len
     if seq_len > positions:
         raise ConfigError(f"throughput: seq_len: must be <= {positions}, the positions of the model, got {seq_len}")
@@ -231,24 +231,24 @@ def _pass_of(model: Any, batch: int, seq_len: int) -> Callable[[], None]:
 
 
 def _ids(model: Any, batch: int, length: int) -> Tensor:
-    """Return tokens [batch, length], where the model is."""
+    """Return tokens [batch, length] on the model's device."""
     device = next(model.parameters()).device
     return (torch.arange(batch * length, device=device) % model.config.vocab_size).view(batch, length)
 
 
 def _read(model: Any, ids: Tensor) -> tuple[Tensor, Any]:
-    """Return the likeliest next tokens [batch, 1] after prompts, and their keys and values."""
+    """Return the most likely next tokens [batch, 1] after prompts, and the cache of keys and values."""
     found = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     return found.logits.argmax(-1), found.past_key_values
 
 
 def _next(model: Any, token: Tensor, cache: Any) -> Tensor:
-    """Return the likeliest tokens [batch, 1] after `token` [batch, 1], whose keys and values are added to the cache."""
+    """Return the most likely tokens [batch, 1] after `token` [batch, 1], and add its keys and values to the cache."""
     return model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the time in seconds after synchronising the device."""
     _wait(device)
     return time.perf_counter()
 

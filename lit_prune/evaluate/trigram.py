@@ -1,6 +1,6 @@
-"""An interpolated Kneser-Ney trigram over token ids: what counting alone reaches, a yardstick for a teacher.
+"""An interpolated Kneser-Ney trigram over token ids, the reference for the loss of a teacher.
 
-Sorted arrays of integers: eleven million tokens are counted in a second. Kneser & Ney, "Improved backing-off
+Counts are sorted integer arrays: eleven million tokens take a second. Kneser & Ney, "Improved backing-off
 for m-gram language modeling" (1995); Chen & Goodman, "An empirical study of smoothing techniques for language
 modeling" (1999), the interpolated form with one discount an order. No torch.
 """
@@ -20,19 +20,19 @@ _LENGTH = 3
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """The n-grams of one length and their contexts, as sorted keys, with how often each was counted."""
+    """Counts of the n-grams of one length and of their contexts, by sorted keys."""
 
     ngrams: Integers
     counts: Integers
     contexts: Integers
     totals: Integers
-    """Counts of all that follows a context."""
+    """Total count of the tokens after a context."""
     types: Integers
-    """Different tokens that follow a context."""
+    """Number of different tokens after a context."""
     discount: float
 
     def interpolate(self, ngrams: Integers, lower: Floats, vocab_size: int) -> Floats:
-        """Probability [count] of the last token of each n-gram [count], given that one order down [count]."""
+        """Return the probability [count] of each n-gram's last token from `lower` [count], that of one order down."""
         at, seen = _find(self.ngrams, ngrams)
         kept = np.where(seen, np.maximum(self.counts[at] - self.discount, 0), 0)
         at, seen = _find(self.contexts, ngrams // vocab_size)
@@ -44,7 +44,7 @@ class _Order:
 class KneserNeyTrigram:
     """Trigram probabilities, discounted and interpolated with continuation bigrams, unigrams and uniform 1/V.
 
-    One absolute discount an order, n1 / (n1 + 2 n2), with n1 and n2 the n-grams counted once and twice.
+    Each order has one absolute discount, n1 / (n1 + 2 n2), where n1 and n2 are the n-grams counted once and twice.
     """
 
     vocab_size: int
@@ -52,10 +52,10 @@ class KneserNeyTrigram:
 
     @classmethod
     def fit(cls, tokens: npt.NDArray[np.integer], vocab_size: int) -> KneserNeyTrigram:
-        """Count token ids [num_tokens], one stream.
+        """Count the n-grams of a stream of token ids [num_tokens].
 
         Raises:
-            ValueError: fewer than three tokens, an id outside the vocabulary, or over two million entries.
+            ValueError: if there are fewer than three tokens, an id outside the vocabulary, or over two million entries.
         """
         if vocab_size**_LENGTH > 2**63:
             raise ValueError(f"trigrams of {vocab_size} tokens do not fit into 64 bits")
@@ -73,7 +73,7 @@ class KneserNeyTrigram:
         return cls(vocab_size, tuple(orders))
 
     def probability(self, ngrams: npt.NDArray[np.integer]) -> Floats:
-        """Probability [count] of the last column of ids [count, n] after those before it, n from 1 to 3."""
+        """Return the probability [count] of the last column of ids [count, n] given the others, n from 1 to 3."""
         keys = _encode(ngrams, self.vocab_size)
         result = np.full(len(ngrams), 1 / self.vocab_size)
         for length, order in enumerate(self.orders[: ngrams.shape[1]], start=1):
@@ -81,22 +81,22 @@ class KneserNeyTrigram:
         return result
 
     def nats(self, tokens: npt.NDArray[np.integer]) -> Floats:
-        """Negative log-likelihood [num_tokens] of each token of a stream; the first two have less context."""
+        """Return the negative log-likelihood [num_tokens] of each token; the first two have less context."""
         first = [self.probability(tokens[None, :length]) for length in range(1, min(len(tokens), _LENGTH))]
         rest = self.probability(np.lib.stride_tricks.sliding_window_view(tokens, min(len(tokens), _LENGTH)))
         return -np.log(np.concatenate([*first, rest]))
 
     def nats_per_token(self, tokens: npt.NDArray[np.integer], seq_len: int) -> float:
-        """Return the mean over all tokens that are not the first of a sequence, those `evaluate.perplexity` scores.
+        """Return the mean nats over all but the first token of each sequence, as `evaluate.perplexity` scores them.
 
         A transformer predicts the second token of a sequence from one token and its last from all others. The
-        trigram has the two tokens before everywhere, even over a sequence's start: the cut must not handicap it.
+        trigram always uses the two tokens before, across sequence starts, so that packing does not handicap it.
         """
         return float(self.nats(tokens)[np.arange(len(tokens)) % seq_len != 0].mean())
 
 
 def _encode(ngrams: npt.NDArray[np.integer], vocab_size: int) -> Integers:
-    """Return one integer [count] for each row of ids [count, n], its digits in base V: // V is the context."""
+    """Return each row of ids [count, n] as one integer [count] with digits in base V, so that // V is its context."""
     keys = np.zeros(len(ngrams), np.int64)
     for column in ngrams.T:
         keys = keys * vocab_size + column
@@ -110,11 +110,11 @@ def _order(ngrams: Integers, counts: Integers, vocab_size: int) -> _Order:
 
 def _discount(counts: Integers) -> float:
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-    # Nothing counted once gives no estimate, and 0 would leave no probability for what was never seen.
+    # Without n-grams counted once there is no estimate, and 0 would give unseen tokens probability 0.
     return once / (once + 2 * twice) if once else 0.5
 
 
 def _find(known: Integers, keys: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Return where each key stands among the sorted known ones, and whether it does at all."""
+    """Return the index of each key among the sorted known ones, and whether it is known."""
     at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return at, known[at] == keys

@@ -1,4 +1,4 @@
-"""How far a student is from the text and from its teacher, on the same validation sequences."""
+"""Measure the losses of a student against text and teacher on the same validation sequences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_prune.losses.sequence_losses import SequenceLosses
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
-    """Return the validation sequences: drawn once, the same for every student."""
+    """Return the validation sequences, the same for every student."""
     return CalibrationData(
         tokens, num_sequences=evaluation.num_sequences, seq_len=evaluation.seq_len, seed=0, split="validation"
     )
@@ -28,11 +28,10 @@ def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
 def validation_losses(
     student: nn.Module, teacher: nn.Module | None, distill: Distill, batches: Iterable[dict[str, Tensor]]
 ) -> dict[str, SequenceLosses]:
-    """`lm_loss` in nats, and against a teacher `kd_loss`, the recipe's logit loss, of each packed sequence.
+    """Return `lm_loss` in nats and, given a teacher, `kd_loss`, the recipe's logit loss, of each packed sequence.
 
-    Temperature and mix are those of the recipe; the vocabulary is always whole, so that recipes of any top-k are
-    compared by the same distance; if one is padded, over the entries that both models have. The student is left in
-    the mode it was in.
+    Temperature and mixture are the recipe's. The loss is over the whole vocabulary, so that recipes with any top-k
+    are compared alike; if a vocabulary is padded, over the entries of both models. The student's mode is restored.
     """
     was_training, apart = student.training, list[Tensor]()
 
@@ -48,7 +47,7 @@ def validation_losses(
 
 
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:
-    """Logit loss summed over scored tokens, float64 [batch], one sequence at a time to hold few logits in float32."""
+    """Return the logit loss summed over scored tokens, float64 [batch]; one sequence at a time saves memory."""
     loss, tau = logit_loss_of(distill.logit_loss, distill.mixture), distill.temperature
     shared = min(ours.shape[-1], theirs.shape[-1])
     ours, theirs = ours[..., :shared], theirs[..., :shared]
@@ -60,7 +59,7 @@ def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Te
 
 
 def sizes_of(model: Any) -> dict[str, int]:
-    """Parameters, with those of the embedding and of the head and without."""
+    """Return the number of parameters, with and without those of embedding and output head."""
     tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     return {
         "parameters": model.num_parameters(),

@@ -1,4 +1,4 @@
-"""Losses of the windows of a text scored so far, in a file, so that a stopped evaluation goes on where it was.
+"""Store the losses of windows in a file, so that an interrupted evaluation resumes.
 
 No torch.
 """
@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 NAME = "windows.csv"
-"""Of the file, in the folder of an answer; removed when the answer is done."""
+"""Name of the file in the folder of a result; removed when the result is complete."""
 
 Place = tuple[int, int]
-"""Document of the source and first scored token of the window."""
+"""Index of the document in the source, and first scored token of the window."""
 
 
 class WindowLog:
-    """Nats by window; each batch is appended to the file as soon as it is scored.
+    """Nats by window; each scored batch is appended to the file.
 
-    A killed process can leave half a line at the end. It is cut off when the file is read.
+    Reading truncates an incomplete last line, which a killed process can leave.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A text as documents to score: their token ids, which of the text those stand for, and the windows to read.
+"""Split a text into documents and windows to score, with token ids and their characters.
 
-What a tokenizer puts around a text is context and is not scored itself.
+Special tokens that a tokenizer adds around a text are context and are not scored.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ _CHARACTERS = 2**20
 
 @dataclass(frozen=True)
 class Document:
-    """A document as its tokenizer reads it."""
+    """A tokenised document."""
 
     place: int
-    """Which document of the source it is, from 0."""
+    """Index of the document in the source, from 0."""
     ids: Sequence[int]
-    """Token ids, behind what the tokenizer puts before a text."""
+    """Token ids, including the special tokens before the text."""
     first: int
-    """The first scored token: that of the text after a begin token. Without one nothing predicts the first token, which
-    is not scored; nor are those that share a character with it, so that the scored ones stand for whole characters."""
+    """Index of the first scored token: the first of the text if a begin token precedes it. Otherwise the first token,
+    which nothing predicts, and those that share a character with it are skipped: scored characters are whole."""
     num_bytes: int
     """UTF-8 bytes of the text from its first scored token on."""
     num_words: int
-    """Words of the same, parted by white space."""
+    """Words of the same text, separated by white space."""
     num_unread: int
-    """UTF-8 bytes of the whole document, white space aside, that are lost in its tokens: unknown to the tokenizer."""
+    """UTF-8 bytes of the whole document, except white space, that its tokens lose: unknown to the tokenizer."""
 
     @property
     def num_scored(self) -> int:
-        """Scored tokens."""
+        """Number of scored tokens."""
         return max(len(self.ids) - self.first, 0)
 
 
@@ -54,19 +54,19 @@ class Window:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Place of the document and first scored token, which no other window has."""
+        """Index of the document and first scored token, unique to the window."""
         return self.document.place, self.scored
 
 
 def read(
     tokenizer: Any, texts: Iterable[tuple[int, str]], at_once: int = 128, *, rolling: bool = False
 ) -> Iterator[list[Document]]:
-    """Documents of (place, text), `at_once` at a time or fewer where they are long.
+    """Yield the documents of (index, text) pairs in groups of `at_once`, or fewer if they are long.
 
-    With `rolling` they are read as lm-eval reads them: behind its prefix token, whole, and counted by its rules.
+    With `rolling`, tokenise and count as lm-eval does: after its prefix token, and with the first token scored.
 
     Raises:
-        ConfigError: a tokenizer that cannot say which characters a token stands for, or has no prefix token.
+        ConfigError: if the tokenizer has no character offsets, or no prefix token.
     """
     if not tokenizer.is_fast:
         raise ConfigError("text: the model's tokenizer does not say which characters a token stands for")
@@ -75,7 +75,7 @@ def read(
         encoded = tokenizer(
             [text for _, text in batch], return_attention_mask=False, return_offsets_mapping=True,
             return_special_tokens_mask=True, verbose=False,
-            split_special_tokens=not rolling,  # text that spells a control token stays text; lm-eval makes it one
+            split_special_tokens=not rolling,  # text that spells a special token stays text; lm-eval converts it
         )  # fmt: skip
         decoded = tokenizer.batch_decode(encoded["input_ids"], skip_special_tokens=True)
         columns = (encoded[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
@@ -88,7 +88,7 @@ def read(
 
 
 def _groups(texts: Iterable[tuple[int, str]], at_once: int) -> Iterator[list[tuple[int, str]]]:
-    """Texts tokenised together: few enough that their tokens and offsets take tens of megabytes, or one."""
+    """Yield the texts to tokenise together: their tokens and offsets take tens of megabytes, or it is a single text."""
     group: list[tuple[int, str]] = []
     characters = 0
     for place, text in texts:
@@ -102,9 +102,9 @@ def _groups(texts: Iterable[tuple[int, str]], at_once: int) -> Iterator[list[tup
 
 
 def windows(document: Document, window: int, stride: int) -> Iterator[Window]:
-    """Yield what to read so that every scored token is predicted once: windows of `window` tokens, `stride` apart.
+    """Yield windows of `window` tokens, `stride` apart, that predict every scored token once.
 
-    A token is predicted from at least `window - stride + 1` tokens, or from all before it.
+    Each prediction has a context of at least `window - stride + 1` tokens, or all tokens before it.
     """
     last, scored = len(document.ids) - 1, document.first
     for start in range(0, last, stride):
@@ -117,10 +117,10 @@ def windows(document: Document, window: int, stride: int) -> Iterator[Window]:
 
 
 def rolling_windows(document: Document, window: int) -> Iterator[Window]:
-    """Windows of lm-eval's `loglikelihood_rolling` (`get_rolling_token_windows` with `context_len=1`, made disjoint).
+    """Yield the windows of lm-eval's `loglikelihood_rolling` (`get_rolling_token_windows`, `context_len=1`, disjoint).
 
-    Each predicts the next `window` tokens from as many. The last one predicts what is left, and begins earlier to have
-    as much context.
+    Each predicts the next `window` tokens from as many. The last one predicts the rest and starts earlier, for the
+    same context.
     """
     last = len(document.ids) - 1
     for scored in range(1, last + 1, window):
@@ -129,7 +129,7 @@ def rolling_windows(document: Document, window: int) -> Iterator[Window]:
 
 
 def batches(windows: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
-    """Windows of like lengths together, at most `tokens` with what fills them up, or one."""
+    """Yield batches of windows of similar lengths, of at most `tokens` tokens with padding, or of one window."""
     batch: list[Window] = []
     for window in sorted(windows, key=len):
         if batch and (len(batch) + 1) * len(window) > tokens:
@@ -147,14 +147,13 @@ def _document(
     behind = next((i for i, added in enumerate(reversed(special)) if not added), 0)
     ids, offsets = ids[: len(ids) - behind], offsets[: len(ids) - behind]
     first, character = (before, 0) if before else _after_first(offsets)
-    # A text that the tokenizer makes nothing of has nothing to score.
+    # A text without tokens has nothing to score.
     text = text[character:] if len(ids) > first else ""
     return Document(place, ids, first, len(text.encode()), len(text.split()), num_unread)
 
 
 def _after_first(offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the first token that has no character in common with those before it, and the first character after
-    those."""
+    """Return the first token that shares no character with those before it, and the character at which those end."""
     if not offsets:
         return 0, 0
     first, end = 1, offsets[0][1]
@@ -174,13 +173,13 @@ def _prefix_token(tokenizer: Any) -> int:
 
 def _rolling_document(tokenizer: Any, prefix: int, place: int, text: str, ids: list[int], num_unread: int) -> Document:
     """Return a document as lm-eval's HFLM tokenises it and its PerplexityTask counts it."""
-    if text.startswith(tokenizer.decode(prefix)):  # lm-eval adds no special tokens to a text that spells the prefix
+    if text.startswith(tokenizer.decode(prefix)):  # lm-eval adds no special tokens to such a text
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return Document(place, [prefix, *ids], 1, len(text.encode()), len(re.split(r"\s+", text)), num_unread)
 
 
 def _num_unread(text: str, decoded: str) -> int:
-    """UTF-8 bytes of visible characters that are lost in the tokens."""
+    """Return the number of UTF-8 bytes of visible characters that the tokens lose."""
     return max(_num_visible(text) - _num_visible(decoded), 0)
 
 

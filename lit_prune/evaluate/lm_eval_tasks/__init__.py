@@ -1,1 +1,1 @@
-"""Definitions of tasks that lm-eval has not."""
+"""Definitions of tasks that lm-eval lacks."""

@@ -1,4 +1,4 @@
-"""What xlsum_english.yaml calls: which documents, and how near a summary is to the one of the article."""
+"""Functions of xlsum_english.yaml: choose the documents and score a summary against the article's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def every_fifth(documents: Any) -> Any:
-    """20 % of a data set, evenly over it."""
+    """Return every fifth document of a data set, 20 % of it."""
     return documents.select(range(0, len(documents), 5))
 
 
 def rouge(document: dict[str, Any], written: list[str]) -> dict[str, float]:
-    """F measures of ROUGE-1, ROUGE-2 and ROUGE-L between the first line written and the article's summary, stemmed."""
+    """Return the stemmed ROUGE-1, ROUGE-2 and ROUGE-L F measures of the first written line and the true summary."""
     scores = _scorer().score(document["summary"], written[0].strip())
     return {name: score.fmeasure for name, score in scores.items()}
 

@@ -147,7 +147,7 @@ class TeacherOutputs:
     def _write(
         self, cell: Cell, ctx: Context, group: _Group, node: Node, found: dict[str, Any] | None
     ) -> dict[str, Any] | None:
-        """Write the cache of a group, with an older one's contents; return its description, or None if it is too big."""
+        """Write the cache of a group, with an older one's contents; return its description, or None if too big."""
         keep, contents = self.execution.keep_teacher_cache, group.need
         if found is not None:
             keep, contents = keep or found["keep"], contents | Cache.read(node.folder, found).contents
