@@ -1,1 +1,1 @@
-"""Training a student: the LightningModule that holds teacher and student, its optimizer, its callbacks."""
+"""Distillation: the LightningModule that holds teacher and student, its optimizer and its callbacks."""

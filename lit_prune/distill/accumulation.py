@@ -1,11 +1,11 @@
-"""One optimizer step in several micro-batches: terms, and gradients whose weight is known only at its end.
+"""Gradient accumulation for objectives whose weights are ratios of terms over the whole optimizer step.
 
-A weight that is a ratio of two terms ("dynamic", "balanced") is a ratio over the whole step. The gradient is linear in
-it, so that the gradient of such a term is kept apart, unweighted, until the last micro-batch.
+A weight that is a ratio of two terms ("dynamic", "balanced") is known only after the last micro-batch. The total
+gradient is linear in it, so the unweighted gradient of such a term is accumulated separately until then.
 
-Cost for each such term, with more than one micro-batch: a second backward pass of the student, and one gradient of its
-trained parameters in memory. A first pass without gradient that only measures the ratio would cost a second forward
-pass of the student and of the teacher, which need not be cheaper, and would draw other dropout masks.
+With more than one micro-batch each such term costs a second backward pass of the student, and memory for one gradient
+of its trained parameters. Measuring the ratio in a first pass without gradients would instead cost a second forward
+pass of student and teacher, which need not be cheaper, and would draw other dropout masks.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from lit_prune.config import Distill
 from lit_prune.losses.weighting import ratios
 
 _FIXED = ""
-"""Among the sums: that of the terms whose weights are numbers."""
+"""Key, among the sums, of the weighted sum of the terms whose weights are numbers."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The objective on one micro-batch, before the terms that are weighted by a ratio are added; scalars."""
+    """The objective on one micro-batch, without the terms that are weighted by a ratio; all values are scalars."""
 
     fixed: Tensor
-    """The sum of the terms whose weights are numbers; has the gradient."""
+    """The weighted sum of the terms whose weights are numbers, with gradient."""
     measured: dict[str, Tensor]
-    """The terms whose weights are ratios, by name, unweighted; with gradients."""
+    """The unweighted terms whose weights are ratios, by name, with gradients."""
     terms: dict[str, Tensor]
-    """Each term by itself, by name."""
+    """Every term, unweighted, by name."""
 
     def weighed(self, distill: Distill) -> dict[str, Tensor]:
-        """Return the terms and `loss`, with the ratios of these terms."""
+        """Return the terms and `loss`, with ratios computed from this micro-batch alone."""
         loss = self.fixed
         for name, ratio in ratios(distill, self.fixed, self.terms).items():
             loss = loss + ratio * self.measured[name]
@@ -43,7 +43,7 @@ class Compared:
 
 
 class Accumulation:
-    """Sums over the `parts` micro-batches of an optimizer step."""
+    """Sums of terms and gradients over the `parts` micro-batches of an optimizer step."""
 
     def __init__(self, distill: Distill, parts: int) -> None:
         self.distill, self.parts = distill, parts
@@ -51,7 +51,7 @@ class Accumulation:
         self._gradients: dict[str, list[Tensor | None]] = {}
 
     def add(self, found: Compared, position: int) -> dict[str, Tensor]:
-        """Add the terms of the micro-batch at `position` of the run; return those of the step so far, with `loss`."""
+        """Add the terms of the micro-batch at `position` of the run; return the step's terms so far, with `loss`."""
         if position % self.parts == 0:
             self._sums, self._gradients = {}, {}
         for name, value in {**found.terms, _FIXED: found.fixed}.items():
@@ -64,7 +64,7 @@ class Accumulation:
         return self._sums[name]
 
     def differentiate(self, measured: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> None:
-        """Add the gradients of terms weighted by a ratio, which stay here; the graph is kept."""
+        """Accumulate the gradients of terms weighted by a ratio, apart from `.grad`; the graph is retained."""
         trained = [p for p in parameters if p.requires_grad]
         for name, term in measured.items():
             found = torch.autograd.grad(term / self.parts, trained, retain_graph=True, allow_unused=True)
@@ -74,7 +74,7 @@ class Accumulation:
                     kept[place] = gradient if kept[place] is None else kept[place] + gradient  # type: ignore[operator]
 
     def conclude(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add the kept gradients to those of the parameters, each weighted by its ratio over the step."""
+        """Add the separate gradients to `.grad` of the parameters, each weighted by its ratio over the step."""
         weights = self._weighed()[1]
         trained = [p for p in parameters if p.requires_grad]
         for name, kept in self._gradients.items():
@@ -85,7 +85,7 @@ class Accumulation:
         self._gradients = {}
 
     def _weighed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the terms of the step and `loss`, and the ratios."""
+        """Return the terms and `loss` of the step, and its ratios."""
         terms = {name: value for name, value in self._sums.items() if name != _FIXED}
         loss = self._sums[_FIXED]
         weights = ratios(self.distill, loss, terms)

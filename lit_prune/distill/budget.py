@@ -1,4 +1,4 @@
-"""How long a retraining is: the steps that a budget in tokens or FLOPs buys. No torch."""
+"""Convert a budget in tokens or FLOPs to optimizer steps. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def tokens_of_step(distill: Distill) -> int:
 
 
 def with_steps(distill: Distill, flops_of_token: Callable[[], float]) -> Distill:
-    """Return the retraining with its budget in steps: the nearest whole number, of two the higher.
+    """Return the retraining with its budget in steps, rounded to the nearest integer, halves up.
 
     `flops_of_token` is only called if the budget is `max_flops`.
 
     Raises:
-        ConfigError: if there are two budgets, or one is less than a step.
+        ConfigError: if there are two budgets, or the budget is less than a step.
     """
     if distill.max_tokens is None and distill.max_flops is None:
         return distill

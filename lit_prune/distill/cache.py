@@ -1,8 +1,8 @@
-"""Teacher outputs of the data of a run, computed once, kept on disk and read by any number of runs.
+"""Cache teacher outputs on disk: computed once for the data of a run and read by any number of runs.
 
-The cache holds the states that the head reads, `4 * width` bytes per token in float32 where logits take `4 * vocab`,
-and each hidden state that is compared. The head is applied again when they are read, to the same tokens at a time, so
-that the logits are the same bits. If only the `top_k` largest logits are compared, the cache holds these instead.
+The cache holds the states before the head, `4 * width` bytes per token in float32 instead of `4 * vocab` for logits,
+and each hidden state that is compared. On reading, the head is applied to the same chunks of tokens as without a cache,
+so the logits are bitwise equal. If only the `top_k` largest logits are compared, the cache holds these instead.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class DiskFull(RuntimeError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a cache holds, or what runs need of one."""
+    """What a cache holds, or what runs need from it."""
 
     sequences: int
-    """The first ones of the run's data."""
+    """Number of sequences, from the first of the run's data on."""
     states: frozenset[State] = frozenset()
-    """Hidden states."""
+    """Hidden states that are compared."""
     top_k: int | None = None
-    """Largest logits of each token; None is the states that the head reads, from which any number can be computed."""
+    """Number of largest logits per token; None if the states before the head are kept, from which all follow."""
 
     def __or__(self, other: Contents) -> Contents:
-        """Return the contents that serve both."""
+        """Return contents that serve the runs of both."""
         top_k = self.top_k if self.top_k == other.top_k else None
         return Contents(max(self.sequences, other.sequences), self.states | other.states, top_k)
 
@@ -55,7 +55,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a cache: one vector for every token."""
+    """A file of a cache, with one vector per token."""
 
     name: str
     width: int
@@ -64,7 +64,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Cache:
-    """The files of a cache, for sequences of `seq_len` tokens."""
+    """A folder of cached outputs for sequences of `seq_len` tokens."""
 
     folder: Path
     contents: Contents
@@ -73,12 +73,12 @@ class Cache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files."""
+        """Total size of the files in bytes."""
         return sum(self._bytes(part) for part in self.parts)
 
     @property
     def plain(self) -> dict[str, Any]:
-        """Everything but the folder, as JSON."""
+        """All fields but the folder, as plain data for JSON."""
         return {
             "sequences": self.contents.sequences, "states": sorted(map(list, self.contents.states)),
             "top_k": self.contents.top_k, "seq_len": self.seq_len, "bytes": self.num_bytes,
@@ -87,7 +87,7 @@ class Cache:
 
     @classmethod
     def read(cls, folder: Path, plain: Mapping[str, Any]) -> Cache:
-        """Return the cache in a folder that `plain` describes."""
+        """Return the cache in a folder, from its description `plain`."""
         states = frozenset((kind, index) for kind, index in plain["states"])
         contents = Contents(plain["sequences"], states, plain["top_k"])
         return cls(folder, contents, plain["seq_len"], tuple(Part(**part) for part in plain["parts"]))
@@ -96,7 +96,7 @@ class Cache:
         """Create the files and map them for writing: part -> [sequences, seq_len, width].
 
         Raises:
-            OSError: if the disk has no room, which would otherwise kill the process at the first write to the map.
+            OSError: if the disk is full; without this check, a write to the map would kill the process.
         """
         for part in self.parts:
             with (self.folder / part.name).open("wb") as file:
@@ -117,7 +117,7 @@ class Cache:
 
 
 class CachedTeacher:
-    """A frozen teacher whose outputs are read from a cache; it makes no forward pass."""
+    """A frozen teacher whose outputs are read from a cache, without a forward pass."""
 
     def __init__(self, model: nn.Module, cache: Cache) -> None:
         self.model, self.head = model.eval().requires_grad_(False), head_of(model)
@@ -125,12 +125,12 @@ class CachedTeacher:
         self._files = cache.map()
 
     def observe(self, input_ids: Tensor, position: int | None, states: Collection[State]) -> TeacherOutput:
-        """Read the output for the micro-batch at `position`, ids int64 [batch, seq]."""
+        """Return the cached output for the micro-batch at `position`, ids int64 [batch, seq]."""
         assert position is not None
         rows = slice(position * len(input_ids), (position + 1) * len(input_ids))
 
         def read(name: str) -> Tensor:
-            # A copy, aligned as the output of a forward pass is: some kernels round by alignment.
+            # A copy, aligned like the output of a forward pass: in some kernels rounding depends on alignment.
             return self._files[name][rows].to(input_ids.device, copy=True)
 
         found = {state: read(_file_of(state)) for state in states}
@@ -150,7 +150,7 @@ class TopKOutput:
     states: States = field(default_factory=dict)
 
     def target(self, scored: Tensor, top_k: int | None) -> Target:
-        """Return what the student's logits are compared with at the positions `scored`, bool [batch, seq - 1].
+        """Return the target of the student's logits at the positions `scored`, bool [batch, seq - 1].
 
         Raises:
             ValueError: if `top_k` is not the number of logits in the cache.
@@ -167,11 +167,11 @@ def write_cache(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the outputs for the micro-batches of a run to `folder`; call `tell` with the number of finished sequences.
 
-    Returns the description for `Cache.read`, with `missing_mass` if only the largest logits are kept: the mean
-    probability of all other tokens.
+    Returns the description for `Cache.read`. If only the largest logits are kept, it includes `missing_mass`, the mean
+    total probability of all other tokens.
 
     Raises:
-        DiskFull: if the cache needs more than a share of the free disk space. Nothing is left in the folder.
+        DiskFull: if the cache needs more than `share_of_disk` of the free space. Nothing is left in the folder.
     """
     teacher.model.to(device)
     files: dict[str, Tensor] = {}
@@ -201,7 +201,7 @@ def _part(name: str, value: Tensor) -> Part:
 
 
 def _file_of(state: State) -> str:
-    """Name of the file of a hidden state, such as output.3."""
+    """Return the file name of a hidden state, such as output.3."""
     kind, index = state
     return f"{kind}.{index}"
 
@@ -221,8 +221,7 @@ def _allocated(cache: Cache, share: float) -> dict[str, Tensor]:
 def _largest(
     output: HeadOutput, labels: Tensor, top_k: int, missing_mass: torchmetrics.MeanMetric
 ) -> dict[str, Tensor]:
-    """Return the largest logits of a micro-batch, from the products that a run computes: of scored tokens, in its
-    chunks."""
+    """Return the largest logits of a micro-batch, computed as in a run: for scored tokens only, in the same chunks."""
     scored = labels[:, 1:] != IGNORED
     target = output.target(scored, None)
     chunk = tokens_at_once(len(output.head.weight), labels.is_cuda)

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: its history, its progress, checks on the way, and noticing divergence."""
+"""Callbacks of a training run: metrics history, progress, validation, checkpoints and detection of divergence."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Diverged(RuntimeError):
 
 
 class History(L.Callback):
-    """Means of every logged term over windows of `every` steps: metrics.csv, and the same rows to the loggers.
+    """Write means of every term over windows of `every` steps to metrics.csv and to the loggers.
 
-    Terms are summed as tensors and read once a window, since each `self.log` key costs a quarter of a millisecond at
-    every step and a device synchronisation. The rows are part of the checkpoint, so an interrupted run loses none and
-    repeats none.
+    Terms are summed as tensors and read once per window: a key of `self.log` would cost a quarter of a millisecond and
+    a device synchronisation at every step. The rows are part of the checkpoint, so an interrupted run neither loses nor
+    repeats any.
 
     Raises:
-        Diverged: a window whose loss is not finite.
+        Diverged: if the loss of a window is not finite.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -44,7 +44,7 @@ class History(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        # At the end of the batch the schedule has already moved on.
+        # Read here: at the end of the batch the scheduler has already stepped.
         self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
@@ -86,7 +86,7 @@ class History(L.Callback):
 
 
 class Progress(L.Callback):
-    """Call `tell(step, row)` after every optimizer step, `row` the newest of the history."""
+    """Call `tell(step, row)` after every optimizer step, with the newest row of the history."""
 
     def __init__(self, history: History, tell: Callable[[int, dict[str, float]], None]) -> None:
         self.history, self.tell = history, tell
@@ -99,10 +99,10 @@ class Progress(L.Callback):
 
 
 class Checks(L.Callback):
-    """Evaluate the student before the first step and after each of `steps`: one row of means each in a CSV file.
+    """Validate the student before the first step and after each of `steps`, and write one row of means to a CSV file.
 
-    `evaluate(student, at_end)` is told whether the run stands at one of its two ends, and draws no random numbers, so
-    that the training is the same with and without checks. Rows and ends are part of the checkpoint.
+    `at_end` of `evaluate(student, at_end)` is True before the first and after the last step. `evaluate` must draw no
+    random numbers, so that training is the same with and without validation. Rows and ends are part of the checkpoint.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Checks(L.Callback):
         self.path, self.steps, self.evaluate = path, steps, evaluate
         self.rows: list[dict[str, float]] = []
         self.ends: dict[int, Mapping[str, SequenceLosses]] = {}
-        """Step -> losses by sequence, before the first step and after the last one."""
+        """Step -> losses per sequence, for the first and the last validation."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -143,7 +143,7 @@ class Checks(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
-        # A checkpoint from before the ends were kept has none.
+        # Checkpoints of earlier versions have no `ends`.
         self.ends = {
             step: {name: SequenceLosses(*loss) for name, loss in found.items()}
             for step, found in state_dict.get("ends", {}).items()
@@ -151,18 +151,17 @@ class Checks(L.Callback):
 
 
 def check_steps(steps: int, checks: int) -> frozenset[int]:
-    """Return the steps after which a run of `steps` is checked: the ends of `checks` equal parts of it."""
+    """Return the steps after which a run of `steps` is validated: the ends of `checks` equal parts."""
     return frozenset(round(steps * i / checks) for i in range(1, checks + 1))
 
 
 class Checkpoint(L.Callback):
-    """Overwrite last.ckpt every `seconds`, whole or not at all, only between steps, and only with finite numbers.
+    """Overwrite last.ckpt every `seconds`, atomically, only between optimizer steps and only with finite values.
 
-    Lightning's ModelCheckpoint would also save between two micro-batches of a step, whose gradients are in no
-    checkpoint.
+    Lightning's ModelCheckpoint may save between two micro-batches, and would lose the gradients accumulated so far.
 
     Raises:
-        Diverged: before a checkpoint is written, or at the end of the run: a number in it is not finite.
+        Diverged: if a value is not finite, before a checkpoint is written or at the end of the run.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -176,7 +175,7 @@ class Checkpoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         due = time.monotonic() - self._saved_at >= self.seconds
-        # One process decides for all: their clocks differ, and saving is a collective act.
+        # Rank 0 decides for all: clocks differ, and saving is a collective operation.
         if not _ends_step(trainer, batch_idx) or not trainer.strategy.broadcast(due):
             return
         self._check(trainer, pl_module, outputs["loss"])
@@ -184,19 +183,19 @@ class Checkpoint(L.Callback):
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check(trainer, pl_module)  # the last update comes after the last loss
+        self._check(trainer, pl_module)  # the last update has no later loss to show divergence
 
     def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, *losses: torch.Tensor) -> None:
         moments = [x for optimizer in trainer.optimizers for state in optimizer.state.values() for x in state.values()]
         parts = {"the loss": losses, "a weight": [*pl_module.parameters()], "the optimizer's state": moments}
         for what, tensors in parts.items():
-            # All processes or none: the others would wait for one that stops alone.
+            # All ranks raise or none: the others would wait for one that stops alone.
             if not trainer.strategy.reduce_boolean_decision(_finite(tensors)):
                 raise Diverged(f"{what} is not finite at step {trainer.global_step}")
 
 
 class Spending(L.Callback):
-    """Call `spend`, which records the time so far, at every checkpoint."""
+    """Call `spend`, which records the elapsed time, at every checkpoint."""
 
     def __init__(self, spend: Callable[[], None]) -> None:
         self.spend = spend
@@ -206,15 +205,15 @@ class Spending(L.Callback):
 
 
 def _finite(tensors: Collection[torch.Tensor]) -> bool:
-    """Return whether all numbers are finite."""
-    checked: dict[torch.device, list[torch.Tensor]] = {}  # the step counts of AdamW stay on the CPU
+    """Return whether all values of the tensors are finite."""
+    checked: dict[torch.device, list[torch.Tensor]] = {}  # by device: the step counts of AdamW stay on the CPU
     for tensor in tensors:
         checked.setdefault(tensor.device, []).append(tensor.detach().isfinite().all())
     return all(bool(torch.stack(found).all()) for found in checked.values())
 
 
 def _write(rows: list[dict[str, float]], path: Path) -> None:
-    """Write a CSV file atomically: it is read while the run goes on, and after it was killed."""
+    """Write a CSV file atomically, since it is read during a run and after a killed one."""
     with atomic_path(path) as scratch:
         pd.DataFrame(rows).to_csv(scratch, index=False)
 

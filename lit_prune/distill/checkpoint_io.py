@@ -1,4 +1,4 @@
-"""How checkpoints are written and read: whole, synced, beside their target, and checked before a run resumes."""
+"""Atomic, synced checkpoints with a digest, which is verified before a run resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_COMMENT = bytes(2)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its target and rename it.
+    """Write a checkpoint to a scratch file beside its target and rename it.
 
     Lightning's own class writes to the system's temporary folder and copies the file from there: a small /tmp fails
     the run, and a killed process leaves the file behind.
@@ -32,13 +32,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 _seal(file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides that the disk is full behind an internal check
+            if isinstance(error.__context__, OSError):  # torch hides a full disk behind an internal check
                 raise error.__context__ from None
             raise
 
 
 def resumable(path: Path) -> Path | None:
-    """Return the path of a checkpoint that is there and whole; remove a damaged one and say so."""
+    """Return the path of an intact checkpoint, else None; remove and report a damaged one."""
     if not path.exists():
         return None
     if problem := _damage(path):
@@ -49,7 +49,7 @@ def resumable(path: Path) -> Path | None:
 
 
 def _seal(file: IO[bytes]) -> None:
-    """Append the sha256 of a zip file, which is what torch writes, as the comment that the format has room for."""
+    """Append the sha256 of a checkpoint as its zip comment; torch writes checkpoints as zip files."""
     file.seek(-len(_NO_COMMENT), os.SEEK_END)
     if file.read() != _NO_COMMENT:
         raise ValueError("a checkpoint must be a zip file without a comment")
@@ -59,9 +59,9 @@ def _seal(file: IO[bytes]) -> None:
 
 
 def _damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None; one without a digest is compared with its records' checksums.
+    """Return what is wrong with a checkpoint, or None.
 
-    torch.load compares neither.
+    Without a digest, the CRC-32 checksums of its zip records are verified. torch.load verifies neither.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END) - len(_COMMENT_LENGTH) - _DIGITS
@@ -78,7 +78,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """Return the sha256 of the first `size` bytes in hexadecimal digits."""
+    """Return the hexadecimal sha256 of the first `size` bytes."""
     found = hashlib.sha256()
     file.seek(0)
     while size > 0:

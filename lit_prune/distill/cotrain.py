@@ -1,4 +1,4 @@
-"""The teacher is corrected while the student learns from it (In Practice, Figure 5): a Distiller that trains both."""
+"""A Distiller that also fine-tunes the teacher while the student learns from it (In Practice, Figure 5)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lit_prune.models.lm_head import head_of, last_states
 
 
 class JointDistiller(Distiller):
-    """A Distiller whose teacher is trained in place, on cross-entropy, by an optimizer, schedule and clip of its own.
+    """Train the student, and the teacher in place on cross-entropy with its own optimizer, schedule and clipping.
 
-    The student sees the teacher as it is before the step, without gradient; the teacher never sees the student.
-    `terms` holds the teacher's loss as `teacher_ce_loss`, which is no part of `loss`.
+    The student's targets come from the teacher before the step, without gradient; the student does not affect the
+    teacher. `terms` has the teacher's loss as `teacher_ce_loss`, which is not part of `loss`.
 
     Raises:
-        ConfigError: if nothing is learned from the teacher.
+        ConfigError: if the student does not learn from the teacher.
     """
 
     def __init__(
@@ -35,12 +35,11 @@ class JointDistiller(Distiller):
             raise ConfigError(
                 "distill.teacher_optimizer: kd_weight and alpha are 0, so nothing is learned from the teacher"
             )
-        self.corrected = self.teacher.model.requires_grad_(True)  # a submodule: it belongs into the checkpoint
+        self.corrected = self.teacher.model.requires_grad_(True)  # a submodule, to be in the checkpoint
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the student's objective and the teacher's cross-entropy, added: their graphs have no parameter in
-        common."""
-        # The teacher first: autocast may keep, and go on with, casts of its weights from a pass without gradient.
+        """Return the student's objective plus the teacher's cross-entropy; their graphs share no parameter."""
+        # The teacher first: autocast would reuse weights that it cast in a pass without gradient.
         clm = self._teacher_clm(batch["input_ids"], batch["labels"], batch.get("mean_scored"))
         loss = super().training_step(batch, batch_idx)
         self._note("teacher_ce_loss", clm)
@@ -49,7 +48,7 @@ class JointDistiller(Distiller):
     def _teacher_clm(self, input_ids: Tensor, labels: Tensor, count: float | None) -> Tensor:
         successors = labels[:, 1:]
         scored = successors != IGNORED
-        self.corrected.train()  # but what it shows the student is without dropout
+        self.corrected.train()  # dropout only here: the student's targets are computed without
         last = last_states(self.corrected, input_ids)[:, :-1][scored]
         self.corrected.eval()
         head = head_of(self.corrected)
@@ -60,12 +59,12 @@ class JointDistiller(Distiller):
         return optim.configure_parts(parts, self.distill.max_steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip student and teacher apart; the norm reported is the student's."""
+        """Clip student and teacher separately; `grad_norm` is the student's."""
         norm = nn.utils.clip_grad_norm_(self._ours(), self.distill.optimizer.max_grad_norm)
         nn.utils.clip_grad_norm_(self.corrected.parameters(), self._teacher_optim.max_grad_norm)
         self.terms["grad_norm"] = norm.detach()
 
     def _ours(self) -> list[nn.Parameter]:
-        """Return all that is trained but the teacher: the student and, where there is one, the projection."""
+        """Return the parameters outside the teacher: those of the student and of the projection, if any."""
         theirs = set(self.corrected.parameters())
         return [p for p in self.parameters() if p not in theirs]

@@ -1,4 +1,4 @@
-"""What a recipe costs in FLOPs, from Hugging Face configs alone."""
+"""FLOPs of a training recipe, from Hugging Face configs alone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lit_prune.models.shape import meta_model
 
 
 def recipe_flops(distill: Distill, student: Any, teacher: Any = None, *, causal: bool = True) -> float:
-    """Return the FLOPs a token of a training step of a student with this config.
+    """Return the FLOPs per token of a training step of a student with this config.
 
-    Gradients are charged for what the recipe trains, and below it for nothing. The forward pass of the teacher is
-    charged if the objective needs it, and its training if it is corrected alongside. Every token counts as scored. What
-    depends on the run is not charged: a teacher cache saves forward passes, a ratio over micro-batches costs a backward
-    pass more.
+    The backward pass counts only where the recipe trains weights, not below the lowest of them. The teacher's forward
+    pass counts if the objective needs it, its training if it is fine-tuned alongside. Every token counts as scored.
+    Effects of the runtime are ignored: a teacher cache saves forward passes, a ratio over micro-batches costs an extra
+    backward pass.
 
     Raises:
-        ConfigError: a layer map or a LoRA target names a layer that does not exist.
+        ConfigError: if a layer map or a LoRA target names a layer that does not exist.
     """
     scored = bool(distill.ce_weight or distill.kd_weight)
     ours = training_products(
@@ -37,7 +37,7 @@ def recipe_flops(distill: Distill, student: Any, teacher: Any = None, *, causal:
 
 
 def trainable_of(distill: Distill, student: Any) -> Trainable:
-    """Return what a recipe trains of a student with this config."""
+    """Return which weights of a student with this config a recipe trains."""
     if distill.lora is None:
         return Trainable(last=distill.train_last_layers)
     return Trainable(rank=distill.lora.rank, targets=tuple(targets_of(meta_model(student), distill.lora)))

@@ -1,9 +1,9 @@
-"""Which intermediate states of teacher and student are compared, and how they are read.
+"""Hidden states of teacher and student that are compared, and the hooks that read them.
 
-A state is always read after the norm that follows it (Minitron, section 3): the embedding output after the first
-layer's input norm, a layer's output after the next layer's input norm (the final norm after the last layer), a layer's
-MLP input after the norm before the MLP. In families without such norms it is read as it is. Queries, keys and values
-are read as their linears give them, before any norm of theirs and before rotary embedding.
+A state is read after the norm that follows it (Minitron, section 3): the embedding output after the first layer's input
+norm, a layer's output after the next layer's input norm (the final norm for the last layer), a layer's MLP input after
+the norm before the MLP. In families without such norms it is read without one. Queries, keys and values are the outputs
+of their linears, before a query or key norm and before rotary embedding.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from lit_prune.config import ConfigError, Distill
 from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
 
 VECTORS = ("query", "key", "value")
-"""What attention makes of a layer's input, in the order in which linears that make all three have them."""
+"""The vectors that attention projects from a layer's input, in the order of fused projections."""
 
 State = tuple[str, int]
-"""("output", i): the stream after i layers, so ("output", 0) is the embedding; ("mlp", i): the MLP input of layer i;
-("query", i), ("key", i), ("value", i): what its attention makes of its input."""
+"""("output", i): the residual stream after i layers, so ("output", 0) is the embedding; ("mlp", i): the MLP input of
+layer i; ("query", i), ("key", i), ("value", i): the queries, keys and values of layer i."""
 
 States = dict[State, Tensor]
-"""What was read, each [batch, seq, width]."""
+"""State -> its values, [batch, seq, width]."""
 
 
 class Pair(NamedTuple):
-    """Two states that are made alike."""
+    """A state of the teacher and the state of the student that is matched to it."""
 
     teacher: State
     student: State
 
 
 def pairs_of(distill: Distill, teacher_layers: int, student_layers: int) -> list[Pair]:
-    """Return the pairs of states of the stream a recipe names.
+    """Return the pairs of hidden states that a recipe matches.
 
     Raises:
-        ConfigError: a map that is not teacher:student, or a layer one of them does not have.
+        ConfigError: if a map is not teacher:student, or names a layer that does not exist.
     """
     pairs = [Pair(("output", 0), ("output", 0))] if distill.match_embedding else []
     for name, kind, after in (("match_mlp_input", "mlp", 0), ("match_layer_output", "output", 1)):
@@ -60,13 +60,13 @@ def relations_of(distill: Distill, teacher_layers: int, student_layers: int) -> 
 
 
 def check_relation_heads(distill: Distill, *configs: Any) -> None:
-    """Check that relation heads cut the vectors of models with these configs into equal parts.
+    """Check that the number of relation heads divides the head width of models with these configs.
 
-    A part of a head's width does so whatever the number of heads, which differs between queries and keys, and in the
-    student.
+    It then divides the vectors into equal parts for any number of heads, which differs between queries and keys, and
+    between teacher and student.
 
     Raises:
-        ConfigError: if they do not.
+        ConfigError: if it does not.
     """
     for width in map(head_dim_of, configs):
         if distill.relation_heads < 1 or width % distill.relation_heads:
@@ -76,7 +76,7 @@ def check_relation_heads(distill: Distill, *configs: Any) -> None:
 
 
 def _maps(distill: Distill, name: str, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
-    """Return the layers (of the teacher, of the student) that a field of the recipe names."""
+    """Return the pairs (layer of the teacher, layer of the student) that a field of the recipe maps."""
     maps = []
     for text in getattr(distill, name):
         theirs, colon, ours = text.partition(":")
@@ -96,9 +96,9 @@ def _index(text: str, num_layers: int, what: str) -> int:
 
 
 class HiddenStateReader:
-    """Takes the wanted states from where they are read, in the forward pass inside `with`.
+    """Read the wanted states in the forward pass that runs inside `with`.
 
-    Outside of it there is no hook: the same teacher serves the next run, and the student is kept.
+    Hooks exist only inside `with`, since other runs reuse the teacher and the student is saved.
     """
 
     def __init__(self, model: nn.Module | None, wanted: list[State]) -> None:
@@ -123,9 +123,9 @@ class HiddenStateReader:
         self._batch = len(inputs[0])
 
     def _hook(self, layers: list[nn.Module], state: State, seen: States) -> RemovableHandle:
-        """Return a hook on the norm that shows a state, or else on the module that reads it."""
+        """Register and return the hook of a state: on the norm that outputs it, else on the module that reads it."""
 
-        def keep(value: Tensor) -> None:  # OPT's MLP knows no sequences, only tokens [batch * seq, width]
+        def keep(value: Tensor) -> None:  # OPT's MLP flattens them to [batch * seq, width]
             seen[state] = value if value.dim() == 3 else value.unflatten(0, (self._batch, -1))
 
         assert self._model is not None
@@ -148,9 +148,9 @@ class HiddenStateReader:
 
 
 def _vectors_in(model: nn.Module, layer: nn.Module, kind: str) -> Callable[[Tensor], Tensor]:
-    """A function that takes the queries, the keys or the values from the output of the linear that makes all three.
+    """Return a function that extracts the queries, keys or values from the output of a fused projection.
 
-    They lie end to end where the anatomy says so, and otherwise side by side for each head, as in GPT-NeoX.
+    They are concatenated if the family's description says so, and otherwise interleaved per head, as in GPT-NeoX.
     """
     anatomy, place = anatomy_of(model.config), VECTORS.index(kind)
     (path,) = anatomy.attention_input

@@ -1,6 +1,6 @@
-"""The LightningModule: a student that is trained, and the frozen teacher it imitates, outside its checkpoint.
+"""The LightningModule of all training: a student, and the frozen teacher it imitates, which no checkpoint contains.
 
-Pretraining and plain fine-tuning are the same module without a teacher.
+Pretraining and plain fine-tuning use the same module without a teacher.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ from lit_prune.models.lm_head import head_of, last_states
 class Distiller(L.LightningModule):
     """Minimise ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is over a student (Minitron, section 3).
 
-    The teacher is a model, or one whose outputs are cached. Of vocabularies padded differently, L_logits compares the
-    entries that both have. Every mean is over the tokens of an optimizer step that have
-    a successor to predict, the same for all terms; a step comes in `micro_batches`. `terms` holds the scalars of the
-    newest step.
+    The teacher is a model or a `Teacher`, whose outputs may be cached. If vocabularies are padded differently, L_logits
+    compares the entries that both have. All terms are means over the same scored tokens of an optimizer step, which has
+    `micro_batches` parts. `terms` holds the scalars of the newest step.
 
     Raises:
-        ConfigError: a layer map that does not fit them; a term that
-            needs a teacher where there is none.
+        ConfigError: if a layer map does not fit the models, or a term needs a teacher and there is none.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class Distiller(L.LightningModule):
     ) -> None:
         super().__init__()
         self.student, self.distill = student, distill
-        # No submodule: checkpoints, optimizer and summary must not see the teacher.
+        # Not a submodule: checkpoints, optimizer and summary must exclude the teacher.
         self.teacher = FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
         self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
@@ -81,7 +79,7 @@ class Distiller(L.LightningModule):
         if self._relations:
             check_relation_heads(self.distill, theirs, ours)
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]
-            # Learned with the student and never exported (Minitron, section 3: one for all pairs).
+            # Trained with the student and never exported (Minitron, section 3: one for all pairs).
             maps = [
                 nn.Linear(ours.hidden_size, theirs.hidden_size)  # type: ignore[union-attr, arg-type]
                 for _ in (self._pairs if self.distill.projection == "per_pair" else self._pairs[:1])
@@ -91,11 +89,11 @@ class Distiller(L.LightningModule):
 
     @property
     def compares_states(self) -> bool:
-        """Whether hooks read states on the way."""
+        """Whether hooks read hidden states in the forward pass."""
         return bool(self._pairs or self._relations)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the student's device: Lightning does not know it."""
+        """Move the teacher to the student's device; it is not a submodule, so Lightning does not."""
         if self.teacher is not None:
             self.teacher.model.to(self.device)
 
@@ -106,8 +104,8 @@ class Distiller(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
 
-        `mean_scored` is that of `StepParts`; a batch without it is a step of its own. With several micro-batches the
-        terms weighted by a ratio are left out here: see `accumulation.py`.
+        `mean_scored` is that of `StepParts`; a batch without it is a whole step. With several micro-batches the loss
+        excludes the terms weighted by a ratio: see `accumulation.py`.
         """
         found = self._compare(batch["input_ids"], batch["labels"], batch_idx, batch.get("mean_scored"))
         if self._accumulation is None:
@@ -117,31 +115,31 @@ class Distiller(L.LightningModule):
         return found.fixed
 
     def _note(self, name: str, value: Tensor) -> None:
-        """Add a term that is no part of `loss`, after those of the same micro-batch."""
+        """Record a term that is not part of `loss`, after the other terms of the micro-batch."""
         noted = value.detach() if self._accumulation is None else self._accumulation.note(name, value)
         self.terms[name] = noted
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Propagate the loss, and apart from it the terms that are weighted by a ratio over the step."""
+        """Backpropagate the loss, and separately the terms that are weighted by a ratio over the step."""
         if self._accumulation is not None:
             self._accumulation.differentiate(self._measured, self.parameters())
             self._measured = {}
         super().backward(loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Weigh what was kept apart, now that the step is whole."""
+        """Add the gradients that were accumulated separately, with the ratios of the whole step."""
         if self._accumulation is not None:
             self._accumulation.conclude(self.parameters())
 
     def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
-        """Return the terms of the objective, scalars: `loss`, and the `ce_loss`, `kd_loss` and `hidden_loss` in use.
+        """Return the scalar terms of the objective: `loss`, and those of `ce_loss`, `kd_loss`, `hidden_loss` in use.
 
-        The batch is a step of its own. A cached teacher needs its `position` in the data.
+        The batch is treated as a whole step. A cached teacher needs its `position` in the data of the run.
         """
         return self._compare(input_ids, labels, position, None).weighed(self.distill)
 
     def _compare(self, input_ids: Tensor, labels: Tensor, position: int | None, count: float | None) -> Compared:
-        """Evaluate all terms, each the sum over the scored tokens divided by `count`, by default their number."""
+        """Return all terms, each summed over the scored tokens and divided by `count`, by default their number."""
         successors = labels[:, 1:]
         scored = successors != IGNORED
         with self._read_student as our_states:
@@ -170,7 +168,7 @@ class Distiller(L.LightningModule):
     def _compare_logits(
         self, last: Tensor, successors: Tensor | None, target: Target | None, count: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """ce_weight * L_CLM + kd_weight * L_logits of what is given, and each by itself, without its gradient."""
+        """Return ce_weight * L_CLM + kd_weight * L_logits of the given inputs, and each term, detached."""
         ce_weight = 1.0 if isinstance(self.distill.ce_weight, str) else self.distill.ce_weight
         scale = self.distill.temperature**2 if self.distill.scale_by_temperature_squared else 1.0
         found = head_losses(
@@ -182,7 +180,7 @@ class Distiller(L.LightningModule):
         return found.loss, terms if found.kd_loss is None else terms | {"kd_loss": scale * found.kd_loss}
 
     def _compare_states(self, scored: Tensor, our_states: States, their_states: States, count: float) -> Tensor:
-        """L_is: the sum over the pairs of the loss of the scored tokens, divided by `count`."""
+        """Return L_is, the sum over pairs of the losses of scored tokens, divided by `count`."""
         losses = []
         for place, pair in enumerate(self._pairs):
             ours = self._projected(our_states[pair.student][:, :-1][scored], place)
@@ -195,7 +193,7 @@ class Distiller(L.LightningModule):
         return torch.stack(losses).sum()
 
     def _projected(self, states: Tensor, place: int) -> Tensor:
-        """States of the student in the width of the teacher's, for the pair at `place`."""
+        """Return the student's states projected to the teacher's width, for the pair at index `place`."""
         own = isinstance(self.projection, nn.ModuleList)
         projected = (self.projection[place] if own else self.projection)(states)  # type: ignore[index]
         assert isinstance(projected, Tensor)
@@ -205,18 +203,18 @@ class Distiller(L.LightningModule):
         return optim.configure(self, self.distill.optimizer, self.distill.max_steps)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by global norm and report the norm before clipping, a term of this very step."""
+        """Clip by global norm and record the norm before clipping as the term `grad_norm` of this step."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optimizer.max_grad_norm)
         self.terms["grad_norm"] = norm.detach()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning keeps no random state; with dropout a resumed run would differ."""
+        """Save the random state: Lightning does not, and with dropout a resumed run would differ."""
         checkpoint["random_state"] = _random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the random state, and the place in the run, which Lightning counts in micro-batches, in ours.
+        """Restore the random state and the position in the run.
 
-        A run may be resumed in other micro-batches than it was begun in.
+        Lightning counts micro-batches, whose number per step may differ when a run is resumed; convert from steps.
         """
         self._random_state = checkpoint["random_state"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
@@ -231,7 +229,7 @@ NOTHING_COMPARED = (
 
 
 def _random_state() -> dict[str, Any]:
-    """Return the state of torch's random numbers on every device."""
+    """Return the state of torch's random generators on every device."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 

@@ -1,4 +1,4 @@
-"""Rules of a training objective between two models."""
+"""Validation of a training objective between two models."""
 
 from __future__ import annotations
 

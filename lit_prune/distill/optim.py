@@ -1,4 +1,4 @@
-"""AdamW and its schedule, the same for pretraining, healing and distillation."""
+"""AdamW and its learning-rate schedule, for pretraining, fine-tuning and distillation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lit_prune.config import Optimizer
 
 
 def configure(module: nn.Module, optim: Optimizer, steps: int) -> dict[str, Any]:
-    """Optimizer and step-wise schedule of the trainable parameters, as Lightning takes them."""
+    """Return the optimizer and per-step schedule of the trainable parameters, in the form that Lightning expects."""
     return configure_parts([(list(module.parameters()), optim)], steps)
 
 
 def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optimizer]], steps: int) -> dict[str, Any]:
-    """Return the same for parts of a module that have an optimizer and a schedule each: one AdamW steps them all."""
+    """Return one AdamW for parts of a module that have their own hyperparameters and schedules, as `configure`."""
     groups: list[dict[str, Any]] = []
     schedules: list[Callable[[int], float]] = []
     for parameters, optim in parts:
@@ -42,8 +42,8 @@ def _share_of_peak(optim: Optimizer, steps: int, step: int) -> float:
 def learning_rate(optim: Optimizer, step: int, steps: int) -> float:
     """Return the learning rate of 0-based `step`: linear warm-up to `lr`, then cosine to `min_lr` at the last step.
 
-    A run of at most `warmup_steps` steps ends within the warm-up, without a decay. Where the schedule is longer than
-    the run of `steps`, the run has the part of it that begins at `schedule_start`.
+    A run of at most `warmup_steps` steps ends within the warm-up, without decay. If the schedule is longer than the run
+    (`schedule_steps`), the run uses the part of it that begins at `schedule_start`.
     """
     step, steps = step + optim.schedule_start, optim.schedule_steps or steps
     if step < optim.warmup_steps:

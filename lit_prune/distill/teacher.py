@@ -1,4 +1,4 @@
-"""What a student learns from: the outputs of a frozen teacher for each micro-batch. `cache.py` reads them from disk."""
+"""Outputs of a frozen teacher for each micro-batch, computed here or read from disk by `cache.py`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lit_prune.models.lm_head import LMHead, head_of, last_states
 
 
 class TeacherOutput(Protocol):
-    """The output for one micro-batch."""
+    """A teacher's output for one micro-batch."""
 
     @property
     def states(self) -> States:
         """The requested hidden states, each [batch, seq, width]."""
 
     def target(self, scored: Tensor, top_k: int | None) -> Target:
-        """Return what the student's logits are compared with at the positions `scored`, bool [batch, seq - 1]."""
+        """Return the target of the student's logits at the positions `scored`, bool [batch, seq - 1]."""
 
 
 class Teacher(Protocol):
@@ -34,15 +34,15 @@ class Teacher(Protocol):
     """Where the outputs come from, for env.json: "model", or the folder of the cache in the store."""
 
     def observe(self, input_ids: Tensor, position: int | None, states: Collection[State]) -> TeacherOutput:
-        """Return the output with some hidden states, for ids int64 [batch, seq].
+        """Return the output for ids int64 [batch, seq], with the requested hidden states.
 
-        `position` is the place of the micro-batch in the data of the run.
+        `position` is the index of the micro-batch in the data of the run.
         """
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """The output of a forward pass without the head, which is applied to a few tokens at a time."""
+    """The output of a forward pass up to the head, which the target applies to a few tokens at a time."""
 
     last: Tensor
     """The states that the head reads, [batch, seq, width]."""
@@ -50,12 +50,12 @@ class HeadOutput:
     head: LMHead
 
     def target(self, scored: Tensor, top_k: int | None) -> Target:
-        """Return what the student's logits are compared with at the positions `scored`, bool [batch, seq - 1]."""
+        """Return the target of the student's logits at the positions `scored`, bool [batch, seq - 1]."""
         return HeadTarget(self.last[:, :-1][scored], self.head, top_k)
 
 
 class FrozenTeacher:
-    """A model that is not trained, with one forward pass per micro-batch."""
+    """A frozen model that runs one forward pass per micro-batch."""
 
     origin = "model"
 

@@ -1,4 +1,4 @@
-"""One training run from start, or from where it was interrupted, to its last step."""
+"""One training run, from the start or the last checkpoint to the last step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lit_prune.models.compiled import compiled_layers
 Tell = Callable[[int, dict[str, float]], None]
 
 _LOGITS = 2**30
-"""Bytes."""
+"""Bytes of float32 logits of one micro-batch, at most."""
 
 
 def train(
@@ -35,11 +35,11 @@ def train(
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
 
-    So is `teacher`, where the recipe corrects it alongside. An interrupted run continues from `folder`/last.ckpt at the
-    next unseen sequence, and ends bit for bit where an uninterrupted one does (CPU).
+    If the recipe has a `teacher_optimizer`, `teacher` is trained in place too. An interrupted run resumes from
+    `folder`/last.ckpt at the next unseen sequence; on a CPU its result is bitwise equal to an uninterrupted one.
 
     Raises:
-        Diverged: the loss, a weight or the state of the optimizer is no longer finite; the checkpoint is removed.
+        Diverged: if the loss, a weight or the optimizer state is not finite; the checkpoint is removed.
     """
     L.seed_everything(seed, verbose=False)
     kind = Distiller if distill.teacher_optimizer is None else JointDistiller
@@ -58,10 +58,10 @@ def train(
         with trained_part(student, distill), compiled_layers(student) if compiled else contextlib.nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=resumable(path))
     except Diverged:
-        path.unlink(missing_ok=True)  # the steps up to it may be what diverges: the next run starts anew
+        path.unlink(missing_ok=True)  # it may lie on the way to divergence: the next run starts anew
         raise
     finally:
-        # Trainer, loops, strategy and module refer to each other: models and optimizer states would stay in memory.
+        # Reference cycles of trainer, loops and module would keep models and optimizer states in memory.
         vars(trainer).clear()
     student.eval()
 
@@ -79,7 +79,7 @@ def _trainer(
 
 
 def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:
-    """Return the requested parts of a batch, or the fewest equal ones whose float32 logits would stay under a GiB."""
+    """Return the requested number of micro-batches, else the smallest whose float32 logits would stay under a GiB."""
     if execution.grad_accum_steps:
         return execution.grad_accum_steps
     room = max(1, _LOGITS // (4 * distill.seq_len * vocab_size))
@@ -88,7 +88,7 @@ def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> in
 
 
 def quiet() -> None:
-    """Let the libraries speak only of errors: progress and results are reported by the caller."""
+    """Silence the libraries except for errors; the caller reports progress and results."""
     transformers.utils.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

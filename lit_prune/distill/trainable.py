@@ -1,4 +1,4 @@
-"""What of a student is trained: everything, low-rank adapters of its linear modules (LoRA), or its last layers."""
+"""The trained part of a student: all weights, low-rank adapters of its linears (LoRA), or its last layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_prune.models.model_family import anatomy_of, layers_of
 
 @contextlib.contextmanager
 def trained_part(student: Any, distill: Distill) -> Iterator[None]:
-    """Inside `with` only what the recipe trains asks for gradients; after it adapters are merged into the weights."""
+    """Make only the part that the recipe trains require gradients inside `with`; adapters are merged on exit."""
     if distill.lora is not None:
         adapted = _adapt(student, distill.lora)
         yield
@@ -32,7 +32,7 @@ def trained_part(student: Any, distill: Distill) -> Iterator[None]:
 
 
 def _adapt(student: Any, lora: Lora) -> Any:
-    """Put adapters into a model, which stays the same object; returns peft's view of it."""
+    """Insert adapters into a model in place and return peft's wrapper of it."""
     import peft
 
     how = peft.LoraConfig(
@@ -43,10 +43,10 @@ def _adapt(student: Any, lora: Lora) -> Any:
 
 
 def targets_of(model: Any, lora: Lora) -> list[str]:
-    """Return the linear modules of a layer that get an adapter, by their names in the layer.
+    """Return the names, within a layer, of the linear modules that get an adapter.
 
     Raises:
-        ConfigError: a target that names none of them.
+        ConfigError: if a target matches no linear module.
     """
     parameters, anatomy = layers_of(model)[0].named_parameters(), anatomy_of(model.config)
     names = [name.removesuffix(".weight") for name, _ in parameters if anatomy.is_linear(name)]
@@ -63,7 +63,7 @@ def targets_of(model: Any, lora: Lora) -> list[str]:
 
 
 def _freeze_all_but(student: Any, last: int) -> None:
-    """Leave the last layers, the final norm and the head trainable; a head tied to the embedding is both."""
+    """Freeze all but the last layers, the final norm and the head, which includes a tied embedding."""
     student.requires_grad_(False)
     norm = student.get_submodule(anatomy_of(student.config).final_norm)
     for part in (*layers_of(student)[-last:], norm, student.get_output_embeddings()):
@@ -71,10 +71,10 @@ def _freeze_all_but(student: Any, last: int) -> None:
 
 
 def check_trained(distill: Distill, config: Any, num_layers: int) -> None:
-    """Check that what a recipe trains is there, in a student with `num_layers` layers of this config's kind.
+    """Check that a student with this config and `num_layers` layers has the part that the recipe trains.
 
     Raises:
-        ConfigError: if it is not; both ways are requested; peft is not installed.
+        ConfigError: if it has not, LoRA and last layers are both requested, or peft is not installed.
     """
     if distill.lora is not None and distill.train_last_layers is not None:
         raise ConfigError("distill.lora: goes without distill.train_last_layers; set one of the two to null")
