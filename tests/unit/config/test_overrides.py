@@ -5,20 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from refusals import refuses
 
 from lit_prune.cli.fields import main
 from lit_prune.config import Cell, ConfigError, Pretraining, Profile, Teacher
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
 from lit_prune.store.address import key
-
-
-def refused(node, changes) -> str:
-    with pytest.raises(ConfigError) as caught:
-        override(node, changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
 
 # Names and types
 
@@ -37,10 +29,9 @@ def refused(node, changes) -> str:
     ],
 )
 def test_an_unknown_field_is_refused_with_its_whole_path_and_the_nearest_name(path, meant):
-    message = refused(Cell(), {path: 1})
-    assert message.startswith(f"{path}: unknown field; perhaps you meant {meant!r}, ")
-    assert sum(f"{field!r}" in message for field in fields_of(Cell)) == 3
-    assert message.endswith("`lit-prune fields` lists all")
+    with refuses(path, repr(meant), "lit-prune fields") as caught:
+        override(Cell(), {path: 1})
+    assert sum(f"{field!r}" in caught.value.problem for field in fields_of(Cell)) == 3
 
 
 def test_the_command_that_an_unknown_field_names_lists_all(capsys):
@@ -64,7 +55,8 @@ def test_an_unknown_section_is_refused_with_the_nearest_ones(capsys):
 
 @pytest.mark.parametrize("path", ["", ".", "distill.", "seed.x", "teacher.model.x", "prune.init_from.x", "a.b"])
 def test_a_path_that_leads_nowhere_is_refused(path):
-    assert refused(Cell(), {path: 1}).startswith(f"{path}: unknown field")
+    with refuses(path, "unknown field"):
+        override(Cell(), {path: 1})
 
 
 @pytest.mark.parametrize(
@@ -101,19 +93,18 @@ def test_a_path_that_leads_nowhere_is_refused(path):
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_path_value_and_what_is_allowed(path, value, allowed):
-    message = refused(Cell(), {path: value})
-    assert message.startswith(f"{path}: must be ")
-    assert allowed in message
-    assert message.endswith(f", got {value!r}")
+    with refuses(path, allowed, repr(value)):
+        override(Cell(), {path: value})
 
 
 def test_an_item_of_a_tuple_is_named_by_its_place():
-    assert refused(Cell(), {"distill.match_mlp_input": ["1:2", 3]}).startswith("distill.match_mlp_input.1: ")
+    with refuses("distill.match_mlp_input.1", 3):
+        override(Cell(), {"distill.match_mlp_input": ["1:2", 3]})
 
 
 def test_an_unknown_field_in_a_section_given_whole_is_refused():
-    message = refused(Cell(), {"distill.optimizer": {"lr": 1.0, "momentum": 0.9}})
-    assert message.startswith("distill.optimizer.momentum: unknown field")
+    with refuses("distill.optimizer.momentum", "unknown field"):
+        override(Cell(), {"distill.optimizer": {"lr": 1.0, "momentum": 0.9}})
 
 
 # Changing
@@ -184,9 +175,8 @@ def test_pretraining_is_reached_from_any_node_that_has_it():
     two_layers = dataclasses.replace(Pretraining(), num_hidden_layers=2)
     assert override(Teacher(), {"pretraining.num_hidden_layers": 2}).pretraining == two_layers
     assert override(Pretraining(), {"num_hidden_layers": 2}) == two_layers
-    assert refused(Pretraining(), {"pretraining.num_hidden_layers": 2}).startswith(
-        "pretraining.num_hidden_layers: unknown field"
-    )
+    with refuses("pretraining.num_hidden_layers", "unknown field"):
+        override(Pretraining(), {"pretraining.num_hidden_layers": 2})
 
 
 @pytest.mark.parametrize(
@@ -242,10 +232,12 @@ def test_a_setting_that_cannot_be_read_is_refused_in_one_line(text):
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_with_the_rule(path, value, rule):
-    assert refused(Cell(), {path: value}) == f"{path}: must be {rule}, got {value!r}"
-    assert refused(Cell(), {f"parent.{path}": value}) == f"parent.{path}: must be {rule}, got {value!r}"
+    for field in (path, f"parent.{path}"):
+        with refuses(field, rule, repr(value)):
+            override(Cell(), {field: value})
 
 
 @pytest.mark.parametrize("name", ["seeds", "calibration_seeds"])
 def test_a_profile_has_one_seed_at_least(name):
-    assert refused(Profile(Cell()), {name: 0}) == f"{name}: must be >= 1, got 0"
+    with refuses(name, ">= 1", 0):
+        override(Profile(Cell()), {name: 0})
