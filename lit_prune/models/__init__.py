@@ -1,1 +1,1 @@
-"""Where a Hugging Face decoder keeps its prunable parts, and where models come from."""
+"""Hugging Face decoders: descriptions of their prunable parts, and loading, checking and converting of models."""

@@ -33,7 +33,7 @@ def expects_bos(folder: Path) -> bool:
     bos = bos.get("content") if isinstance(bos, dict) else bos
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises a plain Exception
+    except Exception as error:  # tokenizers raises plain Exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"teacher.model: {folder / 'tokenizer.json'} cannot be read ({reason})") from None
     return isinstance(bos, str) and tokenizer.encode("a").tokens[:1] == [bos]

@@ -1,4 +1,4 @@
-"""Compare the tensors in a model's files with the model its config describes, from the files' headers alone."""
+"""Check the tensors in a model's files against its config, from the file headers alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lit_prune.models.files import Place, first_line, named, read_object
 from lit_prune.models.shape import meta_model
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-"""dtypes of weights that are numbers by themselves; others need the scales of a quantisation."""
+"""dtypes of unquantised weights."""
 _OLD_BUFFERS = (".attn.masked_bias",)
-"""Constants that earlier versions of transformers saved, beside those that it knows itself."""
+"""Buffers that earlier versions of transformers saved and the current one does not ignore by itself."""
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _POINTER = b"version https://git-lfs"
 
@@ -28,7 +28,7 @@ class Stored:
     """A tensor as the header of its file describes it."""
 
     file: Path
-    """Of a hub model that is not here, its name alone."""
+    """Path of the file; only its name for a hub model that is not downloaded."""
     shape: tuple[int, ...]
     dtype: str
     """In the notation of safetensors, such as BF16."""
@@ -37,13 +37,14 @@ class Stored:
 def check_checkpoint(location: str, config: Any, remote: str | None = None) -> None:
     """Check that the files of a model hold the tensors that its config describes, and no others.
 
-    Where a hub model, whose name is `remote`, is not in the folder yet, only the headers of its files are fetched.
+    For a hub model named `remote` that is not in the folder yet, only the headers of its files are fetched.
 
-    transformers itself matches the names, on the meta device, so what it would fill at random or drop is refused here.
+    transformers itself matches the names, on the meta device. Tensors that it would initialise at random or ignore are
+    errors here.
 
     Raises:
-        ConfigError: no weights, a damaged file, or a tensor that is missing, surplus, of another shape, quantised, or
-            tied by the config although the file holds another one.
+        ConfigError: if there are no weights, a file is damaged, or a tensor is missing, surplus, of another shape,
+            quantised, or tied by the config while the files hold two different tensors.
     """
     here = remote is None or _is_complete(location, config)
     stored = headers(location, config) if here else _of_hub(location, str(remote))
@@ -68,10 +69,10 @@ def check_checkpoint(location: str, config: Any, remote: str | None = None) -> N
 
 
 def headers(location: str, config: Any) -> dict[str, Stored]:
-    """Return the tensors in the files of a model, by their names there; no weight is read.
+    """Return the tensors in the files of a model, by name; no weight is read.
 
     Raises:
-        ConfigError: if there are no files of weights, one is missing or damaged, or is a Git LFS pointer.
+        ConfigError: if there are no weight files, or one is missing, damaged or a Git LFS pointer.
     """
     found: dict[str, Stored] = {}
     for path in _files(location, config):
@@ -92,7 +93,7 @@ def headers(location: str, config: Any) -> dict[str, Stored]:
 
 
 def _files(location: str, config: Any) -> list[Path]:
-    """Return the files of weights that transformers would load."""
+    """Return the weight files that transformers would load."""
     folder, given = Path(location), getattr(config, "transformers_weights", None)
     names = [given] if given else _FILES
     for name in names:
@@ -109,7 +110,7 @@ def _files(location: str, config: Any) -> list[Path]:
 
 
 def _is_complete(location: str, config: Any) -> bool:
-    """Return whether all files of weights are in the folder."""
+    """Return whether all weight files are in the folder."""
     try:
         return all(path.exists() for path in _files(location, config))
     except ConfigError:
@@ -117,7 +118,7 @@ def _is_complete(location: str, config: Any) -> bool:
 
 
 def _of_hub(location: str, model: str) -> dict[str, Stored]:
-    """Return the tensors of a hub model, from the beginnings of its files."""
+    """Return the tensors of a hub model, from the headers of its files."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
@@ -129,7 +130,7 @@ def _of_hub(location: str, model: str) -> dict[str, Stored]:
             f"{named(location)}: {model} must have its weights as safetensors on the hub ({_FILES[0]} or {_FILES[1]}); "
             "convert them into a folder and name that"
         ) from None
-    except Exception as error:  # which ones there are depends on the hub client's HTTP library
+    except Exception as error:  # the types depend on the hub client's HTTP library
         raise ConfigError(f"{named(location)}: the weights of {model} cannot be read ({first_line(error)})") from None
     return {
         name: Stored(Path(file), tuple(one.shape), one.dtype)
@@ -148,7 +149,7 @@ def _of_pickle(path: Path) -> dict[str, Stored]:
     try:
         tensors = torch.load(path, map_location="meta", weights_only=True)
         return {name: Stored(path, tuple(one.shape), _DTYPES.get(one.dtype, "?")) for name, one in tensors.items()}
-    except Exception as error:  # of pickle, zip and torch
+    except Exception as error:  # pickle, zip and torch raise several kinds
         raise ConfigError(f"{path} is damaged, cut off or holds more than tensors ({first_line(error)})") from None
 
 
@@ -156,14 +157,14 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", tor
 
 
 def _matched(location: str, config: Any, stored: dict[str, Stored]) -> tuple[Any, dict[str, Any]]:
-    """Return the model without weights, and what transformers says of loading the stored tensors into it."""
+    """Return the model on the meta device, and transformers' loading report for the stored tensors."""
     empty = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
     try:
         return type(meta_model(config)).from_pretrained(
             None, config=copy.deepcopy(config), state_dict=empty, device_map={"": "meta"}, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except Exception as error:  # whatever the code of a family makes of impossible numbers
+    except Exception as error:  # a family's code raises any kind for impossible sizes
         raise ConfigError(
             f"{named(location)}: config.json must describe a causal language model, but none can be built from it "
             f"({first_line(error)})"
@@ -171,14 +172,13 @@ def _matched(location: str, config: Any, stored: dict[str, Stored]) -> tuple[Any
 
 
 def _names(name: str, model: Any) -> set[str]:
-    """Return the names that a stored tensor may have in the model: files may leave out or add the prefix of the base
-    model."""
+    """Return the possible names of a stored tensor in the model; files may omit or add the base model's prefix."""
     prefix = f"{model.base_model_prefix}."
     return {name, prefix + name, name.removeprefix(prefix)}
 
 
 def _check_tied(location: str, model: Any, stored: dict[str, Stored]) -> None:
-    """Check that tensors which the config ties are equal where the files hold both."""
+    """Check that tensors which the config ties are equal if the files hold both."""
     by_name = {possible: (name, one) for name, one in stored.items() for possible in _names(name, model)}
     for pair in model.all_tied_weights_keys.items():
         both = [by_name[name] for name in pair if name in by_name]
@@ -197,6 +197,6 @@ def _read(name: str, stored: Stored) -> torch.Tensor:
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
-    """Return the first few of some names, and how many more there are."""
+    """Return the first `most` names as text, with the number of further ones."""
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The layers of a model compiled one by one, which takes seconds where the whole model would take minutes."""
+"""Compile a model layer by layer, which takes seconds instead of minutes for the whole model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lit_prune.models.model_family import layers_of
 
 @contextmanager
 def compiled_layers(model: Any) -> Iterator[None]:
-    """Inside `with`, every layer of a model is compiled; those of one shape share their code.
+    """Compile every layer of a model inside `with`; layers of the same shape share their code.
 
-    What is compiled does not see hooks that are set on a layer's parts later.
+    Hooks that are registered later on submodules of a compiled layer do not run.
     """
     layers = layers_of(model)
     for layer in layers:
@@ -22,4 +22,4 @@ def compiled_layers(model: Any) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None  # what `compile` has set, and offers no way to take back
+            layer._compiled_call_impl = None  # set by `compile`, which cannot be undone by public API

@@ -1,7 +1,7 @@
-"""Compare a loaded model with the description of its family, on a few tokens.
+"""Check a loaded model against the description of its family, on a few tokens.
 
-A description that misses a step of a family gives wrong losses and wrong students without an error: a head without its
-scale alone moved a perplexity from 2e3 to 5e32. So every model is checked when it is loaded: its head, the modules that
+A description that misses a computation of a family gives wrong losses and wrong students without an error: a missing
+logit scale changed a perplexity from 2e3 to 5e32. So every loaded model is checked: its head, the modules that
 importance and distillation read, and the axes that surgery cuts.
 """
 
@@ -21,22 +21,22 @@ from lit_prune.models.model_family import FAMILIES, Axis, ModelFamily, anatomy_o
 from lit_prune.models.shape import ModelShape, shape_of
 
 TOLERANCE = 1e-3
-"""Largest difference, over the largest entry: far above the rounding of float32, far below a missing step."""
+"""Largest allowed difference relative to the largest entry: far above float32 rounding, far below a missing step."""
 
 _NEGLIGIBLE = 1e-3
-"""A layer that adds less than this part of the stream is compared with the stream, in whose rounding it may drown."""
+"""A layer whose output is a smaller fraction of the residual stream is compared after adding it to the stream."""
 
 _AXES = {"hidden channels": ("hidden",), "neurons": ("neuron",), "heads": ("head", "kv_group")}
 
 
 def check_pieces(model: Any, location: str) -> None:
-    """Check that the model at `location`, in float32, computes what the description of its family says.
+    """Check that the float32 model at `location` computes what the description of its family states.
 
-    Takes two forward passes over 16 tokens, and three over the first and the last layer. Models without a description
-    are left to `anatomy_of`, which refuses them where a part is needed.
+    Takes two forward passes over 16 tokens, and three more through the first and the last layer. Models without a
+    description pass; `anatomy_of` raises an error as soon as one of their parts is needed.
 
     Raises:
-        ConfigError: a part of the model is not as described.
+        ConfigError: if a part of the model is not as described.
     """
     if model.config.model_type not in FAMILIES:
         return
@@ -58,7 +58,7 @@ def check_pieces(model: Any, location: str) -> None:
 
 
 class _Call(NamedTuple):
-    """What entered and left a module."""
+    """Inputs and output of a module call."""
 
     inputs: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -77,7 +77,7 @@ class _Call(NamedTuple):
 
 
 def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Parts of the model with the value that the description gives and the value that the model gives."""
+    """Yield parts of the model, each with the value expected from the description and the model's own value."""
     layers = layers_of(model)
     checked = sorted({0, len(layers) - 1})
     parts = [p for p in _parts(anatomy) if p]
@@ -111,7 +111,7 @@ def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor
 
 
 def _parts(anatomy: ModelFamily) -> tuple[str | None, ...]:
-    """Return the modules of a layer that the description names."""
+    """Return the names of a layer's modules in the description."""
     return (
         anatomy.input_norm, *anatomy.attention_input, anatomy.attention_output, anatomy.mlp_norm, anatomy.mlp,
         *anatomy.mlp_input, anatomy.activation, anatomy.mlp_output,
@@ -119,7 +119,7 @@ def _parts(anatomy: ModelFamily) -> tuple[str | None, ...]:
 
 
 def _few_tokens(config: Any) -> Tensor:
-    """Token ids, int64 [2, 8], none of them padding, of which transformers warns."""
+    """Return token ids, int64 [2, 8], without padding, for which transformers would warn."""
     positions = getattr(config, "max_position_embeddings", None) or 8
     ids = torch.arange(2 * min(8, positions)).view(2, -1) * 7919 % config.vocab_size
     pad = getattr(config, "pad_token_id", None)
@@ -127,7 +127,7 @@ def _few_tokens(config: Any) -> Tensor:
 
 
 def _traced(model: Any, ids: Tensor, modules: dict[str, nn.Module]) -> tuple[Tensor, dict[str, _Call]]:
-    """Return the logits [batch, seq, vocab], and what passes the modules on the way."""
+    """Return the logits [batch, seq, vocab] and the recorded call of each module, by name."""
     calls: dict[str, _Call] = {}
 
     def keep(name: str) -> Any:
@@ -145,7 +145,7 @@ def _traced(model: Any, ids: Tensor, modules: dict[str, nn.Module]) -> tuple[Ten
 def _inside(
     anatomy: ModelFamily, shape: ModelShape, head_dim: int, layer: nn.Module, calls: dict[str, _Call], stream: Tensor
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Comparisons of the parts of one layer, which `stream` enters."""
+    """Yield the comparisons, as `_comparisons`, of the parts of one layer with the input `stream`."""
     for norm in (anatomy.input_norm, anatomy.mlp_norm):
         if norm is not None:
             yield f"norm {norm}", _normed(layer.get_submodule(norm), anatomy, calls[norm].input), calls[norm].output
@@ -175,7 +175,7 @@ def _inside(
                 f"input of the MLP at {name}",
                 theirs.flatten(0, -2),
                 read.flatten(0, -2),
-            )  # OPT's MLP reads no sequences
+            )  # OPT's MLP flattens batch and sequence
     for linear in anatomy.mlp_input:
         yield f"input of {linear}", read, calls[linear].input
     neurons = torch.cat([calls[linear].output for linear in anatomy.mlp_input], -1)
@@ -188,7 +188,7 @@ def _inside(
 
 
 def _normed(norm: nn.Module, anatomy: ModelFamily, x: Tensor) -> Tensor:
-    """Return what the described norm makes of x."""
+    """Return x after a norm of the described kind with the weights of `norm`."""
     layer, weight, bias = anatomy.norm == "layer", getattr(norm, "weight", None), getattr(norm, "bias", None)
     x = x - x.mean(-1, keepdim=True) if layer else x
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))
@@ -200,10 +200,9 @@ def _normed(norm: nn.Module, anatomy: ModelFamily, x: Tensor) -> Tensor:
 def _reordered(
     anatomy: ModelFamily, shape: ModelShape, layer: nn.Module, path: str, call: _Call, axes: tuple[str, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return what a layer adds to the stream with the units of some axes in reverse order, and in their own.
+    """Return what a layer adds to the residual stream with the units of some axes reversed, and unchanged.
 
-    Both are the same, in the order of the stream, where every parameter has the axes that are described: then each unit
-    can go with all that belongs to it.
+    The two are equal if every parameter has the described axes: then all weights of a unit can be cut together.
     """
     turned = {}
     for name, parameter in layer.named_parameters():
@@ -243,7 +242,7 @@ def _width(x: Tensor) -> Tensor:
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Return whether two values agree but for rounding; what is not finite is left to those who compute with it."""
+    """Return whether two values agree up to rounding; non-finite values pass, since later code reports them."""
     if ours.shape != theirs.shape:
         return False
     if not theirs.isfinite().all():

@@ -1,4 +1,4 @@
-"""What is written down about a family of decoders: the names of its parts, and the axes of its parameters."""
+"""The format in which families of decoders are described: names of their parts and axes of their parameters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal
 from lit_prune.config import ConfigError
 
 Axis = str | tuple[str, ...] | None
-"""What the entries of one dimension belong to: "hidden", "neuron", "head" (query heads) or "kv_group", each with as
-many entries as the dimension has room for; a tuple is laid end to end; None is never cut."""
+"""The units along one dimension: "hidden", "neuron", "head" (query heads) or "kv_group". Each unit has an equal number
+of entries; a tuple means axes laid end to end; None means a dimension that is never cut."""
 
 Axes = tuple[Axis, ...]
 """The axis of each dimension of a parameter."""
@@ -18,55 +18,54 @@ Axes = tuple[Axis, ...]
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """One family: the axis that each dimension of each parameter belongs to, and the names of its parts.
+    """Description of a family: the axis of each dimension of each parameter, and the names of its parts.
 
-    Modules are named from the model for what it has once, and from the layer for what each layer has.
+    Module names are relative to the model for parts that exist once, and relative to the layer for parts of a layer.
     """
 
     axes: dict[str, Axes]
-    """Parameter name suffix -> axis of each dimension; the longest suffix that fits counts."""
+    """Parameter name suffix -> axis of each dimension; the longest matching suffix counts."""
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     input_norm: str | None = "input_layernorm"
-    """Norm whose output the attention reads; None where it reads the residual stream as it is."""
+    """Norm whose output the attention reads; None if it reads the residual stream directly."""
     mlp_norm: str | None = "post_attention_layernorm"
-    """Norm whose output the MLP reads; None where it reads the residual stream as it is."""
+    """Norm whose output the MLP reads; None if it reads the residual stream directly."""
     attention_input: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    """Linears whose outputs are the queries, the keys and the values, or the one whose output is all three."""
+    """Linears of the queries, keys and values, in this order, or the one fused linear."""
     attention_output: str = "self_attn.o_proj"
-    """Linear whose input is the heads' outputs, side by side."""
+    """Linear whose input is the concatenated outputs of the heads."""
     mlp: str | None = "mlp"
-    """Module whose input the MLP reads; None where its linears lie in the layer itself."""
+    """The MLP module; None if its linears are direct children of the layer."""
     mlp_input: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    """Linears whose outputs are the neurons before their activation and, in a gated MLP, what these are multiplied by
-    after it; or the one whose output is both."""
+    """Linears of the neurons before their activation and, in a gated MLP, of the factors that multiply them after it;
+    or the one fused linear."""
     activation: str | None = "mlp.act_fn"
-    """Module whose input is the neurons before their activation; None where there is no such module."""
+    """Module that applies the activation function to the neurons; None if the family has no such module."""
     mlp_output: str = "mlp.down_proj"
     """Linear whose input is the neurons after their activation."""
     hidden: tuple[str, ...] = ("hidden_size",)
-    """Names in the config of the width of the residual stream; all must be the same number."""
+    """Config fields with the width of the residual stream; all must be equal."""
     neurons: str = "intermediate_size"
-    """Name in the config of the width of the MLP."""
+    """Config field with the width of the MLP."""
     whole_heads: bool = False
-    """The config demands that hidden_size is a multiple of num_attention_heads."""
+    """Whether the config requires hidden_size to be a multiple of num_attention_heads."""
     tied_width: bool = False
-    """The heads together are as wide as the residual stream: hidden_size is num_attention_heads head widths."""
+    """Whether hidden_size must equal num_attention_heads times the head width."""
     norm: Literal["rms", "layer"] = "rms"
-    """What the norms of the residual stream are: RMSNorm, or LayerNorm, which subtracts the mean first."""
+    """Kind of the norms of the residual stream: RMSNorm, or LayerNorm, which subtracts the mean first."""
     norm_offset: float = 0.0
-    """What the norms add to their weight before they multiply by it."""
+    """Constant that the norms add to their weight before they multiply by it."""
     after_head: tuple[str, Literal["cap", "divide", "multiply"]] | None = None
-    """Name in the config of the number by which the logits of the head's linear map are soft-capped, divided or
-    multiplied."""
+    """Config field with the number by which the logits are soft-capped, divided or multiplied, and which of these."""
     wide_norms: dict[str, str] = field(default_factory=dict)
-    """Norm over all heads together -> linear whose output it normalises."""
+    """Norm over all heads jointly -> linear whose output it normalises."""
     only: dict[str, Any] = field(default_factory=dict)
-    """Settings of the config without which a model of the family is built in another way than described."""
+    """Config fields with the values they must have; with others, models differ from the description."""
 
     @property
     def query(self) -> str | None:
-        """Linear whose output is the queries; None where they are fused with keys and values."""
+        """Linear of the queries; None if it is fused with keys and values."""
         return self.attention_input[0] if len(self.attention_input) > 1 else None
 
     @property
@@ -86,7 +85,7 @@ class ModelFamily:
         return self.axes[max(suffixes, key=len)]
 
     def is_linear(self, name: str) -> bool:
-        """Return whether a parameter is the matrix of a linear module of a layer.
+        """Return whether a parameter is the weight matrix of a linear module in a layer.
 
         Embeddings, the head and norms of single heads have a dimension that is never cut.
         """
@@ -94,6 +93,6 @@ class ModelFamily:
         return len(axes) == 2 and all(axes)
 
     def layer_of(self, name: str) -> tuple[int | None, str]:
-        """Return the layer that a parameter or module of the model lies in, if any, and its name there."""
+        """Return the layer index of a parameter or module, None outside layers, and its name relative to the layer."""
         match = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", name)
         return (int(match[1]), match[2]) if match else (None, name)

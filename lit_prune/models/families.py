@@ -41,7 +41,7 @@ _PHI: dict[str, Axes] = {
 }  # fmt: skip
 _GPT_NEOX: dict[str, Axes] = {
     "embed_in.weight": (None, "hidden"),
-    "query_key_value.weight": ("head", "hidden"), "query_key_value.bias": ("head",),  # q, k, v of a head together
+    "query_key_value.weight": ("head", "hidden"), "query_key_value.bias": ("head",),  # q, k, v interleaved per head
     "attention.dense.weight": ("hidden", "head"), "attention.dense.bias": ("hidden",),
     "dense_h_to_4h.weight": ("neuron", "hidden"), "dense_h_to_4h.bias": ("neuron",),
     "dense_4h_to_h.weight": ("hidden", "neuron"), "dense_4h_to_h.bias": ("hidden",),

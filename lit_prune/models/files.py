@@ -1,4 +1,4 @@
-"""The files of a model: which of them are read, their digests, and folders that hold no whole model. No torch."""
+"""The files of a model: which are read, their digests, and checks that a folder holds a complete model. No torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Protocol
 from lit_prune.config import ConfigError
 
 CARD = "card.json"
-"""How a teacher that ships with the package or lies in the cache was made; it is not part of the model."""
+"""Provenance of a shipped or converted teacher; not part of the model."""
 _WEIGHTS = (".safetensors", ".bin")
 _READ = (*_WEIGHTS, ".json", ".model", ".txt", ".jinja", ".vocab", ".codes", ".tokenizer", ".tiktoken", ".spm")
 """Suffixes of the files that transformers reads for a model or a tokenizer."""
 _TEMPLATES = "additional_chat_templates"
 
 _DIGESTS: dict[str, dict[str, str]] = {}
-"""Fingerprint -> the sha256 of each file it was made of. A fingerprint hashes these digests, so no entry goes stale."""
+"""Fingerprint -> sha256 of each of its files. The fingerprint hashes these digests, so no entry goes stale."""
 
 
 class Pending(Protocol):
-    """A model that is still to be converted, and what is known of it before."""
+    """A model that is not converted yet, with what is known of it already."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -53,12 +53,12 @@ class Place(str):
 
 
 def pending(location: str) -> Pending | None:
-    """Return what a model that is still to be converted is made of; None for one whose folder exists."""
+    """Return the source of a model that is not converted yet; None if its folder exists."""
     return location.pending if isinstance(location, Place) else None
 
 
 def named(location: str) -> str:
-    """Return the beginning of an error about a model: the field that names it, if known, and its folder."""
+    """Return the prefix of an error about a model: its config field, if known, and its folder."""
     return f"{location.field}: {location}" if isinstance(location, Place) else location
 
 
@@ -77,7 +77,7 @@ def fingerprint_of(place: Place) -> str:
     """Return the sha256 over the names and digests of the files of a folder.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: if a file cannot be read.
     """
     whole, digests = hashlib.sha256(), {}
     for path in files_read(Path(place)):
@@ -89,10 +89,10 @@ def fingerprint_of(place: Place) -> str:
 
 
 def verify(location: str, wanted: Callable[[str], bool]) -> None:
-    """Compare the files whose name is `wanted` with the fingerprint of their place, if it has one.
+    """Check the files whose name is `wanted` against the fingerprint of their place, if it has one.
 
     Raises:
-        ConfigError: a file has changed since the fingerprint was taken.
+        ConfigError: if a file has changed since the fingerprint was taken.
     """
     if not isinstance(location, Place):
         return
@@ -106,7 +106,7 @@ def verify(location: str, wanted: Callable[[str], bool]) -> None:
 
 
 def damaged_file(place: Place, wanted: Callable[[str], bool]) -> str | None:
-    """Return the name of a file that is not as the fingerprint of its place says; None if there is no such file."""
+    """Return the name of a file that differs from the fingerprint of its place; None if all match."""
     return None if place.fingerprint is None else next(_changed(place, place.fingerprint, wanted), None)
 
 
@@ -116,21 +116,20 @@ def _changed(place: Place, fingerprint: str, wanted: Callable[[str], bool]) -> I
     if digests := _of_card(place):
         yield from _differing(place, digests, wanted)
         return
-    if folder.name == fingerprint:  # a snapshot of the hub: large files are links to blobs named by their sha256
+    if folder.name == fingerprint:  # a hub snapshot: large files are links to blobs named by their sha256
         for path in files_read(folder):
             blob = path.resolve().name
             if wanted(path.name) and re.fullmatch("[0-9a-f]{64}", blob) and _sha256(path, place) != blob:
                 yield path.name
         return
     if fingerprint not in _DIGESTS and fingerprint_of(place) != fingerprint:
-        yield "a file"  # the fingerprint comes from another process, which alone knew the digests
+        yield "a file"  # another process took the fingerprint: the digests of single files are unknown
         return
     yield from _differing(place, _DIGESTS[fingerprint], wanted)
 
 
 def _of_card(place: Place) -> dict[str, str]:
-    """Return the digests on the card of a converted model, which has the place's fingerprint; none of any other
-    model."""
+    """Return the file digests on the card of a converted model; empty unless the card has the place's fingerprint."""
     if place.fingerprint is None or not (Path(place) / CARD).is_file():
         return {}
     card = read_object(Path(place) / CARD, place)
@@ -154,7 +153,7 @@ def _sha256(path: Path, place: Place) -> str:
 
 
 def check_folder(location: str) -> None:
-    """Check that a folder holds a whole model, not an adapter or another format, with a config.json that can be read.
+    """Check that a folder holds a complete model with a readable config.json, not an adapter or another format.
 
     Raises:
         ConfigError: if it does not.
@@ -177,7 +176,7 @@ def read_object(path: Path, location: str) -> dict[str, Any]:
     """Return the JSON object in a file of the model at `location`.
 
     Raises:
-        ConfigError: the file cannot be read or holds something else.
+        ConfigError: if the file cannot be read or holds something else.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -191,7 +190,7 @@ def read_object(path: Path, location: str) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, in one line: its first, and the second where the first only introduces it."""
+    """Return the first line of an error's message, and the second too if the first ends with a colon."""
     if isinstance(error, KeyError):
         return f"unknown value {error}"
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]

@@ -1,11 +1,11 @@
-"""What training costs in FLOPs, from Hugging Face configs alone: no weight is made.
+"""Training FLOPs from Hugging Face configs alone; no weights are allocated.
 
-A multiplication and its addition count as two. Only products of matrices are counted; norms, activation functions,
-softmax and the optimizer are negligible beside them.
+A multiply-add counts as two FLOPs. Only matrix products are counted; norms, activation functions, softmax and the
+optimizer are negligible.
 
-In training, each product also gives the gradient of every factor that requires one. That follows autograd: a value
-requires a gradient if a trained weight comes before it, so frozen layers below the lowest trained weight have no
-backward pass, and frozen layers above it compute the gradients of activations only.
+The backward pass adds one product for each factor that requires a gradient, as in autograd. A value requires a gradient
+if a trained weight precedes it, so frozen layers below the lowest trained weight have no backward pass, and frozen
+layers above it compute only the gradients of activations.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lit_prune.models.shape import meta_model
 
 @dataclass(frozen=True)
 class Trainable:
-    """Which weights of a model are trained; all of them by default."""
+    """The trained weights of a model; all by default."""
 
     last: int | None = None
-    """Train only so many last layers, the final norm and the head (with it the embedding, if they are tied)."""
+    """Train only this many last layers, the final norm and the head (and with it a tied embedding)."""
     rank: int | None = None
     """Train only LoRA adapters of this rank."""
     targets: tuple[str, ...] = ()
-    """Linear layers with an adapter, by their names in a layer."""
+    """Names, within a layer, of the linear modules with an adapter."""
 
     def layer(self, index: int, num_layers: int) -> bool:
         """Return whether all weights of a layer are trained."""
@@ -51,14 +51,14 @@ class Value(NamedTuple):
 
 @dataclass
 class Products:
-    """The FLOPs a token of the products of a training step."""
+    """FLOPs per token of the matrix products of a training step."""
 
     flops: float = 0.0
     values: dict[tuple[str, int], Value] = field(default_factory=dict)
-    """What an intermediate loss may read of the model, by the names of `lit_prune.distill.hidden_states`."""
+    """Hidden states that a loss may read, keyed as in `lit_prune.distill.hidden_states`."""
 
     def multiply(self, count: float, *requires_grad: bool) -> bool:
-        """Add a product of `count` multiplications and the gradients of those of its factors that require one.
+        """Add a product of `count` multiplications, and the gradients of the factors that require one.
 
         Returns whether the product requires a gradient.
         """
@@ -67,17 +67,17 @@ class Products:
 
 
 def num_multiplied(config: Any) -> int:
-    """Parameters that every token is multiplied by: all matrices but those looked up, and the head, tied or not."""
+    """Return the number of weights that multiply every token: all linears of the layers, and the head, tied or not."""
     anatomy = anatomy_of(config)
     inside = sum(p.numel() for name, p in meta_model(config).named_parameters() if anatomy.is_linear(name))
     return inside + config.vocab_size * config.hidden_size
 
 
 def forward_flops(config: Any, seq_len: int, *, causal: bool = True) -> float:
-    """FLOPs a token of a forward pass over sequences of `seq_len` tokens, the head included.
+    """Return the FLOPs per token of a forward pass over sequences of `seq_len` tokens, including the head.
 
-    Attention counts the positions a token may look at; without `causal` it counts masked ones too, as kernels that
-    skip nothing do (see `minitron_step`).
+    Attention counts the positions that a token attends to; without `causal` also the masked ones, as in kernels that
+    do not skip them (see `minitron_step`).
     """
     layers, own = range(config.num_hidden_layers), config.is_heterogeneous
     heads = [(config.per_layer_config[i] if own else config).num_attention_heads for i in layers]
@@ -87,13 +87,13 @@ def forward_flops(config: Any, seq_len: int, *, causal: bool = True) -> float:
 
 
 def training_flops(student: Any, seq_len: int, teacher: Any = None, *, causal: bool = True) -> float:
-    """FLOPs a token of training all weights of a student, and of the forward pass of its teacher if it has one."""
+    """Return the FLOPs per token of training all weights of a student, plus its teacher's forward pass, if any."""
     own = training_products(student, seq_len, Trainable(), causal=causal).flops
     return own if teacher is None else own + forward_flops(teacher, seq_len, causal=causal)
 
 
 def minitron_step(student: Any, teacher: Any = None, *, batch: int = 1152, seq_len: int = 4096) -> float:
-    """FLOPs of an optimizer step as the paper counts them: attention to masked positions included (Minitron, 4.1)."""
+    """Return the FLOPs of an optimizer step as in the paper, which counts masked positions too (Minitron, 4.1)."""
     return batch * seq_len * training_flops(student, seq_len, teacher, causal=False)
 
 
@@ -102,7 +102,7 @@ def training_products(
 ) -> Products:
     """Return the products of the forward and the backward pass of a model over sequences of `seq_len` tokens.
 
-    Without `head_gradient` the logits are computed but no loss of theirs is minimised.
+    Without `head_gradient` the logits are computed, but no loss of them is minimised.
     """
     found, num_layers = Products(), config.num_hidden_layers
     sizes = {name: p.numel() for name, p in meta_model(config).named_parameters()}
@@ -116,7 +116,7 @@ def training_products(
 
 
 class _Layer:
-    """The products of one layer."""
+    """The matrix products of one layer."""
 
     def __init__(self, config: Any, index: int, sizes: dict[str, int], trainable: Trainable, found: Products) -> None:
         self.config, self.index, self.trainable, self.found = config, index, trainable, found
@@ -126,8 +126,10 @@ class _Layer:
         self.trained = trainable.layer(index, config.num_hidden_layers)
 
     def add(self, stream: bool, positions: float) -> bool:
-        """Add the products; return whether the residual stream requires a gradient after the layer, as it does before
-        it if `stream`. A token attends to `positions` positions."""
+        """Add the products and return whether the residual stream after the layer requires a gradient.
+
+        `stream` is the same before the layer. A token attends to `positions` positions.
+        """
         anatomy = self.anatomy
         read = self._normed(stream, anatomy.input_norm)
         attended = self._linear(anatomy.attention_output, self._attention(read, positions), into_stream=True)
@@ -172,19 +174,19 @@ class _Layer:
 
 
 def _is_parallel(config: Any, anatomy: ModelFamily) -> bool:
-    """Return whether attention and MLP of a layer both read the stream that enters the layer."""
+    """Return whether attention and MLP both read the residual stream before the layer."""
     shares_norm = anatomy.mlp_norm is not None and anatomy.mlp_norm == anatomy.input_norm
     return shares_norm or getattr(config, "use_parallel_residual", False)
 
 
 def _windows(config: Any) -> list[int | None]:
-    """Positions each layer's attention reaches back over; None is all of them."""
+    """Return the attention window of each layer in positions; None means unlimited."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
 def attended(seq_len: int, window: int | None = None, causal: bool = True) -> float:
-    """Positions a token attends to, itself included, in the mean over a sequence."""
+    """Return the mean number of positions that a token of a sequence attends to, itself included."""
     reach = min(window or seq_len, seq_len)
     return (reach * (reach + 1) / 2 + (seq_len - reach) * reach) / seq_len if causal else reach

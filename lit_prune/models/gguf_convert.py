@@ -1,4 +1,4 @@
-"""Convert a GGUF file to a folder in Hugging Face layout: config, tokenizer, and weights as plain numbers."""
+"""Convert a GGUF file to a Hugging Face model folder with config, tokenizer and dequantised weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lit_prune.models.files import first_line, named
 from lit_prune.models.gguf_header import GgufHeader, hf_config
 
 _INTERLEAVED = ("llama",)
-"""Architectures whose query and key rows are stored as rotary pairs, (0, d/2), (1, d/2 + 1), ... of each head."""
+"""Architectures that store query and key rows of a head as rotary pairs (0, d/2), (1, d/2 + 1), ..."""
 
 
 def convert(header: GgufHeader, folder: Path, count: Callable[[int, int], None]) -> str:
-    """Write the model of a file to `folder`; return the sha256 of its weights in float32, names in order.
+    """Write the model of a file to `folder`; return the sha256 of its weights in float32, sorted by name.
 
-    Weights are stored in bfloat16 or float16 where every one of them is the same number there, else in float32.
-    `count` gets the tensors that are done, and all.
+    Weights are stored in bfloat16 or float16 if that is lossless for all of them, else in float32. `count` is called
+    with the number of finished tensors and their total.
 
     Raises:
         ConfigError: if the tensors are not those of the config, the tokenizer is not understood, or the disk is full.
@@ -43,7 +43,7 @@ def convert(header: GgufHeader, folder: Path, count: Callable[[int, int], None])
 
 
 def _write_weights(header: GgufHeader, config: Any, path: Path, count: Callable[[int, int], None]) -> tuple[Any, str]:
-    """Write the weights in the smallest dtype that loses nothing; return it and their digest."""
+    """Write the weights in the smallest lossless dtype; return it and the digest."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -59,14 +59,14 @@ def _write_weights(header: GgufHeader, config: Any, path: Path, count: Callable[
     dtype = [*dtypes, torch.float32][0]
     try:
         save_file({name: weight.to(dtype) for name, weight in weights.items()}, path, {"format": "pt"})
-    except SafetensorError as error:  # also what it makes of a full disk
+    except SafetensorError as error:  # raised for a full disk too
         raise ConfigError(f"{named(header.location)}: {path} cannot be written ({first_line(error)})") from None
     count(len(names), len(names))
     return dtype, digest.hexdigest()
 
 
 def _names(header: GgufHeader, config: Any) -> dict[str, str]:
-    """Name of each parameter -> its name in the file.
+    """Return the name in the file of each parameter.
 
     Raises:
         ConfigError: if a tensor is missing, surplus or of another shape.
@@ -95,7 +95,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _dequantised(header: GgufHeader, name: str, config: Any) -> Any:
-    """Return a tensor of the file in float32, rows in Hugging Face order.
+    """Return a tensor of the file in float32, with rows in Hugging Face order.
 
     Raises:
         ConfigError: if it is stored in a type that cannot be read.
@@ -105,7 +105,7 @@ def _dequantised(header: GgufHeader, name: str, config: Any) -> Any:
     tensor = header.tensors[name]
     try:
         weight = dequantize(tensor.data, tensor.tensor_type).reshape(_shape(tensor))
-    except Exception as error:  # a type that the package does not know, or bytes that are no blocks of it
+    except Exception as error:  # an unknown type, or malformed blocks
         stored = f"{name}, stored as {tensor.tensor_type.name},"
         raise ConfigError(f"{named(header.location)}: {stored} cannot be read ({first_line(error)})") from None
     if config.model_type in _INTERLEAVED and ".attn_q." in name:
@@ -116,9 +116,9 @@ def _dequantised(header: GgufHeader, name: str, config: Any) -> Any:
 
 
 def halves_of_pairs(weight: Any, heads: int) -> Any:
-    """Rows of each head from rotary pairs (0, d/2, 1, d/2 + 1, ...) to Hugging Face's order of halves (0, 1, ...).
+    """Reorder rows of each head from rotary pairs (0, d/2, 1, d/2 + 1, ...) to Hugging Face's order (0, 1, ...).
 
-    [heads * d, ...] -> the same shape.
+    The weight is [heads * d, ...], and so is the result.
     """
     pairs = weight.reshape(heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)

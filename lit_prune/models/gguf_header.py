@@ -1,6 +1,6 @@
-"""Read what a GGUF file says about its model: the Hugging Face config, and where the tensors lie. No torch.
+"""Read the header of a GGUF file: the Hugging Face config and the tensors, which stay mapped. No torch.
 
-Every key of the architecture must be understood; another is an error rather than a model that computes something else.
+An unknown key of the architecture is an error, since ignoring it could give a model that computes something else.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ _FIELDS = {
 }  # fmt: skip
 """Key of an architecture -> field of the Hugging Face config."""
 _NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps")
-"""Fields that have no default."""
+"""Fields without a default."""
 _HEAD_DIM = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-"""Keys that all hold the channels of a head."""
+"""Keys that all hold the head width."""
 _BOS_BY_DEFAULT = ("llama", "llama-bpe")
-"""Tokenizers that begin a text with the begin-of-text token if the file does not say whether they do."""
+"""Tokenizers that begin a text with the begin-of-text token unless the file states otherwise."""
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Architectures that can be read; each has the name of its family."""
+"""Supported architectures, each named as its family in transformers."""
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says about its model, and where its tensors are."""
+    """Config, metadata and tensors of a GGUF file."""
 
     location: str
-    """The file, with the field that names it."""
+    """Path of the file, with the config field that names it."""
     config: Mapping[str, Any]
     """Fields of the Hugging Face config, `model_type` included."""
     metadata: Mapping[str, Any]
-    """Key -> value of the file, the tokenizer's lists included."""
+    """Key -> value of the file, including the tokenizer's lists."""
     tensors: Mapping[str, Any]
-    """Name -> tensor, quantised, mapped from the file."""
+    """Name -> quantised tensor, memory-mapped from the file."""
 
     @property
     def expects_bos(self) -> bool:
-        """Whether texts begin with the begin-of-text token; files that do not say so follow their tokenizer's kind."""
+        """Whether texts begin with the begin-of-text token; unless stated, the kind of the tokenizer decides."""
         kind = self.metadata.get("tokenizer.ggml.model"), self.metadata.get("tokenizer.ggml.pre")
         return bool(self.metadata.get("tokenizer.ggml.add_bos_token", any(one in _BOS_BY_DEFAULT for one in kind)))
 
@@ -56,7 +56,7 @@ class GgufHeader:
 
 
 def hf_config(location: str, fields: Mapping[str, Any]) -> Any:
-    """Return the Hugging Face config with some fields, `model_type` included.
+    """Return the Hugging Face config with these fields, `model_type` included.
 
     Raises:
         ConfigError: if its family forbids the sizes.
@@ -65,15 +65,15 @@ def hf_config(location: str, fields: Mapping[str, Any]) -> Any:
 
     try:
         return AutoConfig.for_model(**fields)
-    except Exception as error:  # the config's own validators raise several kinds
+    except Exception as error:  # validators of configs raise several kinds
         raise ConfigError(f"{named(location)}: its sizes cannot be those of a model ({first_line(error)})") from None
 
 
 def read_header(location: str) -> GgufHeader:
-    """Read what a file says about its model; no weight is read. Seconds for a vocabulary of 50,000 entries.
+    """Return the header of a file; no weight is read. Takes seconds for a vocabulary of 50,000 entries.
 
     Raises:
-        ConfigError: if it is no GGUF file, or its model is not understood.
+        ConfigError: if it is not a GGUF file, or its model is not supported.
     """
     path = Path(location)
     try:
@@ -81,7 +81,7 @@ def read_header(location: str) -> GgufHeader:
         config, metadata, tensors = _read(path, status.st_size, status.st_mtime_ns)
     except ConfigError as error:
         raise ConfigError(f"{named(location)}: {error}") from None
-    except Exception as error:  # which ones there are depends on where the file is cut off
+    except Exception as error:  # the type depends on where the file is truncated
         raise ConfigError(f"{named(location)}: must be a whole GGUF file ({first_line(error)})") from None
     return GgufHeader(location, config, metadata, tensors)
 
@@ -130,8 +130,7 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
 
 
 def _short(value: Any) -> Any:
-    """Return a number of single precision as the shortest decimal that is the same number: 1e-05, not
-    9.99999974e-06."""
+    """Return a float32 value as the float of its shortest decimal: 1e-05, not 9.99999974e-06."""
     import numpy
 
     return float(str(numpy.float32(value))) if isinstance(value, float) else value

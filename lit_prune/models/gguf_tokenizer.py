@@ -10,25 +10,25 @@ from lit_prune.models.files import first_line, named
 from lit_prune.models.gguf_header import GgufHeader
 
 _CONTROL, _USER_DEFINED = 3, 4
-"""Types of entries that are matched whole: special tokens, and other added ones."""
+"""Token types that are matched as a whole: control tokens and user-defined ones."""
 _CONTRACTIONS_AND_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEX = {
     "llama-bpe": _CONTRACTIONS_AND_WORDS + r"\p{N}{1,3}" + _REST,
     "qwen2": _CONTRACTIONS_AND_WORDS + r"\p{N}" + _REST,
 }
-"""How Llama 3 and Qwen 2 split a text before byte pairs are merged; the others split as GPT-2 does."""
+"""Pre-tokenizer regex of Llama 3 and Qwen 2; the others split as GPT-2."""
 _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
-"""GPT-2's split after every digit is one piece."""
+"""Pre-tokenizers that split every digit first, and then as GPT-2."""
 PRE_TOKENIZERS = ("gpt-2", *_DIGITS, *_REGEX)
-"""Values of `tokenizer.ggml.pre` that are understood."""
+"""Supported values of `tokenizer.ggml.pre`."""
 
 
 def tokenizer_of(header: GgufHeader) -> Any:
     """Return the tokenizer of a file, with its special tokens and chat template.
 
     Raises:
-        ConfigError: if it is of a kind that is not understood.
+        ConfigError: if its kind is not supported.
     """
     kind = header.metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -39,7 +39,7 @@ def tokenizer_of(header: GgufHeader) -> Any:
 
 
 def _byte_level(header: GgufHeader) -> Any:
-    """Byte-level BPE."""
+    """Return a byte-level BPE tokenizer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,7 +91,7 @@ def _begin_with_bos(tokenizer: Any, header: GgufHeader) -> None:
 
 
 def _special_tokens(header: GgufHeader) -> dict[str, str]:
-    """bos_token and so on -> the token."""
+    """Return the special tokens by their role, such as bos_token."""
     tokens = header.metadata["tokenizer.ggml.tokens"]
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {role: header.token(key) for role, key in roles.items()}
@@ -99,11 +99,11 @@ def _special_tokens(header: GgufHeader) -> dict[str, str]:
 
 
 def _sentencepiece(header: GgufHeader) -> Any:
-    """Byte pairs of SentencePiece, whose merges transformers recovers from the scores."""
+    """Return a SentencePiece BPE tokenizer; transformers recovers its merges from the scores."""
     from transformers import AutoTokenizer
 
     path = Path(header.location)
     try:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # of the parsers of several libraries
+    except Exception as error:  # parsers of several libraries raise several kinds
         raise ConfigError(f"{named(header.location)}: its tokenizer cannot be used ({first_line(error)})") from None

@@ -12,7 +12,7 @@ def config_of(recipe: Pretraining, eos: int = 0) -> LlamaConfig:
     """Return the Hugging Face config of a recipe.
 
     Raises:
-        ConfigError: a shape that Llama's config forbids.
+        ConfigError: if Llama's config forbids the shape.
     """
     try:
         return LlamaConfig(
@@ -22,7 +22,7 @@ def config_of(recipe: Pretraining, eos: int = 0) -> LlamaConfig:
             num_key_value_heads=recipe.num_key_value_heads, max_position_embeddings=4 * recipe.seq_len,
             tie_word_embeddings=False, bos_token_id=eos, eos_token_id=eos,
         )  # fmt: skip
-    except Exception as error:  # the config's own validators raise several kinds
+    except Exception as error:  # validators of configs raise several kinds
         problem = " ".join(str(error).split())
         raise ConfigError(f"pretraining: this is no shape of a Llama ({problem})") from None
 

@@ -1,11 +1,11 @@
-"""How a causal language model turns its last states into logits: a linear map, and in some families a step behind it.
+"""The language-model head: the map from last hidden states to logits, usable for a few tokens at a time.
 
-With this, whoever reads logits can make those of a few tokens at a time.
+The map is linear; in some families a scale or soft cap follows.
 
-Logits of bfloat16 factors are float32 here, where the model itself rounds them to bfloat16. A distillation gradient is
-a difference of two probabilities, and the rounding of the logits is most of its error: rounded, the error is about
-three times as large, and it grows as student and teacher come closer. Without bfloat16 units in the processor, the
-float32 product is also the faster one; on a GPU the product of the same factors is only written in float32.
+With bfloat16 weights the logits are float32 here, whereas the model itself rounds them to bfloat16. A distillation
+gradient is a difference of two probabilities, and rounded logits make its error about three times as large, more so as
+student and teacher come closer. On a CPU without bfloat16 units the float32 product is also faster; on a GPU the
+bfloat16 factors are multiplied with a float32 output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from lit_prune.models.model_family import anatomy_of
 
 Finish = Callable[[Tensor], Tensor]
-"""What follows the linear map, logits [..., vocab] -> [..., vocab]."""
+"""The step after the linear map, logits [..., vocab] -> [..., vocab]."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class LMHead:
     def linear(self, states: Tensor) -> Tensor:
         """Return the product of states with the weight, plus the bias: [..., width] -> [..., vocab].
 
-        Factors in bfloat16 or float16, their own or that of autocast, are multiplied and returned in float32.
+        The product is float32 even if the weight or autocast is bfloat16 or float16.
         """
         head = self.cast()
         with torch.autocast(head.weight.device.type, enabled=False):
             return _product(states.to(head.weight.dtype), head.weight, head.bias)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the logits of last states, [..., width] -> [..., vocab], float32 at least: see `linear`."""
+        """Return the logits of last states, [..., width] -> [..., vocab], at least float32: see `linear`."""
         linear = self.linear(states)
         return linear if self.finish is None else self.finish(linear)
 
     def cast(self) -> LMHead:
-        """Return the head in the dtype that autocast, where it is on, computes in: cast once for many calls."""
+        """Return the head in the dtype of autocast, if enabled, to cast once for many calls."""
         kind = self.weight.device.type
         if not torch.is_autocast_enabled(kind):
             return self
@@ -61,7 +61,7 @@ class LMHead:
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dtype not in (torch.bfloat16, torch.float16):
         return F.linear(states, weight, bias)
-    if not weight.is_cuda or torch.is_grad_enabled():  # the product below has no gradient, and is not there on a CPU
+    if not weight.is_cuda or torch.is_grad_enabled():  # `out_dtype` has no backward, and no CPU kernel
         return F.linear(states.float(), weight.float(), None if bias is None else bias.float())
     flat = torch.mm(states.flatten(0, -2), weight.t(), out_dtype=torch.float32)
     product = flat.unflatten(0, states.shape[:-1])

