@@ -1,4 +1,4 @@
-"""What the cells of a table say together: statistics, verdicts, tidy frames. No torch."""
+"""Combine the cells of a table: tidy frames, statistics and verdicts. No torch."""
 
 from lit_prune.report.report import (
     Report as Report,

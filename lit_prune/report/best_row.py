@@ -1,4 +1,4 @@
-"""The answer of a table in numbers: its best row, and how far the next one is. No torch."""
+"""Find the best row of a table and its distance to the next one. No torch."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from lit_prune.report.verdicts import Measured
 
 @dataclass(frozen=True)
 class BestRow:
-    """The row with the best mean of the table's first metric, against the row next to it."""
+    """The row with the best mean of the table's first metric, compared with the runner-up."""
 
     row: str
     value: float
     runner_up: str | None = None
     """The next best row; None if no other row is measured."""
     margin: Paired | None = None
-    """Best minus runner-up over the seeds both have; p is corrected for the number of rows by Holm's method."""
+    """Best minus runner-up over shared seeds; p is corrected for the number of rows by Holm's method."""
     rivals: tuple[str, ...] = ()
-    """Rows that cannot be told apart from the best one, or by too little to matter, in order of their result."""
+    """Rows whose difference to the best one is not significant or too small to matter, in order of their result."""
     over: str = "seeds"
-    """What `margin` was tested over, as of `Compared`."""
+    """Unit of the test of `margin`, as in `Compared`."""
 
     @property
     def decided(self) -> bool:
-        """Whether the row is better than every other one."""
+        """Whether the row is significantly better than every other one."""
         return self.runner_up is not None and not self.rivals
 
 
 def best_row(table: Table, summary: pd.DataFrame, measured: Measured) -> BestRow | None:
     """Return the best of the compared rows; None if none is measured.
 
-    Every other row is tested against the best one as a claim is: paired test (`Measured.compare`), Holm's method over
+    Every other row is tested against the best one like a claim: paired test (`Measured.compare`), Holm's method over
     the rows, p < 0.05, and a difference of at least the smallest effect of interest.
 
     Args:
-        summary: as of `summarise`.
+        summary: the frame of `summarise`.
         measured: the first metric.
     """
     higher = table.metrics[0] in table.higher_is_better

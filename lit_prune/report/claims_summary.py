@@ -1,4 +1,4 @@
-"""What stands of the papers: every claim that has a table here at every profile, by paper, and those not measured."""
+"""Summarise the verdicts on the claims of all tables by profile and paper, including claims not measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAPERS = {
     MINITRON: "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)",
     PRACTICE: "LLM Pruning and Distillation in Practice: The Minitron Approach (arXiv 2408.11796)",
 }
-"""Short name -> title of the papers whose claims are judged."""
+"""Short name -> title of the papers whose claims are tested."""
 _COLUMNS = [
     "paper", "table", "profile", "settings", "claim", "metric", "source", "verdict", "difference", "low", "high",
     "standardized", "p", "p_alike", "n", "over",
@@ -26,17 +26,17 @@ _COLUMNS = [
 
 
 def tables_not_run(answers: Iterable[Answer]) -> list[Table]:
-    """Return the tables of which there is no answer, by name."""
+    """Return the tables without an answer, sorted by name."""
     answered = {answer.report.table.name for answer in answers}
     return [table_of(name) for name in tables() if name not in answered]
 
 
 def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.DataFrame:
-    """Return one line a claim and answer, and one for each claim of a table that has no answer, whose profile is empty.
+    """Return a line per claim and answer; claims of tables without an answer have a line with an empty profile.
 
-    Columns: those of `answers.ledger`, the paper, and standardized: the mean difference by seed over the standard
-    deviation of the differences (Cohen's d of paired values). The verdict of what no seed was measured for is "not
-    run".
+    Columns: those of `load.ledger`, the paper, and standardized: the mean difference by seed over the standard
+    deviation of the differences (Cohen's d of paired values). The verdict of a claim without a measured seed is
+    "not run".
     """
     known = {answer.report.table.name: answer.report.table for answer in answers}
     known |= {table.name: table for table in not_run}
@@ -58,15 +58,15 @@ def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.Data
 
 
 def paper_of(table: Table, source: str) -> str:
-    """Return the paper a claim is of: its source names it where the table is of both."""
+    """Return the paper of a claim; if a table covers both papers, the claim's source names it."""
     practice = source.startswith(PRACTICE) or table.source.startswith("LLM Pruning and Distillation in Practice")
     return PRACTICE if practice else MINITRON
 
 
 def standardize(found: pd.DataFrame) -> pd.Series:
-    """Difference over the standard deviation of the differences by seed, which is what its t interval was made of.
+    """Return each difference over the standard deviation of the differences by seed, recovered from its t interval.
 
-    NaN where the interval is over sequences.
+    NaN if the interval is over sequences.
     """
     numbers = found[["difference", "low", "high", "n"]].astype(float)
     half, n = (numbers["high"] - numbers["low"]) / 2, numbers["n"]
@@ -75,9 +75,9 @@ def standardize(found: pd.DataFrame) -> pd.Series:
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """Return how many claims have each verdict: a line for each profile and paper, indexed by both.
+    """Return the number of claims by verdict: a line per profile and paper, indexed by both.
 
-    Of all claims that have a table, and of profiles as they are, nothing set away.
+    Counts all claims that have a table, at unmodified profiles only.
     """
     claims = found.drop_duplicates(["paper", "table", "claim"])["paper"].value_counts()
     plain = found[(found["profile"] != "") & (found["settings"] == "")]

@@ -1,4 +1,4 @@
-"""The command that makes a report again, and the part of it that sets fields away from the profile. No torch."""
+"""Build the command that reproduces a report, and its flags that change the profile. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def command(request: ReportRequest) -> str:
-    """Return the shell command that requests the same report."""
+    """Return the shell command that reproduces a report."""
     words = ["python", "-m", f"lit_prune.experiments.{request.table.name}", "--profile", request.profile]
     return " ".join([shlex.join(words), extra_flags(request)]).strip()
 
@@ -26,7 +26,7 @@ def extra_flags(request: ReportRequest) -> str:
 
 
 def literal(value: Any) -> str:
-    """Return a value in the form that `--set` parses back to it."""
+    """Format a value so that `--set` parses it back."""
     return value if isinstance(value, str) and _parses_back(value) else json.dumps(value)
 
 

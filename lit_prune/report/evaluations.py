@@ -1,4 +1,4 @@
-"""What models got in benchmarks and on texts: the answers of a store, and models compared over the same documents.
+"""Read the results of models on tasks and texts from a store, and compare models over the same documents.
 
 No torch.
 """
@@ -28,17 +28,17 @@ _COLUMNS = (
     "stride", "windows", "dtype", "n", "value", "stderr", "cut", "unread", *SIZES,
 )  # fmt: skip
 _COMPARED = ("difference", "low", "high", "p")
-# A score that is not the mean of its documents' values (a perplexity, F1 of a whole task) is not compared by them.
+# Excludes corpus-level metrics such as perplexity from the paired bootstrap, which needs means over documents.
 _ALIKE = 1e-6
-# Above this many documents fewer resamples tell as much in the time there is.
+# Above this many documents, fewer resamples keep the time of the bootstrap bounded.
 _MANY = 20_000
 
 
 def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
-    """Return all answers of a store, a line for each metric, of whole tasks or of their parts as well.
+    """Return all evaluation results of a store, a line per metric; with `subtasks`, of subtasks too.
 
     Columns: key, question (the same for all models), model, fingerprint, task, subtask, title, metric, shots, limit,
-    window, stride, windows (of a text), dtype, n, value, stderr, cut (share of the prompts that did not fit), unread
+    window, stride, windows (of a text), dtype, n, value, stderr, cut (share of truncated prompts), unread
     (share of a text's bytes that the tokenizer loses), parameters, parameters_without_embeddings.
     """
     nodes = (Node(path.parent) for path in sorted(store.root.glob(f"{KIND}/*/result.json")))
@@ -46,9 +46,9 @@ def read(store: Store, *, subtasks: bool = False) -> pd.DataFrame:
 
 
 def compare_models(nodes: Mapping[str, Sequence[Node]]) -> pd.DataFrame:
-    """Return the answers of models by their labels, as of `read`, with difference, low, high and p.
+    """Return the results of models by label, with the columns of `read` and difference, low, high and p.
 
-    Those are of a paired bootstrap over the documents that the model and the first one both have; NaN for the first.
+    These come from a paired bootstrap over the documents shared with the first model; NaN for the first.
     """
     lines = [line | {"model": label} for label, theirs in nodes.items() for node in theirs for line in _lines(node)]
     scores = pd.DataFrame(lines, columns=_COLUMNS)
@@ -67,7 +67,7 @@ def published(name: str) -> dict[str, Any]:
     """Return a table of the papers: source, models, parameters, parameters_without_embeddings, and scores by task.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if no table has that name.
     """
     if name not in _all_published():
         raise ConfigError(unknown("--paper-table", name, _all_published()))
@@ -75,7 +75,7 @@ def published(name: str) -> dict[str, Any]:
 
 
 def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the metrics of an answer."""
+    """Yield a line per metric of a result."""
     result, about = node.result, node.config
     if result is None:
         return
@@ -91,7 +91,7 @@ def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _differences(scores: pd.DataFrame, nodes: Mapping[str, Node]) -> Iterator[dict[str, float]]:
-    """Each line minus that of the first model."""
+    """Yield the difference of each line to the first model's."""
     lines = scores.to_dict("records")
     for line in lines:
         first = next(other for other in lines if _same_question(line, other))
@@ -108,7 +108,7 @@ def _same_question(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _paired(node: Node, first: Node, metric: str) -> Paired | None:
-    """Return the difference of two answers over their documents, where there are any of the metric."""
+    """Return the difference of two results over their documents; None without documents for the metric."""
     ours, theirs = _documents(node.folder), _documents(first.folder)
     names, statistic = (["nll", "bytes"], bits_per_byte) if metric == "bits_per_byte" else ([metric], np.mean)
     frames = [frame[frame["metric"] == name]["value"] for name in names for frame in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""What calibration said about the layers of the teacher that a table drops some of, read from the store. No torch."""
+"""Read the calibration scores of the teacher's layers from the store, for tables that drop layers. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class LayerScores:
-    """Scores of the teacher's layers, one line a calibration draw; None is what was not measured."""
+    """Scores of the teacher's layers, a line per calibration draw; None if not measured."""
 
     influence: Array | None
     """1 - cosine of input and output, [draws, layers]."""
@@ -27,13 +27,13 @@ class LayerScores:
     """LM loss without the layer minus that of the whole model, nats per token, [draws, layers]."""
     spans: Array | None
     """Angular distance of the last token between the inputs of layer l and layer l + n, mean over draws, at
-    [l, n - 1], [layers, layers]; NaN where there is no such span."""
+    [l, n - 1], [layers, layers]; NaN for spans that end beyond the last layer."""
 
 
 def read_layer_scores(cells: Iterable[Cell], store: Store) -> LayerScores | None:
-    """Return what the store holds about the layers of the teacher of `cells`, which differ in nothing but seeds.
+    """Return the scores in the store of the layers of the teacher of `cells`, which differ only in seeds.
 
-    None where it holds nothing.
+    None if the store has none.
     """
     cells = list(cells)
     distances, removals = _draws(cells, store, "distances"), _draws(cells, store, "removals")
@@ -47,8 +47,7 @@ def read_layer_scores(cells: Iterable[Cell], store: Store) -> LayerScores | None
 
 
 def drops_layers(baseline: Cell, cells: pd.DataFrame) -> bool:
-    """Return whether a student of the table, the baseline's or of a row that differs in that, has fewer layers than its
-    teacher."""
+    """Return whether the baseline or a row that changes the depth has a student with fewer layers than its teacher."""
     student, rows = plain_of(baseline.prune), cells[~cells["reference"]]
     swept = [
         value
@@ -56,7 +55,7 @@ def drops_layers(baseline: Cell, cells: pd.DataFrame) -> bool:
         if name in rows
         for value in rows[name].dropna()
     ]
-    # A list of no layers, as it is in memory and as a record has it.
+    # An empty list of layers, in memory and in a record.
     return (
         student.get("num_hidden_layers") is not None
         or bool(student.get("drop_layers"))
@@ -65,7 +64,7 @@ def drops_layers(baseline: Cell, cells: pd.DataFrame) -> bool:
 
 
 def _draws(cells: list[Cell], store: Store, stage: str) -> list[dict[str, Any]]:
-    """Return the evidence of one stage, once for each address that is done."""
+    """Return the statistics of one stage, once per finished address."""
     from safetensors.numpy import load_file
 
     nodes = {node.key: node for node in (store.node(cell, stage) for cell in cells)}

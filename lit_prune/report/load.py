@@ -1,4 +1,4 @@
-"""Everything that was found, as Reports and as frames: what a store holds, and the records of finished tables.
+"""Load all results as Reports and frames: those of a store, and the records of finished tables.
 
 from lit_prune.report.load import frame; cells = frame()      # in a notebook, from the checkout
 """
@@ -25,35 +25,35 @@ from lit_prune.store.environment import environment, machine
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The report of a table, and where it was found."""
+    """The report of a table and its origin."""
 
     report: Report
     origin: str
     """store or record."""
     notes: str
-    """NOTES.md of the table, as Markdown; empty where there is none."""
+    """NOTES.md of the table, as Markdown; empty if missing."""
     notices: tuple[str, ...] = ()
-    """What was found beside it and is not shown."""
+    """Descriptions of other answers to the same question that are not shown."""
 
     @property
     def question(self) -> tuple[str, str, str]:
-        """Table, profile, and what was set away from them."""
+        """Table, profile, and flags that change them."""
         return self.report.table.name, self.report.profile, extra_flags(self.report)
 
     @property
     def plain(self) -> bool:
-        """Whether it is a table at a profile as both are, nothing set away."""
+        """Whether table and profile are unmodified."""
         return not extra_flags(self.report)
 
     @property
     def num_done(self) -> int:
-        """Cells that are done."""
+        """Number of finished cells."""
         return int((self.report.tidy["state"] == "done").sum())
 
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, without the code that raised them."""
+    """Print warnings as one line each, without their source line."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         yield
@@ -63,13 +63,13 @@ def gather(
     store: Store, records: Path = RECORDS, profiles: Collection[str] | None = None,
     tables: Collection[str] | None = None,
 ) -> list[Answer]:  # fmt: skip
-    """Every question that was asked of a store, as it stands now, and every record; by table, profile and settings.
+    """Return the report of every request in a store, from its current cells, and every record, sorted.
 
-    Of one question that both have, that with more cells done is taken, the store's where they are equal. `profiles` and
-    `tables` keep those.
+    The order is by table, profile and settings. If store and record answer the same question, the one with more
+    finished cells wins, at a tie the store's. `profiles` and `tables` filter by name.
 
     Raises:
-        ConfigError: a record cannot be read.
+        ConfigError: if a record cannot be read.
     """
     records = expand(records)
     questions: dict[object, list[Answer]] = {}
@@ -81,23 +81,23 @@ def gather(
 
 
 def frame(store: str | Path = DEFAULT_ROOT, records: str | Path = RECORDS) -> pd.DataFrame:
-    """Return one line a cell of all tables: table, profile, settings, and the columns of `report.cells.tidy`.
+    """Return a line per cell of all tables: table, profile, settings, and the columns of `report.results_frame.tidy`.
 
-    A column that only other tables have is NaN.
+    Columns that a table lacks are NaN.
 
     Raises:
-        ConfigError: a record cannot be read.
+        ConfigError: if a record cannot be read.
     """
     return frame_of(gather(Store(store), Path(records)))
 
 
 def frame_of(answers: Iterable[Answer]) -> pd.DataFrame:
-    """As `frame`, of answers that are known."""
+    """Return the frame of `frame` for given answers."""
     return _joined(answers, lambda report: report.tidy)
 
 
 def ledger(answers: Iterable[Answer]) -> pd.DataFrame:
-    """Return one line a claim: table, profile, settings, and the columns of `report.judge`."""
+    """Return a line per claim: table, profile, settings, and the columns of `report.verdicts.judge`."""
     return _joined(answers, lambda report: report.verdicts)
 
 
@@ -111,7 +111,7 @@ def _joined(answers: Iterable[Answer], part: Callable[[Report], pd.DataFrame]) -
 
 
 def _fuller(answers: list[Answer]) -> Answer:
-    """Return the answer with more cells done, the store's where they are equal, and what the other one would say."""
+    """Return the answer with more finished cells, at a tie the store's, with descriptions of the others."""
     best, *others = sorted(answers, key=lambda answer: (-answer.num_done, answer.origin != "store"))
     beside = (f"the {other.origin} has {other.num_done} of its {len(other.report.tidy)} cells" for other in others)
     failed = tuple(
@@ -123,19 +123,19 @@ def _fuller(answers: list[Answer]) -> Answer:
 
 
 def stored(store: Store, records: Path = RECORDS, tables: Collection[str] | None = None) -> list[Answer]:
-    """Return every request that was made of a store, as it stands now; one that cannot be read is left out with a
-    warning."""
+    """Return the report of every request in a store, from its current cells; warn of one that cannot be read and skip
+    it."""
     found = []
     for folder in _folders(store.root / "reports", tables):
         try:
             found.append(Answer(reread(_read(folder), store), "store", _notes(records, folder.parent.name)))
-        except ConfigError as error:  # of a table or a field that is no more; the others can be read
+        except ConfigError as error:  # of a removed table or field; the others can be read
             warnings.warn(f"left out: {error}", stacklevel=2)
     return found
 
 
 def recorded_runs(table: str, records: Path = RECORDS) -> list[tuple[float, float]]:
-    """Return FLOPs and seconds of the cells in a table's records that were made on this machine."""
+    """Return FLOPs and seconds of the cells in a table's records that were computed on this machine."""
     here, runs = machine(environment()), []
     for report in (answer.report for answer in recorded(records, [table])):
         if report.hardware == (here,):

@@ -1,4 +1,4 @@
-"""Every claim of both papers, and the tables that ask it: what is answered here, and what is not. No torch."""
+"""List every claim of both papers with the tables that test it, or the reason why none does. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NO_TABLE = "no table yet"
 
 
 def read() -> pd.DataFrame:
-    """Return one line a claim of a paper: paper, place (where it stands), claim, tables (names) and why (may be empty).
+    """Return a line per claim of a paper: paper, place (in the paper), claim, tables (names) and why (may be empty).
 
-    `why` is the reason why no table asks it, or why the one that shows it has no verdict.
+    `why` is the reason why no table tests it, or why its table gives no verdict.
     """
     plain = yaml.safe_load(Path(__file__).with_name("paper_claims.yaml").read_text())
     lines = [{"paper": paper, **line} for paper, claims in plain.items() for line in claims]
@@ -21,8 +21,7 @@ def read() -> pd.DataFrame:
 
 
 def shown() -> pd.DataFrame:
-    """Return the same as text, with what a reader finds of each claim: its tables, or that there is none yet, and
-    why."""
+    """Return the same lines as text for readers: the tables of each claim, or that no table tests it yet, and why."""
     found = read()
     answered = [", ".join(tables) or NO_TABLE for tables in found["tables"]]
     why = [f": {why}" if why else "" for why in found["why"]]

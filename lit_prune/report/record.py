@@ -1,7 +1,8 @@
-"""A report as a folder that can be read back without the store it came from. No torch.
+"""Write a report as a folder and read it back without its store. No torch.
 
-results.csv has the cells, curves.csv their training losses, checks.csv the validation losses on the way, sequences.csv
-those of each validation sequence where seeds change nothing, and record.json the rest and what was asked.
+results.csv has the cells, curves.csv their training losses, checks.csv the validation losses during retraining,
+sequences.csv the losses by validation sequence of rows without variance over seeds, and record.json the request and
+the rest.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from lit_prune.report.sequences import COLUMNS
 
 RECORD, SEQUENCES = "record.json", "sequences.csv"
 _POINTS = 50
-"""Lines of curves.csv for each cell; a longer history is averaged over windows."""
+"""Maximum lines of curves.csv per cell; a longer history is averaged over windows."""
 _NOT_CURVES = ("row", "seed", "step", "lr", "tokens_per_second")
 _NOW = ("row", "key", "error", "corpus", "second_corpus", "parent_corpus", "teacher", "commit")
 _KINDS: dict[Any, type] = dict.fromkeys(
     [*_NOW, *(former for former, now in renames.COLUMNS.items() if now in _NOW)], str
 )
-"""Columns that are text, also where all of it could be read as numbers."""
+"""Columns read as text even if all values look like numbers."""
 
 
 def texts(report: Report) -> dict[str, str]:
-    """Return the files of a record, by name."""
+    """Return name -> content of the files of a record."""
     return {
         "results.csv": report.tidy.to_csv(index=False),
         "curves.csv": _csv(_thinned(report.histories)),
@@ -46,10 +47,10 @@ def texts(report: Report) -> dict[str, str]:
 
 
 def read(folder: Path, table: Table) -> Report:
-    """Return the report of a record, of the table it names.
+    """Return the report in a record, of the table that it names.
 
     Raises:
-        ConfigError: the record is not whole, or is of fields that no longer exist.
+        ConfigError: if the record is incomplete or has fields that no longer exist.
     """
     try:
         return _read(folder, table)
@@ -69,14 +70,14 @@ def _read(folder: Path, table: Table) -> Report:
     return judged(
         asked, typed(asked.table, cells), checks=frames["checks"], histories=frames["curves"],
         sequences=_sequences(folder),
-        layer_scores=_scores(plain["blocks" if "blocks" in plain else "layer_scores"]),  # the former name, or today's
+        layer_scores=_scores(plain["blocks" if "blocks" in plain else "layer_scores"]),  # a former name
         commits=frozenset(plain["commits"]), versions=plain["versions"],
         hardware=tuple(plain["hardware"]),
     )  # fmt: skip
 
 
 def _sequences(folder: Path) -> pd.DataFrame:
-    """Return the losses by sequence; a record has none if seeds change every row, or from before they were kept."""
+    """Return the losses by sequence; none if seeds change every row, or in records older than this file."""
     path = folder / SEQUENCES
     return pd.read_csv(path, dtype={"row": str}) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
@@ -101,7 +102,7 @@ def _plain(report: Report) -> dict[str, Any]:
 
 
 def _listed(scores: Any) -> Any:
-    """Return an array as lists, its holes as null, which is what JSON has."""
+    """Return an array as lists for JSON, with null for NaN."""
     return None if scores is None else [[None if math.isnan(x) else round(x, 6) for x in line] for line in scores]
 
 
@@ -112,7 +113,7 @@ def _scores(plain: dict[str, Any] | None) -> LayerScores | None:
 
 
 def _thinned(histories: pd.DataFrame) -> pd.DataFrame:
-    """Return the losses of each cell at no more than so many steps."""
+    """Return the losses of each cell, averaged to a bounded number of lines."""
     kept = histories[["row", "seed", "step", *histories.columns.drop(list(_NOT_CURVES), errors="ignore")]]
     if kept.empty:
         return kept

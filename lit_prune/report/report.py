@@ -1,6 +1,6 @@
-"""What the cells of a table say together: rows with error bars, verdicts on claims, order of rows.
+"""Assemble the report of a table: rows with error bars, verdicts on claims, order of rows.
 
-Reads results, trains nothing, draws nothing (render/ shows a report). No torch.
+Reads results only; render/ shows a report. No torch.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from lit_prune.store.environment import machine
 
 @dataclass(frozen=True, eq=False)
 class ReportRequest:
-    """Describe the request of a table."""
+    """The request of a table."""
 
     table: Table
     profile: str
     settings: Mapping[str, Any]
-    """Fields set away from the profile, by dotted path."""
+    """Dotted path -> value of the fields that differ from the profile."""
     flags: tuple[str, ...]
-    """Further words of the command that asked, such as ("--seeds", "5")."""
+    """Other arguments of the command, such as ("--seeds", "5")."""
     cell: Cell
-    """The baseline's recipe, first seed."""
+    """The baseline's cell at the first seed."""
 
     @property
     def corpus(self) -> str | None:
@@ -48,13 +48,13 @@ class ReportRequest:
 
     @property
     def teacher(self) -> Mapping[str, Any]:
-        """`model`, or `pretraining` where it is trained here, and `fingerprint`."""
+        """`model`, or `pretraining` if it is trained here, and `fingerprint`."""
         return plain_of(self.cell.teacher)
 
 
 @dataclass(frozen=True, eq=False)
 class Report(ReportRequest):
-    """A table's answer at a profile, and what it depends on."""
+    """The results of a table at a profile, and their provenance."""
 
     tidy: pd.DataFrame
     summary: pd.DataFrame
@@ -66,23 +66,23 @@ class Report(ReportRequest):
     checks: pd.DataFrame
     """Validation losses during the retraining: row, seed, step, lm_loss, kd_loss; empty if none were requested."""
     sequences: pd.DataFrame
-    """Losses by validation sequence of the rows that seeds do not change, as of `read_sequences`."""
+    """Losses by validation sequence of the rows that seeds do not change, from `read_sequences`."""
     ranks: pd.DataFrame
-    """How far the order of the rows at each check is that of the end."""
+    """Agreement of the order of the rows at each validation with the final one."""
     flips: pd.DataFrame
-    """Where the two rows of a claim change their order during the retraining."""
+    """Steps at which the two rows of a claim swap their order during retraining."""
     layer_scores: LayerScores | None
     """Calibration scores of the teacher's layers; None unless the table drops layers."""
     commits: frozenset[str]
-    """Commits the done cells were computed at; "+" marks a changed checkout."""
+    """Commits at which the finished cells were computed; "+" marks uncommitted changes."""
     versions: Mapping[str, str]
-    """Package -> version; several, comma separated, where cells differ."""
+    """Package -> version; several, comma separated, if cells differ."""
     hardware: tuple[str, ...]
-    """Machines the done cells were computed on."""
+    """Machines on which the finished cells were computed."""
 
     @property
     def asked(self) -> ReportRequest:
-        """The question alone."""
+        """The request without results."""
         return ReportRequest(*(getattr(self, field.name) for field in fields(ReportRequest)))
 
     @property
@@ -113,12 +113,12 @@ def assemble(
     table: Table, profile_name: str, settings: Mapping[str, Any], entries: list[Entry], store: Store,
     *, flags: Sequence[str] = (),
 ) -> Report:  # fmt: skip
-    """Return all that is known about a table, from entries whose corpus and teacher have their fingerprints.
+    """Return the report of a table, from entries with the fingerprints of corpus and teacher.
 
     Raises:
         ConfigError: if two cells share a row and a seed.
     """
-    # Where --filter leaves the baseline out, the first row stands for it.
+    # If --filter removes the baseline, the first row replaces it.
     cell = next((e.cell for e in entries if e.row == table.baseline), entries[0].cell)
     table = table.measuring(cell)
     return complete(
@@ -127,7 +127,7 @@ def assemble(
 
 
 def reread(report: Report, store: Store) -> Report:
-    """Return the same question as the store answers it now: cells may have been finished, or failed, since."""
+    """Return the report of the same request from the current cells of the store."""
     metrics = [name for name in report.table.metrics if name in report.tidy]
     found = [found_of(metrics, _node(store, address)) for address in report.tidy["key"]]
     cells = typed(report.table, report.tidy.astype(object).assign(**pd.DataFrame(found, dtype=object)))
@@ -135,7 +135,7 @@ def reread(report: Report, store: Store) -> Report:
 
 
 def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
-    """Return the report of a question whose cells are known, with what the store holds about their retraining."""
+    """Return the report of a request from its tidy cells, with training curves and validations from the store."""
     trained = _trained(cells, store)
     scores = read_layer_scores(_baseline(asked, cells), store) if drops_layers(asked.cell, cells) else None
     nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
@@ -151,7 +151,7 @@ def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
 def judged(
     asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, sequences: pd.DataFrame, **known: Any
 ) -> Report:
-    """Return a report from its cells and what else is known, with all statistics."""
+    """Return a report with all statistics, from its cells, validations and losses by sequence."""
     table, summary = asked.table, summarise(asked.table, tidy, sequences)
     return Report(
         **vars(asked), tidy=tidy, checks=checks, sequences=sequences, summary=summary,
@@ -162,7 +162,7 @@ def judged(
 
 
 def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
-    """Return the cells of the row that stands for the baseline, one a seed."""
+    """Return the cells of the baseline, or of the row that replaces it, one per seed."""
     rows = cells.loc[~cells["reference"]]
     row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
     seeds = rows.loc[rows["row"] == row, "seed"]
@@ -170,19 +170,19 @@ def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
 
 
 def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return one line a row, in grid order with references last, indexed by row.
+    """Return a line per row, in the order of the table with references last, indexed by row.
 
     Columns: reference; compared (no reference, and retrained if the baseline is); of the first metric mean, sd, n,
     interval (half width of the 95 % t interval), delta (to the baseline, over shared seeds) and p (paired test of
     `Measured.compare`, Holm over the retrained rows and over the others); of every other metric the mean, under its
-    name, and "sd METRIC"; the paper's values as "paper METRIC". NaN where seeds are too few; baseline and references
+    name, and "sd METRIC"; the paper's values as "paper METRIC". NaN if there are too few seeds; baseline and references
     have no delta and no p.
     """
     first, *others = table.metrics
     rows = tidy.groupby("row", sort=False)
     summary = rows["reference"].first().to_frame()
     zero_shot = pd.Series(summary.index.isin(list(zero_shot_rows(tidy))), summary.index)
-    # Where --filter leaves the baseline out, the first row stands for it.
+    # If --filter removes the baseline, the first row replaces it.
     standard = table.baseline if table.baseline in summary.index else summary.index[0]
     summary["compared"] = ~summary["reference"] & (zero_shot == zero_shot[standard])
     summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].agg(spread), rows[first].count()
@@ -200,14 +200,14 @@ def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None =
 
 
 def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
-    """Return how far the paper's order of its rows, by the first metric, is ours; NaN with fewer than two rows."""
+    """Return the agreement of the paper's order of rows by the first metric with ours; NaN with fewer than two rows."""
     first = table.metrics[0]
     paper = pd.Series({row: values[first] for row, values in table.paper.items() if first in values}, dtype=float)
     return agree_over_seeds(by_seed(tidy, first), paper)
 
 
 def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
-    """metrics.csv of finished cells that were trained, by row and seed."""
+    """Return metrics.csv of the finished, retrained cells, by row and seed."""
     paths = {asked: node.folder / "metrics.csv" for asked, node in done.items()}
     frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     if not frames:
@@ -217,7 +217,7 @@ def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
 
 
 def _trained(tidy: pd.DataFrame, store: Store) -> dict[tuple[str, int], Node]:
-    """Row and seed -> node of the cells that are done, references left out."""
+    """Return row and seed -> node of the finished cells, without references."""
     done = tidy[(tidy["state"] == "done") & ~tidy["reference"]]
     return {(cell.row, cell.seed): _node(store, cell.key) for cell in done.itertuples()}
 

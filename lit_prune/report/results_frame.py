@@ -1,4 +1,4 @@
-"""The cells of a table as a frame: what was asked of each, and what the store holds of it. No torch."""
+"""Tabulate the cells of a table: requested fields and the results in the store. No torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Node, Store
 
 COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
-"""Columns of what a cell took."""
+"""Columns of the costs of a cell."""
 
 
 def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
-    """Return one line a cell, in the order of the entries.
+    """Return a line per cell, in the order of the entries.
 
     Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
     the metrics (NaN unless done), corpus, second_corpus and the parent's corpus if it differs, and teacher
     (fingerprints; of a teacher trained here, its text's), tokens of the retraining, train_flops, wall_seconds,
-    peak_memory (bytes, of the process while it was at the cell) and commit.
+    peak_memory (bytes, of the process during the cell) and commit.
 
     Raises:
         ConfigError: if two cells share a row and a seed.
@@ -35,7 +35,7 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
         path for e in entries if not e.reference for path in e.changes if path not in table.seed_fields
     )
     swept.pop("parent", None)  # its changes are columns of their own
-    # Of objects, so that an absent error, commit or size stays None and is not turned into NaN.
+    # dtype object keeps an absent error, commit or size None instead of NaN.
     frame = pd.DataFrame([_line(table, entry, swept, store) for entry in entries], dtype=object)
     first = ["row", "seed", "reference", "key", "state", "error", *swept, *table.metrics]
     last = [name for name in COSTS if name not in first]
@@ -46,16 +46,16 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
 
 
 def typed(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the same lines, numbers as numbers."""
+    """Return the frame with numeric columns as numbers."""
     numbers = cells.columns.intersection([*table.metrics, *COSTS])
     return cells.astype({"seed": int, "reference": bool} | dict.fromkeys(numbers, float))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Return what a cell logged.
+    """Return the metrics that a cell logged.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: if the file cannot be read.
     """
     try:
         return current_frame(pd.read_csv(path))
@@ -80,7 +80,7 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
 
 
 def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
-    """Return what the store holds of a cell."""
+    """Return the results of a cell in the store."""
     result, error, env, damage = node.result, node.error, node.env, node.damage()
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
@@ -97,7 +97,7 @@ def _origin(teacher: Teacher) -> str | None:
 
 
 def _value(entry: Entry, path: str) -> Any:
-    """Return a field of the cell, or what was asked of one that has become another, as a budget becomes steps."""
+    """Return a field of the cell, or its requested value if another field replaced it, as steps replace a budget."""
     node: Any = entry.cell
     inside = path
     while inside.startswith("parent.") and isinstance(node, Cell):

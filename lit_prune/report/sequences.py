@@ -1,4 +1,4 @@
-"""Losses by validation sequence of the rows that seeds do not change: there the text is the only noise. No torch."""
+"""Read losses by validation sequence of rows that seeds do not change; their only noise is the text. No torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lit_prune.store.store import SEQUENCES
 
 COLUMNS = ["row", "metric", "sequence", "loss", "tokens"]
 _DIGITS = 6
-"""Decimals of a sequence's nats, in a record as in a report of the store, so that both test the same numbers."""
+"""Decimals of a sequence's nats, in records and in reports of a store, so that both test the same numbers."""
 
 
 def read_sequences(table: Table, tidy: pd.DataFrame, done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
-    """COLUMNS, of each row and metric that is the same for all of at least two seeds; from the first seed's cell.
+    """Return COLUMNS for each row and metric that is equal in all of at least two seeds, from the first seed's cell.
 
     Metrics are the table's first and those of its claims. `loss` is summed over the scored tokens of a sequence, in
-    nats; `tokens` are these. Cells from before sequences were kept have no lines.
+    nats; `tokens` is their number. Older cells, which did not store sequences, have no lines.
     """
     metrics = dict.fromkeys([table.metrics[0], *(name for claim in table.claims for name in claim.named_metrics)])
     frames = []
@@ -37,5 +37,5 @@ def read_sequences(table: Table, tidy: pd.DataFrame, done: Mapping[tuple[str, in
 
 
 def _constant(values: pd.Series) -> bool:
-    """Return whether at least two seeds gave the same, up to rounding."""
+    """Return whether at least two seeds gave the same value, up to rounding."""
     return len(values) > 1 and bool(np.allclose(values, values.iloc[0], rtol=1e-9, atol=0))

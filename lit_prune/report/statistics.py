@@ -1,5 +1,5 @@
-"""Numbers against numbers: rows paired by seed, checkpoints paired by document, p values for several tests, one order
-against another. No torch."""
+"""Compare rows paired by seed, checkpoints paired by document, and orders of rows; correct p values for several tests.
+No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-# Seeds spread a loss in its third digit; what is below this share of its value is rounding.
+# Seeds change a loss in its third digit; a relative difference below this is rounding.
 _ROUNDING = 1e-9
 _RESAMPLED_AT_ONCE = 2**22
 
@@ -23,35 +23,35 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Paired:
-    """One minus the other, with a 95 % interval and p-values: of rows over the `n` seeds both have, by t (`compare`),
-    or over `n` sequences or documents of one text, by resampling these (`paired_bootstrap`)."""
+    """A difference with its 95 % interval and p-values: of two rows over `n` shared seeds, by t-test (`compare`), or
+    over `n` sequences or documents of a text, by resampling them (`paired_bootstrap`)."""
 
     difference: float
     low: float
     high: float
     p: float
-    """Two-sided, that there is no difference."""
+    """Two-sided p of no difference."""
     n: int
     p_alike: float = np.nan
-    """That the difference is at least the bound, in either direction (two one-sided tests); low where it is less."""
+    """p of |difference| >= bound (two one-sided tests); low if the two are alike."""
     p_beyond: float = np.nan
-    """Two-sided, that the difference is no more than the bound; low where it is more."""
+    """Two-sided p of |difference| <= bound; low if the two are further apart."""
     p_below: float = np.nan
-    """That the difference is the bound or more; low where it is less, or below 0."""
+    """p of difference >= bound; low if it is less, or below 0."""
     p_above: float = np.nan
-    """That the difference is minus the bound or less; low where it is more."""
+    """p of difference <= -bound; low if it is more."""
     identical: bool = False
-    """Whether the two are the same up to rounding, for every seed."""
+    """Whether the two are equal up to rounding in every seed."""
 
     @property
     def constant(self) -> bool:
-        """Whether all of at least two seeds have the same difference, so that there is no variance to test."""
+        """Whether at least two seeds all have the same difference, so that there is no variance to test."""
         return self.n > 1 and bool(np.isnan(self.p))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau-b between two orders of `n` rows; `smallest_p` is that of one order with itself."""
+    """Kendall's tau-b between two orders of `n` rows; `smallest_p` is the p of an order with itself."""
 
     n: int
     tau: float
@@ -59,15 +59,15 @@ class Agreement:
     smallest_p: float
     low: float = np.nan
     high: float = np.nan
-    """Of a 95 % interval over the seeds; NaN with fewer than two."""
+    """`low` and `high` are the ends of a 95 % interval over the seeds; NaN with fewer than two."""
 
 
 def compare(values: pd.DataFrame, row: str, other: str, bound: float = np.nan) -> Paired:
-    """`row` minus `other` in a frame of one metric, [seeds, rows], over the seeds both have: paired t-test.
+    """Return `row` minus `other` in a frame of one metric, [seeds, rows], over shared seeds, with a paired t-test.
 
-    With fewer than two seeds there is no estimate of the noise: interval and p are NaN. They are NaN too where the
-    difference is the same for every seed up to rounding, since a t-test needs variance; see `constant`. A mean that is
-    rounding then is 0. `bound` is that of `p_alike` and `p_beyond`.
+    Interval and p are NaN with fewer than two seeds, and if the difference is equal in every seed up to rounding, since
+    a t-test needs variance; see `constant`. A mean difference within rounding is then 0. `bound` is that of `p_alike`
+    and `p_beyond`.
     """
     pair = values.reindex(columns=[row, other]).dropna().to_numpy(float)
     difference, n = pair[:, 0] - pair[:, 1], len(pair)
@@ -100,10 +100,10 @@ def _two_sided(
 
 
 def sign_test(found: Paired, bound: float) -> Paired:
-    """Return a difference that is the same for all of at least two seeds with the p-values of sign tests.
+    """Return a difference that is equal in at least two seeds with the p-values of sign tests.
 
-    This is for discrete measurements, such as the order of rows, which seeds can leave as they are although they change
-    what is measured: all `n` seeds are on one side of a value with probability 2**-n if both sides are as likely.
+    This is for discrete measurements, such as the order of rows, which can stay equal although seeds change the losses:
+    all `n` seeds are on one side of a value with probability 2**-n if both sides are equally likely.
     """
     certain = float(stats.binomtest(found.n, found.n, alternative="greater").pvalue)
 
@@ -115,12 +115,12 @@ def sign_test(found: Paired, bound: float) -> Paired:
 
 
 def per_token(loss: Floats, tokens: Floats, axis: int) -> Floats:
-    """Return all loss over all tokens: a ratio of sums."""
+    """Return the sum of losses over the sum of tokens."""
     return np.asarray(loss.sum(axis) / tokens.sum(axis))
 
 
 def bits_per_byte(nll: Floats, num_bytes: Floats, axis: int) -> Floats:
-    """Return all nats over all bytes, in bits: a ratio of sums, in which a long document counts for more."""
+    """Return the sum of nats over the sum of bytes, in bits; long documents have more weight."""
     return np.asarray(nll.sum(axis) / num_bytes.sum(axis) / np.log(2))
 
 
@@ -133,19 +133,18 @@ def paired_bootstrap(
     seed: int = 0,
     bound: float = np.nan,
 ) -> Paired:
-    """A statistic of one checkpoint minus that of another, over the same documents or sequences of a text or a task.
+    """Return a statistic of one checkpoint minus that of another over the same documents or sequences, by bootstrap.
 
-    Both are [documents], or [documents, columns] for a statistic of several columns, which is called with each and an
-    `axis`, as `bits_per_byte` is. The interval is that of percentiles, and p twice the share of resamples on the far
-    side of no difference (Efron and Tibshirani, "An Introduction to the Bootstrap", sections 13.3 and 15.4). `bound` is
+    Both are [documents], or [documents, columns] for a statistic that is called with each column and an `axis`, such as
+    `bits_per_byte`. The interval is the percentile interval, and p twice the share of resamples on the other side of no
+    difference (Efron and Tibshirani, "An Introduction to the Bootstrap", sections 13.3 and 15.4). `bound` is
     that of `p_alike` and `p_beyond`.
 
-    This is about these two checkpoints on further documents like these. It knows nothing of how much another seed of
-    the same recipe would differ: that is what `compare` is for. With one document, or where every resample gives the
-    same difference, interval and p are NaN.
+    The test generalises to similar documents for these two checkpoints, not to other seeds of the recipe, for which
+    there is `compare`. With one document, or if every resample gives the same difference, interval and p are NaN.
 
     Raises:
-        ValueError: not the same number of documents, or none.
+        ValueError: if the numbers of documents differ or are 0.
     """
     pair = [np.atleast_2d(np.asarray(values, float).T) for values in (ours, theirs)]
     n, split = pair[0].shape[1], len(pair[0])
@@ -169,26 +168,26 @@ def paired_bootstrap(
 
     def one_sided(bound: float, alternative: Literal["less", "greater"]) -> float:
         contrary = (drawn >= bound) if alternative == "less" else (drawn <= bound)
-        return float(contrary.sum() + 1) / (num_resamples + 1)  # one more, as resamples can never say that p is 0
+        return float(contrary.sum() + 1) / (num_resamples + 1)  # plus one: resamples cannot show p = 0
 
     low, high = result.confidence_interval
     return Paired(found, float(low), float(high), *_two_sided(one_sided, n, bound))
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """p values corrected for their number by Holm's step-down method; NaN is no test and stays NaN."""
+    """Return p values corrected by Holm's step-down method; NaN is no test and stays NaN."""
     ranked = p.dropna().sort_values()
     return (ranked * np.arange(len(ranked), 0, -1)).cummax().clip(upper=1).reindex(p.index)
 
 
 def spread(values: pd.Series) -> float:
-    """Standard deviation; exactly 0 where all values are one number, NaN where there are fewer than two."""
+    """Return the standard deviation: exactly 0 for equal values, NaN for fewer than two."""
     known = values.dropna()
     return 0.0 if len(known) > 1 and known.nunique() == 1 else float(known.std())
 
 
 def agree(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
-    """Return how far two measurements put the same rows in one order; NaN with fewer than two rows."""
+    """Return the rank agreement of two measurements of the same rows; NaN with fewer than two rows."""
     n = len(ours)
     if n < 2:
         return Agreement(n, np.nan, np.nan, np.nan)
@@ -197,9 +196,9 @@ def agree(ours: Sequence[float], theirs: Sequence[float]) -> Agreement:
 
 
 def agree_over_seeds(values: pd.DataFrame, theirs: pd.Series, num_resamples: int = 999, seed: int = 0) -> Agreement:
-    """Return how far the means of rows over seeds, [seeds, rows], are in the order of `theirs`, by row.
+    """Return the rank agreement of the means over seeds of [seeds, rows] with `theirs`, by row.
 
-    The interval is of percentiles, over resamples of the seeds that all rows have, which stay together.
+    The percentile interval is over resamples of the seeds that all rows share; a seed's rows stay together.
     """
     rows = [row for row in values if values[row].notna().any() and pd.notna(theirs.get(row))]
     found, whole = agree(values[rows].mean().to_list(), theirs[rows].to_list()), values[rows].dropna().to_numpy(float)
@@ -211,7 +210,7 @@ def agree_over_seeds(values: pd.DataFrame, theirs: pd.Series, num_resamples: int
         return float(stats.kendalltau(whole[list(drawn)].mean(0), theirs[rows]).statistic)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of a tau that no seed changes
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # raised if no seed changes tau
         low, high = stats.bootstrap(
             (np.arange(len(whole)),), lambda drawn: tau(tuple(sorted(drawn))), vectorized=False,
             n_resamples=num_resamples, method="percentile", rng=np.random.default_rng(seed),

@@ -1,4 +1,4 @@
-"""Where the students of a table lie, and how large they are. No torch."""
+"""List the students of a table with their folders and sizes. No torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lit_prune.store import Node, Store
 
 @dataclass(frozen=True)
 class Student:
-    """A Hugging Face folder that a finished cell wrote."""
+    """A student that a finished cell saved in Hugging Face layout."""
 
     row: str
     seed: int
     folder: Path
     parameters: float
-    """NaN if the cell did not count them."""
+    """NaN if the cell did not record it."""
     num_bytes: int
 
 
 def students(report: Report, store: Store) -> Iterator[Student]:
-    """Yield the students of the finished cells, the best row first; a cell without retraining keeps none."""
+    """Yield the students of the finished cells, the best row first; cells without retraining keep none."""
     done = report.tidy[(report.tidy["state"] == "done") & ~report.tidy["reference"]]
     place = {row: number for number, row in enumerate(report.ranked.index)}
     for cell in done.sort_values("row", key=lambda rows: rows.map(place), kind="stable").itertuples():

@@ -1,4 +1,4 @@
-"""Validation losses during the retraining: how the order of the rows moves until it is that of the end. No torch."""
+"""Track the order of rows by validation loss during retraining. No torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _COLUMNS = ["row", "seed", "step", "lm_loss", "kd_loss"]
 
 
 def read_checks(done: dict[tuple[str, int], Node]) -> pd.DataFrame:
-    """checks.csv of finished cells, by row and seed: columns row, seed, step, lm_loss, kd_loss; empty without any.
+    """Return checks.csv of finished cells: columns row, seed, step, lm_loss, kd_loss; empty without validations.
 
-    Losses are nats per token; that against the teacher is NaN where it was not measured.
+    Losses are in nats per token; kd_loss is NaN if it was not measured.
     """
     paths = {asked: node.folder / CHECKS for asked, node in done.items()}
     frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
@@ -28,10 +28,9 @@ def read_checks(done: dict[tuple[str, int], Node]) -> pd.DataFrame:
 
 
 def ranks(checks: pd.DataFrame) -> pd.DataFrame:
-    """How far the order of the rows at each check is that at the last: columns step, tau (Kendall's tau-b), n (rows).
+    """Return the agreement of the rows' order at each validation with the last: step, tau (Kendall's tau-b), n (rows).
 
-    Rows are ordered by their mean LM loss over seeds (Minitron, Fig. 9); a row that does not reach the last step of all
-    is left out.
+    Rows are ordered by mean LM loss over seeds (Minitron, Fig. 9); rows that end before the last step are skipped.
     """
     losses = checks.pivot_table(index="step", columns="row", values="lm_loss")
     if len(losses) < 2 or losses.iloc[-1].count() < 2:
@@ -43,10 +42,10 @@ def ranks(checks: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_by_seed(checks: pd.DataFrame, shares: Iterable[str]) -> pd.DataFrame:
-    """Kendall's tau-b between the order of the rows by LM loss after a share of the steps and that at the end.
+    """Return Kendall's tau-b between the order of the rows by LM loss after a share of the steps and at the end.
 
-    [seeds, shares], a share such as "75 %", read at the first check that is not before it. Rows that do not reach the
-    last step are left out; NaN with fewer than two.
+    [seeds, shares]; a share such as "75 %" is read at the first validation at or after it. Rows that end before the
+    last step are skipped; NaN with fewer than two.
     """
     shares = list(shares)
     taus = {}
@@ -59,13 +58,14 @@ def order_by_seed(checks: pd.DataFrame, shares: Iterable[str]) -> pd.DataFrame:
 
 
 def flips(table: Table, checks: pd.DataFrame) -> pd.DataFrame:
-    """Return where the two rows of a claim change their order by LM loss for good: a line for each two rows that do.
+    """Return the last steps at which the two rows of a claim swap their order by LM loss: a line per pair that swaps.
 
-    Columns: claim (its place in the table), before and step (the checks between which the sign of the mean difference
-    over shared seeds last changes), ahead (the row with the lower loss from there on), changes (how often it does).
+    Columns: claim (its index in the table), before and step (the validations between which the sign of the mean
+    difference over shared seeds last changes), ahead (the row with the lower loss from then on), changes (number of
+    sign changes).
     """
     losses = checks.pivot_table(index=["step", "seed"], columns="row", values="lm_loss")
-    # Of several claims about two rows, by whatever metric, the first stands for all.
+    # The first of several claims about the same two rows represents all.
     pairs = {frozenset(claim.rows): place for place, claim in reversed([*enumerate(table.claims)]) if claim.rows}
     found = {place: _last_flip(table.claims[place], losses) for place in sorted(pairs.values())}
     lines = [{"claim": place, **flip} for place, flip in found.items() if flip]
@@ -75,7 +75,7 @@ def flips(table: Table, checks: pd.DataFrame) -> pd.DataFrame:
 def _last_flip(claim: Claim, losses: pd.DataFrame) -> dict[str, Any] | None:
     pair = losses.reindex(columns=[claim.better, claim.worse]).dropna()
     difference = (pair[claim.better] - pair[claim.worse]).groupby("step").mean()
-    signs = np.sign(difference[difference != 0])  # at a tie neither row is ahead
+    signs = np.sign(difference[difference != 0])  # a tie has no sign
     changes = np.flatnonzero(np.diff(signs))
     if not len(changes):
         return None

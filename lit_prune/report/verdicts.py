@@ -1,4 +1,4 @@
-"""Verdicts on the claims of a table: which test fits the noise, how large a difference matters, families of tests.
+"""Decide the claims of a table: choose the test that fits the noise, the smallest effect, and families of tests.
 
 No torch.
 """
@@ -17,7 +17,7 @@ from lit_prune.report.trajectories import order_by_seed
 
 VERDICTS = ("holds", "fails", "negligible", "identical", "undecided", "not run")
 SEEDS, SEQUENCES = "seeds", "sequences"
-"""What the noise of a difference was taken from."""
+"""Units over which a difference is tested."""
 _FIELDS = ["difference", "low", "high", "p", "p_alike", "n", "over"]
 
 
@@ -27,27 +27,29 @@ class Measured:
 
     metric: str
     values: pd.DataFrame
-    """[seeds, rows], references left out."""
+    """[seeds, rows], without references."""
     sequences: pd.DataFrame
     """Losses of rows that seeds do not change: columns row, sequence, loss (summed over tokens), tokens."""
 
     @classmethod
     def of(cls, tidy: pd.DataFrame, sequences: pd.DataFrame | None, metric: str) -> Measured:
-        """Return a metric of cells, with the lines of `sequences`, as of `read_sequences`, that are about it."""
+        """Return a metric of cells, with its lines of `sequences`, the frame of `read_sequences`."""
         if sequences is None or sequences.empty:
             return cls(metric, by_seed(tidy, metric), pd.DataFrame(columns=["row", "sequence", "loss", "tokens"]))
         return cls(metric, by_seed(tidy, metric), sequences[sequences["metric"] == metric])
 
     def smallest_effect(self, row: str) -> float:
-        """Return the smallest difference to `row` that is of interest."""
+        """Return the smallest effect of interest for a difference to `row`."""
         if "loss" in self.metric:
             return SMALLEST_EFFECT
         return SMALLEST_EFFECT * abs(float(self.values[row].mean())) if row in self.values else np.nan
 
     def compare(self, row: str, other: str, bound: float = np.nan) -> Compared:
-        """`row` minus `other`: a paired t-test over seeds, and where seeds change nothing a paired bootstrap over
-        validation sequences, or of an order of rows a sign test. `bound` is by default the smallest difference of
-        interest."""
+        """Return `row` minus `other` with a paired t-test over seeds.
+
+        If seeds change nothing: a paired bootstrap over validation sequences, or a sign test for an order of rows.
+        `bound` defaults to the smallest effect of interest.
+        """
         bound = self.smallest_effect(other) if np.isnan(bound) else bound
         found = compare(self.values, row, other, bound)
         if self.metric == ORDER and found.constant:
@@ -63,22 +65,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two rows compared."""
+    """The comparison of two rows."""
 
     over: str
-    """What `pair.n` counts, and whose noise the test is against: seeds, or validation sequences."""
+    """Unit that `pair.n` counts and the test resamples: seeds or validation sequences."""
     pair: Paired
     bound: float
-    """The difference from which it is of interest, or that two rows which are alike do not reach."""
+    """Smallest difference of interest, or largest difference of rows that are alike."""
 
     @property
     def matters(self) -> bool:
-        """Whether the difference is as large as the bound."""
+        """Whether the difference is at least the bound."""
         return bool(abs(self.pair.difference) >= self.bound)
 
     def support(self, more: bool) -> tuple[int, float]:
-        """A key that sorts comparisons by how far they support that the difference is below 0, or above if `more`:
-        not run, against it, no matter, for it."""
+        """Return a sort key: how far the comparison supports a difference below 0, or above if `more`.
+
+        Ascending: not run, against it, too small to matter, for it.
+        """
         p = 1.0 if np.isnan(self.pair.p) else self.pair.p
         if self.pair.n == 0 or not self.matters:
             return (1 if self.pair.n else -1), -p
@@ -88,19 +92,20 @@ class Compared:
 def judge(
     table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None, checks: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """One line a claim: claim, metric, source, verdict, difference (better - worse), low, high, p, p_alike, n, over.
+    """Return the verdict on each claim, a line per claim.
 
+    Columns: claim, metric, source, verdict, difference (better - worse), low, high, p, p_alike, n, over.
     It holds if the difference is below 0, or above if more is better, and fails on the other side, with p < 0.05 after
     Holm's correction and a difference of at least `SMALLEST_EFFECT`. It is negligible if two one-sided tests show the
-    difference to be smaller than that; identical if the two rows give the same in every seed; not run if no seed was
-    measured for both rows; else undecided. A claim that two rows are alike, or that one is not worse, holds if they
-    show its own bounds to be kept, and fails if a test shows them to be exceeded. A claim that the order of two rows
-    flips is two: it holds if both do and fails if one does, and difference, interval and p are those of the one that
-    decides, which before retraining are worse - better. A claim about the order of all rows needs `checks`.
+    difference to be smaller than that; identical if the two rows are equal in every seed; not run if no seed was
+    measured for both rows; else undecided. A claim that two rows are alike, or that one is not worse, holds if tests
+    show that the difference stays within the claim's own bound, and fails if a test shows that it exceeds it. A claim
+    that the order of two rows flips holds if both halves do and fails if one does. Difference, interval and p are those
+    of the deciding half, worse - better before retraining. Claims about the order of all rows need `checks`.
 
-    The correction is over the claims of one `Claim.family`, retrained and zero-shot ones apart, and over both kinds of
-    test separately: no difference can be both nothing and at least the bound. The interval is not corrected. `n` counts
-    what the test is over, seeds or sequences, see `Measured.compare`.
+    The correction is within one `Claim.family`, separately for retrained and zero-shot claims and for both kinds of
+    test: no difference can be both 0 and at least the bound. The interval is not corrected. `n` counts seeds or
+    sequences, see `Measured.compare`.
     """
     metrics = [table.metric_of(claim) for claim in table.claims]
     names = {*metrics, *(claim.before for claim in table.claims if claim.before)} - {ORDER}
@@ -122,8 +127,7 @@ def judge(
 
 
 def _tested(table: Table, claim: Claim, measured: Mapping[str, Measured]) -> Compared:
-    """Return the comparison with the p of the hypothesis that the claim is about; of a flip, the half that decides
-    it."""
+    """Return the comparison with the p of the claim's hypothesis; of a flip, its deciding half."""
     metric = table.metric_of(claim)
     more = table.prefers_more(metric)
     if metric not in measured:
@@ -141,7 +145,7 @@ def _tested(table: Table, claim: Claim, measured: Mapping[str, Measured]) -> Com
 
 
 def _exceeds(claim: Claim, found: Compared, more: bool) -> bool:
-    """Return whether two rows that are alike, or of which one is not worse, are further apart than the claim says."""
+    """Return whether two rows that the claim calls alike, or one not worse, differ by more than its bound."""
     return found.matters and not (claim.or_better and (found.pair.difference > 0) == more)
 
 
@@ -161,9 +165,9 @@ def _verdict(table: Table, claim: Claim, metric: str, found: Compared, p: float,
 
 
 def _families(table: Table, metrics: Sequence[str], zero_shot: set[str]) -> list[tuple[str, bool, bool]]:
-    """The family of each claim: where the paper states it, and whether it is about models that are not retrained.
+    """Return the family of each claim: its place in the paper, and whether it is about models that are not retrained.
 
-    A flip follows from two claims, so it makes no further test beside these.
+    A flip follows from two claims, so it adds no test.
     """
     return [
         (claim.family, metric.endswith("_before") or {claim.better, claim.worse} <= zero_shot, claim.before is not None)
@@ -172,7 +176,7 @@ def _families(table: Table, metrics: Sequence[str], zero_shot: set[str]) -> list
 
 
 def by_seed(tidy: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return one metric, [seeds, rows], references left out."""
+    """Return one metric, [seeds, rows], without references."""
     return tidy[~tidy["reference"]].pivot(index="seed", columns="row", values=metric)
 
 
@@ -185,7 +189,7 @@ def zero_shot_rows(tidy: pd.DataFrame) -> set[str]:
 
 
 def holm_by_family(p: pd.Series, families: Sequence[Hashable]) -> pd.Series:
-    """p-values corrected within each family; `families` has that of each value."""
+    """Return p-values corrected within each family; `families` has the family of each value."""
     corrected = p.copy()
     for family in set(families):
         chosen = [other == family for other in families]
