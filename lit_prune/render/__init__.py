@@ -1,1 +1,1 @@
-"""A report as people read it: in a terminal, and as files. Computes no statistics (report.py does). No torch."""
+"""Render reports in a terminal and as files. Computes no statistics (`lit_prune.report` does). No torch."""

@@ -1,4 +1,4 @@
-"""The answer of a table in one line. No torch."""
+"""Summarise the result of a table in one line. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def answer_line(report: Report) -> str:
-    """Return the answer of the table in one line: best row, value, and distance to the next row."""
+    """Return the result of the table in one line: best row, value, and distance to the next row."""
     best, metric = report.best, report.table.metrics[0]
     if best is None:
         return "No row has a result yet."
@@ -37,7 +37,7 @@ def _test(best: BestRow) -> str:
 
 
 def _doubt(report: Report) -> str:
-    """Return why the best row is not better than every other one."""
+    """Return the reason why the best row is not significantly better than every other one."""
     best = report.best
     assert best is not None
     assert best.margin is not None

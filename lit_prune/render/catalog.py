@@ -1,4 +1,4 @@
-"""The figures of a table as a whole, with their captions. No torch."""
+"""List the figures of a report, with their captions. No torch."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Picture:
     name: str
     draw: Callable[[], Figure]
     title: str
-    """What is drawn, as a sentence."""
+    """Sentence about the content."""
     key: str
     """Meaning of lines, bands and dots."""
     printed: bool = False
-    """Whether the papers have a figure that it corresponds to, which the title then names."""
+    """Whether it corresponds to a figure of the papers, which the title then names."""
 
     @property
     def caption(self) -> str:
@@ -82,7 +82,7 @@ def captions(report: Report) -> dict[str, str]:
 def inline(report: Report, prefix: str = "") -> list[dict[str, Any]]:
     """Return each figure as inline SVG, whose ids begin with `prefix`, with its name, kind, title, key and caption.
 
-    `leading` are the two to look at first: those that correspond to a figure of the papers, then in reading order.
+    `leading` marks the two to look at first: figures that correspond to one of the papers, then in reading order.
     """
     import matplotlib as mpl
 
@@ -100,7 +100,7 @@ def inline(report: Report, prefix: str = "") -> list[dict[str, Any]]:
 
 
 def overviews(report: Report) -> dict[str, Figure]:
-    """Return name -> figure, as `captions`."""
+    """Return name -> figure, for the names of `captions`."""
     return {picture.name: picture.draw() for picture in pictures(report)}
 
 
@@ -201,7 +201,7 @@ def _of_layers(report: Report) -> Iterator[Picture]:
 
 
 def comparable(report: Report) -> bool:
-    """Return whether at least two rows are trained with the same logit loss."""
+    """Return whether at least two rows train with the same logit loss."""
     histories, rows = report.histories, report.tidy[~report.tidy["reference"]]
     if "kd_loss" not in histories or any(rows[name].map(repr).nunique() > 1 for name in _OBJECTIVE if name in rows):
         return False

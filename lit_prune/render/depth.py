@@ -1,4 +1,4 @@
-"""Figures of the layers of the teacher: importance of each, and angular distance of each span. No torch."""
+"""Draw the layers of the teacher: importance of each, and angular distance of each span. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lit_prune.report.layer_scores import Array, LayerScores
 
 _MARK = "#e8590c"
-# Layers up to which a square has room for its number; colours of the scale (a finer one becomes a bitmap).
+# Most layers whose squares have room for a number; colours of the scale (a finer one becomes a bitmap).
 _NUMBERED, _COLOURS = 12, 32
 _TICKS = 16
 
@@ -108,7 +108,7 @@ def lengths(count: int) -> list[int]:
 
 
 def _ticks(count: int) -> np.ndarray:
-    """Return every layer, or every other, third ... of many."""
+    """Return the layers with a tick: every one, or every other, third ... if there are many."""
     return np.arange(0, count, math.ceil(count / _TICKS))
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of a report below its tables: values by seed, and what the rows cost. No torch."""
+"""Tabulate values by seed and costs by row, the details of a page. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COSTS = {
 
 
 def by_seed(report: Report) -> pd.DataFrame:
-    """Return the first metric of every cell as text: a line a row, a column a seed."""
+    """Return the first metric of every cell as text: a line per row, a column per seed."""
     metric = report.table.metrics[0]
     shown = wording.SHOWN.get(metric, numbers.number)
     values = report.tidy.pivot(index="row", columns="seed", values=metric).reindex(report.ranked.index)
@@ -28,9 +28,9 @@ def by_seed(report: Report) -> pd.DataFrame:
 
 
 def cost(report: Report) -> pd.DataFrame | None:
-    """Return what the rows cost, as text: mean over the finished seeds, and the sum of all cells; None if not recorded.
+    """Return the costs of the rows as text: mean over finished seeds, and sum of all cells; None if not recorded.
 
-    Of memory, the most that any of them took. A value that is not known of all cells is left out of both.
+    Memory is the maximum instead of the sum. A value that is not known for all cells is missing in both.
     """
     import pandas as pd
 

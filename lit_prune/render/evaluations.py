@@ -1,4 +1,4 @@
-"""The table of benchmarks: in the layout of the papers' Tables 2 to 4, in a terminal and as files. No torch."""
+"""Render evaluation results in the layout of the papers' Tables 2 to 4, in a terminal and as files. No torch."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SIZES = {"parameters": "parameters", "parameters_without_embeddings": "without embeddings"}
-# Metrics between 0 and 1, which the papers print in per cent.
+# Metrics from 0 to 1, which the papers print in per cent.
 _SHARES = ("acc", "exact_match", "pass", "rouge", "f1", "em")
 
 
 @dataclass(frozen=True)
 class BenchmarkTable:
-    """Scores of models, one line each, and the table of them."""
+    """Scores of models, and their table."""
 
     scores: pd.DataFrame
-    """As of `compare_models`."""
+    """The frame of `compare_models`."""
     layout: pd.DataFrame
-    """Texts: a line a benchmark, below the sizes; a column a model, its difference, and the papers' models beside."""
+    """Text: a line per benchmark below the sizes; columns for each model, its difference, and the papers' models."""
     source: str
-    """Where the papers' columns come from; empty where there are none."""
+    """Source of the papers' columns; empty without them."""
 
 
 def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "minitron_8b") -> BenchmarkTable:
-    """The answers of models by their labels in the layout of Minitron's Tables 2 to 4, compared with the first one.
+    """Return the results of models by label in the layout of Minitron's Tables 2 to 4, compared with the first one.
 
-    `beside` names the table of the papers, of `published`, whose columns stand beside where it has the benchmarks.
+    `beside` names a table of the papers, see `published`, whose columns are added for the benchmarks it has.
 
     Raises:
-        ConfigError: the papers have no such table.
+        ConfigError: if the papers have no such table.
     """
     scores, table = compare_models(nodes), None if beside is None else published(beside)
     known = [_is_shown(task, metric) for task, metric in zip(scores["task"], scores["metric"], strict=True)]
@@ -64,7 +64,7 @@ def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "m
 
 
 def check_labels(models: Sequence[str], beside: str | None) -> None:
-    """Check that models of these labels can stand in one table.
+    """Check that models with these labels fit in one table.
 
     Raises:
         ConfigError: if two columns would have the same name, or the papers have no such table.
@@ -85,7 +85,7 @@ def _minus(name: str, first: str) -> str:
 
 
 def _is_shown(task: str, metric: str) -> bool:
-    """Of the papers' benchmarks, the metric they report."""
+    """Return whether a metric is shown: for a benchmark of the papers only the one they report."""
     known = KNOWN.get(task)
     return known is None or known.metric is None or known.metric == metric
 
@@ -143,7 +143,7 @@ def _scale(metric: str) -> tuple[int, int]:
 
 
 def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return every score of a store, as of `read`, as text: a line a question and metric, a column a model."""
+    """Return every score of a store, from `read`, as text: a line per question and metric, a column per model."""
     shown = scores.assign(
         benchmark=[_named(line) for line in scores.to_dict("records")],
         score=[_score(line, line["metric"]) for line in scores.to_dict("records")],
@@ -152,7 +152,7 @@ def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
     index = ["question", "benchmark", "n"]
     table = shown.pivot_table(index=index, columns="model", values="score", aggfunc="last", sort=False)
     table = table.reindex(columns=sorted(table)).fillna(NONE).rename_axis(columns=None)
-    # Side by side, since a model may have the name of another column.
+    # Concatenated, since a model may have the name of another column.
     about = table.index.to_frame(index=False).drop(columns="question")
     return pd.concat([about, table.reset_index(drop=True)], axis="columns").astype(str)
 
@@ -169,13 +169,13 @@ def _named(line: Mapping[str, Any]) -> str:
 
 
 def _told_apart(scores: pd.DataFrame) -> pd.Series:
-    """Return the names of models, with the fingerprint where different ones share a name."""
+    """Return the names of models, with the fingerprint if different models share a name."""
     shared = scores.groupby("model")["fingerprint"].transform("nunique") > 1
     return scores["model"].where(~shared, scores["model"] + " " + scores["fingerprint"].str[:6])
 
 
 def notes(table: BenchmarkTable) -> list[str]:
-    """Return what the numbers are, in sentences."""
+    """Return sentences that explain the numbers."""
     said = ["Scores in per cent ± standard error over the documents; perplexity and bits per byte as they are."]
     if table.scores["difference"].notna().any():
         said.append(
@@ -201,7 +201,7 @@ def notes(table: BenchmarkTable) -> list[str]:
 
 
 def _windows(table: BenchmarkTable) -> Iterator[str]:
-    """Yield how texts were read."""
+    """Yield sentences about the windows of texts."""
     texts = table.scores[table.scores["windows"].notna()].drop_duplicates(["title", "window", "stride", "windows"])
     for line in texts.to_dict("records"):
         window, stride = int(line["window"]), int(line["stride"])
@@ -220,7 +220,7 @@ def _windows(table: BenchmarkTable) -> Iterator[str]:
 
 
 def _other_shots(table: BenchmarkTable) -> Iterator[str]:
-    """Benchmarks that have another number of examples than in the papers, whose columns stand beside."""
+    """Yield sentences about benchmarks with another number of examples than in the papers' columns."""
     if not table.source:
         return
     for line in table.scores.drop_duplicates(["task", "shots"]).to_dict("records"):
@@ -233,7 +233,7 @@ def _other_shots(table: BenchmarkTable) -> Iterator[str]:
 
 
 def _cut(table: BenchmarkTable) -> Iterator[tuple[str, str]]:
-    """Models with the tasks of which they were shown only the ends of prompts, and what share of them."""
+    """Yield each model with the tasks whose prompts were truncated, and their share."""
     cut = table.scores[table.scores["cut"].astype(float) > 0].drop_duplicates(["model", "title"])
     for model, lines in cut.groupby("model", sort=False):
         yield (
@@ -243,7 +243,7 @@ def _cut(table: BenchmarkTable) -> Iterator[tuple[str, str]]:
 
 
 def print_table(table: BenchmarkTable, console: Console) -> None:
-    """The table, in several where the console is narrower, and what its numbers are."""
+    """Print the table, in parts if the console is narrower, and the notes on its numbers."""
     from rich import box
     from rich.table import Table
 
@@ -264,15 +264,15 @@ def print_table(table: BenchmarkTable, console: Console) -> None:
 
 
 def _folded(column: str) -> str:
-    """Return a column's name over two lines."""
+    """Return a column's name on two lines."""
     return printable(column).replace(" − ", "\n− ").replace(" (paper)", "\n(paper)")
 
 
 def write_table(table: BenchmarkTable, folder: Path) -> list[Path]:
-    """Write benchmarks.csv (a line a score), benchmarks.md and benchmarks.tex (the table).
+    """Write benchmarks.csv (a line per score), benchmarks.md and benchmarks.tex (the table).
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: if the folder cannot be written.
     """
     texts = {
         "benchmarks.csv": table.scores.to_csv(index=False),

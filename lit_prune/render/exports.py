@@ -1,4 +1,4 @@
-"""The files of the report of all tables: the page, the cells, the claims, and each table for a paper."""
+"""Write the files of the report of all tables: the page, the cells, the claims, and each table for a paper."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PLAIN = (str, bool, int, float)
 
 
 def write(answers: Sequence[Answer], store: Store, out: Path, progress: ProgressOf = Silent) -> list[Path]:
-    """Write the page and its exports, unless they are there and say the same; returns their paths, the page first.
+    """Write the page and its exports unless they are up to date; return their paths, the page first.
 
     Raises:
-        ConfigError: if there is no answer, or the folder cannot be written.
+        ConfigError: if there are no answers, or the folder cannot be written.
     """
     if not answers:
         raise ConfigError(f"nothing is done in {store.root}, nothing is recorded: run a table first")
@@ -50,13 +50,13 @@ def write(answers: Sequence[Answer], store: Store, out: Path, progress: Progress
     for folder in (out / "tables", out):
         write_texts(folder, {path: text for path, text in texts.items() if path.parent == folder})
     write_parquet(cells, paths[1])
-    # Last, as it holds the digest: cut off before it, the next call writes all again.
+    # Last, as it holds the digest: if interrupted before, the next call writes all again.
     write_texts(out, {paths[0]: page})
     return paths
 
 
 def _digest(answers: Iterable[Answer], texts: Iterable[str]) -> str:
-    """Return what the files say, and the code that says it, as 16 hexadecimal digits."""
+    """Return a digest of the content of the files and of the code that renders it, 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.iterdir()) if path.suffix in _CODE]
     said = [
         fingerprint(answer.report, *record.texts(answer.report).values(), answer.origin, answer.notes, *answer.notices)
@@ -66,7 +66,7 @@ def _digest(answers: Iterable[Answer], texts: Iterable[str]) -> str:
 
 
 def write_parquet(cells: pd.DataFrame, path: Path) -> None:
-    """Write a frame as Parquet, whole or not at all; a column of several kinds of values becomes one of text."""
+    """Write a frame as Parquet atomically; columns of mixed types become text."""
     columns = {name: set(cells[name].dropna().map(type)) for name in cells if cells[name].dtype == object}
     mixed = [name for name, kinds in columns.items() if not any(kinds <= {kind} for kind in _PLAIN)]
     plain = cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed})

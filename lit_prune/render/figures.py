@@ -1,4 +1,4 @@
-"""Figures of a report: final values of all rows, training and validation losses over the steps. No torch."""
+"""Draw final values of all rows, and training and validation losses over the steps. No torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def terms(report: Report) -> list[dict[str, Any]]:
 
 
 def panels(report: Report, term: str, page: str = "") -> dict[str, str]:
-    """Return row -> SVG of one logged term over the steps; the ids in it begin with `page`."""
+    """Return row -> SVG of one logged term over the steps; its ids begin with `page`."""
     logged = report.histories.dropna(subset=[term])
     curves = {str(row): curve_of(history, term) for row, history in logged.groupby("row", sort=False)}
     # Cross-entropy on the labels is comparable between rows, logit losses are not.
@@ -56,8 +56,8 @@ def panels(report: Report, term: str, page: str = "") -> dict[str, str]:
 
 
 def curve_of(history: pd.DataFrame, term: str) -> pd.DataFrame:
-    """Return the columns step, mean, min and max over the seeds, in at most 150 lines."""
-    # Seeds may be logged at different steps: the logging interval is not part of their address.
+    """Return the columns step, and mean, min and max over the seeds, in at most 150 lines."""
+    # Seeds can have different logging intervals, which are not part of the address.
     runs = history.pivot_table(index="step", columns="seed", values=term)
     curve = runs.interpolate("index", limit_area="inside").agg(["mean", "min", "max"], axis=1).reset_index()
     window = np.arange(len(curve)) // math.ceil(len(curve) / _POINTS)
@@ -94,8 +94,8 @@ def training_curves(report: Report) -> Figure:
 def curves(report: Report, courses: pd.DataFrame, term: str, label: str) -> Figure:
     """Draw one term of every row over the steps: mean over the seeds, and a band from minimum to maximum.
 
-    The scale is that of the values after the first step, where the rows are close; a row that ends far above the
-    others is named above the panel.
+    The scale covers the values after the first step, where rows are close; a row that ends far above the others is
+    named above the panel.
     """
     import pandas as pd
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ def _end(row: str, curve: pd.DataFrame, colour: str) -> labels.Point:
 
 
 def measured_rows(report: Report) -> pd.DataFrame:
-    """Return the summary of the rows that have a result; reference rows are left out."""
+    """Return the summary of the rows that have a result, without reference rows."""
     return report.ranked[~report.ranked["reference"] & (report.ranked["n"] > 0)]
 
 
@@ -175,7 +175,7 @@ def final_values(report: Report) -> Figure:
 
 
 def _reference_lines(axes: Axes, lines: Mapping[str, float]) -> None:
-    """Draw vertical lines named above the axes; one far from the rows is only named, at the edge."""
+    """Draw vertical lines with names above the axes; name a line far from the rows at the edge instead."""
     low, high = axes.get_xlim()
     near = [x for x in lines.values() if abs(x - (low + high) / 2) < high - low]
     low, high = min([low, *near]), max([high, *near])

@@ -1,4 +1,4 @@
-"""A report as files: CSV, Markdown, LaTeX and one self-contained HTML page. No torch."""
+"""Write a report as files: CSV, Markdown, LaTeX and one self-contained HTML page. No torch."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 _PAGE = "report.html.j2"
 # Characters of a LaTeX table that fit the width of a page.
 _TEX_WIDTH = 100
-# A claim and where it stands may be sentences.
+# Claims and their sources can be sentences.
 _COLUMNS = dict.fromkeys(wording.LEFT, "l") | {
     "claim": "p{.28\\linewidth}", "verdict": "l", "source": "p{.2\\linewidth}",
 }  # fmt: skip
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
-    """Write the record of a report, and report.md, report.tex and report.html; nothing that is there already.
+    """Write the record of a report, and report.md, report.tex and report.html, except files that are up to date.
 
-    Returns the paths of what people read.
+    Returns the paths of the files for readers.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: if the folder cannot be written.
     """
     texts = _record(report) | {"report.md": markdown(report)}
     digest = fingerprint(report, *texts.values())
@@ -43,16 +43,16 @@ def write_files(report: Report, folder: Path) -> list[Path]:
     shown, said = paths[-1], _in(folder, texts)
     known = all(_holds(path, text) for path, text in said.items()) and all(path.exists() for path in paths)
     if not known or not _holds(shown, digest, 500):
-        # The page, which holds the digest, comes last: cut off before it, the next call writes all again.
+        # The page with the digest comes last: if interrupted before, the next call writes all again.
         write_texts(folder, said | {folder / "report.tex": latex(report), shown: _html(report, digest)})
     return paths
 
 
 def write_record(report: Report, folder: Path) -> list[Path]:
-    """Write what is committed of an answer, its record and report.md, and the index of all that are recorded.
+    """Write the files to commit: the record, report.md, and the index of all records.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: if the folder cannot be written.
     """
     texts = _in(folder, _record(report) | {"report.md": markdown(report)})
     write_texts(folder, texts)
@@ -62,10 +62,10 @@ def write_record(report: Report, folder: Path) -> list[Path]:
 
 
 def write_asked(report: Report, folder: Path) -> None:
-    """Write the record alone, before anything is computed: what was asked is known should the run be cut off.
+    """Write the record before anything is computed, so that an interrupted run leaves its request.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: if the folder cannot be written.
     """
     write_texts(folder, _in(folder, _record(report)))
 
@@ -87,7 +87,7 @@ def _in(folder: Path, texts: Mapping[str, str]) -> dict[Path, str]:
 
 
 def _holds(path: Path, text: str, within: int | None = None) -> bool:
-    """Return whether a file is this text, or has it within its first characters."""
+    """Return whether a file equals a text, or contains it in its first `within` characters."""
     if not path.exists():
         return False
     found = path.read_text()
@@ -95,7 +95,7 @@ def _holds(path: Path, text: str, within: int | None = None) -> bool:
 
 
 def _index(records: Path) -> str:
-    """Return what is recorded: a line a table and profile, with its notes."""
+    """Return the index of records: a line per table and profile, with a link to its notes."""
     lines = ["# Records", "", "Written by `report --record`; the notes are written by hand.", ""]
     lines += ["| table | profile | report | notes |", "|---|---|---|---|"]
     for report in sorted(records.glob("*/*/report.md")):
@@ -108,7 +108,7 @@ def _index(records: Path) -> str:
 
 
 def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
-    """Write each file whole or not at all."""
+    """Write each file atomically."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
@@ -118,14 +118,14 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
 
 
 def fingerprint(report: Report, *texts: str) -> str:
-    """Return what the files say, and the code that says it, as 16 hexadecimal digits."""
+    """Return a digest of the content of the files and of the code that renders it, 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
     said = [report.histories.to_csv(), *code, *texts]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
 
 def markdown(report: Report) -> str:
-    """Return the report in Markdown: answer, claims, table, what is not done, how to run it again."""
+    """Return the report in Markdown: answer, claims, table, missing cells, and the command that reproduces it."""
     table, absent = report.table, wording.absent(report)
     failed = [f"{row}, seed {seed}: {error}" for row, seed, error in report.failures]
     parts = [
@@ -146,7 +146,7 @@ def markdown(report: Report) -> str:
 
 
 def _checks(report: Report) -> list[str]:
-    """Return how the order of the rows moves during the retraining, where it was looked at."""
+    """Return the section on the order of rows during retraining; empty without validations."""
     if report.checks.empty:
         return []
     against = "Order of the rows by LM loss at each check, against that at the end:"
@@ -160,9 +160,9 @@ def markdown_list(lines: Iterable[str]) -> str:
 
 
 def markdown_table(frame: pd.DataFrame, left: Collection[str] = wording.LEFT, bold: Sequence[bool] = ()) -> str:
-    """Return a frame of text as a pipe table; the columns named in `left` are aligned left, all others right.
+    """Return a frame of text as a pipe table; columns in `left` are left-aligned, all others right-aligned.
 
-    The first two cells of each line that `bold` marks are bold.
+    `bold` marks the lines whose first two cells are bold.
     """
     sides = ["left" if name in left else "right" for name in frame]
     escaped = frame.map(markdown_text).rename(columns=markdown_text)
@@ -178,7 +178,7 @@ def _bold(frame: pd.DataFrame, marked: Sequence[bool], markup: str) -> pd.DataFr
 
 
 def latex(report: Report) -> str:
-    """Booktabs tables: rows, in as many as a page needs to be wide enough, and claims."""
+    """Return booktabs tables: the rows, in parts that fit the width of a page, and the claims."""
     name, question, source = report.table.name, report.table.question, report.table.source
     parts = enumerate(wording.parts(wording.main_table(report), _TEX_WIDTH), 1)
     tables = [
@@ -198,7 +198,7 @@ def latex_table(
 ) -> str:
     """Return a frame of text as a floating booktabs table; `columns` are LaTeX column types, `caption` is LaTeX.
 
-    The first two cells of each line that `bold` marks are bold.
+    `bold` marks the lines whose first two cells are bold.
     """
     escaped = _bold(frame.map(latex_text).rename(columns=latex_text), bold, "\\textbf{{{}}}")
     style = escaped.style.hide(axis="index")

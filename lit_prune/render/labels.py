@@ -1,4 +1,4 @@
-"""Labels beside lines and points, colours of emphasised rows, limits that leave outliers out. No torch."""
+"""Place labels beside lines and points, colour emphasised rows, and limit axes without outliers. No torch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from lit_prune.report import Report
 
 WIDTH = 4.6
-"""Width of a figure in inches; a phone shows it whole at a readable type size."""
+"""Width of a figure in inches; fits a phone at a readable type size."""
 _FOLD = 24
-# Inches from one line of a name to the next, and from the axes to the names; more where names are moved far.
+# Inches between lines of a name and from the axes to the names; the latter grows if names move far.
 _LINE, _ROOM, _SLOPE = 0.16, 0.14, 0.8
 # An outlier lies above a gap of more than this many times the range of the values below the gap.
 _GAP = 4
 # Intervals are shown up to this many times the range of the means beyond them.
 _BARS = 5
-# Grey lines are labelled too where a panel has at most this many lines; so many validated steps have a tick each.
+# Most lines of a panel with labels on grey ones too; most validated steps with a tick each.
 _LABELLED, _TICKS = 10, 8
 
 
@@ -44,7 +44,7 @@ class Point:
 
 
 def fold(name: str) -> str:
-    """Return the name of a row in lines that leave room for the figure."""
+    """Wrap the name of a row to leave room for the figure."""
     return "\n".join(textwrap.wrap(name, _FOLD, break_long_words=False)) or name
 
 
@@ -56,18 +56,18 @@ def room_for(names: Sequence[str]) -> float:
 def apart(places: Sequence[float], sizes: Sequence[float]) -> NDArray[np.float64]:
     """Return ascending places in 0 to 1, moved so that neighbours do not overlap and none lies outside.
 
-    Where the room does not suffice, the last ones lie outside.
+    If there is too little room, the last ones lie outside.
     """
     halves = np.asarray(sizes, float) / 2
     ends = np.cumsum(np.concatenate([[0.0], halves[:-1] + halves[1:]]))
     free = np.clip(np.asarray(places, float) - ends, halves[0], max(halves[0], 1 - halves[-1] - ends[-1]))
-    # Moved up as little as that takes, and down as little; what lies between keeps the distances too.
+    # The smallest moves up and down; their mean keeps the distances too.
     up, down = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
     return (up + down) / 2 + ends
 
 
 def beside(axes: Axes, points: Sequence[Point], height: float) -> None:
-    """Write names right of the axes, `height` inches high with final limits, each with a line to its point."""
+    """Write names right of axes that are `height` inches high and have final limits, each with a line to its point."""
     if not points:
         return
     low, high = axes.get_ylim()
@@ -94,7 +94,7 @@ def beside(axes: Axes, points: Sequence[Point], height: float) -> None:
 
 
 def emphasised(report: Report, ends: pd.Series) -> dict[str, str]:
-    """Return row -> colour for `ends`, the last loss of each row: see `colours`.
+    """Return row -> colour for `ends`, the last loss of each row, by `colours`.
 
     The baseline and the best row come first, then the rows of claims in the order of the table.
     """
@@ -112,7 +112,7 @@ def colours(names: Sequence[str], preferred: Sequence[str]) -> dict[str, str]:
 
 
 def labelled(colour_of: Mapping[str, str]) -> list[str]:
-    """Return the names to write beside their lines: all where they are few, else the emphasised ones."""
+    """Return the names to write beside their lines: all if they are few, else the emphasised ones."""
     return [name for name, colour in colour_of.items() if len(colour_of) <= _LABELLED or colour != DIM]
 
 
@@ -122,14 +122,14 @@ def ink(colour: str) -> str:
 
 
 def limits(means: Sequence[float], bars: tuple[float, float]) -> tuple[float, float]:
-    """Return limits that show all means, and as much of the intervals, `bars`, as leaves the means apart."""
+    """Return limits that show all means, and as much of the intervals, `bars`, as keeps the means distinguishable."""
     low, high = min(means), max(means)
     room = (high - low) or 1.0
     return max(bars[0], low - _BARS * room), min(bars[1], high + _BARS * room)
 
 
 def on_scale(values: Sequence[float]) -> NDArray[np.bool_]:
-    """Return which values are no outliers: those below the last wide gap, if most values are."""
+    """Return a mask of the values that are no outliers: those below the last wide gap, if they are the majority."""
     known = np.asarray(values, float)
     ranked = np.sort(known[~np.isnan(known)])
     for place in range(len(ranked) - 1, len(ranked) // 2, -1):
@@ -139,14 +139,14 @@ def on_scale(values: Sequence[float]) -> NDArray[np.bool_]:
 
 
 def step_ticks(axes: Axes, steps: Sequence[float]) -> None:
-    """Set the ticks of the x axis on validated steps: all, or every other, third ... back from the last one."""
+    """Set x ticks on validated steps: all, or every other, third ... counted back from the last one."""
     ordered = sorted(set(steps))
     every = -(-len(ordered) // _TICKS)
     axes.set_xticks(ordered[::-1][::every][::-1])
 
 
 def note(axes: Axes, outliers: Sequence[str], num_unlabelled: int = 0) -> None:
-    """Write above the axes which rows lie beyond the scale and how many grey lines have no label."""
+    """Write above the axes the rows beyond the scale and the number of grey lines without a label."""
     lines = ["Beyond the scale: " + "; ".join(outliers)] if outliers else []
     lines += [f"Grey: {num_unlabelled} other rows"] if num_unlabelled else []
     if lines:

@@ -1,4 +1,4 @@
-"""The model card of a pruned or distilled model: README.md with the metadata that the Hugging Face hub reads."""
+"""Write the model card of a pruned or distilled model: README.md with metadata for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model_card(
     verb: str,
     shapes: Mapping[str, tuple[int, int]] | None = None,
 ) -> str:
-    """Return the card: base model, what was cut and how, losses before and after, retraining, command, versions."""
+    """Return the card: base model, sizes cut and method, losses before and after, retraining, command, versions."""
     from huggingface_hub import ModelCardData
 
     base, licence = str(cell.teacher.model), licence_of(cell)
@@ -53,7 +53,7 @@ def model_card(
 
 
 def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
-    """Return what was cut, as lines; plan.json beside the card has every index."""
+    """Return the lines of the sizes before and after; plan.json beside the card has every index."""
     if not shapes:
         return []
     lines = (f"| {name} | {before:,} | {after:,} |" for name, (before, after) in shapes.items())
@@ -61,8 +61,7 @@ def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
 
 
 def _retraining(cell: Cell) -> list[str]:
-    """Return how the publication of the method retrains, and whether that was done; nothing of a student that was
-    given."""
+    """Return the published retraining of the method, and whether it was done; nothing for a given student."""
     if cell.prune.init_from is not None:
         return []
     published, fields = cell.prune.retraining, dict(flatten(plain_of(cell)))
@@ -96,6 +95,6 @@ def licence_of(cell: Cell) -> str | None:
 
 
 def _changed(cell: Cell) -> list[tuple[str, Any]]:
-    """Fields of a cell that differ from the defaults."""
+    """Return the fields of a cell that differ from the defaults."""
     fields = flatten(plain_of(cell))
     return [(path, value) for path, value in fields if value is not None and _DEFAULT.get(path) != value]

@@ -1,4 +1,4 @@
-"""Notes on a table, Markdown, as a piece of a page."""
+"""Convert the Markdown notes on a table to HTML for a page."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from lit_prune.render.typography import unbroken, with_minus_signs
 
 
 def as_html(text: str, profile: str, below: int = 3) -> Markup:
-    """Return the notes on one profile: without what stands under the name of another, headings below level `below`.
+    """Return the notes on one profile, without the sections of other profiles and with headings below level `below`.
 
-    Numbers get real minus signs, except in code. Nothing in it is fetched: HTML is shown as text, and a picture as a
-    link to it.
+    Numbers get real minus signs, except in code. Nothing is fetched: HTML is shown as text, and an image as a link.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     others = {path.stem for path in profiles_folder().glob("*.yaml")} - {profile}
@@ -31,7 +30,7 @@ def as_html(text: str, profile: str, below: int = 3) -> Markup:
 
 
 def _of_profile(tokens: list[Token], others: Collection[str]) -> list[Token]:
-    """Without the title, and without the sections that another profile's name is the heading of."""
+    """Return the tokens without the title and without sections whose heading is the name of another profile."""
     kept: list[Token] = []
     skipping = title = False
     for place, token in enumerate(tokens):
@@ -46,13 +45,13 @@ def _of_profile(tokens: list[Token], others: Collection[str]) -> list[Token]:
 
 
 def _typeset(children: Iterable[Token]) -> list[Token]:
-    """Return the pieces of a paragraph or table cell with their text typeset; code and addresses stay as they are."""
+    """Return the pieces of a paragraph or table cell with their text typeset; code and URLs are unchanged."""
     kept: list[Token] = []
     for is_text, run in itertools.groupby(children, lambda token: token.type in ("text", "softbreak")):
         pieces = list(run)
         if is_text and not (kept and kept[-1].markup == "autolink" and kept[-1].nesting == 1):
             text = "".join("\n" if piece.type == "softbreak" else piece.content for piece in pieces)
-            # What follows code or the end of emphasis continues a word.
+            # Text after code or emphasis continues a word.
             joined = bool(kept) and (kept[-1].nesting == -1 or kept[-1].type == "code_inline")
             found = unbroken(with_minus_signs(f"_{text}")[1:] if joined else with_minus_signs(text))
             pieces = [Token("text", "", 0, content=found)]

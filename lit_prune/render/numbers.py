@@ -1,4 +1,4 @@
-"""Numbers as they are read, one by one and by the column. No torch."""
+"""Format numbers for readers, singly and by column. No torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def signed(text: str) -> str:
-    """Return the text of a number with a real minus sign."""
+    """Replace the hyphen in the text of a number by a minus sign."""
     return text.replace("-", _MINUS)
 
 
 def number(value: float, digits: int = 4, sign: str = "") -> str:
-    """Return a value to read; a dash if there is none."""
+    """Format a value; a dash for NaN."""
     if math.isnan(value):
         return NONE
     if abs(value) >= 1e6:
@@ -30,7 +30,7 @@ def number(value: float, digits: int = 4, sign: str = "") -> str:
 
 
 def amount(value: float) -> str:
-    """Return a count to read, as 1.23 M; a dash if there is none."""
+    """Format a count, as 1.23 M; a dash for NaN."""
     if math.isnan(value):
         return NONE
     size, unit = next(((size, f" {unit}") for size, unit in _UNITS if abs(value) >= size), (1, ""))
@@ -38,12 +38,12 @@ def amount(value: float) -> str:
 
 
 def flops(count: float) -> str:
-    """Floating-point operations to read; a dash where the count is not known."""
+    """Format a number of floating-point operations; a dash if unknown."""
     return NONE if math.isnan(count) else f"{count:.2e}" if count else "0"
 
 
 def duration(seconds: float) -> str:
-    """Return a time to read, in s, min or h; a dash if there is none."""
+    """Format a time in s, min or h; a dash if unknown."""
     if math.isnan(seconds):
         return NONE
     size, unit = next(((size, unit) for size, unit in _TIMES if seconds >= size), (1, "s"))
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def memory(num_bytes: float) -> str:
-    """Return an amount of memory to read; a dash if there is none."""
+    """Format an amount of memory; a dash if unknown."""
     return NONE if math.isnan(num_bytes) else f"{num_bytes / 2**20:,.0f} MiB"
 
 
@@ -60,13 +60,13 @@ def p_value(value: float) -> str:
 
 
 def as_printed(column: pd.Series) -> list[str]:
-    """Return the paper's values with as many digits as it printed."""
+    """Format the paper's values with as many digits as it printed."""
     digits = max((len(str(value).partition(".")[2]) for value in column.dropna()), default=0)
     return [number(value, digits) for value in column]
 
 
 def with_spread(means: Iterable[str], spreads: Iterable[str]) -> list[str]:
-    """ "mean ± spread" in a column, the means in line; the mean alone where there is no spread."""
+    """Format a column of "mean ± spread" with aligned means; the mean alone without a spread."""
     means = list(means)
     width = max(map(len, means))
     return [mean.rjust(width) + (f" ± {spread}" if spread else "") for mean, spread in zip(means, spreads, strict=True)]

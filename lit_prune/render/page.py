@@ -1,4 +1,4 @@
-"""A report as the templates of this folder tell it: what the page of one table and that of all share. No torch."""
+"""Set up the HTML templates: the parts shared by the page of one table and the page of all. No torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ FOLDER = Path(__file__).parent
 
 
 def environment(*folders: Path) -> Environment:
-    """Return the templates of `folders` and of this one; a name they are not given is an error.
+    """Return the Jinja environment of `folders` and of this one; an undefined name is an error.
 
-    Every string they are given is escaped, but markup that is marked as such. The filter `unbroken` is that of
-    `typography`.
+    Strings are escaped, except `Markup`. The filter `unbroken` is that of `typography`.
     """
     import jinja2
 
@@ -41,7 +40,7 @@ def environment(*folders: Path) -> Environment:
 
 
 def told(report: Report) -> dict[str, Any]:
-    """Everything of a report but its figures, as text: `told` of the templates."""
+    """Return the texts of a report, without figures: the variable `told` of the templates."""
     import yaml
 
     from lit_prune.report.claims_summary import standardize  # pandas comes with it
@@ -61,6 +60,6 @@ def told(report: Report) -> dict[str, Any]:
         "notes": wording.notes(report), "ranks": wording.rank_table(report), "flips": wording.flips(report),
         "seeds": by_seed(report), "cost": cost(report), "command": command(report),
         "provenance": wording.provenance(report),
-        # Through JSON, which turns tuples into the lists that YAML has.
+        # JSON turns tuples into lists, which YAML has.
         "recipe": yaml.safe_dump(json.loads(json.dumps(plain_of(report.cell))), sort_keys=False),
     }  # fmt: skip

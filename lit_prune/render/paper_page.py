@@ -1,4 +1,4 @@
-"""The page of all tables: what stands of the papers first, then every table with its figures, notes and cost."""
+"""Render the page of all tables: the claims of the papers, then every table with figures, notes and cost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def render(
     answers: Sequence[Answer], ledger: pd.DataFrame, not_run: Sequence[Table], scores: pd.DataFrame, digest: str,
     progress: Progress,
 ) -> str:  # fmt: skip
-    """The page as one HTML document that fetches nothing, with `digest` in its head; `progress` counts the answers.
+    """Return the page as one self-contained HTML document with `digest` in its head; `progress` counts the answers.
 
-    `scores` are what models got in benchmarks, as of `report.benchmarks.read`.
+    `scores` are the evaluation results, from `report.evaluations.read`.
     """
     sections = []
     for place, answer in enumerate(answers):
@@ -45,9 +45,9 @@ def render(
 
 
 def anchor(table: str, profile: str, settings: str = "") -> str:
-    """Name of a table at a profile, in the page and among files; of a table alone where the profile is empty.
+    """Return the name of a table at a profile, in the page and among files; of the table alone if the profile is empty.
 
-    Where it does not say all of the settings, as they may be long or differ in a sign, it ends with a digest of them.
+    If the settings do not fit in the name, being long or different only in a sign, it ends with their digest.
     """
     asked = f"{table} {profile} {settings}".strip()
     name = re.sub(r"[^a-zA-Z0-9_]+", "-", asked).strip("-")
@@ -55,12 +55,12 @@ def anchor(table: str, profile: str, settings: str = "") -> str:
 
 
 def anchor_of(report: Report) -> str:
-    """As `anchor`, of a report."""
+    """Return the anchor of a report."""
     return anchor(report.table.name, report.profile, extra_flags(report))
 
 
 def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each profile: its name, counts by verdict of all claims and of those of each paper."""
+    """Return for each profile its name, and counts by verdict of all claims and of each paper's."""
     return [
         {
             "profile": profile, "all": (counts := found.sum()).to_dict(), "claims": counts.sum(),
@@ -82,7 +82,7 @@ def _not_run(table: Table) -> dict[str, Any]:
 
 
 def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each answer: name, profile, question, link, and how many claims have which verdict."""
+    """Return for each answer its name, profile, question, link, and number of claims by verdict."""
     found = []
     for answer in answers:
         report, settings = answer.report, extra_flags(answer.report)
@@ -99,9 +99,9 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
 
 
 def _section(answer: Answer, place: int) -> dict[str, Any]:
-    """Return what the page says and draws of one table at one profile; the ids of its figures begin with `place`.
+    """Return texts and figures of one table at one profile; the ids of its figures begin with `place`.
 
-    A caption is the title of its figure; what all figures of a kind have in common is said once, for the whole page.
+    A caption is the title of its figure; the key of a kind of figures is printed once for the whole page.
     """
     report = answer.report
     drawn = [figure | {"caption": figure["title"]} for figure in catalog.inline(report, f"t{place}-")]

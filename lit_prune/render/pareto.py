@@ -1,4 +1,4 @@
-"""Figure of cost against result, with the Pareto front. No torch."""
+"""Draw result against cost, with the Pareto front. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTS = ("parameters", "train_flops")
 _TITLES = {"train_flops": "FLOPs of the retraining"}
 # Costs that differ by less than this share count as equal.
 _SAME = 0.02
-# With more rows only those of the front are labelled.
+# With more rows, only those of the front get labels.
 _LABELLED = 10
 _FRONT = "#d55e00"
 
@@ -34,10 +34,10 @@ def title(metric: str) -> str:
 
 
 def fronts(report: Report) -> dict[str, pd.DataFrame]:
-    """Return, for each metric that is a cost or a speed and that rows differ in, a frame by row.
+    """Return a frame by row for each cost or speed in which rows differ.
 
-    Columns cost, value (of the first metric), front (no row is as good in both and better in one). Empty where the
-    first metric is a speed itself.
+    Columns: cost, value (of the first metric), front (no row is as good in both and better in one). Empty if the
+    first metric is itself a speed.
     """
     (value, *others), higher = report.table.metrics, report.table.higher_is_better
     rows = report.summary[~report.summary["reference"]]
@@ -51,7 +51,7 @@ def fronts(report: Report) -> dict[str, pd.DataFrame]:
 
 
 def _unbeaten(pairs: pd.DataFrame, gain: bool) -> np.ndarray:
-    """Return which pairs of cost and value are dominated by no other."""
+    """Return a mask of the pairs of cost and value that no other pair dominates."""
     goods = pairs[["cost", "value"]].to_numpy() * [-1 if gain else 1, 1]
     as_good = (goods[:, None] <= goods).all(-1)
     better = (goods[:, None] < goods).any(-1)
@@ -116,7 +116,7 @@ def _references(report: Report, name: str, near: pd.DataFrame) -> tuple[list[Poi
     """Return the references within range of the rows, and the others as text."""
     summary = report.summary[report.summary["reference"]]
     scale = pd.DataFrame({"cost": summary[name], "value": summary["mean"]}).dropna()
-    scale = scale[scale["cost"] > 0]  # no training, no training cost
+    scale = scale[scale["cost"] > 0]  # without training there is no cost of training
     low, high = near[["cost", "value"]].min(), near[["cost", "value"]].max()
     span = high - low
     close = ((scale > low - span) & (scale < high + span)).all(axis=1)

@@ -1,4 +1,4 @@
-"""Figures of the order of the rows: ranks during the retraining, and results beside the paper's. No torch."""
+"""Draw the order of rows: ranks during retraining, and results against the paper's. No torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MARK = "#e8590c"
 def ranks(checks: pd.DataFrame) -> pd.DataFrame:
     """Return the rank of each row by mean LM loss over seeds, [validations, rows]; 1 is the lowest, ties share a rank.
 
-    Columns are in the order of the last validation. Rows without it are left out, and so are validations that one of
-    the other rows lacks. Empty with fewer than two rows or two validations.
+    Columns are in the order of the last validation. Skips rows without it, and validations that a remaining row lacks.
+    Empty with fewer than two rows or two validations.
     """
     losses = checks.pivot_table(index="step", columns="row", values="lm_loss")
     if losses.empty:
@@ -36,7 +36,7 @@ def ranks(checks: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_changes(found: pd.DataFrame) -> bool:
-    """Return whether two rows change places between two validations; ties are no order."""
+    """Return whether two rows swap their order between two validations; ties have no order."""
     pairs = itertools.combinations(found.columns, 2)
     differences = (found[one] - found[other] for one, other in pairs)
     return any((difference < 0).any() and (difference > 0).any() for difference in differences)
@@ -88,9 +88,9 @@ def rank_lines(report: Report) -> Figure:
 
 
 def beside_paper(report: Report) -> pd.DataFrame:
-    """Return the first metric of the rows that both have: columns paper, ours, interval (half the 95 % t interval).
+    """Return the first metric of rows that the paper has too: columns paper, ours, interval (half the 95 % t interval).
 
-    Empty with fewer than three such rows, or where the paper has one value for all.
+    Empty with fewer than three such rows, or if the paper has the same value for all.
     """
     summary = report.summary[~report.summary["reference"]]
     names = {f"paper {report.table.metrics[0]}": "paper", "mean": "ours", "interval": "interval"}

@@ -1,4 +1,4 @@
-"""Figures as inline SVG with the colours and the font of the page they stand in. No torch."""
+"""Convert figures to inline SVG with the colours and the font of their page. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INK, LINE, DIM = "#010203", "#14507b", "#6e7072"
 # Emphasised lines: readable on light and dark pages, and for readers who cannot tell red from green.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 _FONT_SIZE, _DPI = 9, 200
-# Pixels a point may grow to; it does not shrink below one, so that what is wider than a page is to be scrolled.
+# Most pixels of a point. It never shrinks below one pixel: figures wider than the page scroll.
 _LARGEST = 1.65
 _THEME = {INK: "currentColor", LINE: "var(--accent)", DIM: "var(--dim)"}
 
@@ -39,7 +39,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     head, _, body = stream.getvalue().partition("<svg")[2].partition(">")
-    # HTML knows the namespaces, the page is as wide as its reader's, and nobody reads the metadata.
+    # HTML needs neither namespaces, fixed sizes nor metadata.
     box = re.findall(r'viewBox="[^"]*"', head)[0]
     body = _slim(re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL))
     body = _in_tags(body, lambda tag: _themed(re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag)))
@@ -49,7 +49,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
 
 
 def _in_tags(body: str, change: Callable[[str], str]) -> str:
-    """Return the same SVG with each tag changed; the text between them, which names rows, stays as it is."""
+    """Return the SVG with each tag changed; the text between tags, such as names of rows, is unchanged."""
     return re.sub(r"<[^>]*>", lambda tag: change(tag[0]), body)
 
 
@@ -60,7 +60,7 @@ def _themed(tag: str) -> str:
 
 
 def _slim(body: str) -> str:
-    """Return the same picture in less than half the characters, in the font of the page it stands in."""
+    """Return the same picture in less than half the characters, in the font of its page."""
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
 
@@ -69,7 +69,7 @@ def _slim(body: str) -> str:
         tag = re.sub(r" font-family: [^;\"]*;?|font-family: [^;\"]*; ?", "", tag)
         tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)
         tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
-        # A hundredth of a point is more than a screen shows.
+        # A hundredth of a point is finer than a screen resolves.
         return re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag)
 
     body = _in_tags(body, slim)
@@ -77,5 +77,5 @@ def _slim(body: str) -> str:
 
 
 def _break(body: str, start: int, end: int) -> str:
-    """Return what a line break stands for: nothing between tags, a space within one."""
+    """Return the replacement of a line break: nothing between tags, a space within one."""
     return "" if body[start - 1 : start] == ">" and body[end : end + 1] == "<" else " "

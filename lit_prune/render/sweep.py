@@ -1,4 +1,4 @@
-"""Figure of the first metric over a number that a table sweeps. No torch."""
+"""Draw the first metric over a number that a table sweeps. No torch."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _FIELDS = {
     "prune.num_hidden_layers": "layers kept (a share where below 1)",
     "prune.num_iterations": "pruning iterations (T)",
 }
-# Fields whose axis runs from many to few.
+# Fields whose axis is descending.
 _FALLING = ("prune.num_hidden_layers",)
-# Ratio of maximum to minimum from which the axis is logarithmic; number of values that all get a tick.
+# Ratio of maximum to minimum from which the axis is logarithmic; most values with a tick each.
 _DECADES, _TICKED = 30, 8
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Rows that differ in a number, as curves of rows that differ in nothing else."""
+    """Rows that differ in a number, grouped into curves of rows that differ in nothing else."""
 
     field: str
     """Dotted path of the swept field."""
     curves: Mapping[str, pd.DataFrame]
     """Name -> mean and interval (half the 95 % t interval) of the first metric, by ascending value."""
     levels: Mapping[str, float]
-    """Mean of the rows whose value is not on the axis, such as none."""
+    """Means of the rows whose value is not on the axis, such as None."""
     log: bool
     """Whether the values span decades."""
 
@@ -53,9 +53,9 @@ class Sweep:
 
 
 def sweep_of(report: Report) -> Sweep | None:
-    """Return the number that distinguishes most rows: with three values or more, two where nothing else differs.
+    """Return the number that distinguishes most rows: at least three values, or two if nothing else differs.
 
-    None where the table sweeps no such number or its rows are not done.
+    None if the table sweeps no such number or its rows are not done.
     """
     rows = report.summary[~report.summary["reference"] & report.summary["mean"].notna()]
     cells = report.tidy[~report.tidy["reference"]].drop_duplicates("row").set_index("row").reindex(rows.index)
@@ -66,7 +66,7 @@ def sweep_of(report: Report) -> Sweep | None:
 
 
 def _along(field: str, swept: pd.DataFrame, rows: pd.DataFrame) -> Sweep | None:
-    """Return the rows along one field."""
+    """Return the curves over one field."""
     values = pd.to_numeric(swept[field].map(lambda value: None if isinstance(value, bool) else value), errors="coerce")
     placed = values[values > 0]
     log = bool(placed.max() >= _DECADES * placed.min())
@@ -102,7 +102,7 @@ def _shared(names: Iterable[str]) -> str:
 
 
 def curves(report: Report, sweep: Sweep) -> Figure:
-    """Draw the first metric over the swept number: means with t intervals, joined where nothing else differs."""
+    """Draw the first metric over the swept number: means with t intervals, joined if nothing else differs."""
     from matplotlib.figure import Figure
 
     metric = wording.title(report.table.metrics[0])
@@ -131,7 +131,7 @@ def curves(report: Report, sweep: Sweep) -> Figure:
 
 
 def _near(sweep: Sweep) -> dict[str, pd.DataFrame]:
-    """Return the curves that are no outliers as a whole; a single far value belongs to the shape of its curve."""
+    """Return the curves that are no outliers as a whole; a single far value is kept."""
     near = labels.on_scale([curve["mean"].min() for curve in sweep.curves.values()])
     return {name: curve for (name, curve), kept in zip(sweep.curves.items(), near, strict=True) if kept}
 
@@ -177,7 +177,7 @@ def _levels(axes: Axes, report: Report, sweep: Sweep) -> list[Point]:
 
 
 def _ticks(axes: Axes, sweep: Sweep) -> None:
-    """Set a tick at each value where they are few."""
+    """Set a tick at each value if they are few."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     values = sorted({value for curve in sweep.curves.values() for value in curve.index})

@@ -1,4 +1,4 @@
-"""A report in a terminal, and the lists behind `status` and `diff`. No torch."""
+"""Print reports in a terminal, and the lists of `status` and `diff`. No torch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _STYLES = {"best": "bold", "reference": "dim"}
 _STATES = {"done": "", "damaged": "red", "failed": "red", "unfinished": "yellow", "missing": "dim"}
-# Columns of a terminal below which the tables leave out what only makes them airy.
+# Terminals narrower than this get compact tables.
 _ROOMY = 96
 _STUDENTS = 3
-"""Students that are listed one by one."""
+"""Most students listed one by one."""
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report: question and answer, what makes it worth less, claims, table, notes."""
+    """Print a report: request and answer, warnings, claims, table, notes."""
     from rich.text import Text
 
     table, tight = report.table, console.width < _ROOMY
@@ -56,7 +56,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _print_checks(report: Report, console: Console) -> None:
-    """How the order of the rows moves during the retraining, where it was looked at."""
+    """Print the order of rows during retraining, if there were validations."""
     from rich.text import Text
 
     if not report.ranks.empty:
@@ -90,7 +90,7 @@ def _hanging(mark: str, text: str, style: str) -> RichTable:
 
 
 def _rich_main(report: Report, width: int, tight: bool) -> Iterator[RichTable | str]:
-    """Yield the main table, in several with an empty line between them where it is wider than the console."""
+    """Yield the main table, in parts with an empty line between them if it is wider than the console."""
     frame = wording.main_table(report)
     broken = frame.map(printable).rename(columns={name: name.replace(" ", "\n") for name in frame.columns[2:]})
     for place, part in enumerate(wording.parts(broken, width, 1 if tight else 2)):
@@ -132,7 +132,7 @@ def _rich_claims(report: Report, tight: bool) -> RichTable:
 
 
 def print_students(found: Sequence[Student], console: Console) -> None:
-    """Print where the best students lie and how large they are; the others are counted."""
+    """Print the folders and sizes of the best students, and the number of the others."""
     from rich.filesize import decimal
 
     if not found:
@@ -148,7 +148,7 @@ def print_students(found: Sequence[Student], console: Console) -> None:
 
 
 def print_status(tidy: pd.DataFrame, console: Console) -> None:
-    """Every cell with its address and state, and how many there are of each state."""
+    """Print every cell with its address and state, and the number of cells by state."""
     shown = _rich_table()
     for name in ("key", "row", "seed", "state"):
         shown.add_column(name, overflow="fold")
@@ -163,7 +163,7 @@ def print_status(tidy: pd.DataFrame, console: Console) -> None:
 
 
 def print_costs(costs: Sequence[Cost], console: Console) -> None:
-    """Print what each row costs, and the totals; a time that no earlier result tells is unknown."""
+    """Print the cost of each row and the totals; a time is unknown without earlier results."""
     shown = _rich_table(console.width < _ROOMY)
     shown.add_column("row", overflow="fold")
     for name in ("cells", "parameters", "steps", "tokens", "time"):
@@ -182,7 +182,7 @@ def print_costs(costs: Sequence[Cost], console: Console) -> None:
 
 
 def print_diff(first: Node, second: Node, console: Console) -> None:
-    """The fields in which two nodes differ, what both found, and where code, versions or machine differ."""
+    """Print the fields in which two nodes differ, the results of both, and differences in code, versions or machine."""
     nodes = (first, second)
     sides = [_flat({"": node.config, "result": node.result or {}, "env": _code(node)}) for node in nodes]
     shown = _rich_table()

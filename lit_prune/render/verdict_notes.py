@@ -1,4 +1,4 @@
-"""What a reader must know of the verdicts on claims, where they are not the usual ones. No torch."""
+"""Explain verdicts on claims that do not come from a t-test over seeds. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def about(report: Report) -> list[str]:
-    """Return what the verdicts of a report rest on, where it is not a t-test over seeds."""
+    """Return sentences on the verdicts of a report that do not come from a t-test over seeds."""
     verdicts, found = report.verdicts, []
     untested = verdicts["p"].isna() & (verdicts["n"] > 1) & (verdicts["verdict"] == "undecided")
     if (verdicts["verdict"] == "identical").any():

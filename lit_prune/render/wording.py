@@ -1,4 +1,4 @@
-"""A report in words: every number, name and sentence as it is shown, wherever that is. No torch."""
+"""Word a report: every number, name and sentence as all renderers show it. No torch."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _LOSSES = ("lm_loss", "lm_loss_before", "kd_loss", "kd_loss_before", "second_lm_
 _RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "memory_share")
 UNITS = dict.fromkeys(_LOSSES, "nats/token") | dict.fromkeys(_RATIOS, "× teacher")
 SHOWN = {"parameters": amount, "train_flops": flops}
-"""How counts are shown, which are no losses."""
-# A row's label is folded before a table is split, but not to less.
+"""Metric -> formatter of metrics that are not losses."""
+# Row labels are wrapped before a table is split, but not below this width.
 _LABEL = 24
 
 
@@ -47,12 +47,12 @@ def quantity(metric: str) -> str:
 
 
 def better(report: Report, metric: str) -> str:
-    """Which values of a metric are the better ones, for an axis."""
+    """Return the better direction of a metric, for an axis."""
     return "higher is better" if metric in report.table.higher_is_better else "lower is better"
 
 
 def relation(table: Table, claim: Claim) -> str:
-    """Return a claim with the direction, quantity and unit it is about."""
+    """Return a claim with its direction, quantity and unit."""
     metric = table.metric_of(claim)
     if claim.before is not None:
         return f"order of {quantity(metric)} flips: {table.relation(claim)}"
@@ -63,7 +63,7 @@ def relation(table: Table, claim: Claim) -> str:
 
 
 def order(report: Report) -> str:
-    """Return what a reader must know of the lines of the main table: metric, direction, order, and what is bold."""
+    """Return the legend of the main table: metric, direction, order, and meaning of bold."""
     metric, summary = report.table.metrics[0], report.summary
     apart = summary.index[~(summary["compared"] | summary["reference"])]
     below = []
@@ -79,7 +79,7 @@ def order(report: Report) -> str:
 def main_table(report: Report) -> pd.DataFrame:
     """Return the main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values.
 
-    The paper's values come last, or beside ours where there are more than two metrics.
+    The paper's values come last, or beside ours if there are more than two metrics.
     """
     import pandas as pd
 
@@ -104,29 +104,29 @@ def main_table(report: Report) -> pd.DataFrame:
 
 
 def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
-    """Return a column of means with their spread, which is left out where every seed gave the same number."""
-    if metric == "perplexity":  # it is that of the loss once more
+    """Return a column of means with their spread, without it if every seed gave the same number."""
+    if metric == "perplexity":  # its spread repeats that of the loss
         return [number(mean, 2) for mean in means]
     shown = SHOWN.get(metric, number)
     return with_spread(map(shown, means), (shown(sd) if sd > 0 else "" for sd in sds))
 
 
 def _paper(report: Report, metric: str) -> dict[str, list[str]]:
-    """Return the column of the paper's values of one metric; none where it has none."""
+    """Return title -> the paper's values of one metric; empty if it has none."""
     values = report.ranked[f"paper {metric}"]
     column = list(map(SHOWN[metric], values)) if metric in SHOWN else as_printed(values)
     return {f"paper {title(metric)}": column} if values.notna().any() else {}
 
 
 def intervals(report: Report) -> list[str]:
-    """Half widths of the 95 % t intervals of the first metric's means; a dash where seeds make no difference."""
+    """Return half widths of the 95 % t intervals of the first metric's means; a dash if seeds change nothing."""
     return [f"± {number(half)}" if half > 0 else NONE for half in report.ranked["interval"]]
 
 
 def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
-    """The columns of a table in as many tables as keep each within `width` characters, `gap` between two columns.
+    """Split the columns of a table into tables of at most `width` characters, with `gap` between two columns.
 
-    All begin with the first column, which can be folded, and what the paper has stays with what was measured.
+    All begin with the first column, which can be wrapped; the paper's columns stay beside the measured ones.
     """
     first, *names = frame.columns
     groups: list[list[str]] = []
@@ -146,12 +146,12 @@ def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
 
 
 def has_spread(column: Iterable[str]) -> bool:
-    """Return whether a column of text holds means with their spread, which are read from the left."""
+    """Return whether a column of text holds means with their spread, which are left-aligned."""
     return any("±" in cell for cell in column)
 
 
 def kinds(report: Report) -> list[set[str]]:
-    """Return what each line of the main table is: best, baseline, apart (not compared with the baseline), reference."""
+    """Return the kinds of each line of the main table: best, baseline, apart (not compared with it), reference."""
     ranked, best = report.ranked, report.best
     marks = {
         "best": ranked.index == (best.row if best else None), "baseline": ranked.index == report.table.baseline,
@@ -161,7 +161,7 @@ def kinds(report: Report) -> list[set[str]]:
 
 
 def counts(report: Report) -> list[str]:
-    """Seeds done; "done/asked" where some are not, and "n = 1" where one was asked and more are needed."""
+    """Return the finished seeds of each row; "done/requested" if some are missing, "n = 1" for a single seed."""
     asked = report.tidy.groupby("row", sort=False).size()
     counts = []
     for row, n in report.ranked["n"].items():
@@ -181,7 +181,7 @@ def claims_table(report: Report) -> pd.DataFrame:
 
 
 def interval(verdict: Mapping[str, Any]) -> str:
-    """Return a difference and its interval, or why there is none."""
+    """Return a difference and its interval, or the reason for a missing one."""
     difference, low, high = (number(verdict[name], sign="+") for name in ("difference", "low", "high"))
     if low == NONE:
         return f"{difference} [same for every seed]" if verdict["n"] > 1 else difference
@@ -189,12 +189,12 @@ def interval(verdict: Mapping[str, Any]) -> str:
 
 
 def _count(verdict: Mapping[str, Any]) -> str:
-    """Return how many seeds a test is over; marked where it is over sequences."""
+    """Return the number of seeds of a test, or of sequences, marked as such."""
     return f"{verdict['n']} seq." if verdict["over"] == "sequences" else str(verdict["n"])
 
 
 def notes(report: Report) -> list[str]:
-    """Return what a reader must know before comparing the columns, and where seeds change nothing."""
+    """Return caveats for comparing the columns, and a note on rows that seeds do not change."""
     found, losses = list(report.table.caveats), [m for m in report.table.metrics if m not in SHOWN]
     spreads = report.summary[["sd", *(f"sd {metric}" for metric in losses if metric != report.table.metrics[0])]]
     if (spreads == 0).any(axis=None):
@@ -203,14 +203,14 @@ def notes(report: Report) -> list[str]:
 
 
 def rank_table(report: Report) -> pd.DataFrame:
-    """Return how far the order of the rows at each check is that of the end, as text: step, Kendall's tau, rows."""
+    """Return the agreement of the order at each validation with the final one, as text: step, Kendall's tau, rows."""
     ranks = report.ranks
     shown = {"step": ranks["step"].astype(str), "Kendall's tau": [number(tau, 2, "+") for tau in ranks["tau"]]}
     return ranks.assign(**shown, rows=ranks["n"].astype(str))[[*shown, "rows"]]
 
 
 def flips(report: Report) -> list[str]:
-    """Return a sentence for each two rows of a claim that change their order by LM loss during the retraining."""
+    """Return a sentence for each claim whose two rows swap their order by LM loss during retraining."""
     if report.checks.empty or not any(claim.rows for claim in report.table.claims):
         return []
     found = []
@@ -225,7 +225,7 @@ def flips(report: Report) -> list[str]:
 
 
 def headline(report: Report) -> str:
-    """Profile, seeds, corpus and teacher in one line."""
+    """Return profile, seeds, corpus and teacher in one line."""
     seeds = f"{report.num_seeds} seed{'' if report.num_seeds == 1 else 's'}"
     corpus = f"corpus sha256 {report.corpus[:12]}" if report.corpus else "corpus not read yet"
     return f"profile {report.profile} · {seeds} · {corpus} · teacher {teacher(report)}"
@@ -240,7 +240,7 @@ def teacher(report: Report) -> str:
 
 
 def agreement(report: Report) -> str:
-    """Return how far the order of the rows is the paper's, in one sentence."""
+    """Return a sentence on the agreement of the order of rows with the paper's."""
     found = report.agreement
     if found.n < 2:
         return "fewer than two rows of the paper are measured"
@@ -253,7 +253,7 @@ def agreement(report: Report) -> str:
 
 
 def absent(report: Report) -> str:
-    """Return how many cells are not done, by state; empty when all are."""
+    """Return the number of unfinished cells by state; empty if all are done."""
     counts = report.tidy["state"].value_counts()
     absent = {state: counts[state] for state in ("damaged", "failed", "unfinished", "missing") if state in counts}
     listed = ", ".join(f"{count} {state}" for state, count in absent.items())
@@ -261,14 +261,14 @@ def absent(report: Report) -> str:
 
 
 def later_rows(report: Report) -> list[str]:
-    """Return the rows of the table that a report has no cell of, as they were added after it was recorded."""
-    if "--filter" in report.flags:  # it leaves rows out
+    """Return the rows of the table without a cell in the report, added after it was recorded."""
+    if "--filter" in report.flags:  # it removes rows on purpose
         return []
     return [row for row in report.table.named_rows if row not in report.summary.index]
 
 
 def warnings(report: Report) -> list[str]:
-    """Return what makes the numbers worth less than they seem."""
+    """Return warnings about the reliability of the numbers."""
     found, commits = [], ", ".join(sorted(report.commits))
     if report.mixed:
         found.append(f"the cells come from {len(report.commits)} versions of the code: {commits}")
@@ -282,7 +282,7 @@ def warnings(report: Report) -> list[str]:
 
 
 def provenance(report: Report) -> dict[str, str]:
-    """Return what the numbers depend on beside the question: text, teacher, code, versions, machine."""
+    """Return the provenance of the numbers: text, teacher, code, versions, machine."""
     teacher = report.teacher
     found = {
         "corpus sha256": report.corpus,
