@@ -1,1 +1,1 @@
-"""Text -> packed sequences of tokens -> the two LightningDataModules."""
+"""Data: from text to packed token sequences, and the two LightningDataModules that serve them."""

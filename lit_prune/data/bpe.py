@@ -12,7 +12,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of `vocab_size` entries, trained on the train split.
+    """Return a byte-level BPE tokenizer with `vocab_size` entries, trained on the train split.
 
     Raises:
         ConfigError: too few entries for all bytes and the end of text.

@@ -1,4 +1,4 @@
-"""The built-in corpora: texts that every machine with lit_prune has. No torch."""
+"""Built-in corpora: texts that every installation of lit_prune includes. No torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lit_prune.data import docstrings
 from lit_prune.data.files import Digest
 
 BUILT_IN = ("python", "python+dependencies", "readmes", "docstrings")
-# Not torch and transformers: ten times the standard library's size, mostly generated or near copies of each other.
+# Without torch and transformers: ten times the standard library, mostly generated code or near copies.
 DEPENDENCIES = ("lightning", "datasets", "torchmetrics", "wandb", "pandas", "numpy")
-# English prose in Markdown, on every machine that runs lit_prune.
+# Their READMEs are English prose in Markdown.
 DESCRIBED = (
     *DEPENDENCIES, "torch", "transformers", "tokenizers", "safetensors", "scipy", "matplotlib", "jinja2", "tabulate",
     "rich", "pyyaml", "pydantic", "tyro",
 )  # fmt: skip
 
-# Generated tables, data in Python syntax, copies of other packages and machine-specific files: no source to learn from.
+# Generated tables, data in Python syntax, vendored packages and machine-specific files.
 _DROPPED_FOLDERS = {
     "encodings", "pydoc_data", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages", "__pycache__",
     "test", "tests", "testing", "idle_test", "_vendor", "vendor", "_vendored", "include",
@@ -33,16 +33,16 @@ _DROPPED_PREFIXES = ("config-", "_sysconfigdata", "lib-dynload")
 
 
 class Named(NamedTuple):
-    """A document and the name that decides its split; a document without a name belongs to the train split."""
+    """A document with the name that determines its split; without a name it belongs to the train split."""
 
     name: str | None
     text: str
 
 
 def built_in(source: str, digest: Digest) -> Iterator[Named]:
-    """Stream the documents of a built-in corpus and add to `digest` what its fingerprint is made of.
+    """Stream the documents of a built-in corpus and update `digest` with the content of its fingerprint.
 
-    The source code of the dependencies is only trained on: the held-out splits are the standard library's.
+    The source code of dependencies is in the train split only; the held-out splits come from the standard library.
 
     Raises:
         ConfigError: as `docstrings.prepare`.
@@ -58,7 +58,7 @@ def built_in(source: str, digest: Digest) -> Iterator[Named]:
 
 
 def add_built_in(source: str, digest: Digest) -> None:
-    """Add to `digest` what the fingerprint of a built-in corpus is made of: its text, or the versions of its packages.
+    """Update `digest` with the content of a built-in corpus's fingerprint: its text, or its package versions.
 
     Raises:
         ConfigError: if a package is missing.
@@ -70,7 +70,7 @@ def add_built_in(source: str, digest: Digest) -> None:
 
 
 def prepare(source: str, count: Callable[[str, int, int | None, str], None]) -> None:
-    """Read what a built-in corpus keeps on this machine, if it is not there yet; `count` as in `Progress`.
+    """Create the cached text of a built-in corpus if it is missing; `count` is that of `Progress`.
 
     Raises:
         ConfigError: as `docstrings.prepare`.
@@ -80,7 +80,7 @@ def prepare(source: str, count: Callable[[str, int, int | None, str], None]) -> 
 
 
 def about(source: str) -> dict[str, Any]:
-    """Return what a built-in corpus holds and was read from; nothing for a corpus that its fingerprint says all of.
+    """Return content and origin of the corpus `docstrings`; empty for others, which their fingerprint identifies.
 
     Raises:
         ConfigError: as `docstrings.prepare`.
@@ -89,7 +89,7 @@ def about(source: str) -> dict[str, Any]:
 
 
 def package_versions(source: str) -> dict[str, str]:
-    """Return the packages that a corpus is read from, with their versions; none for a corpus that is not built in."""
+    """Return the packages, with versions, that a corpus is read from; empty unless it is built in."""
     if source == "docstrings":
         return docstrings.versions()
     names = {"python+dependencies": DEPENDENCIES, "readmes": DESCRIBED}.get(source, ())
@@ -123,9 +123,9 @@ def _dependencies() -> Iterator[Named]:
 
 
 def _readmes() -> Iterator[Named]:
-    """Yield the README of each package lit_prune depends on, one document a package."""
+    """Yield the README of each package, one document per package."""
     for package in DESCRIBED:
-        about = importlib.metadata.metadata(package).json  # a description is a header, or what follows the headers
+        about = importlib.metadata.metadata(package).json  # the description is a header or the body
         text = str(about.get("description", ""))
         if text.strip():
             yield Named(package, text)

@@ -1,4 +1,4 @@
-"""The data of importance estimation: a seeded sample of the calibration split, each sequence read once."""
+"""Data of importance estimation: a seeded sample of the calibration split, without replacement."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lit_prune.data.tokens import TokenSequences
 class CalibrationData(L.LightningDataModule):
     """Batches {`input_ids`, `labels`: int64 [batch, seq_len]} of `num_sequences` different sequences of one split.
 
-    Only full sequences are drawn, so that no filling enters a score. Each rank reads its own share.
+    Only full sequences are drawn, so no padding enters a score. Each rank reads its own share.
 
     Raises:
-        ConfigError: fewer full sequences in the split than requested.
+        ConfigError: if the split has fewer full sequences than requested.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class CalibrationData(L.LightningDataModule):
         self.sequences, self.batch_size, self.num_workers = sequences, batch_size, num_workers
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the share of this rank, in the drawn order."""
+        """Return the loader of this rank's share, in the drawn order."""
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         return DataLoader(

@@ -1,6 +1,6 @@
-"""Where text comes from: a stream of documents, each belonging to one split, and a fingerprint of it all.
+"""Read a corpus as a stream of documents, each in one split, and fingerprint it.
 
-Nothing here tokenises. No torch.
+No tokenization. No torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Split = Literal["train", "validation", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration")
 
 _TEXT_KINDS = ("text", "wikitext")
-# In the digest of files whose rows are lines of articles.
+# Marks, in the digest, files whose rows are lines of articles.
 _LINES = b"a document an article\0"
 
 
@@ -38,13 +38,13 @@ class Passage(NamedTuple):
     split: Split
     content: str | Messages
     begins: bool
-    """Whether the document begins here."""
+    """Whether the passage begins its document."""
     ends: bool
-    """Whether it ends here."""
+    """Whether the passage ends its document."""
 
 
 def split_of(name: str, heldout: float) -> Split:
-    """Return the split of a document, by a hash of its name, so that it never depends on the order of reading."""
+    """Return the split of a document by a hash of its name, independent of the order of reading."""
     return _split_at(_hashed(name), heldout)
 
 
@@ -60,10 +60,10 @@ def _split_at(hashed: int, heldout: float) -> Split:
 
 
 class Reader:
-    """The passages of a corpus, in order, and what was met on the way.
+    """Iterate over the passages of a corpus in order, and count documents, duplicates and skipped rows.
 
-    With a fingerprint, the text is verified while it is read: the digest of all bytes must be that fingerprint. A
-    source that is a single document of plain text is split within itself, unless `split_single` is off.
+    If the corpus has a fingerprint, the digest of all bytes read must match it. A source that is a single plain-text
+    document is itself cut into splits, unless `split_single` is False.
 
     Iterating raises:
         ConfigError: if the source cannot be read, or is no longer the text of the fingerprint.
@@ -71,7 +71,7 @@ class Reader:
 
     def __init__(self, corpus: Corpus, *, split_single: bool = True) -> None:
         self.corpus, self.split_single = corpus, split_single
-        # rows without text: null or blank
+        # rows with null or blank text
         self.skipped = 0
         self._digest = hashlib.sha256()
         self._documents = array.array("Q")
@@ -83,7 +83,7 @@ class Reader:
 
     @property
     def num_duplicates(self) -> int:
-        """Documents read so far that are copies of an earlier one."""
+        """Documents read so far that duplicate an earlier one."""
         return len(self._documents) - len(np.unique(self._documents))
 
     def __iter__(self) -> Iterator[Passage]:
@@ -102,7 +102,7 @@ class Reader:
             )
 
     def finish(self, passages: Iterator[Passage]) -> None:
-        """Verify a text that was not read to its end by reading the rest; a hub data set is known by its revision.
+        """Verify a partly read text by reading the rest; a hub data set is identified by its revision instead.
 
         Raises:
             ConfigError: as iterating.
@@ -143,7 +143,7 @@ class Reader:
         if _are_lines(files, self.corpus):
             self._digest.update(_LINES)
             rows = (row for path in files for row in rows_of(path, self.corpus, self._digest))
-            yield from self._lines(rows)  # of all files: an article may end in the next one
+            yield from self._lines(rows)  # across files: an article may end in the next one
             return
         for path in files:
             if kind_of(path) in _TEXT_KINDS:
@@ -163,7 +163,7 @@ class Reader:
                 yield Passage(self._split(group, content), content, True, True)
 
     def _documents_of(self, documents: Iterable[Piece]) -> Iterator[Passage]:
-        """Plain documents, which are split by their text, long ones by the beginning of it."""
+        """Yield the passages of plain documents; the split is by a hash of the text, of a long one by its beginning."""
 
         def with_splits() -> Iterator[tuple[str, Piece]]:
             split = ""
@@ -181,8 +181,7 @@ class Reader:
                 yield from with_text(pieces(stream, self.corpus.separator))
 
     def _length_if_alone(self, files: list[Path]) -> int | None:
-        """Return the characters of the source if it is a single document of plain text, which is split within
-        itself."""
+        """Return the length of the source in characters if it is a single plain-text document, else None."""
         if len(files) > 1 or kind_of(files[0]) not in _TEXT_KINDS:
             return None
         number = length = 0
@@ -194,7 +193,7 @@ class Reader:
 
 
 def _with_ends(parts: Iterator[tuple[str, Piece]]) -> Iterator[Passage]:
-    """Passages that know whether their document ends with them, which the next one tells."""
+    """Yield passages with `ends` set, which the next piece determines."""
     last: tuple[str, Piece] | None = None
     for part in parts:
         if last is not None:
@@ -205,7 +204,7 @@ def _with_ends(parts: Iterator[tuple[str, Piece]]) -> Iterator[Passage]:
 
 
 def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
-    """Stream the texts of a corpus with their splits; documents that are very long come in several.
+    """Stream the texts of a corpus with their splits; a very long document comes in several.
 
     Raises:
         ConfigError: as `Reader`, or if the documents are conversations.
@@ -215,9 +214,9 @@ def documents(corpus: Corpus) -> Iterator[tuple[Split, str]]:
 
 
 def texts(corpus: Corpus, limit: int | None = None) -> Iterator[str]:
-    """Stream the first `limit` texts of a corpus without splits: a single document is read whole.
+    """Stream the first `limit` texts of a corpus, ignoring splits.
 
-    With a fingerprint the whole text is verified, whatever the limit.
+    If the corpus has a fingerprint, the whole text is verified regardless of `limit`.
 
     Raises:
         ConfigError: as `documents`.
@@ -237,12 +236,12 @@ def _plain(passage: Passage, corpus: Corpus) -> str:
 
 
 def fingerprint(corpus: Corpus) -> str:
-    """sha256 of everything the corpus is made of; for a hub data set, the revision it stands at.
+    """Return the sha256 of all content of a corpus; for a hub data set, its current revision.
 
-    `docstrings` are known by the versions of their packages, so that they are not read here.
+    The corpus `docstrings` is identified by its package versions, and not read here.
 
     Raises:
-        ConfigError: the source does not exist, is empty, or is not UTF-8 text.
+        ConfigError: if the source does not exist, is empty, or is not UTF-8 text.
     """
     files = [] if corpus.path in BUILT_IN else local_files(corpus.path)
     _check_fields(corpus, files)
@@ -266,7 +265,7 @@ def pin(corpus: Corpus) -> Corpus:
 
 
 def _check_fields(corpus: Corpus, files: list[Path]) -> None:
-    """Refuse fields that have no effect on this source."""
+    """Raise a ConfigError for fields that have no effect on this source."""
     plain = corpus.path in BUILT_IN or (files and all(kind_of(path) in _TEXT_KINDS for path in files))
     if corpus.separator == "":
         raise ConfigError("corpus.separator: must be at least one character, or null, got ''")

@@ -1,7 +1,7 @@
-"""The text `docstrings`: what the packages that every installation has say of their own modules. No torch.
+"""The built-in corpus `docstrings`: docstrings of the packages that every installation has. No torch.
 
-The packages are read with `ast`, so none of them is imported. The text is known by the names and versions of the
-packages, which takes no reading; it is read once per machine and kept in the cache folder with its sha256.
+The packages are parsed with `ast`, so none is imported. Names and versions of the packages identify the text without
+reading it. It is extracted once per machine and kept in the cache folder with its sha256.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ PACKAGES = (
     "datasets", "huggingface-hub", "lightning", "matplotlib", "mpmath", "networkx", "numpy", "pandas", "scipy", "sympy",
     "torch", "torchmetrics", "transformers",
 )  # fmt: skip
-"""Packages with at least 0.3 MB of docstrings that lit_prune or its dependencies require on every platform. Not
-`pytorch-lightning`, a copy of `lightning` under another name, nor what an extra installs."""
+"""Packages with at least 0.3 MB of docstrings that lit_prune or its dependencies require on every platform. Excluded:
+`pytorch-lightning`, a copy of `lightning` under another name, and packages of extras."""
 SHORTEST = 200
-"""Characters of the shortest docstring that is taken."""
+"""Minimum length of a docstring, in characters."""
 KNOWN_TEXTS = {
     "db9c620d51de03e7a25592c11265d9c0b1a0b7971837b6668b558e2e764eb9f0":
         "8792e9e3512f77f31bd5b816926079209008f43a9fa5e4eca2fbfb7d3909d823",
 }  # fmt: skip
-"""Fingerprint -> sha256 of the text, for the versions of constraints.txt: a test wants a new one when they change."""
+"""Fingerprint -> sha256 of the text, for the versions of constraints.txt; a test fails if they change."""
 
-# How packages are read; part of the fingerprint. Raise it when they are read as another text.
+# Version of the extraction, part of the fingerprint. Raise it when the extracted text changes.
 _READING = "docstrings 1"
-# Tests, copies of other packages, and numpy.distutils, which wheels for Python 3.12 and later do not have.
+# Tests, vendored packages, and numpy.distutils, which wheels for Python 3.12 and later lack.
 _DROPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "vendor", "_vendored", "distutils"}
 _PLACES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _STATEMENTS = ("body", "handlers", "orelse", "finalbody", "cases")
 
 Tell = Callable[[int, int], None]
-"""Receives the number of files read and of all files."""
+"""Receives the number of files read and the total."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the text holds, and what was left out of it."""
+    """Statistics of the text: what it contains, and what was left out."""
 
     packages: list[str]
     """NAME==VERSION."""
     sha256: str
-    """Of the file that holds the text."""
+    """Digest of the file with the text."""
     num_bytes: int
     """UTF-8 bytes of the docstrings."""
     num_modules: int
     num_docstrings: int
     num_duplicates: int
-    """Docstrings that were left out as copies of an earlier one."""
+    """Docstrings left out as duplicates of an earlier one."""
     num_not_utf8: int
-    """Files that were left out."""
+    """Files left out because they are not UTF-8."""
     num_not_parsed: int
-    """Files that were left out as this Python cannot parse them."""
+    """Files left out because this Python cannot parse them."""
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def identity(installed: Mapping[str, str]) -> bytes:
-    """Return what the fingerprint of the text is the sha256 of."""
+    """Return the bytes whose sha256 is the fingerprint of the text."""
     return "\n".join([_READING, *_named(installed)]).encode()
 
 
@@ -102,7 +102,7 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 def contents() -> Contents:
-    """Return what the text holds.
+    """Return the statistics of the text.
 
     Raises:
         ConfigError: as `prepare`.
@@ -111,7 +111,7 @@ def contents() -> Contents:
 
 
 def prepare(tell: Tell = lambda done, total: None) -> Path:
-    """Return the folder that holds the text; read the packages if this machine has not read these versions.
+    """Return the folder with the text; extract it if the cache lacks that of the installed versions.
 
     Raises:
         ConfigError: if a package is missing or damaged, or the cache folder cannot be written.
@@ -145,10 +145,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write(folder: Path, installed: Mapping[str, str], known: str | None, tell: Tell) -> None:
-    """Write text.jsonl, a line [name, text] a module, and then about.json.
+    """Write text.jsonl, one line [name, text] per module, and then about.json.
 
     Raises:
-        ConfigError: if a package is damaged: a file cannot be read, or the text is not the known one.
+        ConfigError: if a package is damaged: a file cannot be read, or the digest of the text is wrong.
     """
     digest, counts = hashlib.sha256(), _Counts()
     with atomic_path(folder / "text.jsonl") as scratch, scratch.open("wb") as file:
@@ -176,7 +176,7 @@ class _Counts:
 
 
 def _modules(counts: _Counts, tell: Tell) -> Iterator[tuple[str, list[str]]]:
-    """Yield the modules that have docstrings found nowhere before, by name."""
+    """Yield the name and the new docstrings of each module that has any."""
     files = [file for package in PACKAGES for file in _files(package)]
     seen: set[bytes] = set()
     for number, (name, path) in enumerate(files):
@@ -198,10 +198,10 @@ def _modules(counts: _Counts, tell: Tell) -> Iterator[tuple[str, list[str]]]:
 
 
 def _files(package: str) -> list[tuple[str, Path]]:
-    """Return the Python files that were installed with a package, by name; others may lie beside them.
+    """Return names and paths of the Python files that a package installed, without others in its folder.
 
     Raises:
-        ConfigError: if the package does not list its files, as one that is installed in place.
+        ConfigError: if the package does not list its files, as in an editable installation.
     """
     listed = {str(PurePosixPath(file)): Path(str(file.locate())) for file in importlib.metadata.files(package) or ()}
     found = [(name, listed[name]) for name in sorted(listed) if _is_read(PurePosixPath(name))]
@@ -217,7 +217,7 @@ def _is_read(file: PurePosixPath) -> bool:
 
 
 def _docstrings(name: str, path: Path, counts: _Counts) -> Iterator[str]:
-    """Yield the docstrings of a file that are long enough, without indentation, in their order."""
+    """Yield the docstrings of a file with at least `SHORTEST` characters, dedented, in source order."""
     try:
         source = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -227,7 +227,7 @@ def _docstrings(name: str, path: Path, counts: _Counts) -> Iterator[str]:
         raise ConfigError(f"corpus.path: docstrings: {name} cannot be read ({error.strerror}); reinstall it") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that are none
+            warnings.simplefilter("ignore")  # invalid escapes
             found = list(_places(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError):  # ValueError: a null byte
         counts.num_not_parsed += 1
@@ -235,11 +235,11 @@ def _docstrings(name: str, path: Path, counts: _Counts) -> Iterator[str]:
     for place in found:
         docstring = inspect.cleandoc(ast.get_docstring(place, clean=False) or "")
         if len(docstring) >= SHORTEST:
-            yield docstring.encode(errors="replace").decode()  # half of a surrogate pair, which no tokenizer reads
+            yield docstring.encode(errors="replace").decode()  # lone surrogates cannot be tokenized
 
 
 def _places(node: Any) -> Iterator[Any]:
-    """Yield what may have a docstring, in the order of the source; expressions, most of a tree, are not walked."""
+    """Yield the nodes that may have a docstring, in source order, without visiting expressions, most of a tree."""
     if isinstance(node, _PLACES):
         yield node
     for block in _STATEMENTS:

@@ -1,4 +1,4 @@
-"""Passages and conversations -> token ids, and which of them are scored."""
+"""Encode passages and conversations as token ids, with a mask of the scored ones."""
 
 from __future__ import annotations
 
@@ -17,36 +17,40 @@ _PASSAGES_AT_ONCE = 64
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 Span = tuple[int, int]
-"""First character and the one after the last."""
+"""Index of the first character, and of the one after the last."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Ids of a passage."""
+    """Token ids of a passage."""
 
     split: Split
     ids: list[int]
     scored: list[bool]
-    """Which of them the loss is computed on."""
+    """For each id, whether the loss is computed on it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A tokenizer and what it puts around a text."""
+    """A tokenizer with the special tokens that it puts around a text."""
 
     tokenizer: Any
     corpus: Corpus
     eos: int
     bos: int | None
-    """What every sequence begins with, if the corpus says so."""
+    """Token that begins every sequence if `corpus.bos` is set, else None."""
     before: list[int]
-    """Ids before a document."""
+    """Special ids before a document."""
     after: list[int]
-    """Ids after a document: the end-of-text token if the tokenizer marks neither the beginning nor the end."""
+    """Special ids after a document; the end-of-text token if the tokenizer marks neither beginning nor end."""
 
     @classmethod
     def of(cls, tokenizer: Any, corpus: Corpus) -> Encoder:
-        """Raises ConfigError if the tokenizer lacks the special tokens that are needed."""
+        """Return the encoder of a corpus.
+
+        Raises:
+            ConfigError: if the tokenizer lacks a required special token.
+        """
         eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
         if eos is None:
             raise ConfigError("teacher.model: its tokenizer has neither an end-of-text nor a begin-of-text token")
@@ -63,10 +67,10 @@ class Encoder:
         return cls(tokenizer, corpus, eos, bos, before, after)
 
     def encoded(self, passages: Iterator[Passage]) -> Iterator[Encoded]:
-        """Yield the ids of each passage, with what stands around a document at its beginning and its end.
+        """Yield the ids of each passage, with the special tokens at the beginning and end of a document.
 
         Raises:
-            ConfigError: if a conversation cannot be written with the tokenizer's chat template.
+            ConfigError: if a conversation cannot be rendered with the tokenizer's chat template.
         """
         for batch in _batches(passages):
             plain = iter(self._plain([p.content for p in batch if isinstance(p.content, str)]))
@@ -79,7 +83,7 @@ class Encoder:
                     yield Encoded(passage.split, *self._conversation(passage.content))
 
     def _plain(self, contents: list[str]) -> list[list[int]]:
-        """Texts without special tokens: one that a text spells stays text."""
+        """Return the ids of plain texts; a special token spelled in a text is encoded as text."""
         if contents and self.corpus.loss_on != "all":
             raise ConfigError(f"corpus.loss_on: must be all for plain text, got {self.corpus.loss_on}")
         if not contents:
@@ -99,7 +103,7 @@ class Encoder:
         return [*before, *ids, *after], [*[ours] * len(before), *scored, *[ours] * len(after)]
 
     def _rendered(self, messages: Messages) -> tuple[str, list[Span]]:
-        """Return a conversation by the chat template, and where the assistant speaks, for `loss_on` assistant."""
+        """Return a conversation rendered by the chat template, and the assistant's spans for `loss_on=assistant`."""
         column = self.corpus.text_column
         if not getattr(self.tokenizer, "chat_template", None):
             raise ConfigError(
@@ -140,9 +144,9 @@ class Encoder:
         return text, spans
 
     def _with_controls(self, text: str, contents: list[Span]) -> tuple[list[int], list[int]]:
-        """Return the ids of a rendered conversation, and the first character of each.
+        """Return the ids of a rendered conversation, and the index of the first character of each.
 
-        The special tokens of the template are controls; those that a message spells are text.
+        Special tokens of the template are encoded as such; those spelled in a message are encoded as text.
         """
         special = {str(t): i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
         found = [
@@ -176,7 +180,7 @@ class Encoder:
 
 
 def _contents(text: str, messages: Messages) -> list[Span]:
-    """Return where the messages stand in a rendered conversation; templates may strip them."""
+    """Return the spans of the messages in a rendered conversation; templates may strip whitespace."""
     spans, position = [], 0
     for message in messages:
         content = message.get("content")
@@ -189,7 +193,7 @@ def _contents(text: str, messages: Messages) -> list[Span]:
 
 
 def _batches(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
-    """Passages that are encoded at once, bounded in number and in characters."""
+    """Yield batches of passages to encode at once, bounded in number and in characters."""
     batch: list[Passage] = []
     size = 0
     for passage in passages:

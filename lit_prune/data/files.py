@@ -1,4 +1,4 @@
-"""Local files: which of them make a corpus, their bytes and their digest. No torch."""
+"""Local files of a corpus: which are read, how they are opened, and their digest. No torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KINDS = {
     ".txt": "text", ".md": "text", ".tokens": "wikitext", ".json": "json", ".jsonl": "json", ".ndjson": "json",
     ".csv": "csv", ".parquet": "parquet",
 }  # fmt: skip
-"""How a file is read, by its suffix; `.gz` and `.zst` may follow all suffixes but `.parquet`."""
+"""Suffix -> how a file is read; `.gz` and `.zst` may follow all suffixes but `.parquet`."""
 
 SUFFIXES = (*KINDS, ".gz", ".zst")
-"""For messages."""
+"""All suffixes, for messages."""
 
-# What the digest of a file says of how it is read. Raise it when a kind is read as other documents or other texts.
+# Kind and version of reading, part of a file's digest. Raise it when a kind gives other documents or texts.
 _READING = {
     "text": "text, a document a file", "wikitext": "text, a document an article", "json": "json 2", "csv": "csv",
     "parquet": "parquet 2",
@@ -53,8 +53,8 @@ def kind_of(path: Path) -> str | None:
 def local_files(source: str) -> list[Path]:
     """Return the files of a local source, sorted by name; an empty list if the source is not on this machine.
 
-    Hidden files and folders (such as `.git`) and empty files are skipped. In a folder with other texts, Markdown
-    files describe these and are ignored.
+    Hidden files and folders (such as `.git`) and empty files are skipped. In a folder with other texts,
+    Markdown files are taken for their description and ignored.
 
     Raises:
         ConfigError: if the path exists and holds no text that lit_prune reads.
@@ -69,7 +69,7 @@ def local_files(source: str) -> list[Path]:
 
 
 def warn_of_ignored(source: str) -> None:
-    """Log the files of a folder that are not read."""
+    """Warn of the files in a folder that are not read."""
     root = expand(source)
     _, ignored = _listed(root)
     if ignored:
@@ -79,7 +79,7 @@ def warn_of_ignored(source: str) -> None:
 
 
 def _listed(root: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files that are read and those that are not."""
+    """Return the files that are read and the files that are ignored."""
     if not root.is_dir():
         return ([root], []) if root.is_file() and kind_of(root) else ([], [])
     found = sorted(
@@ -98,7 +98,7 @@ def _is_markdown(path: Path) -> bool:
 
 
 class _Hashing(io.RawIOBase):
-    """A binary stream that adds all that is read to a digest."""
+    """A binary stream that updates a digest with all bytes read."""
 
     def __init__(self, raw: Any, digest: Digest) -> None:
         self.raw, self.digest, self.size = raw, digest, 0
@@ -116,18 +116,18 @@ class _Hashing(io.RawIOBase):
 
 @contextlib.contextmanager
 def opened(path: Path, digest: Digest) -> Iterator[BinaryIO]:
-    """Open a file for reading, unpacked, and add its bytes, its kind and its size to `digest`.
+    """Open a file for reading, decompressed, and add its bytes, kind and size to `digest`.
 
-    Bytes that the caller leaves unread are read at the end. Kind and size are part of the digest because the same
-    bytes in other files, or read in another way, are other documents.
+    On exit the remaining bytes are read too. Kind and size are part of the digest because the same bytes, divided into
+    other files or read in another way, are different documents.
 
     Raises:
-        ConfigError: if the file cannot be read, or is no UTF-8 text.
+        ConfigError: if the file cannot be read, or is not UTF-8 text.
     """
     try:
         with path.open("rb") as file:
             hashing = _Hashing(_unpacked(path, file), digest)
-            if kind_of(path) == "parquet":  # which is read from its end: hash the same open file afterwards
+            if kind_of(path) == "parquet":  # read from its end: hash the open file afterwards
                 yield file
                 file.seek(0)
             else:
@@ -142,7 +142,7 @@ def opened(path: Path, digest: Digest) -> Iterator[BinaryIO]:
 
 
 def beginning(path: Path) -> bytes:
-    """Return the first bytes of a file, unpacked; none if it cannot be read, which is said when it is read whole."""
+    """Return the first bytes of a file, decompressed; empty if it cannot be read, which `opened` reports later."""
     with contextlib.suppress(OSError, EOFError, zlib.error), path.open("rb") as file:
         return bytes(_unpacked(path, file).read(_BEGINNING))
     return b""
@@ -168,7 +168,7 @@ def opened_text(path: Path, digest: Digest, newline: str | None = None) -> Itera
     with opened(path, digest) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
         yield text
-        text.detach()  # `opened` reads on
+        text.detach()  # keep it open: `opened` reads the rest
 
 
 def add_file(path: Path, digest: Digest) -> None:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: which one it is, and at which commit it stands. No torch."""
+"""Data sets of the Hugging Face hub: resolve their current commit. No torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from lit_prune.config import ConfigError
 from lit_prune.data.builtin import BUILT_IN
 from lit_prune.data.files import first_line
 
-# How hub rows are read; in the fingerprint beside the revision. Raise it when they are read as other texts.
+# Version of reading hub rows, part of the fingerprint. Raise it when they give other texts.
 _READING = "+2"
 
 
 def fingerprint(source: str) -> str:
-    """Return the commit a data set stands at, so that a later upload is another corpus, and how it is read.
+    """Return the current commit of a data set with the version of reading; a later upload is another corpus.
 
     Raises:
         ConfigError: if the data set cannot be reached.
@@ -24,7 +24,7 @@ def fingerprint(source: str) -> str:
     )
     try:
         revision = HfApi().dataset_info(source, timeout=10).sha
-    except Exception as error:  # which ones there are depends on the hub client's HTTP library
+    except Exception as error:  # the types depend on the hub client's HTTP library
         raise ConfigError(f"{nowhere} ({first_line(error)})") from None
     if not revision:
         raise ConfigError(nowhere)

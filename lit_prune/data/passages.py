@@ -8,22 +8,22 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 LONGEST = 1 << 20
-"""Most characters of a passage: longer documents are read in several."""
+"""Maximum length of a passage in characters; longer documents are cut into several."""
 
-# WikiText: a title is a line between blank ones; sections have two or more equals signs.
+# WikiText: titles have one equals sign on each side, sections two or more.
 _TITLE = re.compile(r" = (?!= ).* (?<!= )= \n?")
 
 Piece = tuple[bool, str]
-"""Whether a document begins here, and its text up to the next piece."""
+"""(whether the piece begins a document, its text)."""
 
 
 def pieces(stream: TextIO, separator: str | None) -> Iterator[Piece]:
-    """Return the documents of a text file: all of it, or what lies between separators, which are left out."""
+    """Yield the documents of a text file in pieces: the whole file, or the parts between separators."""
     return _cut(stream) if separator is None else _parted(stream, separator)
 
 
 def _cut(stream: TextIO) -> Iterator[Piece]:
-    """Yield one document, in pieces that end at line ends where there are any."""
+    """Yield one document in pieces that end at line ends if possible."""
     begins, text = True, ""
     while more := stream.read(LONGEST - len(text)):
         text += more
@@ -42,7 +42,7 @@ def _parted(stream: TextIO, separator: str) -> Iterator[Piece]:
         for document in whole:
             yield begins, document
             begins = True
-        if len(text) > 2 * LONGEST:  # the end may be the beginning of a separator
+        if len(text) > 2 * LONGEST:  # keep the end, which may begin a separator
             end = len(text) - len(separator)
             yield begins, text[:end]
             begins, text = False, text[end:]
@@ -50,12 +50,12 @@ def _parted(stream: TextIO, separator: str) -> Iterator[Piece]:
 
 
 def is_title(line: str) -> bool:
-    """Return whether a line is the title of a WikiText article, if it stands between blank ones."""
+    """Return whether a line between blank lines is the title of a WikiText article."""
     return _TITLE.fullmatch(line) is not None
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the articles of WikiText, whose lines come one after another."""
+    """Yield the articles of WikiText from its lines."""
     article: list[str] = []
     padded = itertools.chain([""], lines, [""])
     before, line = next(padded), next(padded)
@@ -70,7 +70,7 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def with_text(documents: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield the same pieces without blank ones at the beginning of a document."""
+    """Yield the same pieces without blank ones at the beginning of a document; drop blank documents."""
     waiting = False
     for begins, text in documents:
         waiting = waiting or begins
@@ -80,7 +80,7 @@ def with_text(documents: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def contiguous(documents: Iterable[Piece], shares: dict[str, float], total: int) -> Iterator[tuple[str, Piece]]:
-    """Cut one document of `total` characters into contiguous parts with these names and shares, in this order.
+    """Cut one document of `total` characters into contiguous parts with the given names and shares, in order.
 
     A part ends at a line end or a space, if there is one within half of the smallest share, at most 4,096 characters.
     """

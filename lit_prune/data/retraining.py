@@ -1,4 +1,4 @@
-"""The data of every training run: a seeded, sharded, exactly resumable stream of packed sequences."""
+"""Data of every training run: a seeded, sharded, exactly resumable stream of packed sequences."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lit_prune.data.tokens import TokenSequences
 
 
 class SeededOrder(Sampler[int]):
-    """Sequences in a fresh seeded permutation for each pass over the data, cut to the share of one rank.
+    """Indices of sequences in a new seeded permutation for each epoch, limited to the share of one rank.
 
-    Position p of the stream is a pure function of (seed, p): pass p // num_sequences, place p % num_sequences. So a run
-    is resumed by saying where it was, on any number of ranks or workers. The length is that of the whole run: Lightning
-    compares it with the number of batches done since step 0.
+    Position p of the stream depends only on (seed, p): epoch p // num_sequences, index p % num_sequences within it. So
+    a run can resume from its position, with any number of ranks or workers. The length is that of the whole run, since
+    Lightning compares it with the number of batches since step 0.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class Part(NamedTuple):
     """One micro-batch."""
 
     sequences: tuple[int, ...]
-    """Its sequences."""
+    """Indices of its sequences."""
     step: tuple[int, ...]
-    """The sequences of its optimizer step, on all ranks."""
+    """Indices of all sequences of its optimizer step, on all ranks."""
 
 
 class StepSampler(Sampler[Part]):
     """The micro-batches of one rank, `size` sequences each, of steps of `batch` sequences.
 
-    `mine` and `everyone` are the stream of this rank and of all ranks, from the same start. The length is that of the
-    whole run, as of `SeededOrder`.
+    `mine` and `everyone` are the streams of this rank and of all ranks, from the same start. The length is that of the
+    whole run, as in `SeededOrder`.
     """
 
     def __init__(self, mine: SeededOrder, everyone: SeededOrder, batch: int, size: int) -> None:
@@ -74,9 +74,9 @@ class StepSampler(Sampler[Part]):
 class StepParts(Dataset[dict[str, Any]]):
     """Micro-batches {`input_ids`, `labels`: int64 [sequences, seq_len], `mean_scored`: float}.
 
-    `mean_scored` is the number of scored tokens of the optimizer step divided by its micro-batches on all ranks. A loss
-    that is summed over a micro-batch and divided by it averages over micro-batches and ranks to the mean over the
-    step's tokens, however unevenly these are spread.
+    `mean_scored` is the mean number of scored tokens per micro-batch of the optimizer step, over all ranks. Divide the
+    summed loss of a micro-batch by it: the mean over micro-batches and ranks is then the mean over the tokens of the
+    step, even if these are distributed unevenly.
     """
 
     def __init__(self, sequences: TokenSequences) -> None:
@@ -89,17 +89,17 @@ class StepParts(Dataset[dict[str, Any]]):
         return {**batch, "mean_scored": scored * len(part.sequences) / len(part.step)}
 
     def _scored(self, step: tuple[int, ...]) -> int:
-        """Scored tokens of a step, counted at its first micro-batch."""
+        """Return the number of scored tokens of a step, cached for its later micro-batches."""
         if self._newest[0] != step:
             self._newest = step, sum(map(self.sequences.num_scored, step))
         return self._newest[1]
 
 
 class RetrainingData(L.LightningDataModule):
-    """The micro-batches of `StepParts` from the train split, for a given number of steps.
+    """Micro-batches of `StepParts` from the train split, for a given number of steps.
 
-    `batch_size` sequences make one optimizer step, over all ranks and accumulated micro-batches. The state in a
-    checkpoint is the number of sequences consumed. It follows the trainer's step, since the loader runs ahead.
+    An optimizer step has `batch_size` sequences over all ranks and accumulated micro-batches. The checkpoint state is
+    the number of consumed sequences, computed from the trainer's step because the loader prefetches.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class RetrainingData(L.LightningDataModule):
         self.start = 0
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the stream of this rank from where the run stands.
+        """Return the loader of this rank from the current position of the run.
 
         Raises:
             ConfigError: if `batch_size` is not a multiple of ranks times accumulated micro-batches.
@@ -135,16 +135,16 @@ class RetrainingData(L.LightningDataModule):
             )
         stream = len(self.sequences), self.batch_size * self.max_steps, self.seed, self.start
         sampler = StepSampler(SeededOrder(*stream, rank, world), SeededOrder(*stream), self.batch_size, micro_batch)
-        # Without a generator of its own the loader would draw from, and so shift, the global random state.
+        # Its own generator: otherwise the loader would draw from the global random state and change it.
         return DataLoader(
             StepParts(self.sequences), batch_size=None, sampler=sampler, num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed), pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, int]:
-        """Sequences consumed so far."""
+        """Return the number of sequences consumed so far."""
         return {"position": self.trainer.global_step * self.batch_size if self.trainer else self.start}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on at the next unseen sequence."""
+        """Continue at the next unseen sequence."""
         self.start = state_dict["position"]

@@ -1,4 +1,4 @@
-"""Files of rows (JSON, CSV, Parquet) and hub data sets: the value of one column, row by row. No torch."""
+"""Read the text column of JSON, CSV and Parquet files and of hub data sets, row by row. No torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Messages = list[dict[str, Any]]
 """A conversation: messages with a `role` and a `content`."""
 
 Row = tuple[str | Messages | None, str | None]
-"""The text or the conversation of a row, None if the row has none; and its group, None without `corpus.group`."""
+"""(text or conversation of a row, None if it has none; its group, None without `corpus.group`)."""
 
-# Rows without the column that are read before the column is said to be missing.
+# Number of rows without the column after which it is reported as missing.
 _PATIENCE = 1000
 _CSV_FIELD_BYTES = 2**31 - 1
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def warn_of_skipped(source: str, count: int) -> None:
-    """Say, once in a process, how many rows of a source have no text."""
+    """Warn, once per process, how many rows of a source have no text."""
     if count:
         log.warning("corpus.path: %s: skipped %d rows without text", source, count)
 
@@ -42,7 +42,7 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Generator[Row, None, 
     """Stream the rows of a local file and add its bytes to `digest`.
 
     Raises:
-        ConfigError: if the file cannot be read, or the column is missing or holds something else than text.
+        ConfigError: if the file cannot be read, or the column is missing or does not hold text.
     """
     kind = kind_of(path)
     try:
@@ -54,7 +54,7 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Generator[Row, None, 
                 yield from _picked(_csv(text) if kind == "csv" else _json(text), corpus, str(path))
     except ConfigError:
         raise
-    except (ValueError, RecursionError, csv.Error) as error:  # also JSON's and Arrow's errors
+    except (ValueError, RecursionError, csv.Error) as error:  # ValueError includes JSON's and Arrow's errors
         if isinstance(error, UnicodeDecodeError):
             raise ConfigError(f"corpus.path: {path} is not UTF-8 text ({error.reason})") from None
         raise ConfigError(f"corpus.path: {path} cannot be read ({first_line(error)})") from None
@@ -63,7 +63,7 @@ def rows_of(path: Path, corpus: Corpus, digest: Digest) -> Generator[Row, None, 
 def begins_with_title(path: Path, corpus: Corpus) -> bool:
     """Return whether the first row of a local file with text is the title of a WikiText article.
 
-    A JSON array is read whole or not at all, and WikiText does not come as one: it is not read here.
+    A JSON array is not read: reading its first row would parse all of it, and WikiText is not published as one.
 
     Raises:
         ConfigError: as `rows_of`.
@@ -79,7 +79,7 @@ def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
     """Stream the rows of a hub data set.
 
     Raises:
-        ConfigError: if the data set cannot be read, or the column is missing or holds something else than text.
+        ConfigError: if the data set cannot be read, or the column is missing or does not hold text.
     """
     import datasets
 
@@ -88,7 +88,7 @@ def hub_rows(corpus: Corpus, revision: str | None) -> Iterator[Row]:
         yield from _picked(rows, corpus, corpus.path)
     except ConfigError:
         raise
-    # RuntimeError and TypeError: what the typed readers of `datasets` raise for rows that do not fit the first ones.
+    # RuntimeError and TypeError: from readers of `datasets`, for rows whose types differ from the first ones.
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, RuntimeError, TypeError) as error:
         raise ConfigError(f"corpus.path: {corpus.path} cannot be read ({first_line(error)})") from error
 
@@ -122,7 +122,7 @@ def _csv(stream: TextIO) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a Parquet file, of which only the columns that are used are read."""
+    """Yield the rows of a Parquet file, reading only the columns in use."""
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(file)
@@ -136,7 +136,7 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
 
 
 def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
-    """Yield the text and the group of each row; a row that is a string is its text."""
+    """Yield the text and the group of each row; a row may be a string, which is then its text."""
     wanted = {"text_column": corpus.text_column} | ({"group": corpus.group} if corpus.group else {})
     names: dict[str, None] = {}
     missing = dict.fromkeys(wanted, True)
@@ -164,7 +164,7 @@ def _no_column(field: str, column: str, where: str, names: Iterable[str]) -> Con
 
 
 def _columns(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names that `corpus.text_column` may be of a row, also those in nested objects."""
+    """Yield the possible values of `corpus.text_column` in a row, including dotted names of nested objects."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from (f"{name}.{inner}" for inner in _columns(value))
@@ -173,7 +173,7 @@ def _columns(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
-    """Return whether a row has a column, and its value; dots lead into nested objects."""
+    """Return whether a row has a column, and its value; dots select fields of nested objects."""
     if column in row:
         return True, row[column]
     value: Any = row
@@ -187,13 +187,17 @@ def _value(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
 
 
 def _text(value: Any, column: str, where: str, number: int) -> str | Messages | None:
-    """Return the value of the column if it is text, a conversation, or null."""
+    """Return the value of the column: text, a conversation, or None.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
     if value is None:
         return None
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer reads
+        except UnicodeEncodeError:  # lone surrogates, valid in JSON, cannot be tokenized
             value = value.encode(errors="replace").decode()
         return value
     if isinstance(value, list) and value and all(isinstance(m, Mapping) and "role" in m for m in value):

@@ -1,8 +1,8 @@
-"""Documents -> one memory-mapped file of token ids a split, cut into sequences of a fixed length.
+"""Tokenize documents to one memory-mapped file per split, and cut it into sequences of a fixed length.
 
-Tokenised once for each (tokenizer, corpus) and found again by address. Documents follow each other, parted by what the
-tokenizer puts around a text, or else by the end-of-text token: a model trained with only one of the two has never seen
-the other. The last sequence is filled up and its filling is never a label, so no tail is lost.
+Tokens are computed once per (tokenizer, corpus) and found again by address. Documents are concatenated, separated by
+the special tokens that the tokenizer puts around a text, or else by the end-of-text token: a model trained with one of
+the two has never seen the other. The last sequence is padded, and padding is never a label, so no tail is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lit_prune.data.rows import warn_of_skipped
 from lit_prune.store.atomic import sync, write_json
 
 _ALL = 2**62
-"""A sequence length that no split fills."""
+"""A sequence length longer than any split."""
 IGNORED = -100
 """Label of a position that is not scored, as in `torch.nn.functional.cross_entropy`."""
 
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class TokenSequences(Dataset[dict[str, torch.Tensor]]):
-    """The sequences of one split, those without a scored token left out.
+    """The sequences of one split that have at least one scored token.
 
-    Item i holds `input_ids` and `labels`, both int64 [seq_len]; labels are the ids themselves, IGNORED where filled up
-    and where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every sequence begins with that token: that
-    of a document that begins there, or one that is put in front, so that each token of the split is in one sequence.
+    Item i has `input_ids` and `labels`, both int64 [seq_len]. Labels equal the ids, except for IGNORED at padding and
+    where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every sequence begins with that token. It is
+    prepended unless a document begins there, so each token of the split is in exactly one sequence.
     """
 
     def __init__(self, folder: Path, split: Split, seq_len: int) -> None:
@@ -48,7 +48,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         masked = about.get("masked", False)
         self._scored = self._mapped(folder / f"{split}.scored.bin", np.dtype(np.uint8)) if masked else None
         starts = self._all_starts()
-        # The mean of the losses of a sequence with nothing to predict would be no number.
+        # The mean loss of a sequence without scored tokens would be NaN.
         if self._scored is not None:
             starts = starts[np.array([self._count(start) > 0 for start in starts], bool)]
         elif len(starts) and not self._count(starts[-1]):
@@ -63,7 +63,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return np.memmap(path, dtype, mode="r") if self.num_tokens else np.empty(0, dtype)
 
     def _all_starts(self) -> np.ndarray:
-        """Return the first token of each sequence."""
+        """Return the index of the first token of each sequence."""
         if self._bos is None:
             return np.arange(0, self.num_tokens, self.seq_len)
         starts, start = [], 0
@@ -73,11 +73,11 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return np.array(starts, np.int64)
 
     def _in_front(self, start: int) -> int:
-        """1 if a begin-of-text token is put in front of the sequence that starts here, else 0."""
+        """Return 1 if a begin-of-text token is prepended to the sequence that starts here, else 0."""
         return int(self._bos is not None and self._ids[start] != self._bos)
 
     def _room(self, start: int) -> int:
-        """Return the number of tokens of the split in a full sequence."""
+        """Return how many tokens of the split fit in the sequence that starts here."""
         return self.seq_len - self._in_front(start)
 
     def _stop(self, start: int) -> int:
@@ -104,7 +104,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": inputs, "labels": torch.nn.functional.pad(labels, around, value=IGNORED)}
 
     def num_scored(self, index: int) -> int:
-        """Return the number of predicted tokens of a sequence: its labels but the first."""
+        """Return the number of scored tokens of a sequence; its first label is never predicted."""
         return self._count(self._start(index))
 
     def _start(self, index: int) -> int:
@@ -114,7 +114,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
 
 
 def tokens_are_whole(folder: Path) -> bool:
-    """Return whether a folder holds the tokens of every split in their full length."""
+    """Return whether a folder holds the complete token files of all splits."""
     try:
         return all(TokenSequences(folder, split, _ALL) is not None for split in SPLITS)
     except (OSError, ValueError, KeyError, TypeError):
@@ -129,13 +129,13 @@ def write_tokens(
     *,
     vocab_size: int | None = None,
 ) -> dict[str, int]:
-    """Tokenise a corpus into `folder`, calling `progress` with the number of train tokens so far.
+    """Tokenize a corpus into `folder` and return the number of tokens of each split.
 
-    Text that spells a control token, such as `</s>`, stays text. `vocab_size` is the number of embeddings of the model
-    that reads the ids. Returns the tokens of each split.
+    `progress` is called with the number of train tokens so far. A special token spelled in the text, such as `</s>`, is
+    encoded as text. `vocab_size` is the number of embeddings of the model that reads the ids.
 
     Raises:
-        ConfigError: if a split has no token, an id has no embedding, or the text is not that of the fingerprint.
+        ConfigError: if a split is empty, an id has no embedding, or the text does not match its fingerprint.
     """
     encoder = Encoder.of(tokenizer, corpus)
     dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 2**16 else np.uint32)
@@ -165,7 +165,7 @@ def write_tokens(
 
 
 class _SplitFiles(contextlib.ExitStack):
-    """The open files of all splits: ids and, with `masked`, whether each token is scored."""
+    """Open files of all splits: ids and, with `masked`, whether each token is scored."""
 
     def __init__(self, folder: Path, dtype: np.dtype, masked: bool) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _SplitFiles(contextlib.ExitStack):
         return {split: self.enter_context((folder / f"{split}.{suffix}").open("wb")) for split in SPLITS}
 
     def write(self, split: str, ids: np.ndarray, scored: Sequence[bool]) -> None:
-        """Append tokens to a split."""
+        """Append tokens to the files of a split."""
         self._ids[split].write(ids.astype(self._dtype).tobytes())
         if self._scored is not None:
             self._scored[split].write(np.asarray(scored, np.uint8).tobytes())
