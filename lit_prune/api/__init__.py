@@ -1,1 +1,1 @@
-"""The Python door: what the commands `prune` and `distill` do, as functions. Import it as `import lit_prune`."""
+"""The Python API: the commands as functions. Use it with `import lit_prune`."""

@@ -1,4 +1,4 @@
-"""Prune or distill one model through the pipeline of the tables. Torch is imported only when something is computed."""
+"""Prune or distill one model through the pipeline of the tables. Imports torch only to compute something."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Compressed:
-    """A student, and what was measured of it and of its teacher."""
+    """A student with its metrics and its teacher's."""
 
     folder: Path
     """The student in Hugging Face layout, with its tokenizer."""
@@ -39,11 +39,11 @@ class Compressed:
     student: Mapping[str, Any]
     """lm_loss (nats/token), perplexity, parameters and, after distillation, the losses before it."""
     teacher: Mapping[str, Any]
-    """The same of the teacher."""
+    """The same metrics of the teacher."""
     env: Mapping[str, Any]
     """Command, commit, versions and hardware."""
     plan: Path | None
-    """plan.json: the indices that were kept, in the teacher's order; None if nothing was pruned."""
+    """plan.json: the kept indices of the teacher's units; None if nothing was pruned."""
 
 
 def prune(
@@ -168,7 +168,7 @@ def _target(out: str | Path | None) -> Path | None:
     """Return the folder to write to.
 
     Raises:
-        ConfigError: if there is something in it.
+        ConfigError: if it is not empty.
     """
     target = None if out is None else expand(out)
     if target is not None and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
@@ -177,7 +177,7 @@ def _target(out: str | Path | None) -> Path | None:
 
 
 def _place(model: Any, tokenizer: Any, store: Store, name: str) -> str:
-    """Return the name of a model; one in memory is saved to the store under the digest of its files.
+    """Return the name of a model; a model in memory is saved to the store under the digest of its files.
 
     Raises:
         ConfigError: if it is neither a name nor a model with a tokenizer.
@@ -214,7 +214,7 @@ def _compress(
     entries = [Entry("teacher", 0, override(cell, UNPRUNED), {}, reference=True), Entry("student", 0, cell, {})]
     missing = [entry for entry in entries if store.node(entry.cell, "cell").result is None]
     if entries[1] not in missing and not _student_folder(store, cell).is_dir():
-        missing.append(entries[1])  # a table has evaluated it and removed it
+        missing.append(entries[1])  # a table has evaluated and then removed it
     if missing:
         _run(missing, store, execution, progress, wandb, name)
     teacher, student = (store.node(entry.cell, "cell") for entry in entries)
@@ -246,7 +246,7 @@ def _run(
 
 
 def _check_smaller(cell: Cell) -> None:
-    """Refuse a student that keeps the whole teacher: there is nothing to write."""
+    """Check that the student does not keep the whole teacher, which leaves nothing to write."""
     from lit_prune.pruning.shapes import config_of_student, keeps_all, teacher_config
 
     given = cell.prune.init_from is not None or cell.prune.plan_path is not None
@@ -255,7 +255,7 @@ def _check_smaller(cell: Cell) -> None:
 
 
 def _shapes(found: Compressed) -> dict[str, tuple[int, int]]:
-    """Return the sizes that pruning changed, of the widest layer: name -> teacher's and student's."""
+    """Return name -> sizes of teacher and student for each size that pruning changed, of the widest layer."""
     from lit_prune.pruning.plan import PrunePlan
 
     assert found.plan is not None
@@ -270,7 +270,7 @@ def _student_folder(store: Store, cell: Cell) -> Path:
 
 
 def _written(found: Compressed, target: Path, name: str) -> Compressed:
-    """Copy the student, its plan and a model card to a folder, all at once."""
+    """Copy the student, its plan and a model card to a folder atomically."""
     from lit_prune.render.model_card import model_card
 
     scratch = target.with_name(f".{target.name}.{os.getpid()}")

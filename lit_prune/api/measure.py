@@ -1,4 +1,4 @@
-"""Measure a model on a text. Torch is imported only when something is measured."""
+"""Measure a model on texts and tasks. Imports torch only to measure something."""
 
 from __future__ import annotations
 

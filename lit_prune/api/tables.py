@@ -1,4 +1,4 @@
-"""Run a table and read its report. Torch is imported only when a cell is computed."""
+"""Run a table and read its report. Imports torch only to compute a cell."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class TableReport:
     """The report of a table."""
 
     report: Report
-    """Everything that is known: summary, cells, histories, versions."""
+    """The full report: summary, cells, histories, versions."""
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One line a cell: row, seed, state and metrics."""
+        """A line per cell: row, seed, state and metrics."""
         return self.report.tidy
 
     @property
     def claims(self) -> pd.DataFrame:
-        """One line a claim: verdict, difference, interval, p, n."""
+        """A line per claim: verdict, difference, interval, p, n."""
         return self.report.verdicts
 
     @property
     def summary(self) -> pd.DataFrame:
-        """One line a row: mean, standard deviation, interval, difference to the baseline, and the paper's values."""
+        """A line per row: mean, standard deviation, interval, difference to the baseline, and the paper's values."""
         return self.report.summary
 
 
@@ -59,8 +59,8 @@ def run_table(
         name: the table, such as "loss_ablation".
         profile: the scale: quick, laptop, h200, paper, or a YAML file.
         settings: fields of every row by dotted path.
-        filters: field -> value: only the rows that have it.
-        seeds: seeds of every row; as many as the profile has by default.
+        filters: field -> value; keeps only the rows with these values.
+        seeds: number of seeds of every row; default: the profile's.
 
     Raises:
         ConfigError: if the request is invalid, before anything is computed.

@@ -1,1 +1,1 @@
-"""The questions: one table a module. Importing one imports no torch, and never another."""
+"""The tables, one per module. Importing one imports neither torch nor another table."""

@@ -14,11 +14,11 @@ AGGREGATIONS: dict[str, Changes] = {
     for batch in SYMBOLS
     for seq in SYMBOLS
 }
-"""Row in the paper, (batch, sequence) -> its aggregations."""
+"""Aggregations (batch, sequence) of each row of the paper."""
 
 
 def with_second_text(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with the profile's second text."""
+    """Return the table with the profile's second corpus."""
     return dataclasses.replace(table, base_overrides={"evaluation.second_corpus": profile.second_corpus})
 
 

@@ -1,4 +1,4 @@
-"""How much should intermediate states weigh: a constant, or as much as the logits? Minitron, section 3."""
+"""Should the weight of the hidden loss be constant, or balance it with the logit loss? Minitron, section 3."""
 
 import dataclasses
 from pathlib import Path

@@ -21,7 +21,7 @@ RETRAINED = ("PPL", "BI", "PPL, contiguous", "angular, contiguous", "tail but la
 
 
 def without_spans_of_one(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table without contiguous PPL where a single layer goes: there it chooses the same one as PPL."""
+    """Return the table without contiguous PPL if a single layer is dropped, as PPL then drops the same one."""
     from lit_prune.pruning.shapes import teacher_config
 
     whole = teacher_config(profile.cell).num_hidden_layers

@@ -9,7 +9,7 @@ from lit_prune.config import Profile
 from lit_prune.config.table import SMALLEST_EFFECT, Changes, Claim, Table
 
 THEIRS = (32, 16)
-"""Layers of the paper's teacher and student."""
+"""Number of layers of the paper's teacher and student."""
 
 PAPER = {
     "L_logits": 2.155,
@@ -25,7 +25,7 @@ PAPER = {
     "L_o(30:14) + L_emb": 2.150,
     "L_o(29:13) + L_emb + L_i(29:13)": 2.141,
 }
-"""Row -> LM loss. Rows name the states that are compared besides the logits, in the paper's numbers of the layers."""
+"""Row -> LM loss. Rows name the states that are matched besides the logits, with the paper's layer numbers."""
 
 BEST = "L_o(29:13) + L_emb"
 ATTENTION, TWO, SQUARES = f"{BEST} + L_att(29:13)", "L_o(28:12, 29:13) + L_emb", f"{BEST}, MSE"
@@ -39,7 +39,7 @@ WIDTH: Changes = {"prune.num_hidden_layers": None, "prune.hidden_size": 0.75, "p
 def here(theirs: str, layers: int) -> str:
     """Return a pair of the paper's layers, teacher:student, in a teacher of `layers` and a student of half as many.
 
-    One of the last four is named by its distance from the end; one further down lies at the same part of the depth.
+    One of the last four layers is named by its distance from the end; a lower one keeps its relative depth.
     """
     places = []
     for layer, of, ours in zip(map(int, theirs.split(":")), THEIRS, (layers, layers // 2), strict=True):
@@ -49,7 +49,7 @@ def here(theirs: str, layers: int) -> str:
 
 
 def states(row: str, layers: int) -> Changes:
-    """Return what a row changes in the objective, for a teacher of `layers`."""
+    """Return the changes of a row to the objective, for a teacher of `layers`."""
     if row == "L_logits":
         return {"distill.alpha": 0.0}
     changes: Changes = {"distill.alpha": "dynamic", "distill.match_embedding": "L_emb" in row}
@@ -61,8 +61,7 @@ def states(row: str, layers: int) -> Changes:
 
 
 def of_depth(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with the paper's layers named as those of a deep teacher at the profile, and a list of these
-    names."""
+    """Return the table with the paper's layers mapped to the profile's deep teacher, and a list of their names."""
     from lit_prune.pruning.shapes import deep_teacher
 
     teacher, layers = deep_teacher(profile, least=12)

@@ -16,7 +16,7 @@ FIRST = 250 / 400
 
 
 def with_turns(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with the layers and steps that each of its prunings has at a profile."""
+    """Return the table with the layers and steps of each of its prunings at a profile."""
     from lit_prune.pruning.shapes import teacher_config
 
     student, steps = sizes_of(profile.cell.prune, table.name), profile.cell.distill.max_steps

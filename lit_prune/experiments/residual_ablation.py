@@ -10,11 +10,11 @@ from lit_prune.config.table import Claim, Table
 ROWS = {"off": "off", "as printed": "paper", "opposite sign": "reversed_sign"}
 
 KEPT = 2 / 3
-"""Share of the query heads to keep at a profile that keeps all: 32 of 48 in Minitron, Table 1."""
+"""Share of the query heads to keep if the profile keeps all: 32 of 48 in Minitron, Table 1."""
 
 
 def with_fewer_heads(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with heads to prune, also at a profile that prunes none."""
+    """Return the table with pruned heads, also at a profile that prunes none."""
     if sizes_of(profile.cell.prune, table.name).num_attention_heads is not None:
         return table
     return dataclasses.replace(table, base_overrides={**table.base_overrides, "prune.num_attention_heads": KEPT})

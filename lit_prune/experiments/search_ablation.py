@@ -1,4 +1,4 @@
-"""Does the ranking of candidate shapes before retraining last? Minitron, Figure 9 and Tables 12 and 19."""
+"""Does the ranking of candidate shapes before retraining persist? Minitron, Figure 9 and Tables 12 and 19."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from lit_prune.config.table import ORDER, Claim, Table
 
 
 def search_of(profile: Profile, store: Path) -> Any:
-    """Return the search that the profile describes."""
+    """Return the shape search of the profile."""
     from lit_prune.pipeline.shape_search import Search
     from lit_prune.pruning.shapes import teacher_config
 
@@ -23,7 +23,7 @@ def search_of(profile: Profile, store: Path) -> Any:
 
 
 def with_candidates(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table over the shapes of the profile's search space that lie in its bounds."""
+    """Return the table over the shapes of the profile's search space within its bounds."""
     search = search_of(profile, store)
     found = search.found()
     if len(found) < 2:

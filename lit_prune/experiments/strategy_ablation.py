@@ -27,11 +27,11 @@ ROWS: dict[str, tuple[Changes, float]] = {
     CHAINED: ({}, 1),
     TWICE: (PRUNED, 2),
 }
-"""What each row changes, and its steps in those of the profile; `by_way_of_middle` has the changes of chained."""
+"""Row -> changes, and steps as a multiple of the profile's; `by_way_of_middle` returns the changes of chained."""
 
 
 def by_way_of_middle(student: Prune, config: Any) -> Changes:
-    """Return the changes that lead to the same shape by way of the middle model.
+    """Return the changes that prune to the same shape through the middle model.
 
     Raises:
         ConfigError: if the student keeps more of an axis than the middle model.
@@ -54,13 +54,13 @@ def by_way_of_middle(student: Prune, config: Any) -> Changes:
     shares = {name: getattr(student, name) / MIDDLE for name in cut if isinstance(getattr(student, name), float)}
     sizes: dict[str, Any] = {"num_parameters": None} | counts
     if len(shares) == len(cut) and target(dataclasses.replace(student, **shares), middle) == final:
-        sizes = shares  # shares of the middle model that round to the same counts
+        sizes = shares  # shares that round to the same counts
     changes = {f"parent.prune.{name}": size for name, size in source.items()}
     return changes | {f"prune.{name}": size for name, size in sizes.items()}
 
 
 def steps_of_equal_flops(cell: Cell) -> int:
-    """Return how many steps of cross-entropy alone take as many FLOPs as the distillation of the cell."""
+    """Return the steps of cross-entropy alone that take as many FLOPs as the distillation of the cell."""
     from lit_prune.pipeline.work import flops_of_token
 
     cell = dataclasses.replace(cell, parent=None)
@@ -69,7 +69,7 @@ def steps_of_equal_flops(cell: Cell) -> int:
 
 
 def kept_in_words(student: Prune, config: Any) -> str:
-    """Return which part of each axis a student keeps, and the requested one if it differs."""
+    """Return a sentence on the share of each axis that a student keeps, and the requested share if it differs."""
     from lit_prune.models.shape import shape_of
     from lit_prune.pruning.target import target
 
@@ -89,7 +89,7 @@ def kept_in_words(student: Prune, config: Any) -> str:
 
 
 def with_steps(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with as many steps as its rows have at a profile."""
+    """Return the table with the steps of its rows at a profile."""
     from lit_prune.pruning.shapes import teacher_config
 
     student, steps = sizes_of(profile.cell.prune, table.name), profile.cell.distill.max_steps

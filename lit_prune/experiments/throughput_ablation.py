@@ -11,8 +11,7 @@ PROMPTS, ANSWERS = "batch 32, long prompts", "batch 32, long answers"
 
 
 def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
-    """Return the table with half of the layers, as many parameters by width, and requests of the length of the
-    profile."""
+    """Return the table with half of the layers, equal parameters by width, and the profile's request lengths."""
     from lit_prune.models.shape import parameter_counter, shape_of
     from lit_prune.pruning.shapes import teacher_config
 
@@ -39,7 +38,7 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
 
 
 def _shape(**sizes: int | str) -> Changes:
-    """Return the sizes of a student, all of the teacher's that are not given."""
+    """Return the sizes of a student; those not given are the teacher's."""
     return {
         f"prune.{name}": sizes.get(name)
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_parameters")
@@ -69,7 +68,7 @@ TABLE = Table(
     reference_rows={},
     metrics=("speedup", "prefill_speedup", "decode_speedup", "memory_share", "parameters"),
     higher_is_better=("speedup", "prefill_speedup", "decode_speedup"),
-    # What is kept makes no difference here, so that nothing need be measured to choose it, nor is the loss of use.
+    # Speed depends on sizes only: no calibration is needed to choose units, and no loss is measured.
     base_overrides={
         "prune.num_attention_heads": None, "prune.width_criterion": "magnitude",
         "prune.layer_selection": "last_but_final",

@@ -1,4 +1,4 @@
-"""Are the teacher's likeliest tokens enough to distil from? Minitron, appendix A.3."""
+"""Are the teacher's most likely tokens enough to distil from? Minitron, appendix A.3."""
 
 from lit_prune.cli.table import main
 from lit_prune.config.table import SMALLEST_EFFECT, Claim, Table

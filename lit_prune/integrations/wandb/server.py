@@ -1,6 +1,6 @@
-"""What goes to a Weights & Biases server, and takes a key: runs that were made offline, and a table's dashboards.
+"""Send offline runs and dashboards of a table to a Weights & Biases server, which needs an API key.
 
-Nothing is read from it but whether a dashboard that was published is still there.
+The only thing read from the server is whether a published dashboard still exists.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from lit_prune.store.atomic import write_json
 
 _WANDB = [sys.executable, "-m", "wandb"]
 _AT_ONCE = 4
-"""Processes that look into runs."""
+"""Number of processes that inspect runs at once."""
 
 
 def require_key() -> None:
-    """Check that there is a key.
+    """Check that there is an API key.
 
     Raises:
-        ConfigError: if there is none, or one that cannot be.
+        ConfigError: if it is missing or malformed.
     """
-    # A server that is named is meant to be reached; wandb reads this variable at its first call.
+    # The server is to be reached, so an offline mode is ignored; wandb reads the variable at its first call.
     os.environ.pop("WANDB_MODE", None)
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     try:
         has_key = wandb.login(prompt=False, verify=False)
-    except Exception as error:  # a wrong key and a wrong address of the server are of no common kind
+    except Exception as error:  # a wrong key and a wrong server address share no exception type
         raise ConfigError(f"W&B cannot be used: {' '.join(str(error).split())}") from None
     if not has_key:
         raise ConfigError("there is no W&B key; set WANDB_API_KEY, or keep one by `wandb login`")
 
 
 def reach() -> None:
-    """Check that the server answers and takes the key: `wandb sync` would go on trying.
+    """Check that the server answers and accepts the key; `wandb sync` would retry for ever.
 
     Raises:
-        wandb.errors.Error: it does not.
+        wandb.errors.Error: if it does not.
     """
     import wandb
 
@@ -58,7 +58,7 @@ def reach() -> None:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """Return what a server that does not answer, or refuses, raises."""
+    """Return the exceptions raised if a server does not answer or refuses a request."""
     import wandb
 
     return (wandb.errors.Error, TimeoutError, ConnectionError)
@@ -66,7 +66,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Brought:
-    """What became of the offline runs of a table; a run that was resumed has a folder for each of its parts."""
+    """Outcome of sending the offline runs of a table; a resumed run has a folder per part."""
 
     sent: list[Path]
     before: list[Path]
@@ -74,12 +74,12 @@ class Brought:
     running: list[Path]
     """Still written to."""
     empty: list[Path]
-    """Killed before anything of theirs was written; one of them would keep `wandb sync` from sending all others."""
+    """Killed before their first record; a single one makes `wandb sync` fail for all others."""
     unreadable: list[Path]
-    """Not in W&B's format, which is as bad."""
+    """Not in W&B's format; they make `wandb sync` fail too."""
     refused: list[Path]
     others: list[Path]
-    """Runs of other tables, profiles and settings, which were not requested."""
+    """Runs of other tables, profiles or settings."""
 
     def __str__(self) -> str:
         parts = (
@@ -91,19 +91,19 @@ class Brought:
 
 
 def bring_up(addresses: Collection[str], store: Store, project: str, entity: str) -> Brought:
-    """Send the offline runs of these cells with `wandb sync`, each once, the parts of a resumed one in their order."""
+    """Send the offline runs of cells with `wandb sync`, each once, the parts of a resumed run in order."""
     folder = store.mirror
     found = sorted(folder.glob("wandb/offline-run-*"))
     runs = [run for run in found if _address(run) in addresses]
     before = [run for run in runs if _is_sent(run)]
     running = [run for run in runs if run not in before and _is_running(store, _address(run))]
     left = [run for run in runs if run not in before and run not in running]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each waits for a process of its own
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each thread waits for its own process
         kinds = dict(zip(left, pool.map(_kind, left), strict=True))
     due = [run for run in left if kinds[run] == "whole"]
     if due:
         where = ["--project", project, *(["--entity", entity] if entity else [])]
-        # Otherwise its logs make a folder wandb/ where the command runs.
+        # Otherwise its logs create wandb/ in the working directory.
         places = {"WANDB_DATA_DIR": str((folder / "data").resolve()), "WANDB_DIR": str(folder.resolve())}
         subprocess.run(
             [*_WANDB, "sync", *where, *map(str, due)], env=places | os.environ, stdin=subprocess.DEVNULL, check=False
@@ -118,12 +118,12 @@ def bring_up(addresses: Collection[str], store: Store, project: str, entity: str
 
 
 def publish(board: specs.Board, answer: str, memory: Path) -> dict[str, str]:
-    """Save workspace and report, over those that the file `memory` knows where they are still there.
+    """Save workspace and report; overwrite those listed in the file `memory` that still exist.
 
     Returns their URLs.
 
     Raises:
-        ConfigError: nobody has said who owns the project, nor does the key.
+        ConfigError: if neither an option nor the key names the owner of the project.
     """
     import wandb
 
@@ -145,12 +145,12 @@ def publish(board: specs.Board, answer: str, memory: Path) -> dict[str, str]:
     for name, dashboard in (("workspace", workspace), ("report", report)):
         dashboard.save()
         saved[name] = dashboard.url
-        write_json(memory, saved)  # at once: cut off here, the next call must not make a second one
+        write_json(memory, saved)  # at once, so that a call after an interruption makes no second one
     return {name: saved[name] for name in ("workspace", "report")}
 
 
 def _remembered(memory: Path, place: dict[str, str]) -> dict[str, str]:
-    """Return what was published at the same place before."""
+    """Return the URLs of what was published at the same place before."""
     with contextlib.suppress(FileNotFoundError):
         found = json.loads(memory.read_text())
         if found.items() >= place.items():
@@ -159,12 +159,12 @@ def _remembered(memory: Path, place: dict[str, str]) -> dict[str, str]:
 
 
 def _still_there(kind: Any, url: str | None) -> Any:
-    """Return the dashboard at a URL, or None where somebody has deleted it."""
+    """Return the dashboard at a URL, or None if it was deleted."""
     if url is None:
         return None
     try:
         return kind.from_url(url)
-    except (ValueError, TypeError):  # of a workspace, and of a report, that is not there
+    except (ValueError, TypeError):  # ValueError for a missing workspace, TypeError for a report
         return None
 
 
@@ -177,7 +177,7 @@ def _is_sent(run: Path) -> bool:
 
 
 def _is_running(store: Store, address: str) -> bool:
-    """Return whether a process holds the cell: its run is not whole yet, and sending it would call it done."""
+    """Return whether a process holds the cell: its run is incomplete, and sending it would mark it finished."""
     try:
         with (store.root / "cell" / address / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -189,7 +189,7 @@ def _is_running(store: Store, address: str) -> bool:
 
 
 def _kind(run: Path) -> Literal["whole", "empty", "unreadable"]:
-    """Return "empty" for a run of which nothing was written, not even what it is."""
+    """Return the kind of a run; "empty" if not even its header was written."""
     files = list(run.glob("*.wandb"))
     if not any(path.stat().st_size for path in files):
         return "empty"

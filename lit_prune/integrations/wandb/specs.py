@@ -1,7 +1,7 @@
-"""A table's dashboards in Weights & Biases, as data: a workspace and a report, built without key or network.
+"""Build the dashboards of a table in Weights & Biases, a workspace and a report, without key or network.
 
-Runs are chosen by their address and grouped by the fields of the cell, which a run has whichever table first computed
-it. Panels and run sets have names that depend on what they show alone, so that saving again changes nothing else.
+Runs are selected by address and grouped by fields of the cell, which do not depend on the table that computed them.
+Names of panels and run sets depend only on their content, so that saving again changes nothing else.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from lit_prune.store.address import digest
 BY_STEP, BY_TOKENS = "trainer/global_step", "tokens"
 _MEANS: dict[str, Any] = {"groupby": wr.Config("row"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
 _TITLE = 128
-"""Characters W&B takes in a title."""
+"""Most characters of a title in W&B."""
 _SCALAR = (str, int, float, bool, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """What the dashboards of a table at a profile show, and where they belong."""
+    """Content and place of the dashboards of a table at a profile."""
 
     table: Table
     profile: str
     cells: tuple[Entry, ...]
-    """The cells of the table's rows, references left out."""
+    """The cells of the table's rows, without references."""
     project: str
     entity: str
-    """Owner of the project; empty while nobody has said who."""
+    """Owner of the project; empty if unknown."""
     changes: tuple[str, ...] = ()
-    """Words of the command that ask for other settings or rows than the table's at the profile."""
+    """Arguments of the command that change settings or rows of the table at the profile."""
 
     @functools.cached_property
     def axes(self) -> tuple[str, ...]:
-        """Fields of the cell that tell the rows apart, none too many; `row` where they are no single values."""
+        """A minimal list of cell fields that distinguish the rows; `row` if their values are not scalars."""
         points = [_leaves(entry.cell) for entry in self.cells]
         swept = dict.fromkeys(path for e in self.cells for path in e.changes if path not in self.table.seed_fields)
         scalar = [path for path in swept if all(isinstance(point.get(path), _SCALAR) for point in points)]
         rows = [{"row": entry.row, **point} for entry, point in zip(self.cells, points, strict=True)]
-        # The last that is needed stays: the name of the row is the first to go, then the fields swept last.
+        # Drops redundant fields, first the name of the row, then the fields swept last.
         needed = [path for path in scalar if len({point.get(path) for point in rows}) > 1] + ["row"]
         for path in reversed(needed):
             fewer = [other for other in needed if other != path]
@@ -62,7 +62,7 @@ class Board:
 
     @property
     def terms(self) -> list[str]:
-        """What the cells log while they are retrained, the loss first; nothing where none is."""
+        """Terms that the cells log during retraining, the loss first; empty if no cell is retrained."""
         recipes = [entry.cell.distill for entry in self.cells if entry.cell.distill.max_steps]
         used = {
             "loss": bool(recipes), "ce_loss": any(r.ce_weight for r in recipes),
@@ -73,7 +73,7 @@ class Board:
 
     @property
     def validation(self) -> list[str]:
-        """Losses measured on the way, where the cells ask for checks."""
+        """Validation losses during retraining; empty if the cells have no validations."""
         checked = any(entry.cell.evaluation.num_validations and entry.cell.distill.max_steps for entry in self.cells)
         return ["validation/lm_loss", "validation/kd_loss"] if checked else []
 
@@ -84,12 +84,12 @@ class Board:
 
     @property
     def num_rows(self) -> int:
-        """Rows, each of which is a line or a bar."""
+        """Number of rows, each a line or a bar."""
         return len({entry.row for entry in self.cells})
 
 
 def workspace_of(board: Board) -> ws.Workspace:
-    """Return the saved view of a table: its runs by row, with the baseline pinned, and all that is drawn of them."""
+    """Return the saved view of a table: its runs by row with the baseline pinned, and all panels."""
     axes = [_config(path) for path in board.axes]
     metrics = [f"summary:{metric}" for metric in board.table.metrics]
     workspace = ws.Workspace(
@@ -109,9 +109,9 @@ def workspace_of(board: Board) -> ws.Workspace:
 
 
 def report_of(board: Board, answer: str, *, project: bool = False) -> wr.Report:
-    """The page of a table: the paper's table and ours with the verdicts, as Markdown, above the workspace's panels.
+    """Return the W&B report of a table: the paper's table, ours and the verdicts as Markdown, then the panels.
 
-    Its run set names the project only where it is looked up there (`project`), which takes a key.
+    Its run set names the project only if `project` is set, as looking it up needs a key.
     """
     runs = wr.Runset(
         name=board.table.name, filters=_filters(board), groupby=[f"config.{_config(path)}" for path in board.axes],
@@ -128,7 +128,7 @@ def report_of(board: Board, answer: str, *, project: bool = False) -> wr.Report:
 
 
 def view_text(workspace: ws.Workspace) -> str:
-    """Return a workspace as JSON, as it is sent."""
+    """Return a workspace as JSON, in the form sent to the server."""
     return workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
 
 
@@ -138,7 +138,7 @@ def view_of(text: str) -> ws.Workspace:
 
 
 def page_text(report: wr.Report) -> str:
-    """Return a report as JSON, as it is sent."""
+    """Return a report as JSON, in the form sent to the server."""
     return report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
 
 
@@ -146,7 +146,7 @@ def page_of(text: str) -> wr.Report:
     """Return the report of `page_text`."""
     model = ReportViewspec.model_validate_json(text)
     report = wr.Report._from_model(model)
-    report.width = model.spec.width  # which is not read back otherwise
+    report.width = model.spec.width  # not restored by from_model
     return report
 
 
@@ -159,7 +159,7 @@ def _sections(board: Board) -> list[ws.Section]:
 
 
 def _panels(board: Board) -> list[tuple[str, list[Any]]]:
-    """Title and panels of each section that there is something to show in."""
+    """Return title and panels of each section that is not empty."""
     first = board.table.metrics[0]
     final = [_bars(board, metric) for metric in dict.fromkeys(("lm_loss", *board.table.metrics))]
     columns = [*map(wr.Config, map(_config, board.axes)), wr.SummaryMetric(first)]
@@ -195,31 +195,31 @@ def _bars(board: Board, metric: str) -> wr.BarPlot:
 
 
 def _filters(board: Board) -> list[expr.FilterExpr]:
-    """Return the table's cells at this profile, whose group also has other profiles and lacks what another table
-    computed."""
+    """Return filters for the cells of the table at this profile; its W&B group also has other profiles, and lacks cells
+    that another table computed."""
     return [expr.Metric("JobType") == "cell", expr.Metric("ID").isin([entry.key for entry in board.cells])]
 
 
 def _title(board: Board) -> str:
     asked = " ".join([f"{board.table.name}, {board.profile}", *board.changes])
-    # Of a title W&B takes no symbols, among which is =.
+    # W&B accepts no symbols such as = in a title.
     plain = "".join(" " if unicodedata.category(character)[0] in "SC" else character for character in asked)
     return plain if len(plain) <= _TITLE else plain[: _TITLE - 3] + "..."
 
 
 def _config(path: str) -> str:
-    """Return where a run's config has a field of its cell."""
+    """Return the path of a cell's field in a run's config."""
     return path if path == "row" else f"cell.{path}"
 
 
 def _stored(path: str) -> str:
-    """Return a path of the config as W&B stores it, with `value` after the first name."""
+    """Return a config path as W&B stores it, with `value` after the first name."""
     first, *rest = path.split(".")
     return ".".join([first, "value", *rest])
 
 
 def _leaves(cell: Any) -> dict[str, Any]:
-    """Return dotted path -> value, of sections too."""
+    """Return dotted path -> value, including sections."""
     leaves: dict[str, Any] = {}
 
     def visit(plain: dict[str, Any], prefix: str) -> None:
@@ -233,7 +233,7 @@ def _leaves(cell: Any) -> dict[str, Any]:
 
 
 def _tell_apart(rows: Iterable[dict[str, Any]], paths: Sequence[str]) -> bool:
-    """Return whether these fields are the same within each row and no two rows have them alike."""
+    """Return whether fields are constant within each row and different between rows."""
     found: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
         found.setdefault(tuple(row.get(path) for path in paths), set()).add(row["row"])
@@ -248,7 +248,7 @@ def _named(board: Board, section: str, panels: list[Any]) -> list[Any]:
 
 
 def _placed(panels: list[Any]) -> list[Any]:
-    """Three panels a line of a report, whose width is 24."""
+    """Place three panels per line of a report, whose width is 24."""
     for place, panel in enumerate(panels):
         panel.layout = wr.Layout(x=8 * (place % 3), y=8 * (place // 3), w=8, h=8)
     return panels

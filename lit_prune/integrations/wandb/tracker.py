@@ -1,4 +1,4 @@
-"""The mirror of each cell in Weights & Biases. The store is the truth; losing the mirror never loses a run."""
+"""Log each cell to Weights & Biases. The store holds the results; an error of W&B never ends a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lit_prune.store.store import CHECKS
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 _PATIENCE = 60
-"""Seconds that a run waits at its end for W&B's server, once."""
+"""Seconds that the end of a run waits for W&B's server."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 _STEP = "trainer/global_step"
 _TAG = 64
-"""Characters W&B takes in a tag; a run with a longer one is refused."""
+"""Most characters of a tag; W&B refuses a run with a longer one."""
 
 
 def _forgiving(method: Method) -> Method:
-    """Report the first failure in one line, then stay silent."""
+    """Wrap a method to print its first failure in one line and then do nothing."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -50,10 +50,10 @@ def _forgiving(method: Method) -> Method:
 
 
 class TolerantWandbLogger(WandbLogger):
-    """A WandbLogger whose failures end the mirroring and nothing else, and that tells each step once and whole.
+    """A WandbLogger whose failures only stop the logging, and that logs each step once with all its metrics.
 
-    W&B's own step is the optimizer's, so that a run that is resumed goes on where it was: what is `known` of it from an
-    earlier part is not told again, and a step that was interrupted is told by the part that finishes it.
+    W&B's step is the optimizer step, so that a resumed run continues: steps up to `known`, from an earlier part, are
+    not logged again, and the part that completes an interrupted step logs it.
     """
 
     lost = False
@@ -92,8 +92,10 @@ class TolerantWandbLogger(WandbLogger):
 
 
 class WandbTracker:
-    """One W&B run a cell: id = address, group = table, row, seed and every field of the cell in its config, terms on
-    trainer/global_step and on tokens."""
+    """One W&B run per cell: id is the address, group the table; row, seed and all fields of the cell are its config.
+
+    Terms are logged over trainer/global_step and tokens.
+    """
 
     def __init__(self, table: str, mode: Mode, folder: Path) -> None:
         self.table, self.folder = table, folder
@@ -103,7 +105,7 @@ class WandbTracker:
 
     @contextmanager
     def logger(self, entry: Entry, folder: Path) -> Iterator[list[TolerantWandbLogger]]:
-        """The loggers of a cell's training run, which may go on in `folder`: one, or none where W&B is off or lost."""
+        """Yield the loggers of a cell's training run in `folder`, new or resumed: one, or none without W&B."""
         logger = self._open(entry, folder)
         try:
             yield [logger] if logger else []
@@ -114,7 +116,7 @@ class WandbTracker:
     def conclude(self, entry: Entry, result: dict[str, Any]) -> None:
         """Close the cell's run with its result, as summary and as a table of one row.
 
-        A cell that is not retrained has none until now.
+        A cell without retraining has no run before this.
         """
         import wandb
 
@@ -127,9 +129,9 @@ class WandbTracker:
         run.finish()
 
     def close(self) -> None:
-        """End the runs that were left open by a failure, each whatever becomes of the others.
+        """Close the runs that a failure left open, independently of each other.
 
-        A server that has once let the time pass is not waited for again.
+        After one timeout the server is not waited for again.
         """
         while self._open_runs:
             try:
@@ -154,14 +156,14 @@ class WandbTracker:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Otherwise tables are staged in the home folder, and do not travel with the runs.
+        # Otherwise tables are staged in the home folder, apart from the runs.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         config = {"row": entry.row, "seed": entry.seed, "cell": described(entry.cell)}
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "lit-prune"), id=entry.key, name=f"{entry.row} seed {entry.seed}",
             group=self.table, job_type=_job_type(entry), tags=[self.table, entry.row[:_TAG]], dir=str(self.folder),
             resume="allow", mode=self.mode, config=config, settings=_quiet(wandb),
-            reinit="create_new",  # the run of a cell that failed may still be open
+            reinit="create_new",  # the run of a failed cell may still be open
         )  # fmt: skip
         self._open_runs[entry.key] = run
         run.define_metric(_STEP)
@@ -169,9 +171,9 @@ class WandbTracker:
         return run
 
     def _known(self, address: str) -> int:
-        """Return the last step that runs made offline hold of a cell, -1 where there are none.
+        """Return the last step of a cell in its offline runs, -1 if there are none.
 
-        Each resumption adds a run, of which the newest that holds a step holds the last one.
+        Each resumption adds a run; the newest with a step has the last one.
         """
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
         for run in sorted(self.folder.glob(f"wandb/offline-run-*-{address}"), reverse=True):
@@ -183,7 +185,7 @@ class WandbTracker:
 
 
 def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """Return what the files of an interrupted retraining say, by step: W&B may have lost it, or not have been asked."""
+    """Return the logged metrics of an interrupted retraining by step; W&B may lack them or have been off."""
     rows: dict[int, dict[str, float]] = {}
     for name, prefix in (("metrics.csv", ""), (CHECKS, "validation/")):
         if (folder / "last.ckpt").exists() and (folder / name).exists():
@@ -194,13 +196,12 @@ def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def _job_type(entry: Entry) -> str:
-    """Return what a run is for: a cell of the table, something measured once for scale, or what a cell is cut from."""
+    """Return the job type of a run: a cell of the table, a reference, or a parent."""
     return "parent" if entry.parent else "reference" if entry.reference else "cell"
 
 
 def _mode(mode: Mode) -> Any:
-    """Return the mode to use: the requested one, else that of the environment, else online with a key, offline
-    without."""
+    """Return the mode: the requested one, else that of the environment, else online with a key and offline without."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
@@ -215,8 +216,8 @@ def _mode(mode: Mode) -> Any:
 
 
 def _quiet(wandb: Any) -> Any:
-    """Settings of a cell's run; the private ones (x_) are kept here alone."""
-    # Unless told how long, the end of a run waits for a server that is gone as long as it takes.
+    """Return the settings of a cell's run; private ones (x_) occur only here."""
+    # Without a timeout, the end of a run waits for an unreachable server indefinitely.
     return wandb.Settings(
         console="off", silent=True, init_timeout=20, finish_timeout=_PATIENCE, finish_timeout_raises=True,
         x_disable_stats=True, x_disable_machine_info=True,
@@ -224,5 +225,5 @@ def _quiet(wandb: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return what went wrong, in one line."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
