@@ -1,1 +1,1 @@
-"""The reading of the answers: figures from what the store holds. Nothing imports this, and it imports no torch."""
+"""Commands that read results: reports, figures and dashboards. Nothing imports them, and they import no torch."""

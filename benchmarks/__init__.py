@@ -1,1 +1,1 @@
-"""Ratios of costs, measured side by side on the machine at hand; nothing is asserted."""
+"""Benchmarks: ratios of costs, measured side by side on this machine. They assert nothing."""

@@ -1,8 +1,8 @@
-"""All benchmarks, or those that are named: ratios of costs, measured side by side on the machine at hand.
+"""Run all benchmarks, or the named ones: ratios of costs, measured side by side on this machine.
 
-    python -m benchmarks [NAME ...] [--record] [options of the benchmark, where one is named]
+    python -m benchmarks [NAME ...] [--record] [options of the benchmark, if one is named]
 
-With --record, benchmarks/results/<name>.md and .json are written, with machine, versions, commit and date.
+--record writes benchmarks/results/<name>.md and .json, with machine, versions, commit and date.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BENCHMARKS = {
 
 
 class Tee(io.TextIOBase):
-    """Writes to a stream, and keeps what was written."""
+    """Writes to a stream and keeps a copy."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.kept = stream, io.StringIO()
@@ -47,7 +47,7 @@ class Tee(io.TextIOBase):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run benchmarks; returns the exit code, 2 for a bad request."""
+    """Run benchmarks; return the exit code, 2 for a bad request."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     first_option = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     names, options = words[:first_option] or list(BENCHMARKS), words[first_option:]
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(name: str, options: list[str], record: bool, results: Path = RESULTS) -> None:
-    """Run one benchmark, and keep what it prints and finds where it is to be recorded."""
+    """Run one benchmark; with `record`, write its output and results to `results`."""
     module = importlib.import_module(f"benchmarks.{BENCHMARKS[name]}")
     if not record:
         module.main(options)
@@ -82,14 +82,14 @@ def run(name: str, options: list[str], record: bool, results: Path = RESULTS) ->
 
 
 def heading(name: str, options: list[str]) -> str:
-    """Return what was asked, when, and of how large a machine."""
+    """Return the heading of a record: command, date, and cores and memory of the machine."""
     words = " ".join(["python -m benchmarks", name, *options])
     today = datetime.now(UTC).date()
     return f"# {name}\n\n`{words}`, {today}, {os.cpu_count()} cores, {memory():.0f} GiB of memory\n"
 
 
 def memory() -> float:
-    """GiB of this machine."""
+    """Return the memory of this machine in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 

@@ -1,8 +1,9 @@
-"""What each switch of lit_prune/cpu gives to a distillation step, alone and all together.
+"""Speedup of a distillation step by each CPU optimisation of lit_prune/cpu, alone and combined.
 
     python -m benchmarks.cpu [--threads 1] [--rounds 3] [--steps 3] [--cells V2k V32k] [--json FILE]
 
-Memory cannot be made what it was, so each way runs in a process of its own; they take turns, and stderr hears of each.
+Optimisations change the memory of a process for good, so each way runs in its own process. They take turns, and the
+result of each goes to stderr.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ WAYS: dict[str, Callable[[], Any]] = {
         allocator.switch(True),
     ],
 }
-"""Each switch as its probe decides, and beside it what it decides on, whatever the probe says."""
+"""Each optimisation as its probe decides, and the same forced, regardless of the probe."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each way (3)")
@@ -70,25 +71,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
     parser.add_argument("--json", type=Path, help="file to write everything to")
     parser.add_argument("--one", nargs=2, metavar=("CELL", "WAY"), help="this process measures one way alone")
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
-    if asked.one:
-        print(json.dumps(steps(*asked.one, asked.steps, asked.precision)))
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    if args.one:
+        print(json.dumps(steps(*args.one, args.steps, args.precision)))
         return
     environment = measuring.environment("transformers")
-    print(f"{measuring.environment_line(environment)}; {asked.precision}; {asked.rounds} rounds\n")
-    found: dict[str, Any] = {"environment": environment, "precision": asked.precision}
-    for cell in asked.cells:
-        found[cell] = rounds = [{way: _apart(cell, way, asked) for way in asked.ways} for _ in range(asked.rounds)]
+    print(f"{measuring.environment_line(environment)}; {args.precision}; {args.rounds} rounds\n")
+    found: dict[str, Any] = {"environment": environment, "precision": args.precision}
+    for cell in args.cells:
+        found[cell] = rounds = [{way: _apart(cell, way, args) for way in args.ways} for _ in range(args.rounds)]
         _print(cell, rounds)
-    if asked.json:
-        measuring.write(asked.json, found)
+    if args.json:
+        measuring.write(args.json, found)
 
 
 def steps(cell: str, way: str, count: int, precision: str) -> dict[str, Any]:
-    """Median processor and wall seconds and page faults of a step, after one of warm-up; most memory, in MiB."""
+    """Return median CPU and wall seconds and page faults of a step after a warm-up, and peak memory in MiB."""
     threads.share_the_machine()
-    said = WAYS[way]()
+    applied = WAYS[way]()
     step, costs = _stepper(CELLS[cell], precision), []
     for _ in range(count + 1):
         before = time.process_time(), time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -97,7 +98,7 @@ def steps(cell: str, way: str, count: int, precision: str) -> dict[str, Any]:
         costs.append([b - a for a, b in zip(before, after, strict=True)])
     cpu, wall, faults = map(statistics.median, zip(*costs[1:], strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu": cpu, "wall": wall, "faults": faults, "peak": peak, "loss": loss, "said": said}
+    return {"cpu": cpu, "wall": wall, "faults": faults, "peak": peak, "loss": loss, "applied": applied}
 
 
 def _stepper(cell: Cell, precision: str) -> Callable[[], float]:
@@ -130,18 +131,18 @@ def _model(cell: Cell, shape: tuple[int, int, int, int]) -> Any:
     )  # fmt: skip
 
 
-def _apart(cell: str, way: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Return what a process of its own finds."""
-    command = [sys.executable, "-m", "benchmarks.cpu", "--one", cell, way, "--precision", asked.precision]
-    command += ["--threads", str(asked.threads), "--steps", str(asked.steps)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = dict(json.loads(said.splitlines()[-1]))
+def _apart(cell: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the results of one way, measured in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.cpu", "--one", cell, way, "--precision", args.precision]
+    command += ["--threads", str(args.threads), "--steps", str(args.steps)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(json.loads(output.splitlines()[-1]))
     print(f"{cell}, {way}: {found}", file=sys.stderr)
     return found
 
 
 def _print(cell: str, rounds: list[dict[str, dict[str, Any]]]) -> None:
-    """A Markdown table; ratios are medians over the rounds of the ratio within a round."""
+    """Print a Markdown table; ratios are medians over rounds of the ratio within a round."""
     print(
         f"| {cell} | CPU ms a step | ratio (IQR) | page faults a step | peak, MiB | loss |\n|---|---|---|---|---|---|"
     )

@@ -1,10 +1,10 @@
-"""What a table of five losses costs: run by run, and with one cache of the teacher's outputs for all.
+"""Cost of a table of five losses: run by run, and with a shared cache of teacher outputs.
 
     python -m benchmarks grid [--steps 20] [--repeats 3] [--threads N] [--json FILE]
 
-The shipped teacher and the profile `quick`, through the runner that every table uses, each time in a fresh process and
-a copy of a store that holds all that comes before the retraining. With r the share of its teacher in a run, N runs that
-share its outputs cost N - (N - 1) r of one at best.
+Uses the shipped teacher and the profile `quick`, through the runner of every table, each time in a fresh process and a
+copy of a store with all stages before retraining. If the teacher takes a share r of a run, N runs that share its
+outputs cost at best N - (N - 1) r times a single run.
 """
 
 from __future__ import annotations
@@ -45,52 +45,52 @@ TABLE = Table(
 )
 
 WAYS = {"one run": (1, False), "five runs": (5, False), "five with a cache": (5, True)}
-"""Name -> number of cells, and whether they share a cache of the teacher's outputs."""
+"""Name -> number of cells, and whether they share a cache of teacher outputs."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One way, once."""
+    """One measurement of one way."""
 
     seconds: float
     """Wall time of the runner."""
     cpu_seconds: float
     teacher_passes: int
     teacher_share: float
-    """Of the CPU time, without the teacher's head."""
+    """Share of the CPU time, excluding the teacher's head."""
     models: dict[str, str]
-    """Row -> sha256 of the weights it ended with."""
+    """Row -> sha256 of its final weights."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks grid", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="steps of a run (20)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch (all cores)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
-    environment = measuring.environment("transformers", "lightning") | {"threads": asked.threads}
+    args = parser.parse_args(arguments)
+    environment = measuring.environment("transformers", "lightning") | {"threads": args.threads}
     print(f"{measuring.environment_line(environment)}\n")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        alone(prepare, base, asked.steps)
+        alone(prepare, base, args.steps)
         costs: dict[str, list[Cost]] = {what: [] for what in WAYS}
-        for i in range(asked.repeats):
+        for i in range(args.repeats):
             for what, (count, cache) in reversed(WAYS.items()) if i % 2 else WAYS.items():
                 print(f"\r{what:<20}", end="", file=sys.stderr, flush=True)
                 store = Path(folder) / "store"
                 shutil.copytree(base, store)
-                costs[what].append(alone(run, store, asked.steps, count, cache, asked.threads))
+                costs[what].append(alone(run, store, args.steps, count, cache, args.threads))
                 shutil.rmtree(store)
     print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
-    print_costs(costs, asked.steps)
-    if asked.json:
-        measuring.write(asked.json, {"environment": environment, "steps": asked.steps, "costs": costs})
+    print_costs(costs, args.steps)
+    if args.json:
+        measuring.write(args.json, {"environment": environment, "steps": args.steps, "costs": costs})
 
 
 def alone(work: Any, *arguments: Any) -> Any:
-    """Do `work` in a fresh process."""
+    """Run `work` in a fresh process and return its result."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -112,7 +112,7 @@ def cells(steps: int) -> list[Entry]:
 
 @contextmanager
 def runner(store: Path, execution: Execution) -> Iterator[Any]:
-    """The runner of every table, on a store."""
+    """Yield the runner of every table, on a store."""
     from lit_prune.cli.progress import ProgressBar
     from lit_prune.distill.train import quiet
     from lit_prune.pipeline.runner import Runner
@@ -124,7 +124,7 @@ def runner(store: Path, execution: Execution) -> Iterator[Any]:
 
 
 def prepare(store: Path, steps: int) -> None:
-    """Compute all that comes before the retraining, the same for all cells."""
+    """Compute all stages before retraining, which the cells share."""
     from lit_prune.pipeline import artifacts
 
     cell = cells(steps)[0].cell
@@ -139,21 +139,21 @@ def run(store: Path, steps: int, count: int, cache: bool, threads: int) -> Cost:
     from lit_prune.models import loading
 
     torch.set_num_threads(threads)
-    asked = cells(steps)[:count]
+    chosen = cells(steps)[:count]
     passes: list[float] = []
     with runner(store, Execution(accelerator="cpu", cache_teacher=cache)) as computing:
         load = functools.lru_cache(maxsize=1)(lambda location: timed(loading.load_model(location), passes))
         computing.ctx = replace(computing.ctx, load=load)
         wall, cpu = time.perf_counter(), time.process_time()
-        if computing.run(asked):
+        if computing.run(chosen):
             raise RuntimeError("a cell failed")
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        models = {entry.row: _digest(computing.store.node(entry.cell, "cell").folder) for entry in asked}
+        models = {entry.row: _digest(computing.store.node(entry.cell, "cell").folder) for entry in chosen}
     return Cost(wall, cpu, len(passes), sum(passes) / cpu, models)
 
 
 def timed(model: Any, passes: list[float]) -> Any:
-    """Return the model, which adds the CPU time of each of its forward passes to `passes`."""
+    """Add hooks to a model that append the CPU time of each forward pass to `passes`; return the model."""
     started: list[float] = []
     model.base_model.register_forward_pre_hook(lambda *_: started.append(time.process_time()))
     model.base_model.register_forward_hook(lambda *_: passes.append(time.process_time() - started.pop()))
@@ -165,7 +165,7 @@ def _digest(folder: Path) -> str:
 
 
 def print_costs(costs: dict[str, list[Cost]], steps: int) -> None:
-    """A Markdown table, and whether the results are the same."""
+    """Print a Markdown table, and whether the weights are equal."""
     print(
         f"| table of {steps} steps a run | seconds (IQR) | CPU seconds | in runs, wall (IQR) | in runs, CPU | "
         "passes of the teacher |\n|---|---|---|---|---|---|"

@@ -1,8 +1,8 @@
-"""What importance estimation costs beside the forward passes it is made of.
+"""Cost of importance estimation relative to its forward passes.
 
     python -m benchmarks.importance [--threads 1] [--repeats 7] [--json FILE]
 
-A model of the shipped teacher's shape with random weights: only cost is measured, as benchmarks/measuring.py says.
+Uses a model of the shipped teacher's shape with random weights, as only cost is measured; see benchmarks/measuring.py.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FORWARD: dict[str, tuple[str, ...]] = {
     "both": ("importance", "distances"),
     "all that a forward pass shows": tuple(READERS),
 }
-"""Name -> evidence that is measured on the way."""
+"""Name -> statistics collected during the pass."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.importance", description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (7)")
@@ -42,29 +42,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16, help="sequences in a batch (16)")
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 16], help="depths to leave layers out at (6 16)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
     environment = measuring.environment("transformers")
-    data = f"{asked.sequences} sequences of {asked.tokens} tokens, {asked.batch} at once; {asked.repeats} rounds"
+    data = f"{args.sequences} sequences of {args.tokens} tokens, {args.batch} at once; {args.repeats} rounds"
     print(f"{measuring.environment_line(environment)}; {data}\n")
     found: dict[str, Any] = {"environment": environment, "data": data}
-    found["forward"] = timings = measuring.compare(forward_passes(asked), asked.repeats)
+    found["forward"] = timings = measuring.compare(forward_passes(args), args.repeats)
     measuring.print_timings("one pass over the calibration set", timings)
     if sys.platform == "linux":
-        found["memory"] = peaks = [measuring.peak_memory(what, pass_of, what, asked) for what in FORWARD]
+        found["memory"] = peaks = [measuring.peak_memory(what, pass_of, what, args) for what in FORWARD]
         measuring.print_peaks("peak memory of one pass", peaks)
-    for depth in asked.layers:
-        ways, evaluations = removals(depth, asked)
-        timings = measuring.compare(ways, asked.repeats)
+    for depth in args.layers:
+        ways, evaluations = removals(depth, args)
+        timings = measuring.compare(ways, args.repeats)
         found[f"removals, {depth} layers"] = {"timings": timings, "evaluations": evaluations}
         title = f"loss without each of {depth} layers"
         measuring.print_timings(title, timings, evaluations_of_a_layer=evaluations)
-    if asked.json:
-        measuring.write(asked.json, found)
+    if args.json:
+        measuring.write(args.json, found)
 
 
 def teacher(layers: int | None = None) -> Any:
-    """Return a model of the shipped teacher's shape, or of another depth."""
+    """Return a random model of the shipped teacher's shape, or of another depth."""
     shape = Pretraining()
     config = LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
@@ -76,32 +76,34 @@ def teacher(layers: int | None = None) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def batches(asked: argparse.Namespace) -> list[Tensor]:
-    """Random tokens, int64 [batch, tokens] each."""
+def batches(args: argparse.Namespace) -> list[Tensor]:
+    """Return batches of random tokens, int64 [batch, tokens]."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, Pretraining().vocab_size, (asked.sequences, asked.tokens), generator=generator)
-    return list(ids.split(asked.batch))
+    ids = torch.randint(0, Pretraining().vocab_size, (args.sequences, args.tokens), generator=generator)
+    return list(ids.split(args.batch))
 
 
-def forward_passes(asked: argparse.Namespace) -> dict[str, measuring.Way]:
-    """Passes over the set that differ in what they measure on the way."""
-    model, data = teacher(), batches(asked)
+def forward_passes(args: argparse.Namespace) -> dict[str, measuring.Way]:
+    """Return passes over the calibration set that collect different statistics."""
+    model, data = teacher(), batches(args)
     return {what: lambda names=names: forward(model, data, names) for what, names in FORWARD.items()}  # type: ignore[misc]
 
 
 @torch.inference_mode()
 def forward(model: Any, data: list[Tensor], names: tuple[str, ...]) -> None:
-    """One pass without the head; no name is a pass without a hook."""
+    """Run one pass without the head; without names it has no hooks."""
     reader = Calibrator(model, names, lambda seen: None)
     for ids in data:
         reader.read({"input_ids": ids})
     reader.found()
 
 
-def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, measuring.Way], dict[str, int]]:
-    """Leaving out each layer the naive way and with the states before it kept; and how often each evaluates a layer
-    for one batch."""
-    model, data = teacher(depth), batches(asked)
+def removals(depth: int, args: argparse.Namespace) -> tuple[dict[str, measuring.Way], dict[str, int]]:
+    """Return two ways to compute the loss without each layer, naive and with cached prefix states.
+
+    Also return the number of layer evaluations of each for one batch.
+    """
+    model, data = teacher(depth), batches(args)
     ways: dict[str, measuring.Way] = {
         "naive": lambda: naive(model, data),
         "prefix reuse": lambda: prefix_reuse(model, data),
@@ -119,7 +121,7 @@ def removals(depth: int, asked: argparse.Namespace) -> tuple[dict[str, measuring
 
 @torch.inference_mode()
 def naive(model: Any, data: list[Tensor]) -> None:
-    """A pass of the smaller model for each layer left out, in the same portions."""
+    """Run the model without each layer in turn, in the same portions as `prefix_reuse`."""
     layers = layers_of(model)
     try:
         for i in range(len(layers)):
@@ -133,16 +135,16 @@ def naive(model: Any, data: list[Tensor]) -> None:
 
 @torch.inference_mode()
 def prefix_reuse(model: Any, data: list[Tensor]) -> None:
-    """What lit_prune does; gives the loss of the whole model too."""
+    """Run lit_prune's layer ablation, which also computes the loss of the whole model."""
     reader = Removals(model, 1, lambda seen: None)
     for ids in data:
         reader.read({"input_ids": ids, "labels": ids})
     reader.found()
 
 
-def pass_of(what: str, asked: argparse.Namespace) -> measuring.Way:
-    """Return one forward pass of `FORWARD`, with all that is loaded on first use loaded."""
-    model, data = teacher(), batches(asked)
+def pass_of(what: str, args: argparse.Namespace) -> measuring.Way:
+    """Return a forward pass of `FORWARD`, after a small one that triggers lazy loading."""
+    model, data = teacher(), batches(args)
     forward(model, [data[0][:1, :8]], ())
     return lambda: forward(model, data, FORWARD[what])
 

@@ -1,4 +1,4 @@
-"""What one measured run is told and what it measures: its job, its data in a fixed order, clocks and memory."""
+"""One measured run: its job, its data in a fixed order, its clocks and its memory."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does."""
+    """The run of one process."""
 
     trainer: str
     """One of `TRAINERS`."""
     folder: str
-    """Holds teacher/ and student/ in Hugging Face layout, and tokens/."""
+    """Folder with teacher/ and student/ in Hugging Face layout, and tokens/."""
     switches: bool
-    """Whether the process is set up as lit_prune's commands set up theirs; a peer's: only what is no part of a model,
-    the allocator and the library of matrix products."""
+    """Whether the process uses the CPU optimisations of lit_prune's commands; a peer only those outside the model, the
+    allocator and the matmul library."""
     precision: str
     """32-true or bf16-mixed."""
     threads: int
@@ -38,38 +38,38 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """What one process measured."""
+    """The measurements of one process."""
 
     seconds: list[float]
     """Wall time of every step but the first."""
     cpu_seconds: list[float]
-    """Time of all threads in every step but the first."""
+    """CPU time of all threads in every step but the first."""
     faults: float
-    """Minor page faults a step."""
+    """Minor page faults per step."""
     losses: list[float]
     before: float
-    """MiB that the process held with both models loaded."""
+    """Resident MiB after loading both models."""
     peak: float
-    """MiB that the process held at most."""
+    """Peak resident MiB."""
     switched: dict[str, Any]
-    """What each switch of the process did."""
+    """Effect of each optimisation of the process."""
 
 
 class Meter:
-    """Clocks, counters and the loss at the end of every step."""
+    """Records clocks, page faults and the loss at the end of every step."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float, int]] = []
         self.losses: list[Tensor] = []
 
     def step(self, loss: Tensor) -> None:
-        """One optimizer step is done, whose loss was `loss`."""
+        """Record the end of an optimizer step and its loss."""
         self.losses.append(loss.detach().clone())
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         self.marks.append((time.perf_counter(), time.process_time(), faults))
 
     def found(self, before: float, switched: dict[str, Any]) -> Run:
-        """Everything measured."""
+        """Return all measurements."""
         steps = list(zip(self.marks, self.marks[1:], strict=False))
         return Run(
             seconds=[b[0] - a[0] for a, b in steps],
@@ -83,7 +83,7 @@ class Meter:
 
 
 class InOrder(Dataset[dict[str, Tensor]]):
-    """The sequences of a run in the order in which lit_prune shows them."""
+    """The sequences of a run in the order of lit_prune's training."""
 
     def __init__(self, job: Job) -> None:
         self.sequences = TokenSequences(Path(job.folder) / "tokens", "train", job.seq_len)
@@ -97,6 +97,6 @@ class InOrder(Dataset[dict[str, Tensor]]):
 
 
 def resident(which: str) -> float:
-    """Return a line of the process's status in MiB (Linux)."""
+    """Return a memory field of /proc/self/status in MiB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(which))

@@ -1,9 +1,9 @@
-"""What the machine can do at most: the rates that the other benchmarks are shares of.
+"""Peak rates of this machine, the reference of the other benchmarks.
 
     python -m benchmarks limits [--threads 1 2] [--repeats 15] [--json FILE]
 
-Matrix products, memory bandwidth, and what memory costs that the process does not hold yet. The best of all repeats is
-a limit; the median is what to expect.
+Measures matrix products, memory bandwidth, and the cost of memory that the process does not hold yet. The best of all
+repeats is a limit; the median is what to expect.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ COPIED = 2**28
 """Bytes of a copy, far more than any cache."""
 
 ENOUGH = 2.0
-"""Seconds after which an operation is not repeated again."""
+"""Seconds after which an operation is not repeated."""
 
 FILLED = 2**25
-"""Bytes of a block that the allocator gives back to the system as soon as it is free."""
+"""Bytes of an allocation that the allocator returns to the system once freed."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """One operation, over all repeats."""
+    """Rates of one operation over all repeats."""
 
     what: str
     threads: int
@@ -48,16 +48,16 @@ class Rate:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks limits", description=(__doc__ or "").splitlines()[0])
     cores = os.cpu_count() or 1
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="threads of torch (1, all)")
     parser.add_argument("--repeats", type=int, default=15, help="times each operation is done (15)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     environment = measuring.environment()
     print(f"{measuring.environment_line(environment)}\n")
-    rates = [rate for threads in asked.threads for rate in measure(threads, asked.repeats)]
+    rates = [rate for threads in args.threads for rate in measure(threads, args.repeats)]
     errors = {what: matmul_error(precision) for what, precision in (("default", "ieee"), ("oneDNN", "bf16"))}
     print("| limit | threads | best | median |\n|---|---|---|---|")
     for r in rates:
@@ -66,12 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     for what, error in errors.items():
         print(f"largest error of a float32 matrix product, {what}: {error:.1e} of its largest entry")
     print()
-    if asked.json:
-        measuring.write(asked.json, {"environment": environment, "rates": rates, "matmul_errors": errors})
+    if args.json:
+        measuring.write(args.json, {"environment": environment, "rates": rates, "matmul_errors": errors})
 
 
 def measure(threads: int, repeats: int) -> list[Rate]:
-    """Return all limits at a number of threads."""
+    """Return all rates at a number of threads."""
     torch.set_num_threads(threads)
     rates = []
     for name, shape in SHAPES.items():
@@ -93,11 +93,11 @@ MATMULS = (
     ("float32 by oneDNN", torch.float32, "bf16"),
     ("bfloat16", torch.bfloat16, "ieee"),
 )
-"""What, the dtype, and the precision that oneDNN is allowed for float32 on processors that have no units for less."""
+"""Name, dtype, and the precision allowed for float32, which selects oneDNN; without AMX its kernel is float32 still."""
 
 
 def matmul_rates(shape: tuple[int, int, int], dtype: torch.dtype, precision: str, repeats: int) -> tuple[float, float]:
-    """Best and median FLOP/s of a matrix product."""
+    """Return the best and the median FLOP/s of a matrix product."""
     rows, inner, columns = shape
     a, b, out = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype), torch.empty(0, dtype=dtype)
     with float32_precision(precision):
@@ -106,7 +106,7 @@ def matmul_rates(shape: tuple[int, int, int], dtype: torch.dtype, precision: str
 
 
 def matmul_error(precision: str) -> float:
-    """Largest difference of a float32 product from the float64 one, as a share of its largest entry."""
+    """Return the largest error of a float32 product against float64, relative to its largest entry."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(256, 512, generator=generator), torch.randn(512, 256, generator=generator)
     with float32_precision(precision):
@@ -117,7 +117,7 @@ def matmul_error(precision: str) -> float:
 
 @contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
-    """Allow oneDNN a precision for float32 matrix products; "ieee" keeps PyTorch's own choice of library."""
+    """Let oneDNN use a precision for float32 matrix products; "ieee" keeps PyTorch's choice of library."""
     settings: Any = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     settings.fp32_precision = precision
@@ -128,7 +128,7 @@ def float32_precision(precision: str) -> Iterator[None]:
 
 
 def timed(do: Callable[[], Tensor], repeats: int) -> list[float]:
-    """Wall seconds of each of `repeats` calls, after one that does not count; of fewer where they take long."""
+    """Return the wall seconds of `repeats` calls after a warm-up; of fewer if they exceed `ENOUGH` seconds in total."""
     do()
     seconds: list[float] = []
     while len(seconds) < repeats and sum(seconds) < ENOUGH:

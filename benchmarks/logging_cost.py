@@ -1,9 +1,9 @@
-"""What it costs to train under Lightning and to log, a step, over a bare loop.
+"""Overhead per step of Lightning and of logging, over a bare loop.
 
     python -m benchmarks logging [--steps 400] [--keys 1 5 20] [--repeats 5] [--json FILE]
 
-A model of one matrix, so that a step is nearly all overhead. `self.log` is Lightning's own way, `History` is
-lit_prune's: sums of tensors, read once every ten steps. Lightning's rows include the set-up of a fit, some ten
+The model is one matrix, so that a step is nearly all overhead. `self.log` is Lightning's logging, `History` is
+lit_prune's: sums of tensors, read once every ten steps. Lightning's rows include the set-up of a fit, about ten
 milliseconds.
 """
 
@@ -28,7 +28,7 @@ WIDTH, EVERY = 8, 10
 
 
 class Regression(L.LightningModule):
-    """One matrix, and a number of terms that are logged by Lightning or left to History."""
+    """One matrix, and a number of terms logged by Lightning or by History."""
 
     def __init__(self, keys: int, by_lightning: bool) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Regression(L.LightningModule):
         self.terms: dict[str, Tensor] = {}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean square, under as many names as there are keys."""
+        """Return the mean square, under `keys` names."""
         loss = self.matrix(batch["input_ids"]).square().mean()
         self.terms = {"loss": loss, "grad_norm": loss.detach()} | {f"term{i}": loss.detach() for i in range(self.keys)}
         if self.by_lightning:
@@ -49,30 +49,30 @@ class Regression(L.LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks logging", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=400, help="steps of a run (400)")
     parser.add_argument("--keys", type=int, nargs="+", default=[1, 5, 20], help="numbers logged (1 5 20)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     quiet()
     torch.set_num_threads(1)
     environment = measuring.environment("lightning")
     print(f"{measuring.environment_line(environment)}\n")
     with tempfile.TemporaryDirectory() as folder:
-        timings = measuring.compare(ways(asked.keys, asked.steps, Path(folder)), asked.repeats)
+        timings = measuring.compare(ways(args.keys, args.steps, Path(folder)), args.repeats)
     bare, empty = timings[0].seconds, timings[1].seconds
-    overhead = {t.what: f"{1e6 * (t.seconds - bare) / asked.steps:.0f}" for t in timings}
+    overhead = {t.what: f"{1e6 * (t.seconds - bare) / args.steps:.0f}" for t in timings}
     each = dict.fromkeys(overhead, "")
     for t in timings[2:]:
         keys = int(t.what.partition(": ")[2])
-        each[t.what] = f"{1e6 * (t.seconds - empty) / asked.steps / keys:.0f}"
-    title = f"{asked.steps} steps of a model of one matrix"
+        each[t.what] = f"{1e6 * (t.seconds - empty) / args.steps / keys:.0f}"
+    title = f"{args.steps} steps of a model of one matrix"
     measuring.print_timings(title, timings, us_a_step_over_the_loop=overhead, us_a_key_and_step=each)
-    if asked.json:
+    if args.json:
         found = {"timings": timings, "us_a_step_over_the_loop": overhead, "us_a_key_and_step": each}
-        measuring.write(asked.json, {"environment": environment, **found})
+        measuring.write(args.json, {"environment": environment, **found})
 
 
 def ways(keys: list[int], steps: int, folder: Path) -> dict[str, measuring.Way]:
@@ -95,7 +95,7 @@ def ways(keys: list[int], steps: int, folder: Path) -> dict[str, measuring.Way]:
 
 
 def bare(loader: Any) -> None:
-    """Training without a trainer."""
+    """Train without a trainer."""
     module = Regression(0, False)
     sgd = torch.optim.SGD(module.parameters(), lr=0.01)
     for i, batch in enumerate(loader):
@@ -105,7 +105,7 @@ def bare(loader: Any) -> None:
 
 
 def fit(loader: Any, module: Regression, callbacks: list[L.Callback]) -> None:
-    """Training by Lightning with all that is optional turned off, as lit_prune has it."""
+    """Train with Lightning and all optional parts off, as in lit_prune."""
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, logger=False, callbacks=callbacks, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=EVERY,

@@ -1,9 +1,9 @@
-"""What the losses that are computed from logits cost: from the logits of all tokens, and from those of a few at a time.
+"""Cost of losses on logits: from the logits of all tokens at once, and in chunks.
 
     python -m benchmarks.losses [--threads 1] [--repeats 7] [--json FILE]
 
-One evaluation forward and backward, from the last states of student and teacher to the gradient of the student's states
-and head, random numbers, measured as benchmarks/measuring.py says.
+Measures one forward and backward pass, from random last states of student and teacher to the gradients of the student's
+states and head; see benchmarks/measuring.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lit_prune.models.lm_head import LMHead
 
 @dataclass(frozen=True)
 class Case:
-    """What is evaluated."""
+    """The loss and the sizes of one evaluation."""
 
     vocab: int
     tokens: int
@@ -42,7 +42,7 @@ class Case:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (7)")
@@ -52,22 +52,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=256, help="width of the states (256)")
     parser.add_argument("--bfloat16", action="store_true", help="under autocast")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
     environment = measuring.environment()
-    print(f"{measuring.environment_line(environment)}; width {asked.width}; {asked.repeats} rounds\n")
-    found: dict[str, Any] = {"environment": environment, "width": asked.width, "repeats": asked.repeats, "cases": []}
-    for vocab in asked.vocab:
-        for tokens in asked.tokens:
-            for loss in asked.losses:
-                case = Case(vocab, tokens, loss, asked.width, asked.bfloat16)
-                found["cases"].append({"case": case} | measure(case, asked.repeats))
-    if asked.json:
-        measuring.write(asked.json, found)
+    print(f"{measuring.environment_line(environment)}; width {args.width}; {args.repeats} rounds\n")
+    found: dict[str, Any] = {"environment": environment, "width": args.width, "repeats": args.repeats, "cases": []}
+    for vocab in args.vocab:
+        for tokens in args.tokens:
+            for loss in args.losses:
+                case = Case(vocab, tokens, loss, args.width, args.bfloat16)
+                found["cases"].append({"case": case} | measure(case, args.repeats))
+    if args.json:
+        measuring.write(args.json, found)
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
-    """Time and peak memory of every way."""
+    """Return time and peak memory of every way."""
     timings = measuring.compare({name: prepare(case, name) for name in WAYS}, repeats)
     if sys.platform != "linux":
         measuring.print_timings(case.title, timings)
@@ -78,7 +78,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def prepare(case: Case, name: str) -> measuring.Way:
-    """Return one way to evaluate a case, with its inputs made and all that is loaded on first use loaded."""
+    """Return one way to evaluate a case, with its inputs ready and lazy loading done."""
     inputs, few = Inputs.of(case), Inputs.of(replace(case, tokens=8))
 
     def run(inputs: Inputs = inputs) -> None:
@@ -93,7 +93,7 @@ def prepare(case: Case, name: str) -> measuring.Way:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of student and teacher, of the same width."""
+    """Last states and heads of student and teacher, of the same width."""
 
     states: Tensor
     head: LMHead
@@ -122,11 +122,11 @@ def of_all_logits(inputs: Inputs, loss: str) -> Tensor:
 
 
 def in_chunks(inputs: Inputs, loss: str) -> Tensor:
-    """Return what lit_prune does."""
+    """Return the loss as lit_prune computes it, in chunks of tokens."""
     if loss == "clm":
         return head_losses(inputs.states, inputs.head, successors=inputs.successors, ce_weight=1.0).loss
-    asked: dict[str, Any] = {"target": inputs.target, "logit_loss": logit_losses[loss], "kd_weight": 1.0}
-    return head_losses(inputs.states, inputs.head, **asked).loss
+    settings: dict[str, Any] = {"target": inputs.target, "logit_loss": logit_losses[loss], "kd_weight": 1.0}
+    return head_losses(inputs.states, inputs.head, **settings).loss
 
 
 WAYS = {"all logits": of_all_logits, "in chunks": in_chunks}

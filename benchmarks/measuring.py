@@ -1,8 +1,7 @@
-"""How a benchmark measures, prints and keeps what it found.
+"""Measure, print and save the results of benchmarks.
 
-What is compared takes turns in one process; seconds are the processor's, and a ratio is the median over rounds of the
-ratio within a round, so that neighbours on the machine disturb both sides alike. Peak memory is read in a process of
-its own each (Linux).
+Compared ways take turns in one process. Seconds are CPU time, and a ratio is the median over rounds of the ratio within
+a round, so that other load affects both sides alike. Each peak memory is read in its own process (Linux).
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from typing import Any
 import torch
 
 Way = Callable[[], object]
-"""One way of doing something, done once by a call."""
+"""One way to compute something; a call runs it once."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One way of doing something, over all rounds."""
+    """CPU time of one way over all rounds."""
 
     what: str
     seconds: float
     """Median of CPU time."""
     seconds_iqr: tuple[float, float]
     ratio: float
-    """Median over rounds of this way's time by that of the first."""
+    """Median over rounds of the time relative to the first way."""
     ratio_iqr: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Most memory a process held, in MiB, before and during one way."""
+    """Peak memory of a process, in MiB, before and during one way."""
 
     what: str
     before: float
@@ -49,12 +48,12 @@ class Peak:
 
     @property
     def added(self) -> float:
-        """What the way itself took."""
+        """MiB added by the way itself."""
         return self.peak - self.before
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Machine, threads, versions of Python, torch and the given packages, and the commit that is measured."""
+    """Return machine, threads, versions of Python, torch and the given packages, and the measured commit."""
     return {
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
         "threads": torch.get_num_threads(),
@@ -64,7 +63,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def environment_line(found: dict[str, Any]) -> str:
-    """Return an environment in one line."""
+    """Format an environment in one line."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return f"{found['machine']}, {found['threads']} threads; {versions}; commit {found['commit']}"
 
@@ -88,7 +87,7 @@ def _commit() -> str:
 
 
 def compare(ways: dict[str, Way], repeats: int) -> list[Timing]:
-    """Time each way in every round; the first is what the others are compared with."""
+    """Time each way in every round; ratios are relative to the first."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {what: [] for what in ways}
@@ -106,7 +105,7 @@ def compare(ways: dict[str, Way], repeats: int) -> list[Timing]:
 
 
 def iqr(values: list[float]) -> tuple[float, float]:
-    """Lower and upper quartile."""
+    """Return the lower and the upper quartile."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -114,9 +113,9 @@ def iqr(values: list[float]) -> tuple[float, float]:
 
 
 def peak_memory(what: str, prepare: Callable[..., Way], *arguments: Any) -> Peak:
-    """Peak memory of the way that `prepare(*arguments)` gives, in a fresh process of as many threads as this one.
+    """Return the peak memory of the way `prepare(*arguments)`, in a fresh process with as many threads as this one.
 
-    `prepare` is a function of a module; what it loads and holds counts as before.
+    `prepare` must be a module-level function; what it allocates counts as before the way.
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak_here, what, torch.get_num_threads(), prepare, arguments).result()
@@ -125,7 +124,7 @@ def peak_memory(what: str, prepare: Callable[..., Way], *arguments: Any) -> Peak
 def _peak_here(what: str, threads: int, prepare: Callable[..., Way], arguments: tuple[Any, ...]) -> Peak:
     torch.set_num_threads(threads)
     way = prepare(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the most memory this process has held so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak memory of this process
     before = _resident("VmRSS")
     way()
     return Peak(what, before, _resident("VmHWM"))
@@ -137,7 +136,7 @@ def _resident(which: str) -> float:
 
 
 def print_timings(title: str, timings: list[Timing], **columns: dict[str, Any]) -> None:
-    """A Markdown table of timings, with further columns of one value a way."""
+    """Print a Markdown table of timings, with more columns of one value per way."""
     heads = "".join(f" {name.replace('_', ' ')} |" for name in columns)
     print(f"| {title} | CPU seconds (IQR) | ratio (IQR) |{heads}\n|---|---|---|{'---|' * len(columns)}")
     for t in timings:
@@ -148,7 +147,7 @@ def print_timings(title: str, timings: list[Timing], **columns: dict[str, Any]) 
 
 
 def print_peaks(title: str, peaks: list[Peak]) -> None:
-    """A Markdown table of peak memory."""
+    """Print a Markdown table of peak memory."""
     print(f"| {title} | before, MiB | peak, MiB | ratio |\n|---|---|---|---|")
     for p in peaks:
         print(f"| {p.what} | {p.before:.0f} | {p.peak:.0f} | {p.peak / peaks[0].peak:.2f} |")
@@ -156,5 +155,5 @@ def print_peaks(title: str, peaks: list[Peak]) -> None:
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """Keep everything found as JSON."""
+    """Write all results as JSON."""
     path.write_text(json.dumps(found, indent=1, default=asdict) + "\n")

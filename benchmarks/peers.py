@@ -1,20 +1,20 @@
-"""One distillation run in a process of its own: by lit_prune, by a plain loop, and by what people use instead.
+"""One distillation run in its own process: by lit_prune, by a plain loop, or by another library.
 
-All start from the same weights, see the same batches in the same order, and take AdamW steps (lr 1e-3 throughout, betas
-0.9 and 0.95, decay 0.1 for matrices only) on gradients clipped to a norm of 1. They minimise the same number:
-KL(teacher || student) over the whole vocabulary, summed over it and averaged over the positions that have a successor.
-What each trainer needs for that:
+All start from the same weights, see the same batches in the same order, and take AdamW steps (constant lr 1e-3, betas
+0.9 and 0.95, decay 0.1 for matrices only) on gradients clipped to a norm of 1. They minimise the same loss:
+KL(teacher || student), summed over the whole vocabulary and averaged over the positions that have a successor.
+Each trainer computes it as follows:
 
     ours      Distill()'s defaults: temperature 1, no factor of temperature squared
     loop      F.kl_div on both models' full logits, divided by the number of scored positions
-    hf        the same lines as compute_loss of a transformers.Trainer, which brings none of its own
+    hf        the same lines as compute_loss of a transformers.Trainer, which has no distillation loss
     trl       GKDTrainer with lmbda 0 (only the given text) and beta 0 (forward KL); it shifts logits and labels itself,
-              masks labels of -100, has no temperature in its loss, and asks for an attention mask: all ones
+              masks labels of -100, has no temperature in its loss, and requires an attention mask: all ones
     modelopt  KDTrainer with temperature 1, so that its factor of temperature squared is 1; it shifts by itself, takes
               logits to float32, and averages over the mask
 
-Left out because they cost speed at these sizes: gradient checkpointing, which TRL has on by default, and saving.
-Attention is sdpa and AdamW is fused in every peer, both their own defaults.
+Gradient checkpointing, on by default in TRL, and saving are off, since they cost speed at these sizes. Attention is
+sdpa and AdamW is fused in every peer, as by default.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LR, BETA1, BETA2, DECAY, CLIP = 1e-3, 0.9, 0.95, 0.1, 1.0
 
 
 def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
-    """lit_prune's own training run."""
+    """Train with lit_prune."""
     import lightning as L
 
     class Marks(L.Callback):
@@ -68,7 +68,7 @@ def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
 
 
 def loop(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
-    """The fewest lines that do it: what a trainer adds to them is overhead."""
+    """Train with a minimal loop, the reference for the overhead of a trainer."""
     trained = list(student.parameters())
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": DECAY},
@@ -95,21 +95,21 @@ def forward_kl(student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def hf(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
-    """transformers' Trainer with the naive objective."""
+    """Train with transformers' Trainer and the naive objective."""
     from transformers import Trainer, TrainingArguments
 
     class Naive(Trainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             return forward_kl(model, teacher, inputs)
 
-    # Not a module of the student's, so accelerate does not put it under autocast.
+    # Not a submodule of the student, so accelerate does not put it under autocast.
     teacher.forward = torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16-mixed")(teacher.forward)
     arguments = TrainingArguments(**training_arguments(job))
     metered(Naive, meter)(student, arguments, train_dataset=InOrder(job)).train()
 
 
 def trl(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
-    """TRL's trainer for generalised knowledge distillation, offline."""
+    """Train with TRL's trainer for generalised knowledge distillation, off-policy data only."""
     import datasets
     from transformers import PreTrainedTokenizerFast, default_data_collator
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -128,14 +128,14 @@ def trl(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
 
 
 def _tokenizer() -> Any:
-    """Return a tokenizer that Trainer requires and never uses: the text is tokens already."""
+    """Return a tokenizer, which Trainer requires but never uses, as the data is tokenised."""
     from tokenizers import Tokenizer, models
 
     return Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
 
 
 def modelopt(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
-    """NVIDIA Model Optimizer's trainer for Hugging Face models."""
+    """Train with NVIDIA Model Optimizer's trainer for Hugging Face models."""
     from modelopt.torch.distill.plugins.huggingface import KDTrainer
     from transformers import TrainingArguments
 
@@ -152,11 +152,11 @@ TRAINERS: dict[str, Callable[[Job, Any, Any, Meter], None]] = {
     "modelopt": modelopt,
     "loop": loop,
 }
-"""Name -> a training run of `job` that tells the meter of every step."""
+"""Name -> function that trains by a job and records every step in a meter."""
 
 
 def training_arguments(job: Job) -> dict[str, Any]:
-    """Return what the peers, which are all transformers' Trainer, are told."""
+    """Return the TrainingArguments of the peers, all of which extend transformers' Trainer."""
     return {
         "output_dir": str(Path(job.folder) / "out"), "max_steps": job.steps, "seed": SEED, "use_cpu": True,
         "per_device_train_batch_size": job.batch, "train_sampling_strategy": "sequential",
@@ -168,7 +168,7 @@ def training_arguments(job: Job) -> dict[str, Any]:
 
 
 def metered(trainer: type[Any], meter: Meter) -> type[Any]:
-    """Return a transformers Trainer that tells `meter` of every step."""
+    """Return a subclass of a transformers Trainer that records every step in `meter`."""
     from transformers import TrainerCallback
 
     class Metered(trainer):  # type: ignore[misc]
@@ -181,7 +181,7 @@ def metered(trainer: type[Any], meter: Meter) -> type[Any]:
             return self.last_loss
 
         def log(self, *arguments: Any, **keywords: Any) -> None:
-            """Nothing is printed: standard output is the benchmark's."""
+            """Print nothing: standard output belongs to the benchmark."""
 
     class Marks(TrainerCallback):
         def __init__(self, of: Any) -> None:
@@ -194,24 +194,24 @@ def metered(trainer: type[Any], meter: Meter) -> type[Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out the job in a file; the result is written to another. Exit code 3: the peer is not installed."""
+    """Run the job in a file and write the result to another; return exit code 3 if the peer is not installed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="one run of benchmarks.step")
     parser.add_argument("job", type=Path)
     parser.add_argument("result", type=Path)
-    asked = parser.parse_args(arguments)
-    job = Job(**json.loads(asked.job.read_text()))
+    args = parser.parse_args(arguments)
+    job = Job(**json.loads(args.job.read_text()))
     warnings.filterwarnings("ignore")
     try:
         run = measure(job)
     except ImportError as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 3
-    asked.result.write_text(json.dumps(asdict(run)))
+    args.result.write_text(json.dumps(asdict(run)))
     return 0
 
 
 def measure(job: Job) -> Run:
-    """Train as `job` says, and measure."""
+    """Train by `job` and return the measurements."""
     switched = set_up(job)
     folder, meter = Path(job.folder), Meter()
     student, teacher = load_model(str(folder / "student")), load_model(str(folder / "teacher"))
@@ -222,7 +222,7 @@ def measure(job: Job) -> Run:
 
 
 def set_up(job: Job) -> dict[str, Any]:
-    """Set this process up; returns what each switch did."""
+    """Set up this process; return the effect of each optimisation."""
     torch.set_num_threads(job.threads)
     if not job.switches:
         return {}

@@ -1,4 +1,4 @@
-"""The models of the step benchmark, and the products that a step of theirs takes."""
+"""The models of the step benchmark, and the FLOPs of their steps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHAPES = {
 
 
 def flops(shape: Shape) -> float:
-    """Return the FLOPs of a step: one forward pass of the teacher, three of the student, half of attention (causal)."""
+    """Return the FLOPs of a step: one forward pass of the teacher, three of the student, causal attention as half."""
     tokens = shape.seq_len * shape.batch
 
     def forward(sizes: dict[str, int]) -> float:

@@ -1,9 +1,9 @@
-"""What it takes until a command answers, each time in a fresh process.
+"""Start-up time of commands, each time in a fresh process.
 
     python -m benchmarks startup [--repeats 5] [--json FILE]
 
-Wall time, since that is what a person waits for; the median over rounds in which all take turns. `report` is asked of a
-store that holds nothing.
+Measures wall time, the time a user waits: the median over rounds in which all commands take turns. `report` reads an
+empty store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TABLE = "lit_prune.experiments.loss_ablation"
 
 @dataclass(frozen=True)
 class Wait:
-    """One command, over all rounds."""
+    """Wall time of one command over all rounds."""
 
     what: str
     seconds: float
@@ -34,7 +34,7 @@ class Wait:
 
 
 def commands(store: str) -> dict[str, list[str]]:
-    """Return what is waited for."""
+    """Return name -> arguments of the interpreter."""
     return {
         "the interpreter": ["-c", ""],
         "--help": ["-m", TABLE, "--help"],
@@ -46,28 +46,28 @@ def commands(store: str) -> dict[str, list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
+    """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks startup", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     environment = measuring.environment("transformers", "lightning")
     print(f"{measuring.environment_line(environment)}\n")
     with tempfile.TemporaryDirectory() as store:
-        waits = measure(commands(store), asked.repeats)
+        waits = measure(commands(store), args.repeats)
     print("| until it is done | seconds (IQR) |\n|---|---|")
     for w in waits:
         print(f"| {w.what} | {w.seconds:.2f} ({w.seconds_iqr[0]:.2f} to {w.seconds_iqr[1]:.2f}) |")
     print()
-    if asked.json:
-        measuring.write(asked.json, {"environment": environment, "waits": waits})
+    if args.json:
+        measuring.write(args.json, {"environment": environment, "waits": waits})
 
 
-def measure(asked: dict[str, list[str]], repeats: int) -> list[Wait]:
-    """Wait for every command in every round, after one that fills the disk's caches."""
-    seconds: dict[str, list[float]] = {what: [] for what in asked}
+def measure(named: dict[str, list[str]], repeats: int) -> list[Wait]:
+    """Time every command in every round, after a round that fills the disk cache."""
+    seconds: dict[str, list[float]] = {what: [] for what in named}
     for i in range(repeats + 1):
-        for what, words in asked.items():
+        for what, words in named.items():
             start = time.perf_counter()
             subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
             if i:

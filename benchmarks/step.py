@@ -1,13 +1,13 @@
-"""What a step of distillation costs, by lit_prune and by what people use instead, from the same weights and batches.
+"""Cost of a distillation step in lit_prune and in other libraries, from the same weights and batches.
 
     python -m benchmarks step [--shape 2k 32k] [--precision 32-true bf16-mixed] [--only ours hf trl modelopt loop]
 
-Each run is a process of its own (benchmarks/peers.py says what each trainer does). Every peer runs twice: as it is, and
-with the switches of the process that lit_prune uses, the allocator and the library of matrix products, which are tuning
-and not design. All ways take turns, in the opposite order every other round; a run's time is the median of its steps
-but the first, and a ratio is the median over rounds of the ratio within a round. A row is marked noisy where the middle
-half of its rounds spreads over more than 10 % of the median, or where its threads had less than 90 % of the processors.
-Random weights and random tokens: only cost is measured, and that all minimise the same number.
+Each run has its own process (benchmarks/peers.py describes the trainers). Every peer runs twice: as it is, and with
+lit_prune's process settings, the allocator and the matmul library, which are tuning and not design. All ways take
+turns, in reverse order every other round. The time of a run is the median of its steps but the first, and a ratio is
+the median over rounds of the ratio within a round. A row is marked noisy if its interquartile range exceeds 10 % of the
+median, or if its threads got less than 90 % of the cores. Weights and tokens are random: the benchmark measures cost,
+and checks that all trainers minimise the same loss.
 """
 
 from __future__ import annotations
@@ -38,51 +38,51 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Way:
-    """A trainer in a process set up in one of two ways."""
+    """A trainer, with or without our CPU optimisations of the process."""
 
     trainer: str
     switches: bool
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """Its name in the table."""
         return self.trainer + (" with our switches" if self.switches and self.trainer != "ours" else "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way over all rounds."""
+    """Results of one way over all rounds."""
 
     what: str
     seconds: float
-    """Median over rounds of a step's wall time."""
+    """Median over rounds of the wall time of a step."""
     seconds_iqr: tuple[float, float]
     ratio: float
-    """Median over rounds of this way's time by that of the first."""
+    """Median over rounds of the time relative to the first way."""
     ratio_iqr: tuple[float, float]
     busy: float
-    """Processors used, of the threads there are."""
+    """Cores used."""
     peak: float
-    """MiB, median."""
+    """Median of the peak MiB."""
     faults: float
-    """Minor page faults a step, median."""
+    """Median of the minor page faults per step."""
     loss_difference: float
-    """Largest relative difference of a step's loss from that of the first way."""
+    """Largest relative difference of a step's loss to the first way's."""
     noisy: bool
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print Markdown."""
-    asked = arguments_of(arguments)
+    """Run the benchmark and print Markdown."""
+    args = arguments_of(arguments)
     environment = measuring.environment(*versions())
-    environment["threads"] = asked.threads
+    environment["threads"] = args.threads
     print(f"{measuring.environment_line(environment)}\n")
     found: dict[str, Any] = {"environment": environment, "cells": []}
-    for shape in asked.shape:
-        for precision in asked.precision:
-            found["cells"].append(measure(shape, precision, asked))
-    if asked.json:
-        measuring.write(asked.json, found)
+    for shape in args.shape:
+        for precision in args.precision:
+            found["cells"].append(measure(shape, precision, args))
+    if args.json:
+        measuring.write(args.json, found)
 
 
 def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
@@ -99,14 +99,14 @@ def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of a process (all cores)")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers (this one)")
     parser.add_argument("--json", type=Path, help="file to write everything to")
-    asked = parser.parse_args(arguments)
-    if asked.steps is not None and asked.steps < 2:
+    args = parser.parse_args(arguments)
+    if args.steps is not None and args.steps < 2:
         parser.error("--steps: at least 2 are needed, since the first does not count")
-    return asked
+    return args
 
 
 def versions() -> list[str]:
-    """Return the peers that are installed here, whose versions belong to the result."""
+    """Return the installed peers, whose versions are part of the result."""
     names = ["transformers", "lightning", "accelerate", "trl", "nvidia-modelopt"]
     return [name for name in names if _is_installed(name)]
 
@@ -120,25 +120,25 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def measure(name: str, precision: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Return all ways of one shape in one precision: the rows, and the runs behind them."""
+def measure(name: str, precision: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the results of all ways for one shape and precision: rows and runs."""
     shape = SHAPES[name]
     quiet()
-    steps, repeats = asked.steps or shape.steps, asked.repeats or shape.repeats
-    torch.set_num_threads(asked.threads)
+    steps, repeats = args.steps or shape.steps, args.repeats or shape.repeats
+    torch.set_num_threads(args.threads)
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     limit = max(limits.matmul_rates((2048, 2048, 2048), dtype, how, 5)[0] for how in ("ieee", "bf16"))
     with tempfile.TemporaryDirectory() as folder:
         prepare(shape, steps, Path(folder))
         jobs = {
             way: Job(
-                way.trainer, folder, way.switches, precision, asked.threads, shape.seq_len, shape.batch, steps
+                way.trainer, folder, way.switches, precision, args.threads, shape.seq_len, shape.batch, steps
             )
-            for way in ways(asked.only)
+            for way in ways(args.only)
         }  # fmt: skip
-        rounds = [run_round(jobs, asked.peer_python, backwards=bool(i % 2)) for i in range(repeats)]
+        rounds = [run_round(jobs, args.peer_python, backwards=bool(i % 2)) for i in range(repeats)]
     runs = {way.name: [done[way] for done in rounds] for way in jobs if all(way in done for done in rounds)}
-    found = rows(runs, asked.threads)
+    found = rows(runs, args.threads)
     what = f"a step of {shape.batch} x {shape.seq_len} tokens, vocabulary {name}, {precision}"
     print_rows(f"{what}, {repeats} rounds of {steps} steps", found)
     print_summary(found, flops(shape), limit)
@@ -153,7 +153,7 @@ def ways(trainers: list[str]) -> list[Way]:
 
 
 def prepare(shape: Shape, steps: int, folder: Path) -> None:
-    """Two models with random weights, and as many random tokens as one run reads."""
+    """Write two random models, and as many random tokens as one run reads."""
     for seed, (name, sizes) in enumerate({"teacher": shape.teacher, "student": shape.student}.items()):
         torch.manual_seed(seed)
         # Larger than the usual weights, so that teacher and student differ by more than rounding.
@@ -168,7 +168,7 @@ def prepare(shape: Shape, steps: int, folder: Path) -> None:
 
 
 def run_round(jobs: dict[Way, Job], peer_python: str, backwards: bool) -> dict[Way, Run]:
-    """Return one run of every way, one after the other; those that are not installed are told of and left out."""
+    """Return one run of every way, in sequence; report and skip trainers that are not installed."""
     done = {}
     for way, job in reversed(jobs.items()) if backwards else jobs.items():
         print(f"\r{way.name:<40}", end="", file=sys.stderr, flush=True)
@@ -181,28 +181,28 @@ def run_round(jobs: dict[Way, Job], peer_python: str, backwards: bool) -> dict[W
 
 
 def run_job(job: Job, python: str) -> Run | None:
-    """Carry out a job in a process of its own; None where its trainer is not installed.
+    """Run a job in its own process; return None if its trainer is not installed.
 
     Raises:
-        RuntimeError: if it failed.
+        RuntimeError: if the process fails.
     """
-    asked, result = Path(job.folder) / "job.json", Path(job.folder) / "result.json"
-    asked.write_text(json.dumps(asdict(job)))
-    # With its switches a process also lets waiting threads sleep early, as lit_prune's commands do.
+    request, result = Path(job.folder) / "job.json", Path(job.folder) / "result.json"
+    request.write_text(json.dumps(asdict(job)))
+    # lit_prune's commands also let waiting threads sleep early.
     own = {"GOMP_SPINCOUNT": "10000"} if job.switches else {}
     environment = os.environ | own | {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
-    command = [python, "-m", "benchmarks.peers", str(asked), str(result)]
-    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if said.returncode == 3:
-        print(f"{job.trainer} is left out: {said.stderr.strip().splitlines()[-1]}")
+    command = [python, "-m", "benchmarks.peers", str(request), str(result)]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if process.returncode == 3:
+        print(f"{job.trainer} is left out: {process.stderr.strip().splitlines()[-1]}")
         return None
-    if said.returncode:
-        raise RuntimeError(f"{job.trainer} failed: {said.stderr.strip()[-2000:]}")
+    if process.returncode:
+        raise RuntimeError(f"{job.trainer} failed: {process.stderr.strip()[-2000:]}")
     return Run(**json.loads(result.read_text()))
 
 
 def rows(runs: dict[str, list[Run]], threads: int) -> list[Row]:
-    """Sum up what all rounds measured; the first way is what the others are compared with."""
+    """Summarise all rounds; ratios are relative to the first way."""
     times = {what: [statistics.median(run.seconds) for run in done] for what, done in runs.items()}
     first = next(iter(runs))
     found = []
@@ -224,7 +224,7 @@ def rows(runs: dict[str, list[Run]], threads: int) -> list[Row]:
 
 
 def print_rows(title: str, found: list[Row]) -> None:
-    """A Markdown table of rows."""
+    """Print a Markdown table of rows."""
     print(f"| {title} | ms (IQR) | ratio (IQR) | cores busy | peak, MiB | faults a step | loss differs by | |")
     print("|---|---|---|---|---|---|---|---|")
     for r in found:
@@ -237,7 +237,7 @@ def print_rows(title: str, found: list[Row]) -> None:
 
 
 def print_summary(found: list[Row], work: float, limit: float) -> None:
-    """What a reader looks for first, in sentences."""
+    """Print the main results in sentences."""
     ours = found[0]
     share = work / ours.seconds / limit
     print(f"{ours.what}: {work / ours.seconds / 1e9:.0f} GFLOP/s, {share:.0%} of the rate of a large matrix product")
