@@ -1,6 +1,6 @@
-"""The processor as a machine of its own: four switches of the whole process, each off where it does not help.
+"""Four optional CPU optimisations of the whole process; each stays off if it does not help on this machine.
 
-None changes a result beyond rounding, and none is part of an address. No torch until they are applied.
+None changes a result beyond rounding, and none is part of an address. Torch is imported when they are applied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _applied: dict[str, Any] = {}
 
 
 def choose(execution: Execution) -> None:
-    """Say how this process shall use its processor; nothing is done before `prepare`.
+    """Choose the CPU optimisations of this process; `prepare` applies them.
 
     Raises:
         ConfigError: if a flag is out of its range.
@@ -29,7 +29,7 @@ def choose(execution: Execution) -> None:
 
 
 def prepare() -> None:
-    """Set the process up as chosen, once, before a model runs; nothing where nothing was chosen."""
+    """Apply the chosen optimisations once, before a model runs; do nothing without a choice."""
     if _chosen is None or _applied.get("switches") == (wishes := [_chosen.cpu, _chosen.threads]):
         return
     from lit_prune.cpu import allocator, attention, matmul, threads
@@ -38,7 +38,7 @@ def prepare() -> None:
     threads.watch()
     with threads.alone():
         _applied.update(matmul=matmul.switch(auto), allocator=allocator.switch(auto))
-        # After the products, with which it is timed.
+        # After the matmuls, which its timing includes.
         _applied.update(attention=attention.switch(auto))
     _applied.update(threads=threads.switch(auto, _chosen.threads), switches=wishes)
     runtime["cpu"] = applied()
@@ -46,9 +46,9 @@ def prepare() -> None:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """PyTorch's own attention and products inside `with`, for what is ranked: rounding decides between near ties.
+    """Use PyTorch's own attention and matmuls inside `with`, for scores that are ranked: rounding breaks near ties.
 
-    With all switches forced, scores changed by 1e-6 and 2 of 32,000 places in the rankings.
+    With all optimisations forced on, scores changed by 1e-6, and 2 of 32,000 places in the rankings changed.
     """
     from lit_prune.cpu import attention, matmul
 
@@ -57,12 +57,12 @@ def plainly() -> Iterator[None]:
 
 
 def applied() -> dict[str, Any]:
-    """Return what each switch did, with the reason where it is off; empty before `prepare`."""
+    """Return the state of each optimisation, with the reason if it is off; empty before `prepare`."""
     return {name: found for name, found in _applied.items() if name != "switches"}
 
 
 def _elsewhere(accelerator: str) -> bool:
-    """Return whether the models run on another device."""
+    """Return whether the models run on an accelerator instead of the CPU."""
     import torch
 
     return accelerator != "cpu" and torch.accelerator.is_available()

@@ -1,7 +1,7 @@
-"""Let glibc keep the memory it has, instead of returning every large chunk to Linux.
+"""Make glibc keep freed memory instead of returning every large chunk to Linux.
 
-A returned chunk is requested again at the next step, and Linux fills each of its pages with zeros first: a step of a
-small model met 112,000 such faults, a sixth of its processor time. The process stays as large as it ever was.
+A returned chunk is allocated again at the next step, and Linux zeroes each of its pages first: a step of a small model
+had 112,000 such page faults, a sixth of its CPU time. In return, the memory of the process never shrinks.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import ctypes
 import platform
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-"""Numbers of mallopt's parameters in malloc.h."""
+"""Parameter numbers of mallopt, from malloc.h."""
 _AHEAD = 64 * 2**20
-"""Bytes requested beyond what is needed."""
+"""Bytes by which the heap grows beyond a request."""
 
 _kept = False
 
 
 def switch(wanted: bool) -> str:
-    """Let glibc keep its pages for the rest of the process; returns whether it does, and why not."""
+    """Make glibc keep its pages for the rest of the process; return whether it does, and if not why."""
     global _kept
     if not wanted:
         return "on: since an earlier run of this process" if _kept else "off"
@@ -29,7 +29,7 @@ def switch(wanted: bool) -> str:
 
 
 def keep() -> bool:
-    """Take all memory from the heap, and never give the heap's end back; returns whether glibc agreed."""
+    """Allocate all memory from the heap and never trim it; return whether glibc accepted these settings."""
     mallopt = ctypes.CDLL(None).mallopt
     return all(
         mallopt(parameter, value)

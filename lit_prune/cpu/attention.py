@@ -1,8 +1,8 @@
-"""Causal self-attention on a processor, a few heads at a time, so that their scores stay in its cache.
+"""Causal self-attention on a CPU, a few heads at a time, so that their scores stay in the cache.
 
-PyTorch's own kernel cuts the scores into small products, which some libraries compute slowly: on AMD it was half of a
-distillation step, and this took 0.55 of its time. On Intel it is the other way round in float32. In bfloat16 without
-hardware for it, both are slower than float32 itself. So what runs is what a probe finds fastest, for each of the two.
+PyTorch's kernel splits the scores into small matmuls, which some BLAS libraries compute slowly: on AMD it took half of
+a distillation step, and this kernel 0.55 of its time. On Intel, PyTorch's is faster in float32. In bfloat16 without
+hardware support both are slower than in float32. So a probe chooses the fastest kernel for each of the two dtypes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from lit_prune.cpu import matmul
 from lit_prune.cpu.timing import seconds
 
 Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Queries [batch, heads, seq, width], keys and values [batch, groups, seq, width], scale -> as the queries."""
+"""(queries [batch, heads, seq, width], keys and values [batch, groups, seq, width], scale) -> shape of the queries."""
 
 MAX_TOKENS = 512
-"""Scores above the diagonal are computed too, and dropped: at 1024 tokens it took 3 times as long as PyTorch's."""
+"""Longest sequence: masked scores are computed too, which at 1024 tokens takes 3 times as long as PyTorch's kernel."""
 _CACHE = 2 * 2**20
-"""Bytes of scores at once."""
+"""Bytes of scores that are computed at once."""
 _MARGIN = 1.2
 _PROBE = (2, 8, 4, 256, 32)
-"""Batch, heads, groups, tokens and width of the attention that is timed: half of a `quick` step's."""
+"""Batch, heads, groups, tokens and head width of the timed attention: half of that in a `quick` step."""
 _UNUSUAL = ("softcap", "position_bias", "cache", "s_aux", "output_attentions")
-"""What a model may ask of attention beyond its scale."""
+"""Optional arguments of attention that these kernels do not support."""
 
 _kernels: dict[torch.dtype, Kernel] = {}
 
 
 def switch(wanted: bool) -> dict[str, str]:
-    """Put the fastest kernel in the place of transformers' `sdpa`; returns which it is for each precision, and why.
+    """Replace transformers' `sdpa` by the fastest kernel; return for each dtype which it is, and why.
 
-    The name stays: the configs of models that are saved say `sdpa`.
+    The registered name stays `sdpa`, since it is stored in the configs of saved models.
     """
     use({})
     if not wanted:
@@ -52,7 +52,7 @@ def switch(wanted: bool) -> dict[str, str]:
 
 
 def use(kernels: dict[torch.dtype, Kernel]) -> None:
-    """Let these kernels compute what they can in their precisions, and `sdpa` the rest."""
+    """Use these kernels for plain causal attention in their dtypes, and `sdpa` for everything else."""
     _kernels.clear()
     _kernels.update(kernels)
     AttentionInterface.register("sdpa", attend if kernels or matmul.using() else sdpa_attention_forward)
@@ -72,8 +72,7 @@ def only(kernels: dict[torch.dtype, Kernel]) -> Iterator[None]:
 def attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **asked: Any
 ) -> tuple[Tensor, None]:
-    """Return what transformers' `sdpa` computes, [batch, seq, heads, width]; by another kernel where it is plain
-    causal."""
+    """Return the attention of transformers' `sdpa`, [batch, seq, heads, width]; plain causal may use another kernel."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     kernel = _kernels.get(dtype)
     if kernel is None or not _is_plain(module, query, key, value, attention_mask, asked):
@@ -87,7 +86,7 @@ def attend(
 def _is_plain(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, asked: dict[str, Any]
 ) -> bool:
-    """Return whether this is causal attention of whole sequences to themselves, without anything else."""
+    """Return whether this is causal self-attention of whole sequences on a CPU, without mask or other options."""
     causal, window, (_, heads, num_tokens, _) = asked.get("is_causal"), asked.get("sliding_window"), query.shape
     return (
         mask is None
@@ -105,17 +104,17 @@ def _is_plain(
 
 
 def blocked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Explicit scores in float32, a few groups of heads at a time."""
+    """Compute attention from explicit float32 scores, a few groups of heads at a time."""
     return _Blocked.apply(query.float(), key.float(), value.float(), scale)
 
 
 def float32(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """PyTorch's kernel in float32."""
+    """Compute attention with PyTorch's kernel in float32."""
     return native(query.float(), key.float(), value.float(), scale)
 
 
 def native(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """PyTorch's kernel in the precision of its input."""
+    """Compute attention with PyTorch's kernel in the dtype of the input."""
     return _with_own_products(
         functools.partial(F.scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True),
         query, key, value,
@@ -126,7 +125,7 @@ KERNELS: dict[str, Kernel] = {"sdpa": native, "sdpa in float32": float32, "block
 
 
 class _Blocked(torch.autograd.Function):
-    """softmax(scale Q K^T) V below the diagonal, in float32; the scores are computed again for the gradient.
+    """Causal softmax(scale Q K^T) V in float32; the backward pass recomputes the scores.
 
     The query heads of a group are rows of one matrix, since they share keys and values.
     """
@@ -163,33 +162,33 @@ class _Blocked(torch.autograd.Function):
 
 
 def _rows(query: Tensor, key: Tensor) -> Tensor:
-    """Queries [batch, heads, seq, width] -> [batch * groups, heads of a group * seq, width]."""
+    """Reshape queries [batch, heads, seq, width] to [batch * groups, heads of a group * seq, width]."""
     batch, groups, _, width = key.shape
     return query.reshape(batch * groups, -1, width)
 
 
 def _parts(rows: Tensor, keys: Tensor) -> Iterator[slice]:
-    """As many groups at once as have room for their scores."""
+    """Yield slices of groups whose scores fit in the cache."""
     size = max(1, _CACHE // (4 * rows.shape[1] * keys.shape[1]))
     return (slice(start, start + size) for start in range(0, len(rows), size))
 
 
 def _probabilities(rows: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """[groups, heads of a group * seq, seq], 0 above the diagonal."""
+    """Return the attention probabilities [groups, heads of a group * seq, seq], 0 at later tokens."""
     scores = torch.baddbmm(_above_diagonal(keys.shape[1], rows.shape[1]), rows, keys.mT, alpha=scale)
     return scores.softmax(-1)
 
 
 @functools.lru_cache(maxsize=4)
 def _above_diagonal(num_tokens: int, num_rows: int) -> Tensor:
-    """[1, num_rows, num_tokens]: minus infinity where a token would see a later one."""
+    """Return the causal mask [1, num_rows, num_tokens]: minus infinity at later tokens, else 0."""
     with torch.inference_mode(False):
         square = torch.full((num_tokens, num_tokens), float("-inf")).triu(1)
         return square.repeat(num_rows // num_tokens, 1)[None]
 
 
 def _sdpa(*args: Any, **asked: Any) -> tuple[Tensor, None]:
-    """transformers' own, with PyTorch's own products."""
+    """Compute transformers' own `sdpa`, with PyTorch's default matmuls."""
     module, query, key, value, mask = args
     found = _with_own_products(
         lambda *inputs: sdpa_attention_forward(module, *inputs, mask, **asked)[0], query, key, value
@@ -198,7 +197,7 @@ def _sdpa(*args: Any, **asked: Any) -> tuple[Tensor, None]:
 
 
 def _with_own_products(compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`compute`, forward and backward, without oneDNN, which makes PyTorch's kernel up to 3.3 times as slow."""
+    """Return `compute(*inputs)` without oneDNN in both passes: it makes PyTorch's kernel up to 3.3 times as slow."""
     if not matmul.using():
         return compute(*inputs)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -208,7 +207,7 @@ def _with_own_products(compute: Callable[..., Tensor], *inputs: Tensor) -> Tenso
 
 
 class _Apart(torch.autograd.Function):
-    """A function whose products, its gradient's too, are not oneDNN's."""
+    """A function whose forward and backward matmuls do not use oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -227,7 +226,7 @@ class _Apart(torch.autograd.Function):
 
 
 def _fastest(dtype: torch.dtype) -> tuple[str, str]:
-    """Return the kernel that is by a margin faster than PyTorch's in this precision, else that; and what was found."""
+    """Return the fastest kernel if it beats PyTorch's by a margin in this dtype, else `sdpa`; and the reason."""
     names = [name for name in KERNELS if dtype != torch.float32 or name != "sdpa in float32"]
     batch, heads, groups, seq, width = _PROBE
     draw = torch.Generator().manual_seed(0)

@@ -1,8 +1,8 @@
-"""Float32 matrix products through oneDNN, where these are as exact as PyTorch's own and clearly faster.
+"""Float32 matmuls by oneDNN, if they are as exact as PyTorch's default and clearly faster.
 
-Told that bfloat16 is precise enough, PyTorch hands float32 products to oneDNN, which without AMX has only a float32
-kernel for them: on AMD Zen 5 2.3 times as fast as MKL, on Intel Cascade Lake 0.9 times. With AMX it does round to
-bfloat16, which the probe sees.
+If bfloat16 precision is allowed, PyTorch passes float32 matmuls to oneDNN. Without AMX oneDNN has only a float32 kernel
+for them: on AMD Zen 5 it is 2.3 times as fast as MKL, on Intel Cascade Lake 0.9 times. With AMX it rounds to bfloat16,
+which the probe detects.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from lit_prune.cpu.timing import seconds
 
 EXACT = 1e-6
-"""Relative error of a float32 product that was computed in float32; rounded to bfloat16 it is above 1e-3."""
+"""Largest relative error of a float32 matmul computed in float32; with rounding to bfloat16 it is above 1e-3."""
 _MARGIN = 1.5
-"""Far from both 0.9 and 2.3, so that the noise of a busy machine does not decide."""
+"""Required speed-up, far from both 0.9 and 2.3, so that timing noise does not decide."""
 _SHAPES = ((512, 256, 704), (512, 704, 256), (256, 192, 2048))
 """[tokens, in, out] of a small model's projections and head."""
 
 
 def switch(wanted: bool) -> str:
-    """Turn oneDNN's products on where they pass the probe, else off; returns which, and why."""
+    """Use oneDNN's matmuls if they pass the probe; return whether they are on, and why."""
     use(False)
     if not wanted:
         return "off"
@@ -41,18 +41,18 @@ def switch(wanted: bool) -> str:
 
 
 def use(wanted: bool) -> None:
-    """Let oneDNN compute the float32 products of this process, or PyTorch's default."""
+    """Use oneDNN for the float32 matmuls of this process, else PyTorch's default."""
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if wanted else "none"  # type: ignore[attr-defined]
 
 
 def using() -> bool:
-    """Return whether oneDNN computes them."""
+    """Return whether oneDNN computes float32 matmuls."""
     return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
 
 
 @contextmanager
 def onednn(wanted: bool) -> Iterator[None]:
-    """Inside `with`, oneDNN computes the products, or PyTorch's default does."""
+    """Use oneDNN for float32 matmuls inside `with`, or PyTorch's default."""
     before = using()
     use(wanted)
     try:
@@ -67,14 +67,14 @@ def _operands() -> list[tuple[Tensor, Tensor]]:
 
 
 def _error(a: Tensor, b: Tensor) -> float:
-    """Relative to the product in float64, of the plain product and of the batched one."""
+    """Return the larger relative error, to float64, of the plain and the batched matmul."""
     exact = a.double() @ b.double()
     found = torch.stack([a @ b, (a[None] @ b[None])[0]]).double()
     return ((found - exact).norm(dim=(1, 2)) / exact.norm()).max().item()
 
 
 def _gain(operands: list[tuple[Tensor, Tensor]]) -> float:
-    """PyTorch's default time over oneDNN's."""
+    """Return the speed-up of oneDNN over PyTorch's default."""
 
     def multiply(wanted: bool) -> None:
         with onednn(wanted):

@@ -1,7 +1,7 @@
-"""As many threads as there are idle cores, and threads that wait without holding a core. No torch at import.
+"""Use as many threads as there are idle cores, and threads that wait without spinning. No torch at import.
 
-A thread more than there are cores free makes all others wait at every step: with one busy neighbour on two cores a step
-took 2.2 times as long on two threads as on one.
+With more threads than free cores, all threads wait for the slowest at every step: with another busy process on two
+cores, a step took 2.2 times as long on two threads as on one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
-"""Fields of `psutil.cpu_times` in which a core does work; a guest's time is in that of its user."""
+"""Fields of `psutil.cpu_times` that count as busy; `user` includes the time of guests."""
 
 
 class _Moment(NamedTuple):
-    """Seconds on three clocks."""
+    """Readings of three clocks in seconds."""
 
     wall: float
     machine: float
-    """Of processor time on all cores, of all processes."""
+    """CPU time of all processes on all cores."""
     own: float
 
 
@@ -29,25 +29,25 @@ _since: _Moment | None = None
 
 
 def share_the_machine() -> None:
-    """Let threads that wait for each other sleep early; must come before torch is imported.
+    """Make waiting OpenMP threads sleep early instead of spinning; call it before torch is imported.
 
-    OpenMP's threads spin by default. With busy neighbours on two cores a distillation step took 1.5 to 2.6 times as
-    long as with this setting (medians of 12 steps, three shapes).
+    Without this setting, with other busy processes on two cores, a distillation step took 1.5 to 2.6 times as long
+    (medians of 12 steps, three shapes).
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     watch()
 
 
 def watch() -> None:
-    """Begin to look at how busy the neighbours are; `switch` reads it. A load average would lag by a minute."""
+    """Start measuring the CPU use of other processes for `switch`; a load average would lag by a minute."""
     global _since
     _since = _since or _now()
 
 
 def switch(auto: bool, asked: int | None) -> int:
-    """Set torch's threads to what is `asked`, or to the idle cores where it is `auto`; returns their number.
+    """Set torch's threads to `asked`, or with `auto` to the number of idle cores; return the number of threads.
 
-    A user's OMP_NUM_THREADS is left as it is.
+    `auto` does not override the environment variable OMP_NUM_THREADS.
     """
     import torch
 
@@ -59,12 +59,12 @@ def switch(auto: bool, asked: int | None) -> int:
 
 
 def idle(cores: int, busy: float) -> int:
-    """Return the cores that are left, at least one."""
+    """Return the number of idle cores, at least one."""
     return min(cores, max(1, cores - round(busy)))
 
 
 def neighbours() -> float:
-    """Cores that other processes kept busy since `watch`; 0 where the system does not say."""
+    """Return the mean number of cores that other processes used since `watch`; 0 if it cannot be measured."""
     now = _now()
     if _since is None or now is None or now.wall - _since.wall < 0.1:
         return 0.0
@@ -74,7 +74,7 @@ def neighbours() -> float:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One thread inside `with`: what is timed there is not the wait for another one."""
+    """Use one torch thread inside `with`, so that timings exclude waiting for other threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -86,7 +86,7 @@ def alone() -> Iterator[None]:
 
 
 def _now() -> _Moment | None:
-    """Read the clocks; None if the system does not tell, as inside some containers."""
+    """Return the clocks; None if they cannot be read, as in some containers."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""Which of several ways to compute the same is the fastest here, on one thread, by the processor's own clock."""
+"""Time alternative implementations by the CPU time of the calling thread."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def seconds(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Name -> processor time of the calling thread, the least of `rounds`, taken in turns after one of warm-up.
+    """Return the CPU seconds of each implementation, the minimum over `rounds` interleaved runs after a warm-up.
 
-    The least, because neighbours only ever add to it.
+    The minimum, because other processes can only add to it.
     """
     for run in ways.values():
         run()

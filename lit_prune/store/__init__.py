@@ -1,4 +1,4 @@
-"""What was computed, by content address. No torch."""
+"""The content-addressed store of all results. No torch."""
 
 from lit_prune.store.store import DEFAULT_ROOT as DEFAULT_ROOT
 from lit_prune.store.store import Locked as Locked

@@ -1,4 +1,4 @@
-"""Where an answer is found: the address of each stage, a hash of those sections of a cell that it reads. No torch."""
+"""Addresses of results: the address of a stage is a hash of the sections of the cell that it reads. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lit_prune.config.overrides import parent_of
 from lit_prune.config.renames import former_name, former_value
 
 SCHEMA = dict.fromkeys(("tokenizer", "tokens", "teacher", "correction", *EVIDENCE, "student", "cell"), 1)
-"""Meaning of each stage's artifacts; raised by hand when a stage computes something else from the same sections."""
+"""Version of each stage; raise it when the stage computes something else from the same sections."""
 
 _ALWAYS_HASHED = ("tokens", "teacher", "importance", "student", "cell")
-"""Stages whose schema is in every address downstream; those added later enter it once they leave version 1."""
+"""Stages whose version is in all addresses downstream; that of a stage added later is included from 2 on."""
 
 STAGES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("teacher",),
@@ -26,19 +26,19 @@ STAGES: dict[str, tuple[str, ...]] = {
     "student": ("teacher", "corpus", "source", "importance", "student"),
     "cell": ("teacher", "corpus", "source", "importance", "student", "distill", "evaluation", "seed"),
 }
-"""The sections each stage reads, by their first names: its own and all those upstream."""
+"""The sections that each stage reads, its own and all upstream, by the names used in hashes (see config.renames)."""
 
 CACHE = "teacher_outputs"
-"""Nodes that cache teacher outputs. They are computed again where they are missing or damaged."""
+"""Folder of the nodes that cache teacher outputs; these are recomputed if missing or damaged."""
 
 _BEFORE_CORRECTION = ("tokenizer", "teacher", "tokens")
-"""Stages that come before the teacher is corrected: training and tokenizer are those of the teacher as it was."""
+"""Stages before the fine-tuning of the teacher, whose settings their addresses exclude."""
 
 
 def canonical(node: Any) -> Any:
-    """Return the part of a node that is identity, as plain data by its first names.
+    """Return the hashed part of a config value as plain data, with the names used in hashes.
 
-    Fingerprints replace places, declared no-ops are left out.
+    A fingerprint replaces the path or name of its model or plan. Fields equal to their `noop` value are left out.
     """
     if not dataclasses.is_dataclass(node):
         return list(node) if isinstance(node, tuple) else node
@@ -58,13 +58,13 @@ def canonical(node: Any) -> Any:
 
 
 def digest(plain: Any) -> str:
-    """First 12 hexadecimal digits of the sha256 of canonical JSON."""
+    """Return the first 12 hexadecimal digits of the sha256 of the canonical JSON."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def identity(cell: Cell, stage: str) -> dict[str, Any]:
-    """Return what the address of `stage` is made of; of a source, all that its own address is made of."""
+    """Return the data that the address of `stage` hashes; for a parent it includes the data of its own address."""
     read = STAGES[stage]
     if stage in _BEFORE_CORRECTION:
         cell = dataclasses.replace(cell, teacher=dataclasses.replace(cell.teacher, finetune=None))
@@ -77,10 +77,10 @@ def identity(cell: Cell, stage: str) -> dict[str, Any]:
         upstream = (s for s in upstream if s != "correction")
     schema = {s: SCHEMA[s] for s in upstream if s in _ALWAYS_HASHED or SCHEMA[s] > 1}
     if "distill" in read and (cell.distill.lora is not None or cell.distill.train_last_layers is not None):
-        schema["train_flops"] = 2  # version 1 charged gradients of weights that are not trained
+        schema["train_flops"] = 2  # version 1 counted gradients of frozen weights
     return {"stage": stage, "schema": schema, **sections}
 
 
 def key(cell: Cell, stage: str = "cell") -> str:
-    """Address of a stage of a cell."""
+    """Return the address of a stage of a cell."""
     return digest(identity(cell, stage))

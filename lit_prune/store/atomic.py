@@ -1,4 +1,4 @@
-"""Atomic file writes: a file appears whole and synced to disk, or not at all. No torch."""
+"""Atomic file writes: a file appears complete and synced to disk, or not at all. No torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CHUNK = 16 * 2**20
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a scratch path beside `target`, which is synced and renamed to `target` on success and removed on failure.
 
-    The scratch file lies in the folder of `target`: a rename is atomic only within one file system. An `OSError` of
-    the scratch file names `target`, the file the user knows.
+    The scratch file is in the folder of `target`, since a rename is atomic only within one file system. An `OSError`
+    about the scratch file names `target` instead, which the user knows.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -46,12 +46,12 @@ def preallocate(file: BinaryIO, size: int) -> None:
     """Give an empty file `size` bytes on disk.
 
     Raises:
-        OSError: if the disk has no room, now rather than when the bytes are written through a memory map.
+        OSError: if the disk is full, now rather than at a later write through a memory map.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return
-    for start in range(0, size, _CHUNK):  # macOS: a file that is only truncated has no blocks yet
+    for start in range(0, size, _CHUNK):  # macOS: truncate alone allocates no blocks
         file.write(bytes(min(_CHUNK, size - start)))
     file.flush()
 
@@ -68,7 +68,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove the scratch files that killed processes left in a folder and its subfolders; lock files stay."""
+    """Remove scratch files of killed processes in a folder and its subfolders; lock files stay."""
     for path in folder.rglob(".*"):
         if path.name != ".lock" and path.is_file():
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folder of what is made once per machine and can be made again: teachers that are converted, texts. No torch."""
+"""The machine-wide cache folder of converted teachers and extracted texts, which can be rebuilt. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lit_prune.config import expand
 
 
 def home() -> Path:
-    """Return the folder of the cache: $LIT_PRUNE_HOME, else lit_prune in the user's cache folder."""
+    """Return the cache folder: $LIT_PRUNE_HOME, else lit_prune in the user's cache folder."""
     if given := os.environ.get("LIT_PRUNE_HOME"):
         return expand(given)
     return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit_prune"

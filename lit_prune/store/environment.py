@@ -1,4 +1,4 @@
-"""Where a result was computed: commit, versions, hardware and command. No torch."""
+"""The environment of a result: commit, versions, hardware and command. No torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _VERSIONS = (
 )  # fmt: skip
 
 runtime: dict[str, Any] = {"cpu": {}}
-"""How this process computes; `lit_prune.cpu` fills it in."""
+"""Runtime settings of this process, filled in by `lit_prune.cpu`."""
 
 
 def environment() -> dict[str, Any]:
-    """Commit, versions, hardware and command: what a result depends on beside its address."""
+    """Return commit, versions, hardware and command, on which a result depends besides its address."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
 
 
 def machine(env: Mapping[str, Any]) -> str:
-    """Return the machine of an environment: processor, cores and platform."""
+    """Return the machine of an environment as text: processor, cores and platform."""
     return f"{env['processor']}, {env['cores']} cores, {env['platform']}"
 
 
@@ -49,9 +49,9 @@ def now() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of the checkout, with "+" where it was changed since; None outside a checkout.
+    """Return the commit of the checkout, with "+" if it has uncommitted changes; None outside a checkout.
 
-    What a process runs is what it has imported, so it is asked once.
+    Cached, since a process runs the code that it has imported.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -1,4 +1,4 @@
-"""What is kept and said of an exception: a one-line message, the file it concerns, the last frame of ours. No torch."""
+"""Summarise an exception: a one-line message, the file concerned, the last frame in this package. No torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Failure:
     type: str
     message: str
     file: str | None
-    """The file that could not be read or written."""
+    """File that could not be read or written."""
     frame: str | None
-    """The last frame inside this package: file:line in function."""
+    """Last frame inside this package, as file:line in function."""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -30,7 +30,7 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Describe an exception; the file is that of the exception itself or of the first cause that has one."""
+    """Return the summary of an exception; its file is from the exception or the first of its causes with one."""
     message = str(error).strip() or "no message"
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
     frame = None
@@ -42,7 +42,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def release_frames(error: BaseException | None) -> None:
-    """Drop the local variables, which may be models, of the frames that an exception and its causes passed through."""
+    """Clear the local variables in the tracebacks of an exception and its causes, to free models that they hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -1,4 +1,4 @@
-"""Integrity of a finished node: its files have the sizes and digests that were recorded with its result. No torch."""
+"""Integrity of finished nodes: record the sizes and digests of files with the result, and verify them. No torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lit_prune.store.atomic import sync
 RECORD = "integrity"
 """Key of the record in result.json."""
 LEFTOVERS = ("last.ckpt", "windows.csv", "error.json", "traceback.txt")
-"""Files of an unfinished node, removed once its result is written."""
+"""Temporary files of an unfinished node, removed once its result is written."""
 FORMAT = 2
-"""`store_format` in env.json of a node whose result has a record; results of older stores have none."""
+"""`store_format` in env.json of nodes whose result has a record; older stores have no record."""
 _SMALL = 2**20
-"""Bytes up to which a file is hashed even where large files are compared by size alone."""
+"""Size in bytes up to which a file is always hashed; larger ones are hashed only if `deep`."""
 
 _MODEL = ("model/config.json", "model/*.safetensors")
 _TOKENS = ("tokens.json", "train.bin", "validation.bin", "calibration.bin")
@@ -32,11 +32,11 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "benchmark": ("documents.parquet",),
     **{stage: (f"{stage}.safetensors",) for stage in EVIDENCE},
 }
-"""Files of each stage that a result recorded without digests must have; a retrained cell must have a model too."""
+"""Stage -> files that a node without a record must have; a retrained cell must have a model too."""
 
 
 def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `result` with the sizes and sha256 digests of all files in `folder`, which are synced to disk first."""
+    """Sync all files in `folder` to disk and return `result` with their sizes and sha256 digests."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -48,14 +48,14 @@ def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result alone, as it was given to `sealed`."""
+    """Return the result without the record, as it was passed to `sealed`."""
     return {name: value for name, value in content.items() if name != RECORD}
 
 
 def damage(folder: Path, *, deep: bool) -> str | None:
-    """Return what is wrong with the files of a node that has a result.json, or None.
+    """Return what is wrong with the files of a node that has a result.json; None if they are intact.
 
-    Large files are hashed only if `deep`, and once per process as long as their size and time stay the same.
+    Large files are hashed only if `deep`, and once per process while size and modification time are the same.
     """
     content = read_json(folder / "result.json")
     if content is None:
@@ -94,7 +94,7 @@ def _problem(path: Path, about: Mapping[str, Any], deep: bool) -> str | None:
 
 
 def _damage_without_digests(folder: Path) -> str | None:
-    """Check a result of a store without digests: the files its stage must have exist and match their headers."""
+    """Return what is wrong with a node without a record: unreadable JSON, a missing or truncated file; else None."""
     from safetensors import SafetensorError, safe_open
 
     config = read_json(folder / "config.json")
@@ -106,7 +106,7 @@ def _damage_without_digests(folder: Path) -> str | None:
     if (env or {}).get("store_format") == FORMAT:
         return "result.json has no record of files"
     stage = folder.parent.name
-    if stage == CACHE:  # a cache, not a result: writing it again costs less than trusting it
+    if stage == CACHE:  # a cache is cheap to rebuild, so it is not trusted without digests
         return "has no digests"
     required = _REQUIRED.get(stage, ())
     if stage == "cell" and ((config or {}).get("distill") or {}).get("steps"):

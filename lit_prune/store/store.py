@@ -1,8 +1,8 @@
-"""What was found: one folder an address, written once, found again, given to one process at a time.
+"""The store: one folder (node) per address, written once, reused, and locked by one process at a time.
 
 `store/<stage>/<key>/result.json` exists if and only if the node is done; it is written last, by an atomic rename, and
-never again. It records the size and sha256 of every file of the node. A node whose files differ from that record is
-damaged: it is not done, moved to `store/damaged/<stage>/` when it is claimed, and computed again. No torch.
+never changed. It records the size and sha256 of every file of the node. A node whose files differ from this record is
+damaged: it counts as not done, and when claimed it is moved to `store/damaged/<stage>/` and computed again. No torch.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from lit_prune.store.environment import commit, environment, now
 from lit_prune.store.failures import failure_of
 
 CHECKS = "checks.csv"
-"""Validation losses of a student on its way, in the folder of its cell: step, lm_loss, kd_loss."""
+"""Validation losses of a student during training, in the folder of its cell: step, lm_loss, kd_loss."""
 SEQUENCES = "sequences.parquet"
-"""Losses of a student on each validation sequence, in the folder of its cell: metric, sequence, loss (summed over the
-scored tokens, in nats), tokens."""
+"""Losses of a student per validation sequence, in the folder of its cell. Columns: metric, sequence, loss (summed over
+the scored tokens, in nats), tokens."""
 DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
-"""Folder of a store that no flag names."""
-# Below this a run would be cut by a full disk, which helps nobody.
+"""Default folder of the store."""
+# With less space a run would fail midway on a full disk.
 _ROOM_NEEDED = 200 * 2**20
 
 
 class Locked(RuntimeError):
-    """Another process is working on the node."""
+    """Another process holds the node."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """The folder of one address."""
+    """One entry of the store: the folder of an address."""
 
     folder: Path
 
     @property
     def key(self) -> str:
-        """The address itself."""
+        """Address of the node."""
         return self.folder.name
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the node found; None while it is not done, or where `damage` sees that it is damaged."""
+        """Result of the node; None if it is not done or `damage` finds it damaged."""
         return self._result(deep=False)
 
     @property
     def verified(self) -> dict[str, Any] | None:
-        """The result of a node whose files are about to be read: large files are hashed too, once per process."""
+        """Result of the node, with large files verified too, once per process; use it before reading files."""
         return self._result(deep=True)
 
     def _result(self, deep: bool) -> dict[str, Any] | None:
@@ -77,7 +77,7 @@ class Node:
 
     @property
     def error(self) -> str | None:
-        """Why the node failed when it was last tried, in one line."""
+        """Error of the last attempt in one line; None if it did not fail."""
         if not (self.folder / "error.json").exists() or self.result is not None:
             return None
         failed = integrity.read_json(self.folder / "error.json") or {}
@@ -85,38 +85,38 @@ class Node:
 
     @property
     def env(self) -> dict[str, Any]:
-        """Where, when and how the node was done."""
+        """Content of env.json: where, when and how the node was computed."""
         return integrity.read_json(self.folder / "env.json") or {}
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the address is made of."""
+        """Content of config.json: the data that the address hashes."""
         return integrity.read_json(self.folder / "config.json") or {}
 
     @property
     def commits(self) -> list[str | None]:
-        """The commits of the attempts that the node was computed in, each once, in order."""
+        """Distinct commits of the attempts that computed the node, in order."""
         env = self.env
         attempts = env.get("attempts") or [env]
         return list(dict.fromkeys(attempt.get("commit") for attempt in attempts))
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Write what the node is about and note one more attempt at it, in env.json beside those before."""
+        """Write config.json from `about`, and append a new attempt to those in env.json."""
         remove_scratch(self.folder)
         here = environment()
-        # An attempt that left neither time nor a checkpoint has no part in the result.
+        # An attempt without recorded time left no checkpoint, so it did not contribute.
         before = [attempt for attempt in self.env.get("attempts", []) if attempt["seconds"]]
         attempt = {"started": here["started"], "commit": here["commit"], "seconds": 0.0}
         write_json(self.folder / "config.json", about)
         write_json(self.folder / "env.json", here | {"attempts": [*before, attempt]})
 
     def reopen(self) -> None:
-        """Mark a finished node as not done, and note one more attempt at it."""
+        """Mark a finished node as not done and begin a new attempt."""
         (self.folder / "result.json").unlink()
         self.begin(self.config)
 
     def spend(self, seconds: float) -> None:
-        """Record how long the attempt at hand has taken so far, so that a kill does not lose it."""
+        """Record the duration of the current attempt so far, so that a kill does not lose it."""
         write_json(self.folder / "env.json", self.env | {"attempts": self._attempts(seconds=seconds)})
 
     def _attempts(self, **changes: Any) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ class Node:
         return [*before, last | changes]
 
     def fail(self, message: str, error: BaseException | None = None) -> None:
-        """Record why the node failed, in error.json and traceback.txt; the next run tries it again."""
+        """Record an error in error.json and traceback.txt; the next run tries the node again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         about = {"error": message}
         if error is not None:
@@ -133,7 +133,7 @@ class Node:
         write_json(self.folder / "error.json", about)
 
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
-        """Mark the node as done and remove its unfinished state; `seconds` are those of this attempt alone."""
+        """Mark the node as done and remove its temporary files; `seconds` are those of this attempt only."""
         remove_scratch(self.folder)
         attempts = self._attempts(**{name: env[name] for name in ("commit", "seconds") if name in env})
         if "seconds" in env:
@@ -141,21 +141,21 @@ class Node:
         about = {"store_format": integrity.FORMAT, "finished": now(), "attempts": attempts}
         write_json(self.folder / "env.json", self.env | about | env)
         write_json(self.folder / "result.json", integrity.sealed(self.folder, result))
-        # Only now: killed between the two, an unfinished node would begin again from nothing.
+        # Last: if killed before result.json is written, the node must keep its checkpoint.
         for leftover in integrity.LEFTOVERS:
             (self.folder / leftover).unlink(missing_ok=True)
         return dict(result)
 
 
 class Store:
-    """All that was computed, under one folder."""
+    """All results under one folder."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = expand(root)
 
     @property
     def mirror(self) -> Path:
-        """Folder in which W&B keeps its runs: where the environment wants them, else beside the cells."""
+        """Folder of W&B runs: $WANDB_DIR, else `wandb` in the store."""
         return expand(os.environ.get("WANDB_DIR") or self.root / "wandb")
 
     def node(self, cell: Cell, stage: str) -> Node:
@@ -164,22 +164,22 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str, *, wait: bool = False) -> Iterator[Node]:
-        """The node, held by this process alone; the kernel lets go of it when the process dies.
+        """Yield the node of a stage of a cell, locked for this process; the kernel releases the lock if it dies.
 
         Raises:
-            Busy: another process holds it, and we do not `wait` for it.
-            ConfigError: the store cannot be written.
+            Locked: if another process holds it and `wait` is False.
+            ConfigError: if the store cannot be written.
         """
         with self.hold(stage, identity(cell, stage), wait=wait) as node:
             yield node
 
     @contextlib.contextmanager
     def hold(self, kind: str, about: Mapping[str, Any], *, wait: bool = False) -> Iterator[Node]:
-        """The node of one kind whose address is made of `about`, held by this process alone.
+        """Yield the node of one kind whose address hashes `about`, locked for this process.
 
         Raises:
-            Busy: another process holds it, and we do not `wait` for it.
-            ConfigError: the store cannot be written.
+            Locked: if another process holds it and `wait` is False.
+            ConfigError: if the store cannot be written.
         """
         node = Node(self.root / kind / digest(about))
         while True:
@@ -215,11 +215,11 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Locked(f"{folder} is being computed by another process") from None
-            (folder / "result.json").unlink(missing_ok=True)  # first: if killed after it, the node is not done
+            (folder / "result.json").unlink(missing_ok=True)  # first: a partly removed node must not count as done
             shutil.rmtree(folder)
 
     def _set_aside(self, node: Node, problem: str) -> None:
-        """Move a damaged node, held by this process, out of the way and say so."""
+        """Move a damaged node, which this process holds, to the folder `damaged` and report it."""
         kind = node.folder.parent.name
         folder = self.root / "damaged" / kind
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,10 +229,10 @@ class Store:
         print(f"damaged: {node.folder} ({problem}); moved to {target}, computed again", file=sys.stderr)
 
     def check_writable(self, folder: Path | None = None) -> None:
-        """Check that the store, or one folder of it, can be written and has room.
+        """Check that the store, or one folder of it, is writable and that the disk has enough free space.
 
         Raises:
-            ConfigError: if it cannot, or has not.
+            ConfigError: if it is not, or has not.
         """
         folder = folder or self.root
         try:
@@ -251,7 +251,7 @@ class Store:
         """Return the one node whose address begins with `prefix`.
 
         Raises:
-            ConfigError: none, or several.
+            ConfigError: if there is none, or more than one.
         """
         found = sorted(p for p in self.root.glob(f"*/{prefix}*") if (p / "config.json").exists())
         if len(found) != 1:
@@ -263,8 +263,7 @@ class Store:
 
 
 def _is_still(lock: IO[str], path: Path) -> bool:
-    """Return whether an open lock file is the one at `path`, whose folder may have been moved away by its last
-    holder."""
+    """Return whether an open lock file is still the one at `path`; its last holder may have moved the folder."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a store holds, how much room it takes, and what no table needs. No torch."""
+"""Disk usage of a store, and the nodes that no table needs. No torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lit_prune.store.address import CACHE, STAGES
 from lit_prune.store.store import Locked, Node, Store
 
 DAMAGED = "damaged"
-"""Folder of the nodes whose files were damaged and that were computed again."""
+"""Folder of damaged nodes, which were computed again."""
 FORMER_CACHE = "teaching"
-"""Nodes that cached teacher outputs in version 0.1. Nothing reads them."""
+"""Folder of the caches of teacher outputs of version 0.1. Nothing reads them."""
 
 _NODE = ("config.json", "result.json")
-"""Files that make a folder a node."""
+"""Files by which a folder is recognised as a node."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Usage:
 
     @property
     def node(self) -> Node:
-        """The node itself."""
+        """The node in this folder."""
         return Node(self.folder)
 
 
@@ -48,16 +48,16 @@ def usage(store: Store) -> list[Usage]:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes that the files below a folder take on disk."""
+    """Return the disk space in bytes of all files below a folder."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file() or path.is_symlink())
 
 
 def unneeded(store: Store, cells: Iterable[str], recipes: Iterable[Mapping[str, Any]]) -> list[Usage]:
     """Return the nodes that could be freed, largest first.
 
-    A node is kept if it is one of the `cells` (addresses), or comes before one of them or of the `recipes` (identities
-    of cells that need not be in the store). Caches of teacher outputs are kept only for cells that are not done, and
-    damaged nodes and caches of version 0.1 never. Evaluations of models, reports and W&B runs are always kept.
+    A node is kept if it is one of the `cells` (addresses), or upstream of one of them or of the `recipes` (identities
+    of cells that need not be in the store). Caches of teacher outputs are kept only for unfinished cells. Damaged nodes
+    and caches of version 0.1 are never kept. Evaluations of models, reports and W&B runs are always kept.
     """
     wanted = [store.root / "cell" / address for address in cells]
     roots = [dict(about) for about in recipes] + [about for folder in wanted if (about := Node(folder).config)]
@@ -78,7 +78,7 @@ def unneeded(store: Store, cells: Iterable[str], recipes: Iterable[Mapping[str, 
 
 
 def free(store: Store, found: Iterable[Usage]) -> Iterator[tuple[Usage, bool]]:
-    """Remove nodes one by one; yield each and whether it was removed. One that another process holds is kept."""
+    """Remove nodes; yield each with whether it was removed. Nodes that another process holds are kept."""
     for one in found:
         try:
             store.remove(one.folder)
@@ -89,7 +89,7 @@ def free(store: Store, found: Iterable[Usage]) -> Iterator[tuple[Usage, bool]]:
 
 
 def _with_parents(cells: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the identities of cells, and of the cells that their students are cut from."""
+    """Yield the identities of cells and of all their parents."""
     for cell in cells:
         yield cell
         if cell.get("source"):
@@ -97,8 +97,7 @@ def _with_parents(cells: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, A
 
 
 def _comes_before(about: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
-    """Return whether a node computes something that a cell reads, or the cell itself: its sections are among the
-    cell's."""
+    """Return whether a node is upstream of a cell or the cell itself: all sections of the node are the cell's."""
     stage = about.get("stage")
     if stage in ("tokenizer", "teacher", "tokens"):
         texts = [cell.get("corpus"), (cell.get("evaluation") or {}).get("second")]
