@@ -6,7 +6,7 @@
     report = lp.run_table("loss_ablation", profile="quick")
     report.frame, report.claims
 
-Nothing is imported before it is used, and nothing is printed: pass `progress=lit_prune.cli.progress.ProgressBar` to see
+Submodules are imported on first use, and nothing is printed: pass `progress=lit_prune.cli.progress.ProgressBar` to see
 progress.
 """
 
@@ -34,11 +34,11 @@ _HOME = {
     "prune": "api.compress", "distill": "api.compress", "Compressed": "api.compress", "evaluate": "api.measure",
     "run_table": "api.tables", "load_report": "api.tables", "ConfigError": "config", "Execution": "config",
 }  # fmt: skip
-"""Public name -> the module that defines it."""
+"""Public name -> the module that defines it, relative to the package."""
 
 
 class _Package(types.ModuleType):
-    """The package, whose `distill` and `evaluate` stay functions when the subpackages of these names are imported."""
+    """The package; importing the subpackages `distill` and `evaluate` does not replace the functions of these names."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):

@@ -1,6 +1,6 @@
-"""Text from users and files, made safe for one output format each. Every writer passes its strings through here.
+"""Escape text from users and files for each output format. Every writer passes its strings through this module.
 
-A row label, path, model name or corpus name can hold anything: markup, line breaks, terminal escape sequences.
+A row label, path, model or corpus name can contain anything: markup, line breaks, terminal escape sequences.
 `printable` is the base of all formats. No torch.
 """
 
@@ -19,8 +19,8 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _MARKDOWN = re.compile(
     r"""
     [\\`*|$~]                           # always markup, or the end of a table cell
-    | (?<!\w)_ | _(?!\w)                # emphasis; within a word an underscore is one
-    | \](?=[(\[:])                      # a link or the definition of one
+    | (?<!\w)_ | _(?!\w)                # emphasis; an underscore within a word is literal
+    | \](?=[(\[:])                      # a link or a link definition
     | ^[#>] | ^[-+=](?![\d.])           # heading, quotation, list item, rule
     """,
     re.VERBOSE,
@@ -50,7 +50,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def terminal_text(text: str, style: str = "", keep: str = "") -> Text:
-    """Return text for a rich console, where square brackets are brackets and escape sequences have no effect."""
+    """Return text for a rich console; square brackets are literal and escape sequences have no effect."""
     from rich.text import Text
 
     return Text(printable(text, keep), style)
@@ -59,16 +59,16 @@ def terminal_text(text: str, style: str = "", keep: str = "") -> Text:
 def html_text(value: Any) -> Any:
     """Return a value of a template without invisible characters; the template escapes ``<``, ``>``, ``&`` and quotes.
 
-    Line breaks stay, since some values are preformatted. Markup and what is no string is returned as it is.
+    Line breaks stay, since some values are preformatted. Markup objects and non-strings are returned unchanged.
     """
     return printable(value, keep="\n") if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def markdown_text(text: str) -> str:
-    """Return text for a Markdown paragraph, list item or table cell; a reader sees the same characters.
+    """Return text for a Markdown paragraph, list item or table cell that renders as the same characters.
 
-    Only what a CommonMark or GitHub reader would interpret is escaped, so that numbers and plain names stay readable
-    in the source.
+    Only characters that CommonMark or GitHub would interpret are escaped, so numbers and plain names stay readable in
+    the source.
     """
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", printable(text).strip())
     escaped = _NUMBERED.sub(r"\1\\\2", escaped)
@@ -76,7 +76,7 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return text as a fenced code block, whose fence is longer than any run of backticks within."""
+    """Return text as a fenced code block with a fence longer than any run of backticks in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{printable(text, keep=chr(10))}\n{fence}"
 
@@ -84,7 +84,8 @@ def markdown_code(text: str) -> str:
 def latex_text(text: str) -> str:
     r"""Return text for a LaTeX paragraph, caption or table cell.
 
-    A bracket or star that begins a cell would be an argument of the ``\\`` before it, so it is put in braces.
+    A bracket or star at the beginning of a cell is put in braces: LaTeX would read it as an argument of the ``\\``
+    before it.
     """
     escaped = printable(text).translate(_LATEX)
     return re.sub(r"^(\s*)([\[*])", r"\1{\2}", escaped)

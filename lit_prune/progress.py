@@ -1,4 +1,4 @@
-"""What long work reports while it runs; `lit_prune.cli.progress` shows it. No torch."""
+"""The progress interface of long operations; `lit_prune.cli.progress` displays it. No torch."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ Item = TypeVar("Item")
 class Progress(Protocol):
     """A receiver of progress.
 
-    Work has up to three measures: its units, known before it begins (`at`); the cells among which they are shared
-    (`cells`); and the stage at hand, which counts something of its own (`count`).
+    An operation reports up to three measures: units of work, whose total is known in advance (`at`); finished cells
+    (`cells`); and the current stage in its own unit, such as steps or tokens (`count`).
     """
 
     done: int
 
     def say(self, what: str) -> None:
-        """Report what is happening now."""
+        """Report the current activity."""
 
     def at(self, done: int, what: str) -> None:
-        """Report that `done` units of the whole are finished, and what is happening."""
+        """Report that `done` units of work are finished, and the current activity."""
 
     def cells(self, done: int, total: int) -> None:
-        """Report how many cells are finished, and how many there are."""
+        """Report the numbers of finished cells and of all cells."""
 
     def count(self, what: str, done: int, total: int | None, unit: str) -> None:
-        """Report how far the stage at hand is, such as 24 of 50 of the unit "step"; None if the total is unknown."""
+        """Report the progress of the current stage, such as 24 of 50 "step"; `total` is None if unknown."""
 
 
 ProgressOf = Callable[[int], AbstractContextManager[Progress]]
-"""Number of units -> their progress, from entry to exit."""
+"""Number of units -> a context manager that yields their progress."""
 
 
 class Silent:
-    """Progress that is counted and not shown."""
+    """Progress that is counted but not displayed."""
 
     def __init__(self, total: int = 0) -> None:
         self.done = 0
@@ -51,7 +51,7 @@ class Silent:
         """Do nothing."""
 
     def at(self, done: int, what: str) -> None:
-        """Note how far the work is."""
+        """Record the number of finished units."""
         self.done = done
 
     def cells(self, done: int, total: int) -> None:
@@ -62,7 +62,7 @@ class Silent:
 
 
 def counted(items: Iterable[Item], tell: Callable[[int], None]) -> Iterator[Item]:
-    """Yield the items; call `tell` with the number that the consumer has finished."""
+    """Yield the items; before each, call `tell` with the number of items already consumed."""
     for number, item in enumerate(items):
         tell(number)
         yield item

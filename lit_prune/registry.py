@@ -1,7 +1,7 @@
-"""Names for interchangeable parts. A name that is registered is tested by being registered. No torch.
+"""Registries of interchangeable parts by name. The test suite covers every registered part. No torch.
 
-A package adds parts without editing this one: it names a module in its entry point group `lit_prune.plugins`, whose
-import registers them. The module is imported when a registry is first read.
+Other packages can add parts: a module in their entry point group `lit_prune.plugins` registers them on import. It is
+imported when a registry is first read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _HOME = {
     "width_allocators": "lit_prune.pruning.allocate", "methods": "lit_prune.methods",
     "teachers": "lit_prune.models.named_teachers",
 }  # fmt: skip
-"""Registry -> the module that defines it."""
+"""Name of a registry -> the module that defines it."""
 _EXPERIMENTS = "lit_prune.experiments"
-"""Package whose modules each hold a table."""
+"""Package whose modules each define a table."""
 _tables: dict[str, Table] = {}
-"""Tables that plugins and callers add."""
+"""Tables that plugins or callers registered."""
 _loaded: list[str] = []
-"""Plugins that were imported, or are being imported."""
+"""Plugins that are imported or being imported."""
 
 
 def names() -> dict[str, list[str]]:
-    """Return the names of all parts, by registry."""
+    """Return the names of all parts, grouped by registry."""
     return {registry: list(_registry(registry)) for registry in _HOME}
 
 
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
 
 def tables() -> list[str]:
-    """Return the names of all tables: those of the package and those that `register_table` added."""
+    """Return the names of all tables, shipped or added by `register_table`."""
     load_plugins()
     return sorted({*_shipped_tables(), *_tables})
 
@@ -61,7 +61,7 @@ def table_of(name: str) -> Table:
     """Return the table of that name.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no such table.
     """
     if name not in tables():
         raise ConfigError(unknown("table", name, tables()))
@@ -69,7 +69,11 @@ def table_of(name: str) -> Table:
 
 
 def register_table(table: Table) -> Table:
-    """Add a table under its name, which must be free."""
+    """Register a table under its name.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
     if table.name in _tables or table.name in _shipped_tables():
         raise ValueError(f"table {table.name!r} is registered twice")
     _tables[table.name] = table
@@ -87,7 +91,7 @@ def _modules_of(package: str) -> list[str]:
 
 @functools.cache
 def _plugins() -> tuple[EntryPoint, ...]:
-    """Return the plugins of all installed packages; looking for them takes 30 ms."""
+    """Return the plugins of all installed packages, cached because the search takes 30 ms."""
     return tuple(entry_points(group=PLUGINS))
 
 
@@ -95,12 +99,12 @@ def load_plugins() -> None:
     """Import the modules of the entry point group `lit_prune.plugins`, each once.
 
     Raises:
-        ConfigError: if one cannot be imported.
+        ConfigError: if a module cannot be imported.
     """
     for plugin in _plugins():
         if plugin.value in _loaded:
             continue
-        _loaded.append(plugin.value)  # first: what it imports may read a registry
+        _loaded.append(plugin.value)  # before the import, which may itself read a registry
         try:
             plugin.load()
         except Exception as error:
@@ -108,16 +112,20 @@ def load_plugins() -> None:
 
 
 class Registry(Generic[Part]):
-    """Parts of one kind, by name; `register` is the decorator that adds one."""
+    """Parts of one kind, by name; the decorator `register` adds one."""
 
     def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind = kind
         self.package = package
-        """Package whose modules each register parts; they are imported when the registry is first read."""
+        """Package whose modules register parts; they are imported when the registry is first read."""
         self._parts: dict[str, Part] = {}
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Add a part under a name that is still free."""
+        """Return a decorator that adds a part under this name.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
 
         def add(part: Part) -> Part:
             if name in self._parts:
@@ -131,7 +139,7 @@ class Registry(Generic[Part]):
         """Return the part of that name.
 
         Raises:
-            ConfigError: if there is none.
+            ConfigError: if there is no such part.
         """
         self._load()
         if name not in self._parts:

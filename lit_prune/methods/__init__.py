@@ -1,4 +1,4 @@
-"""Pruning methods, one module each: settings and how to prune by them. Importing a method imports no torch.
+"""Pruning methods, one module each. A method is a dataclass of its settings that can prune a model by them.
 
     @method("half_the_layers")
     @dataclass(frozen=True)
@@ -6,7 +6,8 @@
         def recipe(self, config: Any) -> Prune:
             return self.keep(num_hidden_layers=0.5, layer_selection="last")
 
-`prune.method=half_the_layers` selects it; its fields are the other settings of the `prune` section.
+`prune.method=half_the_layers` selects it; its fields are the other settings of the `prune` section. Importing a method
+imports no torch.
 """
 
 from __future__ import annotations
@@ -41,56 +42,56 @@ def method(name: str) -> Callable[[Kind], Kind]:
 
 @dataclass(frozen=True)
 class PruneContext:
-    """What a method may use while it prunes."""
+    """Services that a method may use while it prunes."""
 
     collect: Callable[[Any, frozenset[str]], CalibrationStats]
-    """(model, names) -> calibration statistics of the model."""
+    """(model, names of statistics) -> calibration statistics of the model."""
     seed: int
-    """For methods that draw."""
+    """Seed of methods that draw random numbers."""
     say: Callable[[str], None]
-    """Report what is being done."""
+    """Report the current step as progress."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A student."""
+    """A pruned model with its sizes and plan."""
 
     model: Any
-    """The student; the pruned model itself if all of it is kept."""
+    """The student; the original model itself if no unit is pruned."""
     requested: dict[str, Any]
-    """Sizes as they were given."""
+    """Sizes as set in the `prune` section."""
     achieved: dict[str, Any]
-    """Sizes as they are."""
+    """Sizes of the student."""
     plan: PrunePlan | None = None
-    """The units that were kept, by their indices in the pruned model, if the method keeps units as they are."""
+    """The kept units, by their indices in the original model; None if the method does not keep whole units."""
 
 
 class ScoreAndCut(PruneMethod):
-    """A method that scores units, keeps the best ones and cuts the others out: `recipe` says how."""
+    """Base class of methods that score units, keep the best and cut out the others, as `recipe` defines."""
 
     def recipe(self, config: Any) -> Prune:
         """Return the sizes, criteria and allocators for a model with this config."""
         raise TypeError(f"{type(self).__name__}.recipe: must be defined by the method")
 
     def adjust(self, plan: PrunePlan) -> PrunePlan:
-        """Return a plan with what the allocators cannot express."""
+        """Return the plan after changes that the allocators cannot express; by default there are none."""
         return plan
 
     def keep(self, **settings: Any) -> Prune:
-        """Return a recipe that keeps every size but those in `settings`; a given plan replaces them."""
+        """Return a recipe that keeps every size except those in `settings`, which `plan_path` replaces."""
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(PruneMethod)}
         whole: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"))
         return Prune(**shared, **whole | ({} if self.plan_path else settings))
 
     def check(self, config: Any) -> None:
-        """Raise a ConfigError if a model with this config cannot be pruned like this."""
+        """Raise a ConfigError if a model with this config cannot be pruned with these settings."""
         from lit_prune.pruning import prune
 
         prune.check(self.recipe(config), config)
         self.config_of(config)
 
     def effective(self, config: Any) -> PruneMethod:
-        """Return settings that are equal for all that prune a model with this config alike."""
+        """Return canonical settings: equal for all settings that prune a model with this config in the same way."""
         from lit_prune.pruning.effective import effective
 
         return effective(self.recipe(config), config)
@@ -110,7 +111,7 @@ class ScoreAndCut(PruneMethod):
         return surgery.smaller_config(config, plan)
 
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
-        """Score, choose and cut."""
+        """Score the units, choose those to keep, and return the smaller model."""
         from lit_prune.models.shape import shape_of
         from lit_prune.pruning import prune, surgery
         from lit_prune.pruning.plan import PrunePlan

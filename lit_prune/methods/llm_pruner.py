@@ -1,4 +1,4 @@
-"""LLM-Pruner: neurons and KV groups of the layers in the middle go, by first-order scores (arXiv 2305.11627)."""
+"""LLM-Pruner: prune neurons and KV groups of the middle layers by Taylor scores (arXiv 2305.11627)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 @method("llm_pruner")
 @dataclass(frozen=True)
 class LLMPruner(ScoreAndCut):
-    """Keep the same share of neurons and of KV groups in every layer but the first and last ones, which stay whole.
+    """Keep the same share of neurons and KV groups in every layer except the first and last ones, which stay unpruned.
 
     Scores are |sum w g| (`taylor_vector`), sum |w g| (`taylor`) or sum |w g - w^2 F / 2| (`taylor_fisher`) over the
     weights of a unit, with the gradient g of the language-model loss (section 3.2).
 
-    Two deviations: a KV group scores the mean of its query heads, without the weights of the keys and values that
-    these share; and the paper stores a pickled module, here the widths of each layer are in the config, for which
-    `lit_prune.models.per_layer_config` must be imported before such a model is loaded.
+    Two deviations from the paper. The score of a KV group is the mean over its query heads, without the weights of the
+    shared keys and values. The paper stores a pickled module; here the config holds the widths of each layer, so import
+    `lit_prune.models.per_layer_config` before you load such a model.
     """
 
     intermediate_size: Size = 0.75
-    """Neurons to keep in each pruned layer, a count or a share."""
+    """Neurons to keep in each pruned layer, as a count or a share."""
     num_key_value_heads: Size = 0.75
-    """KV groups to keep in each pruned layer with their query heads, a count or a share; heads, if none share keys."""
+    """KV groups (with their query heads) to keep in each pruned layer, as a count or a share; heads, without GQA."""
     criterion: Literal["taylor_vector", "taylor", "taylor_fisher"] = "taylor"
     """Score of a unit."""
     spare_first: Natural = 4
-    """Layers at the beginning that stay whole (4 of the 32 of LLaMA-7B)."""
+    """First layers that stay unpruned (4 of the 32 of LLaMA-7B)."""
     spare_last: Natural = 2
-    """Layers at the end that stay whole (2 of the 32 of LLaMA-7B)."""
+    """Last layers that stay unpruned (2 of the 32 of LLaMA-7B)."""
 
     retraining: ClassVar[dict[str, Any]] = {
         "distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.batch_size": 64, "distill.optimizer.lr": 1e-4,
@@ -45,7 +45,7 @@ class LLMPruner(ScoreAndCut):
     }  # fmt: skip
 
     def recipe(self, config: Any) -> Prune:
-        """Return the widths of the layers that are pruned."""
+        """Return a recipe with the widths of the pruned layers."""
         from lit_prune.models.shape import shape_of
 
         whole = shape_of(config)
@@ -54,7 +54,7 @@ class LLMPruner(ScoreAndCut):
         return self.keep(intermediate_size=self.intermediate_size, width_criterion=self.criterion, **heads)
 
     def adjust(self, plan: PrunePlan) -> PrunePlan:
-        """Return the plan with the first and last layers whole; a given plan stays as it is."""
+        """Return the plan with the first and last layers unpruned; a plan from `plan_path` is not changed."""
         if self.plan_path:
             return plan
         end = plan.original.num_hidden_layers - self.spare_last
@@ -68,5 +68,5 @@ class LLMPruner(ScoreAndCut):
         return dataclasses.replace(plan, layers=layers)
 
     def effective(self, config: Any) -> LLMPruner:
-        """Return the settings themselves: the recipe does not know of the layers that stay whole."""
+        """Return the settings unchanged, since the recipe does not include the unpruned layers."""
         return self

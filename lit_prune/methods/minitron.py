@@ -1,4 +1,4 @@
-"""Minitron: width by activations, depth by block influence, or both (arXiv 2407.14679, 2408.11796)."""
+"""Minitron: prune width by activations, depth by block influence, or both (arXiv 2407.14679, 2408.11796)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lit_prune.methods import ScoreAndCut, method
 class Minitron(ScoreAndCut, Prune):
     """Score every axis from one forward pass, keep the best units of each and cut the others out (section 2.2).
 
-    Every size, criterion and allocator is a setting. The published retraining is that of Llama-3.1-Minitron (In
-    Practice, Table 4), there on sequences of 8192 tokens.
+    Every size, criterion and allocator is a setting. `retraining` is the recipe published for Llama-3.1-Minitron (In
+    Practice, Table 4), which uses sequences of 8192 tokens.
     """
 
     retraining: ClassVar[dict[str, Any]] = {
@@ -25,7 +25,7 @@ class Minitron(ScoreAndCut, Prune):
 
     @property
     def equal_layers(self) -> bool:
-        """Whether all layers of the student are equally wide if its config says so."""
+        """Whether the widths of layers are known before scoring; with global allocation the scores decide them."""
         return self.width_allocation == "uniform"
 
     def check_settings(self) -> None:
@@ -35,5 +35,5 @@ class Minitron(ScoreAndCut, Prune):
         check_names(self)
 
     def recipe(self, config: Any) -> Prune:
-        """Return the settings themselves."""
+        """Return the settings, which are a recipe already."""
         return self
