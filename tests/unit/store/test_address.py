@@ -70,48 +70,51 @@ def test_every_field_is_part_of_the_address(path):
     assert key(override(base, {path: other_than(path, value)})) != key(base)
 
 
+OTHER = {
+    "prune.method": "shortgpt",
+    "prune.batch_aggregation": "var",
+    "prune.seq_aggregation": "l2",
+    "prune.num_key_value_heads": 1,
+    "prune.num_hidden_layers": 3,
+    "prune.num_parameters": 0.5,
+    "prune.drop_layers": [1],
+    "parent": {"prune.num_hidden_layers": 3},
+    "prune.head_merging": "paper",
+    "prune.init": "random",
+    "evaluation.second_corpus": {"path": "readmes"},
+    "teacher.finetune.precision": "bf16-mixed",
+    "distill.precision": "bf16-mixed",
+    "calibration.precision": "bf16-mixed",
+    "evaluation.precision": "bf16-mixed",
+    "evaluation.throughput.precision": "bf16-true",
+    "evaluation.tasks.names": ["piqa"],
+    "distill.train_last_layers": 1,
+    "distill.lora.target_modules": ["q_proj"],
+    "distill.match_mlp_input": ["0:0"],
+    "distill.match_layer_output": ["0:0"],
+    "distill.match_attention": ["0:0"],
+    "distill.imitate": "parent",
+    "distill.projection": "per_pair",
+    "distill.mixture": 0.5,
+    "distill.top_k": 100,
+    "distill.max_tokens": 5,
+    "distill.max_flops": 5.0,
+    "corpus.max_tokens": 5,
+    "corpus.bos": True,
+    "teacher.pretraining.corpus.bos": True,
+    "evaluation.second_corpus.bos": True,
+    "corpus.loss_on": "assistant",
+    "teacher.pretraining.corpus.loss_on": "assistant",
+    "evaluation.second_corpus.loss_on": "assistant",
+    "teacher.pretraining.corpus.max_tokens": 5,
+    "evaluation.second_corpus.max_tokens": 5,
+}
+"""Another value of fields whose type does not tell one."""
+
+
 def other_than(path, value):
-    choices = {
-        "prune.method": "shortgpt",
-        "prune.batch_aggregation": "var",
-        "prune.seq_aggregation": "l2",
-        "prune.num_key_value_heads": 1,
-        "prune.num_hidden_layers": 3,
-        "prune.num_parameters": 0.5,
-        "prune.drop_layers": [1],
-        "parent": {"prune.num_hidden_layers": 3},
-        "prune.head_merging": "paper",
-        "prune.init": "random",
-        "evaluation.second_corpus": {"path": "readmes"},
-        "teacher.finetune.precision": "bf16-mixed",
-        "distill.precision": "bf16-mixed",
-        "calibration.precision": "bf16-mixed",
-        "evaluation.precision": "bf16-mixed",
-        "evaluation.throughput.precision": "bf16-true",
-        "evaluation.tasks.names": ["piqa"],
-        "distill.train_last_layers": 1,
-        "distill.lora.target_modules": ["q_proj"],
-        "distill.match_mlp_input": ["0:0"],
-        "distill.match_layer_output": ["0:0"],
-        "distill.match_attention": ["0:0"],
-        "distill.imitate": "parent",
-        "distill.projection": "per_pair",
-        "distill.mixture": 0.5,
-        "distill.top_k": 100,
-        "distill.max_tokens": 5,
-        "distill.max_flops": 5.0,
-        "corpus.max_tokens": 5,
-        "corpus.bos": True,
-        "teacher.pretraining.corpus.bos": True,
-        "evaluation.second_corpus.bos": True,
-        "corpus.loss_on": "assistant",
-        "teacher.pretraining.corpus.loss_on": "assistant",
-        "evaluation.second_corpus.loss_on": "assistant",
-        "teacher.pretraining.corpus.max_tokens": 5,
-        "evaluation.second_corpus.max_tokens": 5,
-    }
-    if path in choices:
-        return choices[path]
+    if path in OTHER:
+        return OTHER[path]
     if path.endswith(".schedule_steps"):
         return 50
     if isinstance(value, bool):
