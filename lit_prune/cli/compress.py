@@ -35,15 +35,16 @@ class _Common:
     out: Path
     """Folder to write: model, tokenizer and README.md (the model card); must be empty or not exist."""
     corpus: str = "python"
-    """Text: python (this machine's standard library), readmes, a file, a folder or a hub data set."""
+    """Text: python (the standard library of this Python), docstrings, readmes, a file, a folder or a hub data set;
+    `lit-prune fields corpus.path` explains them."""
     seq_len: int = 256
     """Tokens in a sequence."""
     profile: str | None = None
-    """Profile to start from: quick, laptop, h200, paper, or a YAML file; default: the defaults of a cell."""
+    """Profile to start from: quick, laptop, smollm2, h200, paper, or a YAML file; default: the defaults of a cell."""
     set: Settings = ()
     """FIELD=VALUE for any other setting, e.g. calibration.num_sequences=512. `lit-prune fields` lists them."""
     store: str = DEFAULT_ROOT
-    """Folder of all results; what is in it is not computed again."""
+    """Folder of all results; results in it are reused."""
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
 
     def common(self) -> dict[str, Any]:
@@ -62,9 +63,9 @@ class PruneArgs(_Common):
     model: tyro.conf.Positional[str] = tyro.MISSING
     """Model to prune: a teacher by name (`lit-prune teachers`), a folder, a .gguf file or a hub id."""
     method: str = DEFAULT_METHOD
-    """Pruning method, whose other settings --set changes; `lit-prune fields prune` names all."""
+    """Pruning method. --set changes its settings; `lit-prune fields prune` lists settings and methods."""
     num_parameters: Share = None
-    """Parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and MLP neurons are
+    """Parameters to keep, a count or a share in (0, 1]. If no other size is given, hidden channels and MLP neurons are
     pruned to the same share."""
     hidden_size: Share = None
     """Hidden channels to keep, a count or a share; default: all."""
@@ -81,15 +82,15 @@ class DistillArgs(_Common):
     """Distill a teacher into a student and write the student as a Hugging Face folder, with its losses."""
 
     student: tyro.conf.Positional[str] = tyro.MISSING
-    """Model to train: a folder, a .gguf file or a hub id, such as the folder that `lit-prune prune` wrote."""
+    """Model to train: a folder (such as one that `lit-prune prune` wrote), a .gguf file or a hub id."""
     teacher: str = tyro.MISSING
-    """Model to imitate: a teacher by name, a folder, a .gguf file or a hub id, with the student's tokenizer."""
+    """Model to imitate: a teacher by name, a folder, a .gguf file or a hub id. It must have the student's tokenizer."""
     max_steps: int = 100
     """Optimizer steps."""
     batch_size: int = 8
-    """Sequences in a step."""
+    """Sequences per step."""
     logit_loss: str = "kld"
-    """Loss between the output distributions: kld, reverse_kld, jsd, mse, cosine, ..."""
+    """Loss between the next-token distributions: kld, reverse_kld, jsd, mse, cosine, ..."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"

@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 @tyro.conf.configure(tyro.conf.UseAppendAction)
 @dataclasses.dataclass(frozen=True)
 class CliArgs(TableRequest):
-    """Write the Weights & Biases workspace and report of a table as JSON files; with an API key, publish them or send
-    the runs that were logged offline. The request flags choose the cells, as for `lit-prune table`."""
+    """Write the Weights & Biases workspace and report of a table as JSON files; with an API key, publish them or upload
+    offline runs. The flags that select cells are those of `lit-prune table`."""
 
     table: tyro.conf.Positional[str] = tyro.MISSING
     """Table, e.g. loss_ablation."""
     command: tyro.conf.Positional[Literal["write", "sync"]] = "write"
-    """write makes workspace.json and report.json; sync uploads the runs of the cells that were logged offline."""
+    """write writes workspace.json and report.json; sync uploads the offline runs of the cells."""
     store: str = DEFAULT_ROOT
     """Folder of all results."""
     records: Path = RECORDS
-    """Folder of the records, used for a table of which the store has no finished cell."""
+    """Folder of the records, used if the store has no finished cell of the table."""
     entity: str = os.environ.get("WANDB_ENTITY", "")
     """User or team that owns the project; default: the owner of the API key."""
     project: str = os.environ.get("WANDB_PROJECT", "lit-prune")
     """W&B project of the runs."""
     publish: bool = False
-    """With write: also save workspace and report on the server, replacing those published before."""
+    """With write: also save workspace and report on the server; this replaces those published before."""
 
 
 def run(flags: CliArgs) -> int:

@@ -42,13 +42,15 @@ class CliArgs:
     label=MODEL sets the name in the table."""
     tasks: str = ""
     """Tasks, separated by commas: names of lm-eval such as piqa,blimp,arc_easy, each with its default few-shot
-    examples, or paper: the papers' tasks with the papers' numbers (Winogrande 5, ARC-Challenge 25, MMLU 5, HellaSwag
-    10, GSM8K 5, TruthfulQA 0, XL-Sum English 0 on every fifth article; with --unsafe-code also MBPP and HumanEval)."""
+    examples, or paper: the papers' tasks with the papers' numbers of few-shot examples (Winogrande 5, ARC-Challenge 25,
+    MMLU 5, HellaSwag 10, GSM8K 5, TruthfulQA 0, XL-Sum English 0 on every fifth article; with --unsafe-code also MBPP
+    and HumanEval)."""
     corpus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Text for perplexity and bits per byte: a file, a folder, a hub data set, python or readmes."""
+    """Text for perplexity and bits per byte: a file, a folder, a hub data set, python, docstrings or readmes."""
     task_data_dir: Path | None = None
-    """Folder with the data of tasks as their authors publish it: BLiMP.zip, piqa/, arc/, hellaswag_val_full.txt.bz2,
-    xlsum/. piqa, blimp and its subtasks, arc_easy, arc_challenge, hellaswag and xlsum_english then need no network."""
+    """Folder with the data of tasks, as their authors publish it: BLiMP.zip, piqa/, arc/, hellaswag_val_full.txt.bz2,
+    xlsum/. With it, piqa, blimp and its subtasks, arc_easy, arc_challenge, hellaswag and xlsum_english need no
+    network."""
     limit: int | None = None
     """Use only the first N documents of every task (of BLiMP: of each subtask) and text, for a quick trial."""
     num_fewshot: int | None = None
@@ -60,27 +62,27 @@ class CliArgs:
     stride: int | None = None
     """Tokens between the starts of two windows; default: the window. Every token is scored once."""
     windows: Literal["sliding", "rolling"] = "sliding"
-    """Windows over --corpus. sliding: one every --stride tokens. rolling: those of lm-eval with its counts of bytes and
-    words, to compare bits per byte and word perplexity with lm-eval."""
+    """Windows over --corpus. sliding: one every --stride tokens. rolling: the windows and byte and word counts of
+    lm-eval, to compare bits per byte and word perplexity with lm-eval."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer; needed if the teacher of an address is no longer found."""
+    """Folder or hub id of the tokenizer; needed only for an address whose teacher no longer exists."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the models; part of a result's address."""
     unsafe_code: bool = False
-    """Run the programs that models write, on this machine with your permissions: MBPP and HumanEval need it."""
+    """Run code that models generate, on this machine with your permissions; MBPP and HumanEval need it."""
     batch_size: int = 16
     """Prompts in a forward pass."""
     paper_table: str = "minitron_8b"
     """Published results to print beside yours: minitron_8b, minitron_4b, pruned_8b, pruned_4b (Minitron, Tables 2, 3,
     4), in_practice (In Practice, Table 1), or none."""
     store: str = DEFAULT_ROOT
-    """Folder of all results; what is in it is not measured again."""
+    """Folder of all results; results in it are reused."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device of the models; auto uses a GPU if there is one."""
     cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
-    """On a CPU: auto picks the fastest kernels, plain is PyTorch's default. Results agree to rounding."""
+    """On a CPU: auto selects the fastest kernels, plain uses PyTorch's defaults. Results agree up to rounding."""
     threads: int | None = None
-    """Threads on a CPU; default: one for each idle core."""
+    """Threads on a CPU; default: one per idle core."""
 
 
 def run(flags: CliArgs) -> int:

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from lit_prune.cli.process import Output, Verb
 from lit_prune.config import Cell, ConfigError, Profile, PruneMethod, unknown_field
 from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
-from lit_prune.config.sections import section_of
+from lit_prune.config.sections import begin_of, section_of
 from lit_prune.escape import terminal_text
 
 
@@ -41,8 +41,8 @@ class CliArgs:
     """List the settings that --set and profiles accept, with their defaults and meaning."""
 
     section: tyro.conf.Positional[str | None] = None
-    """Section (corpus, teacher, distill, distill.optimizer, ...) or field to explain in full; default: all, in
-    short."""
+    """Section (corpus, teacher, distill, distill.optimizer, ...) or field to explain in full; default: a summary of
+    all."""
 
 
 def settings() -> list[Setting]:
@@ -51,7 +51,8 @@ def settings() -> list[Setting]:
     return cell + [one for one in _settings(Profile, "") if one.path.partition(".")[0] != "cell"]
 
 
-def _settings(kind: type, prefix: str, optional: str | None = None) -> Iterator[Setting]:
+def _settings(kind: type, prefix: str, optional: str | None = None, values: Any = None) -> Iterator[Setting]:
+    """Yield the fields of a section; `values` is the section that holds their defaults, by default those of `kind`."""
     import docstring_parser
 
     docs = {
@@ -61,11 +62,13 @@ def _settings(kind: type, prefix: str, optional: str | None = None) -> Iterator[
     }
     for field in dataclasses.fields(kind):
         path, section = f"{prefix}{field.name}", section_of(kind, field.name)
+        default = None if field.default is dataclasses.MISSING else field.default
+        default = default if values is None else getattr(values, field.name)
         if section is not None and field.name != "cell":
-            around = path if field.default is None else optional
-            yield from _settings(section, f"{path}.", around)
+            around = path if default is None else optional
+            inside = default if isinstance(default, section) else begin_of(kind, field.name)
+            yield from _settings(section, f"{path}.", around, inside)
         elif field.name not in ("cell", "fingerprint"):  # the program fills in fingerprints
-            default = None if field.default is dataclasses.MISSING else field.default
             default = kind.name if issubclass(kind, PruneMethod) and field.name == "method" else default
             yield Setting(path, _named(str(field.type)), default, docs.get(field.name, ""), optional)
 

@@ -29,9 +29,9 @@ class CliArgs:
     table: tyro.conf.Positional[str]
     """Name of the table, e.g. loss_ablation."""
     profile: str = "quick"
-    """Scale the table was run at: a name of configs/, or a YAML file."""
+    """Profile at which the table was run: a name in configs/, or a YAML file."""
     out: Path = Path("figures")
-    """Folder to write to; one file a figure."""
+    """Folder to write to; one file per figure."""
     format: Literal["pdf", "png", "svg"] = "pdf"
     """File format."""
     store: str = DEFAULT_ROOT
@@ -44,7 +44,7 @@ def draw(report: Report, out: Path, format: str) -> list[Path]:
     """Write the figures of a report; return their paths.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: if the folder cannot be written.
     """
     import matplotlib as mpl
 

@@ -22,8 +22,8 @@ VERBS: dict[str, Verb[Any]] = {
 
 _ABOUT = """Prune and distill language models, evaluate them, and reproduce the tables of the papers.
 
-Results lie in a store (--store, default ./store): finished work is found again, interrupted work resumes. `lit-prune
-COMMAND --help` lists the flags of a command, `lit-prune fields` all settings."""
+Results are stored in a folder (--store, default ./store): a command reuses finished results and resumes interrupted
+runs. `lit-prune COMMAND --help` lists the flags of a command, `lit-prune fields` lists all settings."""
 
 
 def parse(words: Sequence[str]) -> tuple[Verb[Any], Any]:

@@ -27,7 +27,7 @@ WORTH = 0.5
 
 
 def check(folder: Path) -> int:
-    """Print what a teacher is worth; returns 0 where that is at least `WORTH`, else 1."""
+    """Print by how much a teacher beats a trigram model; return 0 if by at least `WORTH`, else 1."""
     from lit_prune.evaluate.teacher_quality import worth
 
     found = worth(folder, lambda what: print(what, file=sys.stderr))
@@ -42,17 +42,17 @@ def check(folder: Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class CliArgs:
-    """Train a Llama from random weights: tokenizer, tokens, model, and a card with its validation loss."""
+    """Train a Llama with its tokenizer from scratch, and write a card with its validation loss."""
 
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """FIELD=VALUE of the recipe, e.g. vocab_size=4096. See `lit-prune fields teacher.pretraining`."""
+    """FIELD=VALUE of the recipe, e.g. vocab_size=4096. `lit-prune fields teacher.pretraining` lists the fields."""
     export: Path | None = None
     """Folder to copy the finished teacher to, with its card."""
     check: Annotated[tuple[Path] | tuple[()] | None, tyro.conf.arg(metavar="[FOLDER]")] = None
-    """Train nothing: print how far the teacher in this folder, default the shipped one, is ahead of a trigram model in
-    nats/token; the exit code is 1 if by less than 0.5."""
+    """Do not train. Print by how many nats/token the teacher in this folder (default: the shipped one) beats a trigram
+    model; the exit code is 1 if by less than 0.5."""
     store: str = DEFAULT_ROOT
-    """Folder of all results; a teacher in it is not trained again."""
+    """Folder of all results; a teacher in it is reused."""
     execution: Execution = Execution()
     """How the run is carried out; does not change its result."""
 

@@ -15,14 +15,15 @@ from lit_prune.store import DEFAULT_ROOT, Store
 
 @dataclasses.dataclass(frozen=True)
 class CliArgs:
-    """Write one HTML page with every table and claim of the store and the records, and the tables as files: results
-    as Parquet and CSV (a line a cell), ledger.csv (a line a claim), and every table in Markdown and LaTeX."""
+    """Write one HTML page with every table and claim of the store and the records. Also write the results as Parquet
+    and CSV (one line per cell), the claims as ledger.csv (one line per claim), and every table as Markdown and
+    LaTeX."""
 
     store: str = DEFAULT_ROOT
     """Folder of all results."""
     records: Path = RECORDS
-    """Folder of the records of finished tables. If store and record both have a table, the one with more finished
-    cells is shown."""
+    """Folder of the records of finished tables. If store and records both have a table, the page shows the one with
+    more finished cells."""
     out: Path | None = None
     """Folder of the report; default: reports/paper in the store."""
 

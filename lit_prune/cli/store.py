@@ -30,21 +30,21 @@ _LARGEST = 10
 
 @dataclasses.dataclass(frozen=True)
 class CliArgs:
-    """List what takes room in a store, or free what neither the records nor the named tables need."""
+    """List what takes disk space in a store, or remove what neither the records nor the named tables need."""
 
     action: tyro.conf.Positional[Literal["ls", "gc"]] = "ls"
-    """ls lists. gc lists what it would free, asks, and frees it: cells and stages that are not needed, cached teacher
-    outputs that no unfinished cell needs, and damaged nodes; never reports, evaluations, W&B runs, or what another
-    process is computing."""
+    """ls lists disk usage. gc lists what it would remove, asks for confirmation, and removes it: cells and stages that
+    are not needed, cached teacher outputs that no unfinished cell needs, and damaged results. It never removes reports,
+    evaluations, W&B runs, or what another process is computing."""
     tables: tyro.conf.Positional[tuple[str, ...]] = ()
-    """gc only: tables to keep, e.g. loss_ablation, or all: the cells of every request made of them in this store, and
-    what these are computed from."""
+    """gc only: tables to keep, e.g. loss_ablation, or all. Keeps the cells of every request for these tables in this
+    store, and the stages from which they were computed."""
     store: str = DEFAULT_ROOT
     """Folder of the store."""
     records: Path = RECORDS
-    """Folder of the records; their cells, and what these are computed from, are kept."""
+    """Folder of the records. Their cells, and the stages from which they were computed, are kept."""
     yes: bool = False
-    """gc only: free without asking."""
+    """gc only: remove without asking."""
 
 
 def run(flags: CliArgs) -> int:

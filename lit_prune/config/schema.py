@@ -27,18 +27,18 @@ class Teacher:
 
     model: str | None = "python-3.1M"
     """A teacher by name (`lit-prune teachers` lists them), a folder in Hugging Face layout, a .gguf file, or a hub id;
-    None trains one."""
+    None trains a new teacher by `teacher.pretraining`."""
     pretraining: Pretraining | None = None
-    """How to train the teacher where `model` is None."""
+    """How to train the teacher if `model` is None."""
     finetune: Finetuning | None = later(None, noop=None, was="correction")
-    """How to fine-tune it on `corpus` first; None takes it as it is."""
+    """How to fine-tune the teacher on `corpus` before it is pruned; None does not fine-tune it."""
     fingerprint: str | None = None
     """sha256 of the weights, or revision on the hub. Filled in by the program: it replaces `model` in the address."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One forward pass of the teacher over calibration data; every criterion reads its statistics."""
+    """The pass of the teacher over calibration sequences that collects the statistics of all criteria."""
 
     num_sequences: Count = renamed(128, was="samples")
     """Calibration sequences (1,024 in the papers)."""
@@ -47,37 +47,37 @@ class Calibration:
     seed: Natural = 0
     """Seed of the draw from the calibration split."""
     precision: Precision = later("32-true", noop="32-true")
-    """Arithmetic of the passes; auto is what this machine computes fastest. Statistics are summed in float64."""
+    """Precision of the passes; auto selects the fastest on this machine. Statistics are summed in float64."""
 
 
 @dataclass(frozen=True)
 class ThroughputTest:
-    """Requests that the student and its teacher serve in turns: prompts are read, and each is continued greedily."""
+    """Requests that the student and its teacher serve in turns: prompts are processed and continued greedily."""
 
     batch_size: Count = renamed(8, was="batch")
     """Sequences served at once."""
     prompt_len: Count = renamed(128, was="prompt")
     """Tokens of each prompt."""
     max_new_tokens: Annotated[int, Ge(2)] = renamed(32, was="new")
-    """Tokens that each prompt is continued by."""
+    """Tokens generated after each prompt."""
     num_repeats: Count = renamed(9, was="repeats")
-    """Requests of each of the two that are timed, after one of warm-up."""
+    """Timed requests of each model, after one warm-up request."""
     precision: Literal["32-true", "bf16-true"] = "32-true"
-    """Weights and arithmetic of both."""
+    """Precision of the weights and the arithmetic of both models."""
 
 
 @dataclass(frozen=True)
 class TaskTest:
-    """Accuracy in tasks whose files lie in a folder, with the prompts of lm-eval, which must be installed."""
+    """Accuracy on tasks that are read from files in a folder, with the prompts of lm-eval, which must be installed."""
 
     names: tuple[str, ...] = ("hellaswag", "piqa", "blimp")
     """Tasks, as `lit-prune evaluate --tasks` names them."""
     data_dir: str = "tasks"
-    """Folder of their files, as their authors publish them."""
+    """Folder with the files of the tasks, as their authors publish them."""
     num_documents: Count | None = 500
-    """Documents of each task, the first ones, of all its subtasks in equal number; None takes all."""
+    """Number of documents of each task: its first ones, equally many of each subtask; None uses all."""
     num_fewshot: Natural = 0
-    """Examples before each document."""
+    """Few-shot examples before each document."""
     fingerprint: str | None = None
     """sha256 of the files and the version of lm-eval. Filled in by the program: it replaces `data_dir` in the
     address."""
@@ -85,29 +85,28 @@ class TaskTest:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Language-model loss on the validation split, and what else there is to measure of a student."""
+    """Language-model loss on the validation split, and optional further measurements of a student."""
 
     num_sequences: Count = renamed(64, was="blocks")
     """Validation sequences, drawn once and the same for every cell."""
     seq_len: SeqLen = renamed(256, was="block")
     """Tokens in a sequence."""
     precision: Precision = later("32-true", noop="32-true")
-    """Arithmetic of the forward passes, of student and teacher; auto is what this machine computes fastest. Losses are
-    taken from the logits in float32 and summed in float64."""
+    """Precision of the forward passes of student and teacher; auto selects the fastest on this machine. Losses are
+    computed from float32 logits and summed in float64."""
     num_validations: Natural = later(0, noop=0, was="checks")
-    """Equal parts of the retraining after each of which the student is evaluated, and once before the first; 0
-    evaluates it at the end only."""
+    """Validations during the retraining, at equal distances, plus one before it; 0 evaluates only at the end."""
     second_corpus: Corpus | None = later(None, noop=None, was="second")
-    """Another text to measure the language-model loss on, on its own validation split."""
+    """Another text on whose validation split the language-model loss is measured as well."""
     throughput: ThroughputTest | None = later(None, noop=None, was="speed")
-    """Measure on this machine how fast the student serves requests, and in how much memory, beside its teacher."""
+    """Measure the speed and memory of the student relative to its teacher on this machine; None does not."""
     tasks: TaskTest | None = later(None, noop=None)
-    """Measure the student's accuracy in tasks too: a table then has a column of each, and of their mean."""
+    """Measure the student's accuracy on tasks as well. A table then has one column per task and one of their mean."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: a teacher, pruned and distilled, evaluated."""
+    """One measurement: a teacher is pruned, the student is distilled and evaluated."""
 
     corpus: Corpus = Corpus()
     """Text for calibration, retraining and validation."""
@@ -122,22 +121,21 @@ class Cell:
     evaluation: Evaluation = Evaluation()
     """The measurement."""
     seed: Natural = 0
-    """Seed of the retraining: the order of the data, and new weights where there are any."""
+    """Seed of the retraining: the order of the data and newly initialised weights."""
     parent: Changes | None = later(None, noop=None, was="source")
-    """The cell whose retrained student is pruned instead of the teacher, by what it has different from this one:
-    `parent.prune.num_hidden_layers` and so on, `{}` for nothing, null for no parent. It may have a parent in turn,
-    to any depth,
-    and as it lies inside this cell no chain leads back to itself. Sizes of `prune` are shares of its student."""
+    """The cell whose retrained student is pruned instead of the teacher; null for none. It inherits every field of this
+    cell except those set under `parent.*`, such as `parent.prune.num_hidden_layers`; `{}` changes nothing. A parent may
+    have a parent, to any depth. The sizes of `prune` are then shares of the parent's student."""
 
 
 Choices = tuple[int | float | None, ...]
-"""Sizes of one axis to choose among: counts, shares of the teacher in (0, 1], and None, which keeps the teacher's, as
-an axis without choices does."""
+"""Sizes of one axis to choose from: counts, shares of the teacher in (0, 1], or None for the teacher's size. An axis
+without choices keeps the teacher's size."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Shapes to choose among: every combination of the choices that has the requested parameters and speed
+    """Candidate shapes: every combination of the choices that meets the bounds on parameters and speed
     (Minitron, Table 12)."""
 
     num_hidden_layers: Choices = renamed((), was="layers")
@@ -156,7 +154,7 @@ class SearchSpace:
     max_params: int | float | None = renamed(None, was="most")
     """Most parameters, a count or a share of the teacher's; None sets no bound."""
     speedup: Positive | None = None
-    """Least throughput, in forward tokens/s over the teacher's, measured on this machine; None measures nothing."""
+    """Minimum speedup over the teacher in forward tokens/s, measured on this machine; None sets no bound."""
 
 
 def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
@@ -166,21 +164,20 @@ def name_of_shape(layers: int, heads: int, neurons: int, hidden: int) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """The scale a table is asked at."""
+    """The scale at which a table is run."""
 
     cell: Cell
     """The base cell."""
     seeds: Count = 3
     """Seeds of every row that is retrained."""
     calibration_seeds: Count = renamed(3, was="draws")
-    """Seeds of every row that is not, where a seed is a draw of calibration sequences: they cost little."""
+    """Seeds of every row that is not retrained; each draws other calibration sequences."""
     second_corpus: Corpus = renamed(Corpus(path="readmes", holdout_fraction=0.45), was="second_text")
-    """Another text, for the tables that measure the loss on two (WikiText2 in the papers)."""
+    """The second text of tables that measure the loss on two texts (WikiText2 in the papers)."""
     new_text: Changes = (("corpus.path", "readmes"), ("corpus.holdout_fraction", 0.2))
-    """Fields of the cell for a text the teacher was not trained on: the second training phase and the distillation text
-    of the tables about a fine-tuned teacher."""
+    """Fields of the cell that select a text on which the teacher was not trained. Tables about a fine-tuned teacher use
+    it for the second training phase and for distillation."""
     search_space: SearchSpace | None = renamed(None, was="search")
-    """Shapes that a search compares; None: there is nothing to search."""
+    """Shapes that `search_ablation` compares; None if the profile has none."""
     deep_teacher: Teacher | None = None
-    """A teacher with enough layers for the tables that compare them, where that of the cell has too few; None: there is
-    no other."""
+    """A teacher for tables that need more layers than the teacher of the cell has; None if there is no other."""

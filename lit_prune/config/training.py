@@ -14,18 +14,18 @@ from lit_prune.config.precision import Precision
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up and cosine decay, stepped once a batch."""
+    """AdamW with linear warm-up and cosine decay; one step per batch."""
 
     lr: Positive = 1e-3
     """Peak learning rate."""
     min_lr: NonNegative = 1e-5
     """Learning rate at the last step of a run longer than `warmup_steps`."""
     warmup_steps: Natural = renamed(10, was="warmup")
-    """Steps of linear warm-up. A run of no more steps has no decay and ends at lr * max_steps / warmup_steps."""
+    """Steps of linear warm-up. A run that is not longer has no decay and ends at lr * max_steps / warmup_steps."""
     schedule_steps: Count | None = later(None, noop=None)
-    """Steps of the schedule, of which the run is a part, as where pruning interrupts it; None is those of the run."""
+    """Steps of the whole schedule if the run is only a part of it, as in iterative pruning; None is the run's steps."""
     schedule_start: Natural = later(0, noop=0)
-    """0-based step of the schedule at which the run begins."""
+    """Step of the schedule at which the run begins, 0-based."""
     beta1: Fraction = 0.9
     """Decay of the first moment. The papers do not state theirs."""
     beta2: Fraction = 0.95
@@ -33,7 +33,7 @@ class Optimizer:
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
     max_grad_norm: Positive = renamed(1.0, was="clip")
-    """Largest global gradient norm."""
+    """Maximum global norm to which gradients are clipped."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class Finetuning:
     batch_size: Count = renamed(8, was="batch")
     """Sequences in a step."""
     precision: Precision = "32-true"
-    """Arithmetic of the training steps; auto is what this machine computes fastest."""
+    """Precision of the training steps; auto selects the fastest on this machine."""
     optimizer: Optimizer = renamed(Optimizer(lr=6e-4, min_lr=1e-4, warmup_steps=10), was="optim")
-    """Optimizer and schedule. The paper's peak is a fifth of that of the teacher's own training, after 120 steps of
-    warm-up; this is a fifth for the teacher that ships with the package."""
+    """Optimizer and schedule. In the paper the peak is a fifth of that of the teacher's pretraining, after 120 steps of
+    warm-up. The default is a fifth of that of the teacher that ships with the package."""
     seed: Natural = 0
     """Seed of the order of the data."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA), which are trained in the place of the weights and merged into them at the end."""
+    """Low-rank adapters (LoRA), trained instead of the weights and merged into them at the end."""
 
     rank: Count = 8
     """Rank of each adapter."""
@@ -100,7 +100,7 @@ class Lora:
     dropout: Fraction = 0.0
     """Share of each adapter's input that is dropped."""
     target_modules: tuple[str, ...] | None = renamed(None, was="targets")
-    """Linear modules of the layers that get one, such as q_proj or down_proj; None is all of them."""
+    """Linear modules of the layers that get an adapter, such as q_proj or down_proj; None is all of them."""
 
 
 @dataclass(frozen=True)
@@ -108,29 +108,28 @@ class Distill:
     """L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is (Minitron, section 3)."""
 
     imitate: Literal["teacher", "parent"] = later("teacher", noop="teacher")
-    """The model whose outputs the student learns: the teacher of the cell, or the parent's student that it was cut
-    from."""
+    """Model whose outputs the student imitates: the teacher of the cell, or the retrained student of its parent."""
     logit_loss: str = "kld"
-    """Loss between the vocabularies' distributions of teacher and student."""
+    """Loss between the next-token distributions of teacher and student."""
     temperature: Positive = 1.0
-    """Both logits are divided by it first."""
+    """Divisor of the logits of both models."""
     scale_by_temperature_squared: bool = renamed(False, was="tau_squared")
-    """Multiply L_logits by temperature squared; the papers do not."""
+    """Multiply L_logits by the square of the temperature; the papers do not."""
     mixture: Annotated[float, Gt(0), Lt(1)] | None = later(None, noop=None, was="mix")
-    """Parameter, above 0 and below 1, of a logit loss that compares with a mixture of teacher and student: of the
-    teacher's share in it for jsd and skew_kld, of the student's for skew_reverse_kld; None is the published default."""
+    """Parameter of a logit loss that uses a mixture of teacher and student, above 0 and below 1; None is the published
+    default. It is the teacher's share for jsd and skew_kld, the student's share for skew_reverse_kld."""
     top_k: int | None = later(None, noop=None)
-    """L_logits over the teacher's likeliest tokens alone, both distributions renormalised over these; None takes the
-    whole vocabulary. Validation always does."""
+    """Compute L_logits over this many of the teacher's most likely tokens, with both distributions renormalised; None
+    uses the whole vocabulary, as validation always does."""
     ce_weight: NonNegative | Literal["balanced"] = renamed(0.0, was="w_clm")
-    """Weight of the student's cross-entropy on the labels; "balanced" is that of all other terms together over L_CLM,
-    detached, at every step."""
+    """Weight of the student's cross-entropy with the labels (L_CLM); "balanced" is the sum of all other terms divided
+    by L_CLM, detached, at every step."""
     kd_weight: NonNegative = renamed(1.0, was="w_logits")
     """Weight of the logit loss."""
     alpha: NonNegative | Literal["dynamic"] = 0.0
-    """Weight of the intermediate loss; "dynamic" is L_logits / L_is, detached, at every step."""
+    """Weight of the hidden loss (L_is); "dynamic" is L_logits / L_is, detached, at every step."""
     hidden_loss: str = "cosine"
-    """Loss between intermediate states."""
+    """Loss between hidden states."""
     match_embedding: bool = renamed(False, was="embedding")
     """L_emb: compare the embedding output, read after the first layer's norm."""
     match_mlp_input: tuple[str, ...] = renamed((), was="mlp_input")
@@ -138,13 +137,13 @@ class Distill:
     match_layer_output: tuple[str, ...] = renamed((), was="block_output")
     """L_o: "teacher:student" layers compared at their output, read after the norm that follows."""
     match_attention: tuple[str, ...] = later((), noop=(), was="attention")
-    """L_att: "teacher:student" layers whose relations between tokens are compared: of queries, of keys and of values,
-    as their linears give them, before rotary embedding."""
+    """L_att: "teacher:student" layers whose relations between tokens are compared (MiniLMv2): of queries, keys and
+    values, read at the outputs of their linear layers, before rotary embedding."""
     relation_heads: Count = later(8, noop=8)
-    """Parts that queries, keys and values are each cut into for L_att, whatever heads the models have."""
+    """Parts into which queries, keys and values are split for L_att, independent of the heads of the models."""
     projection: Literal["shared", "per_pair"] = later("shared", noop="shared")
-    """Linear map from the student's states to the teacher's width: one for all, or one for each pair of states. There
-    is none where the widths are equal, nor for L_att."""
+    """Linear map from the student's states to the teacher's width: one shared map, or one per pair of states. Equal
+    widths and L_att need none."""
     seq_len: SeqLen = renamed(256, was="block")
     """Tokens in a sequence."""
     batch_size: Count = renamed(8, was="batch")
@@ -152,21 +151,22 @@ class Distill:
     max_steps: Natural = renamed(100, was="steps")
     """Optimizer steps; 0 evaluates the pruned student as it is."""
     max_tokens: Count | None = later(None, noop=None, was="tokens")
-    """Budget in tokens instead of `max_steps`, which become the nearest whole number; None leaves it to them."""
+    """Budget in tokens instead of `max_steps`, converted to the nearest number of steps; None uses `max_steps`."""
     max_flops: Positive | None = later(None, noop=None, was="flops")
-    """Budget in FLOPs of training the student and of the teacher's forward pass where the objective needs it, instead
-    of `max_steps`; None leaves it to them."""
+    """Budget in FLOPs instead of `max_steps`: training the student, and the teacher's forward pass if the objective
+    needs it; None uses `max_steps`."""
     precision: Precision = "32-true"
-    """Arithmetic of the training steps; auto is what this machine computes fastest."""
+    """Precision of the training steps; auto selects the fastest on this machine."""
     optimizer: Optimizer = renamed(Optimizer(), was="optim")
     """Optimizer and schedule."""
     teacher_optimizer: Optimizer | None = later(None, noop=None, was="teacher_optim", begin=Finetuning().optimizer)
-    """Correct the teacher alongside: with every batch it takes a step of its own on cross-entropy, by this optimizer
-    and schedule (In Practice, Figure 5); None leaves it as it is."""
+    """Optimizer and schedule to fine-tune the teacher alongside the student: the teacher takes one cross-entropy step
+    with every batch (In Practice, Figure 5); None keeps the teacher fixed."""
     lora: Lora | None = later(None, noop=None)
     """Train low-rank adapters instead of the weights; needs peft."""
     train_last_layers: Count | None = later(None, noop=None, was="last")
-    """Train only so many last layers, the final norm and the head (with it the embedding, where they are tied)."""
+    """Train only this many last layers, the final norm and the output head (and the embedding if it is tied to the
+    head); None trains all weights."""
 
     @property
     def needs_teacher(self) -> bool:

@@ -34,19 +34,18 @@ class TableRequest:
     """Choose the cells of a table."""
 
     profile: str = "quick"
-    """Scale: quick (2 CPU cores, minutes), laptop (about an hour), smollm2 (a real model of 135M
-    parameters, hours), h200 (one GPU), paper (the papers' own), or a YAML
-    file."""
+    """Scale: quick (2 CPU cores, minutes), laptop (about an hour), smollm2 (135M parameters, hours),
+    h200 (one GPU), paper (the papers' scale), or a YAML file."""
     set: tuple[str, ...] = ()
     """FIELD=VALUE for every row, e.g. teacher.model=./my-llama or distill.max_steps=50. `lit-prune fields` lists
     the fields."""
     add_row: tuple[str, ...] = ()
-    """FIELD=VALUE: add a row that is the baseline with this one change, e.g. logit_loss=mse_logits."""
+    """FIELD=VALUE: add a row, the baseline with this one change, e.g. logit_loss=mse_logits."""
     filter: tuple[str, ...] = ()
-    """FIELD=VALUE: keep only the rows with this value, e.g. logit_loss=kld. Given again, values of one field
+    """FIELD=VALUE: keep only the rows with this value, e.g. logit_loss=kld. If given several times, values of one field
     are alternatives, and different fields must all match."""
     seeds: int | None = None
-    """Seeds of every row; default: as many as the profile has."""
+    """Number of seeds of every row; default: that of the profile."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import pytest
 from refusals import check_refusal
 
 from lit_prune.cli import evaluate, table
+from lit_prune.cli.fields import settings
 from lit_prune.cli.main import VERBS, main, parse
 from lit_prune.cli.process import Verb, execute
-from lit_prune.config import ConfigError
+from lit_prune.config import Cell, ConfigError, Profile
+from lit_prune.config.overrides import override
 from lit_prune.store import Locked
 
 
@@ -91,6 +93,15 @@ def test_a_reader_that_leaves_early_is_no_error():
         process.stdout.close()
         assert process.wait(60) == 0
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_listed_defaults_are_the_values_that_an_override_begins_with():
+    listed = {one.path: one.default for one in settings()}
+    cell = override(Cell(), {"teacher.pretraining.seed": 0, "teacher.finetune.seed": 0})
+    assert listed["teacher.pretraining.optimizer.lr"] == cell.teacher.pretraining.optimizer.lr == 3e-3
+    assert listed["teacher.pretraining.corpus.path"] == cell.teacher.pretraining.corpus.path == "python+dependencies"
+    assert listed["teacher.finetune.optimizer.lr"] == cell.teacher.finetune.optimizer.lr == 6e-4
+    assert listed["second_corpus.path"] == Profile(cell).second_corpus.path == "readmes"
 
 
 @pytest.mark.slow
