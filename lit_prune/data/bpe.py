@@ -15,7 +15,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with `vocab_size` entries, trained on the train split.
 
     Raises:
-        ConfigError: too few entries for all bytes and the end of text.
+        ConfigError: if `vocab_size` is too small for all bytes and the end-of-text token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

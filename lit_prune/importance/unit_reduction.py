@@ -21,7 +21,7 @@ def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
 
     Shapes: "neuron" [layers, neurons], "head" [layers, heads], "hidden" [1, hidden] over the whole model, "layer"
     [1, layers]. Keys and values count for a head only if it does not share them with other heads; its queries and its
-    columns of the output projection always count.
+    part of the output projection always count.
     """
     shape, anatomy = shape_of(model.config), anatomy_of(model.config)
     head = {"head", "kv_group"} if shape.num_attention_heads == shape.num_key_value_heads else {"head"}

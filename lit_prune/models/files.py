@@ -35,7 +35,7 @@ class Pending(Protocol):
 
 
 class Place(str):
-    """The folder of a model, the fingerprint that its files must have, and the field that names the model.
+    """The folder of a model as text, with the fingerprint its files must have and the config field that names it.
 
     `pending` is set if the folder is in the cache of converted models and does not exist yet.
     """

@@ -72,7 +72,7 @@ def head_of(model: Any) -> LMHead:
     """Return the head of a causal language model.
 
     Raises:
-        ConfigError: its family is not supported.
+        ConfigError: if its family is not supported.
     """
     anatomy_of(model.config)
     linear = model.get_output_embeddings()
