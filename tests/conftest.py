@@ -1,4 +1,4 @@
-"""What all tests share: one thread, PyTorch as it is, no network, no account, and models that train in a moment."""
+"""Shared fixtures: one thread, stock PyTorch, no network, no account, and models that train in a moment."""
 
 import os
 

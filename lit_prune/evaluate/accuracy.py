@@ -1,4 +1,4 @@
-"""Accuracy in tasks read from files, as a measurement of a cell. No torch and no lm-eval until it is measured."""
+"""Measure accuracy in tasks read from files as a metric of a cell. Imports torch and lm-eval only to measure it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FIELD = "evaluation.tasks"
 
 
 def pin_tasks(tasks: TaskTest) -> TaskTest:
-    """Return the tasks with the fingerprint of their files and of the version of lm-eval that puts the questions.
+    """Return the tasks with the fingerprint of their files and of the version of lm-eval.
 
     Raises:
-        ConfigError: a task that is not read from files, a file that is missing, no lm-eval.
+        ConfigError: if a task is not read from files, a file is missing, or lm-eval is not installed.
     """
     if not tasks.names or (unknown := [name for name in tasks.names if name not in _choices()]):
         given = ", ".join(unknown) if tasks.names else "none"
@@ -38,7 +38,7 @@ def pin_tasks(tasks: TaskTest) -> TaskTest:
 def accuracies(model: Any, tokenizer: Any, tasks: TaskTest, tell: Callable[[float], None]) -> dict[str, float]:
     """Return the accuracy of a model in each task, as accuracy_TASK, and their mean, as accuracy.
 
-    `tell` is told the share of the work that is done.
+    `tell` is called with the completed share of the work, 0 to 1.
     """
     from lit_prune.evaluate.harness import measure
 
@@ -60,5 +60,5 @@ def _question(name: str, tasks: TaskTest) -> Question:
 
 
 def _choices() -> list[str]:
-    """The tasks that are read from files and have an accuracy."""
+    """Return the tasks that are read from files and have an accuracy."""
     return [name for name in LOCAL if name in KNOWN and (KNOWN[name].metric or "acc").startswith("acc")]

@@ -1,4 +1,4 @@
-"""Addresses of one cell, pinned: no change of the code may move what is in a store."""
+"""Addresses of pinned cells: no change of the code may move results in a store."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Recorded results: their addresses and files are what today's code makes of them."""
+"""Recorded results: the current code yields the same addresses and files."""
 
 import importlib
 import json

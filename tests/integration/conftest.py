@@ -1,4 +1,4 @@
-"""A folder with the files that the documents name, and the parts that they add."""
+"""A folder with the files that the documents name, and the parts that they register."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad requests to the command of a table: one line, exit code 2, and nothing is computed."""
+"""Bad requests to the command of a table: one line, exit code 2, nothing computed."""
 
 from __future__ import annotations
 

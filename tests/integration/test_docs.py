@@ -1,4 +1,4 @@
-"""The blocks of code in the documents: Python runs, YAML is a profile, and folders that are listed exist."""
+"""Code blocks of the documents: Python runs, YAML is a profile, and listed folders exist."""
 
 from __future__ import annotations
 

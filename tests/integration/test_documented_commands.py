@@ -1,4 +1,4 @@
-"""The commands, settings and fields in the documents exist, and the commands of tables would run."""
+"""Commands, settings and fields in the documents exist, and the commands of tables would run."""
 
 from __future__ import annotations
 

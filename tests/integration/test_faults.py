@@ -1,4 +1,4 @@
-"""Faults at random places: a killed command, a damaged store and a full disk end in the answer of an undisturbed run.
+"""Random faults: killed commands, damaged stores and full disks lead to the result of an undisturbed run.
 
 The command runs in forked processes, which spares each the seconds of importing torch. Draws are seeded; where a kill
 falls depends on the speed of the machine.

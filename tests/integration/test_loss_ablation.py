@@ -1,4 +1,4 @@
-"""The real command, end to end, on the teacher that ships: computed, found again, interrupted, shared, resumed."""
+"""The real command, end to end, with the shipped teacher: compute, reuse, interrupt, share, resume."""
 
 from __future__ import annotations
 

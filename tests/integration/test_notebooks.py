@@ -1,4 +1,4 @@
-"""The notebooks of analysis/ run from the first cell to the last, on a small model where they train one."""
+"""The notebooks of analysis/ run from the first cell to the last, with a small model if they train one."""
 
 from __future__ import annotations
 

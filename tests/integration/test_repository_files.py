@@ -1,4 +1,4 @@
-"""Files of the repository that name the same thing agree: the version, the checks, the test target, issue forms."""
+"""Repository files that name the same thing agree: version, checks, test target, issue forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M from its wheel: the registry's figures, its words, and what transformers makes of the file."""
+"""The real SmolLM2-135M from its wheel: the registry's figures, its tokens, and transformers' reading of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every table by its command, at a scale of seconds: each row is computed, and the report says all it has."""
+"""Every table by its command, at a scale of seconds: each row is computed, and the report is complete."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The wheel alone, without the checkout: it finds its profiles, its teacher and its page."""
+"""The wheel alone, without the checkout: it contains its profiles, its teacher and its page."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Names that hold markup, line breaks or escape sequences, through every writer of reports."""
+"""Names with markup, line breaks or escape sequences, through every writer of reports."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ def test_what_cannot_be_seen_is_spelled_out() -> None:
 
 
 NAMES = {"kld": "[2in]<img src=x>|[/x]", "mse": r"\input{x}</td>", "cosine": 'id="final" #010203 font: 3.14159px'}
-TOLD = " ".join((*HOSTILE, UNSEEN.replace(" \udce9", "")))
+NAMED = " ".join((*HOSTILE, UNSEEN.replace(" \udce9", "")))
 """What a user names in a cell; a name that is no UTF-8 is refused there."""
 TABLE = Table(
     name="toy", question="Which?", source="nowhere", baseline=NAMES["kld"],
     rows={name: {"distill.logit_loss": loss} for loss, name in NAMES.items()}, reference_rows={},
-    metrics=("lm_loss",), caveats=(TOLD,),
+    metrics=("lm_loss",), caveats=(NAMED,),
     claims=(Claim(NAMES["kld"], NAMES["mse"], "nowhere"),),
 )  # fmt: skip
 
@@ -128,7 +128,7 @@ TABLE = Table(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A report in which everything that a user names is hostile: rows, teacher, settings, an error."""
-    cell = Cell(corpus=Corpus(TOLD, fingerprint="0" * 64), teacher=Teacher(TOLD, fingerprint="1" * 64))
+    cell = Cell(corpus=Corpus(NAMED, fingerprint="0" * 64), teacher=Teacher(NAMED, fingerprint="1" * 64))
     asked, store = entries(TABLE, Profile(cell, 2)), Store(tmp_path_factory.mktemp("store"))
     *done, last = asked
     for entry in done:
@@ -136,8 +136,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
             pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}).to_csv(node.folder / "metrics.csv", index=False)
             node.finish({"lm_loss": 2.0 + entry.seed / 10}, seconds=1.0, commit="<b>")
     with store.claim(last.cell, "cell") as node:
-        node.fail(TOLD)
-    return assemble(TABLE, TOLD, {"corpus.path": TOLD}, asked, store, flags=("--add-row", TOLD))
+        node.fail(NAMED)
+    return assemble(TABLE, NAMED, {"corpus.path": NAMED}, asked, store, flags=("--add-row", NAMED))
 
 
 def test_every_file_of_a_report_shows_hostile_names_as_text(found: Report, tmp_path: Path) -> None:

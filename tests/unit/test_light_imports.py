@@ -1,4 +1,4 @@
-"""What states, requests and reads imports nothing that takes seconds: not torch, and the quickest not even pandas."""
+"""Commands that only describe, request or read import nothing slow: no torch, and the quickest no pandas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is registered has a name, and other packages add to it."""
+"""Registered parts have a name, and other packages can add their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import lit_prune as lp`, and the commands `prune` and `distill`, on a model of a second."""
+"""`import lit_prune as lp`, and the commands `prune` and `distill`, on a model that trains in a second."""
 
 from __future__ import annotations
 

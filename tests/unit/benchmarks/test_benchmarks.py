@@ -1,5 +1,5 @@
-"""Benchmarks: every trainer minimises the same number on the same batches, tables say what was measured, one command
-records it. What is timed is asserted nowhere."""
+"""Benchmarks: every trainer minimises the same loss on the same batches, tables name what was measured, and one command
+records it. Times are not asserted."""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""The benchmark of importance estimation runs and counts right; what it times is asserted nowhere."""
+"""The benchmark of importance estimation runs and counts correctly; times are not asserted."""
 
 import json
 

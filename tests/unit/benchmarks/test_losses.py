@@ -1,4 +1,4 @@
-"""The benchmark of the losses runs, and what it compares is the same loss; what it times is asserted nowhere."""
+"""The benchmark of the losses runs, and its ways compute the same loss; times are not asserted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`python -m lit_prune.cli.evaluate`: asked twice it answers from the store, and a bad request is one line."""
+"""`python -m lit_prune.cli.evaluate`: a repeated request reads the store, and a bad request is one line."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The figures are drawn from what the store holds, without torch."""
+"""Figures are drawn from the store, without torch."""
 
 import dataclasses
 import resource

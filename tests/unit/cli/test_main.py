@@ -1,4 +1,4 @@
-"""`lit-prune` and `python -m lit_prune`: one name for all commands, and how they end."""
+"""`lit-prune` and `python -m lit_prune`: dispatch of all commands, and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command begins."""
+"""Start of a command."""
 
 from __future__ import annotations
 

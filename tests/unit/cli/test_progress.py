@@ -1,4 +1,4 @@
-"""What a person sees while work is done."""
+"""Progress as users see it."""
 
 from __future__ import annotations
 

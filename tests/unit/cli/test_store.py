@@ -1,4 +1,4 @@
-"""`lit-prune store`: what takes room, and what is freed."""
+"""`lit-prune store`: what takes space, and what is freed."""
 
 from __future__ import annotations
 

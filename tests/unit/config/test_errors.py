@@ -1,4 +1,4 @@
-"""An error carries its field, which the reader of a section in another's place renames."""
+"""An error carries its field; reading a section in another's place renames it."""
 
 import pytest
 

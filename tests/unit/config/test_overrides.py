@@ -1,4 +1,4 @@
-"""The one way to change a cell: strict names and types."""
+"""`override`, the only way to change a cell: strict names and types."""
 
 from __future__ import annotations
 

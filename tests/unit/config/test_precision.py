@@ -1,4 +1,4 @@
-"""Which precision "auto" stands for, by what the machine says of itself."""
+"""Precision "auto" by the capabilities of the machine."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Profiles: a cell with its changes, the numbers of seeds, and the space a search looks through."""
+"""Profiles: a cell with its changes, the numbers of seeds, and the search space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: their rows and claims, and what is refused when they are made."""
+"""Tables: their rows and claims, and validation at construction."""
 
 from __future__ import annotations
 

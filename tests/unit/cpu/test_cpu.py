@@ -1,4 +1,4 @@
-"""The switches of a processor: what they compute is what PyTorch computes, and what they do is on record."""
+"""CPU optimisations: they compute what PyTorch computes, and their effect is recorded."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What Linux has and macOS has not is replaced."""
+"""Features of Linux that macOS lacks have a fallback."""
 
 from __future__ import annotations
 

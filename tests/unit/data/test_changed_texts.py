@@ -1,4 +1,4 @@
-"""Text that changes between the resolving of a request and tokenising is refused."""
+"""Text that changes between resolving a request and tokenising is refused."""
 
 import functools
 import gzip

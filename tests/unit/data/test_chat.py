@@ -1,4 +1,4 @@
-"""Conversations are written with the tokenizer's chat template, and scored where the corpus says."""
+"""Conversations use the tokenizer's chat template, and are scored as the corpus says."""
 
 import json
 from pathlib import Path

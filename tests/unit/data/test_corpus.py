@@ -1,4 +1,4 @@
-"""Text of every kind comes in, is split by document whatever the order, and is known by its content alone."""
+"""Text of every kind is read, split by document in any order, and identified by its content alone."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Every format gives the same documents, as the world writes it; what is not read is named."""
+"""Every file format gives the same documents; unread files are named."""
 
 import gzip
 import json

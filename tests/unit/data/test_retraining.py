@@ -1,4 +1,4 @@
-"""Whatever interrupts a run, it sees the blocks an uninterrupted run sees, in the same order, each once a pass."""
+"""However it is interrupted, a run reads the sequences of an uninterrupted run, in order and once per pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from refusals import refuses
 from lit_prune.data.retraining import RetrainingData, SeededOrder
 from lit_prune.distill.callbacks import Checkpoint
 
-BLOCKS, BLOCK, BATCH, STEPS = 10, 4, 4, 12
+NUM_SEQUENCES, SEQ_LEN, BATCH, STEPS = 10, 4, 4, 12
 """A pass over the data ends in the middle of step 2, at the end of step 4, in the middle of step 7, ..."""
 
 
@@ -35,7 +35,7 @@ class Recorder(L.LightningModule):
         if self.micro_batches == self.stop:
             raise Interrupted
         self.micro_batches += 1
-        blocks = (batch["input_ids"][:, 0] // BLOCK).tolist()
+        blocks = (batch["input_ids"][:, 0] // SEQ_LEN).tolist()
         self.seen.setdefault(self.trainer.global_step, []).extend(blocks)
         return self.weight * 0
 
@@ -56,7 +56,7 @@ class Run:
     def go_on(self, workers: int = 0, stop: int | None = None) -> int:
         """Train to the end, or before the micro-batch `stop` of this attempt; returns the step it began with."""
         data = RetrainingData(
-            self.tokens, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS, seed=self.seed,
+            self.tokens, seq_len=SEQ_LEN, batch_size=BATCH, max_steps=STEPS, seed=self.seed,
             grad_accum_steps=self.accumulate, num_workers=workers,
         )  # fmt: skip
         self.folder.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ class Run:
 @pytest.fixture
 def make_run(numbered: Callable, tmp_path: Path) -> Callable[..., Run]:
     """A maker of runs over the same tokens."""
-    tokens = numbered(train=BLOCKS * BLOCK)
+    tokens = numbered(train=NUM_SEQUENCES * SEQ_LEN)
     return lambda name, **how: Run(tokens, tmp_path / name, **how)
 
 
@@ -92,7 +92,7 @@ def make_run(numbered: Callable, tmp_path: Path) -> Callable[..., Run]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An uninterrupted run; neither workers nor micro-batches change its steps."""
     folder = tmp_path_factory.mktemp("whole")
-    run = Run(count_up(folder / "tokens", train=BLOCKS * BLOCK), folder / "run")
+    run = Run(count_up(folder / "tokens", train=NUM_SEQUENCES * SEQ_LEN), folder / "run")
     run.go_on()
     assert len(in_order(run)) == STEPS * BATCH
     return run
@@ -135,9 +135,9 @@ def test_every_block_is_seen_once_a_pass(make_run: Callable[..., Run], workers: 
     run = make_run("run")
     run.go_on(workers)
     order = in_order(run)
-    passes = [order[start : start + BLOCKS] for start in range(0, len(order), BLOCKS)]
-    assert all(sorted(one) == list(range(BLOCKS)) for one in passes[:-1])
-    assert len(set(passes[-1])) == len(passes[-1]) == STEPS * BATCH % BLOCKS
+    passes = [order[start : start + NUM_SEQUENCES] for start in range(0, len(order), NUM_SEQUENCES)]
+    assert all(sorted(one) == list(range(NUM_SEQUENCES)) for one in passes[:-1])
+    assert len(set(passes[-1])) == len(passes[-1]) == STEPS * BATCH % NUM_SEQUENCES
     assert len(set(map(tuple, passes[:-1]))) == len(passes) - 1
 
 
@@ -160,7 +160,7 @@ def test_another_seed_is_another_order(make_run: Callable[..., Run]) -> None:
 def test_the_loader_leaves_the_random_state_alone(make_run: Callable[..., Run]) -> None:
     """Else the dropout of a resumed run, whose loader is made once more, would be another."""
     data = RetrainingData(
-        make_run("run").tokens, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS, seed=0, num_workers=2
+        make_run("run").tokens, seq_len=SEQ_LEN, batch_size=BATCH, max_steps=STEPS, seed=0, num_workers=2
     )
     before = torch.get_rng_state()
     assert len(list(data.train_dataloader())) == STEPS
@@ -169,7 +169,7 @@ def test_the_loader_leaves_the_random_state_alone(make_run: Callable[..., Run]) 
 
 def sequence(world: int, start: int = 0, total: int = 48, seed: int = 0) -> list[list[int]]:
     """The share of every rank."""
-    return [list(SeededOrder(BLOCKS, total, seed, start, rank, world)) for rank in range(world)]
+    return [list(SeededOrder(NUM_SEQUENCES, total, seed, start, rank, world)) for rank in range(world)]
 
 
 @pytest.mark.parametrize("start", [0, 8, 20, 44])
@@ -184,27 +184,27 @@ def test_ranks_share_every_step(world: int, start: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_are_disjoint_and_together_the_whole(world: int) -> None:
-    shares = sequence(world, total=BLOCKS // world * world)
+    shares = sequence(world, total=NUM_SEQUENCES // world * world)
     together = [block for share in shares for block in share]
-    assert len(together) == len(set(together)) == BLOCKS // world * world
+    assert len(together) == len(set(together)) == NUM_SEQUENCES // world * world
 
 
 @pytest.mark.parametrize(("start", "world"), [(0, 1), (20, 1), (20, 2)])
 def test_the_length_is_that_of_the_whole_run(start: int, world: int) -> None:
     """Lightning counts batches from step 0, and would stop a resumed run early by what is left alone."""
-    assert len(SeededOrder(BLOCKS, 48, 0, start, 0, world)) == 48 // world
+    assert len(SeededOrder(NUM_SEQUENCES, 48, 0, start, 0, world)) == 48 // world
 
 
 def test_seeds_and_passes_have_orders_of_their_own() -> None:
-    orders = [sequence(1, seed=seed, total=2 * BLOCKS)[0] for seed in range(3)]
-    passes = [tuple(order[part]) for order in orders for part in (slice(BLOCKS), slice(BLOCKS, None))]
+    orders = [sequence(1, seed=seed, total=2 * NUM_SEQUENCES)[0] for seed in range(3)]
+    passes = [tuple(order[part]) for order in orders for part in (slice(NUM_SEQUENCES), slice(NUM_SEQUENCES, None))]
     assert len(set(passes)) == 6
 
 
 @pytest.mark.parametrize("accumulate", [3, 8])
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(make_run: Callable[..., Run], accumulate: int) -> None:
     how: dict[str, Any] = {
-        "seq_len": BLOCK,
+        "seq_len": SEQ_LEN,
         "batch_size": BATCH,
         "max_steps": STEPS,
         "seed": 0,

@@ -1,4 +1,4 @@
-"""Texts of public bug reports, as `shared/cases` writes them."""
+"""Texts of public bug reports, in the form of `shared/cases`."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""No token is lost between a document and a label, and none is made up."""
+"""No token is lost or invented between a document and a label."""
 
 import json
 from collections.abc import Callable

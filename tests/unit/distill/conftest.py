@@ -1,17 +1,17 @@
-"""The text that the runs of these tests are trained on, and runs that were never interrupted."""
+"""The training text of these tests, and uninterrupted runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from trained import BLOCK, BLOCKS, Whole, written
+from trained import NUM_SEQUENCES, SEQ_LEN, Whole, written
 
 
 @pytest.fixture(scope="session")
 def text_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BLOCKS blocks of text of 47 words, in which each word has two successors; the last block is not full."""
-    return written(tmp_path_factory.mktemp("part"), BLOCKS * BLOCK - 5)
+    """NUM_SEQUENCES sequences of a text of 47 words, each with two successors; the last sequence is not full."""
+    return written(tmp_path_factory.mktemp("part"), NUM_SEQUENCES * SEQ_LEN - 5)
 
 
 @pytest.fixture(scope="session")

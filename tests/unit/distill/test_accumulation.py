@@ -1,4 +1,4 @@
-"""An optimizer step cut into micro-batches is the same step, however unevenly its scored tokens are spread."""
+"""Gradient accumulation gives the same optimizer step, however unevenly the scored tokens are spread."""
 
 from __future__ import annotations
 

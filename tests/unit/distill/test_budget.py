@@ -1,4 +1,4 @@
-"""Budgets: tokens or FLOPs instead of steps, the same address as the steps they buy, and what a cell has spent."""
+"""Budgets in tokens or FLOPs: the address of the steps they buy, and the spending of a cell."""
 
 import dataclasses
 import json

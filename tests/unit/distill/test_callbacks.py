@@ -1,4 +1,4 @@
-"""What is told, recorded and noticed while a run trains: progress, history, divergence."""
+"""Callbacks during a run: progress, history, divergence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from distilled import gradients
-from trained import BATCH, BLOCK, QUICK, RECIPE, STEPS, equal, rows, run, small_student, small_teacher
+from trained import BATCH, QUICK, RECIPE, SEQ_LEN, STEPS, equal, rows, run, small_student, small_teacher
 
 from lit_prune.config import Optimizer
 from lit_prune.data.retraining import RetrainingData
@@ -44,7 +44,7 @@ def test_a_row_is_the_mean_of_its_steps(text_tokens, tmp_path):
 def test_the_first_row_is_of_the_first_batch_and_its_gradient_before_clipping(text_tokens, tmp_path):
     recipe = dataclasses.replace(RECIPE, alpha=0.0, optimizer=Optimizer(max_grad_norm=1e-3))
     run(text_tokens, tmp_path, recipe=recipe, log_every=1)
-    data = RetrainingData(text_tokens, seq_len=BLOCK, batch_size=BATCH, max_steps=STEPS, seed=0)
+    data = RetrainingData(text_tokens, seq_len=SEQ_LEN, batch_size=BATCH, max_steps=STEPS, seed=0)
     first = next(iter(data.train_dataloader()))
     module = Distiller(small_student(), small_teacher(), recipe)
     loss = module.objective(first["input_ids"], first["labels"])["loss"]

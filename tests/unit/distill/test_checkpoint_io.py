@@ -1,4 +1,4 @@
-"""Checkpoints: written beside their target, whole or not at all; a damaged one is dropped and the run starts anew."""
+"""Checkpoints are written atomically; a damaged one is dropped and the run starts again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher is corrected while the student learns from it: each by its own loss, optimizer, schedule and clip."""
+"""The teacher trains alongside the student: each with its own loss, optimizer, schedule and clipping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe costs: equal to what torch counts in its forward and backward pass, whatever of the student is trained.
+"""FLOPs of a recipe equal torch's count of its forward and backward pass, whatever part of the student is trained.
 
 torch counts masked positions of attention too, hence `causal=False`. The head and the losses see one token less than
 there are in a sequence, as the last has no successor; `on_scored` is that share.

@@ -1,4 +1,4 @@
-"""The objective against one computed by hand: its terms, their weights, the tokens that are scored."""
+"""The objective against a computation by hand: terms, weights, scored tokens."""
 
 from __future__ import annotations
 

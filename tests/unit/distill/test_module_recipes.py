@@ -1,4 +1,4 @@
-"""What a recipe adds to the plain objective: top-k, balanced cross-entropy, a projection a pair, what it refuses."""
+"""Optional parts of the objective: top-k, balanced cross-entropy, a projection per pair, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer and schedule: every step has its learning rate, and matrices alone decay."""
+"""Optimizer and schedule: the learning rate of every step, and weight decay on matrices only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teacher and student whose vocabularies are padded differently are compared over the entries that both have."""
+"""Teacher and student with differently padded vocabularies are compared over shared entries."""
 
 import json
 

@@ -13,7 +13,7 @@ import torch
 from distilled import llama, student_of
 from refusals import refuses
 from safetensors import safe_open
-from trained import BLOCK, RECIPE, close, equal, rows, run, small_student, written
+from trained import RECIPE, SEQ_LEN, close, equal, rows, run, small_student, written
 from transformers import LlamaForCausalLM
 
 from lit_prune.config import Distill, Execution, Optimizer
@@ -23,7 +23,7 @@ from lit_prune.distill.train import micro_batches
 @pytest.fixture(scope="module")
 def full_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 full blocks of text of 47 words, in which each word has two successors."""
-    return written(tmp_path_factory.mktemp("full"), 22 * BLOCK)
+    return written(tmp_path_factory.mktemp("full"), 22 * SEQ_LEN)
 
 
 def test_the_same_seed_gives_the_same_weights_and_history_bit_for_bit(whole, tmp_path):
@@ -146,7 +146,7 @@ def test_a_golden_curve(full_tokens, tmp_path, name):
     torch.manual_seed(0)
     student.apply(student._init_weights)
     recipe = Distill(
-        ce_weight=float(name == "pretraining"), kd_weight=float(name == "distillation"), seq_len=BLOCK, batch_size=8,
+        ce_weight=float(name == "pretraining"), kd_weight=float(name == "distillation"), seq_len=SEQ_LEN, batch_size=8,
         max_steps=60,
         optimizer=Optimizer(lr=1e-2, min_lr=1e-3, warmup_steps=10),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What of a student is trained: its last blocks, or adapters that are merged into it; the rest stays bit for bit."""
+"""The trained part of a student: its last layers, or adapters merged into it; the rest is bitwise unchanged."""
 
 from __future__ import annotations
 

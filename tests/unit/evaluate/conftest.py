@@ -1,4 +1,4 @@
-"""Texts and tokenizers that losses of texts are measured with."""
+"""Texts and tokenizers for losses of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy as a measurement of a cell: what lm-eval says of the same model, its address, and what is refused."""
+"""Accuracy as a metric of a cell: agreement with lm-eval, address, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metric: parts of documents added up, alone and over two processes."""
+"""The metric sums the parts of documents, alone and over two processes."""
 
 import math
 import multiprocessing

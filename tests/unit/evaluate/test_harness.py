@@ -1,4 +1,4 @@
-"""lm-eval on a model in memory: its numbers are those of a forward pass by hand, and the model is left as it was."""
+"""lm-eval on a model in memory: its numbers equal a forward pass by hand, and the model is unchanged."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Benchmarks from files as their authors publish them: the documents, and the prompts that lm-eval makes of them."""
+"""Benchmarks from published files: the documents, and lm-eval's prompts of them."""
 
 import bz2
 from itertools import chain

@@ -1,4 +1,4 @@
-"""Memory of a call, against bytes counted by hand; and of the process, which is asked to forget."""
+"""Memory of a call, against bytes counted by hand; peak memory of the process, and its reset."""
 
 import copy
 import subprocess

@@ -1,4 +1,4 @@
-"""Which model is meant, what its address is made of, and where its tokenizer comes from."""
+"""Resolve models: which one is meant, its address, and its tokenizer."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
-"""Requests: what is generated, in which order models take their turns, and what is made of seconds and bytes.
+"""Requests: generated tokens, order of models, and statistics of seconds and bytes.
 
-Never how long it takes.
+Times are not asserted.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Throughput: what is run, in which order, and what is made of the seconds. Never how long it takes."""
+"""Throughput: the passes, their order, and the statistics of their seconds. Times are not asserted."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The yardstick: Kneser-Ney by hand and against plain Python, and the check that uses it on a teacher."""
+"""Kneser-Ney by hand and against plain Python, and its comparison with a teacher."""
 
 import json
 import math

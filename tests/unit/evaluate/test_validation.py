@@ -1,4 +1,4 @@
-"""Validation losses by hand, and checks on the way of a run: they change nothing and survive an interruption."""
+"""Validation losses by hand; validations during a run change nothing and survive an interruption."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Windows over documents: which tokens they score and with which context, and how documents are read."""
+"""Windows over documents: scored tokens, their context, and the reading of documents."""
 
 import pytest
 from scored_texts import CHOICES

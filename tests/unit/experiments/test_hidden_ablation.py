@@ -1,4 +1,4 @@
-"""The paper's maps of blocks in models of another depth, and the teacher that is deep enough for them."""
+"""The paper's layer pairs in models of another depth, and the deep teacher they need."""
 
 import dataclasses
 

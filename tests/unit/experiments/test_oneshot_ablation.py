@@ -1,4 +1,4 @@
-"""Rows of oneshot_ablation that are compared: as many steps, and in those of one schedule the same learning rates."""
+"""Compared rows of oneshot_ablation have equal steps and, with a shared schedule, equal learning rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is random in a treatment is drawn anew for each seed."""
+"""Everything random in a treatment is drawn again for each seed."""
 
 from __future__ import annotations
 

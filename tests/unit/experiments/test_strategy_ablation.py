@@ -1,4 +1,4 @@
-"""The controls of strategy_ablation: as many steps, as many FLOPs, another teacher, and the heads that are kept."""
+"""The controls of strategy_ablation: equal steps, equal FLOPs, another teacher, and the kept heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of throughput_ablation: what is pruned, and which requests a profile makes."""
+"""The rows of throughput_ablation: their pruning, and the requests of a profile."""
 
 from dataclasses import replace
 

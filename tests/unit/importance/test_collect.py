@@ -1,4 +1,4 @@
-"""What calibration measures: moments against plain computations, whatever is worked on at once."""
+"""Calibration statistics: moments against plain computations, for any chunking."""
 
 import dataclasses
 import itertools

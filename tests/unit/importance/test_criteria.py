@@ -1,4 +1,4 @@
-"""Scores: the contract of every criterion, and what each of them says of units that are known."""
+"""Criteria: the contract of each, and its scores of units with known importance."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Distances between the states around spans of blocks, and the loss without them."""
+"""Distances between the states around spans of layers, and the loss without them."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Dashboards of a table: what they say, and what real wandb clients send of them to a stand-in for the server."""
+"""Dashboards of a table: their content, and what real wandb clients send to a stand-in for the server."""
 
 import dataclasses
 import importlib

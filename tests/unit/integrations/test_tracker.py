@@ -1,4 +1,4 @@
-"""The mirror of cells in W&B: a run that is resumed is one history, whatever was lost; every cell has its run."""
+"""Cells in W&B: a resumed run is one history, whatever was lost, and every cell has its run."""
 
 import json
 import os

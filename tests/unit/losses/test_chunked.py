@@ -1,4 +1,4 @@
-"""Losses from last states are those of the model's logits, with their gradients, however many tokens at a time."""
+"""Losses from last states equal those of the model's logits, with gradients, for any chunk size."""
 
 from __future__ import annotations
 

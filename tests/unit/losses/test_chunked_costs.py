@@ -1,4 +1,4 @@
-"""What losses from last states cost: no large tensor, no waiting, and no more rounding than their factors have."""
+"""Cost of losses from last states: no large tensor, no synchronisation, and no more rounding than their factors."""
 
 from __future__ import annotations
 

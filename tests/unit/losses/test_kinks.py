@@ -1,4 +1,4 @@
-"""Kinks of losses are found, and smooth losses have none."""
+"""Kinks of losses are found; smooth losses have none."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Contracts of every registered loss, values worked out by hand, and how the terms are weighed."""
+"""Contracts of every registered loss, values by hand, and weights of the terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses are what their formulas say: against references written another way, and by hand."""
+"""Losses equal their formulas: against independent references, and by hand."""
 
 from __future__ import annotations
 

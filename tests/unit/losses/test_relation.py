@@ -1,4 +1,4 @@
-"""L_att: relations by hand; queries, keys and values as every family's attention makes them; the objective's term."""
+"""L_att: relations by hand, queries, keys and values of every family's attention, and the term of the objective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the terms of an objective are weighed by each other."""
+"""Weights of the terms of an objective relative to each other."""
 
 from __future__ import annotations
 

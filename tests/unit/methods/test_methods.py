@@ -1,4 +1,4 @@
-"""Contracts of every registered pruning method, each method by an independent computation, and one from user code."""
+"""Contracts of every registered pruning method, each against an independent computation, and one from user code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model on disk, to be changed, and a GGUF file with a cache and an index of its own."""
+"""A model on disk, for tests to alter, and a GGUF file with its own cache and index."""
 
 from __future__ import annotations
 

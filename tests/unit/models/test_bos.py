@@ -1,4 +1,4 @@
-"""Sequences of a model that expects a begin-of-text token begin with one, and no token is lost or scored twice."""
+"""Sequences of a model that expects a begin token start with one, and no token is lost or scored twice."""
 
 import json
 import shutil

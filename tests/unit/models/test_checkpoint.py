@@ -1,4 +1,4 @@
-"""Checkpoints are what their configs say: what transformers would fill in, drop or run is refused, naming it."""
+"""Checkpoints match their configs: weights that transformers would initialise, drop or execute are refused by name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A loaded model is compared with the description of its family, and refused where they differ."""
+"""A loaded model is compared with the description of its family, and refused if they differ."""
 
 import copy
 from dataclasses import replace

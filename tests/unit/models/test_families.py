@@ -1,4 +1,4 @@
-"""Where each family keeps its parts: checked on real modules, by what flows through them."""
+"""Locations of the parts of each family, checked on real modules by their activations."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A model is known by all that is read for it, and what is loaded is what was known."""
+"""The fingerprint of a model covers all files read for it, and the loaded files are those."""
 
 import shutil
 

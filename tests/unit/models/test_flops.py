@@ -1,4 +1,4 @@
-"""The cost model: what torch counts in real models of every family, and the figures the paper prints."""
+"""The cost model: torch's counts in real models of every family, and the figures in the paper."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""A GGUF file becomes the model that it was written from, bit for bit of what it holds, or is refused in one line."""
+"""A GGUF file loads as the model it was written from, bit for bit, or is refused in one line."""
 
 from __future__ import annotations
 

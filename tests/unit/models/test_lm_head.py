@@ -1,4 +1,4 @@
-"""The head read from a model gives its logits, in every family."""
+"""The head read from a model reproduces its logits, in every family."""
 
 from __future__ import annotations
 

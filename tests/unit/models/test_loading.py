@@ -1,4 +1,4 @@
-"""The teacher that ships is what its card says, small, and worth compressing; and every way a model is known."""
+"""The shipped teacher matches its card, is small and worth compressing; and every way to name a model."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Sequences are at most as long as a model is made for, whatever its positions are made of."""
+"""Sequences are at most as long as a model's positions, whatever their kind."""
 
 import pytest
 from refusals import refuses

@@ -1,4 +1,4 @@
-"""Teachers by name and GGUF files: known before they are here, fetched whole or not at all, found again."""
+"""Teachers by name and GGUF files: known before download, fetched atomically, found again."""
 
 from __future__ import annotations
 

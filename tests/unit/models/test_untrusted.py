@@ -1,4 +1,4 @@
-"""Folders whose format is not supported or not to be trusted: quantised, adapters, GGUF, own code."""
+"""Folders with an unsupported or untrusted format: quantised, adapters, GGUF, custom code."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Cells of six steps, and a count of the forward passes of teachers."""
+"""Cells of six steps, and a count of teacher forward passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each stage is charged its own seconds alone, with those of attempts that are continued. They are in env.json."""
+"""env.json has the seconds of each stage alone, including resumed attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dry run lists of each row: cells, size of the student, tokens, and the time that earlier cells tell."""
+"""A dry run lists each row: cells, student size, tokens, and the time estimated from earlier cells."""
 
 from __future__ import annotations
 

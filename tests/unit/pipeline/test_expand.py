@@ -1,4 +1,4 @@
-"""The cells of a table: seeds, settings, references, and what a person may add or leave out."""
+"""The cells of a table: seeds, settings, references, and added or filtered rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher is fine-tuned on the cell's text: before it is pruned, as a node of its own."""
+"""The teacher is fine-tuned on the cell's text before pruning, as its own node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that differ only in settings without effect have one outcome; sizes that are set for all rows."""
+"""Rows that differ only in settings without effect have one outcome; sizes set for all rows."""
 
 from __future__ import annotations
 

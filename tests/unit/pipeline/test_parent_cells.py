@@ -1,4 +1,4 @@
-"""Cells whose student is pruned from the retrained one of a parent: what is computed, and what is refused."""
+"""Cells whose student is pruned from a parent's retrained one: what is computed, and what is refused."""
 
 from __future__ import annotations
 

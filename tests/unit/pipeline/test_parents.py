@@ -1,4 +1,4 @@
-"""A cell whose source's student is pruned: what a source inherits, where it lies, what it gives, what is refused."""
+"""Parents: inherited fields, address, the student they provide, and refusals."""
 
 from __future__ import annotations
 

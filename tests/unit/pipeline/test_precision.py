@@ -1,4 +1,4 @@
-"""The precision of a cell: "auto" is resolved before the address, and reaches every pass that has one."""
+"""The precision of a cell: "auto" is resolved before the address, and every pass uses it."""
 
 import copy
 

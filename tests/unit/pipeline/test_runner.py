@@ -1,4 +1,4 @@
-"""The runner: it waits for busy cells, keeps no model it has finished with, and records attempts and failures."""
+"""The runner waits for locked cells, releases finished models, and records attempts and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished cell keeps the loss of each validation sequence, under its digest, of every loss in its result."""
+"""A finished cell stores the loss of each validation sequence, with a digest, for every loss in its result."""
 
 from __future__ import annotations
 

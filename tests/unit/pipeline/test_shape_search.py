@@ -1,4 +1,4 @@
-"""The search: the papers' models and candidates counted from their configs, and what a space leaves out and refuses."""
+"""The search: the papers' models and candidates counted from configs, and skipped and refused shapes."""
 
 from __future__ import annotations
 

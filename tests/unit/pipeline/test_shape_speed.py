@@ -1,4 +1,4 @@
-"""The search: how candidates are kept by their speed, which is measured once."""
+"""The search: filter candidates by their speed, which is measured once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruned students that would fill the disk are removed after use, and made again."""
+"""Pruned students that would fill the disk are removed after use, and cut again."""
 
 from __future__ import annotations
 

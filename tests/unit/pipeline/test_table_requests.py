@@ -1,4 +1,4 @@
-"""Requests for tables that compare nothing, or cannot be met, are refused by table, row and field."""
+"""Requests for tables that compare nothing, or are impossible, are refused by table, row and field."""
 
 from __future__ import annotations
 

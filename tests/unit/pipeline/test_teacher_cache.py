@@ -1,4 +1,4 @@
-"""The cache of teacher outputs: which cells share it, what it holds, and when it is kept, grown or removed."""
+"""The cache of teacher outputs: its cells, its contents, and when it is kept, grown or removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cached teacher outputs: cells are bit for bit what they are without, whatever is interrupted or in micro-batches."""
+"""Cached teacher outputs leave cells bitwise unchanged, with interruptions and micro-batches."""
 
 from __future__ import annotations
 

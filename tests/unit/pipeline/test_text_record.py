@@ -1,4 +1,4 @@
-"""What a result says of the packages that its text was read from."""
+"""A result records the packages from which its text was read."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recipes and flags that cannot be carried out, each refused in one line before anything is computed."""
+"""Impossible recipes and flags are refused in one line before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Allocators by hand: which blocks stay, and how many units each of them keeps."""
+"""Allocators by hand: the kept layers, and the number of kept units in each."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 4,
 }  # fmt: skip
 QWEN = Qwen2Config(**SIZES)
-BLOCKS = {"layer": [torch.tensor([9.0, 1.0, 3.0, 2.0, 8.0])]}
+LAYERS = {"layer": [torch.tensor([9.0, 1.0, 3.0, 2.0, 8.0])]}
 # Blocks 1 and 2 are the two weakest one by one; 3 and 4 are the span that scores lowest as a whole.
 SPANS = {"span": [torch.zeros(5), torch.tensor([7.0, 4.0, 5.0, 3.0])]}
 
@@ -21,7 +21,7 @@ SPANS = {"span": [torch.zeros(5), torch.tensor([7.0, 4.0, 5.0, 3.0])]}
 @pytest.mark.parametrize(
     ("name", "scores", "kept"),
     [
-        ("lowest_score", BLOCKS, (0, 2, 4)),
+        ("lowest_score", LAYERS, (0, 2, 4)),
         ("contiguous", SPANS, (0, 1, 2)),
         ("last", {}, (0, 1, 2)),
         ("last_but_final", {}, (0, 1, 4)),

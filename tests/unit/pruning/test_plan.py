@@ -1,4 +1,4 @@
-"""Plans: what one leaves, what is refused and in which words, and how rounds compose."""
+"""Plans: kept indices, refusals, and the composition of iterations."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""From a student's section to a plan: which evidence is asked for, rounds, and what is refused before any compute."""
+"""From the section `prune` to a plan: required statistics, iterations, and refusals before any compute."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The config of a smaller model: what goes with its layers, what stays, and what the family's own config forbids."""
+"""The config of a smaller model: changed and kept fields, and shapes that the family's config forbids."""
 
 import pytest
 import torch

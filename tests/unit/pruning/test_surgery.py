@@ -1,4 +1,4 @@
-"""Cutting a model: nothing kept is changed, masking and slicing are one function, and stock loading is exact."""
+"""Cutting a model: kept weights are unchanged, masking and slicing give one function, and stock loading is exact."""
 
 import copy
 

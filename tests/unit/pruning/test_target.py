@@ -1,4 +1,4 @@
-"""Shapes: what can be asked for, what is refused with what can be, and the parameters they have."""
+"""Shapes: which are possible, how others are refused, and their number of parameters."""
 
 import json
 from dataclasses import replace

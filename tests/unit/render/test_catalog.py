@@ -1,4 +1,4 @@
-"""Which figures a report has, and what is said of each; names that stand beside points."""
+"""The figures of a report and their captions; names beside points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values by seed: one line a row, best first, one column a seed."""
+"""Values by seed: a line per row, best first, a column per seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of a store as a table: scores, differences over the same documents, and the papers' own beside."""
+"""Results of a store as a table: scores, differences over the same documents, and the papers' columns."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a reader is shown of a table: on the terminal, in files, as a record."""
+"""A table as readers see it: in the terminal, in files, as a record."""
 
 from __future__ import annotations
 

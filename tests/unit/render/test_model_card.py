@@ -1,4 +1,4 @@
-"""The model card says how the publication of the method retrains, and whether that was done."""
+"""The model card states the published retraining of the method, and whether it was done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of all tables: every claim and table is there, what is not done is said, and nothing is fetched."""
+"""The page of all tables: every claim and table, missing cells, and nothing fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost against loss: the front by hand, and where there is nothing to weigh."""
+"""Cost against loss: the front by hand, and reports without a trade-off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks over the steps and the paper beside ours: the numbers that are drawn, by hand."""
+"""Ranks over the steps, and the paper against ours: the drawn numbers, by hand."""
 
 from __future__ import annotations
 

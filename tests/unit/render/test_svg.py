@@ -1,4 +1,4 @@
-"""Figures in a page: small, in its colours and font, with ids of their own and every number that was written."""
+"""Figures in a page: small, in its colours and font, with unique ids and all numbers."""
 
 from __future__ import annotations
 

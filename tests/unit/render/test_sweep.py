@@ -1,4 +1,4 @@
-"""The first metric over a swept number: which rows are joined, by hand, and where there is no such figure."""
+"""The first metric over a swept number: the joined rows, by hand, and tables without such a figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of several metrics as they are read: the paper's values beside ours, counts, rows that seeds do not change."""
+"""Tables of several metrics in a terminal: the paper's values beside ours, counts, rows that seeds do not change."""
 
 from __future__ import annotations
 

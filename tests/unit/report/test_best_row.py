@@ -1,4 +1,4 @@
-"""The answer of a table: its best row, the distance to the next one, and when the seeds do not decide it."""
+"""The best row of a table, its distance to the next one, and cases the seeds do not decide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two checkpoints over the same documents: by hand, on noise of a known size, and where nothing can be told."""
+"""Two checkpoints over the same documents: by hand, with noise of a known size, and without a valid test."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What calibration said about the teacher's blocks: read from the store where a table drops some, and drawn."""
+"""Calibration scores of the teacher's layers: read from the store for tables that drop layers, and drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store and the records hold together, as a notebook reads it."""
+"""Store and records together, as a notebook reads them."""
 
 from __future__ import annotations
 

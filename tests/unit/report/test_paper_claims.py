@@ -1,4 +1,4 @@
-"""The ledger of the papers' claims: no claim of a table is missing, and no table that it names."""
+"""The list of the papers' claims covers every claim of a table, and names only existing tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record is the report again, without the store; and it is known before the first cell is."""
+"""A record reproduces the report without the store, and exists before the first cell is computed."""
 
 from __future__ import annotations
 

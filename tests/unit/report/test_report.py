@@ -1,4 +1,4 @@
-"""What is made of finished cells: numbers against hand and scipy."""
+"""Reports of finished cells: numbers against computations by hand and scipy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows paired by seed: differences, bounds, and what seeds that change nothing give; orders over seeds."""
+"""Rows paired by seed: differences, bounds, and seeds that change nothing; orders over seeds."""
 
 import math
 

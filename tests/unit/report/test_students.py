@@ -1,4 +1,4 @@
-"""Where the students of a table lie, and how large they are."""
+"""Folders and sizes of the students of a table."""
 
 from __future__ import annotations
 

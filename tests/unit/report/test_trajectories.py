@@ -1,4 +1,4 @@
-"""Losses during the retraining: the order of the rows at each check against that of the end, by hand, and as shown."""
+"""Losses during retraining: the order of the rows at each validation against the final one, by hand and as shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts: what a test over seeds or sequences, a smallest effect and families of tests make of a claim."""
+"""Verdicts on claims, by tests over seeds or sequences, a smallest effect and families of tests."""
 
 import dataclasses
 import math

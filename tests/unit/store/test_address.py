@@ -1,4 +1,4 @@
-"""Addresses: which sections and fields enter the address of a stage, and which do not."""
+"""Addresses: the sections and fields that enter the address of a stage, and those that do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A damaged artifact is not done: it is set aside and computed again; what was computed from it stays valid."""
+"""A damaged artifact is not done: it is set aside and computed again; results computed from it stay valid."""
 
 from __future__ import annotations
 

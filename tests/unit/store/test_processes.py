@@ -1,4 +1,4 @@
-"""One process at a time, and whole files for all others."""
+"""One process at a time writes; all others see whole files."""
 
 from __future__ import annotations
 

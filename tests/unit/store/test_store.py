@@ -1,4 +1,4 @@
-"""The store's promises: a result means done, it is found by its address, errors of one line."""
+"""Guarantees of the store: a result means done, it is found by its address, errors have one line."""
 
 from __future__ import annotations
 
