@@ -1,1 +1,1 @@
-"""From a request to results: expand, resolve, validate, run."""
+"""Turn a request into results: expand, resolve, validate, run."""

@@ -41,11 +41,11 @@ class Cost:
     parameters: int
     """Parameters of the student or of the trained teacher; 0 for other stages."""
     steps: int
-    """Of each cell."""
+    """Optimizer steps of each cell."""
     tokens: int
-    """Of the training of all cells."""
+    """Training tokens of all cells."""
     seconds: float | None
-    """Of all cells; None without an earlier result to estimate from."""
+    """Estimated seconds of all cells; None without an earlier result."""
 
 
 def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run], execution: Execution) -> list[Cost]:
@@ -105,7 +105,7 @@ def _stages_before(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
 
 
 def _pruning(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
-    """Yield the stages of a cell's student and statistics, after those of its untrained parents."""
+    """Yield the stages of a cell's student and statistics, after those of parents that are not retrained."""
     given = cell.prune.init_from is not None or cell.prune.init == "random"
     if given or store.node(cell, "student").result is not None:
         return

@@ -35,7 +35,7 @@ Outcome = Literal["done", "failed", "busy"]
 
 
 class Runner:
-    """Computes what is missing in a store, one stage at a time, each at most once."""
+    """Computes the missing results of a store, one stage at a time, each at most once."""
 
     def __init__(
         self, store: Store, execution: Execution, progress: Progress, tracker: Tracker | None = None, *,

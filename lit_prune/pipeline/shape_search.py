@@ -32,7 +32,7 @@ class Candidate:
 
     shape: ModelShape
     parameters: int
-    """Of the whole model, tied weights once."""
+    """Parameters of the whole model, tied weights counted once."""
 
     @property
     def changes(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ def by_seed(report: Report) -> pd.DataFrame:
 def cost(report: Report) -> pd.DataFrame | None:
     """Return the costs of the rows as text: mean over finished seeds, and sum of all cells; None if not recorded.
 
-    Memory is the maximum instead of the sum. A value that is not known for all cells is missing in both.
+    The total of memory is the maximum. A total is a dash unless all cells have the value.
     """
     import pandas as pd
 

@@ -22,7 +22,7 @@ from lit_prune.store.store import CHECKS
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
-    """Retrain the student, pruned or of random weights, and return what is measured."""
+    """Retrain the student, pruned or randomly initialised, and return its metrics."""
     assert ctx.entry is not None
     student = None if cell.prune.init == "random" else artifacts.student(cell, ctx)
     result = _measured(cell, ctx, student)

@@ -37,9 +37,9 @@ class Validations:
     rows: Sequence[Mapping[str, float]] = ()
     """Mean losses of each validation, the last at the end; empty if the cell has none."""
     before: Losses = field(default_factory=dict)
-    """By sequence, before the retraining."""
+    """Losses by sequence, before the retraining."""
     after: Losses = field(default_factory=dict)
-    """By sequence, after the retraining."""
+    """Losses by sequence, after the retraining."""
 
 
 def measure(cell: Cell, ctx: Context, model: Any, validations: Validations) -> dict[str, Any]:
