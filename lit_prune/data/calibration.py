@@ -31,7 +31,7 @@ class CalibrationData(L.LightningDataModule):
         whole = sequences.num_whole
         if num_sequences > whole:
             raise ConfigError(
-                f"{split}: must be <= {whole} sequences, those of {seq_len} tokens in the corpus, got {num_sequences}"
+                f"{split}: must be <= {whole}, the sequences of {seq_len} tokens in this split, got {num_sequences}"
             )
         self.chosen = np.random.default_rng(seed).permutation(whole)[:num_sequences].tolist()
         self.sequences, self.batch_size, self.num_workers = sequences, batch_size, num_workers

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Execution, Optimizer
+from lit_prune.config import Cell, ConfigError, Execution, Optimizer, errors_of
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
 from lit_prune.distill.objective import check_objective
@@ -199,21 +199,24 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
     """
     from lit_prune.data.calibration import CalibrationData
 
-    CalibrationData(tokens, num_sequences=cell.calibration.num_sequences, seq_len=cell.calibration.seq_len, seed=0)
-    check_validation(cell, tokens, "corpus")
+    calibration = cell.calibration
+    with errors_of({"calibration": "calibration.num_sequences"}):
+        CalibrationData(tokens, num_sequences=calibration.num_sequences, seq_len=calibration.seq_len, seed=0)
+    check_validation(cell, tokens)
     if cell.teacher.finetune is not None:
         CalibrationData(tokens, num_sequences=1, seq_len=cell.teacher.finetune.seq_len, seed=0, split="validation")
 
 
-def check_validation(cell: Cell, tokens: Path, what: str) -> None:
+def check_validation(cell: Cell, tokens: Path, where: str = "") -> None:
     """Check that a text holds the requested validation sequences.
 
     Raises:
-        ConfigError: if it does not; the message starts with the section `what`.
+        ConfigError: if it does not; `where` names a text that is not the corpus.
     """
     from lit_prune.evaluate.validation import validation_data
 
     try:
         validation_data(cell.evaluation, tokens)
     except ConfigError as error:
-        raise ConfigError(f"{what}: {error}") from None
+        place = f" ({where})" if where else ""
+        raise ConfigError(f"evaluation.num_sequences: {error.problem}{place}") from None
