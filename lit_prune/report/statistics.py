@@ -136,12 +136,10 @@ def paired_bootstrap(
     """Return a statistic of one checkpoint minus that of another over the same documents or sequences, by bootstrap.
 
     Both are [documents], or [documents, columns] for a statistic that is called with each column and an `axis`, such as
-    `bits_per_byte`. The interval is the percentile interval, and p twice the share of resamples on the other side of no
-    difference (Efron and Tibshirani, "An Introduction to the Bootstrap", sections 13.3 and 15.4). `bound` is
-    that of `p_alike` and `p_beyond`.
-
-    The test generalises to similar documents for these two checkpoints, not to other seeds of the recipe, for which
-    there is `compare`. With one document, or if every resample gives the same difference, interval and p are NaN.
+    `bits_per_byte`. The interval is by percentiles, and p is twice the share of resamples on the other side of no
+    difference (Efron and Tibshirani, "An Introduction to the Bootstrap", sections 13.3 and 15.4). `bound` is that of
+    `p_alike` and `p_beyond`. The test generalises to similar documents, not to other seeds of the recipe (`compare`
+    does). With one document, or equal differences in all resamples, interval and p are NaN.
 
     Raises:
         ValueError: if the numbers of documents differ or are 0.
