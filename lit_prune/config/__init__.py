@@ -1,4 +1,4 @@
-"""What is asked: cells, tables, profiles and runtime flags. No torch."""
+"""Configuration: cells, tables, profiles and runtime flags. No torch."""
 
 from lit_prune.config.corpus import Corpus as Corpus
 from lit_prune.config.fields import Changes as Changes

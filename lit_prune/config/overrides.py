@@ -19,10 +19,10 @@ Node = TypeVar("Node")
 
 
 def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
-    """Return a node from plain data, strict in every name and type.
+    """Return a section built from plain data, with strict names and types.
 
     Raises:
-        ConfigError: an unknown field or a value of the wrong type, with the field's dotted path.
+        ConfigError: if a field is unknown or a value has the wrong type; names the dotted path.
     """
     import pydantic
 
@@ -34,8 +34,7 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
 
 @functools.cache
 def _adapter(kind: type, methods: tuple[str, ...]) -> Any:
-    """Return the validator of a section; `methods` are those there are, which decide what the `prune` section may
-    be."""
+    """Return the validator of a section; `methods` are the names of all methods, which the `prune` section may have."""
     import pydantic
 
     for section in sections(kind):  # an unknown field is an error in each
@@ -70,7 +69,7 @@ def _path(kind: type | None, error: Any) -> str:
 
 
 def _rule(message: str) -> str:
-    """Return what pydantic demands, as an error of ours says it."""
+    """Return the rule of a pydantic error in the wording of our errors."""
     rule = message.removeprefix("Input should be ")
     for words, sign in _SIGNS.items():
         rule = rule.replace(words, sign)
@@ -83,12 +82,12 @@ _SIGNS = {
 
 
 def is_unicode(value: Any) -> bool:
-    """Return whether a value is no string with bytes that are not UTF-8, as a file's name may have them."""
+    """Return False for a string with bytes that are not UTF-8, which names of files may have."""
     return not isinstance(value, str) or value.encode(errors="ignore").decode() == value
 
 
 def fields_of(kind: Any, prefix: str = "") -> list[str]:
-    """Return dotted paths of all fields of a section, those filled in by the program left out."""
+    """Return dotted paths of all fields of a section, except those that the program fills in."""
     paths: list[str] = []
     for field in dataclasses.fields(kind):
         section = section_of(kind, field.name)
@@ -100,7 +99,7 @@ def fields_of(kind: Any, prefix: str = "") -> list[str]:
 
 
 def plain_of(node: Any) -> dict[str, Any]:
-    """Return a node as nested dicts."""
+    """Return a section as nested dicts."""
     plain = dataclasses.asdict(node)
     if isinstance(node, Cell) and node.parent is not None:
         plain["parent"] = dict(node.parent)
@@ -133,18 +132,18 @@ def described(node: Any) -> Any:
 
 
 _PLACES = ("path", "model", "plan_path", "init_from", "data_dir")
-"""Fields a fingerprint stands for: where one is changed, the fingerprint is that of something else."""
+"""Fields that a fingerprint stands for: changing one makes the fingerprint invalid."""
 
 
 BUDGETS = {f.name: f.default for f in dataclasses.fields(Distill) if f.name in ("max_steps", "max_tokens", "max_flops")}
-"""Fields of which one decides how long the retraining is: setting it takes the others back to what they are unset."""
+"""Fields that set the length of the retraining: setting one resets the others to their defaults."""
 
 
 def refuse_two_budgets(changes: Mapping[str, Any]) -> None:
     """Check that changes set at most one length of the retraining.
 
     Raises:
-        ConfigError: if they set two.
+        ConfigError: if they set more than one.
     """
     given: dict[str, list[str]] = {}
     for path in changes:
@@ -171,7 +170,7 @@ def override(node: Node, changes: Mapping[str, Any]) -> Node:
 
 
 def parent_of(cell: Cell) -> Cell | None:
-    """Return the cell whose student is pruned: the same one but for the changes of `parent`, which go over all others.
+    """Return the cell whose student is pruned: this cell with the changes of `parent`, which override all others.
 
     Raises:
         ConfigError: as `override`.
@@ -183,7 +182,7 @@ def parent_of(cell: Cell) -> Cell | None:
 
 
 def parents_of(cell: Cell) -> list[Cell]:
-    """Return the parent of a cell, the parent of that, and so on.
+    """Return the parent of a cell, its parent, and so on.
 
     Raises:
         ConfigError: as `override`.

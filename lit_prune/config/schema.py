@@ -1,7 +1,7 @@
-"""What is asked: the sections of a cell (overrides.py changes them, address.py names what they ask for).
+"""The sections of a cell and of a profile (overrides.py changes them, address.py hashes them).
 
-A cell is the whole recipe of one measurement, and everything in it is identity. Where and how fast it runs (device,
-workers, store) is never in here. No torch.
+A cell fully describes one measurement, and every field of it is part of the address of its result. Settings that
+change only where and how fast it runs (device, workers, store) are not part of a cell. No torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lit_prune.config.prune import PruneMethod, default_method
 from lit_prune.config.training import Distill, Finetuning, Pretraining
 
 EVIDENCE = ("importance", "head_channels", "preactivations", "distances", "removals", "gradients")
-"""What a calibration pass can measure, each a stage of its own: "importance" are the moments of every site."""
+"""Statistics that a calibration pass can collect, each a stage of its own; "importance" are the activation moments."""
 
 
 @dataclass(frozen=True)

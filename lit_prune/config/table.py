@@ -24,10 +24,10 @@ WHOLE: Changes = {
     "prune.width_allocation": "uniform", "prune.head_merging": "off", "prune.init": "teacher", "prune.plan_path": None,
     "prune.init_from": None,
 }  # fmt: skip
-"""Changes that keep the whole model, whatever a profile or --set prunes of it."""
+"""Changes that keep the whole model, whatever a profile or --set prunes."""
 
 UNPRUNED: Changes = {"parent": None, "distill.max_steps": 0, **WHOLE}
-"""Changes that make a reference row the teacher as it is."""
+"""Changes that turn a reference row into the unpruned teacher."""
 
 
 LEVEL = 0.05
@@ -36,44 +36,43 @@ SMALLEST_EFFECT = 0.01
 """Smallest difference of interest: nats per token of a loss, which is 1 % of perplexity; 1 % of any other metric."""
 ORDER = "order_agreement"
 """Metric of claims about the order of all rows by LM loss: Kendall's tau with their order at the end of the retraining.
-Such a claim names shares of the steps, such as "75 %", in the place of two rows."""
+Such a claim names shares of the steps, such as "75 %", instead of two rows."""
 ACCURACY = "accuracy"
-"""Mean accuracy in the tasks of `evaluation.tasks`; that in each is accuracy_TASK."""
+"""Mean accuracy on the tasks of `evaluation.tasks`; the accuracy on one task is accuracy_TASK."""
 _PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper states of two rows: `better` has the better metric; the two are alike; or their order flips."""
+    """A statement of the paper: `better` has a better metric than `worse`, the two are alike, or their order flips."""
 
     better: str
     worse: str
     source: str
     metric: str | None = None
-    """The metric it is about; None is the table's first."""
+    """Metric that is compared; None is the first metric of the table."""
     tolerance: float | None = None
-    """The paper finds the two alike: they differ by less than this, either way."""
+    """If set, the claim is that the two rows differ by less than this, in either direction."""
     or_better: bool = False
-    """The paper finds no improvement in `worse`: `better` is worse than it by less than `tolerance`, or is better."""
+    """The claim is that `worse` is no improvement: `better` is better, or worse by less than `tolerance`."""
     before: str | None = None
-    """The paper finds that retraining turns the order: by this metric, of the students before it, it is the other way
-    round."""
+    """The claim is that retraining flips the order: by this metric, measured before retraining, `worse` is better."""
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The rows it is about; none of a claim about the order of all rows."""
+        """The rows that the claim compares; none if it is about the order of all rows."""
         return () if self.metric == ORDER else (self.better, self.worse)
 
     @property
     def named_metrics(self) -> list[str]:
-        """The columns that it names."""
+        """The columns that the claim names."""
         return [name for name in (self.metric, self.before) if name is not None and name != ORDER]
 
     @property
     def family(self) -> str:
-        """The first table, figure, section or practice that the source names, of one paper.
+        """The first table, figure, section or practice of a paper that the source names.
 
-        Claims of one family are corrected together for their number (Holm), retrained and zero-shot ones apart.
+        Claims of one family share a Holm correction; retrained and zero-shot rows are corrected separately.
         """
         place = _PLACE.search(self.source)
         paper = "In Practice, " if self.source.startswith("In Practice") else ""
@@ -81,47 +80,47 @@ class Claim:
 
     @property
     def bound(self) -> float:
-        """Its tolerance; NaN of an ordering, whose bound is the smallest effect of interest."""
+        """The tolerance; NaN for an ordering, whose bound is the smallest effect of interest."""
         return math.nan if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper as an experiment. Rows are compared by the first metric, and so are claims that name no
-    other; lower is better unless `higher_is_better` names it."""
+    """A table of a paper as an experiment. Rows and claims are compared by the first metric unless a claim names
+    another. Lower is better unless `higher_is_better` names the metric."""
 
     name: str
     question: str
     source: str
     rows: Mapping[str, Changes]
-    """Name of a row, as in the paper -> what it changes in the base cell; empty if `build_for_profile` adds them."""
+    """Name of a row, as in the paper -> its changes of the base cell; empty if `build_for_profile` adds the rows."""
     baseline: str
-    """The row all others are compared with."""
+    """The row against which all others are compared."""
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Row -> metric -> the paper's value."""
     claims: tuple[Claim, ...] = ()
     accuracy_claims: tuple[Claim, ...] = ()
-    """Claims about the column accuracy, which there is only where cells measure it (`evaluation.tasks`)."""
+    """Claims about the column accuracy, which exists only if cells measure it (`evaluation.tasks`)."""
     metrics: tuple[str, ...] = ("lm_loss", "perplexity")
     higher_is_better: tuple[str, ...] = ()
-    """Metrics of which more is better."""
+    """Metrics for which a higher value is better."""
     reference_rows: Mapping[str, Changes] = field(default_factory=lambda: {"teacher": UNPRUNED})
-    """Rows measured once, outside the comparison; what they change goes over the changes of the baseline."""
+    """Rows that are measured once, outside the comparison. Their changes override those of the baseline."""
     caveats: tuple[str, ...] = ()
     """What a reader must know before comparing the columns."""
     seed_fields: tuple[str, ...] = ("seed",)
-    """Fields a seed sets, all to its number; without retraining, noise comes from "calibration.seed". A field of a
-    section that a row does not have, such as "teacher.finetune.seed", is left out there."""
+    """Fields that are set to the seed. Without retraining, the only noise comes from "calibration.seed". If a row lacks
+    the section of a field, such as that of "teacher.finetune.seed", the field is left out for this row."""
     base_overrides: Changes = field(default_factory=dict)
-    """What the table changes in the cell of every profile; rows and --set go over it."""
+    """Changes of the cell at every profile; rows and --set override them."""
     build_for_profile: Callable[[Table, Profile, Path], Table] | None = None
-    """(table, profile, store) -> the table at that profile, where its rows or base depend on it."""
+    """(table, profile, store) -> the table at that profile, if its rows or base depend on the profile."""
     prepare: Callable[[Profile, Path], None] | None = None
-    """(profile, store): measure what `build_for_profile` chooses rows by. Only a run does so."""
+    """(profile, store): make the measurements by which `build_for_profile` chooses rows; called only by a run."""
     pending: str = ""
-    """What `prepare` is still to measure and may change, in one line."""
+    """One line about measurements of `prepare` that are missing and may change the rows."""
     profile_fields: tuple[str, ...] = ()
-    """Swept fields whose values `build_for_profile` takes from the profile's own, which --set may therefore change."""
+    """Swept fields whose values `build_for_profile` takes from the profile, so that --set may change them."""
     different_texts: tuple[tuple[str, str], ...] = ()
     """Pairs of corpora, such as ("corpus", "parent.corpus"), that must differ in the rows that have both."""
 
@@ -148,7 +147,7 @@ class Table:
         return replace(profile, cell=override(override(profile.cell, self.base_overrides), settings or {}))
 
     def measuring(self, cell: Cell) -> Table:
-        """Return the table with what its cells measure beside its own metrics: speed and accuracy, where asked."""
+        """Return the table with the metrics that its cells measure in addition: speed and memory, accuracy on tasks."""
         metrics, higher, claims = self.metrics, self.higher_is_better, self.claims
         if cell.evaluation.throughput is not None and "speedup" not in metrics:
             metrics, higher = (*metrics, "speedup", "memory_share"), (*higher, "speedup")
