@@ -58,7 +58,7 @@ class _Common:
 
 @dataclasses.dataclass(frozen=True)
 class PruneArgs(_Common):
-    """Prune one model and write it as a Hugging Face folder, with its losses."""
+    """Prune one model, write the student as a Hugging Face folder, and print the losses."""
 
     model: tyro.conf.Positional[str] = tyro.MISSING
     """Model to prune: a teacher by name (`lit-prune teachers`), a folder, a .gguf file or a hub id."""
@@ -79,7 +79,7 @@ class PruneArgs(_Common):
 
 @dataclasses.dataclass(frozen=True)
 class DistillArgs(_Common):
-    """Distill a teacher into a student and write the student as a Hugging Face folder, with its losses."""
+    """Distill a teacher into a student, write the student as a Hugging Face folder, and print the losses."""
 
     student: tyro.conf.Positional[str] = tyro.MISSING
     """Model to train: a folder (such as one that `lit-prune prune` wrote), a .gguf file or a hub id."""

