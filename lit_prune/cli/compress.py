@@ -114,9 +114,13 @@ def run_prune(flags: PruneArgs) -> int:
 
 def distill_flags(changes: Mapping[str, Any]) -> list[str]:
     """Return fields of `distill` as flags of `lit-prune distill`."""
-    flags = {"distill.max_steps": "--max-steps", "distill.batch_size": "--batch-size", "distill.optimizer.lr": "--lr"}
-    given = [(flags[path], str(value)) for path, value in changes.items() if path in flags]
-    others = [("--set", f"{path}={json.dumps(value)}") for path, value in changes.items() if path not in flags]
+    flags = {
+        "distill.max_steps": "--max-steps", "distill.batch_size": "--batch-size", "distill.optimizer.lr": "--lr",
+        "distill.logit_loss": "--logit-loss",
+    }  # fmt: skip
+    written = {path: value if isinstance(value, str) else json.dumps(value) for path, value in changes.items()}
+    given = [(flags[path], value) for path, value in written.items() if path in flags]
+    others = [("--set", f"{path}={value}") for path, value in written.items() if path not in flags]
     return [word for pair in given + others for word in pair]
 
 

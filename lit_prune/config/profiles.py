@@ -14,15 +14,21 @@ from lit_prune.config.renames import current_change, current_path
 from lit_prune.config.schema import Cell, Profile
 from lit_prune.config.yaml_loader import read_yaml
 
-RECORDS = Path(__file__).parents[2] / "experiments"
-"""Folder of the records of finished tables, in a checkout."""
+
+def _folder(in_checkout: str, in_wheel: str) -> Path:
+    """Return a folder of data: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    beside, inside = package.parent / in_checkout, package / in_wheel
+    return beside if beside.is_dir() and not inside.is_dir() else inside
+
+
+RECORDS = _folder("experiments", "records")
+"""Folder of the records of finished tables."""
 
 
 def profiles_folder() -> Path:
-    """Return where the profiles lie: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parents[1]
-    beside = package.parent / "configs"
-    return beside if beside.is_dir() and not (package / "configs").is_dir() else package / "configs"
+    """Return where the profiles lie."""
+    return _folder("configs", "configs")
 
 
 _OF_PROFILE = tuple(field.name for field in dataclasses.fields(Profile) if field.name != "cell")

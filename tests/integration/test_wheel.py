@@ -1,4 +1,4 @@
-"""The wheel alone, without the checkout: it contains its profiles, its teacher and its page."""
+"""The wheel alone, without the checkout: it contains its profiles, its teacher, its records and its page."""
 
 import os
 import subprocess
@@ -39,5 +39,8 @@ def test_a_run_from_the_wheel_finds_all_it_needs(tmp_path):
     said = subprocess.run(command, capture_output=True, text=True, **alone)
     assert said.returncode == 0, said.stderr
     assert "L_logits(KLD)" in said.stdout
+    reads = "import lit_prune as lp; print(len(lp.load_report('loss_ablation', profile='laptop').frame))"
+    recorded = [sys.executable, "-c", reads]
+    assert int(subprocess.run(recorded, check=True, capture_output=True, text=True, **alone).stdout) >= 20
     (page,) = (tmp_path / "store").rglob("report.html")
     assert "Claims of the paper" in page.read_text()
