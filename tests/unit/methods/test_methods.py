@@ -98,7 +98,7 @@ def test_retraining_is_valid_and_can_be_given_as_flags(name: str) -> None:
     words = iter(distill_flags(changes))
     given = {word: value for word in words for value in [next(words)]}
     assert len([word for word in distill_flags(changes) if word.startswith("--")]) == len(changes)
-    assert set(given) <= {"--max-steps", "--batch-size", "--lr", "--set"}
+    assert set(given) <= {"--max-steps", "--batch-size", "--lr", "--logit-loss", "--set"}
 
 
 # The section
