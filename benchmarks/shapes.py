@@ -15,8 +15,13 @@ class Shape:
     batch: int = 16
     steps: int = 5
     repeats: int = 3
+    tied: bool = False
+    """Whether the head is the embedding."""
 
 
+_SMOLLM2 = {
+    "vocab_size": 49_152, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "num_hidden_layers": 30,
+}  # fmt: skip
 SHAPES = {
     "2k": Shape(
         teacher={
@@ -38,6 +43,14 @@ SHAPES = {
             "num_key_value_heads": 4, "head_dim": 48, "num_hidden_layers": 6,
         },
         steps=3,
+    ),
+    "smollm2": Shape(  # of the profile of that name: SmolLM2-135M and its student
+        teacher=_SMOLLM2 | {"hidden_size": 576, "intermediate_size": 1536},
+        student=_SMOLLM2 | {"hidden_size": 432, "intermediate_size": 992},
+        seq_len=512,
+        batch=4,
+        steps=3,
+        tied=True,
     ),
 }  # fmt: skip
 

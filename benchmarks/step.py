@@ -1,6 +1,7 @@
 """Cost of a distillation step in lit_prune and in other libraries, from the same weights and batches.
 
-    python -m benchmarks step [--shape 2k 32k] [--precision 32-true bf16-mixed] [--only ours hf trl modelopt loop]
+    python -m benchmarks step [--shape 2k 32k smollm2] [--precision 32-true bf16-mixed]
+                              [--only ours hf trl modelopt loop]
 
 Each run has its own process (benchmarks/peers.py describes the trainers). Every peer runs twice: as it is, and with
 lit_prune's process settings, the allocator and the matmul library, which are tuning and not design. All ways take
@@ -88,7 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
 def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
     """Return the parsed arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["2k"], help="vocabulary (2k)")
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        choices=SHAPES,
+        default=["2k"],
+        help="models: of a vocabulary of 2k or 32k, or SmolLM2-135M and its student (2k)",
+    )
     parser.add_argument(
         "--precision", nargs="+", choices=["32-true", "bf16-mixed"], default=["32-true"],
         help="arithmetic (32-true; bf16-mixed pays on processors that have it)",
@@ -139,7 +146,7 @@ def measure(name: str, precision: str, args: argparse.Namespace) -> dict[str, An
         rounds = [run_round(jobs, args.peer_python, backwards=bool(i % 2)) for i in range(repeats)]
     runs = {way.name: [done[way] for done in rounds] for way in jobs if all(way in done for done in rounds)}
     found = rows(runs, args.threads)
-    what = f"a step of {shape.batch} x {shape.seq_len} tokens, vocabulary {name}, {precision}"
+    what = f"a step of {shape.batch} x {shape.seq_len} tokens, models {name}, {precision}"
     print_rows(f"{what}, {repeats} rounds of {steps} steps", found)
     print_summary(found, flops(shape), limit)
     return {"what": what, "rows": found, "runs": runs, "flops": flops(shape), "matmul_rate": limit}
@@ -157,7 +164,9 @@ def prepare(shape: Shape, steps: int, folder: Path) -> None:
     for seed, (name, sizes) in enumerate({"teacher": shape.teacher, "student": shape.student}.items()):
         torch.manual_seed(seed)
         # Larger than the usual weights, so that teacher and student differ by more than rounding.
-        config = LlamaConfig(**sizes, tie_word_embeddings=False, max_position_embeddings=2048, initializer_range=0.05)
+        config = LlamaConfig(
+            **sizes, tie_word_embeddings=shape.tied, max_position_embeddings=2048, initializer_range=0.05
+        )
         LlamaForCausalLM(config).save_pretrained(folder / name)
     num_tokens = shape.seq_len * shape.batch * steps
     ids = np.random.default_rng(0).integers(0, shape.teacher["vocab_size"], num_tokens).astype(np.uint16)

@@ -10,6 +10,8 @@ import pytest
 import benchmarks.__main__ as command
 from benchmarks import jobs, limits, peers, shapes, startup, step
 from benchmarks.logging_cost import ways
+from lit_prune.config.profiles import load_profile
+from lit_prune.pruning.shapes import config_of_student, teacher_config
 
 SIZES = {"vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
 TINY = shapes.Shape(
@@ -150,3 +152,11 @@ def test_a_record_holds_what_was_printed_and_found(tmp_path, capsys):
     found = json.loads((tmp_path / "logging.json").read_text())
     assert [timing["what"] for timing in found["timings"]][:2] == ["bare loop", "Lightning"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logging.json", "logging.md"]
+
+
+def test_the_shape_smollm2_is_of_the_teacher_and_the_student_of_its_profile():
+    cell, shape = load_profile("smollm2").cell, shapes.SHAPES["smollm2"]
+    teacher, student = teacher_config(cell), config_of_student(cell)
+    for sizes, config in ((shape.teacher, teacher), (shape.student, student)):
+        assert {name: getattr(config, name) for name in sizes} == sizes
+        assert config.tie_word_embeddings is shape.tied
