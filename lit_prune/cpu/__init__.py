@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_prune.config import Execution
 from lit_prune.config.overrides import check_flags
 from lit_prune.store.environment import runtime
+
+if TYPE_CHECKING:
+    from lit_prune.cpu.attention import AttentionShape
 
 _chosen: Execution | None = None
 _applied: dict[str, Any] = {}
@@ -28,9 +31,15 @@ def choose(execution: Execution) -> None:
     _chosen = execution
 
 
-def prepare() -> None:
-    """Apply the chosen optimisations once, before a model runs; do nothing without a choice."""
-    if _chosen is None or _applied.get("switches") == (wishes := [_chosen.cpu, _chosen.threads]):
+def prepare(shape: AttentionShape | None = None) -> None:
+    """Apply the chosen optimisations before a model runs, once for each shape; do nothing without a choice.
+
+    `shape` is the attention that takes most of the time; None takes the kernel of any earlier one.
+    """
+    if _chosen is None:
+        return
+    wishes = [_chosen.cpu, _chosen.threads]
+    if _applied.get("switches") == wishes and shape in (None, _applied.get("shape")):
         return
     from lit_prune.cpu import allocator, attention, matmul, threads
 
@@ -39,8 +48,8 @@ def prepare() -> None:
     with threads.alone():
         _applied.update(matmul=matmul.switch(auto), allocator=allocator.switch(auto))
         # After the matmuls, which its timing includes.
-        _applied.update(attention=attention.switch(auto))
-    _applied.update(threads=threads.switch(auto, _chosen.threads), switches=wishes)
+        _applied.update(attention=attention.switch(auto, shape or attention.QUICK))
+    _applied.update(threads=threads.switch(auto, _chosen.threads), switches=wishes, shape=shape)
     runtime["cpu"] = applied()
 
 
@@ -58,7 +67,7 @@ def plainly() -> Iterator[None]:
 
 def applied() -> dict[str, Any]:
     """Return the state of each optimisation, with the reason if it is off; empty before `prepare`."""
-    return {name: found for name, found in _applied.items() if name != "switches"}
+    return {name: found for name, found in _applied.items() if name not in ("switches", "shape")}
 
 
 def _elsewhere(accelerator: str) -> bool:

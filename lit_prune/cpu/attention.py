@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,23 +30,44 @@ MAX_TOKENS = 512
 _CACHE = 2 * 2**20
 """Bytes of scores that are computed at once."""
 _MARGIN = 1.2
-_PROBE = (2, 8, 4, 256, 32)
-"""Batch, heads, groups, tokens and head width of the timed attention: half of that in a `quick` step."""
+_ENTRIES_TIMED = 2 * 8 * 256 * 32
+"""Entries of the queries of the timed attention, at most, unless one sequence has more: it takes milliseconds."""
 _UNUSUAL = ("softcap", "position_bias", "cache", "s_aux", "output_attentions")
 """Optional arguments of attention that these kernels do not support."""
 
 _kernels: dict[torch.dtype, Kernel] = {}
 
 
-def switch(wanted: bool) -> dict[str, str]:
-    """Replace transformers' `sdpa` by the fastest kernel; return for each dtype which it is, and why.
+class AttentionShape(NamedTuple):
+    """The shape of the attention of a model on a batch."""
+
+    batch: int
+    heads: int
+    groups: int
+    """Key-value heads."""
+    seq_len: int
+    head_dim: int
+
+    @property
+    def timed(self) -> AttentionShape:
+        """The same with as many sequences as are timed."""
+        entries = self.heads * self.seq_len * self.head_dim
+        return self._replace(batch=max(1, min(self.batch, _ENTRIES_TIMED // entries)))
+
+
+QUICK = AttentionShape(2, 8, 4, 256, 32)
+"""Of half a step of the profile `quick`."""
+
+
+def switch(wanted: bool, shape: AttentionShape = QUICK) -> dict[str, str]:
+    """Replace transformers' `sdpa` by the kernel that is fastest at a shape; return for each dtype which, and why.
 
     The registered name stays `sdpa`, since it is stored in the configs of saved models.
     """
     use({})
     if not wanted:
         return {"float32": "sdpa", "bfloat16": "sdpa"}
-    found = {dtype: _fastest(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    found = {dtype: _fastest(dtype, shape.timed) for dtype in (torch.float32, torch.bfloat16)}
     use({dtype: KERNELS[name] for dtype, (name, _) in found.items() if name != "sdpa"})
     return {str(dtype).removeprefix("torch."): why for dtype, (_, why) in found.items()}
 
@@ -225,10 +246,10 @@ class _Apart(torch.autograd.Function):
         return None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
 
 
-def _fastest(dtype: torch.dtype) -> tuple[str, str]:
+def _fastest(dtype: torch.dtype, shape: AttentionShape) -> tuple[str, str]:
     """Return the fastest kernel if it beats PyTorch's by a margin in this dtype, else `sdpa`; and the reason."""
     names = [name for name in KERNELS if dtype != torch.float32 or name != "sdpa in float32"]
-    batch, heads, groups, seq, width = _PROBE
+    batch, heads, groups, seq, width = shape
     draw = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(batch, seq, n, width, generator=draw).to(dtype).transpose(1, 2).requires_grad_()
@@ -243,4 +264,5 @@ def _fastest(dtype: torch.dtype) -> tuple[str, str]:
     gains = {name: took["sdpa"] / time for name, time in took.items() if name != "sdpa"}
     best = max(gains, key=gains.__getitem__)
     name = best if gains[best] >= _MARGIN else "sdpa"
-    return name, f"{name}: {best} is {gains[best]:.2f} times as fast, at least {_MARGIN} is required"
+    gain = f"{best} is {gains[best]:.2f} times as fast, at least {_MARGIN} is required"
+    return name, f"{name}: {gain} ({heads} heads, {groups} groups, {seq} tokens, width {width})"

@@ -21,6 +21,7 @@ from lit_prune.pipeline.stages import calibrate, distill, finetune, pretrain, pr
 from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
 from lit_prune.pipeline.students import Students
 from lit_prune.pipeline.validate import check_cells, check_files, check_tokens, check_validation
+from lit_prune.pipeline.work import attention_shape
 from lit_prune.progress import Progress
 from lit_prune.store import Locked, Store
 from lit_prune.store.failures import failure_of, release_frames
@@ -86,7 +87,7 @@ class Runner:
             ConfigError: if the computation shows that the request is invalid, such as weights that are NaN.
         """
         entries = list(entries)
-        cpu.prepare()
+        cpu.prepare(attention_shape(entry.cell for entry in entries))
         self.ctx.pending.update(calibrate.pending((entry.cell for entry in entries), self.store))
         outcomes: dict[str, Outcome] = {}
         planned = waves(self.store, entries)

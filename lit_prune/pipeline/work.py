@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lit_prune.config import EVIDENCE, Cell, Distill, Finetuning, Pretraining
+from lit_prune.cpu.attention import AttentionShape
+from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.flops import recipe_flops
 from lit_prune.models.llama import config_of
-from lit_prune.models.shape import num_parameters
+from lit_prune.models.model_family import head_dim_of
+from lit_prune.models.shape import num_parameters, shape_of
 from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, teacher_config
 
 CACHING = "caching"
@@ -22,6 +25,20 @@ def flops_of_token(cell: Cell, student: Any = None) -> float:
     """
     teacher = imitated_config(cell) if cell.distill.needs_teacher else None
     return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
+
+
+def attention_shape(cells: Iterable[Cell]) -> AttentionShape | None:
+    """Return the shape of the teacher's attention in the longest retraining of cells, or in the evaluation if no cell
+    is retrained; None without cells."""
+    longest = max(cells, key=lambda cell: cell.distill.max_steps * tokens_of_step(cell.distill), default=None)
+    if longest is None:
+        return None
+    distill, evaluation, config = longest.distill, longest.evaluation, teacher_config(longest)
+    batch, seq_len = distill.batch_size, distill.seq_len
+    if not distill.max_steps:
+        batch, seq_len = evaluation.num_sequences, evaluation.seq_len
+    whole = shape_of(config)
+    return AttentionShape(batch, whole.num_attention_heads, whole.num_key_value_heads, seq_len, head_dim_of(config))
 
 
 def of_caching(cell: Cell, num_sequences: int) -> float:

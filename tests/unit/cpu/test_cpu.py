@@ -275,7 +275,7 @@ def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(texts, tmp_
 
     plain = computed("plain", "plain")
     cpu.choose(Execution(cpu="auto"))
-    cpu.prepare()
+    cpu.prepare(attention.AttentionShape(batch=2, heads=6, groups=2, seq_len=32, head_dim=32))  # of the cells
     matmul.use(True)  # stays on, since the same wishes are granted once
     attention.use({torch.float32: attention.blocked})
     auto = computed("auto", "auto")

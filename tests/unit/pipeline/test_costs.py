@@ -15,7 +15,7 @@ from lit_prune.models import loading
 from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.costs import Cost, costs, paces_of, runs_of
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.work import WORK, flops_of_token
+from lit_prune.pipeline.work import WORK, attention_shape, flops_of_token
 from lit_prune.store import Store
 from lit_prune.store.address import identity
 from lit_prune.store.environment import environment
@@ -145,3 +145,11 @@ def test_a_dry_run_of_a_teacher_that_must_be_trained_writes_nothing(tmp_path, ca
     assert main(TABLE, [*words, "--dry-run", "--store", str(store)]) == 0
     assert "unknown" in capsys.readouterr().out
     assert not store.exists()
+
+
+def test_the_attention_of_the_longest_retraining_is_that_of_the_teacher(rows):
+    whole, cell = rows[-1].cell, rows[0].cell
+    longer = override(cell, {"distill.max_steps": 9, "distill.seq_len": 16, "distill.batch_size": 4})
+    assert attention_shape([whole, cell, longer]) == (4, 4, 2, 16, 8)
+    assert attention_shape([whole]) == (whole.evaluation.num_sequences, 4, 2, whole.evaluation.seq_len, 8)
+    assert attention_shape([]) is None
