@@ -55,7 +55,7 @@ class PruneMethod:
 
     @property
     def equal_layers(self) -> bool:
-        """Whether all layers of the student are equally wide if its config says so."""
+        """Whether the config alone tells the width of every layer; False if scores decide it per layer."""
         return True
 
     def check_settings(self) -> None:

@@ -25,7 +25,7 @@ class Minitron(ScoreAndCut, Prune):
 
     @property
     def equal_layers(self) -> bool:
-        """Whether the widths of layers are known before scoring; with global allocation the scores decide them."""
+        """Whether the config alone tells the width of every layer; with global allocation the scores decide it."""
         return self.width_allocation == "uniform"
 
     def check_settings(self) -> None:
