@@ -79,14 +79,14 @@ def run_table(
     missing = [entry for entry in entries if opened.node(entry.cell, "cell").result is None]
     if missing:
         from lit_prune.api.compute import compute
-        from lit_prune.render.files import write_asked
+        from lit_prune.render.files import write_request
 
-        def ask() -> None:
+        def begin() -> None:
             known = assemble(table, profile, request.settings, entries, opened, flags=request.selection)
-            write_asked(known, request.folder(table, opened))
+            write_request(known, request.folder(table, opened))
 
         check_rows(table, Path(profile).stem, entries)
-        compute(missing, opened, execution or Execution(), progress, "disabled", table.name, ask)
+        compute(missing, opened, execution or Execution(), progress, "disabled", table.name, begin)
         if all(opened.node(entry.cell, "cell").result is None for entry in entries):
             raise RuntimeError(f"{name}: no cell could be computed; see error.json in {opened.root / 'cell'}")
     return TableReport(assemble(table, profile, request.settings, entries, opened, flags=request.selection))

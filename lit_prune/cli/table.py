@@ -150,9 +150,9 @@ class Command:
 
     def _begin(self) -> None:
         """Leave in the store what was asked, for the reading of a run that is cut off."""
-        from lit_prune.render.files import write_asked
+        from lit_prune.render.files import write_request
 
-        write_asked(self._assemble(), self.flags.folder(self.table, self.store))
+        write_request(self._assemble(), self.flags.folder(self.table, self.store))
 
     def _assemble(self) -> Any:
         from lit_prune.report import assemble

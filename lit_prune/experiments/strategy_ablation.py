@@ -82,9 +82,9 @@ def kept_in_words(student: Prune, config: Any) -> str:
     }
     parts = []
     for axis, name in axes.items():
-        kept, of, asked = getattr(final, axis), getattr(whole, axis), getattr(student, axis)
-        near = isinstance(asked, float) and kept != round(asked * of)
-        parts.append(f"{kept} of {of} {name}" + (f" (the nearest allowed to {asked:g})" if near else ""))
+        kept, of, requested = getattr(final, axis), getattr(whole, axis), getattr(student, axis)
+        near = isinstance(requested, float) and kept != round(requested * of)
+        parts.append(f"{kept} of {of} {name}" + (f" (the nearest allowed to {requested:g})" if near else ""))
     return f"Every student keeps {', '.join(parts)}; each KV group keeps as many heads."
 
 

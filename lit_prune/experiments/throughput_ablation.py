@@ -27,8 +27,8 @@ def at_equal_parameters(table: Table, profile: Profile, store: Path) -> Table:
     requests = [_request(32, 4 * unit, unit), _request(32, unit, 2 * unit), _request(1, unit, 2 * unit)]
     names = (PROMPTS, ANSWERS, "batch 1, long answers")
     rows = {
-        f"{axis}, {name}": {**shape, **asked, "distill.max_steps": 0}
-        for name, asked in zip(names, requests, strict=True)
+        f"{axis}, {name}": {**shape, **request, "distill.max_steps": 0}
+        for name, request in zip(names, requests, strict=True)
         for axis, shape in (("depth", depth), ("width", width))
     }
     rows["teacher"] = {**teacher, **requests[0], "parent": None, "distill.max_steps": 0}

@@ -123,8 +123,8 @@ def _only(found: list[Entry], wanted: list[tuple[str, Any]], table: Table) -> li
         allowed.setdefault(path, []).append(value)
     kept = [e for e in found if all(p in e.changes and e.changes[p] in allowed[p] for p in allowed)]
     if not kept:
-        asked = " and ".join(f"{path}={_shown(value)}" for path, value in wanted)
-        raise ConfigError(f"--filter: no row of {table.name} has {asked} together")
+        requested = " and ".join(f"{path}={_shown(value)}" for path, value in wanted)
+        raise ConfigError(f"--filter: no row of {table.name} has {requested} together")
     return kept
 
 

@@ -84,7 +84,7 @@ def outcome(cell: Cell) -> tuple[str, ...]:
 
     Sizes are resolved to counts, and fields without effect are at their defaults.
     """
-    return tuple(key(_effective(asked, pruned)) for asked, pruned in pruned_configs(cell))
+    return tuple(key(_effective(requested, pruned)) for requested, pruned in pruned_configs(cell))
 
 
 def _effective(cell: Cell, pruned: Any) -> Cell:

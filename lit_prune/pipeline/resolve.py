@@ -43,9 +43,9 @@ class Resolver:
             teacher=teacher,
             prune=self._once(cell.prune, loading.pin_student),
         )
-        asked = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
+        requested = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
         parent = parent_of(pinned)  # with the requested budget, not its steps
-        return asked if parent is None else override(asked, self._filled_in(parent, asked))
+        return requested if parent is None else override(requested, self._filled_in(parent, requested))
 
     def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
         """Return the text with `bos` as the teacher expects it, unless it is set; None also means False."""
@@ -54,18 +54,18 @@ class Resolver:
             return dataclasses.replace(text, bos=True)
         return dataclasses.replace(text, bos=None) if text.bos is False and not expected else text
 
-    def _filled_in(self, parent: Cell, asked: Cell) -> dict[str, Any]:
+    def _filled_in(self, parent: Cell, requested: Cell) -> dict[str, Any]:
         """Return the fingerprints and steps of a parent that differ from those it inherits."""
         with of_parent():
             found = dict(flatten(plain_of(self.pin(parent)), "parent."))
-        inherited = dict(flatten(plain_of(parent_of(asked)), "parent."))
+        inherited = dict(flatten(plain_of(parent_of(requested)), "parent."))
         return {path: value for path, value in found.items() if path not in inherited or value != inherited[path]}
 
     def _flops_of_token(self, cell: Cell) -> float:
         from lit_prune.pipeline.work import flops_of_token  # imports torch, which a finished table does not need
 
-        asked = cell.teacher, cell.parent, cell.prune, dataclasses.replace(cell.distill, max_flops=None)
-        return self._once(asked, lambda _: flops_of_token(cell))
+        without_budget = cell.teacher, cell.parent, cell.prune, dataclasses.replace(cell.distill, max_flops=None)
+        return self._once(without_budget, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
         if section not in self._known:

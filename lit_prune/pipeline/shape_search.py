@@ -231,10 +231,10 @@ def _bound(name: str, size: int | float | None, otherwise: int, whole: int) -> i
 def _nearest(found: Sequence[Candidate], least: int, most: int) -> str:
     """Return the message if no candidate lies within the bounds."""
 
-    def told(candidate: Candidate) -> str:
+    def described(candidate: Candidate) -> str:
         return f"{candidate.parameters:,} ({candidate.label})"
 
     below = max((c for c in found if c.parameters < least), key=lambda c: c.parameters, default=None)
     above = min((c for c in found if c.parameters > most), key=lambda c: c.parameters, default=None)
-    nearest = " and ".join(told(candidate) for candidate in (below, above) if candidate)
+    nearest = " and ".join(described(candidate) for candidate in (below, above) if candidate)
     return f"search_space: no shape has {least:,} to {most:,} parameters; the nearest have {nearest}"

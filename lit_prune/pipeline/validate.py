@@ -72,12 +72,12 @@ def check(cell: Cell) -> None:
         ConfigError: if one is invalid.
     """
     depth = len(parents_of(cell))
-    for place, (asked, pruned) in enumerate(pruned_configs(cell)):
+    for place, (requested, pruned) in enumerate(pruned_configs(cell)):
         with of_parent(depth - place):
-            check_names(asked)
-            check_ranges(asked)
-            check_parent(asked)
-            check_models(asked, pruned)
+            check_names(requested)
+            check_ranges(requested)
+            check_parent(requested)
+            check_models(requested, pruned)
 
 
 def check_parent(cell: Cell) -> None:

@@ -50,11 +50,11 @@ def benchmark_table(nodes: Mapping[str, Sequence[Node]], beside: str | None = "m
     scores, table = compare_models(nodes), None if beside is None else published(beside)
     known = [_is_shown(task, metric) for task, metric in zip(scores["task"], scores["metric"], strict=True)]
     shown = scores[pd.Series(known, index=scores.index, dtype=bool)]
-    asked = shown.drop_duplicates(["question", "metric"])
-    has_paper = table is not None and any(task in table["scores"] for task in asked["task"])
+    questions = shown.drop_duplicates(["question", "metric"])
+    has_paper = table is not None and any(task in table["scores"] for task in questions["task"])
     models = list(nodes)
     lines = [_size_line(scores, models, size, table if has_paper else None) for size in SIZES]
-    for line in asked.to_dict("records"):
+    for line in questions.to_dict("records"):
         same = shown[(shown["question"] == line["question"]) & (shown["metric"] == line["metric"])]
         by_model = {row["model"]: row for row in same.to_dict("records")}
         lines.append(_score_line(line, by_model, models, table if has_paper else None))
@@ -147,7 +147,7 @@ def all_scores(scores: pd.DataFrame) -> pd.DataFrame:
     shown = scores.assign(
         benchmark=[_named(line) for line in scores.to_dict("records")],
         score=[_score(line, line["metric"]) for line in scores.to_dict("records")],
-        model=_told_apart(scores),
+        model=_distinct_names(scores),
     )
     index = ["question", "benchmark", "n"]
     table = shown.pivot_table(index=index, columns="model", values="score", aggfunc="last", sort=False)
@@ -168,7 +168,7 @@ def _named(line: Mapping[str, Any]) -> str:
     return f"{line['title']}{shots} {line['metric'].partition(',')[0]}{how}"
 
 
-def _told_apart(scores: pd.DataFrame) -> pd.Series:
+def _distinct_names(scores: pd.DataFrame) -> pd.Series:
     """Return the names of models, with the fingerprint if different models share a name."""
     shared = scores.groupby("model")["fingerprint"].transform("nunique") > 1
     return scores["model"].where(~shared, scores["model"] + " " + scores["fingerprint"].str[:6])
@@ -176,28 +176,32 @@ def _told_apart(scores: pd.DataFrame) -> pd.Series:
 
 def notes(table: BenchmarkTable) -> list[str]:
     """Return sentences that explain the numbers."""
-    said = ["Scores in per cent ± standard error over the documents; perplexity and bits per byte as they are."]
+    sentences = ["Scores in per cent ± standard error over the documents; perplexity and bits per byte as they are."]
     if table.scores["difference"].notna().any():
-        said.append(
+        sentences.append(
             "A difference is that over the same documents, with the 95 % interval and p of a paired bootstrap: it is "
             "about these weights, not about other seeds."
         )
-    said += [f"{model}: prompts longer than it reads lost their beginning ({titles})." for model, titles in _cut(table)]
+    sentences += [
+        f"{model}: prompts longer than it reads lost their beginning ({titles})." for model, titles in _cut(table)
+    ]
     unread = table.scores[table.scores["unread"].astype(float) > 0].drop_duplicates(["model", "title"])
     for line in unread.to_dict("records"):
-        said.append(
+        sentences.append(
             f"{line['model']}: its tokenizer loses {line['unread']:.1%} of {line['title']}, and bits per byte are too "
             "few for that."
         )
     if (table.scores["metric"] == "perplexity").any():
-        said.append("Perplexity is by token: it compares models of one tokenizer. Bits per byte compare all.")
-    said += [*_windows(table), *_other_shots(table)]
+        sentences.append("Perplexity is by token: it compares models of one tokenizer. Bits per byte compare all.")
+    sentences += [*_windows(table), *_other_shots(table)]
     limited = table.scores[table.scores["limit"].notna()]
     if not limited.empty:
-        said.append("Where there was a --limit, only the first documents of each task count.")
+        sentences.append("Where there was a --limit, only the first documents of each task count.")
     if table.source:
-        said.append(f"The papers' columns are those of {table.source}; in brackets, examples before each document.")
-    return said
+        sentences.append(
+            f"The papers' columns are those of {table.source}; in brackets, examples before each document."
+        )
+    return sentences
 
 
 def _windows(table: BenchmarkTable) -> Iterator[str]:

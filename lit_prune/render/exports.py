@@ -58,11 +58,11 @@ def write(answers: Sequence[Answer], store: Store, out: Path, progress: Progress
 def _digest(answers: Iterable[Answer], texts: Iterable[str]) -> str:
     """Return a digest of the content of the files and of the code that renders it, 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.iterdir()) if path.suffix in _CODE]
-    said = [
+    contents = [
         fingerprint(answer.report, *record.texts(answer.report).values(), answer.origin, answer.notes, *answer.notices)
         for answer in answers
     ]
-    return hashlib.sha256("\0".join([*code, *said, *texts]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([*code, *contents, *texts]).encode()).hexdigest()[:16]
 
 
 def write_parquet(cells: pd.DataFrame, path: Path) -> None:

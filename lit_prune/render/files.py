@@ -40,11 +40,11 @@ def write_files(report: Report, folder: Path) -> list[Path]:
     texts = _record(report) | {"report.md": markdown(report)}
     digest = fingerprint(report, *texts.values())
     paths = [folder / name for name in ("results.csv", "report.md", "report.tex", "report.html")]
-    shown, said = paths[-1], _in(folder, texts)
-    known = all(_holds(path, text) for path, text in said.items()) and all(path.exists() for path in paths)
+    shown, by_path = paths[-1], _in(folder, texts)
+    known = all(_holds(path, text) for path, text in by_path.items()) and all(path.exists() for path in paths)
     if not known or not _holds(shown, digest, 500):
         # The page with the digest comes last: if interrupted before, the next call writes all again.
-        write_texts(folder, said | {folder / "report.tex": latex(report), shown: _html(report, digest)})
+        write_texts(folder, by_path | {folder / "report.tex": latex(report), shown: _html(report, digest)})
     return paths
 
 
@@ -61,7 +61,7 @@ def write_record(report: Report, folder: Path) -> list[Path]:
     return [*texts, index]
 
 
-def write_asked(report: Report, folder: Path) -> None:
+def write_request(report: Report, folder: Path) -> None:
     """Write the record before anything is computed, so that an interrupted run leaves its request.
 
     Raises:
@@ -120,8 +120,8 @@ def write_texts(folder: Path, texts: Mapping[Path, str]) -> None:
 def fingerprint(report: Report, *texts: str) -> str:
     """Return a digest of the content of the files and of the code that renders it, 16 hexadecimal digits."""
     code = [path.read_text() for path in sorted(page.FOLDER.iterdir()) if path.is_file()]
-    said = [report.histories.to_csv(), *code, *texts]
-    return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
+    contents = [report.histories.to_csv(), *code, *texts]
+    return hashlib.sha256("\0".join(contents).encode()).hexdigest()[:16]
 
 
 def markdown(report: Report) -> str:
@@ -212,6 +212,6 @@ def _html(report: Report, digest: str) -> str:
 
     template = page.environment().get_template(_PAGE)
     return template.render(
-        told=page.told(report), digest=digest, drawn=catalog.inline(report), terms=figures.terms(report),
+        context=page.context(report), digest=digest, drawn=catalog.inline(report), terms=figures.terms(report),
         panels=figures.PANELS,
     )  # fmt: skip

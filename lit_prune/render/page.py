@@ -39,8 +39,8 @@ def environment(*folders: Path) -> Environment:
     return found
 
 
-def told(report: Report) -> dict[str, Any]:
-    """Return the texts of a report, without figures: the variable `told` of the templates."""
+def context(report: Report) -> dict[str, Any]:
+    """Return the texts of a report, without figures: the variable `context` of the templates."""
     import yaml
 
     from lit_prune.report.claims_summary import standardize  # pandas comes with it

@@ -49,9 +49,9 @@ def anchor(table: str, profile: str, settings: str = "") -> str:
 
     If the settings do not fit in the name, being long or different only in a sign, it ends with their digest.
     """
-    asked = f"{table} {profile} {settings}".strip()
-    name = re.sub(r"[^a-zA-Z0-9_]+", "-", asked).strip("-")
-    return name if name.replace("-", " ") == asked else f"{name[:80]}-{digest([asked])[:6]}"
+    label = f"{table} {profile} {settings}".strip()
+    name = re.sub(r"[^a-zA-Z0-9_]+", "-", label).strip("-")
+    return name if name.replace("-", " ") == label else f"{name[:80]}-{digest([label])[:6]}"
 
 
 def anchor_of(report: Report) -> str:
@@ -86,12 +86,12 @@ def _index(answers: Iterable[Answer], ledger: pd.DataFrame) -> list[dict[str, An
     found = []
     for answer in answers:
         report, settings = answer.report, extra_flags(answer.report)
-        asked = (report.table.name, report.profile, settings)
-        of_it = (ledger["table"] == asked[0]) & (ledger["profile"] == asked[1]) & (ledger["settings"] == asked[2])
+        request = (report.table.name, report.profile, settings)
+        of_it = (ledger["table"] == request[0]) & (ledger["profile"] == request[1]) & (ledger["settings"] == request[2])
         counts = ledger.loc[of_it, "verdict"].value_counts().reindex(VERDICTS, fill_value=0)
         found.append(
             {
-                "table": report.table, "profile": report.profile, "settings": settings, "link": anchor(*asked),
+                "table": report.table, "profile": report.profile, "settings": settings, "link": anchor(*request),
                 "counts": counts.to_dict(), "absent": wording.absent(report), "answer": answer_line(report),
             }
         )  # fmt: skip
@@ -108,7 +108,7 @@ def _section(answer: Answer, place: int) -> dict[str, Any]:
     with mpl.rc_context(svg.style(report.table.name)):
         losses = figures.panels(report, "loss", f"t{place}-") if "loss" in report.histories else {}
     return {
-        "told": page.told(report), "anchor": anchor_of(report), "settings": extra_flags(report),
+        "context": page.context(report), "anchor": anchor_of(report), "settings": extra_flags(report),
         "origin": answer.origin, "notices": answer.notices,
         "leading": [figure for figure in drawn if figure["leading"]],
         "others": [figure for figure in drawn if not figure["leading"]],

@@ -85,9 +85,11 @@ def _names(alike: list[pd.Series], rest: pd.DataFrame) -> list[str]:
     """Return a name for each curve: the parts its row names share, or the fields in which it differs."""
     shared = [_shared(map(str, group.index)) for group in alike]
     lines = rest.loc[[group.index[0] for group in alike]]
-    told = lines.loc[:, lines.map(repr).nunique() > 1]
-    paths = [path.rpartition(".")[2] for path in told]
-    fields = [", ".join(f"{path} {value}" for path, value in zip(paths, line, strict=True)) for line in told.to_numpy()]
+    varied = lines.loc[:, lines.map(repr).nunique() > 1]
+    paths = [path.rpartition(".")[2] for path in varied]
+    fields = [
+        ", ".join(f"{path} {value}" for path, value in zip(paths, line, strict=True)) for line in varied.to_numpy()
+    ]
     return [other if shared.count(name) > 1 else name for name, other in zip(shared, fields, strict=True)]
 
 

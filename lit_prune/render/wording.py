@@ -162,11 +162,11 @@ def kinds(report: Report) -> list[set[str]]:
 
 def counts(report: Report) -> list[str]:
     """Return the finished seeds of each row; "done/requested" if some are missing, "n = 1" for a single seed."""
-    asked = report.tidy.groupby("row", sort=False).size()
+    requested = report.tidy.groupby("row", sort=False).size()
     counts = []
     for row, n in report.ranked["n"].items():
-        alone = asked[row] == n == 1 and not report.summary.loc[row, "reference"]
-        counts.append("n = 1" if alone else str(n) if n == asked[row] else f"{n}/{asked[row]}")
+        alone = requested[row] == n == 1 and not report.summary.loc[row, "reference"]
+        counts.append("n = 1" if alone else str(n) if n == requested[row] else f"{n}/{requested[row]}")
     return counts
 
 

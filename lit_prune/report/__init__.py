@@ -16,9 +16,6 @@ from lit_prune.report.report import (
     histories as histories,
 )
 from lit_prune.report.report import (
-    judged as judged,
-)
-from lit_prune.report.report import (
     rank_agreement as rank_agreement,
 )
 from lit_prune.report.report import (
@@ -26,6 +23,9 @@ from lit_prune.report.report import (
 )
 from lit_prune.report.report import (
     summarise as summarise,
+)
+from lit_prune.report.report import (
+    with_statistics as with_statistics,
 )
 from lit_prune.report.verdicts import (
     judge as judge,

@@ -79,10 +79,10 @@ def _lines(node: Node, subtasks: bool = False) -> Iterator[dict[str, Any]]:
     result, about = node.result, node.config
     if result is None:
         return
-    asked = {name: part for name, part in about.items() if name not in ("model", "tokenizer")}
+    question = {name: part for name, part in about.items() if name not in ("model", "tokenizer")}
     known = {name: result.get(name) for name in ("model", "task", "title", "shots", "limit", "cut", "unread", *SIZES)}
     known |= {name: about.get(name) or result.get(name) for name in ("window", "stride", "windows", "dtype")}
-    line = {"key": node.key, "question": digest(asked), "fingerprint": about["model"], **known}
+    line = {"key": node.key, "question": digest(question), "fingerprint": about["model"], **known}
     parts = {"": result["metrics"], **(result.get("subtasks", {}) if subtasks else {})}
     for subtask, metrics in parts.items():
         for metric, score in metrics.items():

@@ -105,8 +105,8 @@ def _joined(answers: Iterable[Answer], part: Callable[[Report], pd.DataFrame]) -
     parts = []
     for report in (answer.report for answer in answers):
         lines = part(report)
-        asked = {"table": report.table.name, "profile": report.profile, "settings": extra_flags(report)}
-        parts.append(pd.concat([pd.DataFrame(asked, index=lines.index), lines], axis="columns"))
+        request = {"table": report.table.name, "profile": report.profile, "settings": extra_flags(report)}
+        parts.append(pd.concat([pd.DataFrame(request, index=lines.index), lines], axis="columns"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["table", "profile", "settings"])
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from lit_prune.config import Cell, ConfigError, renames
 from lit_prune.config.overrides import build, plain_of
 from lit_prune.config.table import Table
-from lit_prune.report import Report, ReportRequest, judged
+from lit_prune.report import Report, ReportRequest, with_statistics
 from lit_prune.report.layer_scores import LayerScores
 from lit_prune.report.results_frame import typed
 from lit_prune.report.sequences import COLUMNS
@@ -62,13 +62,13 @@ def _read(folder: Path, table: Table) -> Report:
     plain = json.loads((folder / RECORD).read_text())
     tables = {name: pd.read_csv(folder / f"{name}.csv", dtype=_KINDS) for name in ("results", "curves", "checks")}
     frames = {name: renames.current_frame(frame) for name, frame in tables.items()}
-    asked = _asked(plain, table)
+    request = _request(plain, table)
     if without := {"row", "seed", "step"} - set(frames["curves"]):
         raise ValueError(f"curves.csv has no column {', '.join(sorted(without))}")
     cells = frames["results"].astype(object)
     cells = cells.where(cells.notna(), None)
-    return judged(
-        asked, typed(asked.table, cells), checks=frames["checks"], histories=frames["curves"],
+    return with_statistics(
+        request, typed(request.table, cells), checks=frames["checks"], histories=frames["curves"],
         sequences=_sequences(folder),
         layer_scores=_scores(plain["blocks" if "blocks" in plain else "layer_scores"]),  # a former name
         commits=frozenset(plain["commits"]), versions=plain["versions"],
@@ -82,7 +82,7 @@ def _sequences(folder: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"row": str}) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
-def _asked(plain: dict[str, Any], table: Table) -> ReportRequest:
+def _request(plain: dict[str, Any], table: Table) -> ReportRequest:
     if table.build_for_profile is not None:
         table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
     cell = build(Cell, renames.current(plain["cell"], Cell))

@@ -81,7 +81,7 @@ class Report(ReportRequest):
     """Machines on which the finished cells were computed."""
 
     @property
-    def asked(self) -> ReportRequest:
+    def request(self) -> ReportRequest:
         """The request without results."""
         return ReportRequest(*(getattr(self, field.name) for field in fields(ReportRequest)))
 
@@ -131,42 +131,42 @@ def reread(report: Report, store: Store) -> Report:
     metrics = [name for name in report.table.metrics if name in report.tidy]
     found = [found_of(metrics, _node(store, address)) for address in report.tidy["key"]]
     cells = typed(report.table, report.tidy.astype(object).assign(**pd.DataFrame(found, dtype=object)))
-    return complete(report.asked, cells, store)
+    return complete(report.request, cells, store)
 
 
-def complete(asked: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
+def complete(request: ReportRequest, cells: pd.DataFrame, store: Store) -> Report:
     """Return the report of a request from its tidy cells, with training curves and validations from the store."""
     trained = _trained(cells, store)
-    scores = read_layer_scores(_baseline(asked, cells), store) if drops_layers(asked.cell, cells) else None
+    scores = read_layer_scores(_baseline(request, cells), store) if drops_layers(request.cell, cells) else None
     nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
     done = [node.env for node in nodes]
-    return judged(
-        asked, cells, histories=histories(trained), checks=read_checks(trained), layer_scores=scores,
-        sequences=read_sequences(asked.table, cells, trained),
+    return with_statistics(
+        request, cells, histories=histories(trained), checks=read_checks(trained), layer_scores=scores,
+        sequences=read_sequences(request.table, cells, trained),
         commits=frozenset(commit or "unknown" for node in nodes for commit in node.commits), versions=_versions(done),
         hardware=_hardware(done),
     )  # fmt: skip
 
 
-def judged(
-    asked: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, sequences: pd.DataFrame, **known: Any
+def with_statistics(
+    request: ReportRequest, tidy: pd.DataFrame, *, checks: pd.DataFrame, sequences: pd.DataFrame, **known: Any
 ) -> Report:
     """Return a report with all statistics, from its cells, validations and losses by sequence."""
-    table, summary = asked.table, summarise(asked.table, tidy, sequences)
+    table, summary = request.table, summarise(request.table, tidy, sequences)
     return Report(
-        **vars(asked), tidy=tidy, checks=checks, sequences=sequences, summary=summary,
+        **vars(request), tidy=tidy, checks=checks, sequences=sequences, summary=summary,
         verdicts=judge(table, tidy, sequences, checks),
         best=best_row(table, summary, Measured.of(tidy, sequences, table.metrics[0])),
         agreement=rank_agreement(table, tidy), ranks=ranks(checks), flips=flips(table, checks), **known,
     )  # fmt: skip
 
 
-def _baseline(asked: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
+def _baseline(request: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
     """Return the cells of the baseline, or of the row that replaces it, one per seed."""
     rows = cells.loc[~cells["reference"]]
-    row = asked.table.baseline if asked.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
+    row = request.table.baseline if request.table.baseline in set(rows["row"]) else rows["row"].iloc[0]
     seeds = rows.loc[rows["row"] == row, "seed"]
-    return [with_seed(asked.cell, asked.table.seed_fields, int(seed)) for seed in seeds]
+    return [with_seed(request.cell, request.table.seed_fields, int(seed)) for seed in seeds]
 
 
 def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
 
 def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
     """Return metrics.csv of the finished, retrained cells, by row and seed."""
-    paths = {asked: node.folder / "metrics.csv" for asked, node in done.items()}
+    paths = {row_and_seed: node.folder / "metrics.csv" for row_and_seed, node in done.items()}
     frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     if not frames:
         return pd.DataFrame(columns=["row", "seed", "step"])

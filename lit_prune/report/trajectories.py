@@ -22,7 +22,7 @@ def read_checks(done: dict[tuple[str, int], Node]) -> pd.DataFrame:
 
     Losses are in nats per token; kd_loss is NaN if it was not measured.
     """
-    paths = {asked: node.folder / CHECKS for asked, node in done.items()}
+    paths = {row_and_seed: node.folder / CHECKS for row_and_seed, node in done.items()}
     frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
     return pd.concat(frames, ignore_index=True)[_COLUMNS] if frames else pd.DataFrame(columns=_COLUMNS)
 

@@ -34,13 +34,13 @@ def test_a_table_imports_what_a_question_is_made_of_and_nothing_else(name):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
-    asked, settings = offline(profile, tmp_path / "teacher", name)
-    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, tmp_path, settings)
+    requested, settings = offline(profile, tmp_path / "teacher", name)
+    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(requested, tmp_path, settings)
     assert table.name == name
-    found = entries(table, asked, settings=settings)
+    found = entries(table, requested, settings=settings)
     retrained = sum(changes.get("distill.max_steps") != 0 for changes in table.rows.values())
     drawn = len(table.rows) - retrained
-    assert len(found) == retrained * asked.seeds + drawn * asked.calibration_seeds + len(table.reference_rows)
+    assert len(found) == retrained * requested.seeds + drawn * requested.calibration_seeds + len(table.reference_rows)
     assert {entry.row for entry in found} == set(table.rows) | set(table.reference_rows)
     assert {metric for values in table.paper.values() for metric in values} <= set(table.metrics)
     check_rows(table, profile, found)

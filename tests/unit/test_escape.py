@@ -129,15 +129,15 @@ TABLE = Table(
 def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A report in which everything that a user names is hostile: rows, teacher, settings, an error."""
     cell = Cell(corpus=Corpus(NAMED, fingerprint="0" * 64), teacher=Teacher(NAMED, fingerprint="1" * 64))
-    asked, store = entries(TABLE, Profile(cell, 2)), Store(tmp_path_factory.mktemp("store"))
-    *done, last = asked
+    requested, store = entries(TABLE, Profile(cell, 2)), Store(tmp_path_factory.mktemp("store"))
+    *done, last = requested
     for entry in done:
         with store.claim(entry.cell, "cell") as node:
             pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}).to_csv(node.folder / "metrics.csv", index=False)
             node.finish({"lm_loss": 2.0 + entry.seed / 10}, seconds=1.0, commit="<b>")
     with store.claim(last.cell, "cell") as node:
         node.fail(NAMED)
-    return assemble(TABLE, NAMED, {"corpus.path": NAMED}, asked, store, flags=("--add-row", NAMED))
+    return assemble(TABLE, NAMED, {"corpus.path": NAMED}, requested, store, flags=("--add-row", NAMED))
 
 
 def test_every_file_of_a_report_shows_hostile_names_as_text(found: Report, tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ print(json.dumps(imported))
 def imported() -> dict[str, list[str]]:
     """What each statement would import of what it must not; one process for all with the same bounds."""
     found = {}
-    for asked in STATEMENTS.items():
-        command = [sys.executable, "-c", SCRIPT, json.dumps(asked)]
-        said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-        found |= json.loads(said.stdout.splitlines()[-1])
+    for request in STATEMENTS.items():
+        command = [sys.executable, "-c", SCRIPT, json.dumps(request)]
+        output = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        found |= json.loads(output.stdout.splitlines()[-1])
     return found
 
 
@@ -77,5 +77,5 @@ def test_nothing_slow_is_imported(statement, imported):
 
 def test_what_is_slow_would_be_seen():
     command = [sys.executable, "-c", SCRIPT, json.dumps((NO_TORCH, ["import lit_prune.losses.logit"]))]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert all(json.loads(said.stdout).values())
+    output = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert all(json.loads(output.stdout).values())

@@ -115,9 +115,9 @@ def test_limits_are_rates_and_restore_the_precision():
 
 
 def test_logging_compares_both_ways_at_each_number_of_keys(tmp_path):
-    asked = ways([1, 3], 4, tmp_path)
-    assert list(asked)[:2] == ["bare loop", "Lightning"]
-    assert list(asked)[2:] == ["self.log, keys: 1", "History, keys: 1", "self.log, keys: 3", "History, keys: 3"]
+    result = ways([1, 3], 4, tmp_path)
+    assert list(result)[:2] == ["bare loop", "Lightning"]
+    assert list(result)[2:] == ["self.log, keys: 1", "History, keys: 1", "self.log, keys: 3", "History, keys: 3"]
 
 
 @pytest.mark.slow
@@ -137,9 +137,9 @@ def test_startup_waits_for_commands_that_succeed():
 def test_bad_requests_of_the_command_are_one_line(capsys):
     assert command.main(["stairs"]) == 2
     assert command.main(["limits", "startup", "--repeats", "2"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 2
-    assert all(name in said[0] for name in ("limits", "step"))
+    logged = capsys.readouterr().err.strip().splitlines()
+    assert len(logged) == 2
+    assert all(name in logged[0] for name in ("limits", "step"))
 
 
 def test_a_record_holds_what_was_printed_and_found(tmp_path, capsys):

@@ -43,8 +43,8 @@ def test_a_claim_reads_as_the_order_it_states():
         Claim("75 %", "0 %", "", metric=ORDER),
     )
     metrics = ("lm_loss", "speedup", "lm_loss_before")
-    judged = table(claims=claims, metrics=metrics, higher_is_better=("speedup",))
-    assert list(map(judged.stated, claims)) == [
+    claimed = table(claims=claims, metrics=metrics, higher_is_better=("speedup",))
+    assert list(map(claimed.stated, claims)) == [
         "kld < mse",
         "mse > kld (speedup)",
         "kld = mse within 0.1",
@@ -53,13 +53,13 @@ def test_a_claim_reads_as_the_order_it_states():
         "kld < mse, and kld > mse before",
         "75 % > 0 % of the steps (order_agreement)",
     ]
-    assert judged.relation(claims[1]) == "mse > kld"
+    assert claimed.relation(claims[1]) == "mse > kld"
 
 
 def test_a_claim_is_judged_by_the_metric_it_names_or_the_first():
     claims = (Claim("kld", "mse", ""), Claim("mse", "kld", "", metric="kd_loss"))
-    judged = table(claims=claims, metrics=("lm_loss", "kd_loss"))
-    assert [judged.metric_of(claim) for claim in claims] == ["lm_loss", "kd_loss"]
+    claimed = table(claims=claims, metrics=("lm_loss", "kd_loss"))
+    assert [claimed.metric_of(claim) for claim in claims] == ["lm_loss", "kd_loss"]
 
 
 def test_a_claim_about_what_is_not_measured_is_refused_at_construction():

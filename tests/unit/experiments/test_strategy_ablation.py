@@ -45,7 +45,7 @@ def test_the_middle_model_is_the_same_whoever_teaches_its_student(cells):
 
 def test_heads_that_a_share_cannot_have_are_said():
     quick = load_profile("quick").cell
-    asked = dataclasses.replace(quick.prune, num_attention_heads=0.5)
-    assert "4 of 6 heads (the nearest allowed to 0.5)" in kept_in_words(asked, teacher_config(quick))
+    requested = dataclasses.replace(quick.prune, num_attention_heads=0.5)
+    assert "4 of 6 heads (the nearest allowed to 0.5)" in kept_in_words(requested, teacher_config(quick))
     allowed = dataclasses.replace(quick.prune, num_attention_heads=4)
     assert "4 of 6 heads;" in kept_in_words(allowed, teacher_config(quick))

@@ -76,14 +76,14 @@ def test_references_come_last_once_as_the_baseline_with_their_changes():
 
 
 def test_settings_change_every_cell():
-    asked = table(reference_rows={"as it is": {"distill.max_steps": 0}})
-    found = entries(asked, PROFILE, settings={"distill.seq_len": 64})
+    requested = table(reference_rows={"as it is": {"distill.max_steps": 0}})
+    found = entries(requested, PROFILE, settings={"distill.seq_len": 64})
     assert {entry.cell.distill.seq_len for entry in found} == {64}
 
 
 def test_a_seed_sets_every_field_that_is_seeded():
-    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
-    found = entries(asked, PROFILE)
+    requested = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
+    found = entries(requested, PROFILE)
     assert rows(found)[:2] == [("kld", 0), ("kld", 1)]
     assert [(entry.cell.seed, entry.cell.calibration.seed) for entry in found] == [(0, 0), (1, 1)] * 3 + [(0, 0)]
     only_the_draw = entries(table(seed_fields=("calibration.seed",)), PROFILE, num_seeds=3)
@@ -99,14 +99,14 @@ def test_a_seed_is_left_out_where_a_row_lacks_the_section():
         "none": {"teacher.finetune": None}, "corrected": {},
         "parent": {"parent.teacher.finetune": None, "parent.distill.max_steps": 3},
     }  # fmt: skip
-    asked = table(
+    requested = table(
         rows=rows_of, baseline="corrected", paper={}, claims=(), base_overrides={"teacher.finetune.max_steps": 7},
         seed_fields=("seed", "teacher.finetune.seed"),
         reference_rows={
             "as it was": {"teacher.finetune": None, "distill.max_steps": 0}, "as it is": {"distill.max_steps": 0},
         },
     )  # fmt: skip
-    found = entries(asked, PROFILE)
+    found = entries(requested, PROFILE)
     corrections = [entry.cell.teacher.finetune for entry in found]
     assert [recipe and (recipe.max_steps, recipe.seed) for recipe in corrections] == [
         None, None, (7, 0), (7, 1), (7, 0), (7, 1), None, (7, 0)
@@ -117,8 +117,8 @@ def test_a_seed_is_left_out_where_a_row_lacks_the_section():
 
 def test_references_have_seed_0_also_where_the_profile_has_another():
     profile = Profile(override(Cell(), {"seed": 7, "calibration.seed": 7}), seeds=1)
-    asked = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
-    reference = entries(asked, profile)[-1].cell
+    requested = table(seed_fields=("seed", "calibration.seed"), reference_rows={"as it is": {"distill.max_steps": 0}})
+    reference = entries(requested, profile)[-1].cell
     assert (reference.seed, reference.calibration.seed) == (0, 0)
 
 
@@ -128,19 +128,19 @@ def test_an_added_row_that_only_a_seed_tells_apart_is_refused():
 
 
 def test_what_a_table_changes_is_in_every_cell_under_the_grid_and_the_settings():
-    asked = table(
+    requested = table(
         rows=table().rows | {"cosine": {"distill.logit_loss": "cosine", "distill.seq_len": 32}},
         base_overrides={"distill.seq_len": 64, "evaluation.num_validations": 8},
         reference_rows={"as it is": {"distill.max_steps": 0}},
     )
     profile = Profile(override(Cell(), {"distill.seq_len": 128, "distill.batch_size": 3}), seeds=1)
-    found = entries(asked, profile)
+    found = entries(requested, profile)
     assert [entry.cell.distill.seq_len for entry in found] == [64, 64, 32, 64]
     assert {(entry.cell.evaluation.num_validations, entry.cell.distill.batch_size) for entry in found} == {(8, 3)}
     assert "evaluation.num_validations" not in found[0].changes
-    set_away = entries(asked, profile, settings={"evaluation.num_validations": 2})
+    set_away = entries(requested, profile, settings={"evaluation.num_validations": 2})
     assert {entry.cell.evaluation.num_validations for entry in set_away} == {2}
-    assert asked.base_overrides == {"distill.seq_len": 64, "evaluation.num_validations": 8}
+    assert requested.base_overrides == {"distill.seq_len": 64, "evaluation.num_validations": 8}
 
 
 def test_a_table_that_changes_an_unknown_field_is_refused():

@@ -73,8 +73,8 @@ def test_a_raised_schema_of_the_correction_touches_only_cells_that_have_one(monk
 def test_a_setting_of_the_correction_asks_for_one():
     assert "teacher.finetune.optimizer.lr" in fields_of(Cell)
     assert override(Cell(), {"teacher.finetune.optimizer.lr": 1e-5}).teacher.finetune.optimizer.lr == 1e-5
-    asked = override(Cell(), {"teacher.finetune.max_steps": 7})
-    assert override(asked, {"teacher.finetune": None}) == Cell()
+    requested = override(Cell(), {"teacher.finetune.max_steps": 7})
+    assert override(requested, {"teacher.finetune": None}) == Cell()
 
 
 @pytest.mark.parametrize(("name", "least"), [("max_steps", 1), ("batch_size", 1), ("seq_len", 2)])
@@ -175,9 +175,9 @@ def test_planned_steps_count_a_correction_once_for_all_its_cells(cell, runner):
 def test_a_text_without_a_sequence_of_the_corrections_length_is_refused(cell, runner):
     path = Path(cell.teacher.model) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 100_000}))
-    asked = override(cell, {"teacher.finetune.seq_len": 100_000, "teacher.fingerprint": None})
+    requested = override(cell, {"teacher.finetune.seq_len": 100_000, "teacher.fingerprint": None})
     with refuses("validation", 100000):
-        runner.check([Resolver().pin(asked)])
+        runner.check([Resolver().pin(requested)])
 
 
 def test_a_sequence_longer_than_the_teachers_positions_is_refused(tmp_path):

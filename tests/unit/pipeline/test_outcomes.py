@@ -107,9 +107,9 @@ AUTO = {"prune.hidden_size": "auto", "prune.intermediate_size": "auto", "prune.n
 def test_a_number_of_parameters_may_be_set_and_the_teacher_stays_whole(name, share, tmp_path):
     quick, settings = load_profile("quick"), {"prune.num_parameters": share, **AUTO}
     table = table_of(f"{name}_ablation").at(quick, tmp_path, settings)
-    asked = entries(table, quick, settings=settings, num_seeds=1)
-    check_rows(table, "quick", asked)
-    found = {entry.row: entry.cell for entry in asked}
+    requested = entries(table, quick, settings=settings, num_seeds=1)
+    check_rows(table, "quick", requested)
+    found = {entry.row: entry.cell for entry in requested}
     config = teacher_config(quick.cell)
     count = parameter_counter(config)
     whole = count(shape_of(config))

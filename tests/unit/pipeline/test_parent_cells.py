@@ -62,7 +62,7 @@ def plain(make_folder, texts, tmp_path) -> Cell:
     return Resolver().pin(override(Cell(), changes))
 
 
-def asked(cell: Cell, **changes: Any) -> Entry:
+def entry_of(cell: Cell, **changes: Any) -> Entry:
     return Entry("row", 0, Resolver().pin(override(cell, changes)), {})
 
 
@@ -93,15 +93,15 @@ def test_a_budget_buys_a_source_the_steps_of_its_own_size(plain):
 
 
 def test_a_source_that_keeps_everything_and_is_not_trained_changes_nothing(plain, tmp_path):
-    alone = asked(plain, **{"prune.intermediate_size": 0.5, "prune.num_hidden_layers": 2})
-    chained = asked(alone.cell, **KEPT, **{"parent.prune.num_hidden_layers": None, "parent.distill.max_steps": 0})
+    alone = entry_of(plain, **{"prune.intermediate_size": 0.5, "prune.num_hidden_layers": 2})
+    chained = entry_of(alone.cell, **KEPT, **{"parent.prune.num_hidden_layers": None, "parent.distill.max_steps": 0})
     first, second = compute(tmp_path / "store", alone, chained)
     assert first == second
     assert {path.name for path in (tmp_path / "store").glob("cell/*")} == {alone.key, chained.key}
 
 
 def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
-    entry, store = asked(plain, **CHAIN), Store(tmp_path / "store")
+    entry, store = entry_of(plain, **CHAIN), Store(tmp_path / "store")
     source = parent_of(entry.cell)
     assert planned_steps(store, [entry, Entry("middle", 0, source, {})]) == 5
     compute(store.root, entry)
@@ -118,9 +118,9 @@ def test_the_retrained_student_of_the_source_is_what_is_pruned(plain, tmp_path):
 
 
 def test_a_source_is_computed_and_counted_once_and_is_a_cell_like_any_other(plain, tmp_path):
-    first, bar = asked(plain, **CHAIN), ProgressBar(0, quiet=True)
+    first, bar = entry_of(plain, **CHAIN), ProgressBar(0, quiet=True)
     second, middle = (
-        asked(first.cell, **{"prune.intermediate_size": 0.25}),
+        entry_of(first.cell, **{"prune.intermediate_size": 0.25}),
         Entry("middle", 0, parent_of(first.cell), {}),
     )
     store = Store(tmp_path / "store")
@@ -142,7 +142,7 @@ class Killed(ProgressBar):
 
 
 def test_killed_between_a_source_and_its_cell_the_source_is_found_again(plain, tmp_path):
-    entry = asked(plain, **CHAIN)
+    entry = entry_of(plain, **CHAIN)
     (whole,) = compute(tmp_path / "whole", entry)
     with pytest.raises(KeyboardInterrupt):
         runner_of(tmp_path / "store", Killed(0, quiet=True)).run([entry])
@@ -155,8 +155,10 @@ def test_killed_between_a_source_and_its_cell_the_source_is_found_again(plain, t
 
 
 def test_a_source_that_fails_fails_its_cell_and_no_other(plain, tmp_path):
-    bad = asked(plain, **CHAIN, **{"parent.distill.optimizer.lr": 1e30, "parent.distill.optimizer.max_grad_norm": 1e30})
-    runner, good = runner_of(tmp_path / "store"), asked(plain)
+    bad = entry_of(
+        plain, **CHAIN, **{"parent.distill.optimizer.lr": 1e30, "parent.distill.optimizer.max_grad_norm": 1e30}
+    )
+    runner, good = runner_of(tmp_path / "store"), entry_of(plain)
     assert runner.run([bad, good]) == 1
     assert runner.store.node(bad.cell, "cell").error
     assert runner.store.node(good.cell, "cell").result is not None
@@ -164,12 +166,12 @@ def test_a_source_that_fails_fails_its_cell_and_no_other(plain, tmp_path):
 
 def test_a_source_of_another_teacher_is_another_start_with_the_same_teacher_to_imitate(plain, make_folder, tmp_path):
     early = str(make_folder("early", seed=1))
-    entry = asked(
+    entry = entry_of(
         plain, **KEPT, **{"parent.teacher.model": early, "parent.distill.max_steps": 0, "prune.intermediate_size": 0.5}
     )
     source = parent_of(entry.cell)
     assert source.teacher.fingerprint not in (None, entry.cell.teacher.fingerprint)
-    direct = asked(plain, **{"teacher.model": early, "prune.intermediate_size": 0.5, "distill.max_steps": 0})
+    direct = entry_of(plain, **{"teacher.model": early, "prune.intermediate_size": 0.5, "distill.max_steps": 0})
     compute(tmp_path / "store", entry, direct)
     ours, theirs = (weights(Store(tmp_path / "store"), e.cell, "student") for e in (entry, direct))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -178,7 +180,7 @@ def test_a_source_of_another_teacher_is_another_start_with_the_same_teacher_to_i
 def test_the_config_of_a_source_is_known_before_it_is_computed(plain, tmp_path):
     """Also of one of two prunings, the first from random weights."""
     first = {"parent.parent.prune.num_hidden_layers": 2, "parent.parent.distill.max_steps": 1}
-    entry = asked(
+    entry = entry_of(
         plain, **CHAIN, **first, **{"parent.parent.prune.init": "random", "parent.prune.num_hidden_layers": None}
     )
     expected = pruned_config(entry.cell)
@@ -195,13 +197,13 @@ IMITATING = {"distill.imitate": "parent", "parent.distill.imitate": "teacher"}
 
 def test_a_parent_that_is_the_teacher_teaches_the_same(plain, tmp_path):
     chained = {**KEPT, "parent.distill.max_steps": 0, "prune.intermediate_size": 0.5}
-    found = compute(tmp_path / "store", asked(plain, **chained), asked(plain, **chained, **IMITATING))
+    found = compute(tmp_path / "store", entry_of(plain, **chained), entry_of(plain, **chained, **IMITATING))
     assert found[0] == found[1]
 
 
 def test_a_student_imitates_the_retrained_parent_that_it_was_cut_from(plain, tmp_path):
     validated = {"evaluation.num_validations": 1, "parent.evaluation.num_validations": 0}
-    first, second = asked(plain, **CHAIN, **validated), asked(plain, **CHAIN, **validated, **IMITATING)
+    first, second = entry_of(plain, **CHAIN, **validated), entry_of(plain, **CHAIN, **validated, **IMITATING)
     teacher, parent = compute(tmp_path / "store", first, second)
     assert first.cell != second.cell
     assert key(parent_of(first.cell)) == key(parent_of(second.cell))
@@ -239,4 +241,4 @@ def test_a_source_that_cannot_be_is_refused_in_one_line(changes, field, values, 
     places = {"OTHER": str(make_folder("other", vocab_size=300)), "MODEL": plain.teacher.model}
     changes = {path: places.get(value, value) for path, value in changes.items()}
     with refuses(field, *(places.get(value, value) for value in values)):
-        check(asked(plain, **{**CHAIN, **changes}).cell)
+        check(entry_of(plain, **{**CHAIN, **changes}).cell)

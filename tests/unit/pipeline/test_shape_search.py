@@ -103,10 +103,10 @@ def test_the_window_decides():
 
 
 @pytest.mark.parametrize(
-    "asked", [{"num_hidden_layers": 16, "layer_selection": "last_but_final"}, {"drop_layers": tuple(range(15, 31))}]
+    "requested", [{"num_hidden_layers": 16, "layer_selection": "last_but_final"}, {"drop_layers": tuple(range(15, 31))}]
 )
-def test_dropping_the_published_layers_keeps_the_first_fifteen_and_the_last(asked):
-    student = Prune(hidden_size=None, intermediate_size=None, num_attention_heads=None, **asked)
+def test_dropping_the_published_layers_keeps_the_first_fifteen_and_the_last(requested):
+    student = Prune(hidden_size=None, intermediate_size=None, num_attention_heads=None, **requested)
     teacher = SimpleNamespace(config=MODELS["Llama-3.1 8B"])
     plan = make_plan(teacher, student, lambda model, names: {})
     assert [block.index + 1 for block in plan.layers] == [*range(1, 16), 32]

@@ -93,8 +93,8 @@ def test_both_texts_of_the_phases_may_be_set(tmp_path):
 
 @pytest.mark.parametrize("profile", ["quick", "laptop", "h200", "paper"])
 def test_the_new_text_of_a_profile_is_another_than_its_own(profile):
-    asked = load_profile(profile)
-    assert dict(asked.new_text)["corpus.path"] != asked.cell.corpus.path
+    requested = load_profile(profile)
+    assert dict(requested.new_text)["corpus.path"] != requested.cell.corpus.path
 
 
 def test_a_field_of_the_new_text_that_does_not_exist_is_refused(tmp_path):

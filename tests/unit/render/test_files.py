@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished import KLD, MSE, answer, asked, filled, partly, shown
+from finished import KLD, MSE, answer, filled, partly, requested, shown
 from refusals import refuses
 from rich.console import Console
 
@@ -137,7 +137,7 @@ def test_nothing_is_drawn_or_written_again_unless_something_changed(
     assert report_files.write_files(answer(store), folder) == paths
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert drawn == ["drawn"]
-    store.node(asked()[0].cell, "cell").finish({"lm_loss": 3.0, "perplexity": 20.0})
+    store.node(requested()[0].cell, "cell").finish({"lm_loss": 3.0, "perplexity": 20.0})
     report_files.write_files(answer(store), folder)
     paths[1].unlink()
     report_files.write_files(answer(store), folder)
@@ -170,7 +170,7 @@ def test_the_command_reads_back_as_the_settings(complete: Store) -> None:
         "distill.match_mlp_input": ["last:last"], "distill.scale_by_temperature_squared": True,
         "distill.optimizer.lr": 1e-5,
     }  # fmt: skip
-    found = report.assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
+    found = report.assemble(TABLE, "tiny", settings, requested(), complete, flags=("--seeds", "3"))
     words = shlex.split(command(found))
     assert words[:5] == ["python", "-m", "lit_prune.experiments.loss_ablation", "--profile", "tiny"]
     assert words[5:-2:2] == ["--set"] * len(settings)
@@ -185,7 +185,7 @@ def test_status_and_diff(whole: report.Report, store: Store) -> None:
     status = stream.getvalue()
     assert all(key in status for key in whole.tidy["key"])
     assert "23 cells: 20 done" in status
-    first, second = (store.node(entry.cell, "cell") for entry in asked()[:2])
+    first, second = (store.node(entry.cell, "cell") for entry in requested()[:2])
     terminal.print_diff(first, second, console)
     lines = [line.split() for line in stream.getvalue()[len(status) :].splitlines()]
     assert ["seed", "0", "1"] in lines

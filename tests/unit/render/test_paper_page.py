@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished import KLD, KLD_CE, answer, asked, filled, partly
+from finished import KLD, KLD_CE, answer, filled, partly, requested
 
 from lit_prune.cli.report import main
 from lit_prune.registry import tables
@@ -57,7 +57,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def answers(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
     """One table at three scales: whole, with cells in every state and from two commits, and with one seed."""
     whole = dataclasses.replace(answer(complete), commits=frozenset({"abc", "def"}))
-    alone = assemble(whole.table, "alone", {"distill.max_steps": 40}, asked(1), complete, flags=("--seeds", "1"))
+    alone = assemble(whole.table, "alone", {"distill.max_steps": 40}, requested(1), complete, flags=("--seeds", "1"))
     broken = dataclasses.replace(partly(complete, tmp_path_factory.mktemp("partly") / "store"), profile="partly")
     return [
         Answer(whole, "store", NOTES),
@@ -145,13 +145,13 @@ def test_every_section_says_what_makes_it_worth_less(page: str) -> None:
 
 
 def test_a_section_has_all_that_is_known_of_a_table(page: str, answers: list[Answer]) -> None:
-    told, table = section(page, "loss_ablation-tiny"), answers[0].report.table
+    text, table = section(page, "loss_ablation-tiny"), answers[0].report.table
     for words in (
         table.question, table.source, "3.0000 ± 0.1000", "± 0.2484", "paper LM loss", "Kendall's tau", "seed 2",
         "python -m lit_prune.experiments.loss_ablation --profile tiny", "0" * 64, "Notes", "wall time", "1.5 s",
         "all 23 cells", "34.5 s", "Training loss",
     ):  # fmt: skip
-        assert words in told
+        assert words in text
 
 
 def test_two_figures_are_open_and_the_others_and_all_details_are_a_click_away(page: str, answers: list[Answer]) -> None:
@@ -233,9 +233,9 @@ def test_nothing_is_drawn_again_unless_something_changed(answers: list[Answer], 
 def test_nothing_to_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "records").mkdir()
     assert main(["--store", str(tmp_path / "none"), "--records", str(tmp_path / "records")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: nothing is done in ")
-    assert said.count("\n") == 1
+    logged = capsys.readouterr().err
+    assert logged.startswith("error: nothing is done in ")
+    assert logged.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

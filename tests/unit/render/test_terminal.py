@@ -49,15 +49,15 @@ SEQUENCES = {"kld": (2.3, 2.5, 2.4, 2.4), "mse": (2.8, 3.1, 2.9, 2.8)}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    asked, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path_factory.mktemp("store"))
-    for entry in asked:
+    requested, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path_factory.mktemp("store"))
+    for entry in requested:
         measured = zip(METRICS, FOUND[entry.row], strict=True)
         with store.claim(entry.cell, "cell") as node:
             result = {metric: values[entry.seed] for metric, values in measured if values}
             if entry.row in SEQUENCES:
                 write_sequences(node.folder, SEQUENCES[entry.row], "kd_loss_before")
             node.finish(result, seconds=1.0, commit="abc")
-    return assemble(TABLE, "tiny", {}, asked, store)
+    return assemble(TABLE, "tiny", {}, requested, store)
 
 
 def shown(found: Report, width: int) -> str:
@@ -111,19 +111,20 @@ def test_claims_name_their_metric_and_say_where_seeds_change_nothing(found: Repo
 
 
 @pytest.mark.parametrize(
-    ("cosine", "said"), [((3.10, 3.12), "identical"), ((3.101, 3.12105), "negligible"), ((3.101, 3.121), "undecided")]
+    ("cosine", "verdict"),
+    [((3.10, 3.12), "identical"), ((3.101, 3.12105), "negligible"), ((3.101, 3.121), "undecided")],
 )
-def test_a_verdict_that_is_not_the_usual_is_explained(found: Report, cosine: tuple[float, float], said: str) -> None:
+def test_a_verdict_that_is_not_the_usual_is_explained(found: Report, cosine: tuple[float, float], verdict: str) -> None:
     cells = found.tidy.copy()
     cells.loc[cells["row"] == "cosine", "lm_loss"] = cosine
     table = dataclasses.replace(TABLE, claims=(Claim("kld", "cosine", "Table 1"),))
     turned = dataclasses.replace(found, table=table, tidy=cells, verdicts=judge(table, cells))
-    assert wording.claims_table(turned)["verdict"].to_list() == [said]
+    assert wording.claims_table(turned)["verdict"].to_list() == [verdict]
     explained = {note.partition(":")[0] for note in wording.notes(turned)}
     assert ("A difference that is the same for every seed is tested over validation sequences. These cells are from "
-            "before their losses by sequence were kept" in explained) == (said == "undecided")  # fmt: skip
-    assert (said in explained) == (said != "undecided")
-    assert said in shown(turned, 100)
+            "before their losses by sequence were kept" in explained) == (verdict == "undecided")  # fmt: skip
+    assert (verdict in explained) == (verdict != "undecided")
+    assert verdict in shown(turned, 100)
 
 
 def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Path) -> None:
@@ -139,14 +140,14 @@ def test_where_more_is_better_axis_and_claims_say_so(found: Report, tmp_path: Pa
 
 
 def test_noise_everywhere_needs_no_note(found: Report, tmp_path: Path) -> None:
-    asked, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path)
-    for entry in asked:
+    requested, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path)
+    for entry in requested:
         with store.claim(entry.cell, "cell") as node:
             noisy = {metric: 3 + (0.1 + entry.seed) * len(entry.row) / 10 for metric in METRICS}
             node.finish(noisy | {"parameters": 1000}, seconds=1.0)
     table = Table(**{**vars(TABLE), "claims": (Claim("kld", "cosine", ""),)})
-    assert wording.notes(assemble(table, "tiny", {}, asked, store)) == []
-    one = [entry for entry in asked if entry.seed == 0]
+    assert wording.notes(assemble(table, "tiny", {}, requested, store)) == []
+    one = [entry for entry in requested if entry.seed == 0]
     assert wording.notes(assemble(table, "tiny", {}, one, store)) == []
 
 
@@ -195,19 +196,19 @@ def test_columns_are_divided_by_their_width_and_the_paper_stays_with_ours() -> N
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "text"),
     [(7.91e9, "7.91 B"), (1_234_567, "1.23 M"), (260_032, "260.03 k"), (999, "999"), (0, "0"), (math.nan, "—")],
 )
-def test_counts_are_read_with_their_unit(count: float, said: str) -> None:
-    assert numbers.amount(count) == said
+def test_counts_are_read_with_their_unit(count: float, text: str) -> None:
+    assert numbers.amount(count) == text
 
 
 def test_flops_are_no_losses(found: Report) -> None:
     taken = found.summary.assign(train_flops=6.03e11, **{"sd train_flops": 0.0, "paper train_flops": math.nan})
     taken.loc["whole", "train_flops"] = 0.0
     table = dataclasses.replace(TABLE, metrics=(*METRICS, "train_flops"))
-    said = wording.main_table(dataclasses.replace(found, table=table, summary=taken)).set_index("row")["train FLOPs"]
-    assert [said["kld"], said["whole"].strip()] == ["6.03e+11", "0"]
+    column = wording.main_table(dataclasses.replace(found, table=table, summary=taken)).set_index("row")["train FLOPs"]
+    assert [column["kld"], column["whole"].strip()] == ["6.03e+11", "0"]
 
 
 def test_rows_of_one_value_have_no_order(found: Report) -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finished import MSE, answer, asked, broken, filled
+from finished import MSE, answer, broken, filled, requested
 from refusals import refuses
 
 from lit_prune.cli.figures import main as draw
@@ -24,9 +24,9 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store and records: one question was answered, and another one, with a setting of its own, was asked."""
     folder = tmp_path_factory.mktemp("answered")
     store = filled(folder / "store")
-    files.write_asked(answer(store), store.root / "reports/loss_ablation/tiny")
-    other = assemble(TABLE, "tiny", {"distill.max_steps": 40}, asked(), store)
-    files.write_asked(other, store.root / "reports/loss_ablation/tiny-1")
+    files.write_request(answer(store), store.root / "reports/loss_ablation/tiny")
+    other = assemble(TABLE, "tiny", {"distill.max_steps": 40}, requested(), store)
+    files.write_request(other, store.root / "reports/loss_ablation/tiny-1")
     record = folder / "records/loss_ablation/tiny"
     files.write_record(answer(store), record)
     (record.parent / "NOTES.md").write_text("# What was seen\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import answered, toy
-from finished import COSINE, MSE, answer, asked, broken, filled, finish, partly
+from finished import COSINE, MSE, answer, broken, filled, finish, partly, requested
 from refusals import check_refusal
 
 from lit_prune.cli.table import main
@@ -39,7 +39,7 @@ def written(found: Report, folder: Path) -> Path:
 
 def test_what_is_read_is_what_was_written(complete: Store, tmp_path: Path) -> None:
     settings = {"distill.max_steps": 40, "distill.match_mlp_input": ["last:last"]}
-    found = assemble(TABLE, "tiny", settings, asked(), complete, flags=("--seeds", "3"))
+    found = assemble(TABLE, "tiny", settings, requested(), complete, flags=("--seeds", "3"))
     again = record.read(written(found, tmp_path), TABLE)
     assert (again.cell, again.settings, again.flags) == (found.cell, settings, ("--seeds", "3"))
     assert again.agreement == found.agreement
@@ -101,7 +101,7 @@ def test_reread_sees_what_became_of_the_cells(complete: Store, tmp_path: Path) -
     store = Store(tmp_path / "store")
     again = record.read(written(before, tmp_path / "record"), TABLE)
     assert sorted(again.tidy["state"].unique()) == ["done", "failed", "missing", "unfinished"]
-    finish(store, next(e for e in asked() if (e.row, e.seed) == (MSE, 1)), 3.21)
+    finish(store, next(e for e in requested() if (e.row, e.seed) == (MSE, 1)), 3.21)
     broken(store, COSINE, 0)
     found = reread(again, store)
     states = found.tidy.set_index(["row", "seed"])["state"]

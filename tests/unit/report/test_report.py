@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished import CLM, COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, asked, filled, partly, shown
+from finished import CLM, COSINE, KLD, KLD_CE, LOSSES, MSE, RKLD, RKLD_ALONE, answer, filled, partly, requested, shown
 from refusals import refuses
 from scipy import stats
 
@@ -40,7 +40,7 @@ def whole(complete: Store, tmp_path_factory: pytest.TempPathFactory) -> report.R
 
 
 def test_tidy_has_every_cell_in_the_order_of_the_entries(whole: report.Report) -> None:
-    frame, wanted = whole.tidy, asked()
+    frame, wanted = whole.tidy, requested()
     assert list(frame["key"]) == [entry.key for entry in wanted]
     assert list(zip(frame["row"], frame["seed"], strict=True)) == [(e.row, e.seed) for e in wanted]
     assert list(frame["distill.logit_loss"]) == [e.cell.distill.logit_loss for e in wanted]
@@ -60,7 +60,7 @@ def test_tidy_tells_states_apart(whole: report.Report) -> None:
 
 
 def test_a_label_that_merges_two_cells_is_refused(tmp_path: Path) -> None:
-    twins = [dataclasses.replace(entry, row="same") for entry in asked(1)[:2]]
+    twins = [dataclasses.replace(entry, row="same") for entry in requested(1)[:2]]
     with refuses("loss_ablation", "'same'", "seed 0"):
         report.tidy(TABLE, twins, Store(tmp_path))
 
@@ -147,7 +147,7 @@ def test_a_claim_is_judged_by_its_own_metric(complete: Store) -> None:
         Claim(MSE, KLD, "", metric="perplexity"),
         Claim(COSINE, KLD, "", metric="perplexity"),
     )
-    cells = report.tidy(TABLE, asked(), complete)
+    cells = report.tidy(TABLE, requested(), complete)
     cells["perplexity"] = 10 - cells["lm_loss"] ** 2
     cells.loc[cells["row"] == COSINE, "perplexity"] = cells.loc[cells["row"] == KLD, "perplexity"].to_numpy() - 1
     verdicts = judge(dataclasses.replace(TABLE, claims=claims), cells)
@@ -218,7 +218,7 @@ def test_report_says_what_it_depends_on(complete: Store) -> None:
 
 def test_mixed_commits_are_flagged(store: Store) -> None:
     before = shown(answer(store), 100)
-    node = store.node(asked()[0].cell, "cell")
+    node = store.node(requested()[0].cell, "cell")
     node.finish(node.result, commit="def")
     found = answer(store)
     assert found.mixed

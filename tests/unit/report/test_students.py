@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from finished import KLD, RKLD, answer, asked, filled
+from finished import KLD, RKLD, answer, filled, requested
 from rich.console import Console
 
 from lit_prune.render.terminal import print_students
@@ -15,7 +15,7 @@ from lit_prune.report.students import students
 def test_students_are_listed_best_row_first_with_folder_and_size(tmp_path: Path) -> None:
     store = filled(tmp_path)
     assert list(students(answer(store), store)) == []
-    for entry in asked():
+    for entry in requested():
         if entry.row in (KLD, RKLD):
             folder = store.node(entry.cell, "cell").folder / "model"
             folder.mkdir()

@@ -57,10 +57,10 @@ def finish(store: Store, entry: Entry, checked: bool = True) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    asked, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path_factory.mktemp("store"))
-    for entry in asked:
+    requested, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path_factory.mktemp("store"))
+    for entry in requested:
         finish(store, entry)
-    return assemble(TABLE, "tiny", {}, asked, store)
+    return assemble(TABLE, "tiny", {}, requested, store)
 
 
 def test_checks_are_those_of_trained_rows_with_their_seed(found: Report) -> None:
@@ -127,10 +127,10 @@ def test_differences_are_of_seeds_that_both_rows_have() -> None:
 
 
 def test_a_table_without_checks_says_nothing_of_them(tmp_path: Path) -> None:
-    asked, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path)
-    for entry in asked:
+    requested, store = entries(TABLE, Profile(CELL, 2)), Store(tmp_path)
+    for entry in requested:
         finish(store, entry, checked=False)
-    found = assemble(TABLE, "tiny", {}, asked, store)
+    found = assemble(TABLE, "tiny", {}, requested, store)
     assert found.checks.empty
     assert found.ranks.empty
     assert found.flips.empty
@@ -165,25 +165,25 @@ def test_terminal_markdown_and_page_say_when_the_order_is_that_of_the_end(found:
 
 
 def test_claims_whose_rows_keep_their_order_are_said_to(tmp_path: Path) -> None:
-    asked, store = entries(TABLE, Profile(CELL, 1)), Store(tmp_path)
-    for entry in asked:
+    requested, store = entries(TABLE, Profile(CELL, 1)), Store(tmp_path)
+    for entry in requested:
         with store.claim(entry.cell, "cell") as node:
             kept = course({"x": [9.0, 8.0 + len(entry.row)]}, steps=[0, 10]).drop(columns=["row", "seed"])
             kept.to_csv(node.folder / "checks.csv", index=False)
             node.finish({"lm_loss": 1.0, "kd_loss_before": 1.0}, seconds=1.0)
-    found = assemble(TABLE, "tiny", {}, asked, store)
+    found = assemble(TABLE, "tiny", {}, requested, store)
     assert wording.flips(found) == ["the two rows of no claim change their order between the checks"]
 
 
 def test_the_page_changes_when_a_check_does(tmp_path: Path) -> None:
-    asked, store = entries(TABLE, Profile(CELL, 1)), Store(tmp_path)
-    for entry in asked:
+    requested, store = entries(TABLE, Profile(CELL, 1)), Store(tmp_path)
+    for entry in requested:
         finish(store, entry)
-    page = files.write_files(assemble(TABLE, "tiny", {}, asked, store), tmp_path / "files")[-1]
+    page = files.write_files(assemble(TABLE, "tiny", {}, requested, store), tmp_path / "files")[-1]
     before = page.read_text()
-    path = store.node(asked[0].cell, "cell").folder / "checks.csv"
+    path = store.node(requested[0].cell, "cell").folder / "checks.csv"
     path.write_text(path.read_text().replace("3.6", "3.61"))
-    files.write_files(assemble(TABLE, "tiny", {}, asked, store), tmp_path / "files")
+    files.write_files(assemble(TABLE, "tiny", {}, requested, store), tmp_path / "files")
     assert page.read_text() != before
 
 
