@@ -63,7 +63,7 @@ def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
     out.mkdir(exist_ok=True)
     train(
         student, teacher, distill, Path(job.folder) / "tokens", out,
-        seed=SEED, execution=execution, tell=lambda step, row: None, callbacks=[Marks()],
+        seed=SEED, execution=execution, on_progress=lambda step, row: None, callbacks=[Marks()],
     )  # fmt: skip
 
 

@@ -61,8 +61,8 @@ class Silent:
         """Do nothing."""
 
 
-def counted(items: Iterable[Item], tell: Callable[[int], None]) -> Iterator[Item]:
-    """Yield the items; before each, call `tell` with the number of items already consumed."""
+def counted(items: Iterable[Item], on_progress: Callable[[int], None]) -> Iterator[Item]:
+    """Yield the items; before each, call `on_progress` with the number of items already consumed."""
     for number, item in enumerate(items):
-        tell(number)
+        on_progress(number)
         yield item

@@ -100,9 +100,9 @@ def prune(
     if num_parameters is not None and all(sizes.get(name) is None for name in list(SIZES)[1:]):
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
     opened, target = Store(store), _target(out)
-    asked = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
+    requested = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
     place = _place(model, tokenizer, opened, "model")
-    cell = override(_base(profile), asked | {"teacher.model": place, "distill.max_steps": 0} | settings)
+    cell = override(_base(profile), requested | {"teacher.model": place, "distill.max_steps": 0} | settings)
     return _compress(cell, opened, target, execution or Execution(), progress, "disabled", "prune")
 
 
@@ -146,13 +146,13 @@ def distill(
         RuntimeError: if the computation fails.
     """
     opened, target = Store(store), _target(out)
-    asked = _text(corpus, seq_len) | {
+    requested = _text(corpus, seq_len) | {
         "teacher.model": _place(teacher, tokenizer, opened, "teacher"),
         "prune.init_from": _place(student, tokenizer, opened, "student"),
         "distill.max_steps": max_steps, "distill.seq_len": seq_len, "distill.batch_size": batch_size,
         "distill.logit_loss": logit_loss, "distill.optimizer.lr": lr, "evaluation.num_validations": 1,
     }  # fmt: skip
-    cell = override(_base(profile), asked | dict(settings or {}))
+    cell = override(_base(profile), requested | dict(settings or {}))
     return _compress(cell, opened, target, execution or Execution(), progress, wandb, "distill")
 
 

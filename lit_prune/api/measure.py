@@ -44,22 +44,22 @@ def evaluate(
     from lit_prune.config import ConfigError
     from lit_prune.evaluate.benchmark_tasks import questions
     from lit_prune.evaluate.model_ref import subject
-    from lit_prune.evaluate.runner import Asked, EvaluationRunner
+    from lit_prune.evaluate.runner import EvaluationRequest, EvaluationRunner
     from lit_prune.evaluate.text_task import text
 
     if corpus is None and not tasks:
         raise ConfigError("corpus or tasks: must be given")
     opened = Store(store)
     local = None if task_data_dir is None else Path(task_data_dir)
-    asked: list[Any] = [*questions(tasks, shots=num_fewshot, limit=limit, local=local)] if tasks else []
+    requested: list[Any] = [*questions(tasks, shots=num_fewshot, limit=limit, local=local)] if tasks else []
     if corpus is not None:
-        asked.append(text(corpus, None, window, stride, limit))
+        requested.append(text(corpus, None, window, stride, limit))
     reference = subject(str(model), opened)
-    wanted = [Asked(reference, question, dtype) for question in asked]
-    if missing := [one for one in wanted if one.node(opened).result is None]:
+    requests = [EvaluationRequest(reference, question, dtype) for question in requested]
+    if missing := [one for one in requests if one.node(opened).result is None]:
         EvaluationRunner(opened, batch_size=batch_size, progress=progress).run(missing)
     found = {}
-    for one in wanted:
+    for one in requests:
         node = one.node(opened)
         if node.result is None:
             raise RuntimeError(f"{model}: {node.error or 'not measured'}; see {node.folder}")

@@ -96,7 +96,7 @@ def _run(flags: CliArgs, console: Console) -> int:
     """`run`, on a console."""
     from lit_prune.evaluate.benchmark_tasks import questions
     from lit_prune.evaluate.model_ref import subject
-    from lit_prune.evaluate.runner import Asked, EvaluationRunner
+    from lit_prune.evaluate.runner import EvaluationRequest, EvaluationRunner
     from lit_prune.evaluate.text_task import text
 
     store, beside = Store(flags.store), None if flags.paper_table == "none" else flags.paper_table
@@ -115,11 +115,11 @@ def _run(flags: CliArgs, console: Console) -> int:
     # Only now: what reads tables takes a while to import, and has nothing to say where the request is wrong.
     from lit_prune.render.evaluations import benchmark_table, check_labels, print_table, write_table
 
-    subjects = _told_apart(subjects)
+    subjects = _with_distinct_labels(subjects)
     check_labels([one.label for one in subjects], beside)
-    asked = [Asked(one, question, flags.dtype) for one in subjects for question in put]
+    requests = [EvaluationRequest(one, question, flags.dtype) for one in subjects for question in put]
     failed = 0
-    if missing := [one for one in asked if one.node(store).result is None]:
+    if missing := [one for one in requests if one.node(store).result is None]:
         _quiet()
         if flags.unsafe_code:
             os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what runs the programs asks for it
@@ -129,9 +129,11 @@ def _run(flags: CliArgs, console: Console) -> int:
             store, accelerator=flags.accelerator, batch_size=flags.batch_size, progress=ProgressBar
         )
         failed = runner.run(missing)
-    if not any(one.node(store).result for one in asked):
+    if not any(one.node(store).result for one in requests):
         return 1  # the failures have been printed
-    nodes = {one.subject.label: [each.node(store) for each in asked if each.subject == one.subject] for one in asked}
+    nodes = {
+        one.subject.label: [each.node(store) for each in requests if each.subject == one.subject] for one in requests
+    }
     table = benchmark_table(nodes, beside)
     print_table(table, console)
     for path in write_table(table, store.root / "reports" / "benchmarks"):
@@ -158,7 +160,7 @@ def _check(flags: CliArgs) -> None:
             raise ConfigError(f"--{name}: must be at least 1, got {value}")
 
 
-def _told_apart(subjects: list[ModelRef]) -> list[ModelRef]:
+def _with_distinct_labels(subjects: list[ModelRef]) -> list[ModelRef]:
     """Return the models with distinct labels: those with the same label get their path as label.
 
     Raises:

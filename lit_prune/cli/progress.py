@@ -45,7 +45,7 @@ class ProgressBar:
 
     def __init__(self, total: int, quiet: bool = False, unit: str = "") -> None:
         self.total, self.done, self.unit = total, 0, unit
-        self.started = self._said_at = time.monotonic()
+        self.started = self._printed_at = time.monotonic()
         self._cells: tuple[int, int] | None = None
         self._stage = ""
         self._first: tuple[float, float] | None = None
@@ -99,7 +99,7 @@ class ProgressBar:
     def _show(self, what: str, at_once: bool = False) -> None:
         what = printable(what)
         self._update(description=what)
-        if not self._live and (at_once or time.monotonic() - self._said_at > _SECONDS_BETWEEN_LINES):
+        if not self._live and (at_once or time.monotonic() - self._printed_at > _SECONDS_BETWEEN_LINES):
             self._line(what)
 
     def _update(self, **changes: str) -> None:
@@ -113,9 +113,9 @@ class ProgressBar:
         return (self.done, self.total) if self.total else self._cells or (0, 0)
 
     def _line(self, what: str) -> None:
-        self._said_at = time.monotonic()
+        self._printed_at = time.monotonic()
         left = self._left()
-        spent = f"{self._said_at - self.started:.0f} s" + (f", about {left:.0f} s left" if left else "")
+        spent = f"{self._printed_at - self.started:.0f} s" + (f", about {left:.0f} s left" if left else "")
         counts = f"[{', '.join(counts)}] " if (counts := self.counts()) else ""
         # Soft-wrapped: a line of a log stays one line.
         self._console.print(Text(f"{counts}{what} ({spent})"), soft_wrap=True)

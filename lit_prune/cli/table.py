@@ -157,8 +157,10 @@ class Command:
     def _assemble(self) -> Any:
         from lit_prune.report import assemble
 
-        asked = self.flags
-        return assemble(self.table, asked.profile, asked.settings, self.entries, self.store, flags=asked.selection)
+        request = self.flags
+        return assemble(
+            self.table, request.profile, request.settings, self.entries, self.store, flags=request.selection
+        )
 
     def _dry_run(self) -> int:
         """Validate the request and list what it would compute; compute and write nothing."""

@@ -91,24 +91,24 @@ def only(kernels: dict[torch.dtype, Kernel]) -> Iterator[None]:
 
 
 def attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **asked: Any
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Return the attention of transformers' `sdpa`, [batch, seq, heads, width]; plain causal may use another kernel."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     kernel = _kernels.get(dtype)
-    if kernel is None or not _is_plain(module, query, key, value, attention_mask, asked):
-        return _sdpa(module, query, key, value, attention_mask, **asked)
-    scale = asked.get("scaling")
+    if kernel is None or not _is_plain(module, query, key, value, attention_mask, kwargs):
+        return _sdpa(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling")
     with torch.autocast("cpu", enabled=False):
         found = kernel(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
     return found.to(dtype).transpose(1, 2).contiguous(), None
 
 
 def _is_plain(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, asked: dict[str, Any]
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> bool:
     """Return whether this is causal self-attention of whole sequences on a CPU, without mask or other options."""
-    causal, window, (_, heads, num_tokens, _) = asked.get("is_causal"), asked.get("sliding_window"), query.shape
+    causal, window, (_, heads, num_tokens, _) = options.get("is_causal"), options.get("sliding_window"), query.shape
     return (
         mask is None
         and (getattr(module, "is_causal", True) if causal is None else causal)
@@ -118,8 +118,8 @@ def _is_plain(
         and key.shape == value.shape
         and heads % key.shape[1] == 0
         and (window is None or window >= num_tokens)
-        and not asked.get("dropout")
-        and all(asked.get(name) is None or asked[name] is False for name in _UNUSUAL)
+        and not options.get("dropout")
+        and all(options.get(name) is None or options[name] is False for name in _UNUSUAL)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     )  # fmt: skip
 
@@ -208,11 +208,11 @@ def _above_diagonal(num_tokens: int, num_rows: int) -> Tensor:
         return square.repeat(num_rows // num_tokens, 1)[None]
 
 
-def _sdpa(*args: Any, **asked: Any) -> tuple[Tensor, None]:
+def _sdpa(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """Compute transformers' own `sdpa`, with PyTorch's default matmuls."""
     module, query, key, value, mask = args
     found = _with_own_products(
-        lambda *inputs: sdpa_attention_forward(module, *inputs, mask, **asked)[0], query, key, value
+        lambda *inputs: sdpa_attention_forward(module, *inputs, mask, **kwargs)[0], query, key, value
     )
     return found, None
 

@@ -44,15 +44,15 @@ def watch() -> None:
     _since = _since or _now()
 
 
-def switch(auto: bool, asked: int | None) -> int:
-    """Set torch's threads to `asked`, or with `auto` to the number of idle cores; return the number of threads.
+def switch(auto: bool, requested: int | None) -> int:
+    """Set torch's threads to `requested`, or with `auto` to the number of idle cores; return the number of threads.
 
     `auto` does not override the environment variable OMP_NUM_THREADS.
     """
     import torch
 
-    if asked is not None:
-        torch.set_num_threads(asked)
+    if requested is not None:
+        torch.set_num_threads(requested)
     elif auto and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(idle(torch.get_num_threads(), neighbours()))
     return torch.get_num_threads()

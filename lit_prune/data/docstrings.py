@@ -44,7 +44,7 @@ _DROPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "vendor", "_vendored"
 _PLACES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _STATEMENTS = ("body", "handlers", "orelse", "finalbody", "cases")
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Receives the number of files read and the total."""
 
 
@@ -110,7 +110,7 @@ def contents() -> Contents:
     return Contents(**json.loads((prepare() / "about.json").read_text()))
 
 
-def prepare(tell: Tell = lambda done, total: None) -> Path:
+def prepare(on_progress: OnProgress = lambda done, total: None) -> Path:
     """Return the folder with the text; extract it if the cache lacks that of the installed versions.
 
     Raises:
@@ -125,7 +125,7 @@ def prepare(tell: Tell = lambda done, total: None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not _is_whole(folder):  # another process may have written it meanwhile
-                _write(folder, installed, KNOWN_TEXTS.get(fingerprint), tell)
+                _write(folder, installed, KNOWN_TEXTS.get(fingerprint), on_progress)
     except OSError as error:
         raise ConfigError(f"LIT_PRUNE_HOME: {folder} cannot be written ({error.strerror or error})") from None
     return folder
@@ -144,7 +144,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _write(folder: Path, installed: Mapping[str, str], known: str | None, tell: Tell) -> None:
+def _write(folder: Path, installed: Mapping[str, str], known: str | None, on_progress: OnProgress) -> None:
     """Write text.jsonl, one line [name, text] per module, and then about.json.
 
     Raises:
@@ -152,7 +152,7 @@ def _write(folder: Path, installed: Mapping[str, str], known: str | None, tell: 
     """
     digest, counts = hashlib.sha256(), _Counts()
     with atomic_path(folder / "text.jsonl") as scratch, scratch.open("wb") as file:
-        for name, docstrings in _modules(counts, tell):
+        for name, docstrings in _modules(counts, on_progress):
             line = json.dumps([name, "\n\n".join(docstrings)], ensure_ascii=False).encode() + b"\n"
             digest.update(line)
             file.write(line)
@@ -175,12 +175,12 @@ class _Counts:
     num_not_parsed: int = 0
 
 
-def _modules(counts: _Counts, tell: Tell) -> Iterator[tuple[str, list[str]]]:
+def _modules(counts: _Counts, on_progress: OnProgress) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the new docstrings of each module that has any."""
     files = [file for package in PACKAGES for file in _files(package)]
     seen: set[bytes] = set()
     for number, (name, path) in enumerate(files):
-        tell(number, len(files))
+        on_progress(number, len(files))
         kept = []
         for docstring in _docstrings(name, path, counts):
             hashed = hashlib.sha256(docstring.encode()).digest()
@@ -194,7 +194,7 @@ def _modules(counts: _Counts, tell: Tell) -> Iterator[tuple[str, list[str]]]:
             counts.num_modules += 1
             counts.num_docstrings += len(kept)
             yield name, kept
-    tell(len(files), len(files))
+    on_progress(len(files), len(files))
 
 
 def _files(package: str) -> list[tuple[str, Path]]:

@@ -125,14 +125,14 @@ def write_tokens(
     corpus: Corpus,
     tokenizer: Any,
     folder: Path,
-    progress: Callable[[int], None] = lambda num_tokens: None,
+    on_progress: Callable[[int], None] = lambda num_tokens: None,
     *,
     vocab_size: int | None = None,
 ) -> dict[str, int]:
     """Tokenize a corpus into `folder` and return the number of tokens of each split.
 
-    `progress` is called with the number of train tokens so far. A special token spelled in the text, such as `</s>`, is
-    encoded as text. `vocab_size` is the number of embeddings of the model that reads the ids.
+    `on_progress` is called with the number of train tokens so far. A special token spelled in the text, such as `</s>`,
+    is encoded as text. `vocab_size` is the number of embeddings of the model that reads the ids.
 
     Raises:
         ConfigError: if a split is empty, an id has no embedding, or the text does not match its fingerprint.
@@ -148,7 +148,7 @@ def write_tokens(
             ids = np.asarray(part.ids[:room], np.int64)
             _check_ids(ids, vocab_size, tokenizer)
             files.write(part.split, ids, part.scored[:room])
-            progress(files.num_tokens["train"])
+            on_progress(files.num_tokens["train"])
             if corpus.max_tokens and files.num_tokens["train"] >= corpus.max_tokens:
                 reader.finish(passages)
                 break

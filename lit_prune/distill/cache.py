@@ -163,9 +163,11 @@ class TopKOutput:
 @torch.no_grad()
 def write_cache(
     teacher: FrozenTeacher, batches: Iterable[dict[str, Tensor]], folder: Path, contents: Contents, *,
-    seq_len: int, precision: str, device: torch.device, share_of_disk: float, tell: Callable[[int], None],
+    seq_len: int, precision: str, device: torch.device, share_of_disk: float, on_progress: Callable[[int], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the outputs for the micro-batches of a run to `folder`; call `tell` with the number of finished sequences.
+    """Write the outputs for the micro-batches of a run to `folder`.
+
+    `on_progress` is called with the number of finished sequences.
 
     Returns the description for `Cache.read`. If only the largest logits are kept, it includes `missing_mass`, the mean
     total probability of all other tokens.
@@ -192,7 +194,7 @@ def write_cache(
         for name, value in values.items():
             files[name][done : done + len(ids)].copy_(value)
         done += len(ids)
-        tell(done)
+        on_progress(done)
     return cache.plain | ({"missing_mass": missing_mass.compute().item()} if contents.top_k else {})
 
 

@@ -86,16 +86,16 @@ class History(L.Callback):
 
 
 class Progress(L.Callback):
-    """Call `tell(step, row)` after every optimizer step, with the newest row of the history."""
+    """Call `on_progress(step, row)` after every optimizer step, with the newest row of the history."""
 
-    def __init__(self, history: History, tell: Callable[[int, dict[str, float]], None]) -> None:
-        self.history, self.tell = history, tell
+    def __init__(self, history: History, on_progress: Callable[[int, dict[str, float]], None]) -> None:
+        self.history, self.on_progress = history, on_progress
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if _ends_step(trainer, batch_idx):
-            self.tell(trainer.global_step, self.history.rows[-1] if self.history.rows else {})
+            self.on_progress(trainer.global_step, self.history.rows[-1] if self.history.rows else {})
 
 
 class Checks(L.Callback):

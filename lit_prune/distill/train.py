@@ -23,7 +23,7 @@ from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.compiled import compiled_layers
 
-Tell = Callable[[int, dict[str, float]], None]
+OnProgress = Callable[[int, dict[str, float]], None]
 
 _LOGITS = 2**30
 """Bytes of float32 logits of one micro-batch, at most."""
@@ -31,7 +31,8 @@ _LOGITS = 2**30
 
 def train(
     student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, tokens: Path, folder: Path, *,
-    seed: int, execution: Execution, tell: Tell, loggers: Iterable[Logger] = (), callbacks: Iterable[L.Callback] = (),
+    seed: int, execution: Execution, on_progress: OnProgress,
+    loggers: Iterable[Logger] = (), callbacks: Iterable[L.Callback] = (),
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
 
@@ -50,7 +51,7 @@ def train(
         grad_accum_steps=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
     history = History(folder / "metrics.csv", execution.log_every)
-    every = [history, Progress(history, tell), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)]
+    every = [history, Progress(history, on_progress), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)]
     trainer = _trainer(distill, execution, folder, accumulate, loggers, every)
     path = folder / "last.ckpt"
     compiled = execution.compile and not module.compares_states

@@ -35,20 +35,20 @@ def pin_tasks(tasks: TaskTest) -> TaskTest:
     return dataclasses.replace(tasks, fingerprint=hashlib.sha256(text.encode()).hexdigest())
 
 
-def accuracies(model: Any, tokenizer: Any, tasks: TaskTest, tell: Callable[[float], None]) -> dict[str, float]:
+def accuracies(model: Any, tokenizer: Any, tasks: TaskTest, on_progress: Callable[[float], None]) -> dict[str, float]:
     """Return the accuracy of a model in each task, as accuracy_TASK, and their mean, as accuracy.
 
-    `tell` is called with the completed share of the work, 0 to 1.
+    `on_progress` is called with the completed share of the work, 0 to 1.
     """
     from lit_prune.evaluate.harness import measure
 
     found = {}
     for place, name in enumerate(tasks.names):
 
-        def told(share: float, place: int = place) -> None:
-            tell((place + share) / len(tasks.names))
+        def on_task_progress(share: float, place: int = place) -> None:
+            on_progress((place + share) / len(tasks.names))
 
-        answer = measure(model, tokenizer, _question(name, tasks), tell=told)
+        answer = measure(model, tokenizer, _question(name, tasks), on_progress=on_task_progress)
         found[f"{ACCURACY}_{name}"] = answer.metrics[KNOWN[name].metric or "acc"].value
     return {ACCURACY: sum(found.values()) / len(found)} | found
 

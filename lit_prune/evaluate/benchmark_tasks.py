@@ -120,15 +120,15 @@ def questions(
     for name, number, least in (("num-fewshot", shots, 0), ("limit", limit, 1)):
         if number is not None and number < least:
             raise ConfigError(f"--{name}: must be >= {least}, got {number}")
-    asked = []
+    requested = []
     for name in dict.fromkeys(tasks):
         if name == "paper":
-            asked += [benchmark for benchmark in PAPER if unsafe or not benchmark.unsafe]
+            requested += [benchmark for benchmark in PAPER if unsafe or not benchmark.unsafe]
         else:
-            asked.append(_benchmark(name, local, unsafe))
-    if not asked:
+            requested.append(_benchmark(name, local, unsafe))
+    if not requested:
         raise ConfigError("--tasks: none given; paper, or names of lm-eval such as piqa,blimp")
-    return [_question(benchmark, shots, limit, local) for benchmark in dict.fromkeys(asked)]
+    return [_question(benchmark, shots, limit, local) for benchmark in dict.fromkeys(requested)]
 
 
 def _benchmark(name: str, local: Path | None, unsafe: bool) -> Benchmark:

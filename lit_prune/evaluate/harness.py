@@ -23,11 +23,11 @@ from lit_prune.evaluate import local_tasks
 from lit_prune.evaluate.benchmark_tasks import KNOWN, SEED, Benchmark, Question
 from lit_prune.evaluate.definitions import task_manager
 
-_ALONE = "asked"
+_ALONE = "requested"
 # lm-eval recompiles a template for each field of each document, which takes longer than a small model.
 env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
 
-Tell = Callable[[float], None]
+OnProgress = Callable[[float], None]
 """Callback with the completed share of the work, 0 to 1."""
 
 
@@ -94,7 +94,7 @@ def _check_shots(name: str, task: Any, question: Question) -> None:
 
 def measure(
     model: Any, tokenizer: Any, question: Question, *, batch_size: int = 16, loaded: Any = None,
-    tell: Tell = lambda share: None,
+    on_progress: OnProgress = lambda share: None,
 ) -> Answer:  # fmt: skip
     """Return the results of a causal language model in a task, on its device and in its dtype; its mode is restored.
 
@@ -106,7 +106,7 @@ def measure(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
-            watched = RecordingLM(model, copy.deepcopy(tokenizer), batch_size, tell)
+            watched = RecordingLM(model, copy.deepcopy(tokenizer), batch_size, on_progress)
             found = evaluate(
                 lm=watched, task_dict=loaded, limit=question.limit, confirm_run_unsafe_code=question.benchmark.unsafe
             )
@@ -118,9 +118,9 @@ def measure(
 class RecordingLM(HFLM):
     """lm-eval's model with progress and a count of truncated prompts."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, tell: Tell) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, on_progress: OnProgress) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self._tell, self._seen, self._all = tell, 0, 1
+        self._on_progress, self._seen, self._all = on_progress, 0, 1
         self.num_prompts = self.num_cut = 0
 
     @property
@@ -133,7 +133,8 @@ class RecordingLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         self._expect(
-            len(requests), sum(len(before) + len(asked) > self.max_length + 1 for _, before, asked in requests)
+            len(requests),
+            sum(len(before) + len(continuation) > self.max_length + 1 for _, before, continuation in requests),
         )
         return super()._loglikelihood_tokens([self._fitting(request) for request in requests], *args, **kwargs)
 
@@ -155,10 +156,14 @@ class RecordingLM(HFLM):
 
     def _fitting(self, request: Any) -> Any:
         """Truncate a continuation that alone exceeds the model's positions on the left, like the other requests."""
-        pair, before, asked = request
-        if len(asked) <= self.max_length:
+        pair, before, continuation = request
+        if len(continuation) <= self.max_length:
             return request
-        return pair, asked[-self.max_length - 1 : -self.max_length] or before[-1:], asked[-self.max_length :]
+        return (
+            pair,
+            continuation[-self.max_length - 1 : -self.max_length] or before[-1:],
+            continuation[-self.max_length :],
+        )
 
     def _expect(self, num_requests: int, num_cut: int) -> None:
         self._all, self._seen = num_requests, 0
@@ -167,15 +172,15 @@ class RecordingLM(HFLM):
 
     def _saw(self, count: int) -> None:
         self._seen += count
-        self._tell(min(1.0, self._seen / self._all))
+        self._on_progress(min(1.0, self._seen / self._all))
 
 
 def _definition(question: Question) -> Any:
     """Return the argument from which lm-eval builds a task: its name, or a group of tasks with overriding fields."""
     benchmark = question.benchmark
     if question.local is None:
-        asked = [{"task": benchmark.task, **copy.deepcopy(benchmark.options)}]
-        return {"group": _ALONE, "task": asked} if benchmark.options else benchmark.task
+        members = [{"task": benchmark.task, **copy.deepcopy(benchmark.options)}]
+        return {"group": _ALONE, "task": members} if benchmark.options else benchmark.task
     members = [
         {"task": name, "custom_dataset": _Documents(splits), **_fields(benchmark.task), **benchmark.options}
         for name, splits in local_tasks.read(benchmark.task, question.local).items()
@@ -260,7 +265,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def ask(model: Any, tokenizer: Any, task: str, *, unsafe: bool = False, **how: Any) -> Answer:
+def measure_by_name(model: Any, tokenizer: Any, task: str, *, unsafe: bool = False, **how: Any) -> Answer:
     """Return a model's results in a task by its name, for a notebook; `how` are fields of `Question`.
 
     Raises:

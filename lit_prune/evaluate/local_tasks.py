@@ -55,7 +55,7 @@ def read(task: str, folder: Path) -> dict[str, Splits]:
             return {subtask: _pairs(paths[0], subtask) for subtask in wanted}
         return {task: LOCAL[name].read(*paths)}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--task-data-dir: {name} cannot be read from {folder} ({_said(error)})") from error
+        raise ConfigError(f"--task-data-dir: {name} cannot be read from {folder} ({_first_line(error)})") from error
 
 
 def files_of(task: str, folder: Path) -> list[Path]:
@@ -141,9 +141,9 @@ def _hellaswag(path: Path) -> Splits:
 
 def _hellaswag_document(context: str, label: str, *endings: str) -> dict[str, Any]:
     """Return a document as on the hub, whose `ctx_b` is the unfinished last sentence of a context of ActivityNet."""
-    activity, _, told = context.partition(": ")
-    begun = re.search(r"(?:(?<=[.!?]) |^)(?P<words>[^.!?]*[^.!?\" ])\s*$", told)
-    whole, begins = (told[: begun.start()], begun["words"]) if begun else (told, "")
+    activity, _, text = context.partition(": ")
+    begun = re.search(r"(?:(?<=[.!?]) |^)(?P<words>[^.!?]*[^.!?\" ])\s*$", text)
+    whole, begins = (text[: begun.start()], begun["words"]) if begun else (text, "")
     return {"activity_label": activity, "ctx_a": whole, "ctx_b": begins, "endings": list(endings), "label": label}
 
 
@@ -156,7 +156,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -42,16 +42,16 @@ class ModelRef:
     """Fingerprints for the address: of the model and, if it lies elsewhere, of the tokenizer."""
 
 
-def subject(asked: str, store: Store, tokenizer: str | None = None) -> ModelRef:
-    """Return the model that `asked` names, with an optional label before it: "wide=cell/3f2a".
+def subject(spec: str, store: Store, tokenizer: str | None = None) -> ModelRef:
+    """Return the model that `spec` names, with an optional label before it: "wide=cell/3f2a".
 
     Raises:
         ConfigError: if the model does not exist, its cell is not done, or its tokenizer is unknown.
     """
-    named, equals, place = asked.partition("=")
-    label, place = (named, place) if equals and not expand(asked).is_dir() else ("", asked)
+    named, equals, place = spec.partition("=")
+    label, place = (named, place) if equals and not expand(spec).is_dir() else ("", spec)
     if not place.strip():
-        raise ConfigError(f"--model: nothing is named by {asked!r}; it is {_MEANT}")
+        raise ConfigError(f"--model: nothing is named by {spec!r}; it is {_MEANT}")
     local, tokenizer = loading.local_folder(place), tokenizer and str(loading.local_folder(tokenizer) or tokenizer)
     address = _ADDRESS.fullmatch(place)
     if local is None and address:

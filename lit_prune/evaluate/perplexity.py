@@ -19,17 +19,17 @@ def nats_of(logits: Tensor, successors: Tensor) -> Tensor:
     return negative_log_likelihood(logits.float(), successors).double()
 
 
-See = Callable[[Tensor, Tensor, Tensor], None]
+OnBatch = Callable[[Tensor, Tensor, Tensor], None]
 """(input ids, logits, labels) of a batch, on the model's device."""
 
 
 @torch.inference_mode()
 def sequence_losses(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], see: See = lambda ids, logits, labels: None
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], on_batch: OnBatch = lambda ids, logits, labels: None
 ) -> SequenceLosses:
     """Return the nats of each packed sequence under a causal language model.
 
-    `see` is called with every batch, for other measurements in the same pass.
+    `on_batch` is called with every batch, for other measurements in the same pass.
     """
     device, nats, tokens = next(model.parameters()).device, list[Tensor](), list[Tensor]()
     for batch in batches:
@@ -37,7 +37,7 @@ def sequence_losses(
         logits = model(input_ids=ids, use_cache=False).logits
         nats.append(_nats_by_sequence(logits, labels))
         tokens.append((labels[:, 1:] != IGNORED).sum(1))
-        see(ids, logits, labels)
+        on_batch(ids, logits, labels)
     return SequenceLosses(torch.cat(nats).cpu(), torch.cat(tokens).cpu())
 
 

@@ -44,7 +44,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """A task or text to evaluate a model on, in a dtype."""
 
     subject: ModelRef
@@ -88,7 +88,7 @@ class EvaluationRunner:
         self._model: tuple[ModelRef, Dtype, Any, Any] | None = None
         self._bar: Progress = Silent()
 
-    def run(self, asked: Sequence[Asked]) -> int:
+    def run(self, requests: Sequence[EvaluationRequest]) -> int:
         """Compute missing results and return how many failed; a failure is recorded and the others continue.
 
         Raises:
@@ -96,33 +96,33 @@ class EvaluationRunner:
         """
         self.store.check_writable()
         cpu.prepare()
-        for one in asked:
+        for one in requests:
             if isinstance(one.question, Text):
                 one.question.window_for(one.positions, one.subject.label)
         with self._progress(0) as self._bar:
-            models = [(one.subject.model, FLAG) for one in asked]
-            loading.prepare([*models, *((one.subject.tokenizer, TOKENIZER_FLAG) for one in asked)], self._bar)
-            for text in dict.fromkeys(one.question for one in asked if isinstance(one.question, Text)):
+            models = [(one.subject.model, FLAG) for one in requests]
+            loading.prepare([*models, *((one.subject.tokenizer, TOKENIZER_FLAG) for one in requests)], self._bar)
+            for text in dict.fromkeys(one.question for one in requests if isinstance(one.question, Text)):
                 builtin.prepare(text.source, self._bar.count)
                 text.check()
-        for subject in {one.subject.model: one.subject for one in asked}.values():
+        for subject in {one.subject.model: one.subject for one in requests}.values():
             loading.check_given(subject.model, subject.about["model"], FLAG)
             _tokenizer(subject, folder_of(subject))
         with self._progress(0) as self._bar:
-            counts = [self._num_steps(one) for one in asked]
+            counts = [self._num_steps(one) for one in requests]
         failed = 0
         with self._progress(sum(counts)) as self._bar:
-            for one, count in zip(asked, counts, strict=True):
+            for one, count in zip(requests, counts, strict=True):
                 before = self._bar.done
                 failed += not self._answer(one, count)
                 self._bar.at(before + count, _doing(one))
         return failed
 
-    def _num_steps(self, asked: Asked) -> int:
+    def _num_steps(self, request: EvaluationRequest) -> int:
         """Return the number of documents of a task, which it loads, or of windows of a text."""
-        question = asked.question
+        question = request.question
         if isinstance(question, Text):
-            return self._num_windows(asked, question)
+            return self._num_windows(request, question)
         from lit_prune.evaluate import harness
 
         if question not in self._loaded:
@@ -131,27 +131,27 @@ class EvaluationRunner:
         sizes = (len(task.task_docs) for task in self._loaded[question]["tasks"].values())
         return sum(size if question.limit is None else min(size, question.limit) for size in sizes)
 
-    def _num_windows(self, asked: Asked, text: Text) -> int:
+    def _num_windows(self, request: EvaluationRequest, text: Text) -> int:
         """Return the number of windows of a text, counted once per tokenizer and length."""
-        key = text, asked.subject.tokenizer, asked.window
+        key = text, request.subject.tokenizer, request.window
         if key not in self._windows:
             from lit_prune.evaluate.text_loss import count_windows
 
             self._bar.say(f"reading {text.title}")
-            tokenizer = _tokenizer(asked.subject, folder_of(asked.subject))
-            self._windows[key] = count_windows(asked.positions, tokenizer, text)
+            tokenizer = _tokenizer(request.subject, folder_of(request.subject))
+            self._windows[key] = count_windows(request.positions, tokenizer, text)
         return self._windows[key]
 
-    def _answer(self, asked: Asked, count: int) -> bool:
+    def _answer(self, request: EvaluationRequest, count: int) -> bool:
         """Compute a result if it is missing; return whether it exists now."""
         try:
-            with self.store.hold(KIND, asked.about) as node:
+            with self.store.hold(KIND, request.about) as node:
                 if node.result is None:
-                    self._bar.say(_doing(asked))
+                    self._bar.say(_doing(request))
                     started = time.perf_counter()
-                    result, documents = self._measure(asked, count, node.folder)
+                    result, documents = self._measure(request, count, node.folder)
                     documents.to_parquet(node.folder / DOCUMENTS, index=False)
-                    about = builtin.about(asked.question.source) if isinstance(asked.question, Text) else {}
+                    about = builtin.about(request.question.source) if isinstance(request.question, Text) else {}
                     node.finish(result, seconds=round(time.perf_counter() - started, 1), corpus=about)
         except Locked as busy:
             self._bar.say(str(busy))
@@ -159,56 +159,62 @@ class EvaluationRunner:
         except ConfigError:
             raise
         except Exception as error:
-            node, failure = asked.node(self.store), failure_of(error)
-            self._bar.say(f"{_doing(asked)} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
+            node, failure = request.node(self.store), failure_of(error)
+            self._bar.say(
+                f"{_doing(request)} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})"
+            )
             with contextlib.suppress(OSError):  # a full disk has no room for the message either
                 node.fail(failure.error, error)
             release_frames(error)
             return False
         return True
 
-    def _measure(self, asked: Asked, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    def _measure(self, request: EvaluationRequest, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         from lit_prune.evaluate.validation import sizes_of
 
-        model, tokenizer = self._load(asked.subject, asked.dtype)
-        about = {"model": asked.subject.label, "place": asked.subject.model} | sizes_of(model)
-        if isinstance(asked.question, Text):
-            found, documents = self._read(asked, model, tokenizer, folder)
+        model, tokenizer = self._load(request.subject, request.dtype)
+        about = {"model": request.subject.label, "place": request.subject.model} | sizes_of(model)
+        if isinstance(request.question, Text):
+            found, documents = self._read(request, model, tokenizer, folder)
         else:
-            found, documents = self._examine(asked, model, tokenizer, count)
+            found, documents = self._examine(request, model, tokenizer, count)
         return about | found, documents
 
-    def _examine(self, asked: Asked, model: Any, tokenizer: Any, count: int) -> tuple[dict[str, Any], pd.DataFrame]:
+    def _examine(
+        self, request: EvaluationRequest, model: Any, tokenizer: Any, count: int
+    ) -> tuple[dict[str, Any], pd.DataFrame]:
         from lit_prune.evaluate import harness
 
-        assert isinstance(asked.question, Question)
+        assert isinstance(request.question, Question)
         before = self._bar.done
         answer = harness.measure(
-            model, tokenizer, asked.question, batch_size=self.batch_size, loaded=self._loaded[asked.question],
-            tell=lambda share: self._bar.at(before + int(share * count), _doing(asked)),
+            model, tokenizer, request.question, batch_size=self.batch_size, loaded=self._loaded[request.question],
+            on_progress=lambda share: self._bar.at(before + int(share * count), _doing(request)),
         )  # fmt: skip
-        benchmark = asked.question.benchmark
+        benchmark = request.question.benchmark
         return {
             "task": benchmark.task,
             "title": benchmark.title,
             "shots": answer.shots,
-            "limit": asked.question.limit,
+            "limit": request.question.limit,
             "version": answer.version,
             "cut": answer.cut,
             "metrics": _plain(answer.metrics),
             "subtasks": {task: _plain(scores) for task, scores in answer.subtasks.items()},
         }, answer.documents
 
-    def _read(self, asked: Asked, model: Any, tokenizer: Any, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    def _read(
+        self, request: EvaluationRequest, model: Any, tokenizer: Any, folder: Path
+    ) -> tuple[dict[str, Any], pd.DataFrame]:
         """Measure a text; the folder of the result keeps the windows scored so far."""
         from lit_prune.evaluate.text_loss import measure_text
 
-        text, before = asked.question, self._bar.done
+        text, before = request.question, self._bar.done
         assert isinstance(text, Text)
         assert text.fingerprint is not None
         found = measure_text(
             model, tokenizer, text, log=WindowLog(folder / WINDOWS),
-            progress=lambda count: self._bar.at(before + count, _doing(asked)),
+            on_progress=lambda count: self._bar.at(before + count, _doing(request)),
         )  # fmt: skip
         metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if text.windows == "rolling" else []))
         shown = {name: getattr(found, name) for name in metrics}
@@ -267,7 +273,7 @@ def _tokenizer(subject: ModelRef, folder: str) -> Any:
     return tokenizer
 
 
-def _doing(asked: Asked) -> str:
-    question = asked.question
+def _doing(request: EvaluationRequest) -> str:
+    question = request.question
     title = question.title if isinstance(question, Text) else question.benchmark.title
-    return f"{asked.subject.label} on {title}"
+    return f"{request.subject.label} on {title}"

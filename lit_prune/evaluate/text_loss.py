@@ -113,7 +113,7 @@ class TextLoss:
 @torch.inference_mode()
 def measure_text(
     model: Any, tokenizer: Any, text: Text, *, log: WindowLog | None = None,
-    progress: Callable[[int], None] = lambda num_windows: None, batch_tokens: int = 8192,
+    on_progress: Callable[[int], None] = lambda num_windows: None, batch_tokens: int = 8192,
 ) -> TextLoss:  # fmt: skip
     """Return the loss of a causal language model on a text, by document.
 
@@ -144,7 +144,7 @@ def measure_text(
             if log is not None:
                 log.add((part.place for part in batch), nats)
             done += len(batch)
-            progress(done)
+            on_progress(done)
         metric.update(_rows(documents, nll))
     model.train(was_training)
     return _summary(metric, text.source, reading)

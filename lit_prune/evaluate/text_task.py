@@ -109,7 +109,7 @@ def text(
     return dataclasses.replace(found, fingerprint=_with_flags(lambda: corpus.fingerprint(found.corpus)))
 
 
-def _with_flags(ask: Callable[[], Any]) -> Any:
-    """Return the result of `ask`; its errors about a corpus name the flag instead of the field."""
+def _with_flags(compute: Callable[[], Any]) -> Any:
+    """Return the result of `compute`; its errors about a corpus name the flag instead of the field."""
     with errors_of({"corpus.path": "--corpus", "corpus.text_column": "--text-column"}):
-        return ask()
+        return compute()

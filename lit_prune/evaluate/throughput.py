@@ -94,12 +94,12 @@ def compare_requests(
     teacher: Any,
     speed: ThroughputTest,
     device: torch.device,
-    tell: Callable[[int], None] = lambda rounds: None,
+    on_progress: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, Any]:
     """Serve requests in turns with models of two configs and random weights.
 
     Returns `speedups`; `memory_share`, the student's peak over the teacher's; and under `serving` a `Served` of each.
-    `tell` is called with the number of finished rounds.
+    `on_progress` is called with the number of finished rounds.
 
     Raises:
         ConfigError: if the request exceeds the positions of a model.
@@ -110,7 +110,7 @@ def compare_requests(
     models = [random_model(config, device, dtype) for config in (student, teacher)]
     ids = _ids(models[0], speed.batch_size, speed.prompt_len)
     memory = [memory_of_request(model, ids, speed.max_new_tokens) for model in models]
-    ours, theirs = replies_in_turns(models, ids, speed, tell)
+    ours, theirs = replies_in_turns(models, ids, speed, on_progress)
     served = [
         _served(replies, speed, bytes_of_weights(model), cache, peak)
         for replies, model, (cache, peak) in zip((ours, theirs), models, memory, strict=True)
@@ -123,7 +123,7 @@ def compare_requests(
 
 
 def replies_in_turns(
-    models: Sequence[Any], ids: Tensor, speed: ThroughputTest, tell: Callable[[int], None] = lambda rounds: None
+    models: Sequence[Any], ids: Tensor, speed: ThroughputTest, on_progress: Callable[[int], None] = lambda rounds: None
 ) -> list[list[Reply]]:
     """Return the replies of each model to the same prompts, without the first, a warm-up.
 
@@ -134,7 +134,7 @@ def replies_in_turns(
         order = models if number % 2 else models[::-1]
         replies = [serve(model, ids, speed.max_new_tokens) for model in order]
         rounds.append(replies if number % 2 else replies[::-1])
-        tell(number)
+        on_progress(number)
     return [list(replies) for replies in zip(*rounds[1:], strict=True)]
 
 

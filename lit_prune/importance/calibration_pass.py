@@ -20,9 +20,9 @@ class Pass(L.LightningModule):
 
     takes_gradients = False
 
-    def __init__(self, model: Any, tell: Callable[[int], None]) -> None:
+    def __init__(self, model: Any, on_progress: Callable[[int], None]) -> None:
         super().__init__()
-        self.model, self.tell, self.seen = model.eval(), tell, 0
+        self.model, self.on_progress, self.seen = model.eval(), on_progress, 0
 
     @abstractmethod
     def read(self, batch: dict[str, Tensor]) -> None:
@@ -40,7 +40,7 @@ class Pass(L.LightningModule):
         """Read one batch and report the number of sequences seen."""
         self.read(batch)
         self.seen += len(batch["input_ids"])
-        self.tell(self.seen)
+        self.on_progress(self.seen)
 
     def on_predict_end(self) -> None:
         """Sum the statistics over ranks."""

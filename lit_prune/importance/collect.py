@@ -156,8 +156,8 @@ READERS: dict[str, Callable[[Any], Reader]] = {
 class Calibrator(Pass):
     """Accumulate the requested statistics of the teacher's activations, without gradients and without logits."""
 
-    def __init__(self, model: Any, names: Collection[str], tell: Callable[[int], None]) -> None:
-        super().__init__(model, tell)
+    def __init__(self, model: Any, names: Collection[str], on_progress: Callable[[int], None]) -> None:
+        super().__init__(model, on_progress)
         self.readers = {name: READERS[name](model) for name in names}
 
     def read(self, batch: dict[str, Tensor]) -> None:
@@ -178,18 +178,18 @@ class Calibrator(Pass):
 
 
 def measure(
-    model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution, tell: Callable[[int], None],
-    precision: Precision = "32-true",
+    model: Any, data: CalibrationData, paths: Mapping[str, Path], execution: Execution,
+    on_progress: Callable[[int], None], precision: Precision = "32-true",
 ) -> int:  # fmt: skip
     """Write each statistic named in `paths` to its safetensors file and return the number of sequences seen.
 
-    `tell` is called with the number of sequences seen so far in each pass.
+    `on_progress` is called with the number of sequences seen so far in each pass.
 
     Raises:
         ConfigError: if a statistic is not finite or the family has no such activation; its file is not written.
     """
     seen = 0
-    for reader in _passes(model, paths, tell):
+    for reader in _passes(model, paths, on_progress):
         stream(reader, data, execution, precision)
         for name, tensors in reader.found().items():
             save_file(tensors, paths[name])
@@ -197,11 +197,11 @@ def measure(
     return seen
 
 
-def _passes(model: Any, names: Collection[str], tell: Callable[[int], None]) -> Iterator[Pass]:
+def _passes(model: Any, names: Collection[str], on_progress: Callable[[int], None]) -> Iterator[Pass]:
     """Yield the passes that collect the named statistics."""
     if forward := [name for name in READERS if name in names]:
-        yield Calibrator(model, forward, tell)
+        yield Calibrator(model, forward, on_progress)
     if "removals" in names:
-        yield Removals(model, 1, tell)
+        yield Removals(model, 1, on_progress)
     if "gradients" in names:
-        yield Gradients(model, tell)
+        yield Gradients(model, on_progress)

@@ -28,8 +28,8 @@ class Gradients(Pass):
 
     takes_gradients = True
 
-    def __init__(self, model: Any, tell: Callable[[int], None]) -> None:
-        super().__init__(model, tell)
+    def __init__(self, model: Any, on_progress: Callable[[int], None]) -> None:
+        super().__init__(model, on_progress)
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
 

@@ -32,7 +32,7 @@ _LOGITS_IN_CACHE = 2**18
 
 
 def removal_losses(
-    model: Any, data: CalibrationData, length: int, execution: Execution, tell: Callable[[int], None],
+    model: Any, data: CalibrationData, length: int, execution: Execution, on_progress: Callable[[int], None],
     precision: Precision = "32-true",
 ) -> Tensor:  # fmt: skip
     """Return the loss in nats per token without layers l to l + length - 1, for each l: float64 [L - length + 1].
@@ -40,7 +40,7 @@ def removal_losses(
     Raises:
         ConfigError: if a loss is not finite.
     """
-    removals = Removals(model, length, tell)
+    removals = Removals(model, length, on_progress)
     stream(removals, data, execution, precision)
     return removals.found()["removals"]["loss"]
 
@@ -66,8 +66,8 @@ class Removals(Pass):
     L + L (L - 1) / 2 layer evaluations instead of L (L - 1). Memory: the L + 1 states of one batch.
     """
 
-    def __init__(self, model: Any, length: int, tell: Callable[[int], None]) -> None:
-        super().__init__(model, tell)
+    def __init__(self, model: Any, length: int, on_progress: Callable[[int], None]) -> None:
+        super().__init__(model, on_progress)
         self.residual, self.length = ResidualStream(model), length
         self.sums: Tensor | None = None
         """Float64: the loss of the whole model, the loss without each span, and the number of tokens."""

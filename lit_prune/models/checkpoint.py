@@ -61,9 +61,9 @@ def check_checkpoint(location: str, config: Any, remote: str | None = None) -> N
         ("missing", info["missing_keys"]), ("surplus", surplus), ("of another shape", shapes),
         ("not in floating point", quantised),
     )  # fmt: skip
-    said = [f"{_some(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in differences if names]
-    if said:
-        raise ConfigError(f"{named(location)}: the weights must be those of config.json, but {'; '.join(said)}")
+    problems = [f"{_some(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in differences if names]
+    if problems:
+        raise ConfigError(f"{named(location)}: the weights must be those of config.json, but {'; '.join(problems)}")
     if here:
         _check_tied(location, model, stored)
 

@@ -48,7 +48,7 @@ def locate(model: str, fingerprint: str | None = None, *, weights: bool = True, 
     from huggingface_hub import snapshot_download
 
     files = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.safetensors"] if weights else [])
-    found = _asked(model, lambda: snapshot_download(model, revision=fingerprint, allow_patterns=files), field)
+    found = _query_hub(model, lambda: snapshot_download(model, revision=fingerprint, allow_patterns=files), field)
     return Place(found, fingerprint, field)
 
 
@@ -249,17 +249,17 @@ def _hub_revision(model: str, field: str) -> str:
     """Return the commit of a hub model: that of the locally cached copy, else the newest one."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    def ask() -> Any:
+    def query() -> Any:
         cached = try_to_load_from_cache(model, "config.json")
         return Path(cached).parent.name if isinstance(cached, str) else HfApi().model_info(model, timeout=10).sha
 
-    return _asked(model, ask, field)
+    return _query_hub(model, query, field)
 
 
-def _asked(model: str, ask: Callable[[], Any], field: str) -> Any:
+def _query_hub(model: str, query: Callable[[], Any], field: str) -> Any:
     """Return the hub's answer about a model."""
     try:
-        return ask()
+        return query()
     except Exception as error:  # the types depend on the hub client's HTTP library
         names = ", ".join(known_names())
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_prune.config import Cell, ConfigError, Execution
 from lit_prune.distill.teacher import Teacher
-from lit_prune.distill.train import Tell
+from lit_prune.distill.train import OnProgress
 from lit_prune.models import loading
 from lit_prune.pipeline.clock import Clock, Lap
 from lit_prune.pipeline.expand import Entry
@@ -183,17 +183,17 @@ class Context:
         """Return a progress callback for work without optimizer steps, such as 64 of 128 sequences."""
         return lambda done: self.progress.count(f"{self.doing} {what}".strip(), done, total, unit)
 
-    def training(self, what: str, steps: int) -> Tell:
+    def training(self, what: str, steps: int) -> OnProgress:
         """Return a callback for the steps and metrics of a training run into the node."""
         assert self.node is not None
         address = self.node.key
 
-        def tell(step: int, row: dict[str, float]) -> None:
+        def on_progress(step: int, row: dict[str, float]) -> None:
             loss = f", loss {row['loss']:.3f}" if row else ""
             self.progress.count(f"{what}{loss}", step, steps, "step")
             self.reach(address, step, f"{what}{loss}")
 
-        return tell
+        return on_progress
 
     def reach(self, address: str, step: int, what: str) -> None:
         """Report the step of the run at an address."""

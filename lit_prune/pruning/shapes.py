@@ -32,9 +32,9 @@ def pruned_configs(cell: Cell) -> Iterator[tuple[Cell, Any]]:
     """
     config = None
     chain = [cell, *parents_of(cell)][::-1]
-    for parent, asked in zip([None, *chain], chain, strict=False):
-        config = teacher_config(asked) if parent is None else _parent_config(parent, config)
-        yield asked, config
+    for parent, current in zip([None, *chain], chain, strict=False):
+        config = teacher_config(current) if parent is None else _parent_config(parent, config)
+        yield current, config
 
 
 def _parent_config(cell: Cell, pruned: Any) -> Any:

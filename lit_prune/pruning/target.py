@@ -29,10 +29,10 @@ def target(student: Prune, config: Any) -> ModelShape:
         raise ConfigError("prune.num_parameters: give it together with sizes that are auto, and only then")
     if not free:
         return _fixed(student, config)
-    asked = (student, config.to_json_string(use_diff=False))
-    if asked not in _FOUND:
-        _FOUND[asked] = _nearest(student, config, free)
-    return _FOUND[asked]
+    key = (student, config.to_json_string(use_diff=False))
+    if key not in _FOUND:
+        _FOUND[key] = _nearest(student, config, free)
+    return _FOUND[key]
 
 
 _FOUND: dict[tuple[Prune, str], ModelShape] = {}

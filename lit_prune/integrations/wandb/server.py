@@ -86,8 +86,8 @@ class Brought:
             (self.sent, "sent"), (self.before, "sent before"), (self.running, "still running"),
             (self.empty, "empty"), (self.unreadable, "unreadable"), (self.refused, "not taken by the server"),
         )  # fmt: skip
-        told = ", ".join(f"{len(runs)} {what}" for runs, what in parts if runs) or "no offline runs"
-        return told + f" ({len(self.others)} of other tables, profiles or settings stay)" * bool(self.others)
+        counts = ", ".join(f"{len(runs)} {what}" for runs, what in parts if runs) or "no offline runs"
+        return counts + f" ({len(self.others)} of other tables, profiles or settings stay)" * bool(self.others)
 
 
 def bring_up(addresses: Collection[str], store: Store, project: str, entity: str) -> Brought:
@@ -194,7 +194,7 @@ def _kind(run: Path) -> Literal["whole", "empty", "unreadable"]:
     if not any(path.stat().st_size for path in files):
         return "empty"
     inspect = [*_WANDB, "leet", "inspect", "--summary", "--json", str(run)]
-    told = subprocess.run(inspect, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if told.returncode:
+    result = subprocess.run(inspect, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if result.returncode:
         return "unreadable"
-    return "whole" if json.loads(told.stdout)["run_id"] else "empty"
+    return "whole" if json.loads(result.stdout)["run_id"] else "empty"

@@ -56,7 +56,7 @@ class Board:
         needed = [path for path in scalar if len({point.get(path) for point in rows}) > 1] + ["row"]
         for path in reversed(needed):
             fewer = [other for other in needed if other != path]
-            if fewer and _tell_apart(rows, fewer):
+            if fewer and _distinguish_rows(rows, fewer):
                 needed = fewer
         return tuple(needed)
 
@@ -201,9 +201,9 @@ def _filters(board: Board) -> list[expr.FilterExpr]:
 
 
 def _title(board: Board) -> str:
-    asked = " ".join([f"{board.table.name}, {board.profile}", *board.changes])
+    title = " ".join([f"{board.table.name}, {board.profile}", *board.changes])
     # W&B accepts no symbols such as = in a title.
-    plain = "".join(" " if unicodedata.category(character)[0] in "SC" else character for character in asked)
+    plain = "".join(" " if unicodedata.category(character)[0] in "SC" else character for character in title)
     return plain if len(plain) <= _TITLE else plain[: _TITLE - 3] + "..."
 
 
@@ -232,7 +232,7 @@ def _leaves(cell: Any) -> dict[str, Any]:
     return leaves
 
 
-def _tell_apart(rows: Iterable[dict[str, Any]], paths: Sequence[str]) -> bool:
+def _distinguish_rows(rows: Iterable[dict[str, Any]], paths: Sequence[str]) -> bool:
     """Return whether fields are constant within each row and different between rows."""
     found: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:

@@ -68,10 +68,10 @@ class TolerantWandbLogger(WandbLogger):
         if step is None or step <= self.known:
             return
         if step != self._row.get(_STEP, step):
-            self._tell_row()
+            self._log_row()
         self._row |= {**metrics, _STEP: step, "tokens": step * self.tokens}
 
-    def _tell_row(self) -> None:
+    def _log_row(self) -> None:
         if self._row:
             self.experiment.log(self._row, step=self._row[_STEP])
         self._row = {}
@@ -87,7 +87,7 @@ class TolerantWandbLogger(WandbLogger):
     @_forgiving
     def finalize(self, status: str) -> None:
         if status == "success":
-            self._tell_row()
+            self._log_row()
         super().finalize(status)
 
 
@@ -177,8 +177,8 @@ class WandbTracker:
         """
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
         for run in sorted(self.folder.glob(f"wandb/offline-run-*-{address}"), reverse=True):
-            told = subprocess.run([*inspect, str(run)], capture_output=True, text=True, timeout=60)
-            step = json.loads(told.stdout)["step"] if told.returncode == 0 else None
+            result = subprocess.run([*inspect, str(run)], capture_output=True, text=True, timeout=60)
+            step = json.loads(result.stdout)["step"] if result.returncode == 0 else None
             if step is not None:
                 return step
         return -1
@@ -190,8 +190,8 @@ def _past(folder: Path) -> list[tuple[int, dict[str, float]]]:
     for name, prefix in (("metrics.csv", ""), (CHECKS, "validation/")):
         if (folder / "last.ckpt").exists() and (folder / name).exists():
             for row in current_frame(pd.read_csv(folder / name)).to_dict("records"):
-                told = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and not math.isnan(v)}
-                rows.setdefault(int(row["step"]), {}).update(told)
+                logged = {f"{prefix}{k}": v for k, v in row.items() if k != "step" and not math.isnan(v)}
+                rows.setdefault(int(row["step"]), {}).update(logged)
     return sorted(rows.items())
 
 

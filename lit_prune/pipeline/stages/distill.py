@@ -64,7 +64,7 @@ def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None) -> V
     with ctx.tracker.logger(ctx.entry, ctx.folder) as loggers:
         train(
             model, teacher, cell.distill, artifacts.tokens(cell, ctx), ctx.folder, seed=cell.seed,
-            execution=ctx.execution, tell=ctx.training(ctx.doing, cell.distill.max_steps), loggers=loggers,
+            execution=ctx.execution, on_progress=ctx.training(ctx.doing, cell.distill.max_steps), loggers=loggers,
             callbacks=callbacks,
         )  # fmt: skip
     model.save_pretrained(ctx.folder / "model")

@@ -13,7 +13,7 @@ from lit_prune.config import Cell, Distill, Execution, Finetuning
 from lit_prune.data.calibration import CalibrationData
 from lit_prune.data.tokens import TokenSequences
 from lit_prune.distill.callbacks import Spending
-from lit_prune.distill.train import Tell, train
+from lit_prune.distill.train import OnProgress, train
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.models import loading
 from lit_prune.pipeline import artifacts
@@ -29,8 +29,8 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     tokens = artifacts.tokens(cell, ctx)
     model = loading.load_model(artifacts.base_teacher(cell, ctx)).to(ctx.device)
     artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
-    tell = ctx.training("fine-tuning the teacher", recipe.max_steps)
-    return correct(recipe, model, tokens, ctx.folder, ctx.execution, tell, ctx.spend)
+    on_progress = ctx.training("fine-tuning the teacher", recipe.max_steps)
+    return correct(recipe, model, tokens, ctx.folder, ctx.execution, on_progress, ctx.spend)
 
 
 STAGE = Stage("correction", run, resumes=True)
@@ -45,7 +45,7 @@ def objective(recipe: Finetuning) -> Distill:
 
 
 def correct(
-    recipe: Finetuning, teacher: Any, tokens: Path, folder: Path, execution: Execution, tell: Tell,
+    recipe: Finetuning, teacher: Any, tokens: Path, folder: Path, execution: Execution, on_progress: OnProgress,
     spend: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a teacher in place on the tokens in a folder, save it to `folder`/model; resume if interrupted.
@@ -58,8 +58,8 @@ def correct(
     before, num_tokens = _validation_loss(teacher, tokens, recipe.seq_len)
     device = teacher.device
     train(
-        teacher, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell,
-        callbacks=[Spending(spend)],
+        teacher, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution,
+        on_progress=on_progress, callbacks=[Spending(spend)],
     )  # fmt: skip
     after, _ = _validation_loss(teacher.to(device), tokens, recipe.seq_len)
     teacher.save_pretrained(folder / "model")

@@ -10,7 +10,7 @@ from typing import Any
 from lit_prune.config import Cell, Distill, Execution, Pretraining
 from lit_prune.data.tokens import tokens_are_whole, write_tokens
 from lit_prune.distill.callbacks import Spending
-from lit_prune.distill.train import Tell, train
+from lit_prune.distill.train import OnProgress, train
 from lit_prune.evaluate.teacher_quality import heldout_loss
 from lit_prune.models.llama import config_of, new_model
 from lit_prune.pipeline import artifacts
@@ -21,16 +21,21 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Pretrain the teacher of a cell."""
     recipe = cell.teacher.pretraining
     assert recipe is not None
-    tell = ctx.training("pretraining the teacher", recipe.max_steps)
+    on_progress = ctx.training("pretraining the teacher", recipe.max_steps)
     tokenizer = artifacts.tokenizer(cell, ctx)
-    return pretrain(recipe, tokenizer, ctx.folder, ctx.execution, tell, ctx.spend)
+    return pretrain(recipe, tokenizer, ctx.folder, ctx.execution, on_progress, ctx.spend)
 
 
 STAGE = Stage("teacher", run, resumes=True)
 
 
 def pretrain(
-    recipe: Pretraining, tokenizer: Any, folder: Path, execution: Execution, tell: Tell, spend: Callable[[], None]
+    recipe: Pretraining,
+    tokenizer: Any,
+    folder: Path,
+    execution: Execution,
+    on_progress: OnProgress,
+    spend: Callable[[], None],
 ) -> dict[str, Any]:
     """Train a teacher and save it to `folder`/model, in Hugging Face layout; resume if interrupted.
 
@@ -43,7 +48,7 @@ def pretrain(
     tokenizer.save_pretrained(target)
     model = new_model(recipe, tokenizer.eos_token_id)
     train(
-        model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, tell=tell,
+        model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, on_progress=on_progress,
         callbacks=[Spending(spend)],
     )  # fmt: skip
     model.half().save_pretrained(target)

@@ -166,7 +166,7 @@ class TeacherOutputs:
                     teacher, data.train_dataloader(), node.folder,
                     contents, seq_len=distill.seq_len, precision=distill.precision, device=ctx.device,
                     share_of_disk=1.0 if self.execution.keep_teacher_cache else _SHARE,
-                    tell=ctx.counter("caching teacher outputs", contents.sequences, "sequence"),
+                    on_progress=ctx.counter("caching teacher outputs", contents.sequences, "sequence"),
                 )  # fmt: skip
         except DiskFull as full:
             if self.execution.keep_teacher_cache:

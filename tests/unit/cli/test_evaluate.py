@@ -33,10 +33,10 @@ def command(here, *words):
 def test_models_are_asked_once_and_found_again_without_torch(here, capsys):
     words = command(here, "--tasks", "piqa,blimp", "--corpus", str(here / "text.txt"))
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "PIQA (0) acc_norm" in said
-    assert "BLiMP (0) acc" in said
-    assert "text.txt bits_per_byte" in said
+    output = capsys.readouterr().out
+    assert "PIQA (0) acc_norm" in output
+    assert "BLiMP (0) acc" in output
+    assert "text.txt bits_per_byte" in output
     written = list((here / "store/benchmark").glob("*/result.json"))
     assert len(written) == 6
     times = {path: path.stat().st_mtime_ns for path in written}
@@ -66,8 +66,8 @@ def test_a_text_is_compared_in_bits_per_byte(here):
 def test_rolling_windows_are_another_question_with_the_numbers_of_lm_eval(here, capsys):
     for words in ((), ("--windows", "rolling")):
         assert main(command(here, "--corpus", str(here / "text.txt"), *words)) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "--windows rolling" not in said.rpartition("benchmark n")[2]
+    output = " ".join(capsys.readouterr().out.split())
+    assert "--windows rolling" not in output.rpartition("benchmark n")[2]
     scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv")
     assert set(scores["metric"]) == {"perplexity", "bits_per_byte", "word_perplexity"}
     assert set(scores["windows"]) == {"rolling"}
@@ -115,13 +115,13 @@ def test_another_limit_shots_or_precision_is_another_question(here):
 def test_an_answer_that_fails_is_told_of_and_the_others_go_on(here, capsys):
     # No summary of 128 tokens fits behind a prompt in 128 positions.
     assert main(command(here, "--tasks", "xlsum_english,piqa")) == 1
-    said = capsys.readouterr()
-    assert "first on XL-Sum English 20 % failed: " in said.err
-    assert "PIQA (0) acc" in said.out
+    output = capsys.readouterr()
+    assert "first on XL-Sum English 20 % failed: " in output.err
+    assert "PIQA (0) acc" in output.out
     errors = list((here / "store/benchmark").glob("*/error.json"))
     assert len(errors) == 2
     for path in errors:
-        assert json.loads(path.read_text())["frame"] in said.err
+        assert json.loads(path.read_text())["frame"] in output.err
         assert "Traceback" in (path.parent / "traceback.txt").read_text()
 
 
@@ -134,9 +134,9 @@ def test_a_table_that_cannot_be_written_is_one_line(here, capsys):
 
 def test_where_every_answer_fails_there_is_no_table(here, capsys):
     assert main(command(here, "--tasks", "xlsum_english")) == 1
-    said = capsys.readouterr()
-    assert said.err.count("on XL-Sum English 20 % failed: ") == 2
-    assert not said.out
+    output = capsys.readouterr()
+    assert output.err.count("on XL-Sum English 20 % failed: ") == 2
+    assert not output.out
     assert not (here / "store/reports").exists()
 
 
@@ -221,8 +221,8 @@ def test_without_lm_eval_it_is_said_how_to_get_it(here):
         "import sys; sys.modules['lm_eval'] = None; from lit_prune.cli.evaluate import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, *command(here, "--tasks", "piqa")], capture_output=True, text=True, timeout=120
     )
-    assert said.returncode == 2
-    assert said.stderr == "error: benchmarks need lm-eval: pip install 'lit-prune[eval]'\n"
+    assert result.returncode == 2
+    assert result.stderr == "error: benchmarks need lm-eval: pip install 'lit-prune[eval]'\n"

@@ -106,9 +106,9 @@ def test_listed_defaults_are_the_values_that_an_override_begins_with():
 
 @pytest.mark.slow
 def test_the_package_is_the_command():
-    said = subprocess.run([sys.executable, "-m", "lit_prune", "fields", "seed"], capture_output=True, text=True)
-    assert said.returncode == 0
-    assert "seed = 0" in said.stdout
+    result = subprocess.run([sys.executable, "-m", "lit_prune", "fields", "seed"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "seed = 0" in result.stdout
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)

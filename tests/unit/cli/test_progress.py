@@ -111,5 +111,5 @@ def test_a_command_says_that_it_has_begun_before_it_imports_what_takes_long(name
         f"sys.argv = {[module, *words]!r}\n"
         f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert said.stderr.splitlines()[0].startswith(f"{name if name != 'table' else 'loss_ablation'}: ")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert result.stderr.splitlines()[0].startswith(f"{name if name != 'table' else 'loss_ablation'}: ")

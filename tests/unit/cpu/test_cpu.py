@@ -156,8 +156,8 @@ def test_whatever_is_not_plain_causal_attention_stays_with_sdpa(what):
     found = []
     for attend in (attention.attend, sdpa_attention_forward):
         torch.manual_seed(0)
-        asked = {"attention_mask": None} | UNUSUAL[what]
-        found.append(attend(torch.nn.Module(), *heads(groups=6), asked.pop("attention_mask"), **asked)[0])
+        options = {"attention_mask": None} | UNUSUAL[what]
+        found.append(attend(torch.nn.Module(), *heads(groups=6), options.pop("attention_mask"), **options)[0])
     assert torch.equal(*found)
     assert kernel.calls == 0
 
@@ -173,11 +173,11 @@ def test_long_sequences_and_single_tokens_stay_with_sdpa(sizes):
 
 def test_generation_and_padding_are_as_without():
     filled = torch.ones_like(token_ids()).index_fill_(1, torch.arange(4), 0)
-    ask = {"input_ids": token_ids(), "attention_mask": filled}
+    inputs = {"input_ids": token_ids(), "attention_mask": filled}
     with torch.no_grad():
-        whole = model_of("llama")(**ask).logits
+        whole = model_of("llama")(**inputs).logits
         attention.use({torch.float32: attention.blocked})
-        assert torch.equal(model_of("llama")(**ask).logits, whole)
+        assert torch.equal(model_of("llama")(**inputs).logits, whole)
     assert generates_with_cache_as_without(model_of("llama"))
 
 
@@ -193,8 +193,8 @@ def test_a_saved_model_says_nothing_of_the_kernel(tmp_path):
 
 
 def test_onednn_is_taken_only_where_it_is_exact():
-    said, operands = matmul.switch(True), matmul._operands()
-    assert said.startswith("on: " if matmul.using() else "off: ")
+    status, operands = matmul.switch(True), matmul._operands()
+    assert status.startswith("on: " if matmul.using() else "off: ")
     if matmul.using():
         assert all(matmul._error(a, b) <= matmul.EXACT for a, b in operands)
     with torch.autocast("cpu", torch.bfloat16):
@@ -284,7 +284,7 @@ def test_a_cell_is_the_same_to_rounding_and_says_how_it_was_computed(texts, tmp_
         assert auto[address].result["lm_loss"] == pytest.approx(node.result["lm_loss"], rel=1e-5)
         assert auto[address].result["lm_loss"] != node.result["lm_loss"]
         assert node.env["cpu"]["matmul"] == "off"
-    said = auto[address].env["cpu"]
-    assert said.keys() == {"matmul", "allocator", "attention", "threads"}
-    assert said["attention"].keys() == {"float32", "bfloat16"}
-    assert said["threads"] == 1
+    recorded = auto[address].env["cpu"]
+    assert recorded.keys() == {"matmul", "allocator", "attention", "threads"}
+    assert recorded["attention"].keys() == {"float32", "bfloat16"}
+    assert recorded["threads"] == 1

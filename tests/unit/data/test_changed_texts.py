@@ -83,8 +83,8 @@ def test_an_evaluation_of_changed_text_is_refused(
     source = write(tmp_path / "a.jsonl", texts[:20])
     known = fingerprint(Corpus(path=str(source)))
     text = Text(str(source), limit=limit, fingerprint=known)
-    ask = functools.partial(measure_text, tiny_llama, tiny_tokenizer, text)
-    assert ask().num_documents == (limit or 20)
+    measure = functools.partial(measure_text, tiny_llama, tiny_tokenizer, text)
+    assert measure().num_documents == (limit or 20)
     write(source, [*texts[:19], "other"])
     with refuses("corpus.path"):
-        ask()
+        measure()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up import install, said, use
+from made_up import docstring, install, use
 from paths import ROOT
 
 from lit_prune.config import ConfigError, Corpus
@@ -20,66 +20,66 @@ from lit_prune.data.corpus import SPLITS, Reader, documents, fingerprint, pin, s
 DOCSTRINGS = Corpus(path="docstrings")
 
 # Docstrings in the order in which they must be found; `no` is one character too short.
-MODULE = f'''"""{said("module")}"""
+MODULE = f'''"""{docstring("module")}"""
 import os
 if os.name == "posix":
     def first():
-        """{said("first")}
+        """{docstring("first")}
 
         flush
             indented
         """
 else:
     async def second():
-        "{said("second")}"
+        "{docstring("second")}"
 try:
     class Third:
         r"""
-        {said("third")}
+        {docstring("third")}
         """
         def no(self):
-            """{said("no", 199)}"""
+            """{docstring("no", 199)}"""
         def fourth(self):
-            """{said("fourth")}"""
-            def fifth(): """{said("fifth")}"""
+            """{docstring("fourth")}"""
+            def fifth(): """{docstring("fifth")}"""
 except ImportError:
-    def sixth(): """{said("sixth")}"""
+    def sixth(): """{docstring("sixth")}"""
 finally:
-    x = """{said("no docstring")}"""
+    x = """{docstring("no docstring")}"""
 for x in ():
     match x:
         case 1:
             with x:
-                def seventh(): """{said("seventh")}"""
+                def seventh(): """{docstring("seventh")}"""
 '''
 FOUND = [
-    said("module"), said("first") + "\n\nflush\n    indented",
-    *map(said, ("second", "third", "fourth", "fifth", "sixth", "seventh")),
+    docstring("module"), docstring("first") + "\n\nflush\n    indented",
+    *map(docstring, ("second", "third", "fourth", "fifth", "sixth", "seventh")),
 ]  # fmt: skip
-CAFE = said("caf\u00e9")
+CAFE = docstring("caf\u00e9")
 ALPHA = {
     "alpha/b.py": MODULE,
-    "alpha/a.py": f"\ufeff'''{CAFE}'''\r\ndef copy():\r\n    '''{said('first of two')}'''\r\n",
+    "alpha/a.py": f"\ufeff'''{CAFE}'''\r\ndef copy():\r\n    '''{docstring('first of two')}'''\r\n",
     "alpha/none.py": "x = 1\n",
-    "alpha/tests/test_a.py": f'"""{said("a test")}"""',
-    "alpha/distutils/x.py": f'"""{said("of older Pythons")}"""',
-    "alpha/conftest.py": f'"""{said("a fixture")}"""',
-    "alpha/_vendor/x.py": f'"""{said("another package")}"""',
-    "alpha/data.txt": said("no module"),
-    "../../bin/alpha.py": f'"""{said("a script")}"""',
+    "alpha/tests/test_a.py": f'"""{docstring("a test")}"""',
+    "alpha/distutils/x.py": f'"""{docstring("of older Pythons")}"""',
+    "alpha/conftest.py": f'"""{docstring("a fixture")}"""',
+    "alpha/_vendor/x.py": f'"""{docstring("another package")}"""',
+    "alpha/data.txt": docstring("no module"),
+    "../../bin/alpha.py": f'"""{docstring("a script")}"""',
 }
 BETA = {
-    "beta.py": f'"""{said("first of two")}"""\ndef own():\n    """{said("own")}"""\n',
+    "beta.py": f'"""{docstring("first of two")}"""\ndef own():\n    """{docstring("own")}"""\n',
     "beta_latin.py": b"# coding: latin-1\n'''caf\xe9'''\n",
-    "beta_broken.py": f'"""{said("broken")}"""\ndef (:\n',
-    "beta_null.py": f'"""{said("null")}"""\0\n',
-    "beta_half.py": f'"""{said("half", 199)}\\ud83d"""',
+    "beta_broken.py": f'"""{docstring("broken")}"""\ndef (:\n',
+    "beta_null.py": f'"""{docstring("null")}"""\0\n',
+    "beta_half.py": f'"""{docstring("half", 199)}\\ud83d"""',
 }
 TEXTS = {
-    "alpha/a.py": "\n\n".join([CAFE, said("first of two")]),
+    "alpha/a.py": "\n\n".join([CAFE, docstring("first of two")]),
     "alpha/b.py": "\n\n".join(FOUND),
-    "beta.py": said("own"),
-    "beta_half.py": said("half", 199) + "?",
+    "beta.py": docstring("own"),
+    "beta_half.py": docstring("half", 199) + "?",
 }
 
 
@@ -117,14 +117,15 @@ def test_neither_place_nor_order_nor_other_files_matter(
     there = tmp_path / "elsewhere"
     for name, files, version in (("beta", BETA, "2.1+cu130"), ("alpha", ALPHA, "1.0")):
         install(there, name, dict(reversed(files.items())), version, shuffle)
-    (there / "alpha" / "stray.py").write_text(f'"""{said("of no package")}"""')
+    (there / "alpha" / "stray.py").write_text(f'"""{docstring("of no package")}"""')
     use(monkeypatch, there, "alpha", "beta", cache=tmp_path / "another cache")
     assert (docstrings.contents(), of_modules()) == (here, text)
 
 
 def test_modules_are_split_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {
-        f"many/m{i}.py": "\n".join(f'def f{j}():\n    """{said(f"{i} {j}")}"""' for j in range(3)) for i in range(100)
+        f"many/m{i}.py": "\n".join(f'def f{j}():\n    """{docstring(f"{i} {j}")}"""' for j in range(3))
+        for i in range(100)
     }
     install(tmp_path, "many", modules)
     use(monkeypatch, tmp_path, "many", cache=tmp_path / "cache")
@@ -151,22 +152,22 @@ def test_the_fingerprint_is_of_versions_and_reads_nothing(tmp_path: Path, packag
 
 
 def test_packages_are_read_once(packages: Path) -> None:
-    told: list[tuple[int, int]] = []
-    folder = docstrings.prepare(lambda *counts: told.append(counts))
-    assert told == [(number, 8) for number in range(9)]
-    assert docstrings.prepare(lambda *counts: told.append(counts)) == folder
-    assert len(told) == 9
+    reported: list[tuple[int, int]] = []
+    folder = docstrings.prepare(lambda *counts: reported.append(counts))
+    assert reported == [(number, 8) for number in range(9)]
+    assert docstrings.prepare(lambda *counts: reported.append(counts)) == folder
+    assert len(reported) == 9
 
 
 def test_of_two_that_need_it_at_once_one_reads(packages: Path) -> None:
     reading, second_waits = threading.Event(), threading.Event()
     by_second: list[int] = []
 
-    def tell(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         reading.set()
         assert second_waits.wait(10)
 
-    first = threading.Thread(target=docstrings.prepare, args=(tell,))
+    first = threading.Thread(target=docstrings.prepare, args=(on_progress,))
     second = threading.Thread(target=docstrings.prepare, args=(lambda done, total: by_second.append(done),))
     first.start()
     assert reading.wait(10)
@@ -206,7 +207,7 @@ def test_packages_that_are_not_what_their_versions_say_are_refused(
     known = docstrings.contents().sha256
     monkeypatch.setattr(docstrings, "KNOWN_TEXTS", {fingerprint(DOCSTRINGS): known})
     (docstrings.prepare() / "about.json").unlink()
-    (packages / "beta.py").write_text(f'"""{said("changed")}"""')
+    (packages / "beta.py").write_text(f'"""{docstring("changed")}"""')
     for _ in range(2):
         with pytest.raises(ConfigError, match=f"must have sha256 {known}, got ") as caught:
             list(documents(DOCSTRINGS))

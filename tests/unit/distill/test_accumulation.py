@@ -122,7 +122,7 @@ def test_a_run_in_micro_batches_is_the_same_run(ragged, tmp_path, name):
         student, folder = student_of(), tmp_path / str(parts)
         folder.mkdir()
         how = Execution(accelerator="cpu", grad_accum_steps=parts, checkpoint_seconds=1e9, log_every=1)
-        train(student, llama(), recipe, ragged, folder, seed=0, execution=how, tell=lambda *_: None)
+        train(student, llama(), recipe, ragged, folder, seed=0, execution=how, on_progress=lambda *_: None)
         students.append(student.state_dict())
         histories.append(pd.read_csv(folder / "metrics.csv").drop(columns="tokens_per_second"))
     for student, history in zip(students[1:], histories[1:], strict=True):

@@ -68,12 +68,12 @@ def test_less_than_a_step_is_refused(budget):
 def test_two_budgets_are_refused(tmp_path):
     for name in ("max_tokens", "max_flops"):
         assert name in str(refused(steps, max_tokens=640, max_flops=640.0))
-    asked = {"distill.max_steps": 5, "distill.max_tokens": 640}
-    assert all(name in str(refused(entries, TABLE, Profile(Cell()), settings=asked)) for name in asked)
+    settings = {"distill.max_steps": 5, "distill.max_tokens": 640}
+    assert all(name in str(refused(entries, TABLE, Profile(Cell()), settings=settings)) for name in settings)
     profile = tmp_path / "both.yaml"
     profile.write_text("distill: {tokens: 640, flops: 1e9}\n")
-    said = str(refused(load_profile, str(profile)))
-    assert all(name in said for name in ("distill.max_tokens", "distill.max_flops"))
+    error = str(refused(load_profile, str(profile)))
+    assert all(name in error for name in ("distill.max_tokens", "distill.max_flops"))
 
 
 def test_what_is_set_later_decides():
@@ -129,10 +129,10 @@ def test_flops_are_those_of_the_student_and_of_the_teacher_where_the_objective_n
     if "alpha" in objective:  # a trained projection of one state, but no gradients through the head
         objective, head = {**objective, "match_embedding": True}, student.vocab_size * 144
         step += 64 * 2 * (3 * 144 * teacher.hidden_size - 2 * head)
-    asked = override(cell, {f"distill.{name}": value for name, value in objective.items()})
-    found = Resolver().pin(override(asked, {"distill.max_flops": 10.4 * step}))
-    assert found == override(asked, {"distill.max_steps": 10})
-    assert Resolver().pin(override(asked, {"distill.max_flops": 10.6 * step})).distill.max_steps == 11
+    requested = override(cell, {f"distill.{name}": value for name, value in objective.items()})
+    found = Resolver().pin(override(requested, {"distill.max_flops": 10.4 * step}))
+    assert found == override(requested, {"distill.max_steps": 10})
+    assert Resolver().pin(override(requested, {"distill.max_flops": 10.6 * step})).distill.max_steps == 11
 
 
 @pytest.mark.parametrize("part", [{"train_last_layers": 1}, {"lora.rank": 4}])
@@ -147,15 +147,15 @@ def test_a_budget_of_flops_buys_more_steps_if_less_is_trained(cell, part):
 @pytest.mark.parametrize("shape", [{}, {"prune.init": "random"}, {"prune.width_allocation": "global"}])
 def test_every_way_to_a_shape_has_its_cost(cell, shape):
     student, teacher = student_and_teacher(144)
-    asked = override(cell, {**shape, "distill.max_flops": 3 * 64 * training_flops(student, 16, teacher)})
-    assert Resolver().pin(asked).distill.max_steps == 3
+    requested = override(cell, {**shape, "distill.max_flops": 3 * 64 * training_flops(student, 16, teacher)})
+    assert Resolver().pin(requested).distill.max_steps == 3
 
 
 def test_a_model_of_its_own_is_charged_as_it_is(cell, tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
     step = 64 * training_flops(tiny_llama.config, 16, student_and_teacher(144)[1])
-    asked = override(cell, {"prune.init_from": str(tmp_path), "distill.max_flops": 2 * step})
-    assert Resolver().pin(asked).distill.max_steps == 2
+    requested = override(cell, {"prune.init_from": str(tmp_path), "distill.max_flops": 2 * step})
+    assert Resolver().pin(requested).distill.max_steps == 2
 
 
 def test_a_cell_asked_by_its_budget_has_the_address_of_the_equal_steps(cell):
@@ -177,7 +177,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def asked(cell, tmp_path_factory):
+def command(cell, tmp_path_factory):
     """Words of a command for one cell of four steps, but for how long it is retrained; and its store."""
     store = tmp_path_factory.mktemp("store")
     settings = SMALL | {"corpus.path": cell.corpus.path}
@@ -186,19 +186,19 @@ def asked(cell, tmp_path_factory):
     return [*words, "--store", str(store)], store
 
 
-def test_a_dry_run_shows_the_steps_that_a_budget_buys(asked, capsys):
-    words, _ = asked
+def test_a_dry_run_shows_the_steps_that_a_budget_buys(command, capsys):
+    words, _ = command
     assert main(TABLE, [*words, "--set", "distill.max_tokens=260", "--dry-run"]) == 0
     total = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("total"))
     assert total[2] == "4"
     assert main(TABLE, [*words, "--set", "distill.max_flops=1e11", "--dry-run"]) == 0
     assert main(TABLE, [*words, "--set", "distill.max_flops=1e3"]) == 2
-    said = capsys.readouterr().err
-    assert all(word in said for word in ("distill.max_flops", "1000"))
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("distill.max_flops", "1000"))
 
 
-def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
-    words, _ = asked
+def test_budgets_that_come_to_the_same_steps_are_the_same_cell(command, capsys):
+    words, _ = command
     assert (
         main(TABLE, [*words, "--set", "distill.max_steps=4", "--add-row", "distill.max_tokens=260", "--dry-run"]) == 2
     )
@@ -206,24 +206,24 @@ def test_budgets_that_come_to_the_same_steps_are_the_same_cell(asked, capsys):
 
 
 @pytest.fixture(scope="module")
-def result(asked):
-    words, store = asked
+def result(command):
+    words, store = command
     assert main(TABLE, [*words, "--set", "distill.max_tokens=260"]) == 0
     (found,) = [p for p in store.glob("cell/*/result.json") if (p.parent / "model").exists()]
     return found
 
 
-def test_a_cell_tells_the_tokens_and_flops_it_has_taken(asked, result):
-    told = json.loads(result.read_text())
-    assert told["tokens"] == 4 * 2 * 32
+def test_a_cell_tells_the_tokens_and_flops_it_has_taken(command, result):
+    record = json.loads(result.read_text())
+    assert record["tokens"] == 4 * 2 * 32
     student, teacher = (AutoConfig.from_pretrained(p) for p in (result.parent / "model", SHIPPED / Teacher().model))
-    assert told["train_flops"] == 4 * 2 * 32 * training_flops(student, 32, teacher)
-    others = [json.loads(p.read_text()) for p in asked[1].glob("cell/*/result.json") if p != result]
+    assert record["train_flops"] == 4 * 2 * 32 * training_flops(student, 32, teacher)
+    others = [json.loads(p.read_text()) for p in command[1].glob("cell/*/result.json") if p != result]
     assert [(r["tokens"], r["train_flops"]) for r in others] == [(0, 0.0)] * len(TABLE.reference_rows)
 
 
-def test_steps_find_what_a_budget_computed(asked, result, capsys):
-    words, store = asked
+def test_steps_find_what_a_budget_computed(command, result, capsys):
+    words, store = command
     before = {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")}
     assert main(TABLE, [*words, "--set", "distill.max_steps=4"]) == 0
     assert {path: path.stat().st_mtime_ns for path in store.glob("cell/*/*")} == before
@@ -232,9 +232,9 @@ def test_steps_find_what_a_budget_computed(asked, result, capsys):
 def test_the_last_check_is_the_final_evaluation_to_the_last_bit(cell, result):
     (tokens,) = (result.parents[2] / "tokens").iterdir()
     data = CalibrationData(tokens, num_sequences=4, seq_len=32, seed=0, split="validation")
-    told = json.loads(result.read_text())
+    record = json.loads(result.read_text())
     model = load_model(str(result.parent / "model"))
-    assert (told["lm_loss"], told["num_tokens"]) == language_model_loss(model, data.predict_dataloader())
+    assert (record["lm_loss"], record["num_tokens"]) == language_model_loss(model, data.predict_dataloader())
 
 
 def test_results_from_before_costs_were_kept_are_read_without(tmp_path):

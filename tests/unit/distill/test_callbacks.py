@@ -20,14 +20,14 @@ from lit_prune.distill.train import train
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_step_is_told_once_with_the_newest_row(text_tokens, tmp_path, accumulate):
-    told = []
+    reported = []
     how = dataclasses.replace(QUICK, grad_accum_steps=accumulate)
     train(
         small_student(), small_teacher(), RECIPE, text_tokens, tmp_path, seed=0, execution=how,
-        tell=lambda step, row: told.append((step, row.get("step"))),
+        on_progress=lambda step, row: reported.append((step, row.get("step"))),
     )  # fmt: skip
     newest = [None, None, 3, 3, 3, 6, 7]
-    assert told == list(zip(range(1, STEPS + 1), newest, strict=True))
+    assert reported == list(zip(range(1, STEPS + 1), newest, strict=True))
 
 
 def test_a_row_is_the_mean_of_its_steps(text_tokens, tmp_path):

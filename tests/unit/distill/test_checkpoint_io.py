@@ -36,14 +36,14 @@ def tokens(numbered) -> Path:
 
 
 def run(tokens: Path, folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
-    def tell(step: int, row: dict[str, float]) -> None:
+    def on_progress(step: int, row: dict[str, float]) -> None:
         if step == stop_at:
             raise Stop
 
     folder.mkdir(exist_ok=True)
     student = student_of()
     with contextlib.suppress(Stop):
-        train(student, llama(), RECIPE, tokens, folder, seed=0, execution=QUICK, tell=tell)
+        train(student, llama(), RECIPE, tokens, folder, seed=0, execution=QUICK, on_progress=on_progress)
     return student.state_dict()
 
 

@@ -124,7 +124,7 @@ def test_both_learn_whatever_the_arithmetic(tokens, tmp_path, tiny_llama, precis
     """Under autocast a pass without gradient must not leave its casts of the weights to the one with."""
     teacher, student = noisy(tiny_llama, 7), noisy(tiny_llama)
     recipe = dataclasses.replace(DISTILL, precision=precision)
-    how = {"seed": 0, "execution": QUICK, "tell": lambda step, row: None}
+    how = {"seed": 0, "execution": QUICK, "on_progress": lambda step, row: None}
     train(student, teacher, recipe, tokens, tmp_path, **how)
     for before, after in ((noisy(tiny_llama, 7), teacher), (noisy(tiny_llama), student)):
         pairs = zip(before.parameters(), after.parameters(), strict=True)
@@ -136,13 +136,13 @@ def test_both_learn_whatever_the_arithmetic(tokens, tmp_path, tiny_llama, precis
 
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, tiny_llama):
     def run(folder: Path, stop_at: int | None = None) -> tuple[Any, Any]:
-        def tell(step: int, row: dict[str, float]) -> None:
+        def on_progress(step: int, row: dict[str, float]) -> None:
             if step == stop_at:
                 raise Stop
 
         folder.mkdir(exist_ok=True)
         teacher, student = noisy(tiny_llama, 7), noisy(tiny_llama)
-        train(student, teacher, DISTILL, tokens, folder, seed=0, execution=QUICK, tell=tell)
+        train(student, teacher, DISTILL, tokens, folder, seed=0, execution=QUICK, on_progress=on_progress)
         return student, teacher
 
     whole = run(tmp_path / "whole")
@@ -156,19 +156,19 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, 
 
 def test_the_shared_teacher_of_other_cells_is_left_as_it_is(tiny_cell, tiny_runner):
     plain = {"distill.teacher_optimizer": THEIRS, "evaluation.num_validations": 1}
-    asked = override(tiny_cell, plain)
-    shared = tiny_runner.ctx.load(artifacts.teacher(asked, tiny_runner.ctx))
+    requested = override(tiny_cell, plain)
+    shared = tiny_runner.ctx.load(artifacts.teacher(requested, tiny_runner.ctx))
     before = {name: value.clone() for name, value in shared.state_dict().items()}
     entries = [
-        Entry("alongside", 0, asked, {}),
-        Entry("none", 0, override(asked, {"distill.teacher_optimizer": None}), {}),
+        Entry("alongside", 0, requested, {}),
+        Entry("none", 0, override(requested, {"distill.teacher_optimizer": None}), {}),
     ]
     tiny_runner.check(entry.cell for entry in entries)
     assert tiny_runner.run(entries) == 0
-    assert tiny_runner.ctx.load(artifacts.teacher(asked, tiny_runner.ctx)) is shared
+    assert tiny_runner.ctx.load(artifacts.teacher(requested, tiny_runner.ctx)) is shared
     assert all(torch.equal(value, before[name]) for name, value in shared.state_dict().items())
     alongside, none = (tiny_runner.store.node(entry.cell, "cell").result for entry in entries)
-    teacher_before = evaluate.sequence_losses(asked, tiny_runner.ctx, shared).mean
+    teacher_before = evaluate.sequence_losses(requested, tiny_runner.ctx, shared).mean
     assert alongside["teacher_lm_loss"] < teacher_before
     assert "teacher_lm_loss" not in none
     assert alongside["kd_loss_before"] == none["kd_loss_before"]

@@ -54,13 +54,13 @@ def noisy(model: Any) -> Any:
 def trained(teacher: Any, tokens: Path, folder: Path, stop_at: int | None = None, **part: Any) -> Any:
     """A noisy copy of the teacher after steps towards it, or interrupted before step `stop_at` is saved."""
 
-    def tell(step: int, row: dict[str, float]) -> None:
+    def on_progress(step: int, row: dict[str, float]) -> None:
         if step == stop_at:
             raise Stop
 
     folder.mkdir(exist_ok=True)
     student = noisy(teacher)
-    train(student, teacher, recipe(**part), tokens, folder, seed=0, execution=QUICK, tell=tell)
+    train(student, teacher, recipe(**part), tokens, folder, seed=0, execution=QUICK, on_progress=on_progress)
     return student
 
 
@@ -164,13 +164,13 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tokens, tmp_path, 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_cell_is_trained_in_part_by_configuration_alone(tiny_cell, tiny_runner, part):
-    asked = override(
+    requested = override(
         tiny_cell, {f"distill.{name}": value for name, value in part.items()} | {"evaluation.num_validations": 2}
     )
-    tiny_runner.check([asked])
-    assert tiny_runner.run([Entry("row", 0, asked, {})]) == 0
-    node = tiny_runner.store.node(asked, "cell")
-    student = AutoModelForCausalLM.from_pretrained(artifacts.student(asked, tiny_runner.ctx))
+    tiny_runner.check([requested])
+    assert tiny_runner.run([Entry("row", 0, requested, {})]) == 0
+    node = tiny_runner.store.node(requested, "cell")
+    student = AutoModelForCausalLM.from_pretrained(artifacts.student(requested, tiny_runner.ctx))
     assert (
         0
         < len(changed(student, AutoModelForCausalLM.from_pretrained(node.folder / "model")))

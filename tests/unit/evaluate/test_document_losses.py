@@ -55,8 +55,8 @@ def test_two_processes_share_the_documents_and_both_know_the_whole(tiny_llama, t
 
     alone, fork = measure(), multiprocessing.get_context("fork")
     answers = fork.Queue()
-    asked = (tmp_path / "rendezvous", measure, answers)
-    both = [fork.Process(target=score_as_rank, args=(rank, *asked), daemon=True) for rank in (0, 1)]
+    arguments = (tmp_path / "rendezvous", measure, answers)
+    both = [fork.Process(target=score_as_rank, args=(rank, *arguments), daemon=True) for rank in (0, 1)]
     for process in both:
         process.start()
     found = sorted((answers.get(timeout=120) for _ in both), key=itemgetter(0))

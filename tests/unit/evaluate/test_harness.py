@@ -9,7 +9,7 @@ from refusals import refuses
 
 from lit_prune.evaluate import harness
 from lit_prune.evaluate.benchmark_tasks import PAPER, questions
-from lit_prune.evaluate.harness import Score, ask, load, measure
+from lit_prune.evaluate.harness import Score, load, measure, measure_by_name
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_rouge_of_the_summary_itself_is_one():
 
 
 def test_a_notebook_needs_one_call(tiny_llama, tiny_tokenizer, folder):
-    answer = ask(tiny_llama, tiny_tokenizer, "arc_easy", local=str(folder), shots=1, limit=2)
+    answer = measure_by_name(tiny_llama, tiny_tokenizer, "arc_easy", local=str(folder), shots=1, limit=2)
     assert (answer.shots, answer.metrics["acc"].n) == (1, 2)
     assert answer.documents.equals(
         measure(tiny_llama, tiny_tokenizer, put("arc_easy", folder, shots=1, limit=2)).documents
@@ -145,18 +145,18 @@ def test_more_examples_than_there_are_cannot_be_shown(folder):
 
 def test_a_notebook_gets_the_papers_shots_and_runs_no_programs_unasked(monkeypatch):
     monkeypatch.setattr(harness, "measure", lambda model, tokenizer, question: question)
-    assert ask(None, None, "hellaswag").shots == 10
-    assert ask(None, None, "hellaswag", shots=2).shots == 2
+    assert measure_by_name(None, None, "hellaswag").shots == 10
+    assert measure_by_name(None, None, "hellaswag", shots=2).shots == 2
     with refuses("", "unsafe=True"):
-        ask(None, None, "humaneval")
-    assert ask(None, None, "humaneval", unsafe=True).benchmark.unsafe
+        measure_by_name(None, None, "humaneval")
+    assert measure_by_name(None, None, "humaneval", unsafe=True).benchmark.unsafe
 
 
 def test_progress_ends_with_all(tiny_llama, tiny_tokenizer, folder):
-    told = []
-    measure(tiny_llama, tiny_tokenizer, put("piqa", folder), batch_size=2, tell=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1
+    reported = []
+    measure(tiny_llama, tiny_tokenizer, put("piqa", folder), batch_size=2, on_progress=reported.append)
+    assert reported == sorted(reported)
+    assert reported[-1] == 1
 
 
 def test_the_papers_benchmarks_have_the_papers_shots():

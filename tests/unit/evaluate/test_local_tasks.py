@@ -88,10 +88,10 @@ def test_examples_are_never_the_document_that_is_asked(name, folder):
     task = task_of(name, folder, shots=2)
     task.set_fewshot_seed(1234)
     for doc in task.eval_docs:
-        *examples, asked = task.fewshot_context(doc, num_fewshot=2).split("\n\n")
+        *examples, prompt = task.fewshot_context(doc, num_fewshot=2).split("\n\n")
         assert len(examples) == 2
-        assert asked == task.doc_to_text(doc)
-        assert not any(example.startswith(asked) for example in examples)
+        assert prompt == task.doc_to_text(doc)
+        assert not any(example.startswith(prompt) for example in examples)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):

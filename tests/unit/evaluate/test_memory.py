@@ -83,8 +83,8 @@ print(peak_memory())
 @pytest.mark.skipif(not reset_peak(), reason="this system does not say how much memory a process has held")
 def test_the_peak_of_a_process_has_what_was_held_and_is_forgotten_by_the_next_reset():
     # A process of its own: one that has freed memory before may serve a tensor from what it kept.
-    said = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=True).stdout
-    before, held, freed, reset = map(int, said.split())
+    output = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=True).stdout
+    before, held, freed, reset = map(int, output.split())
     assert held - before >= 60 * MIB
     assert freed >= held - MIB  # the kernel counts in batches
     assert reset <= held - 60 * MIB

@@ -96,9 +96,9 @@ def test_without_its_teacher_a_node_needs_a_tokenizer_that_is_named(tiny, tmp_pa
 def test_a_cell_that_was_only_pruned_has_the_weights_of_its_student(tiny_runner, tiny_cell):
     cell = override(tiny_cell, {"distill.max_steps": 0})
     tiny_runner.run([Entry("pruned", 0, cell, {})])
-    asked, student = (tiny_runner.store.node(cell, stage) for stage in ("cell", "student"))
-    assert not (asked.folder / "model").exists()
-    found = subject(f"cell/{asked.key}", tiny_runner.store)
+    pruned, student = (tiny_runner.store.node(cell, stage) for stage in ("cell", "student"))
+    assert not (pruned.folder / "model").exists()
+    found = subject(f"cell/{pruned.key}", tiny_runner.store)
     assert folder_of(found) == found.tokenizer == str(student.folder / "model")
 
 
@@ -135,7 +135,7 @@ def test_what_is_no_model_is_told_of(tmp_path, tiny):
     (tiny / "tokenizer_config.json").unlink()
     (tiny.parent / "config.json").write_text("{}")
     tiny.rename(tiny.with_name("model"))
-    for asked, field, value in (
+    for spec, field, value in (
         (str(tmp_path / "empty"), "--model", "config.json"),
         (str(tiny.with_name("model")), "--model", "--tokenizer"),
         (str(tiny.parent), "--model", tiny.parent),
@@ -143,7 +143,7 @@ def test_what_is_no_model_is_told_of(tmp_path, tiny):
         ("mine=", "--model", "mine="),
     ):
         with refuses(field, value):
-            subject(asked, store)
+            subject(spec, store)
 
 
 def test_a_student_that_keeps_everything_is_its_teacher(tmp_path):

@@ -62,8 +62,8 @@ def clock(monkeypatch) -> Clock:
 @pytest.mark.parametrize("name", families.CASES)
 def test_the_tokens_are_those_of_greedy_generation(name):
     model, ids = families.model_of(name), families.token_ids()
-    asked = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    assert torch.equal(serve(model, ids, 9).tokens, model.generate(ids, **asked)[:, ids.shape[1] :])
+    options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(serve(model, ids, 9).tokens, model.generate(ids, **options)[:, ids.shape[1] :])
 
 
 def test_the_first_token_is_the_prefills_and_the_others_are_decoded(clock):
@@ -75,14 +75,14 @@ def test_the_first_token_is_the_prefills_and_the_others_are_decoded(clock):
 
 def test_models_take_turns_and_each_begins_every_other_round(clock):
     models = [Timed(clock, "student", 1.0), Timed(clock, "teacher", 2.0)]
-    told: list[int] = []
+    reported: list[int] = []
     speed = ThroughputTest(batch_size=1, prompt_len=3, max_new_tokens=2, num_repeats=3)
-    ours, theirs = replies_in_turns(models, torch.zeros(1, 3, dtype=torch.int64), speed, told.append)
+    ours, theirs = replies_in_turns(models, torch.zeros(1, 3, dtype=torch.int64), speed, reported.append)
     requests = clock.log[::2]
     assert requests == ["teacher", "student", "student", "teacher", "teacher", "student", "student", "teacher"]
     assert [(reply.prefill, reply.decode) for reply in ours] == [(3.0, 1.0)] * 3
     assert [(reply.prefill, reply.decode) for reply in theirs] == [(6.0, 2.0)] * 3
-    assert told == [0, 1, 2, 3]
+    assert reported == [0, 1, 2, 3]
 
 
 def test_speedups_are_medians_of_ratios_within_a_round():
@@ -167,7 +167,7 @@ def test_a_request_that_cannot_be_served_is_refused(changes, field, values):
 
 
 def test_a_cell_that_asks_for_it_says_how_fast_its_student_is(tiny_cell, tiny_runner):
-    asked = {f"evaluation.throughput.{name}": value for name, value in dataclasses.asdict(SPEED).items()}
+    settings = {f"evaluation.throughput.{name}": value for name, value in dataclasses.asdict(SPEED).items()}
     changes = {
         "distill.max_steps": 0,
         "prune.hidden_size": None,
@@ -176,7 +176,7 @@ def test_a_cell_that_asks_for_it_says_how_fast_its_student_is(tiny_cell, tiny_ru
     }
     plain = override(tiny_cell, changes | {"prune.layer_selection": "last"})
     slow = tiny_runner.cell(Entry("plain", 0, plain, {}))
-    fast = tiny_runner.cell(Entry("timed", 0, override(plain, asked), {}))
+    fast = tiny_runner.cell(Entry("timed", 0, override(plain, settings), {}))
     assert {"speedup", "prefill_speedup", "decode_speedup", "memory_share", "serving"} == fast.keys() - slow.keys()
     assert fast["memory_share"] < 1
     assert {name: fast[name] for name in slow} == slow

@@ -115,13 +115,13 @@ def test_few_logits_at_a_time_give_the_same(tiny_llama, tiny_tokenizer, source, 
 
 
 def test_a_limit_takes_the_first_documents_and_their_windows_are_told_of(tiny_llama, tiny_tokenizer, texts, tmp_path):
-    told = []
+    reported = []
     how = {"window": 16, "limit": 150}
-    found = measured(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), **how, progress=told.append)
+    found = measured(tiny_llama.train(), tiny_tokenizer, written(tmp_path, texts), **how, on_progress=reported.append)
     assert found.documents["document"].tolist() == list(range(150))
-    assert told == sorted(told)
-    assert told[-1] == count_windows(128, tiny_tokenizer, Text(written(tmp_path, texts), **how))
-    assert told[-1] == sum(math.ceil(tokens / 16) for tokens in found.documents["tokens"])
+    assert reported == sorted(reported)
+    assert reported[-1] == count_windows(128, tiny_tokenizer, Text(written(tmp_path, texts), **how))
+    assert reported[-1] == sum(math.ceil(tokens / 16) for tokens in found.documents["tokens"])
     assert tiny_llama.training
 
 
@@ -169,8 +169,8 @@ def test_the_default_window_is_capped(tiny_tokenizer, texts, tmp_path):
     found = measured(model, tiny_tokenizer, source)
     assert (found.window, found.stride) == (2048, 2048)
     assert found.num_tokens > 2 * 2048
-    asked = measured(model, tiny_tokenizer, source, window=2048)
-    assert asked.lm_loss == found.lm_loss
+    explicit = measured(model, tiny_tokenizer, source, window=2048)
+    assert explicit.lm_loss == found.lm_loss
 
 
 def test_what_was_scored_before_a_stop_is_not_scored_again(tiny_llama, tiny_tokenizer, source, tmp_path, monkeypatch):
@@ -182,15 +182,15 @@ def test_what_was_scored_before_a_stop_is_not_scored_again(tiny_llama, tiny_toke
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), progress=stop, batch_tokens=64)
+        measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), on_progress=stop, batch_tokens=64)
     kept = path.read_text()
     path.write_text(kept + "7,1")  # killed while it was writing
     losses = text_loss._losses
     monkeypatch.setattr(text_loss, "_losses", lambda model, batch: scored.extend(batch) or losses(model, batch))
-    told = []
-    again = measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), progress=told.append)
+    reported = []
+    again = measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), on_progress=reported.append)
     before = {tuple(map(int, line.split(",")[:2])) for line in kept.splitlines()}
     assert len(before) > 10
     assert not before & {part.place for part in scored}
-    assert told[-1] == len(before) + len(scored) == len(path.read_text().splitlines())
+    assert reported[-1] == len(before) + len(scored) == len(path.read_text().splitlines())
     pd.testing.assert_frame_equal(again.documents, whole.documents, rtol=1e-6)

@@ -104,12 +104,12 @@ def run(model, teacher, tokens, folder, *, checked, stop_at=None):
     def evaluate(student, at_end):
         return validation_losses(student, teacher if at_end else None, RECIPE, batches())
 
-    def tell(step, row):
+    def on_progress(step, row):
         if step == stop_at:
             raise Stop
 
     checks = [Checks(folder / "checks.csv", check_steps(6, 3), evaluate)] if checked else []
-    train(model, teacher, RECIPE, tokens, folder, seed=0, execution=CPU, tell=tell, callbacks=checks)
+    train(model, teacher, RECIPE, tokens, folder, seed=0, execution=CPU, on_progress=on_progress, callbacks=checks)
     return checks[0] if checks else model
 
 

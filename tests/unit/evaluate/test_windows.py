@@ -53,7 +53,7 @@ def test_rolling_windows_are_those_of_lm_eval(length, window):
     tokens = list(range(length))
     pairs = map(utils.make_disjoint_window, utils.get_rolling_token_windows(tokens, -1, window, 1))
     # Their model reads context and continuation but the last token, and predicts the continuation.
-    expected = [((before + asked)[:-1], asked) for before, asked in pairs]
+    expected = [((before + continuation)[:-1], continuation) for before, continuation in pairs]
     document = Document(0, [-1, *tokens], 1, 0, 0, 0)
     found = [
         (document.ids[part.start : part.stop], document.ids[part.scored : part.stop + 1])

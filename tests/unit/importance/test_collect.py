@@ -166,7 +166,7 @@ def test_ranks_add_up(name, tiny_llama, ids):
         torch.testing.assert_close(found[site], expected[site], rtol=1e-5, atol=1e-9, equal_nan=True)
 
 
-def test_tell_hears_of_the_sequences_of_every_pass(tiny_llama, ids, tmp_path):
+def test_progress_counts_the_sequences_of_every_pass(tiny_llama, ids, tmp_path):
     heard = []
     paths = {name: tmp_path / name for name in ("importance", "distances", "removals")}
     assert measure(tiny_llama, Sequences(ids, 4), paths, CPU, heard.append) == 10

@@ -45,20 +45,20 @@ def units_of(model):
 
 @pytest.mark.parametrize("name", list(criteria))
 def test_a_criterion_scores_every_unit_of_its_axes_from_the_evidence_it_names(name, everything):
-    asked = criteria[name]
-    evidence = dataclasses.replace(everything, statistics={n: everything.statistics[n] for n in asked.needs})
-    first, again = (asked.score(evidence, Prune(width_criterion=name)) for _ in range(2))
-    assert asked.axes
-    assert first.keys() == set(asked.axes) <= {*WIDTH, *DEPTH}
+    criterion = criteria[name]
+    evidence = dataclasses.replace(everything, statistics={n: everything.statistics[n] for n in criterion.needs})
+    first, again = (criterion.score(evidence, Prune(width_criterion=name)) for _ in range(2))
+    assert criterion.axes
+    assert first.keys() == set(criterion.axes) <= {*WIDTH, *DEPTH}
     assert {axis: [len(s) for s in scores] for axis, scores in first.items()} == {
-        axis: units_of(everything.model)[axis] for axis in asked.axes
+        axis: units_of(everything.model)[axis] for axis in criterion.axes
     }
     for axis, scores in first.items():
         for score, same in zip(scores, again[axis], strict=True):
             assert torch.isfinite(score).all()
             assert torch.equal(score, same)
             assert len(score) == 1 or score.unique().numel() > 1
-    if "span" in asked.axes and name != "random":
+    if "span" in criterion.axes and name != "random":
         assert torch.equal(first["span"][0], first["layer"][0])
 
 

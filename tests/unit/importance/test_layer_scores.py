@@ -179,21 +179,21 @@ def test_logits_are_made_for_as_many_sequences_as_there_is_room_for(tiny_llama, 
 
 def test_perplexity_measures_a_span_when_it_is_read_and_once(tiny_llama, ids, tmp_path):
     evidence = evidence_of(tiny_llama, ids, tmp_path, ["removals"])
-    asked = []
+    measured = []
 
     def losses(length):
-        asked.append(length)
+        measured.append(length)
         return torch.arange(4.0 - length)
 
     object.__setattr__(evidence, "removal_losses", losses)
     scores = criteria["perplexity"].score(evidence, Prune())
     assert scores["layer"][0].tolist() == evidence.statistics["removals"]["loss"].tolist()
-    assert asked == []
+    assert measured == []
     assert scores["span"][1].tolist() == scores["span"][1].tolist() == [0, 1]
     assert scores["span"][0].tolist() == scores["layer"][0].tolist()
-    assert asked == [2]
+    assert measured == [2]
     assert [span.tolist() for span in scores["span"]][2] == [0]
-    assert (len(scores["span"]), asked) == (3, [2, 3])
+    assert (len(scores["span"]), measured) == (3, [2, 3])
     with pytest.raises(IndexError, match=r"4 .* 3"):
         scores["span"][3]
 

@@ -29,9 +29,9 @@ TABLES = ("loss_ablation", "axes_ablation", "hidden_ablation", "phase_ablation",
 
 
 def board_of(name, store):
-    asked, pins = load_profile("quick"), Resolver()
-    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(asked, store)
-    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, asked) if not e.reference]
+    profile, pins = load_profile("quick"), Resolver()
+    table = importlib.import_module(f"lit_prune.experiments.{name}").TABLE.at(profile, store)
+    found = [dataclasses.replace(e, cell=pins.pin(e.cell)) for e in entries(table, profile) if not e.reference]
     return specs.Board(table, "quick", tuple(found), "lit-prune", "somebody")
 
 
@@ -142,10 +142,19 @@ def test_what_is_recorded_stands_in_for_an_empty_store(tmp_path):
 
 
 def test_what_is_set_and_chosen_is_the_question_of_the_tables_own_command(tmp_path, capsys):
-    asked = ["--set", "distill.max_steps=50", "--add-row", "logit_loss=jsd", "--seeds", "2", "--store", str(tmp_path)]
-    assert cli.main(TABLE, ["report", *asked]) == 0
+    arguments = [
+        "--set",
+        "distill.max_steps=50",
+        "--add-row",
+        "logit_loss=jsd",
+        "--seeds",
+        "2",
+        "--store",
+        str(tmp_path),
+    ]
+    assert cli.main(TABLE, ["report", *arguments]) == 0
     capsys.readouterr()
-    assert main(["loss_ablation", *asked]) == 0
+    assert main(["loss_ablation", *arguments]) == 0
     *_, following = capsys.readouterr().out.splitlines()
     assert "sync --store" in following
     assert "--set distill.max_steps=50 --seeds 2 --add-row logit_loss=jsd;" in following
@@ -167,23 +176,23 @@ def test_a_title_is_what_the_server_takes(tmp_path):
 
 
 def test_bad_requests_are_one_line(tmp_path, capsys):
-    for words, said in (
+    for words, expected in (
         (["no_such_table"], "table: "), (["loss_ablation", "sync", "--publish"], "--publish"),
         (["loss_ablation", "--set", "distill.step=5"], "distill.step"), (["loss_ablation", "--seeds", "0"], "--seeds"),
     ):  # fmt: skip
         assert main([*words, "--store", str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
-        assert said in error
+        assert expected in error
         assert error.count("\n") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["sync"], ["--publish"]])
 def test_without_a_key_a_server_is_not_asked_and_nothing_is_written(tmp_path, words):
-    said = command(tmp_path / "store", "loss_ablation", *words, home=tmp_path)
-    assert (said.returncode, said.stdout) == (2, "")
-    (error,) = said.stderr.splitlines()[1:]  # after the line that the command has begun
+    result = command(tmp_path / "store", "loss_ablation", *words, home=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    (error,) = result.stderr.splitlines()[1:]  # after the line that the command has begun
     assert error.startswith("error: there is no W&B key")
     assert not (tmp_path / "store").exists()
 
@@ -194,9 +203,9 @@ def test_publishing_again_changes_what_is_there_and_makes_anew_what_was_deleted(
         assert main(["loss_ablation", "--publish", "--store", str(done)]) == 0
         return capsys.readouterr().out
 
-    said = publish()
-    assert "published: workspace http" in said
-    assert "published: report http" in said
+    output = publish()
+    assert "published: workspace http" in output
+    assert "published: report http" in output
     assert server.projects == ["other", "lit-prune"]
     first = dict(server.views)
     (view,) = (v for v in first.values() if v["type"] == "project-view")
@@ -211,7 +220,7 @@ def test_publishing_again_changes_what_is_there_and_makes_anew_what_was_deleted(
     assert "| L_logits(KLD)" in json.loads(page["spec"])["blocks"][1]["content"]
     assert (page["entityName"], page["projectName"]) == (loopback_wandb.ENTITY, "lit-prune")
 
-    assert publish() == said
+    assert publish() == output
     assert {i: v["spec"] for i, v in server.views.items()} == {i: v["spec"] for i, v in first.items()}
     del server.views[next(i for i, v in first.items() if v["type"] == "runs")]
     publish()
@@ -237,16 +246,16 @@ def test_runs_made_offline_are_sent_once_and_a_resumed_one_is_one_history(tiny_c
     assert steps == [1, 2, 3, 4]
     kept = pd.read_csv(store / "cell" / cells[0].key / "metrics.csv")
     assert [row["loss"] for row in server.history(cells[0].key)] == pytest.approx(list(kept["loss"]), rel=1e-12)
-    server.asked.clear()
+    server.operations.clear()
     assert str(bring_up(addresses, Store(store), "elsewhere", "")) == "3 sent before" + left
-    assert server.asked == []
+    assert server.operations == []
     assert len(history(store)) == 3 * 4
     with Store(store).claim(cells[2].cell, "cell"):
         assert str(bring_up({cells[2].key}, Store(store), "elsewhere", "")) == "1 still running"
     (run_file,) = next(part for part in parts(store) if cells[2].key in part.name).glob("*.wandb")
     run_file.write_bytes(run_file.read_bytes()[:7])  # what a kill leaves of a run that has only begun
     assert str(bring_up({cells[2].key}, Store(store), "elsewhere", "")) == "1 empty"
-    assert server.asked == []
+    assert server.operations == []
 
 
 @pytest.mark.slow

@@ -34,15 +34,15 @@ def test_a_run_that_is_resumed_tells_each_step_once_and_whole(entry, tmp_path, b
     run(store, [entry], before, stop_at=2)  # after the step's loss was logged, and before its check
     run(store, [entry])
     assert len(parts(store)) == (2 if before == "offline" else 1)
-    told = pd.DataFrame(history(store)).set_index("_step")
-    assert list(told.index) == [0, 1, 2, 3, 4]
-    assert list(told["trainer/global_step"]) == list(told.index)
-    assert list(told["tokens"]) == [step * 2 * 32 for step in told.index]
+    logged = pd.DataFrame(history(store)).set_index("_step")
+    assert list(logged.index) == [0, 1, 2, 3, 4]
+    assert list(logged["trainer/global_step"]) == list(logged.index)
+    assert list(logged["tokens"]) == [step * 2 * 32 for step in logged.index]
     folder = Store(store).node(entry.cell, "cell").folder
     for name, prefix in (("metrics.csv", ""), ("checks.csv", "validation/")):
         kept = pd.read_csv(folder / name, index_col="step").drop(columns="tokens_per_second", errors="ignore")
         pd.testing.assert_frame_equal(
-            told.loc[kept.index, [prefix + column for column in kept]].set_axis(kept.columns, axis=1), kept,
+            logged.loc[kept.index, [prefix + column for column in kept]].set_axis(kept.columns, axis=1), kept,
             check_names=False, check_dtype=False,
         )  # fmt: skip
 
@@ -53,24 +53,24 @@ def test_every_cell_has_its_run_with_what_it_is_for_and_all_of_its_fields(entry,
     store = tmp_path / "store"
     untrained = override(entry.cell, {"distill.max_steps": 0, "evaluation.num_validations": 0})
     chained = override(entry.cell, {"parent": {"prune.hidden_size": 0.75}, "prune.hidden_size": 0.5})
-    asked = [
+    requested = [
         Entry("a row with a name " * 5, 0, untrained, {}),
         Entry("teacher", 0, override(untrained, {"seed": 1}), {}, reference=True),
         Entry("chained", 0, chained, {}),
     ]
-    run(store, asked)
-    cells = [e for wave in waves(Store(tmp_path / "elsewhere"), asked) for e in wave]
+    run(store, requested)
+    cells = [e for wave in waves(Store(tmp_path / "elsewhere"), requested) for e in wave]
     runs = {part.name.rpartition("-")[2]: part for part in parts(store)}
     assert set(runs) == {cell.key for cell in cells}
     records = {
         key: next(r["run"] for r in map(json.loads, inspect(part).splitlines()) if r["type"] == "run")
         for key, part in runs.items()
     }
-    assert [records[e.key]["job_type"] for e in asked] == ["cell", "reference", "cell"]
-    (source,) = set(records) - {e.key for e in asked}
+    assert [records[e.key]["job_type"] for e in requested] == ["cell", "reference", "cell"]
+    (source,) = set(records) - {e.key for e in requested}
     assert records[source]["job_type"] == "parent"
     assert {record["run_group"] for record in records.values()} == {"toy"}
-    summary = json.loads(inspect(runs[asked[2].key], "--summary"))
+    summary = json.loads(inspect(runs[requested[2].key], "--summary"))
     result = Store(store).node(chained, "cell").result
     assert summary["summary"]["lm_loss"] == pytest.approx(result["lm_loss"], rel=1e-12)
     config = summary["config"]

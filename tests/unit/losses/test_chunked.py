@@ -31,13 +31,15 @@ from lit_prune.models.lm_head import LMHead, head_of, last_states
 @pytest.mark.parametrize("temperature", [0.1, 3.0])
 @pytest.mark.parametrize("name", list(logit_losses))
 def test_loss_and_gradients_are_those_of_float64(name, temperature, top_k, finish):
-    asked = {"temperature": temperature, "top_k": top_k, "finish": FINISHES[finish]}
-    ours, expected = chunked(name, **asked), plain(torch.float64, name, **asked)
+    options = {"temperature": temperature, "top_k": top_k, "finish": FINISHES[finish]}
+    ours, expected = chunked(name, **options), plain(torch.float64, name, **options)
     assert apart({"loss": ours["loss"]}, {"loss": expected["loss"]}) < 2e-6
     if apart(ours, expected) >= 2e-6:  # only tokens at a kink of the loss may differ
-        tokens = smooth_tokens(logit_losses[name], *logits_of(*inputs(torch.float64), **asked)[1:])
+        tokens = smooth_tokens(logit_losses[name], *logits_of(*inputs(torch.float64), **options)[1:])
         assert 0.9 * TOKENS < tokens.sum() < TOKENS
-        assert apart(chunked(name, tokens=tokens, **asked), plain(torch.float64, name, tokens=tokens, **asked)) < 2e-6
+        assert (
+            apart(chunked(name, tokens=tokens, **options), plain(torch.float64, name, tokens=tokens, **options)) < 2e-6
+        )
 
 
 @pytest.mark.parametrize(("ce_weight", "kd_weight"), [(1.0, 0.0), (0.3, 0.7), (2.0, 1.0)])
@@ -62,8 +64,8 @@ def test_a_term_of_no_weight_has_a_value_and_no_gradient():
 
 @pytest.mark.parametrize("chunk", [1, 7, TOKENS - 1, TOKENS, 4096])
 def test_the_number_of_chunks_does_not_matter(chunk):
-    asked = {"ce_weight": 0.5, "temperature": 2.0}
-    assert apart(chunked(**asked, chunk=chunk), plain(torch.float64, **asked)) < 2e-6
+    options = {"ce_weight": 0.5, "temperature": 2.0}
+    assert apart(chunked(**options, chunk=chunk), plain(torch.float64, **options)) < 2e-6
 
 
 @pytest.mark.parametrize("name", ["gemma2", "phi", "granite", "llama, tied, with biases", "gpt2"])
@@ -79,8 +81,8 @@ def test_training_a_model_on_the_tokens_that_are_scored_is_as_with_its_logits(na
         return 0.5 * F.cross_entropy(ours, successors) + imitation
 
     def of_states():
-        asked = {"successors": successors, "ce_weight": 0.5, "logit_loss": logit_losses["kld"], "kd_weight": 1.0}
-        return head_losses(last_states(model, ids)[scored], head_of(model), target=target, chunk=5, **asked).loss
+        options = {"successors": successors, "ce_weight": 0.5, "logit_loss": logit_losses["kld"], "kd_weight": 1.0}
+        return head_losses(last_states(model, ids)[scored], head_of(model), target=target, chunk=5, **options).loss
 
     expected, ours = (torch.autograd.grad(loss(), list(model.parameters())) for loss in (of_logits, of_states))
     for theirs, mine in zip(expected, ours, strict=True):
@@ -146,8 +148,8 @@ def test_where_no_gradient_is_asked_for_there_is_none():
     states, weight, bias = inputs()
     for off in (torch.no_grad, torch.inference_mode):
         with off():
-            asked = {"target": TEACHER, "logit_loss": logit_losses["kld"], "kd_weight": 1.0, "chunk": 128}
-            loss = head_losses(states, LMHead(weight, bias), **asked).loss
+            options = {"target": TEACHER, "logit_loss": logit_losses["kld"], "kd_weight": 1.0, "chunk": 128}
+            loss = head_losses(states, LMHead(weight, bias), **options).loss
         assert loss == expected
         assert not loss.requires_grad
 

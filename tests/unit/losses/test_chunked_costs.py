@@ -31,9 +31,9 @@ from lit_prune.models.lm_head import LMHead
 
 @pytest.mark.parametrize("finish", FINISHES)
 def test_under_autocast_factors_are_in_bfloat16_and_logits_and_losses_in_float32(finish):
-    asked = {"ce_weight": 0.5, "finish": FINISHES[finish]}
+    options = {"ce_weight": 0.5, "finish": FINISHES[finish]}
     with torch.autocast("cpu", torch.bfloat16):
-        ours = chunked(**asked)
+        ours = chunked(**options)
         states, weight, bias = inputs()
         logits = LMHead(weight, bias, FINISHES[finish]).logits(states).float()
         theirs = TEACHER.head.logits(TEACHER.states).float()
@@ -41,7 +41,7 @@ def test_under_autocast_factors_are_in_bfloat16_and_logits_and_losses_in_float32
         expected = {"loss": values} | gradients(values, states, weight, bias)
     assert ours["loss"].item() == pytest.approx(values.item(), rel=1e-6)
     assert ours["weight"].dtype == torch.float32
-    exact = plain(torch.float64, **asked)
+    exact = plain(torch.float64, **options)
     for key in ("states", "weight", "bias"):
         assert apart({key: ours[key]}, {key: expected[key]}) < 5e-3
         assert apart({key: ours[key]}, {key: exact[key]}) < 1.05 * apart({key: expected[key]}, {key: exact[key]})
@@ -78,9 +78,9 @@ def test_the_logits_of_a_chunk_are_32_megabytes_within_bounds():
 
 @pytest.mark.parametrize("name", list(logit_losses))
 def test_nothing_waits_for_the_value_of_a_tensor(name):
-    asked = {"ce_weight": torch.tensor(0.5), "kd_weight": torch.tensor(1.0), "temperature": 2.0}
+    options = {"ce_weight": torch.tensor(0.5), "kd_weight": torch.tensor(1.0), "temperature": 2.0}
     with Counting() as counting:
-        chunked(name, **asked)
+        chunked(name, **options)
     assert not counting.waits
     with Counting() as counting:
         assert torch.ones(2).sum() > 1

@@ -135,9 +135,9 @@ def test_a_dry_run_refuses_it_before_anything_is_written(folder, field, tmp_path
     words = [word for setting in (*given, *whole, *short) for word in ("--set", setting)]
     flags = ["--dry-run", "--store", str(tmp_path / "store"), "--wandb", "disabled"]
     assert main(TABLE, [*words, *flags]) == 2
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert said.startswith(f"error: {field}: {folder}: ")
-    assert "layers.3" in said
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert error.startswith(f"error: {field}: {folder}: ")
+    assert "layers.3" in error
     assert not list((tmp_path / "store").glob("*/*"))
 
 

@@ -181,9 +181,9 @@ def test_the_config_is_known_before_the_file_is_converted(tmp_path, tiny_tokeniz
 
 def test_an_architecture_that_is_not_read_is_named(tmp_path, tiny_tokenizer):
     path = write_gguf(tmp_path / "x.gguf", model_of(), tiny_tokenizer, arch="gemma")
-    said = refusal(path)
-    assert "'gemma'" in said
-    assert all(name in said for name in ARCHITECTURES)
+    message = refusal(path)
+    assert "'gemma'" in message
+    assert all(name in message for name in ARCHITECTURES)
 
 
 def add_rope_scaling(writer: Any) -> None:

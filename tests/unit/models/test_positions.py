@@ -49,12 +49,12 @@ def test_a_length_that_nothing_is_trained_at_does_not_count(tiny_cell, tiny_runn
 @pytest.mark.parametrize("name", ["short_factor", "long_factor"])
 def test_longrope_has_a_factor_for_each_frequency(name, tmp_path, tiny_llama):
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    for wrong, said in ((None, None), ([1.0] * 3, "got 3"), ([1.0], "got 1")):
+    for wrong, problem in ((None, None), ([1.0] * 3, "got 3"), ([1.0], "got 1")):
         rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
         tiny_llama.config.rope_parameters = rope | factors | ({name: wrong} if wrong else {})
         tiny_llama.config.save_pretrained(tmp_path)
-        if said is None:
+        if problem is None:
             assert load_config(str(tmp_path)).rope_parameters[name] == factors[name]
         else:
-            with refuses(str(tmp_path), name, 4, said):
+            with refuses(str(tmp_path), name, 4, problem):
                 load_config(str(tmp_path))

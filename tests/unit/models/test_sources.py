@@ -89,20 +89,20 @@ def test_a_teacher_is_fetched_once(tiny: NamedTeacher, tmp_path: Path) -> None:
 
 
 def test_a_cell_fetches_its_teacher_before_it_computes(tiny: NamedTeacher, tiny_cell: Cell, tmp_path: Path) -> None:
-    said = []
+    reported = []
 
-    class Told(Silent):
+    class Recording(Silent):
         def say(self, what: str) -> None:
-            said.append(what)
+            reported.append(what)
 
         def count(self, what: str, done: int, total: int | None, unit: str) -> None:
-            said.append(unit)
+            reported.append(unit)
 
-    runner = Runner(Store(tmp_path / "store"), Execution(accelerator="cpu"), Told())
+    runner = Runner(Store(tmp_path / "store"), Execution(accelerator="cpu"), Recording())
     runner.check([cell_of("tiny", tiny_cell)])
     assert source_of("tiny").ready
-    fetching = next(i for i, what in enumerate(said) if "tiny-teacher==1.0" in what)
-    assert fetching < said.index("tensor") < next(i for i, what in enumerate(said) if "tokenising" in what)
+    fetching = next(i for i, what in enumerate(reported) if "tiny-teacher==1.0" in what)
+    assert fetching < reported.index("tensor") < next(i for i, what in enumerate(reported) if "tokenising" in what)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_what_is_not_as_registered_is_refused(field, value, tiny, monkeypatch, c
     changed = dataclasses.replace(tiny, **{field: value})
     monkeypatch.setattr(teachers, "_parts", {"tiny": changed})
     assert main(["get", "tiny"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: teachers get: ")
-    assert "tiny" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: teachers get: ")
+    assert "tiny" in message
     assert cached(home()) == []
 
 

@@ -133,13 +133,13 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(cell, runner, tmp_
     tokens, location = artifacts.tokens(cell, runner.ctx), cell.teacher.model
 
     def corrected(folder: Path, stop_at: int | None = None) -> Any:
-        def tell(step: int, row: dict[str, float]) -> None:
+        def on_progress(step: int, row: dict[str, float]) -> None:
             if step == stop_at:
                 raise Stop
 
         folder.mkdir(exist_ok=True)
         model = loading.load_model(location)
-        correct(RECIPE, model, tokens, folder, QUICK, tell)
+        correct(RECIPE, model, tokens, folder, QUICK, on_progress)
         return model
 
     whole = corrected(tmp_path / "whole")

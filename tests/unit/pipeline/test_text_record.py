@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up import install, said, use
+from made_up import docstring, install, use
 
 import lit_prune as lp
 from lit_prune.config import Corpus
@@ -19,7 +19,7 @@ from lit_prune.store.environment import environment
 @pytest.fixture(autouse=True)
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text `docstrings` is that of one package with 100 modules."""
-    modules = {f"many/m{i}.py": f'"""{said(f"module {i}", 300)}"""' for i in range(100)}
+    modules = {f"many/m{i}.py": f'"""{docstring(f"module {i}", 300)}"""' for i in range(100)}
     install(tmp_path / "site", "many", modules, version="3.2+local")
     use(monkeypatch, tmp_path / "site", "many", cache=tmp_path / "cache")
 

@@ -68,9 +68,9 @@ def test_every_width_allocator_makes_plans_that_can_be_carried_out_and_meet_the_
     table = count(ModelShape(target.num_hidden_layers, target.hidden_size, 0, 0, 0))  # what is no block's width
     shapes = [plan.shape_of_layer(block) for block in blocks]
     spent = sum((count(shape) - table) / target.num_hidden_layers for shape in shapes)
-    asked = count(target) - table
+    budget = count(target) - table
     price_of_a_neuron = 3 * target.hidden_size
-    assert asked - price_of_a_neuron < spent <= asked
+    assert budget - price_of_a_neuron < spent <= budget
 
 
 def test_global_widths_go_where_the_scores_are():

@@ -20,18 +20,18 @@ WHOLE = {"hidden_size": None, "intermediate_size": None, "num_attention_heads": 
 
 @pytest.fixture
 def evidence_of(tmp_path):
-    """A real calibration pass over random tokens; `asked` remembers what of which width was measured."""
+    """A real calibration pass over random tokens; `measured` remembers what of which width was measured."""
 
     def evidence(model, names):
-        evidence.asked.append((model.config.hidden_size, set(names)))
-        return measured.evidence_of(model, IDS, tmp_path / str(len(evidence.asked)), names)
+        evidence.measured.append((model.config.hidden_size, set(names)))
+        return measured.evidence_of(model, IDS, tmp_path / str(len(evidence.measured)), names)
 
-    evidence.asked = []
+    evidence.measured = []
     return evidence
 
 
 @pytest.mark.parametrize(
-    ("asked", "names"),
+    ("options", "names"),
     [
         ({}, {"importance"}),
         (WHOLE, set()),
@@ -46,12 +46,12 @@ def evidence_of(tmp_path):
         ({"init": "random"}, set()),
     ],
 )
-def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, asked, names):
-    student = Prune(**asked)
+def test_only_what_the_cut_needs_is_measured(tiny_llama, evidence_of, options, names):
+    student = Prune(**options)
     assert evidence_names(student, tiny_llama.config) == names
     if student.init == "teacher":
         make_plan(tiny_llama, student, evidence_of)
-        assert evidence_of.asked == [(32, names)]
+        assert evidence_of.measured == [(32, names)]
 
 
 @pytest.mark.parametrize("layers", ["lowest_score", "contiguous", "last", "last_but_final"])
@@ -91,7 +91,7 @@ def test_rounds_measure_again_on_what_is_left_and_end_at_the_target(tiny_llama, 
     student = Prune(hidden_size=16, intermediate_size=None, num_attention_heads=None, num_iterations=4)
     assert [shape.hidden_size for shape in way_to(student, tiny_llama.config)] == [28, 24, 20, 16]
     plan = make_plan(tiny_llama, student, evidence_of)
-    assert [hidden for hidden, _ in evidence_of.asked] == [32, 28, 24, 20]
+    assert [hidden for hidden, _ in evidence_of.measured] == [32, 28, 24, 20]
     assert plan.kept == ModelShape(3, 16, 48, 4, 2)
     assert plan.original == shape_of(tiny_llama.config)
     plan.check(tiny_llama.config)
@@ -113,7 +113,7 @@ def test_a_plan_can_be_carried_out_again_from_its_file(tiny_llama, evidence_of, 
     student = Prune(plan_path=str(tmp_path / "plan.json"))
     prune.check(student, tiny_llama.config)
     assert make_plan(tiny_llama, student, evidence_of) == plan
-    assert len(evidence_of.asked) == 1
+    assert len(evidence_of.measured) == 1
 
 
 @pytest.mark.parametrize(("sign", "weight"), [("paper", 1.0), ("reversed_sign", -1.0)])
@@ -140,7 +140,7 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("asked", "field", "values"),
+    ("options", "field", "values"),
     [
         ({"width_criterion": "influence"}, "prune.width_criterion", ("influence", "activation")),
         ({"num_hidden_layers": 2, "layer_criterion": "activation"}, "prune.layer_criterion", ("activation", "layer")),
@@ -172,9 +172,9 @@ def test_the_first_units_have_the_shape_asked_for(tiny_llama):
         ({"plan_path": "nowhere.json", "drop_layers": (1,)}, "prune.drop_layers", ("prune.plan_path",)),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tiny_llama, asked, field, values):
+def test_what_cannot_be_is_refused_in_one_line(tiny_llama, options, field, values):
     with refuses(field, *values):
-        prune.check(Prune(**asked), tiny_llama.config)
+        prune.check(Prune(**options), tiny_llama.config)
 
 
 def test_blocks_with_as_many_heads_in_other_groups_can_be_cut(tiny_llama):

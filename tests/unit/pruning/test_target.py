@@ -18,7 +18,7 @@ from lit_prune.pruning.target import target
 
 
 @pytest.mark.parametrize(
-    ("config", "asked", "shape"),
+    ("config", "options", "shape"),
     [
         (LLAMA, {}, ModelShape(3, 36, 28, 4, 2)),
         (LLAMA, vars(KEEP), WHOLE),
@@ -76,12 +76,12 @@ from lit_prune.pruning.target import target
         (HELIUM, {"hidden_size": None, "num_attention_heads": 2}, ModelShape(3, 8, 14, 2, 2)),
     ],
 )
-def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
-    assert target(Prune(**asked), config) == shape
+def test_a_size_is_a_share_a_count_or_everything(config, options, shape):
+    assert target(Prune(**options), config) == shape
 
 
 @pytest.mark.parametrize(
-    ("config", "asked", "field", "values"),
+    ("config", "options", "field", "values"),
     [
         (LLAMA, {"hidden_size": 49}, "hidden_size", (49, 48)),
         (LLAMA, {"intermediate_size": 41}, "intermediate_size", (41, 40)),
@@ -109,9 +109,9 @@ def test_a_size_is_a_share_a_count_or_everything(config, asked, shape):
         (NEOX, {"hidden_size": 16, "num_attention_heads": 3}, "num_attention_heads", (3, 16, 4)),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused_with_what_can(config, asked, field, values):
+def test_a_shape_that_cannot_be_is_refused_with_what_can(config, options, field, values):
     with refuses(f"prune.{field}", *values):
-        target(Prune(**asked), config)
+        target(Prune(**options), config)
 
 
 def parameters_by_hand(shape, vocab=96, head_dim=8):
@@ -140,8 +140,8 @@ def test_parameters_are_counted_as_those_of_the_real_model(name, kind):
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_auto_sizes_meet_a_number_of_parameters_as_closely_as_any_common_share(share):
     whole = parameters_by_hand(WHOLE)
-    asked = replace(KEEP, hidden_size="auto", intermediate_size="auto", num_parameters=share)
-    found = target(asked, LLAMA)
+    student = replace(KEEP, hidden_size="auto", intermediate_size="auto", num_parameters=share)
+    found = target(student, LLAMA)
     assert (found.num_hidden_layers, found.num_attention_heads, found.num_key_value_heads) == (3, 6, 2)
     shares = [i / 5000 for i in range(1, 5001)]
     shapes = {target(replace(KEEP, hidden_size=s, intermediate_size=s), LLAMA) for s in shares}
@@ -151,9 +151,9 @@ def test_auto_sizes_meet_a_number_of_parameters_as_closely_as_any_common_share(s
 
 def test_a_number_of_parameters_is_a_count_or_a_share():
     whole = parameters_by_hand(WHOLE)
-    asked = replace(KEEP, intermediate_size="auto", num_parameters=whole * 3 // 4)
-    assert target(asked, LLAMA) == target(replace(asked, num_parameters=(whole * 3 // 4) / whole), LLAMA)
-    assert target(replace(asked, num_parameters=whole), LLAMA) == WHOLE
+    student = replace(KEEP, intermediate_size="auto", num_parameters=whole * 3 // 4)
+    assert target(student, LLAMA) == target(replace(student, num_parameters=(whole * 3 // 4) / whole), LLAMA)
+    assert target(replace(student, num_parameters=whole), LLAMA) == WHOLE
 
 
 def test_heads_that_do_not_divide_the_hidden_channels_are_named_and_mistral_carries_them(tmp_path, tiny_llama):
