@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from paths import ROOT
 
-from lit_prune.config.overrides import override
+from lit_prune.config.overrides import flatten, override, plain_of
 from lit_prune.config.profiles import load_profile
 from lit_prune.config.renames import current_frame
 from lit_prune.experiments.loss_ablation import TABLE
@@ -28,7 +28,8 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
     assert not list((ROOT / "experiments").rglob("*.py"))
     for record in (ROOT / "experiments").glob("*/*/results.csv"):
         table = importlib.import_module(f"lit_prune.experiments.{record.parents[1].name}").TABLE
-        profile = load_profile(record.parent.name)
+        profile = load_profile(record.parent.name, table.name)
+        profile = replace(profile, cell=as_computed(profile.cell, read(record.parent, table).cell))
         found = entries(table.at(profile, tmp_path), profile)
         recorded = current_frame(pd.read_csv(record))
         assert (recorded["state"] == "done").all()
@@ -41,6 +42,13 @@ def test_records_hold_no_code_and_their_addresses_are_still_those_of_their_quest
         assert same.all() != redrawn, f"{record} has been made again"
         later = {entry.row for entry in found} - set(recorded["row"])
         assert later == set(later_rows(read(record.parent, table))), record
+
+
+def as_computed(cell, recorded):
+    """The base cell of a profile in the precisions that "auto" stood for on the machine of a record."""
+    known = dict(flatten(plain_of(recorded)))
+    auto = [path for path, value in flatten(plain_of(cell)) if path.endswith(".precision") and value == "auto"]
+    return override(cell, {path: known[path] for path in auto})
 
 
 def cells_of(recorded, found):
