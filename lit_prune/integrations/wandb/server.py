@@ -169,7 +169,8 @@ def _still_there(kind: Any, url: str | None) -> Any:
 
 
 def _address(run: Path) -> str:
-    return run.name.rpartition("-")[2]
+    """Return the run id in offline-run-TIME-ID; W&B appends -1, -2, ... to parts that began in the same second."""
+    return run.name.removeprefix("offline-run-").partition("-")[2].partition("-")[0]
 
 
 def _is_sent(run: Path) -> bool:

@@ -176,7 +176,7 @@ class WandbTracker:
         Each resumption adds a run; the newest with a step has the last one.
         """
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json"]
-        for run in sorted(self.folder.glob(f"wandb/offline-run-*-{address}"), reverse=True):
+        for run in sorted(self.folder.glob(f"wandb/offline-run-*-{address}*"), reverse=True):
             result = subprocess.run([*inspect, str(run)], capture_output=True, text=True, timeout=60)
             step = json.loads(result.stdout)["step"] if result.returncode == 0 else None
             if step is not None:

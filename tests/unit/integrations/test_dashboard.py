@@ -19,7 +19,7 @@ from lit_prune.config.overrides import override
 from lit_prune.config.profiles import load_profile
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.integrations.wandb import specs as specs
-from lit_prune.integrations.wandb.server import bring_up
+from lit_prune.integrations.wandb.server import _address, bring_up
 from lit_prune.pipeline.expand import Entry, entries
 from lit_prune.pipeline.resolve import Resolver
 from lit_prune.store import Store
@@ -225,6 +225,11 @@ def test_publishing_again_changes_what_is_there_and_makes_anew_what_was_deleted(
     del server.views[next(i for i, v in first.items() if v["type"] == "runs")]
     publish()
     assert sorted(v["type"] for v in server.views.values()) == ["project-view", "runs"]
+
+
+@pytest.mark.parametrize("suffix", ["", "-1", "-12"])
+def test_parts_that_began_in_the_same_second_are_of_one_run(suffix, tmp_path):
+    assert _address(tmp_path / f"offline-run-20261129_183300-8b0fe865ae1b{suffix}") == "8b0fe865ae1b"
 
 
 @pytest.mark.slow
