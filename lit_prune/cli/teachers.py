@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -16,6 +15,7 @@ from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import ConfigError
 from lit_prune.escape import terminal_text
 from lit_prune.models.sources import SHIPPED, Source, home, known_names, source_of
+from lit_prune.store.usage import size_of
 
 _ABOUT_SHIPPED = "a Llama that `lit-prune pretrain` trained on Python source"
 _FIELD = "teachers get"
@@ -55,7 +55,7 @@ def run(flags: CliArgs) -> int:
     for source in filter(None, sources):
         with ProgressBar(0) as bar:
             folder = source.prepare(bar, again=True)
-        size = decimal(_num_bytes(folder))
+        size = decimal(size_of(folder))
         Output().print(terminal_text(f"{source.name}: {size} in {folder}"), soft_wrap=True)
     return 0
 
@@ -91,12 +91,8 @@ def _row(name: str) -> tuple[str, ...]:
         card = read_json(SHIPPED / name / "card.json") or {}
         parameters = card.get("result", {}).get("parameters")
         return name, f"{parameters:,}" if parameters else "", "apache-2.0", "ships with lit_prune", _ABOUT_SHIPPED
-    teacher, here = teachers[name], decimal(_num_bytes(source.folder)) if source.ready else "no"
+    teacher, here = teachers[name], decimal(size_of(source.folder)) if source.ready else "no"
     return name, f"{teacher.num_parameters:,}", teacher.licence, here, teacher.about
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 VERB = Verb("teachers", CliArgs, run)

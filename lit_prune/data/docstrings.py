@@ -22,6 +22,7 @@ from filelock import FileLock
 from lit_prune.config import ConfigError
 from lit_prune.store.atomic import atomic_path, write_json
 from lit_prune.store.cache import home
+from lit_prune.store.integrity import sha256_of
 
 PACKAGES = (
     "datasets", "huggingface-hub", "lightning", "matplotlib", "mpmath", "networkx", "numpy", "pandas", "scipy", "sympy",
@@ -138,8 +139,7 @@ def _named(installed: Mapping[str, str]) -> list[str]:
 def _is_whole(folder: Path) -> bool:
     try:
         about = json.loads((folder / "about.json").read_text())
-        with (folder / "text.jsonl").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == about["sha256"]
+        return sha256_of(folder / "text.jsonl") == about["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from typing import IO
 
 from lit_prune.config import ConfigError
 from lit_prune.models.named_teachers import NamedTeacher
+from lit_prune.store.integrity import sha256_of
 
 _SECONDS_BETWEEN_COUNTS = 0.5
 
@@ -85,7 +85,6 @@ def _num_bytes(folder: Path) -> int:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     if found != expected:
         raise ConfigError(f"{path.name} must have the sha256 {expected}, got {found}")

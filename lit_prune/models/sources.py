@@ -7,7 +7,6 @@ conversion. Addresses, validation and `--dry-run` are therefore the same whether
 from __future__ import annotations
 
 import abc
-import functools
 import hashlib
 import json
 import shutil
@@ -26,6 +25,7 @@ from lit_prune.models.named_teachers import NamedTeacher, teachers
 from lit_prune.progress import Progress, Silent
 from lit_prune.store.atomic import sync, write_json
 from lit_prune.store.cache import home
+from lit_prune.store.integrity import sha256_of
 
 CONVERSION = 1
 """Version of the conversion, part of the fingerprint; raise it when the same file gives another model."""
@@ -128,10 +128,7 @@ class Source(abc.ABC):
 
     def _card(self, target: Path, weights_sha256: str) -> dict[str, Any]:
         """Return the provenance and file digests of the converted model."""
-        digests = {}
-        for path in files_read(target):
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        digests = {path.name: sha256_of(path) for path in files_read(target)}
         return {
             "model": self.name, "fingerprint": self.fingerprint, "gguf_sha256": self.gguf_sha256,
             "conversion": CONVERSION, "weights_sha256": weights_sha256, "licence": self.licence, "files": digests,
@@ -194,8 +191,7 @@ class GgufFile(Source):
     @property
     def gguf_sha256(self) -> str:
         try:
-            status = self.path.stat()
-            return _sha256(self.path, status.st_size, status.st_mtime_ns)
+            return sha256_of(self.path)
         except OSError as error:
             raise ConfigError(f"{self.field}: {self.name} cannot be read ({error.strerror})") from None
 
@@ -222,12 +218,6 @@ class GgufFile(Source):
 
     def _check(self, weights_sha256: str) -> None:
         """Do nothing: no digest is known in advance."""
-
-
-@functools.lru_cache
-def _sha256(path: Path, *unchanged: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source_of(model: str, field: str = "teacher.model") -> Source | None:

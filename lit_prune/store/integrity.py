@@ -42,7 +42,7 @@ def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if not path.name.startswith(".") and name not in ("result.json", *LEFTOVERS):
             sync(path)
-            files[name] = {"size": path.stat().st_size, "sha256": _sha256_of(path)}
+            files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     plain = json.loads(json.dumps(result))
     return {**plain, RECORD: {"files": files, "sha256": _sha256_of_json({"result": plain, "files": files})}}
 
@@ -88,7 +88,7 @@ def _problem(path: Path, about: Mapping[str, Any], deep: bool) -> str | None:
     size = path.stat().st_size
     if size != about["size"]:
         return f"has {size} bytes instead of {about['size']}"
-    if (deep or size <= _SMALL) and _sha256_of(path) != about["sha256"]:
+    if (deep or size <= _SMALL) and sha256_of(path) != about["sha256"]:
         return "has another digest"
     return None
 
@@ -123,7 +123,8 @@ def _damage_without_digests(folder: Path) -> str | None:
     return None
 
 
-def _sha256_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read once per process as long as it does not change."""
     status = path.stat()
     return _hashed(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
