@@ -13,7 +13,7 @@ imports no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,9 @@ from lit_prune.config import Prune, PruneMethod
 from lit_prune.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from lit_prune.importance.criteria import CalibrationStats
     from lit_prune.pruning.plan import PrunePlan
 
@@ -46,10 +49,17 @@ class PruneContext:
 
     collect: Callable[[Any, frozenset[str]], CalibrationStats]
     """(model, names of statistics) -> calibration statistics of the model."""
+    batches: Callable[[], Iterable[dict[str, Tensor]]]
+    """() -> all calibration sequences in a fixed order, as batches {`input_ids`, `labels`: int64 [batch, seq]} on
+    `device`, for methods that run the model themselves."""
+    device: torch.device
+    """Where such methods run the model, or rather a copy: the model that is pruned belongs to others too."""
     seed: int
     """Seed of methods that draw random numbers."""
     say: Callable[[str], None]
     """Report the current step as progress."""
+    counter: Callable[[str, int, str], Callable[[int], None]]
+    """(what, total, unit) -> callback that reports how many of the total are done."""
 
 
 @dataclass(frozen=True)

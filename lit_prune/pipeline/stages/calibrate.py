@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lit_prune.config import EVIDENCE, Cell
 from lit_prune.data.calibration import CalibrationData
@@ -61,6 +62,12 @@ def collect_once(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) ->
         if files:
             _measure(cell, ctx, model, files)
         return _stats(cell, ctx, model, files)
+
+
+def batches(cell: Cell, ctx: Context) -> Iterator[dict[str, Tensor]]:
+    """Yield the calibration sequences of a cell as batches on the device."""
+    for batch in _sequences(cell, ctx).predict_dataloader():
+        yield {name: ids.to(ctx.device) for name, ids in batch.items()}
 
 
 def _measure(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> int:

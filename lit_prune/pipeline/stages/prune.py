@@ -13,7 +13,7 @@ from lit_prune.importance.criteria import CalibrationStats
 from lit_prune.methods import PruneContext
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
-from lit_prune.pipeline.stages.calibrate import collect, collect_once
+from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
 from lit_prune.pruning.shapes import teacher_config
 
 
@@ -24,7 +24,10 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
         return (collect if model is whole else collect_once)(cell, ctx, model, names)
 
-    found = cell.prune.prune(whole, PruneContext(stats_of, cell.calibration.seed, ctx.say))
+    services = PruneContext(
+        stats_of, lambda: batches(cell, ctx), ctx.device, cell.calibration.seed, ctx.say, ctx.counter
+    )
+    found = cell.prune.prune(whole, services)
     if found.plan is not None:
         found.plan.save(ctx.folder / "plan.json")
     keeps_all = found.model is whole

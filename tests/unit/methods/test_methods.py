@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import measured
 import pytest
 import torch
+from pruning_context import IDS, LAYERS, context_of, small_llama
 from refusals import refuses
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import lit_prune as lp
 from lit_prune.cli.compress import distill_flags
@@ -23,28 +23,15 @@ from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.validate import check_names
 from lit_prune.store.address import key
 
-IDS = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(1))
-LAYERS = 8
-
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A Llama of 8 layers whose heads share keys and values in pairs."""
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=40, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=False, initializer_range=0.2, dtype="float32",
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
+    return small_llama()
 
 
 @pytest.fixture
 def ctx(tmp_path: Path) -> PruneContext:
-    def collect(model: Any, names: frozenset[str]) -> Any:
-        return measured.evidence_of(model, IDS, tmp_path / "stats", names)
-
-    return PruneContext(collect, 0, lambda what: None)
+    return context_of(tmp_path)
 
 
 def made(name: str, **settings: Any) -> Any:
