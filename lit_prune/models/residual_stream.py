@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,13 @@ class ResidualStream:
     """The residual stream of a model: the states before, between and after its layers, each [batch, seq, hidden]."""
 
     def __init__(self, model: Any) -> None:
-        self.layers = layers_of(model)
+        self._model = model
         self._in_tuples = False
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, first to last."""
+        return layers_of(self._model)
 
     @contextmanager
     def reading(self) -> Iterator[list[Tensor]]:
@@ -31,8 +36,9 @@ class ResidualStream:
             self._in_tuples = isinstance(output, tuple)
             states.append(output[0] if self._in_tuples else output)
 
-        handles = [b.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])) for b in self.layers]
-        handles.append(self.layers[-1].register_forward_hook(leaving))
+        layers = self.layers
+        handles = [b.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])) for b in layers]
+        handles.append(layers[-1].register_forward_hook(leaving))
         try:
             yield states
         finally:
@@ -46,11 +52,51 @@ class ResidualStream:
         The model itself computes everything else, such as masks, positions and the head, as its family does. Requires
         an earlier pass with `reading`, which detects whether layers return tuples.
         """
-        output = (state,) if self._in_tuples else state
-        for layer in self.layers[:start]:
-            layer.forward = lambda *args, **kwargs: output
+        with self._replaced(self.layers[:start], lambda hidden: state):
+            yield
+
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        """Make the forward pass inside `with` skip all layers. Requires an earlier pass, as `resuming` does."""
+        with self._replaced(self.layers, lambda hidden: hidden):
+            yield
+
+    @contextmanager
+    def only(self, index: int, state: Tensor) -> Iterator[list[Tensor]]:
+        """Yield a list that gets the output of layer `index` for the input `state` from the pass inside `with`.
+
+        The other layers are skipped. Masks, positions and other arguments of the layer are those that the model itself
+        computes. Requires an earlier pass, as `resuming` does.
+        """
+        layers, outputs = self.layers, list[Tensor]()
+
+        def leaving(module: nn.Module, inputs: object, output: Any) -> None:
+            outputs.append(output[0] if self._in_tuples else output)
+
+        others = [layer for i, layer in enumerate(layers) if i != index]
+        with self._replaced(others, lambda hidden: hidden):
+            handles = [
+                # First of all hooks, so that those of the caller see the state too.
+                layers[index].register_forward_pre_hook(lambda module, inputs: (state, *inputs[1:]), prepend=True),
+                layers[index].register_forward_hook(leaving),
+            ]
+            try:
+                yield outputs
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    @contextmanager
+    def _replaced(self, layers: list[nn.Module], output: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Make layers return `output(hidden states)` inside `with`."""
+
+        def forward(hidden: Tensor, *args: object, **kwargs: object) -> Any:
+            return (output(hidden),) if self._in_tuples else output(hidden)
+
+        for layer in layers:
+            layer.forward = forward
         try:
             yield
         finally:
-            for layer in self.layers[:start]:
+            for layer in layers:
                 del layer.forward
