@@ -114,24 +114,56 @@ class ScoreAndCut(PruneMethod):
 
     def config_of(self, config: Any) -> Any:
         """Return the Hugging Face config of the student."""
-        from lit_prune.pruning import prune, surgery
+        from lit_prune.pruning import surgery
 
-        plan = self.adjust(prune.shape_plan(self.recipe(config), config))
+        plan = self.shape_plan(config)
         plan.check(config)
         return surgery.smaller_config(config, plan)
 
+    def shape_plan(self, config: Any) -> PrunePlan:
+        """Return a plan with the sizes of the student, before its units are chosen."""
+        from lit_prune.pruning import prune
+
+        return self.adjust(prune.shape_plan(self.recipe(config), config))
+
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Score the units, choose those to keep, and return the smaller model."""
+        from lit_prune.pruning.prune import make_plan
+
+        plan = self.adjust(make_plan(model, self.recipe(model.config), ctx.collect))
+        ctx.say("pruning")
+        return self.cut(model, plan)
+
+    def cut(self, model: Any, plan: PrunePlan, changed: Any = None) -> Pruned:
+        """Return the student that a plan cuts out of a model, or out of a `changed` copy with other weights."""
         from lit_prune.models.shape import shape_of
-        from lit_prune.pruning import prune, surgery
+        from lit_prune.pruning import surgery
         from lit_prune.pruning.plan import PrunePlan
 
-        recipe = self.recipe(model.config)
-        plan = self.adjust(prune.make_plan(model, recipe, ctx.collect))
-        ctx.say("pruning")
+        recipe, achieved = self.recipe(model.config), dataclasses.asdict(plan.kept)
         whole = plan == PrunePlan.everything(shape_of(model.config))
-        sizes = list(dataclasses.asdict(plan.kept))
+        requested = {name: getattr(recipe, name) for name in (*achieved, "num_parameters")}
         return Pruned(
-            model if whole else surgery.apply(model, plan),
-            {name: getattr(recipe, name) for name in (*sizes, "num_parameters")}, dataclasses.asdict(plan.kept), plan,
-        )  # fmt: skip
+            model if whole else surgery.apply(changed or model, plan).to(model.device), requested, achieved, plan
+        )
+
+
+class ChooseAndCut(ScoreAndCut):
+    """Base class of methods that choose units in their own way; some also change weights. `recipe` gives the sizes."""
+
+    def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units to keep, and a copy of the model with changed weights or None.
+
+        `plan` has the sizes of the student, as `shape_plan` returns it.
+        """
+        raise TypeError(f"{type(self).__name__}.choose: must be defined by the method")
+
+    def effective(self, config: Any) -> PruneMethod:
+        """Return the settings unchanged, since the recipe does not say which units are chosen."""
+        return self
+
+    def prune(self, model: Any, ctx: PruneContext) -> Pruned:
+        """Return the student with the chosen units; a plan from `plan_path` is cut out of the model as it is."""
+        if self.plan_path:
+            return super().prune(model, ctx)
+        return self.cut(model, *self.choose(model, self.shape_plan(model.config), ctx))

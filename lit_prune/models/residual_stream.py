@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,9 +56,10 @@ class ResidualStream:
             yield
 
     @contextmanager
-    def skipping(self) -> Iterator[None]:
-        """Make the forward pass inside `with` skip all layers. Requires an earlier pass, as `resuming` does."""
-        with self._replaced(self.layers, lambda hidden: hidden):
+    def skipping(self, indices: Collection[int] | None = None) -> Iterator[None]:
+        """Make the forward pass inside `with` skip some layers, or all. Requires an earlier pass, as `resuming`."""
+        skipped = [layer for i, layer in enumerate(self.layers) if indices is None or i in indices]
+        with self._replaced(skipped, lambda hidden: hidden):
             yield
 
     @contextmanager
