@@ -19,6 +19,31 @@ class Diverged(RuntimeError):
     """The loss, a weight or the state of the optimizer is no longer a finite number."""
 
 
+class Resume(L.Callback):
+    """Save the random state, and restore it and the position in the run.
+
+    Lightning does not save the state: with dropout or sampled masks a resumed run would differ. It counts
+    micro-batches, whose number per step may differ when a run is resumed; they are converted from steps.
+    """
+
+    def __init__(self) -> None:
+        self._random_state: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._random_state is not None:
+            _set_random_state(self._random_state)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_state"] = _random_state()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random_state = checkpoint["random_state"]
+        done = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for count in (counts["total"], counts["current"]):
+            count.update(ready=done, started=done, processed=done, completed=done - 1)
+
+
 class History(L.Callback):
     """Write means of every term over windows of `every` steps to metrics.csv and to the loggers.
 
@@ -220,3 +245,16 @@ def _write(rows: list[dict[str, float]], path: Path) -> None:
 
 def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the state of torch's random generators on every device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `_random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

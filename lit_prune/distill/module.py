@@ -54,7 +54,6 @@ class Distiller(L.LightningModule):
         self.terms: dict[str, Tensor] = {}
         self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
         self._measured: dict[str, Tensor] = {}
-        self._random_state: dict[str, Any] | None = None
         self._logit_loss = logit_loss_of(distill.logit_loss, distill.mixture)
         self._hidden_loss = hidden_losses[distill.hidden_loss]
         check_weights(distill)
@@ -96,10 +95,6 @@ class Distiller(L.LightningModule):
         """Move the teacher to the student's device; it is not a submodule, so Lightning does not."""
         if self.teacher is not None:
             self.teacher.model.to(self.device)
-
-    def on_train_start(self) -> None:
-        if self._random_state is not None:
-            _set_random_state(self._random_state)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
@@ -207,35 +202,7 @@ class Distiller(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optimizer.max_grad_norm)
         self.terms["grad_norm"] = norm.detach()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the random state: Lightning does not, and with dropout a resumed run would differ."""
-        checkpoint["random_state"] = _random_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the random state and the position in the run.
-
-        Lightning counts micro-batches, whose number per step may differ when a run is resumed; convert from steps.
-        """
-        self._random_state = checkpoint["random_state"]
-        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for count in (counts["total"], counts["current"]):
-            count.update(ready=done, started=done, processed=done, completed=done - 1)
-
 
 NOTHING_COMPARED = (
     "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or match_attention"
 )
-
-
-def _random_state() -> dict[str, Any]:
-    """Return the state of torch's random generators on every device."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `_random_state` returned."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,4 +1,4 @@
-"""One training run, from the start or the last checkpoint to the last step."""
+"""One training run, from the start or the last checkpoint to the last step: of a student, or of any module."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lit_prune.config import Distill, Execution, resolve_precision
+from lit_prune.config import Distill, Execution, Precision, resolve_precision
 from lit_prune.data.retraining import RetrainingData
-from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress
+from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress, Resume
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.module import Distiller
@@ -50,33 +50,70 @@ def train(
         tokens, seq_len=distill.seq_len, batch_size=distill.batch_size, max_steps=distill.max_steps, seed=seed,
         grad_accum_steps=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
-    history = History(folder / "metrics.csv", execution.log_every)
-    every = [history, Progress(history, on_progress), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)]
-    trainer = _trainer(distill, execution, folder, accumulate, loggers, every)
-    path = folder / "last.ckpt"
     compiled = execution.compile and not module.compares_states
+    with trained_part(student, distill), compiled_layers(student) if compiled else contextlib.nullcontext():
+        run(
+            module, data, folder, max_steps=distill.max_steps, execution=execution, precision=distill.precision,
+            accumulate=accumulate, on_progress=on_progress, loggers=loggers, callbacks=callbacks,
+        )  # fmt: skip
+    student.eval()
+
+
+def fit(
+    module: L.LightningModule, tokens: Path, folder: Path, *, max_steps: int, batch_size: int, seq_len: int, seed: int,
+    precision: Precision, execution: Execution, on_progress: OnProgress, callbacks: Iterable[L.Callback] = (),
+) -> None:  # fmt: skip
+    """Train any module for `max_steps` on batches of the train split of `tokens`, as `train` trains a student.
+
+    `module.terms` holds the scalars of the newest step, among them `loss`; they are the columns of metrics.csv. The
+    random numbers of the module must come from torch's global generators, and what it needs to resume must be in its
+    `state_dict`. A finished run keeps its checkpoint and is not repeated.
+
+    Raises:
+        Diverged: as `train`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    L.seed_everything(seed, verbose=False)
+    data = RetrainingData(
+        tokens, seq_len=seq_len, batch_size=batch_size, max_steps=max_steps, seed=seed,
+        num_workers=execution.num_workers,
+    )  # fmt: skip
+    run(
+        module, data, folder, max_steps=max_steps, execution=execution, precision=precision, on_progress=on_progress,
+        callbacks=callbacks, keep=True,
+    )  # fmt: skip
+
+
+def run(
+    module: L.LightningModule, data: L.LightningDataModule, folder: Path, *, max_steps: int, execution: Execution,
+    precision: Precision, on_progress: OnProgress, accumulate: int = 1, loggers: Iterable[Logger] = (),
+    callbacks: Iterable[L.Callback] = (), keep: bool = False,
+) -> None:  # fmt: skip
+    """Train a module from `folder`/last.ckpt or from the start to `max_steps`; with `keep`, save the last step too.
+
+    Raises:
+        Diverged: as `train`.
+    """
+    history, path = History(folder / "metrics.csv", execution.log_every), folder / "last.ckpt"
+    every = [
+        Resume(), history, Progress(history, on_progress), *callbacks, Checkpoint(folder, execution.checkpoint_seconds)
+    ]  # fmt: skip
+    trainer = L.Trainer(
+        max_steps=max_steps, accumulate_grad_batches=accumulate, precision=resolve_precision(precision),
+        accelerator=execution.accelerator, devices=1, logger=list(loggers) or False, callbacks=every,
+        enable_checkpointing=False, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
     try:
-        with trained_part(student, distill), compiled_layers(student) if compiled else contextlib.nullcontext():
-            trainer.fit(module, datamodule=data, ckpt_path=resumable(path))
+        trainer.fit(module, datamodule=data, ckpt_path=resumable(path))
+        if keep:
+            trainer.save_checkpoint(path)
     except Diverged:
         path.unlink(missing_ok=True)  # it may lie on the way to divergence: the next run starts anew
         raise
     finally:
         # Reference cycles of trainer, loops and module would keep models and optimizer states in memory.
         vars(trainer).clear()
-    student.eval()
-
-
-def _trainer(
-    distill: Distill, execution: Execution, folder: Path, accumulate: int, loggers: Iterable[Logger],
-    callbacks: list[L.Callback],
-) -> L.Trainer:  # fmt: skip
-    return L.Trainer(
-        max_steps=distill.max_steps, accumulate_grad_batches=accumulate, precision=resolve_precision(distill.precision),
-        accelerator=execution.accelerator, devices=1, logger=list(loggers) or False, callbacks=callbacks,
-        enable_checkpointing=False, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
-        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-    )  # fmt: skip
 
 
 def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:

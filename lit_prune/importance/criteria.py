@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from lit_prune.config import EVIDENCE, ConfigError, Prune, unknown
-from lit_prune.importance.aggregate import aggregate
+from lit_prune.importance.aggregate import aggregate, double
 from lit_prune.importance.unit_reduction import unit_sums
-from lit_prune.models.model_family import head_dim_of, layers_of
+from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
 from lit_prune.models.shape import shape_of
 from lit_prune.registry import Registry
 
@@ -139,6 +139,34 @@ def activation_modelopt(evidence: CalibrationStats, student: Prune) -> Scores:
     head_dim = head_dim_of(evidence.model.config)
     channels = _aggregated(evidence, student, "head_channels", "head_channel")
     return activation(evidence, student) | {"head": [c.unflatten(0, (-1, head_dim)).norm(dim=1) for c in channels]}
+
+
+@criterion("wanda_sp", axes=("neuron", "head"), needs=("importance", "head_channels"))
+def wanda_sp(evidence: CalibrationStats, student: Prune) -> Scores:
+    """Return sum |W_ij| ||x_j|| over the weights of the output projection that read a unit.
+
+    This is the score of Wanda (arXiv 2306.11695, section 3), ||x_j|| being the L2 norm of input channel j over all
+    tokens, summed over the columns of a neuron or a head. The aggregations of the section are not used.
+    """
+    plain = Prune(batch_aggregation="l2", seq_aggregation="l2")
+    anatomy, head_dim = anatomy_of(evidence.model.config), head_dim_of(evidence.model.config)
+    neurons = _aggregated(evidence, plain, "importance", "neuron")
+    channels = _aggregated(evidence, plain, "head_channels", "head_channel")
+    down, output = (_columns(evidence.model, path) for path in (anatomy.mlp_output, anatomy.attention_output))
+    return {
+        "neuron": [columns * norms for columns, norms in zip(down, neurons, strict=True)],
+        "head": [
+            (columns * norms).unflatten(0, (-1, head_dim)).sum(1)
+            for columns, norms in zip(output, channels, strict=True)
+        ],
+    }
+
+
+def _columns(model: Any, path: str) -> list[Tensor]:
+    """Return sum_i |W_ij| of a linear of each layer, float64 [in]; some families store its weight as [in, out]."""
+    outputs = anatomy_of(model.config).axes_of(f"{path}.weight").index("hidden")
+    weights = (layer.get_parameter(f"{path}.weight").detach() for layer in layers_of(model))
+    return [double(weight).cpu().abs().sum(outputs) for weight in weights]
 
 
 @criterion("magnitude", axes=(*WIDTH, "layer"))

@@ -15,9 +15,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from lit_prune.config import Prune, PruneMethod
+from lit_prune.config import Prune, PruneMethod, Size
 from lit_prune.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lit_prune.importance.criteria import CalibrationStats
+    from lit_prune.pruning.learned.units import UnitSpace
     from lit_prune.pruning.plan import PrunePlan
 
 Kind = TypeVar("Kind", bound=type[PruneMethod])
@@ -43,6 +44,20 @@ def method(name: str) -> Callable[[Kind], Kind]:
     return add
 
 
+class Fit(Protocol):
+    """Trains a module over the training text of the cell."""
+
+    def __call__(self, module: Any, what: str, *, max_steps: int, batch_size: int) -> Any:
+        """Train a LightningModule for `max_steps` and return it; `what` names the training in the progress.
+
+        Its batches have `batch_size` sequences of `calibration.seq_len` tokens: {`input_ids`, `labels`: int64 [batch,
+        seq], `mean_scored`: float}. The number of labels that are scored is `mean_scored`. The module is seeded before
+        its first step, and resumed where a killed run had stopped: on a CPU with the same result, bit for bit. `terms`
+        of the module, scalars of the newest step with `loss` among them, are logged in metrics.csv. What it needs to
+        resume must be in its `state_dict`; see `lit_prune.distill.train.fit`.
+        """
+
+
 @dataclass(frozen=True)
 class PruneContext:
     """Services that a method may use while it prunes."""
@@ -52,6 +67,8 @@ class PruneContext:
     batches: Callable[[], Iterable[dict[str, Tensor]]]
     """() -> all calibration sequences in a fixed order, as batches {`input_ids`, `labels`: int64 [batch, seq]} on
     `device`, for methods that run the model themselves."""
+    fit: Fit
+    """(module, what, max_steps=, batch_size=) -> the module, trained on the training text of the cell."""
     device: torch.device
     """Where such methods run the model, or rather a copy: the model that is pruned belongs to others too."""
     seed: int
@@ -167,3 +184,60 @@ class ChooseAndCut(ScoreAndCut):
         if self.plan_path:
             return super().prune(model, ctx)
         return self.cut(model, *self.choose(model, self.shape_plan(model.config), ctx))
+
+
+@dataclass(frozen=True)
+class LearnAndCut(PruneMethod):
+    """Base of methods that learn which KV groups and neurons to keep within a budget, over all layers.
+
+    Layers may keep different numbers of units, at least one KV group and one neuron each; import
+    `lit_prune.models.per_layer_config` before you load such a model.
+    """
+
+    num_parameters: Size = 0.75
+    """Parameters to keep, as a count or a share of the model's; an upper bound."""
+
+    @property
+    def equal_layers(self) -> bool:
+        """False: training decides the widths of the layers."""
+        return False
+
+    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[Any, PrunePlan]:
+        """Return the plan of the units to keep, and the model to cut: the given one, or one with trained weights."""
+        raise TypeError(f"{type(self).__name__}.learn: must be defined by the method")
+
+    def space_of(self, config: Any) -> UnitSpace:
+        """Return the units of a model with this config, and the budget."""
+        from lit_prune.pruning.learned.units import UnitSpace
+
+        return UnitSpace.of(config, self.num_parameters)
+
+    def check(self, config: Any) -> None:
+        """Raise a ConfigError if a model with this config cannot be pruned with these settings."""
+        self.config_of(config)
+
+    def config_of(self, config: Any) -> Any:
+        """Return the config of a student with equal layers within the same budget; training chooses their widths."""
+        from lit_prune.pruning import prune, surgery
+
+        plan = self._given or prune.first_units(config, self.space_of(config).uniform())
+        plan.check(config)
+        return surgery.smaller_config(config, plan)
+
+    def prune(self, model: Any, ctx: PruneContext) -> Pruned:
+        """Learn the units to keep and return the smaller model."""
+        from lit_prune.pruning import surgery
+
+        plan = self._given
+        if plan is None:
+            model, plan = self.learn(model, self.space_of(model.config), ctx)
+        ctx.say("pruning")
+        kept = dataclasses.asdict(plan.kept)
+        return Pruned(surgery.apply(model, plan), {"num_parameters": self.num_parameters}, kept, plan)
+
+    @property
+    def _given(self) -> PrunePlan | None:
+        from lit_prune.config import expand
+        from lit_prune.pruning.plan import PrunePlan
+
+        return None if self.plan_path is None else PrunePlan.load(expand(self.plan_path))

@@ -143,7 +143,8 @@ class Node:
         write_json(self.folder / "result.json", integrity.sealed(self.folder, result))
         # Last: if killed before result.json is written, the node must keep its checkpoint.
         for leftover in integrity.LEFTOVERS:
-            (self.folder / leftover).unlink(missing_ok=True)
+            for path in self.folder.rglob(leftover):
+                path.unlink(missing_ok=True)
         return dict(result)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from lit_prune.config import Cell
+from lit_prune.distill.callbacks import Spending
+from lit_prune.distill.train import fit
 from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
-from lit_prune.methods import PruneContext
+from lit_prune.methods import Fit, PruneContext
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
@@ -25,7 +28,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
         return (collect if model is whole else collect_once)(cell, ctx, model, names)
 
     services = PruneContext(
-        stats_of, lambda: batches(cell, ctx), ctx.device, cell.calibration.seed, ctx.say, ctx.counter
+        stats_of, lambda: batches(cell, ctx), _fit(cell, ctx), ctx.device, cell.calibration.seed, ctx.say, ctx.counter
     )
     found = cell.prune.prune(whole, services)
     if found.plan is not None:
@@ -46,6 +49,22 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
 
 
 STAGE = Stage("student", run)
+
+
+def _fit(cell: Cell, ctx: Context) -> Fit:
+    """Return the training service of a method; its n-th training has a folder of its own in that of the stage."""
+    numbers, data = itertools.count(1), cell.calibration
+
+    def train(module: Any, what: str, *, max_steps: int, batch_size: int) -> Any:
+        count = ctx.counter(what, max_steps, "step")
+        fit(
+            module, artifacts.tokens(cell, ctx), ctx.folder / "training" / str(next(numbers)), max_steps=max_steps,
+            batch_size=batch_size, seq_len=data.seq_len, seed=data.seed, precision=data.precision,
+            execution=ctx.execution, on_progress=lambda step, row: count(step), callbacks=[Spending(ctx.spend)],
+        )  # fmt: skip
+        return module
+
+    return train
 
 
 def untrained(cell: Cell) -> Any:

@@ -1,5 +1,6 @@
 """Criteria: the contract of each, and its scores of units with known importance."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -118,7 +119,8 @@ def permute(model, axis, order):
 )
 def test_permuting_units_permutes_their_scores(axis, order, tiny_llama, ids, tmp_path):
     scoring = [name for name in criteria if axis in criteria[name].axes and name != "random"]
-    assert {*ACTIVATION, "magnitude", "taylor", "taylor_vector", "taylor_fisher"} == set(scoring)
+    width = {*ACTIVATION, "magnitude", "taylor", "taylor_vector", "taylor_fisher"}
+    assert set(scoring) == (width if axis == "hidden" else width | {"wanda_sp"})
     needed = {*EVIDENCE} - {"removals", "distances"}
     before = evidence_of(tiny_llama, ids, tmp_path / "before", needed)
     expected = {name: criteria[name].score(before, Prune())[axis] for name in scoring}
@@ -260,3 +262,23 @@ def test_a_criterion_is_registered_by_its_function(everything, monkeypatch):
     ):
         with pytest.raises(ValueError, match=named):
             criterion("another", **wrong)
+
+
+def test_wanda_scores_summed_over_units_are_those_computed_from_inputs(ids, tmp_path):
+    model, seen = copy.deepcopy(model_of("llama")).double(), {}
+    for i, layer in enumerate(model.model.layers):
+        for name, module in (("neuron", layer.mlp.down_proj), ("head", layer.self_attn.o_proj)):
+            module.register_forward_pre_hook(
+                lambda module, inputs, key=(i, name): seen.update({key: inputs[0].detach().flatten(0, 1)})
+            )
+    with torch.no_grad():
+        model(ids % 96)
+    found = criteria["wanda_sp"].score(
+        evidence_of(model_of("llama"), ids % 96, tmp_path, criteria["wanda_sp"].needs), Prune()
+    )
+    for i, layer in enumerate(model.model.layers):
+        down = (layer.mlp.down_proj.weight.detach().abs() * seen[i, "neuron"].norm(dim=0)).sum(0)
+        torch.testing.assert_close(found["neuron"][i], down, rtol=1e-4, atol=0)
+        output = (layer.self_attn.o_proj.weight.detach().abs() * seen[i, "head"].norm(dim=0)).sum(0)
+        heads = output.view(model.config.num_attention_heads, -1).sum(1)
+        torch.testing.assert_close(found["head"][i], heads, rtol=1e-4, atol=0)

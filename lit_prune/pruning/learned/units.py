@@ -1,0 +1,169 @@
+"""KV groups and MLP neurons of all layers as one vector, with their prices in parameters and a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_prune.config import ConfigError, Size
+from lit_prune.models.model_family import anatomy_of
+from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
+from lit_prune.pruning.plan import LayerPlan, PrunePlan
+from lit_prune.pruning.target import wanted_parameters
+
+
+@dataclass(frozen=True)
+class UnitSpace:
+    """The prunable units of a model: a vector holds one value per KV group of each layer, then one per neuron.
+
+    Each layer keeps at least one group and one neuron. In families whose heads are as wide as the residual stream, KV
+    groups cannot be pruned alone: all of them are kept, and only neurons are units.
+    """
+
+    whole: ModelShape
+    groups: int
+    """Prunable KV groups in each layer, 0 if the family forbids it."""
+    group_price: int
+    """Parameters of a KV group: its queries, keys, values and part of the output projection."""
+    neuron_price: int
+    """Parameters of a neuron."""
+    fixed: int
+    """Parameters of everything else."""
+    budget: int
+    """Parameters to keep at most."""
+    group_counts: tuple[int, ...]
+    """Numbers of KV groups that the layer with the most of them may keep, ascending."""
+
+    @staticmethod
+    def of(config: Any, num_parameters: Size) -> UnitSpace:
+        """Return the units of a model with this config, and a budget that is a count or a share of its parameters.
+
+        Raises:
+            ConfigError: if the budget is larger than the model, or too small for one unit of each kind per layer.
+        """
+        whole, anatomy, count = shape_of(config), anatomy_of(config), parameter_counter(config)
+        layers, hidden = whole.num_hidden_layers, whole.hidden_size
+        size = whole.num_attention_heads // whole.num_key_value_heads
+
+        def parameters(neurons: int, groups: int) -> int:
+            return count(ModelShape(layers, hidden, neurons, size * groups, groups))
+
+        one = parameters(1, 1)
+        neuron, group = ((parameters(n, g) - one) // layers for n, g in ((2, 1), (1, 2)))
+        groups = 0 if anatomy.tied_width else whole.num_key_value_heads
+        kept = 0 if groups else whole.num_key_value_heads  # groups that are no units
+        counts = tuple(n for n in range(1, groups + 1) if not anatomy.whole_heads or hidden % (n * size) == 0)
+        space = UnitSpace(
+            whole, groups, group, neuron, one - layers * (neuron + group * (1 - kept)),
+            wanted_parameters(num_parameters, parameters(whole.intermediate_size, whole.num_key_value_heads)), counts,
+        )  # fmt: skip
+        if space.budget < space._least:
+            raise ConfigError(
+                f"prune.num_parameters: must be >= {space._least:,}, one unit of each kind in every layer, got "
+                f"{space.budget:,}"
+            )
+        return space
+
+    @property
+    def _least(self) -> int:
+        groups = min(self.group_counts, default=0)
+        return self.fixed + self.whole.num_hidden_layers * (self.neuron_price + groups * self.group_price)
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return self.whole.num_hidden_layers * (self.groups + self.whole.intermediate_size)
+
+    @property
+    def prices(self) -> Tensor:
+        """Parameters of each unit, float64 [units]."""
+        groups = self.whole.num_hidden_layers * self.groups
+        kinds = torch.tensor([self.group_price, self.neuron_price], dtype=torch.float64)
+        return kinds.repeat_interleave(torch.tensor([groups, self.size - groups]))
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values of the groups [layers, groups] and of the neurons [layers, neurons] of a vector."""
+        layers = self.whole.num_hidden_layers
+        groups, neurons = values.split([layers * self.groups, layers * self.whole.intermediate_size])
+        return groups.view(layers, -1 if self.groups else 0), neurons.view(layers, -1)
+
+    def project(self, values: Tensor) -> Tensor:
+        """Return clamp(values - v, 0, 1) with the smallest v >= 0 whose price is within the budget, by bisection."""
+        prices, room = self.prices.to(values.device), self.budget - self.fixed
+        low, high = 0.0, max(float(values.max()), 0.0)
+
+        def at(shift: float) -> Tensor:
+            return (values.double() - shift).clamp(0, 1)
+
+        if float(at(0.0) @ prices) > room:
+            for _ in range(60):
+                middle = (low + high) / 2
+                low, high = (middle, high) if float(at(middle) @ prices) > room else (low, middle)
+            return at(high).to(values.dtype)
+        return at(0.0).to(values.dtype)
+
+    def plan(self, scores: Tensor) -> PrunePlan:
+        """Return the plan that keeps the units of the highest scores that the budget pays for, over all layers.
+
+        Where the config requires the heads of the widest layer to divide the hidden size, each allowed number of KV
+        groups is tried as the largest one, and the plan with the highest mean score of its parameters is returned.
+        """
+        scores = scores.detach().double().cpu()
+        worth = scores * self.prices  # what a choice in the order of the scores maximises
+        kept = max(self._choices(scores), key=lambda chosen: float(worth[chosen].sum()))
+        groups, neurons = self.split(kept)
+        size = self.whole.num_attention_heads // self.whole.num_key_value_heads
+        every = torch.ones(self.whole.num_key_value_heads, dtype=torch.bool)
+        layers = []
+        for i, mask in enumerate(neurons):
+            heads = (groups[i] if self.groups else every).repeat_interleave(size)
+            layers.append(LayerPlan(i, tuple(mask.nonzero()[:, 0].tolist()), tuple(heads.nonzero()[:, 0].tolist())))
+        return PrunePlan(self.whole, tuple(range(self.whole.hidden_size)), tuple(layers))
+
+    def _choices(self, scores: Tensor) -> Iterator[Tensor]:
+        """Yield the kept units bool [units] for each number of KV groups that the widest layer may keep."""
+        groups, neurons = self.split(scores)
+        for most in sorted(self.group_counts, reverse=True) or [0]:
+            kept, barred = (torch.zeros(self.size, dtype=torch.bool) for _ in range(2))
+            of_groups, of_neurons = self.split(kept)
+            of_neurons[range(len(neurons)), neurons.argmax(1)] = True
+            if self.groups:
+                order = groups.argsort(dim=1, descending=True, stable=True)
+                rows = torch.arange(len(groups))
+                of_groups[rows, order[:, 0]] = True
+                if self.group_counts != tuple(range(1, self.groups + 1)):
+                    best = groups.gather(1, order[:, :most])
+                    widest = int(best.sum(1).argmax())
+                    of_groups[widest, order[widest, :most]] = True
+                    self.split(barred)[0].scatter_(1, order[:, most:], True)
+            room = self.budget - self.fixed - float(self.prices[kept].sum())
+            if room >= 0:
+                yield self._bought(kept, barred, scores, room)
+
+    def _bought(self, kept: Tensor, barred: Tensor, scores: Tensor, room: float) -> Tensor:
+        """Return the kept units after the others are bought in the order of their scores."""
+        prices, taken = self.prices.tolist(), kept.tolist()
+        never = barred.tolist()
+        for unit in scores.argsort(descending=True, stable=True).tolist():
+            if not taken[unit] and not never[unit] and prices[unit] <= room:
+                taken[unit] = True
+                room -= prices[unit]
+        return torch.tensor(taken)
+
+    def uniform(self) -> ModelShape:
+        """Return the shape within the budget whose layers are equal, with the closest shares of groups and neurons."""
+        whole, layers = self.whole, self.whole.num_hidden_layers
+        found = []
+        for groups in self.group_counts or (whole.num_key_value_heads,):
+            room = self.budget - self.fixed - (layers * groups * self.group_price if self.groups else 0)
+            neurons = min(whole.intermediate_size, room // (layers * self.neuron_price))
+            if neurons >= 1:
+                distance = abs(groups / whole.num_key_value_heads - neurons / whole.intermediate_size)
+                found.append((distance, groups, neurons))
+        _, groups, neurons = min(found)
+        heads = groups * (whole.num_attention_heads // whole.num_key_value_heads)
+        return ModelShape(layers, whole.hidden_size, neurons, heads, groups)
