@@ -26,6 +26,8 @@ SIZES = {
     "num_attention_heads": "prune.num_attention_heads", "num_hidden_layers": "prune.num_hidden_layers",
 }  # fmt: skip
 """Sizes that `prune` accepts -> fields of a cell."""
+SPARSITY = "prune.sparsity"
+"""Field of a cell for the share of weights to set to zero."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def prune(
     intermediate_size: int | float | None = None,
     num_attention_heads: int | float | None = None,
     num_hidden_layers: int | float | None = None,
+    sparsity: float | None = None,
     corpus: str = "python",
     seq_len: int = 256,
     tokenizer: Any = None,
@@ -75,6 +78,7 @@ def prune(
             MLP neurons are pruned to the same share.
         hidden_size: hidden channels to keep, a count or a share; likewise `intermediate_size` (MLP neurons of a layer),
             `num_attention_heads` (query heads of a layer) and `num_hidden_layers`.
+        sparsity: share of the weights of the linears in the layers to set to zero, for methods that zero weights.
         corpus: text for calibration and validation: python, readmes, a file, a folder or a hub data set.
         seq_len: tokens in a sequence of calibration and validation.
         tokenizer: the tokenizer of a `model` in memory.
@@ -95,12 +99,13 @@ def prune(
     settings = dict(settings or {})
     if method != DEFAULT_METHOD:  # its sizes have defaults
         sizes = {name: size for name, size in sizes.items() if size is not None}
-    elif all(size is None for size in sizes.values()) and not any(path.startswith("prune.") for path in settings):
+    elif sparsity is None and not any(sizes.values()) and not any(path.startswith("prune.") for path in settings):
         raise ConfigError("prune: must be given a size to keep (--num-parameters, --hidden-size, --num-hidden-layers)")
     if num_parameters is not None and all(sizes.get(name) is None for name in list(SIZES)[1:]):
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
     opened, target = Store(store), _target(out)
     requested = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
+    requested |= {} if sparsity is None else {SPARSITY: sparsity}
     place = _place(model, tokenizer, opened, "model")
     cell = override(_base(profile), requested | {"teacher.model": place, "distill.max_steps": 0} | settings)
     return _compress(cell, opened, target, execution or Execution(), progress, "disabled", "prune")
@@ -250,7 +255,7 @@ def _check_smaller(cell: Cell) -> None:
     from lit_prune.pruning.shapes import config_of_student, keeps_all, teacher_config
 
     given = cell.prune.init_from is not None or cell.prune.plan_path is not None
-    if not given and keeps_all(config_of_student(cell), teacher_config(cell)):
+    if not given and not cell.prune.sparse and keeps_all(config_of_student(cell), teacher_config(cell)):
         raise ConfigError(f"prune: must remove something, got sizes that keep all of {cell.teacher.model}")
 
 

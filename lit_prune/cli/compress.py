@@ -22,6 +22,7 @@ from lit_prune.config.overrides import parse_setting
 from lit_prune.config.prune import DEFAULT_METHOD, method_class
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.escape import printable, terminal_text
+from lit_prune.render.model_card import size_text
 from lit_prune.store import DEFAULT_ROOT
 
 Share = int | float | None
@@ -75,6 +76,8 @@ class PruneArgs(_Common):
     """Query heads to keep in each layer, a count or a share; default: all."""
     num_hidden_layers: Share = None
     """Layers to keep, a count or a share; default: all."""
+    sparsity: float | None = None
+    """Weights to set to zero, a share of those of the linears in the layers, for methods that zero weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ def run_prune(flags: PruneArgs) -> int:
         name: getattr(flags, name)
         for name in ("num_parameters", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     }
-    code = _carried_out(prune, flags, model=flags.model, method=flags.method, **sizes)
+    code = _carried_out(prune, flags, model=flags.model, method=flags.method, sparsity=flags.sparsity, **sizes)
     retraining = method_class(flags.method).retraining
     if code == 0 and retraining:
         command = ["lit-prune", "distill", str(flags.out), "--teacher", flags.model, "--corpus", flags.corpus]
@@ -152,10 +155,8 @@ def _print(found: Compressed) -> None:
             if name == "student" and "lm_loss_before" in result
             else ""
         )
-        console.print(
-            terminal_text(f"{name}: {result['parameters']:,} parameters, {result['lm_loss']:.4f} nats/token{before}"),
-            soft_wrap=True,
-        )
+        size, loss = size_text(result), f"{result['lm_loss']:.4f} nats/token{before}"
+        console.print(terminal_text(f"{name}: {size} parameters, {loss}"), soft_wrap=True)
     console.print(terminal_text(f"written: {found.folder} ({decimal(num_bytes)})"), soft_wrap=True)
 
 

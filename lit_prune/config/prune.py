@@ -26,6 +26,10 @@ class PruneMethod:
     name: ClassVar[str] = DEFAULT_METHOD
     retraining: ClassVar[dict[str, Any]] = {}
     """Fields of `distill` with which the publication retrains its students; empty if it does not."""
+    sparse: ClassVar[bool] = False
+    """Whether the method sets single weights to zero, and leaves the shape of the model as it is."""
+    keeps_zeros: ClassVar[bool] = False
+    """Whether the weights that are zero by the masks of the pruned model are zero in the student, too."""
 
     method: str = later("", noop=DEFAULT_METHOD)
     """Pruning method. Changing it resets the section to the defaults of the new method."""

@@ -13,6 +13,7 @@ from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.losses.chunked import head_losses
 from lit_prune.models.lm_head import head_of, last_states
+from lit_prune.pruning.masks import Masks
 
 
 class JointDistiller(Distiller):
@@ -26,9 +27,10 @@ class JointDistiller(Distiller):
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1
-    ) -> None:
-        super().__init__(student, teacher, distill, micro_batches)
+        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1,
+        masks: Masks | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(student, teacher, distill, micro_batches, masks)
         assert distill.teacher_optimizer is not None
         self._teacher_optim = distill.teacher_optimizer
         if self.teacher is None or not distill.needs_teacher:

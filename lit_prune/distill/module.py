@@ -31,10 +31,14 @@ from lit_prune.losses.logit import logit_loss_of
 from lit_prune.losses.relation import relation_loss
 from lit_prune.losses.weighting import check_weights
 from lit_prune.models.lm_head import head_of, last_states
+from lit_prune.pruning.masks import Masks
 
 
 class Distiller(L.LightningModule):
     """Minimise ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is over a student (Minitron, section 3).
+
+    The gradients of masked weights are zero before they are clipped and before AdamW sees them. So are its moments of
+    these weights, and the weights stay zero; weight decay multiplies them.
 
     The teacher is a model or a `Teacher`, whose outputs may be cached. If vocabularies are padded differently, L_logits
     compares the entries that both have. All terms are means over the same scored tokens of an optimizer step, which has
@@ -45,8 +49,9 @@ class Distiller(L.LightningModule):
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1
-    ) -> None:
+        self, student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, micro_batches: int = 1,
+        masks: Masks | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.student, self.distill = student, distill
         # Not a submodule: checkpoints, optimizer and summary must exclude the teacher.
@@ -64,6 +69,8 @@ class Distiller(L.LightningModule):
         if self.distill.needs_teacher:
             self._pair_up()
         self._read_student = HiddenStateReader(student, [p.student for p in self._pairs + self._relations])
+        self._pruned = [(student.get_parameter(name), ~kept) for name, kept in (masks or {}).items()]
+        """Parameters of a sparse student, each with the places that stay zero."""
 
     def _pair_up(self) -> None:
         if self.teacher is None:
@@ -95,6 +102,7 @@ class Distiller(L.LightningModule):
         """Move the teacher to the student's device; it is not a submodule, so Lightning does not."""
         if self.teacher is not None:
             self.teacher.model.to(self.device)
+        self._pruned = [(parameter, pruned.to(self.device)) for parameter, pruned in self._pruned]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
@@ -122,9 +130,12 @@ class Distiller(L.LightningModule):
         super().backward(loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Add the gradients that were accumulated separately, with the ratios of the whole step."""
+        """Add the gradients that were accumulated separately, with the ratios of the whole step; mask the sum."""
         if self._accumulation is not None:
             self._accumulation.conclude(self.parameters())
+        for parameter, pruned in self._pruned:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(pruned, 0)
 
     def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
         """Return the scalar terms of the objective: `loss`, and those of `ce_loss`, `kd_loss`, `hidden_loss` in use.

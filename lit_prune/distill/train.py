@@ -22,6 +22,7 @@ from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.compiled import compiled_layers
+from lit_prune.pruning.masks import Masks
 
 OnProgress = Callable[[int, dict[str, float]], None]
 
@@ -32,9 +33,11 @@ _LOGITS = 2**30
 def train(
     student: nn.Module, teacher: nn.Module | Teacher | None, distill: Distill, tokens: Path, folder: Path, *,
     seed: int, execution: Execution, on_progress: OnProgress,
-    loggers: Iterable[Logger] = (), callbacks: Iterable[L.Callback] = (),
+    loggers: Iterable[Logger] = (), callbacks: Iterable[L.Callback] = (), masks: Masks | None = None,
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
+
+    Weights that are masked stay zero, also if adapters are trained and merged.
 
     If the recipe has a `teacher_optimizer`, `teacher` is trained in place too. An interrupted run resumes from
     `folder`/last.ckpt at the next unseen sequence; on a CPU its result is bitwise equal to an uninterrupted one.
@@ -45,13 +48,13 @@ def train(
     L.seed_everything(seed, verbose=False)
     kind = Distiller if distill.teacher_optimizer is None else JointDistiller
     accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
-    module = kind(student.train(), teacher, distill, accumulate)
+    module = kind(student.train(), teacher, distill, accumulate, masks)
     data = RetrainingData(
         tokens, seq_len=distill.seq_len, batch_size=distill.batch_size, max_steps=distill.max_steps, seed=seed,
         grad_accum_steps=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
     compiled = execution.compile and not module.compares_states
-    with trained_part(student, distill), compiled_layers(student) if compiled else contextlib.nullcontext():
+    with trained_part(student, distill, masks), compiled_layers(student) if compiled else contextlib.nullcontext():
         run(
             module, data, folder, max_steps=distill.max_steps, execution=execution, precision=distill.precision,
             accumulate=accumulate, on_progress=on_progress, loggers=loggers, callbacks=callbacks,

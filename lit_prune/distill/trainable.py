@@ -13,13 +13,18 @@ from torch import nn
 
 from lit_prune.config import ConfigError, Distill, Lora
 from lit_prune.models.model_family import anatomy_of, layers_of
+from lit_prune.pruning.masks import Masks
 
 
 @contextlib.contextmanager
-def trained_part(student: Any, distill: Distill) -> Iterator[None]:
-    """Make only the part that the recipe trains require gradients inside `with`; adapters are merged on exit."""
+def trained_part(student: Any, distill: Distill, masks: Masks | None = None) -> Iterator[None]:
+    """Make only the part that the recipe trains require gradients inside `with`; adapters are merged on exit.
+
+    Adapters change no weight that is masked, neither in training nor when they are merged.
+    """
     if distill.lora is not None:
         adapted = _adapt(student, distill.lora)
+        _mask_adapters(student, masks or {})
         yield
         adapted.merge_and_unload()
     elif distill.train_last_layers is not None:
@@ -40,6 +45,19 @@ def _adapt(student: Any, lora: Lora) -> Any:
         fan_in_fan_out=student.config.model_type == "gpt2",
     )  # fmt: skip
     return peft.get_peft_model(student, how)
+
+
+def _mask_adapters(student: Any, masks: Masks) -> None:
+    """Mask the adapters of the weights that are masked."""
+    from peft.tuners.lora import LoraLayer
+
+    from lit_prune.distill.masked_lora import PRUNED, MaskedLora
+
+    for name, kept in masks.items():
+        module = student.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, LoraLayer):
+            module.register_buffer(PRUNED, ~kept.to(module.weight.device), persistent=False)
+            module.lora_variant |= dict.fromkeys(module.lora_A, MaskedLora())
 
 
 def targets_of(model: Any, lora: Lora) -> list[str]:

@@ -28,6 +28,11 @@ class Minitron(ScoreAndCut, Prune):
         """Whether the config alone tells the width of every layer; with global allocation the scores decide it."""
         return self.width_allocation == "uniform"
 
+    @property
+    def keeps_zeros(self) -> bool:  # type: ignore[override]
+        """Whether zeroed weights of the pruned model stay zero; merged heads take on the weights of pruned ones."""
+        return self.head_merging == "off"
+
     def check_settings(self) -> None:
         """Raise a ConfigError for a criterion or an allocator that does not exist."""
         from lit_prune.pruning.prune import check_names

@@ -13,6 +13,8 @@ from lit_prune.config import ConfigError
 
 CARD = "card.json"
 """Provenance of a shipped or converted teacher; not part of the model."""
+MASKS = "pruning/masks.safetensors"
+"""Masks of a sparse model. Inference engines load all safetensors files of the folder above, which holds the model."""
 _WEIGHTS = (".safetensors", ".bin")
 _READ = (*_WEIGHTS, ".json", ".model", ".txt", ".jinja", ".vocab", ".codes", ".tokenizer", ".tiktoken", ".spm")
 """Suffixes of the files that transformers reads for a model or a tokenizer."""
@@ -70,7 +72,7 @@ def is_weights(name: str) -> bool:
 def files_read(folder: Path) -> list[Path]:
     """Return the files that a model and its tokenizer may be read from, sorted."""
     found = [path for path in folder.iterdir() if path.suffix in _READ and path.name != CARD and not path.is_dir()]
-    return sorted([*found, *(folder / _TEMPLATES).glob("*.jinja")])
+    return sorted([*found, *(folder / _TEMPLATES).glob("*.jinja"), *folder.glob(MASKS)])
 
 
 def fingerprint_of(place: Place) -> str:

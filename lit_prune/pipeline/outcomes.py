@@ -135,7 +135,7 @@ def _imitates_itself(cell: Cell) -> bool:
         return False
     if cell.parent is not None and distill.imitate == "teacher":
         return False
-    if student.init_from is not None or student.plan_path is not None:
+    if student.init_from is not None or student.plan_path is not None or student.sparse:
         return False
     config = imitated_config(cell)
     return keeps_all(student.config_of(config), config)

@@ -16,7 +16,14 @@ from lit_prune.evaluate.throughput import check_positions
 from lit_prune.models import loading
 from lit_prune.models.positions import check_lengths
 from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_weights
-from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, pruned_configs, teacher_config
+from lit_prune.pruning.shapes import (
+    config_of_student,
+    imitated_config,
+    pruned_config,
+    pruned_configs,
+    prunes_sparse,
+    teacher_config,
+)
 
 
 def check_names(cell: Cell) -> None:
@@ -78,6 +85,25 @@ def check(cell: Cell) -> None:
             check_ranges(requested)
             check_parent(requested)
             check_models(requested, pruned)
+            check_zeros(requested)
+
+
+def check_zeros(cell: Cell) -> None:
+    """Check that the weights that are zero in a sparse model stay zero in its students.
+
+    Raises:
+        ConfigError: if the method or the retraining would change them.
+    """
+    if not prunes_sparse(cell):
+        return
+    cuts = cell.prune.init_from is None and cell.prune.init == "teacher"
+    if cuts and not cell.prune.keeps_zeros:
+        raise ConfigError(
+            "prune.method: must keep the zeros of the sparse model that it prunes (merged heads do not), got "
+            f"{cell.prune.method}"
+        )
+    if cell.distill.max_steps and cell.distill.teacher_optimizer is not None:
+        raise ConfigError("distill.teacher_optimizer: must be null with a sparse teacher or parent")
 
 
 def check_parent(cell: Cell) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from lit_prune.config import Cell, ConfigError, Profile, Teacher
 from lit_prune.config.overrides import parents_of
 from lit_prune.models import loading
+from lit_prune.models.files import MASKS
 
 
 def teacher_config(cell: Cell) -> Any:
@@ -67,6 +68,15 @@ def config_of_student(cell: Cell, pruned: Any = None) -> Any:
         return student.config_of(pruned or pruned_config(cell))
     place = loading.locate(student.init_from, student.fingerprint, weights=False, field="prune.init_from")
     return loading.load_config(place)
+
+
+def prunes_sparse(cell: Cell) -> bool:
+    """Return whether the teacher of a cell or the model that it prunes has masked weights; neither need exist yet."""
+    chain = [cell, *parents_of(cell)]
+    folders = [loading.local_folder(one.prune.init_from) for one in chain[1:] if one.prune.init_from is not None]
+    folders += [loading.local_folder(one.teacher.model) for one in chain if one.teacher.model is not None]
+    stored = any(folder is not None and (folder / MASKS).is_file() for folder in folders)
+    return stored or any(one.prune.sparse for one in chain[1:])
 
 
 def keeps_all(student: Any, config: Any) -> bool:

@@ -7,7 +7,7 @@ family.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,10 +45,16 @@ class _Piece(NamedTuple):
     """Dimension -> entries to keep, for the dimensions that are cut."""
 
 
-def _pieces(model: Any, plan: PrunePlan) -> Iterator[_Piece]:
-    anatomy, layers = anatomy_of(model.config), {layer.index: layer for layer in plan.layers}
+def cut(tensors: Mapping[str, Tensor], plan: PrunePlan, config: Any) -> dict[str, Tensor]:
+    """Return tensors shaped like parameters of a model with this config, cut and renamed as a plan cuts the model."""
+    pieces = _pieces(tensors, plan, config)
+    return {piece.new_name: _cut(piece) for piece in pieces if piece.new_name is not None}
+
+
+def _pieces(tensors: Mapping[str, Tensor], plan: PrunePlan, config: Any) -> Iterator[_Piece]:
+    anatomy, layers = anatomy_of(config), {layer.index: layer for layer in plan.layers}
     places = {layer.index: place for place, layer in enumerate(plan.layers)}
-    for name, weight in model.state_dict().items():
+    for name, weight in tensors.items():
         index, rest = anatomy.layer_of(name)
         if index is None:
             yield _Piece(name, name, weight, plan.entries(anatomy.axes_of(name), weight.shape, None))
@@ -83,7 +89,7 @@ def _slice(model: Any, plan: PrunePlan) -> Any:
             dtype=model.dtype,
             attn_implementation=model.config._attn_implementation,
         )
-    student.load_state_dict({piece.new_name: _cut(piece) for piece in _pieces(model, plan) if piece.new_name})
+    student.load_state_dict(cut(model.state_dict(), plan, model.config))
     student.tie_weights()  # `no_init_weights` skips it
     _restore_embedding_scale(student, model)
     student.generation_config = copy.deepcopy(model.generation_config)
@@ -176,7 +182,7 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
     masked = copy.deepcopy(model)
     weights = masked.state_dict()
     with torch.no_grad():
-        for piece in _pieces(model, plan):
+        for piece in _pieces(model.state_dict(), plan, model.config):
             weight = weights[piece.name].copy_(piece.weight)
             if piece.new_name is None:  # a zeroed layer adds nothing to the residual stream
                 weight.zero_()

@@ -35,14 +35,15 @@ def model_card(
     )  # fmt: skip
     rows = [("teacher", teacher)]
     if "lm_loss_before" in student:
-        before = {"parameters": student["parameters"], "lm_loss": student["lm_loss_before"]}
+        sizes = ("parameters", "sparsity", "nonzero_parameters")
+        before = {name: student[name] for name in sizes if name in student} | {"lm_loss": student["lm_loss_before"]}
         rows.append(("student before distillation", before))
     rows.append(("student", student))
     lines = [
         "---", data.to_yaml(), "---", "", f"# {markdown_text(Path(base).name)}, {_DONE[verb]} with lit_prune", "",
         f"Base model: {markdown_text(base)}. Licence of the base model: {licence or 'not stated in its folder'}.", "",
         "| model | parameters | LM loss (nats/token) |", "|---|---:|---:|",
-        *(f"| {name} | {found['parameters']:,} | {found['lm_loss']:.4f} |" for name, found in rows), "",
+        *(f"| {name} | {size_text(found)} | {found['lm_loss']:.4f} |" for name, found in rows), "",
         f"Measured on {student['num_tokens']:,} validation tokens of {markdown_text(cell.corpus.path)}.", "",
         *_cut(shapes), *_retraining(cell), "## Recipe", "", "Settings that differ from the defaults:", "",
         markdown_code("\n".join(f"{path} = {value}" for path, value in _changed(cell))), "",
@@ -50,6 +51,15 @@ def model_card(
         ", ".join(f"{name} {version}" for name, version in (env.get("versions") or {}).items() if version), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def size_text(found: Mapping[str, Any]) -> str:
+    """Return the number of parameters, and for a sparse model how many are not zero.
+
+    A sparse model has as many parameters as the dense one, and takes as much memory and time.
+    """
+    zeros = f"{found['nonzero_parameters']:,} not zero, {found['sparsity']:.1%} sparse" if "sparsity" in found else ""
+    return f"{found['parameters']:,} ({zeros})" if zeros else f"{found['parameters']:,}"
 
 
 def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:

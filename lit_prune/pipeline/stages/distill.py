@@ -17,6 +17,7 @@ from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages import evaluate, prune
 from lit_prune.pipeline.stages.evaluate import Validations
+from lit_prune.pruning.masks import Masks, check_zero, load_masks, save_masks, sparsity_of
 from lit_prune.store.environment import environment
 from lit_prune.store.store import CHECKS
 
@@ -38,17 +39,24 @@ STAGE = Stage("cell", run, resumes=True)
 
 def _measured(cell: Cell, ctx: Context, student: str | None) -> dict[str, Any]:
     model = loading.load_model(student) if student else prune.untrained(cell)
+    masks = load_masks(student) if student else {}
+    check_zero(model, masks, str(student))
     teacher = ctx.teachers.of(cell, ctx)
     ctx.env["teacher_outputs"] = None if teacher is None else teacher.origin
-    validations = _retrain(cell, ctx, model, teacher)
+    validations = _retrain(cell, ctx, model, teacher, masks)
     result = evaluate.measure(cell, ctx, model, validations) | evaluate.spent(cell, model.config)
+    if masks:
+        result |= sparsity_of(model, masks)
     if cell.distill.teacher_optimizer is not None and teacher is not None:
         result["teacher_lm_loss"] = evaluate.sequence_losses(cell, ctx, teacher.model).mean
     return result
 
 
-def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None) -> Validations:
-    """Train the student for the steps of its recipe; return its validations, none if the cell has none."""
+def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, masks: Masks) -> Validations:
+    """Train the student for the steps of its recipe; return its validations, none if the cell has none.
+
+    Masked weights stay zero.
+    """
     assert ctx.entry is not None
     if not cell.distill.max_steps:
         if not cell.evaluation.num_validations:
@@ -65,9 +73,11 @@ def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None) -> V
         train(
             model, teacher, cell.distill, artifacts.tokens(cell, ctx), ctx.folder, seed=cell.seed,
             execution=ctx.execution, on_progress=ctx.training(ctx.doing, cell.distill.max_steps), loggers=loggers,
-            callbacks=callbacks,
+            callbacks=callbacks, masks=masks,
         )  # fmt: skip
+    check_zero(model, masks, str(ctx.folder))
     model.save_pretrained(ctx.folder / "model")
+    save_masks(masks, ctx.folder / "model")
     artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     if checks is None:
         return Validations()

@@ -18,6 +18,7 @@ from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.models import loading
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
+from lit_prune.pruning.masks import Masks, load_masks, save_masks
 
 _SEQUENCES = 64
 
@@ -30,7 +31,8 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     model = loading.load_model(artifacts.base_teacher(cell, ctx)).to(ctx.device)
     artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     on_progress = ctx.training("fine-tuning the teacher", recipe.max_steps)
-    return correct(recipe, model, tokens, ctx.folder, ctx.execution, on_progress, ctx.spend)
+    masks = load_masks(artifacts.base_teacher(cell, ctx))
+    return correct(recipe, model, tokens, ctx.folder, ctx.execution, on_progress, ctx.spend, masks)
 
 
 STAGE = Stage("correction", run, resumes=True)
@@ -46,11 +48,11 @@ def objective(recipe: Finetuning) -> Distill:
 
 def correct(
     recipe: Finetuning, teacher: Any, tokens: Path, folder: Path, execution: Execution, on_progress: OnProgress,
-    spend: Callable[[], None] = lambda: None,
+    spend: Callable[[], None] = lambda: None, masks: Masks | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune a teacher in place on the tokens in a folder, save it to `folder`/model; resume if interrupted.
 
-    `spend` is called at every checkpoint.
+    `spend` is called at every checkpoint. Masked weights stay zero.
 
     Returns the validation loss (nats/token) before and after, its relative reduction, and the tokens scored and
     trained on.
@@ -59,10 +61,11 @@ def correct(
     device = teacher.device
     train(
         teacher, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution,
-        on_progress=on_progress, callbacks=[Spending(spend)],
+        on_progress=on_progress, callbacks=[Spending(spend)], masks=masks,
     )  # fmt: skip
     after, _ = _validation_loss(teacher.to(device), tokens, recipe.seq_len)
     teacher.save_pretrained(folder / "model")
+    save_masks(masks or {}, folder / "model")
     return {
         "lm_loss_before": before,
         "lm_loss": after,

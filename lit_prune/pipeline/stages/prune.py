@@ -13,16 +13,19 @@ from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import fit
 from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
-from lit_prune.methods import Fit, PruneContext
+from lit_prune.methods import Fit, PruneContext, Pruned
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
+from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
+from lit_prune.pruning.surgery import cut
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
-    """Write the plan and the student; return the requested and the achieved sizes."""
-    whole = ctx.load(artifacts.to_prune(cell, ctx))
+    """Write the plan, the student and its masks; return the requested and the achieved sizes."""
+    location = artifacts.to_prune(cell, ctx)
+    whole = ctx.load(location)
 
     def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
         return (collect if model is whole else collect_once)(cell, ctx, model, names)
@@ -34,8 +37,11 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     if found.plan is not None:
         found.plan.save(ctx.folder / "plan.json")
     keeps_all = found.model is whole
+    masks = _masks(found, load_masks(location), whole.config)
     if not keeps_all:  # else the whole model is loaded from its own folder
+        apply_masks(found.model, masks)
         found.model.save_pretrained(ctx.folder / "model")
+        save_masks(masks, ctx.folder / "model")
         artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     sizes = sizes_of(found.model)
     return {
@@ -43,6 +49,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
         "requested": found.requested,
         "achieved": found.achieved,
         "parameters": sizes["parameters"],
+        **(sparsity_of(found.model, masks) if masks else {}),
         **_shares("", sizes, sizes_of(whole if cell.parent is None else _weightless(teacher_config(cell)))),
         **({} if cell.parent is None else _shares("_of_parent", sizes, sizes_of(whole))),
     }
@@ -65,6 +72,16 @@ def _fit(cell: Cell, ctx: Context) -> Fit:
         return module
 
     return train
+
+
+def _masks(found: Pruned, before: Masks, config: Any) -> Masks:
+    """Return the masks of a student of a model with this config and the masks `before`: what was zero stays zero."""
+    merges = found.plan is not None and any(layer.merges for layer in found.plan.layers)
+    if before and (merges or (found.plan is None and found.masks is None)):
+        raise RuntimeError("the zeros of a sparse model do not survive this pruning")
+    if found.plan is not None:
+        before = cut(before, found.plan, config)
+    return both(before, found.masks or {})
 
 
 def untrained(cell: Cell) -> Any:

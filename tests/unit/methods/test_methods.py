@@ -21,6 +21,7 @@ from lit_prune.config.overrides import build, fields_of, override, parse_setting
 from lit_prune.methods import PruneContext, Pruned, ScoreAndCut, method, methods
 from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.validate import check_names
+from lit_prune.pruning.masks import check_zero, sparsity_of
 from lit_prune.store.address import key
 
 
@@ -44,6 +45,12 @@ def made(name: str, **settings: Any) -> Any:
     return methods[name](**{path: value for path, value in given.items() if path in fields})
 
 
+def same(masks: Any, others: Any) -> bool:
+    if masks is None or others is None:
+        return masks is others
+    return masks.keys() == others.keys() and all(torch.equal(masks[name], others[name]) for name in masks)
+
+
 # Contracts
 
 
@@ -55,7 +62,13 @@ def test_what_is_predicted_is_what_is_made(name: str, model: Any, ctx: PruneCont
     found = chosen.prune(model, ctx)
     assert found.model is not model
     assert model.config.to_dict() == before
-    if chosen.equal_layers:
+    if chosen.sparse:  # as many parameters, some of them zero
+        assert predicted.to_dict() == model.config.to_dict() == found.model.config.to_dict()
+        assert found.model.num_parameters() == model.num_parameters()
+        assert found.achieved == sparsity_of(found.model, found.masks)
+        assert found.achieved["sparsity"] == pytest.approx(found.requested["sparsity"], abs=0.01)
+        check_zero(found.model, found.masks, name)
+    elif chosen.equal_layers:
         assert predicted.to_dict() == found.model.config.to_dict()
         assert num_parameters(predicted) == found.model.num_parameters() < model.num_parameters()
     else:
@@ -68,14 +81,15 @@ def test_what_is_predicted_is_what_is_made(name: str, model: Any, ctx: PruneCont
     assert torch.equal(loaded(IDS).logits, found.model(IDS).logits)
     again = chosen.prune(model, context_of(tmp_path / "again"))
     assert again.plan == found.plan
+    assert same(again.masks, found.masks)
     assert all(map(torch.equal, again.model.state_dict().values(), found.model.state_dict().values()))
 
 
 @pytest.mark.parametrize("name", list(methods))
 def test_check_refuses_what_cannot_be_pruned(name: str, model: Any, ctx: PruneContext) -> None:
-    sizes = ("num_hidden_layers", "intermediate_size", "num_parameters")
-    size = next(path for path in sizes if getattr(methods[name](), path, None) is not None)
-    chosen = made(name, **{size: 1000})
+    wrong = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_parameters"), 1000) | {"sparsity": 1.0}
+    size = next(path for path in wrong if getattr(methods[name](), path, None) is not None)
+    chosen = made(name, **{size: wrong[size]})
     for compute in (chosen.check, chosen.config_of, lambda config: chosen.prune(model, ctx)):
         with pytest.raises(ConfigError):
             compute(model.config)
