@@ -27,7 +27,7 @@ from torch import Tensor
 from lit_prune.config import EVIDENCE, ConfigError, Prune, unknown
 from lit_prune.importance.aggregate import aggregate, double
 from lit_prune.importance.unit_reduction import unit_sums
-from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
+from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of, parts_of
 from lit_prune.models.shape import shape_of
 from lit_prune.registry import Registry
 
@@ -167,6 +167,30 @@ def _columns(model: Any, path: str) -> list[Tensor]:
     outputs = anatomy_of(model.config).axes_of(f"{path}.weight").index("hidden")
     weights = (layer.get_parameter(f"{path}.weight").detach() for layer in layers_of(model))
     return [double(weight).cpu().abs().sum(outputs) for weight in weights]
+
+
+@criterion("relative_activation", axes=("neuron",), needs=("importance",))
+def relative_activation(evidence: CalibrationStats, student: Prune) -> Scores:
+    """Return the activation of a neuron times its share of each hidden channel's weights (CFSP, arXiv 2409.13199).
+
+    The activation is aggregated as in `activation`. The shares in the weights of the MLP's linear modules are averaged
+    over the hidden channels and added up over the modules; those of the output are shares of |weight| times activation.
+    """
+    sizes, family = _aggregated(evidence, student, "importance", "neuron"), anatomy_of(evidence.model.config)
+
+    def share(name: str, weights: Tensor) -> Tensor:
+        layer, rest = family.layer_of(name)
+        axes = [parts_of(axis) for axis in family.axes_of(name)]
+        dim = next((dim for dim, parts in enumerate(axes) if "neuron" in parts), None)
+        if layer is None or dim is None or not family.is_linear(name):
+            return torch.zeros_like(weights)
+        neurons = double(weights).cpu().abs().movedim(dim, 0).unflatten(0, (len(axes[dim]), -1))
+        if rest.startswith(family.mlp_output):
+            neurons = neurons * sizes[layer][:, None]
+        total = neurons.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        return (neurons / total / neurons.shape[-1]).flatten(0, 1).movedim(0, dim)
+
+    return {"neuron": list(torch.stack(sizes) * unit_sums(evidence.model, share)["neuron"])}
 
 
 @criterion("magnitude", axes=(*WIDTH, "layer"))

@@ -190,9 +190,10 @@ class ChooseAndCut(ScoreAndCut):
 
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Return the student with the chosen units; a plan from `plan_path` is cut out of the model as it is."""
-        if self.plan_path:
+        plan = self.shape_plan(model.config)
+        if self.plan_path or plan.kept == plan.original:
             return super().prune(model, ctx)
-        return self.cut(model, *self.choose(model, self.shape_plan(model.config), ctx))
+        return self.cut(model, *self.choose(model, plan, ctx))
 
 
 @dataclass(frozen=True)

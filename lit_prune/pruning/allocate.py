@@ -51,7 +51,7 @@ def layer_allocator(name: str, reads: str | None) -> Callable[[Choose], Choose]:
 @layer_allocator("lowest_score", reads="layer")
 def lowest(scores: Scores, whole: int, drop: int) -> Indices:
     """Drop the layers with the lowest individual scores (ShortGPT; Minitron, section 2.2)."""
-    return _best(scores["layer"][0], whole - drop)
+    return best(scores["layer"][0], whole - drop)
 
 
 @layer_allocator("contiguous", reads="span")
@@ -116,9 +116,32 @@ def everywhere(scores: Scores, layers: Indices, target: ModelShape, config: Any)
     )
 
 
+def proportional_counts(weights: Tensor, total: int, most: int) -> list[int]:
+    """Return numbers of units in proportion to positive `weights` [layers], each from 1 to `most`, that sum to `total`.
+
+    What exceeds `most` goes to the other layers in the same proportion. Fractions are rounded to the nearest numbers
+    with the right sum, by the largest remainders.
+    """
+    if not len(weights) <= total <= len(weights) * most:
+        raise ValueError(f"total: must be {len(weights)} to {len(weights) * most}, got {total}")
+    weights, low, high = weights.double(), 0.0, most / float(weights.min())
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (weights * middle).clamp(1, most).sum() > total else (middle, high)
+    exact = (weights * high).clamp(1, most)
+    counts = exact.floor().long()
+    order = torch.sort(exact - counts, descending=True, stable=True).indices
+    counts[order[: total - int(counts.sum())]] += 1
+    return counts.tolist()
+
+
+_HALVINGS = 100
+"""Steps of a bisection, more than a float64 has digits."""
+
+
 def hidden_channels(scores: Scores, count: int, whole: int) -> Indices:
     """Return the `count` hidden channels with the highest scores."""
-    return tuple(range(whole)) if count == whole else _best(scores["hidden"][0], count)
+    return tuple(range(whole)) if count == whole else best(scores["hidden"][0], count)
 
 
 class _Budget:
@@ -180,7 +203,7 @@ def _rows(scores: Scores, layers: Indices, whole: ModelShape, groups: int) -> li
 
 
 def _units(scores: Scores, axis: str, layer: int, count: int, whole: int) -> Indices:
-    return tuple(range(whole)) if count == whole else _best(scores[axis][layer], count)
+    return tuple(range(whole)) if count == whole else best(scores[axis][layer], count)
 
 
 def _best_heads(scores: Scores, layer: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
@@ -190,7 +213,7 @@ def _best_heads(scores: Scores, layer: int, whole: ModelShape, groups: int, per_
         return tuple(range(whole.num_attention_heads))
     heads = scores["head"][layer]
     by_group = heads.view(whole.num_key_value_heads, size)
-    return tuple(g * size + i for g in _best_groups(heads, whole, groups) for i in _best(by_group[g], per_group))
+    return tuple(g * size + i for g in _best_groups(heads, whole, groups) for i in best(by_group[g], per_group))
 
 
 def _best_groups(heads: Tensor, whole: ModelShape, count: int) -> Indices:
@@ -198,10 +221,10 @@ def _best_groups(heads: Tensor, whole: ModelShape, count: int) -> Indices:
 
     LLM-Pruner ranks groups by a sum that includes the weights of the shared keys and values.
     """
-    return _best(heads.view(whole.num_key_value_heads, -1).mean(1), count)
+    return best(heads.view(whole.num_key_value_heads, -1).mean(1), count)
 
 
-def _best(scores: Tensor, count: int) -> Indices:
+def best(scores: Tensor, count: int) -> Indices:
     """Return the indices of the `count` highest scores, ascending."""
     order = torch.sort(scores, descending=True, stable=True).indices
     return tuple(sorted(order[:count].tolist()))

@@ -120,7 +120,8 @@ def permute(model, axis, order):
 def test_permuting_units_permutes_their_scores(axis, order, tiny_llama, ids, tmp_path):
     scoring = [name for name in criteria if axis in criteria[name].axes and name != "random"]
     width = {*ACTIVATION, "magnitude", "taylor", "taylor_vector", "taylor_fisher"}
-    assert set(scoring) == (width if axis == "hidden" else width | {"wanda_sp"})
+    more = {"neuron": {"wanda_sp", "relative_activation"}, "head": {"wanda_sp"}, "hidden": set()}
+    assert set(scoring) == width | more[axis]
     needed = {*EVIDENCE} - {"removals", "distances"}
     before = evidence_of(tiny_llama, ids, tmp_path / "before", needed)
     expected = {name: criteria[name].score(before, Prune())[axis] for name in scoring}
@@ -231,7 +232,8 @@ def test_an_axis_a_criterion_does_not_score_names_those_that_do():
     check_axes("activation", {"neuron", "head", "hidden"})
     check_axes("perplexity", ["layer", "span"])
     check_axes("magnitude", [])
-    able = "activation, activation_modelopt, activation_pre, magnitude, random, taylor, taylor_fisher, taylor_vector"
+    able = "activation, activation_modelopt, activation_pre, magnitude, random, relative_activation, taylor, "
+    able += "taylor_fisher, taylor_vector"
     with refuses("criterion", "'influence'", "neuron", able):
         check_axes("influence", {"layer", "neuron"})
     with refuses("criterion", "'taylor'", "span", "angular, angular_all, influence"):
