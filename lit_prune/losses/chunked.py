@@ -24,6 +24,9 @@ from lit_prune.models.lm_head import LMHead
 Weight = float | Tensor
 """A float, or a detached scalar tensor [] on the device of the states."""
 
+_IN_CACHE = 2**19
+"""Logits whose loss a CPU computes at once, few enough to stay in its cache from one operation to the next."""
+
 
 class Target(Protocol):
     """The logits that a student imitates, read a few tokens at a time."""
@@ -117,8 +120,8 @@ def head_losses(
 
 
 def tokens_at_once(vocab: int, on_gpu: bool) -> int:
-    """Return the tokens per chunk: 32 MB of float32 logits, 512 MB on a GPU, within bounds where matmuls are fast."""
-    room, least, most = (2**29, 1024, 8192) if on_gpu else (2**25, 128, 1024)
+    """Return the tokens per chunk: 64 MB of float32 logits, 512 MB on a GPU, within bounds where matmuls are fast."""
+    room, least, most = (2**29, 1024, 8192) if on_gpu else (2**26, 128, 1024)
     return min(max(room // (4 * vocab), least), most)
 
 
@@ -139,11 +142,13 @@ class _NextToken:
     successors: Tensor
 
     def evaluate(self, logits: Tensor, rows: slice, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
-        ids = self.successors[rows, None]
-        if scale is None:
+        return _by_parts(self._compare, scale, logits, self.successors[rows, None])
+
+    def _compare(self, logits: Tensor, ids: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        if not differentiate:
             return negative_log_likelihood(logits, ids[:, 0]), None
         log_p, p = both(logits)
-        return -log_p.gather(-1, ids)[:, 0], p.scatter_add_(-1, ids, p.new_full(ids.shape, -1.0)).mul_(scale)
+        return -log_p.gather(-1, ids)[:, 0], p.scatter_add_(-1, ids, p.new_full(ids.shape, -1.0))
 
 
 @dataclass(frozen=True)
@@ -164,30 +169,46 @@ class _Imitation:
             ours, theirs = ours / self.temperature, theirs / self.temperature
             scale = None if scale is None else scale / self.temperature
         with torch.autocast(logits.device.type, enabled=False):
-            values, gradient = self._compare(ours, theirs, scale)
+            values, gradient = _by_parts(self._compare, scale, ours, theirs)
         if gradient is not None and ids is not None:
             gradient = torch.zeros_like(logits).scatter_add_(-1, ids, gradient)
         elif gradient is not None and gradient.shape != logits.shape:
             gradient = F.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1]))
         return values, gradient
 
-    def _compare(self, ours: Tensor, theirs: Tensor, scale: Weight | None) -> tuple[Tensor, Tensor | None]:
+    def _compare(self, ours: Tensor, theirs: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
         form: ClosedForm | None = closed_forms.get(self.loss)
-        if scale is None or form is None:
-            return _by_autograd(lambda x: self.loss(x, theirs), ours, scale)
-        values, gradient = form(ours, theirs)
-        return values, gradient.mul_(scale)
+        if not differentiate:
+            return self.loss(ours, theirs), None
+        return _by_autograd(lambda x: self.loss(x, theirs), ours) if form is None else form(ours, theirs)
 
 
-def _by_autograd(
-    loss: Callable[[Tensor], Tensor], logits: Tensor, scale: Weight | None
-) -> tuple[Tensor, Tensor | None]:
+def _by_parts(
+    compare: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]], scale: Weight | None, logits: Tensor,
+    other: Tensor,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Compare logits [n, vocab] with `other` [n, ...], on a CPU a few rows at a time.
+
+    Returns the losses [n], and the gradient of `scale` times their sum unless that is None.
+    """
+    size = len(logits) if logits.is_cuda else max(1, _IN_CACHE // logits.shape[-1])
+    parts = zip(logits.split(size), other.split(size), strict=True)
     if scale is None:
-        return loss(logits), None
+        return torch.cat([compare(ours, theirs, False)[0] for ours, theirs in parts]), None
+    losses, gradients = [], torch.empty_like(logits)
+    for (ours, theirs), gradient in zip(parts, gradients.split(size), strict=True):
+        found, unscaled = compare(ours, theirs, True)
+        losses.append(found)
+        assert unscaled is not None
+        torch.mul(unscaled, scale, out=gradient)
+    return torch.cat(losses), gradients
+
+
+def _by_autograd(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         values = loss(leaf)
-    (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values) * scale)
+    (gradient,) = torch.autograd.grad(values, leaf, torch.ones_like(values))
     return values.detach(), gradient
 
 
@@ -206,6 +227,10 @@ class _Evaluation:
         self.count = (len(states) if count is None else count) or 1
         self.of_states = torch.zeros_like(states) if wanted[0] else None
         self.of_weight = torch.zeros_like(head.weight, dtype=torch.float32) if wanted[1] else None
+        # Products with gradients take the dtype of autocast on a CPU too.
+        kind, dtype = states.device.type, head.weight.dtype
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+        self.factor = self.cast.weight.to(dtype) if any(wanted) else self.cast.weight
         self.of_bias = None
         if wanted[2] and head.bias is not None:
             self.of_bias = torch.zeros_like(head.bias, dtype=torch.float32)
@@ -247,26 +272,33 @@ class _Evaluation:
         return term.weight / self.count if self.wanted and _counts(term.weight) else None
 
     def _through_finish(self, linear: Tensor, of_logits: Tensor) -> Tensor:
-        """Return the gradient with respect to the output of the linear map, in the dtype of the cast head."""
+        """Return the gradient with respect to the output of the linear map, in the dtype of products with it."""
         if self.head.finish is not None:
             with torch.enable_grad():
                 leaf = linear.requires_grad_()
                 logits = self.head.finish(leaf)
             of_logits = torch.autograd.grad(logits, leaf, of_logits)[0]
-        return of_logits.to(self.cast.weight.dtype)
+        return of_logits.to(self.factor.dtype)
 
     def _add(self, of_linear: Tensor, rows: slice) -> None:
         """Accumulate the contribution of these rows to the gradients."""
         if self.of_states is not None:
-            self.of_states[rows] = of_linear @ self.cast.weight
+            self.of_states[rows] = of_linear @ self.factor
         if self.of_weight is not None:
             states = self.states[rows].to(of_linear.dtype)
             if of_linear.dtype == torch.float32:
                 self.of_weight.addmm_(of_linear.t(), states)
             else:
-                self.of_weight += of_linear.t() @ states
+                _add_in_cache(self.of_weight, of_linear.t() @ states)
         if self.of_bias is not None:
             self.of_bias += of_linear.float().sum(0)
+
+
+def _add_in_cache(total: Tensor, more: Tensor) -> None:
+    """Add a tensor of another dtype in place: PyTorch first converts it, on a CPU into new memory."""
+    size = len(total) if total.is_cuda else max(1, _IN_CACHE // total.shape[-1])
+    for part, of_more in zip(total.split(size), more.split(size), strict=True):
+        part.add_(of_more)
 
 
 class _Differentiated(torch.autograd.Function):

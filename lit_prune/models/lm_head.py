@@ -2,10 +2,10 @@
 
 The map is linear; in some families a scale or soft cap follows.
 
-With bfloat16 weights the logits are float32 here, whereas the model itself rounds them to bfloat16. A distillation
-gradient is a difference of two probabilities, and rounded logits make its error about three times as large, more so as
-student and teacher come closer. On a CPU without bfloat16 units the float32 product is also faster; on a GPU the
-bfloat16 factors are multiplied with a float32 output.
+The logits are float32 even if the weights or autocast are bfloat16, whereas the model itself then rounds them to
+bfloat16. A distillation gradient is a difference of two probabilities, and rounded logits make its error about three
+times as large, more so as student and teacher come closer. A GPU multiplies bfloat16 factors with a float32 output; a
+CPU, for which PyTorch has no such product, multiplies float32 factors.
 """
 
 from __future__ import annotations
@@ -50,18 +50,21 @@ class LMHead:
         return linear if self.finish is None else self.finish(linear)
 
     def cast(self) -> LMHead:
-        """Return the head in the dtype of autocast, if enabled, to cast once for many calls."""
-        kind = self.weight.device.type
-        if not torch.is_autocast_enabled(kind):
+        """Return the head in the dtype of the factors of its products, to cast once for many calls."""
+        dtype = self.weight.dtype
+        if not self.weight.is_cuda:
+            dtype = torch.promote_types(dtype, torch.float32)
+        elif torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+        if dtype == self.weight.dtype:
             return self
-        dtype = torch.get_autocast_dtype(kind)
         return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
 
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dtype not in (torch.bfloat16, torch.float16):
         return F.linear(states, weight, bias)
-    if not weight.is_cuda or torch.is_grad_enabled():  # `out_dtype` has no backward, and no CPU kernel
+    if torch.is_grad_enabled():  # `out_dtype` has no backward
         return F.linear(states.float(), weight.float(), None if bias is None else bias.float())
     flat = torch.mm(states.flatten(0, -2), weight.t(), out_dtype=torch.float32)
     product = flat.unflatten(0, states.shape[:-1])

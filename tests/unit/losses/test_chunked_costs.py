@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from chunks import (
     FINISHES,
     STATES,
-    SUCCESSORS,
-    TEACHER,
     TOKENS,
     VOCAB,
     WEIGHT,
@@ -17,8 +14,6 @@ from chunks import (
     apart,
     chunked,
     draw,
-    gradients,
-    inputs,
     plain,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,21 +25,15 @@ from lit_prune.models.lm_head import LMHead
 
 
 @pytest.mark.parametrize("finish", FINISHES)
-def test_under_autocast_factors_are_in_bfloat16_and_logits_and_losses_in_float32(finish):
+def test_under_autocast_the_loss_is_that_of_float32_and_gradients_have_the_error_of_bfloat16_factors(finish):
     options = {"ce_weight": 0.5, "finish": FINISHES[finish]}
     with torch.autocast("cpu", torch.bfloat16):
         ours = chunked(**options)
-        states, weight, bias = inputs()
-        logits = LMHead(weight, bias, FINISHES[finish]).logits(states).float()
-        theirs = TEACHER.head.logits(TEACHER.states).float()
-        values = 0.5 * F.cross_entropy(logits, SUCCESSORS) + logit_losses["kld"](logits, theirs).mean()
-        expected = {"loss": values} | gradients(values, states, weight, bias)
-    assert ours["loss"].item() == pytest.approx(values.item(), rel=1e-6)
-    assert ours["weight"].dtype == torch.float32
     exact = plain(torch.float64, **options)
+    assert ours["loss"].item() == pytest.approx(exact["loss"].item(), rel=1e-6)
+    assert ours["weight"].dtype == torch.float32
     for key in ("states", "weight", "bias"):
-        assert apart({key: ours[key]}, {key: expected[key]}) < 5e-3
-        assert apart({key: ours[key]}, {key: exact[key]}) < 1.05 * apart({key: expected[key]}, {key: exact[key]})
+        assert apart({key: ours[key]}, {key: exact[key]}) < 5e-3
 
 
 class Largest(TorchDispatchMode):
@@ -71,8 +60,8 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk(top_k):
     assert largest.entries == TOKENS * VOCAB
 
 
-def test_the_logits_of_a_chunk_are_32_megabytes_within_bounds():
-    assert [tokens_at_once(vocab, on_gpu=False) for vocab in (2048, 32_000, 256_000)] == [1024, 262, 128]
+def test_the_logits_of_a_chunk_are_64_megabytes_within_bounds():
+    assert [tokens_at_once(vocab, on_gpu=False) for vocab in (2048, 32_000, 512_000)] == [1024, 524, 128]
     assert [tokens_at_once(vocab, on_gpu=True) for vocab in (2048, 32_000, 256_000)] == [8192, 4194, 1024]
 
 

@@ -62,7 +62,7 @@ def test_a_head_has_a_bias_where_one_is_described():
 @pytest.mark.parametrize("name", ["gemma2", "phi", "granite"])
 @pytest.mark.parametrize("how", ["autocast", "autocast, cast once", "weights in bfloat16"])
 def test_logits_of_bfloat16_factors_are_float32(name, how):
-    """The products of rounded factors, in float64, are the reference; the model rounds them to bfloat16 too."""
+    """The product in float64 is the reference; the model rounds it, and the factors under autocast, to bfloat16."""
     model = model_of(name)
     if how == "weights in bfloat16":
         model = copy.deepcopy(model).bfloat16()
@@ -72,8 +72,8 @@ def test_logits_of_bfloat16_factors_are_float32(name, how):
     assert theirs.dtype == torch.bfloat16
     assert ours.dtype == torch.float32
     head = head_of(model)
-    rounded = [None if x is None else x.detach().bfloat16().double() for x in (states, head.weight, head.bias)]
-    exact = torch.nn.functional.linear(*rounded)
+    factors = [None if x is None else x.detach().double() for x in (states, head.weight, head.bias)]
+    exact = torch.nn.functional.linear(*factors)
     exact = exact if head.finish is None else head.finish(exact)
     assert (ours - exact).norm() < 1e-6 * exact.norm()
     assert (theirs - exact).norm() > 1e-3 * exact.norm()
