@@ -16,9 +16,9 @@ class Execution:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device of the models; auto uses a GPU if there is one."""
     grad_accum_steps: Count | None = None
-    """Micro-batches per step; default: the fewest that keep the logits of one below 1 GiB. Results agree up to
-    rounding. With more than one, alpha "dynamic" and ce_weight "balanced" each cost a second backward pass of the
-    student and one more gradient in memory."""
+    """Micro-batches per step; default: the fewest whose activations stay below about 1 GiB on a CPU, or a quarter of
+    the memory of a GPU. Results agree up to rounding. With more than one, alpha "dynamic" and ce_weight "balanced"
+    each cost a second backward pass of the student and one more gradient in memory."""
     num_workers: Natural = 0
     """Processes that load data."""
     checkpoint_seconds: NonNegative = 30.0

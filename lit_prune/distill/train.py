@@ -18,6 +18,7 @@ from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress, Resume
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.cotrain import JointDistiller
+from lit_prune.distill.micro_batches import micro_batches
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
@@ -25,9 +26,6 @@ from lit_prune.models.compiled import compiled_layers
 from lit_prune.pruning.masks import Masks
 
 OnProgress = Callable[[int, dict[str, float]], None]
-
-_LOGITS = 2**30
-"""Bytes of float32 logits of one micro-batch, at most."""
 
 
 def train(
@@ -47,7 +45,8 @@ def train(
     """
     L.seed_everything(seed, verbose=False)
     kind = Distiller if distill.teacher_optimizer is None else JointDistiller
-    accumulate = micro_batches(distill, student.config.vocab_size, execution)  # type: ignore[union-attr, arg-type]
+    imitated = student if teacher is None else teacher if isinstance(teacher, nn.Module) else teacher.model
+    accumulate = micro_batches(distill, imitated.config, execution)
     module = kind(student.train(), teacher, distill, accumulate, masks)
     data = RetrainingData(
         tokens, seq_len=distill.seq_len, batch_size=distill.batch_size, max_steps=distill.max_steps, seed=seed,
@@ -117,15 +116,6 @@ def run(
     finally:
         # Reference cycles of trainer, loops and module would keep models and optimizer states in memory.
         vars(trainer).clear()
-
-
-def micro_batches(distill: Distill, vocab_size: int, execution: Execution) -> int:
-    """Return the requested number of micro-batches, else the smallest whose float32 logits would stay under a GiB."""
-    if execution.grad_accum_steps:
-        return execution.grad_accum_steps
-    room = max(1, _LOGITS // (4 * distill.seq_len * vocab_size))
-    parts = range(1, distill.batch_size + 1)
-    return next(n for n in parts if distill.batch_size % n == 0 and distill.batch_size // n <= room)
 
 
 def quiet() -> None:

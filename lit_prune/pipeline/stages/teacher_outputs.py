@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Distill, Execution
-from lit_prune.config.overrides import parents_of
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.cache import Cache, CachedTeacher, Contents, DiskFull, write_cache
 from lit_prune.distill.hidden_states import pairs_of, relations_of
+from lit_prune.distill.micro_batches import micro_batches
 from lit_prune.distill.teacher import FrozenTeacher, Teacher
-from lit_prune.distill.train import micro_batches
 from lit_prune.models.loading import load_model
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.expand import Entry
@@ -110,7 +109,7 @@ class TeacherOutputs:
         return {
             "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "seed": cell.seed,
             "seq_len": distill.seq_len, "batch_size": distill.batch_size, "precision": distill.precision,
-            "micro_batches": micro_batches(distill, _vocab_size(cell), execution), "device": ctx.device.type,
+            "micro_batches": micro_batches(distill, teacher_config(cell), execution), "device": ctx.device.type,
         }  # fmt: skip
 
     def _need(self, cell: Cell) -> Contents:
@@ -187,9 +186,3 @@ def _serves(node: Node, found: dict[str, Any] | None, need: Contents) -> bool:
 def _uses_frozen_teacher(distill: Distill) -> bool:
     trains = bool(distill.max_steps and distill.needs_teacher)
     return trains and distill.imitate == "teacher" and distill.teacher_optimizer is None
-
-
-def _vocab_size(cell: Cell) -> int:
-    """Return the vocabulary size of a cell's student, which need not exist yet: pruning keeps it."""
-    given = next((one for one in (cell, *parents_of(cell)) if one.prune.init_from is not None), None)
-    return (teacher_config(cell) if given is None else config_of_student(given)).vocab_size

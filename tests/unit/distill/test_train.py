@@ -14,10 +14,10 @@ from distilled import llama, student_of
 from refusals import refuses
 from safetensors import safe_open
 from trained import RECIPE, SEQ_LEN, close, equal, rows, run, small_student, written
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_prune.config import Distill, Execution, Optimizer
-from lit_prune.distill.train import micro_batches
+from lit_prune.distill.micro_batches import activation_bytes, micro_batches
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +112,23 @@ def test_micro_batches_make_the_same_step(whole, accumulate):
 
 
 @pytest.mark.parametrize(
-    ("batch", "block", "vocab_size", "parts"),
+    ("batch", "seq_len", "precision", "parts"),
     [
-        (8, 256, 2048, 1),
-        (8, 1024, 128 * 1024, 4),  # a sequence's logits are half a GiB
-        (6, 1024, 128 * 1024, 3),
-        (6, 1024, 64 * 1024, 2),  # room for 4 sequences, of which 3 make equal parts
-        (7, 1024, 64 * 1024, 7),
-        (8, 4096, 256 * 1024, 8),  # one sequence is over a GiB and cannot be cut
+        (4, 512, "32-true", 2),  # 0.98 MiB a token: room for 2 sequences
+        (8, 512, "32-true", 4),
+        (6, 256, "32-true", 2),  # room for 4 sequences, of which 3 make equal parts
+        (5, 512, "32-true", 5),
+        (8, 4096, "32-true", 8),  # one sequence takes 4 GiB and cannot be cut
+        (6, 352, "32-true", 3),
+        (6, 352, "bf16-mixed", 2),  # 0.74 MiB a token: room for 3 sequences instead of 2
     ],
 )
-def test_micro_batches_are_the_fewest_equal_ones_whose_logits_fit(batch, block, vocab_size, parts):
-    assert micro_batches(Distill(batch_size=batch, seq_len=block), vocab_size, Execution()) == parts
+def test_micro_batches_are_the_fewest_equal_ones_whose_activations_fit(batch, seq_len, precision, parts):
+    sizes = {"hidden_size": 2048, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 8}
+    config = LlamaConfig(num_hidden_layers=9, **sizes)
+    assert activation_bytes(config, "32-true") == 9 * 7 * (2048 + 2048) * 4
+    distill = Distill(batch_size=batch, seq_len=seq_len, precision=precision)
+    assert micro_batches(distill, config, Execution(accelerator="cpu")) == parts
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(text_tokens, tmp_path):

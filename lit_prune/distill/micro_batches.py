@@ -1,0 +1,47 @@
+"""The number of micro-batches of an optimizer step, so that the activations of one fit in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lit_prune.config import Distill, Execution, resolve_precision
+from lit_prune.models.model_family import anatomy_of
+from lit_prune.models.shape import meta_model
+
+_ACTIVATIONS = 2**30
+"""Bytes of activations of a micro-batch on a CPU, at most."""
+_SHARE_OF_GPU = 0.25
+"""Share of a GPU's memory that they may take."""
+
+
+def micro_batches(distill: Distill, config: Any, execution: Execution) -> int:
+    """Return the requested number of micro-batches, else the smallest whose activations fit in memory.
+
+    `config` is that of the imitated model, or of the student if it imitates none: students are smaller, and all that
+    imitate the same model read its cached outputs in the same parts.
+    """
+    if execution.grad_accum_steps:
+        return execution.grad_accum_steps
+    size = distill.seq_len * activation_bytes(config, resolve_precision(distill.precision))
+    room = max(1, int(_room(execution) // size))
+    parts = range(1, distill.batch_size + 1)
+    return next(n for n in parts if distill.batch_size % n == 0 and distill.batch_size // n <= room)
+
+
+def activation_bytes(config: Any, precision: str) -> int:
+    """Estimate the bytes per token that the layers of a model keep for the backward pass.
+
+    Each matrix keeps about its input and its output: half of them in two bytes with mixed precision, all in four
+    otherwise.
+    """
+    layers = f"{anatomy_of(config).layers}."
+    shapes = [p.shape for name, p in meta_model(config).named_parameters() if name.startswith(layers) and p.dim() > 1]
+    return sum(map(sum, shapes)) * (4 if precision == "32-true" else 3)
+
+
+def _room(execution: Execution) -> float:
+    if execution.accelerator == "cpu" or not torch.cuda.is_available():
+        return _ACTIVATIONS
+    return _SHARE_OF_GPU * torch.cuda.get_device_properties(0).total_memory
