@@ -1,8 +1,9 @@
 """Cost of importance estimation relative to its forward passes.
 
-    python -m benchmarks.importance [--threads 1] [--repeats 7] [--json FILE]
+    python -m benchmarks.importance [--shape smollm2] [--threads 1] [--repeats 7] [--json FILE]
 
-Uses a model of the shipped teacher's shape with random weights, as only cost is measured; see benchmarks/measuring.py.
+Uses a model of the shipped teacher's shape, or of SmolLM2-135M's, with random weights, as only cost is measured; see
+benchmarks/measuring.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import measuring
+from benchmarks.shapes import SHAPES
 from lit_prune.config import Pretraining
 from lit_prune.importance.collect import READERS, Calibrator
 from lit_prune.importance.layer_ablation import Removals, next_token_losses, sequences_at_once
@@ -35,6 +37,12 @@ FORWARD: dict[str, tuple[str, ...]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.importance", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shape",
+        choices=["shipped", "smollm2"],
+        default="shipped",
+        help="model: of the shipped teacher, or SmolLM2-135M",
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (7)")
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences (64)")
@@ -63,29 +71,31 @@ def main(arguments: list[str] | None = None) -> None:
         measuring.write(args.json, found)
 
 
-def teacher(layers: int | None = None) -> Any:
-    """Return a random model of the shipped teacher's shape, or of another depth."""
-    shape = Pretraining()
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=layers or shape.num_hidden_layers, num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        head_dim=shape.head_dim, max_position_embeddings=2048, tie_word_embeddings=False,
-    )  # fmt: skip
+def teacher(args: argparse.Namespace, layers: int | None = None) -> Any:
+    """Return a random model of the requested shape, or of another depth."""
+    sizes = SHAPES["smollm2"].teacher if args.shape == "smollm2" else _shipped()
+    depth = {} if layers is None else {"num_hidden_layers": layers}
+    config = LlamaConfig(**sizes | depth, max_position_embeddings=2048, tie_word_embeddings=args.shape == "smollm2")
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
+
+
+def _shipped() -> dict[str, int]:
+    """Return the sizes of the shipped teacher, which are those of the default pretraining."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    return {name: getattr(Pretraining(), name) for name in (*names, "num_hidden_layers")}
 
 
 def batches(args: argparse.Namespace) -> list[Tensor]:
     """Return batches of random tokens, int64 [batch, tokens]."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, Pretraining().vocab_size, (args.sequences, args.tokens), generator=generator)
+    ids = torch.randint(0, _shipped()["vocab_size"], (args.sequences, args.tokens), generator=generator)
     return list(ids.split(args.batch))
 
 
 def forward_passes(args: argparse.Namespace) -> dict[str, measuring.Way]:
     """Return passes over the calibration set that collect different statistics."""
-    model, data = teacher(), batches(args)
+    model, data = teacher(args), batches(args)
     return {what: lambda names=names: forward(model, data, names) for what, names in FORWARD.items()}  # type: ignore[misc]
 
 
@@ -103,7 +113,7 @@ def removals(depth: int, args: argparse.Namespace) -> tuple[dict[str, measuring.
 
     Also return the number of layer evaluations of each for one batch.
     """
-    model, data = teacher(depth), batches(args)
+    model, data = teacher(args, depth), batches(args)
     ways: dict[str, measuring.Way] = {
         "naive": lambda: naive(model, data),
         "prefix reuse": lambda: prefix_reuse(model, data),
@@ -144,7 +154,7 @@ def prefix_reuse(model: Any, data: list[Tensor]) -> None:
 
 def pass_of(what: str, args: argparse.Namespace) -> measuring.Way:
     """Return a forward pass of `FORWARD`, after a small one that triggers lazy loading."""
-    model, data = teacher(), batches(args)
+    model, data = teacher(args), batches(args)
     forward(model, [data[0][:1, :8]], ())
     return lambda: forward(model, data, FORWARD[what])
 

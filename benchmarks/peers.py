@@ -32,9 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import AutoConfig
 
 from benchmarks.jobs import SEED, InOrder, Job, Meter, Run, resident
 from lit_prune.config import Distill, Execution, Optimizer
+from lit_prune.cpu.attention import AttentionShape
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill.train import quiet, train
 from lit_prune.models.loading import load_model
@@ -58,7 +60,7 @@ def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
     distill = Distill(
         seq_len=job.seq_len, batch_size=job.batch, max_steps=job.steps, precision=job.precision, optimizer=optim
     )  # type: ignore[arg-type]
-    execution = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=1e9)
+    execution = Execution(accelerator="cpu", checkpoint_seconds=1e9)
     out = Path(job.folder) / "out"
     out.mkdir(exist_ok=True)
     train(
@@ -231,10 +233,18 @@ def set_up(job: Job) -> dict[str, Any]:
 
     if job.trainer == "ours":
         cpu.choose(Execution(accelerator="cpu", cpu="auto", threads=job.threads))
-        cpu.prepare()
+        cpu.prepare(_attention(job))
         return cpu.applied()
     with threads.alone():
         return {"matmul": matmul.switch(True), "allocator": allocator.switch(True)}
+
+
+def _attention(job: Job) -> AttentionShape:
+    """Return the shape of the teacher's attention, at which lit_prune's commands choose a kernel."""
+    config = AutoConfig.from_pretrained(Path(job.folder) / "teacher")
+    return AttentionShape(
+        job.batch, config.num_attention_heads, config.num_key_value_heads, job.seq_len, config.head_dim
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
