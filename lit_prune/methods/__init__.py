@@ -117,6 +117,15 @@ class ScoreAndCut(PruneMethod):
         whole: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"))
         return Prune(**shared, **whole | ({} if self.plan_path else settings))
 
+    @staticmethod
+    def kv_groups(config: Any, size: Size) -> dict[str, Size]:
+        """Return the setting of a recipe that keeps KV groups; without GQA, each head is a group."""
+        from lit_prune.models.shape import shape_of
+
+        whole = shape_of(config)
+        shared = whole.num_key_value_heads < whole.num_attention_heads
+        return {"num_key_value_heads" if shared else "num_attention_heads": size}
+
     def check(self, config: Any) -> None:
         """Raise a ConfigError if a model with this config cannot be pruned with these settings."""
         from lit_prune.pruning import prune

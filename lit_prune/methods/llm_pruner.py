@@ -46,12 +46,8 @@ class LLMPruner(ScoreAndCut):
 
     def recipe(self, config: Any) -> Prune:
         """Return a recipe with the widths of the pruned layers."""
-        from lit_prune.models.shape import shape_of
-
-        whole = shape_of(config)
-        shared = whole.num_key_value_heads < whole.num_attention_heads
-        heads = {"num_key_value_heads" if shared else "num_attention_heads": self.num_key_value_heads}
-        return self.keep(intermediate_size=self.intermediate_size, width_criterion=self.criterion, **heads)
+        groups = self.kv_groups(config, self.num_key_value_heads)
+        return self.keep(intermediate_size=self.intermediate_size, width_criterion=self.criterion, **groups)
 
     def adjust(self, plan: PrunePlan) -> PrunePlan:
         """Return the plan with the first and last layers unpruned; a plan from `plan_path` is not changed."""
