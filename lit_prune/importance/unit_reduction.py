@@ -33,16 +33,16 @@ def unit_sums(model: Any, worth: Worth) -> dict[str, Tensor]:
     }
     for name, parameter in model.named_parameters():
         values, axes = double(worth(name, parameter.detach())).cpu(), anatomy.axes_of(name)
-        _add(sums["hidden"][0], values, axes, {"hidden"}, shape)
+        add_units(sums["hidden"][0], values, axes, {"hidden"}, shape)
         layer, _ = anatomy.layer_of(name)
         if layer is not None:
-            _add(sums["neuron"][layer], values, axes, {"neuron"}, shape)
-            _add(sums["head"][layer], values, axes, head, shape)
+            add_units(sums["neuron"][layer], values, axes, {"neuron"}, shape)
+            add_units(sums["head"][layer], values, axes, head, shape)
             sums["layer"][0, layer] += values.sum()
     return sums
 
 
-def _add(sums: Tensor, values: Tensor, axes: Axes, wanted: set[str], shape: ModelShape) -> None:
+def add_units(sums: Tensor, values: Tensor, axes: Axes, wanted: set[str], shape: ModelShape) -> None:
     """Add a parameter's values to the sums of the units on the `wanted` axes, in place."""
     for dim, axis in enumerate(axes):
         parts = parts_of(axis)

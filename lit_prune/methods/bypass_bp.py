@@ -54,11 +54,11 @@ class BypassBP(LearnAndCut):
     def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[Any, PrunePlan]:
         """Return the model unchanged and the plan of the units with the highest probabilities."""
         from lit_prune.importance.criteria import criteria
-        from lit_prune.pruning.learned.policy_gradient import PolicyGradient, masked_loss, start_of
+        from lit_prune.pruning.learned.policy_gradient import PolicyGradient, masked_loss
 
         stats = ctx.collect(model, self.statistics(model.config))
         module = PolicyGradient(
-            model, start_of(criteria["wanda_sp"].score(stats, Prune()), space), masked_loss(model, space),
+            model, space.start(criteria["wanda_sp"].score(stats, Prune())), masked_loss(model, space),
             space.project, variant=self.variant, num_samples=self.num_samples, window=self.window, lr=self.lr,
             max_steps=self.max_steps,
         )  # fmt: skip

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lit_prune.config import ConfigError, Prune, Size
+from lit_prune.config import Prune, Size
 from lit_prune.config.fields import Natural
 from lit_prune.methods import ScoreAndCut, method
 
 if TYPE_CHECKING:
-    from lit_prune.pruning.plan import LayerPlan, PrunePlan
+    from lit_prune.pruning.plan import PrunePlan
 
 
 @method("llm_pruner")
@@ -51,17 +50,7 @@ class LLMPruner(ScoreAndCut):
 
     def adjust(self, plan: PrunePlan) -> PrunePlan:
         """Return the plan with the first and last layers unpruned; a plan from `plan_path` is not changed."""
-        if self.plan_path:
-            return plan
-        end = plan.original.num_hidden_layers - self.spare_last
-        if self.spare_first >= end:
-            most = f"{plan.original.num_hidden_layers - 1} together with prune.spare_last={self.spare_last}"
-            raise ConfigError(f"prune.spare_first: must be at most {most}, got {self.spare_first}")
-        whole = type(plan).everything(plan.original).layers
-        layers: tuple[LayerPlan, ...] = tuple(
-            layer if self.spare_first <= layer.index < end else whole[layer.index] for layer in plan.layers
-        )
-        return dataclasses.replace(plan, layers=layers)
+        return plan if self.plan_path else plan.sparing(self.spare_first, self.spare_last)
 
     def effective(self, config: Any) -> LLMPruner:
         """Return the settings unchanged, since the recipe does not include the unpruned layers."""

@@ -96,6 +96,20 @@ class PrunePlan:
             len(self.layers), len(self.hidden), len(layer.neurons), len(layer.heads), len(self.groups_of(layer))
         )
 
+    def sparing(self, first: int, last: int) -> PrunePlan:
+        """Return the plan with its first and last layers, `prune.spare_first` and `spare_last` of them, unpruned.
+
+        Raises:
+            ConfigError: if these are all layers.
+        """
+        end = self.original.num_hidden_layers - last
+        if first >= end:
+            most = f"{self.original.num_hidden_layers - 1} together with prune.spare_last={last}"
+            raise ConfigError(f"prune.spare_first: must be at most {most}, got {first}")
+        whole = PrunePlan.everything(self.original).layers
+        layers = (layer if first <= layer.index < end else whole[layer.index] for layer in self.layers)
+        return dataclasses.replace(self, layers=tuple(layers))
+
     def entries(self, axes: Axes, sizes: Sequence[int], layer: LayerPlan | None) -> dict[int, Tensor]:
         """Return the entries to keep of a parameter: dimension -> indices, for the dimensions that are cut.
 

@@ -43,12 +43,19 @@ def scale_input(module: nn.Module, gates: Tensor) -> Any:
     return module.register_forward_pre_hook(scale)
 
 
-def next_token_loss(model: Any, batch: dict[str, Any]) -> Tensor:
-    """Return the mean loss in nats of the scored tokens of a batch {`input_ids`, `labels`: int64 [batch, seq]}."""
+def scored_tokens(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ids of a batch {`input_ids`, `labels`: int64 [batch, seq]}, bool [batch, seq - 1] that says after
+    which of them the next token is scored, and the scored tokens int64 [tokens]."""
     successors = batch["labels"][:, 1:]
     scored = successors != IGNORED
-    last = last_states(model, batch["input_ids"])[:, :-1][scored]
-    return head_losses(last, head_of(model), successors=successors[scored], ce_weight=1.0).loss
+    return batch["input_ids"], scored, successors[scored]
+
+
+def next_token_loss(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Return the mean loss in nats of the scored tokens of a batch, as `scored_tokens` takes it."""
+    ids, scored, successors = scored_tokens(batch)
+    last = last_states(model, ids)[:, :-1][scored]
+    return head_losses(last, head_of(model), successors=successors, ce_weight=1.0).loss
 
 
 class MaskLearner(L.LightningModule):

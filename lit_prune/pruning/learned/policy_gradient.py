@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.importance.criteria import Scores
 from lit_prune.pruning.learned.gating import MaskLearner, gated, next_token_loss
 from lit_prune.pruning.learned.units import UnitSpace
 
@@ -79,21 +78,3 @@ def masked_loss(model: Any, space: UnitSpace) -> Loss:
             return next_token_loss(model, batch)
 
     return loss
-
-
-def start_of(scores: Scores, space: UnitSpace) -> Tensor:
-    """Return probabilities [units] within the budget, from scores of axes "neuron" and "head".
-
-    They are the sigmoid of scores standardised in each layer, shifted to the mean of the share to keep. A group has the
-    mean score of its heads.
-    """
-    share = (space.budget - space.fixed) / float(space.prices.sum())
-    heads = torch.stack([*scores["head"]]).unflatten(1, (space.whole.num_key_value_heads, -1)).mean(2)
-    parts = heads[:, : space.groups], torch.stack([*scores["neuron"]])
-    return space.project(torch.cat([_raised(part, share).flatten() for part in parts]).clamp(0, 1))
-
-
-def _raised(scores: Tensor, share: float) -> Tensor:
-    centred = scores - scores.mean(1, keepdim=True)
-    raised = (centred / (scores.std(1, correction=0, keepdim=True) + 1e-8)).sigmoid()
-    return raised + share - raised.mean(1, keepdim=True)

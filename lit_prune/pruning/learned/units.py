@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.config import ConfigError, Size
+from lit_prune.importance.criteria import Scores
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
@@ -106,15 +107,33 @@ class UnitSpace:
             return at(high).to(values.dtype)
         return at(0.0).to(values.dtype)
 
+    def start(self, scores: Scores) -> Tensor:
+        """Return probabilities [units] within the budget, from scores of axes "neuron" and "head".
+
+        They are the sigmoid of scores standardised in each layer, shifted to the mean of the share to keep. A group has
+        the mean score of its heads.
+        """
+        share = (self.budget - self.fixed) / float(self.prices.sum())
+        heads = torch.stack([*scores["head"]]).unflatten(1, (self.whole.num_key_value_heads, -1)).mean(2)
+        parts = heads[:, : self.groups], torch.stack([*scores["neuron"]])
+        return self.project(torch.cat([_raised(part, share).flatten() for part in parts]).clamp(0, 1))
+
     def plan(self, scores: Tensor) -> PrunePlan:
         """Return the plan that keeps the units of the highest scores that the budget pays for, over all layers.
 
         Where the config requires the heads of the widest layer to divide the hidden size, each allowed number of KV
         groups is tried as the largest one, and the plan with the highest mean score of its parameters is returned.
         """
+        return self.plan_of(self.chosen(scores))
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        """Return the units that `plan` keeps, bool [units]."""
         scores = scores.detach().double().cpu()
         worth = scores * self.prices  # what a choice in the order of the scores maximises
-        kept = max(self._choices(scores), key=lambda chosen: float(worth[chosen].sum()))
+        return max(self._choices(scores), key=lambda kept: float(worth[kept].sum()))
+
+    def plan_of(self, kept: Tensor) -> PrunePlan:
+        """Return the plan that keeps the units of a mask, bool [units]."""
         groups, neurons = self.split(kept)
         size = self.whole.num_attention_heads // self.whole.num_key_value_heads
         every = torch.ones(self.whole.num_key_value_heads, dtype=torch.bool)
@@ -167,3 +186,9 @@ class UnitSpace:
         _, groups, neurons = min(found)
         heads = groups * (whole.num_attention_heads // whole.num_key_value_heads)
         return ModelShape(layers, whole.hidden_size, neurons, heads, groups)
+
+
+def _raised(scores: Tensor, share: float) -> Tensor:
+    centred = scores - scores.mean(1, keepdim=True)
+    raised = (centred / (scores.std(1, correction=0, keepdim=True) + 1e-8)).sigmoid()
+    return raised + share - raised.mean(1, keepdim=True)

@@ -15,7 +15,7 @@ import lit_prune as lp
 from lit_prune.config import Execution, Prune
 from lit_prune.importance.criteria import criteria
 from lit_prune.methods import methods
-from lit_prune.pruning.learned.policy_gradient import PolicyGradient, start_of
+from lit_prune.pruning.learned.policy_gradient import PolicyGradient
 
 WORTH = torch.tensor([3.0, -1.0, 2.0, 0.5])
 """The toy loss falls by this for every unit that is kept."""
@@ -86,7 +86,7 @@ def test_the_start_keeps_the_order_of_wanda_scores_within_the_budget(tmp_path: P
     model, chosen = small_llama(), methods["bypass_bp"](num_parameters=0.7)
     space = chosen.space_of(model.config)
     scores = criteria["wanda_sp"].score(context_of(tmp_path).collect(model, chosen.statistics(model.config)), Prune())
-    start = start_of(scores, space)
+    start = space.start(scores)
     assert 0 <= start.min() < start.max() <= 1
     assert float(start @ space.prices) <= space.budget - space.fixed + 1e-3
     neurons = space.split(start)[1]

@@ -1,0 +1,80 @@
+"""Sheared LLaMA: learn a smaller uniform shape by hard-concrete gates, together with the weights (2310.06694)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lit_prune.config import ConfigError, Prune, Size
+from lit_prune.config.fields import Count, Fraction, Positive
+from lit_prune.methods import ChooseAndCut, PruneContext, method
+
+if TYPE_CHECKING:
+    from lit_prune.pruning.plan import PrunePlan
+
+
+@method("sheared_llama")
+@dataclass(frozen=True)
+class ShearedLLaMA(ChooseAndCut):
+    """Train the weights and gates z of layers, channels, KV groups and neurons until the target shape is left.
+
+    The loss is L_LM(theta, z) + sum over axes of lambda_1 (s - t) + lambda_2 (s - t)^2, where s is the expected
+    sparsity of an axis and t that of the target; it is minimised over weights and gates and maximised over lambda
+    (section 2.1). The result has the same widths in every layer and loads in stock transformers.
+
+    The paper prunes LLaMA-2-7B (32 layers, 4096 channels, 32 heads, 11008 neurons) to 24, 2048, 16, 5504 or to 32,
+    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens with a rate of 1e-4 for weights and 1 for gates; the
+    defaults are the shares of the second and a few steps. It retrains for 48,000 steps of 256 sequences.
+
+    Deviations. Sequences come from one text, so batches are not loaded dynamically by domain. With grouped-query
+    attention the units are KV groups with their query heads. At the end kept gates become 1, where the authors' code
+    multiplies them into the weights. In a layer one gate multiplies the sum of attention and MLP.
+    """
+
+    num_hidden_layers: Size = None
+    """Layers to keep, as a count or a share; None keeps all."""
+    hidden_size: Size = 0.625
+    """Hidden channels to keep."""
+    intermediate_size: Size = 0.625
+    """Neurons to keep in each layer."""
+    num_key_value_heads: Size = 0.625
+    """KV groups (with their query heads) to keep in each layer; heads, without grouped-query attention."""
+    max_steps: Count = 200
+    """Steps of training."""
+    batch_size: Count = 8
+    """Sequences in a step."""
+    lr: Positive = 1e-3
+    """Peak learning rate of the weights, after a warm-up of a tenth of the steps."""
+    gate_lr: Positive = 1.0
+    """Learning rate of gates and multipliers."""
+    target_warmup: Fraction = 0.2
+    """Share of the steps in which the target sparsity rises from 0."""
+
+    retraining: ClassVar[dict[str, Any]] = {
+        "distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.max_steps": 48000, "distill.batch_size": 256,
+        "distill.optimizer.lr": 1e-4, "distill.optimizer.min_lr": 1e-5, "distill.optimizer.warmup_steps": 1440,
+    }  # fmt: skip
+
+    def recipe(self, config: Any) -> Prune:
+        """Return a recipe with the target shape; its criteria are not used."""
+        from lit_prune.models.model_family import anatomy_of
+
+        if self.hidden_size is not None and anatomy_of(config).norm == "layer":
+            raise ConfigError(f"prune.hidden_size: must be null for {config.model_type}, whose norms subtract the mean")
+        return self.keep(
+            num_hidden_layers=self.num_hidden_layers, hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size, **self.kv_groups(config, self.num_key_value_heads),
+        )  # fmt: skip
+
+    def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units with the highest gates, and the trained copy of the model."""
+        import copy
+
+        from lit_prune.pruning.learned.hard_concrete import ShapeLearner
+
+        module = ShapeLearner(
+            copy.deepcopy(model).requires_grad_(True), plan.kept, lr=self.lr, gate_lr=self.gate_lr,
+            warmup_steps=round(self.target_warmup * self.max_steps), max_steps=self.max_steps, seed=ctx.seed,
+        )  # fmt: skip
+        ctx.fit(module, "learning the shape", max_steps=self.max_steps, batch_size=self.batch_size)
+        return module.plan(), module.model.eval()

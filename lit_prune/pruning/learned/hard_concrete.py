@@ -1,0 +1,197 @@
+"""Train hard-concrete gates together with the weights, under Lagrangian constraints, to an exact uniform shape.
+
+Source: Sheared LLaMA, arXiv 2310.06694, section 2.1. Gates: arXiv 1712.01312.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lit_prune.models.model_family import anatomy_of, layers_of
+from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.pruning.learned.gating import next_token_loss, scale_input
+from lit_prune.pruning.plan import LayerPlan, PrunePlan
+
+_BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
+"""Temperature and ends of the stretched interval."""
+_BOUND = math.log(100)
+"""Largest absolute value of log alpha."""
+
+
+class Gates(nn.Module):
+    """The gates of one axis, [..., units], of which `target` of `units` are to be open; one constraint for all rows."""
+
+    def __init__(self, shape: tuple[int, ...], target: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.target = target
+        self.log_alpha = nn.Parameter(torch.normal(5.0, 0.01, shape, generator=generator))
+        self.linear, self.quadratic = (nn.Parameter(torch.zeros(())) for _ in range(2))
+
+    def sample(self) -> Tensor:
+        """Return gates in [0, 1], of which many are exactly 0 or 1."""
+        u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+        s = ((u / (1 - u)).log() + self.log_alpha).div(_BETA).sigmoid()
+        return (s * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+
+    def expected(self) -> Tensor:
+        """Return the expected share of open gates of each row, [...]: the mean of P(z > 0)."""
+        return (self.log_alpha - _BETA * math.log(-_LOW / _HIGH)).sigmoid().mean(-1)
+
+    def penalty(self, done: float) -> Tensor:
+        """Return the mean over rows of lambda_1 (s - t) + lambda_2 (s - t)^2, for the expected sparsity s.
+
+        The target t is the share `done` of the final sparsity.
+        """
+        gap = 1 - self.expected() - done * (1 - self.target / self.log_alpha.shape[-1])
+        return (self.linear * gap + self.quadratic * gap.square()).mean()
+
+    def chosen(self) -> Tensor:
+        """Return the indices of the `target` gates with the highest alpha in each row, ascending: [..., target]."""
+        return self.log_alpha.detach().topk(self.target, dim=-1).indices.sort(dim=-1).values.cpu()
+
+
+class ShapeLearner(L.LightningModule):
+    """Train a model and the gates of the axes that `target` cuts: min over weights and gates, max over multipliers.
+
+    `model` is trained in place. The target sparsity rises linearly over the first `warmup_steps`. The weights have
+    AdamW with linear warm-up over a tenth of the steps and cosine decay to a tenth; gates and multipliers have the
+    constant rate `gate_lr`.
+    """
+
+    def __init__(
+        self, model: Any, target: ModelShape, *, lr: float, gate_lr: float, warmup_steps: int, max_steps: int,
+        seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model, self.target, self.whole = model.train(), target, shape_of(model.config)
+        self.terms: dict[str, Tensor] = {}
+        self._lr, self._gate_lr, self._warmup_steps, self._max_steps = lr, gate_lr, warmup_steps, max_steps
+        self.gates = nn.ModuleDict(_gates(self.whole, target, torch.Generator().manual_seed(seed)))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the language-model loss of the gated model plus the penalties."""
+        with torch.no_grad():
+            for _, gates in self._each():
+                gates.log_alpha.clamp_(-_BOUND, _BOUND)
+        with gated(self.model, {axis: gates.sample() for axis, gates in self._each()}):
+            loss = next_token_loss(self.model, batch)
+        done = min(1.0, self.global_step / self._warmup_steps) if self._warmup_steps else 1.0
+        penalty = torch.stack([gates.penalty(done) for _, gates in self._each()]).sum() if len(self.gates) else 0 * loss
+        open_gates = {f"open_{axis}": gates.expected().mean().detach() for axis, gates in self._each()}
+        self.terms = {"loss": loss.detach(), "penalty": penalty.detach(), **open_gates}
+        return loss + penalty
+
+    def plan(self) -> PrunePlan:
+        """Return the plan that keeps the units with the highest gates, as many as the target has."""
+
+        whole, rows = self.whole, self.whole.num_hidden_layers
+        layers, hidden = self._chosen("layer", rows), self._chosen("hidden", whole.hidden_size)
+        groups = self._chosen("group", whole.num_key_value_heads, rows)
+        neurons = self._chosen("neuron", whole.intermediate_size, rows)
+        size = whole.num_attention_heads // whole.num_key_value_heads
+        heads = (groups[..., None] * size + torch.arange(size)).flatten(1)
+        kept = (LayerPlan(i, tuple(neurons[i].tolist()), tuple(heads[i].tolist())) for i in layers.tolist())
+        return PrunePlan(whole, tuple(hidden.tolist()), tuple(kept))
+
+    def _chosen(self, axis: str, whole: int, *rows: int) -> Tensor:
+        """Return the indices of the chosen units of an axis, [*rows, units]; all of them if it has no gates."""
+        if axis not in self.gates:
+            return torch.arange(whole).expand(*rows, -1)
+        gates = self.gates[axis]
+        assert isinstance(gates, Gates)
+        return gates.chosen()
+
+    def configure_optimizers(self) -> Any:
+        """Return one AdamW that descends along weights and gates and ascends along the multipliers."""
+        multipliers = [p for _, gates in self._each() for p in (gates.linear, gates.quadratic)]
+        still = {"lr": self._gate_lr, "weight_decay": 0.0}
+        optimizer = torch.optim.AdamW([
+            {"params": list(self.model.parameters()), "lr": self._lr, "weight_decay": 0.0},
+            {"params": [gates.log_alpha for _, gates in self._each()], **still},
+            {"params": multipliers, "maximize": True, **still},
+        ], betas=(0.9, 0.95))  # fmt: skip
+        schedules: list[Callable[[int], float]] = [self._share_of_peak, lambda step: 1.0, lambda step: 1.0]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip the gradient of the weights to the norm 1."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def _share_of_peak(self, step: int) -> float:
+        rise = max(1, self._max_steps // 10)
+        if step < rise:
+            return (step + 1) / rise
+        done = (step - rise) / max(1, self._max_steps - 1 - rise)
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+    def _each(self) -> Iterator[tuple[str, Gates]]:
+        for axis, gates in self.gates.items():
+            assert isinstance(gates, Gates)
+            yield axis, gates
+
+
+def _gates(whole: ModelShape, target: ModelShape, generator: torch.Generator) -> dict[str, Gates]:
+    """Return the gates of the axes that are cut; neurons and groups have a row for each layer."""
+    layers = whole.num_hidden_layers
+    sizes = {
+        "layer": ((layers,), target.num_hidden_layers),
+        "hidden": ((whole.hidden_size,), target.hidden_size),
+        "group": ((layers, whole.num_key_value_heads), target.num_key_value_heads),
+        "neuron": ((layers, whole.intermediate_size), target.intermediate_size),
+    }
+    return {axis: Gates(shape, kept, generator) for axis, (shape, kept) in sizes.items() if kept < shape[-1]}
+
+
+@contextmanager
+def gated(model: Any, gates: dict[str, Tensor]) -> Iterator[None]:
+    """Multiply units by `gates` in forward passes inside `with`: "layer" [layers], "hidden" [hidden], and "group" and
+    "neuron" [layers, units].
+
+    A layer's gate multiplies what it adds to the residual stream. A channel's gate multiplies all that is written to
+    the channel; RMS norms then average over the open channels alone, as in the pruned model.
+    """
+    anatomy, handles = anatomy_of(model.config), []
+    for i, layer in enumerate(layers_of(model)):
+        for axis, path in (("group", anatomy.attention_output), ("neuron", anatomy.mlp_output)):
+            if axis in gates:
+                handles.append(scale_input(layer.get_submodule(path), gates[axis][i]))
+        if "layer" in gates:
+            handles.append(layer.register_forward_hook(_scale_update(gates["layer"][i])))
+    if "hidden" in gates:
+        handles += _scale_channels(model, gates["hidden"])
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scale_update(gate: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
+    def scale(module: nn.Module, inputs: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        scaled = inputs[0] + gate.to(first) * (first - inputs[0])
+        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
+
+    return scale
+
+
+def _scale_channels(model: Any, gates: Tensor) -> list[Any]:
+    """Register hooks that gate all writers to the residual stream, and correct the norms for closed channels."""
+    anatomy = anatomy_of(model.config)
+    root = ((gates > 0).sum().clamp_min(1) / len(gates)).sqrt()
+    handles = []
+    for name, module in model.named_modules():
+        _, rest = anatomy.layer_of(name)
+        if isinstance(module, nn.Embedding) or rest in (anatomy.attention_output, anatomy.mlp_output):
+            handles.append(module.register_forward_hook(lambda module, inputs, output: output * gates.to(output)))
+        elif "Norm" in type(module).__name__ and anatomy.axes_of(f"{name}.weight") == ("hidden",):
+            handles.append(module.register_forward_hook(lambda module, inputs, output: output * root.to(output)))
+    return handles

@@ -1,0 +1,130 @@
+"""Hard-concrete gates against their definition, the constraint on a whole run, the exact shape, and resumption."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from families import CASES, model_of, token_ids
+from pruning_context import context_of, small_llama
+from refusals import refuses
+
+from lit_prune.methods import methods
+from lit_prune.models.model_family import anatomy_of
+from lit_prune.models.shape import shape_of
+from lit_prune.pruning import surgery
+from lit_prune.pruning.learned.hard_concrete import Gates, ShapeLearner, gated
+from lit_prune.pruning.prune import first_units
+
+
+def gates_at(values: list[float], target: int) -> Gates:
+    gates = Gates((len(values),), target, torch.Generator())
+    gates.log_alpha.data = torch.tensor(values)
+    return gates
+
+
+def test_the_expected_share_is_the_measured_one() -> None:
+    """P(z > 0) in closed form against a sample of a million."""
+    values = [-3.0, -1.0, 0.0, 2.0]
+    torch.manual_seed(0)
+    sampled = gates_at([v for v in values for _ in range(250_000)], 1).sample()
+    open_shares = (sampled > 0).double().view(4, -1).mean(1)
+    assert ((sampled == 1).any(), (sampled == 0).any()) == (True, True)
+    for value, share in zip(values, open_shares.tolist(), strict=True):
+        by_hand = 1 / (1 + math.exp(-(value - 2 / 3 * math.log(0.1 / 1.1))))
+        assert share == pytest.approx(by_hand, abs=2e-3)
+        assert gates_at([value], 1).expected().item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_penalty_by_hand() -> None:
+    gates = gates_at([0.5, -2.0, 1.0, 4.0], target=1)
+    gates.linear.data.fill_(0.3)
+    gates.quadratic.data.fill_(2.0)
+    shares = [1 / (1 + math.exp(-(a - 2 / 3 * math.log(0.1 / 1.1)))) for a in (0.5, -2.0, 1.0, 4.0)]
+    gap = 1 - sum(shares) / 4 - 0.5 * 0.75
+    assert gates.penalty(0.5).item() == pytest.approx(0.3 * gap + 2 * gap**2, rel=1e-5)
+    assert gates.chosen().tolist() == [3]
+
+
+def test_training_reaches_the_target_and_chooses_the_exact_shape(tmp_path: Path) -> None:
+    model = small_llama()
+    module = ShapeLearner(
+        copy.deepcopy(model), first_units(model.config, TARGET).kept, lr=1e-3, gate_lr=1.0, warmup_steps=10,
+        max_steps=100, seed=0,
+    )  # fmt: skip
+    context_of(tmp_path, checkpoint_seconds=1e9).fit(module, "", max_steps=100, batch_size=2)
+    expected = {axis: gates.expected() for axis, gates in module.gates.items()}
+    assert expected.keys() == {"layer", "hidden", "group", "neuron"}
+    for axis, share in {"layer": 6 / 8, "hidden": 24 / 32, "group": 1 / 2, "neuron": 20 / 40}.items():
+        torch.testing.assert_close(expected[axis].mean(), torch.tensor(share), atol=0.06, rtol=0)
+    plan = module.plan()
+    assert plan.uniform
+    assert plan.kept == TARGET
+    best = module.gates["neuron"].log_alpha[plan.layers[0].index].argsort()[-20:]
+    assert set(plan.layers[0].neurons) == set(best.tolist())
+
+
+TARGET = shape_of(small_llama(num_hidden_layers=6, hidden_size=24, intermediate_size=20, num_attention_heads=2,
+                              num_key_value_heads=1).config)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_closed_gates_act_as_pruning_does(case: str) -> None:
+    model = model_of(case)
+    whole, anatomy = shape_of(model.config), anatomy_of(model.config)
+    plan = first_units(model.config, whole)
+    gates = {"neuron": torch.ones(whole.num_hidden_layers, whole.intermediate_size), "layer": torch.ones(2)}
+    gates["neuron"][:, ::3] = 0
+    gates["layer"] = torch.ones(whole.num_hidden_layers)
+    gates["layer"][0] = 0
+    hidden = torch.ones(whole.hidden_size)
+    if anatomy.norm == "rms" and not (anatomy.tied_width or anatomy.whole_heads):
+        hidden[1::4] = 0
+        gates["hidden"] = hidden
+    neurons = tuple(gates["neuron"][0].nonzero()[:, 0].tolist())
+    layers = tuple(type(layer)(layer.index, neurons, layer.heads) for layer in plan.layers[1:])
+    cut = surgery.apply(model, type(plan)(whole, tuple(hidden.nonzero()[:, 0].tolist()), layers))
+    ids = token_ids()
+    with torch.no_grad(), gated(model, gates):
+        ours = model(ids, use_cache=False).logits
+    torch.testing.assert_close(ours, cut(ids).logits, atol=5e-3, rtol=1e-2)
+
+
+def test_the_weights_are_trained_and_the_model_is_left_alone(tmp_path: Path) -> None:
+    model = small_llama()
+    before = copy.deepcopy(model.state_dict())
+    found = methods["sheared_llama"](max_steps=3, batch_size=2).prune(model, context_of(tmp_path))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not found.model.training
+    again = surgery.apply(model, found.plan)
+    assert not torch.equal(again.lm_head.weight, found.model.lm_head.weight)
+
+
+class Stop(Exception):
+    """The interruption."""
+
+
+def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    chosen, model = methods["sheared_llama"](max_steps=4, batch_size=2), small_llama()
+    whole = chosen.prune(model, context_of(tmp_path / "whole"))
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    resumed = chosen.prune(model, context_of(tmp_path / "cut"))
+    assert resumed.plan == whole.plan
+    assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))
+
+
+def test_a_shape_that_the_family_forbids_is_refused() -> None:
+    with refuses("prune.hidden_size"):
+        methods["sheared_llama"]().check(model_of("phi").config)
+    with refuses("prune.intermediate_size"):
+        methods["sheared_llama"](intermediate_size=100).check(small_llama().config)
+    methods["sheared_llama"](hidden_size=None).check(model_of("phi").config)
