@@ -1,0 +1,104 @@
+"""BiP: the implicit gradient against a problem whose lower level is solved exactly, masks, budget and resumption."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pruning_context import IDS, LAYERS, context_of, small_llama
+from refusals import refuses
+
+from lit_prune.methods import methods
+from lit_prune.pruning import surgery
+from lit_prune.pruning.learned.bilevel import BilevelLearner, masked
+from lit_prune.pruning.learned.units import UnitSpace
+
+BATCH = {"input_ids": IDS, "labels": IDS}
+
+
+def learner(model: Any, space: UnitSpace, **settings: Any) -> BilevelLearner:
+    given = {"lr": 1e-3, "mask_lr": 0.01, "inverse_gamma": 0.5, "max_steps": 10} | settings
+    start = torch.rand(space.size, generator=torch.Generator().manual_seed(0))
+    return BilevelLearner(copy.deepcopy(model), start, space, **given)
+
+
+def test_the_implicit_gradient_is_that_of_a_solved_lower_level() -> None:
+    """For L(z) = c z the lower level is solved by theta* = -m c / gamma, so L(m theta*(m)) = -(m c)^2 / gamma.
+
+    Its derivative with respect to m is (theta* - c / gamma) c at m = 1, and -c^2 / gamma at m = 0, where theta* = 0.
+    """
+    c, gamma = torch.tensor([0.3, -2.0]), 4.0
+    m = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (derivative,) = torch.autograd.grad((-((m * c) ** 2) / gamma).sum(), m)
+    theta = -m.detach() * c / gamma
+    torch.testing.assert_close(derivative, (theta - c / gamma) * c)
+
+
+def test_gradients_of_masks_and_weights_against_float64() -> None:
+    model = small_llama()
+    space = UnitSpace.of(model.config, 0.8)
+    module = learner(model, space)
+    mask = space.chosen(module.scores)
+    groups, neurons = space.split(mask.double())
+    module.backward(module.training_step(BATCH, 0))
+    lower, upper = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    for twin, ids in ((lower, IDS[:2]), (upper, IDS[2:])):
+        for i, layer in enumerate(twin.model.layers):
+            layer.mlp.down_proj.weight.data *= neurons[i]
+            layer.self_attn.o_proj.weight.data *= groups[i].repeat_interleave(16)
+        twin(ids, labels=ids).loss.backward()
+    found = space.split(module.scores.grad.double())
+    for i, (own, low, up) in enumerate(zip(model.model.layers, lower.model.layers, upper.model.layers, strict=True)):
+        trained = module.model.model.layers[i]
+        down = low.mlp.down_proj.weight.grad * neurons[i]
+        torch.testing.assert_close(trained.mlp.down_proj.weight.grad.double(), down, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            trained.mlp.up_proj.weight.grad.double(), low.mlp.up_proj.weight.grad, rtol=1e-3, atol=1e-6
+        )
+        g = up.mlp.down_proj.weight.grad
+        expected = ((own.mlp.down_proj.weight.double() - 0.5 * g) * g).sum(0)
+        torch.testing.assert_close(found[1][i], expected, rtol=1e-3, atol=1e-6)
+        g = up.self_attn.o_proj.weight.grad
+        expected = ((own.self_attn.o_proj.weight.double() - 0.5 * g) * g).sum(0).view(2, 16).sum(1)
+        torch.testing.assert_close(found[0][i], expected, rtol=1e-3, atol=1e-6)
+    assert (found[1][neurons == 0] != 0).all()  # a pruned unit may return
+
+
+def test_masked_columns_act_as_the_plan_and_are_restored() -> None:
+    model = small_llama()
+    space = UnitSpace.of(model.config, 0.7)
+    scores = torch.rand(space.size, generator=torch.Generator().manual_seed(1))
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad(), masked(model, space, space.chosen(scores).float()):
+        torch.testing.assert_close(model(IDS).logits, surgery.apply(small_llama(), space.plan(scores))(IDS).logits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Stop(Exception):
+    """The interruption."""
+
+
+def test_killed_and_resumed_is_uninterrupted_and_the_model_is_left_alone(tmp_path: Path) -> None:
+    chosen, model = methods["bip"](max_steps=4, batch_size=2, mask_lr=0.5), small_llama()
+    whole = chosen.prune(model, context_of(tmp_path / "whole"))
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    resumed = chosen.prune(model, context_of(tmp_path / "cut"))
+    assert resumed.plan == whole.plan
+    assert len(whole.plan.layers) == LAYERS
+    assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))
+    assert all(map(torch.equal, model.state_dict().values(), small_llama().state_dict().values()))
+    assert not torch.equal(whole.model.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_batch_without_two_halves_is_refused() -> None:
+    with refuses("prune.batch_size", 3):
+        methods["bip"](batch_size=3).check_settings()
