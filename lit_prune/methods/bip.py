@@ -33,7 +33,7 @@ class BiP(LearnAndCut):
 
     max_steps: Count = 200
     """Steps of training."""
-    batch_size: Count = 16
+    batch_size: Count = 8
     """Sequences in a step, half of them for the weights and half for the mask."""
     lr: Positive = 1e-3
     """Learning rate of the weights, with a cosine schedule to 0."""

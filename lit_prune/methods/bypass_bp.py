@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune
 from lit_prune.config.fields import Count, Positive
@@ -31,6 +31,8 @@ class BypassBP(LearnAndCut):
     units, where the authors' code fixes the shares of groups and of neurons apart; the scores of the start come from
     one pass over the unpruned model instead of layer after layer; every layer keeps one group and one neuron.
     """
+
+    keeps_zeros: ClassVar[bool] = True
 
     max_steps: Count = 200
     """Steps of the policy gradient."""
