@@ -16,6 +16,7 @@ import pandas as pd
 
 from lit_prune.config import ConfigError, expand
 from lit_prune.config.profiles import RECORDS
+from lit_prune.models.sources import SHIPPED
 from lit_prune.registry import table_of
 from lit_prune.report import Report, record, reread
 from lit_prune.report.command import extra_flags
@@ -46,6 +47,12 @@ class Answer:
         return not extra_flags(self.report)
 
     @property
+    def is_small(self) -> bool:
+        """Whether its teacher is a small one of this project: shipped with it, or pretrained by its recipe."""
+        teacher = self.report.cell.teacher
+        return teacher.pretraining is not None or (SHIPPED / str(teacher.model)).is_dir()
+
+    @property
     def num_done(self) -> int:
         """Number of finished cells."""
         return int((self.report.tidy["state"] == "done").sum())
@@ -65,7 +72,8 @@ def gather(
 ) -> list[Answer]:  # fmt: skip
     """Return the report of every request in a store, from its current cells, and every record, sorted.
 
-    The order is by table, profile and settings. If store and record answer the same question, the one with more
+    Results on public models come first, then those on small models of this project; the order is then by table, profile
+    and settings. If store and record answer the same question, the one with more
     finished cells wins, at a tie the store's. `profiles` and `tables` filter by name.
 
     Raises:
@@ -77,7 +85,7 @@ def gather(
         if profiles is None or answer.report.profile in profiles:
             questions.setdefault(answer.question, []).append(answer)
     chosen = [_fuller(answers) for answers in questions.values()]
-    return sorted(chosen, key=lambda answer: answer.question)
+    return sorted(chosen, key=lambda answer: (answer.is_small, answer.question))
 
 
 def frame(store: str | Path = DEFAULT_ROOT, records: str | Path = RECORDS) -> pd.DataFrame:
