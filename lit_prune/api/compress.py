@@ -74,8 +74,8 @@ def prune(
         model: a teacher by name, a folder, a .gguf file, a hub id, or a transformers model in memory.
         out: folder to copy the student to, with plan.json and a model card; must be empty or not exist.
         method: pruning method, one of `lit_prune.registry.methods`; a size that it has no setting for is refused.
-        num_parameters: parameters to keep, a count or a share in (0, 1]. Without another size, hidden channels and
-            MLP neurons are pruned to the same share.
+        num_parameters: parameters to keep, a count or a share in (0, 1]. Without another size, the default method
+            prunes hidden channels and MLP neurons to the same share.
         hidden_size: hidden channels to keep, a count or a share; likewise `intermediate_size` (MLP neurons of a layer),
             `num_attention_heads` (query heads of a layer) and `num_hidden_layers`.
         sparsity: share of the weights of the linears in the layers to set to zero, for methods that zero weights.
@@ -101,7 +101,11 @@ def prune(
         sizes = {name: size for name, size in sizes.items() if size is not None}
     elif sparsity is None and not any(sizes.values()) and not any(path.startswith("prune.") for path in settings):
         raise ConfigError("prune: must be given a size to keep (--num-parameters, --hidden-size, --num-hidden-layers)")
-    if num_parameters is not None and all(sizes.get(name) is None for name in list(SIZES)[1:]):
+    if (
+        method == DEFAULT_METHOD
+        and num_parameters is not None
+        and all(sizes.get(name) is None for name in list(SIZES)[1:])
+    ):
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
     opened, target = Store(store), _target(out)
     requested = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)

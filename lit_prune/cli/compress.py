@@ -66,8 +66,8 @@ class PruneArgs(_Common):
     method: str = DEFAULT_METHOD
     """Pruning method. --set changes its settings; `lit-prune fields prune` lists settings and methods."""
     num_parameters: Share = None
-    """Parameters to keep, a count or a share in (0, 1]. If no other size is given, hidden channels and MLP neurons are
-    pruned to the same share."""
+    """Parameters to keep, a count or a share in (0, 1]. If no other size is given, the default method prunes hidden
+    channels and MLP neurons to the same share."""
     hidden_size: Share = None
     """Hidden channels to keep, a count or a share; default: all."""
     intermediate_size: Share = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 Size = int | float | Literal["auto"] | None
 """Target of one axis: a whole number is a count, a fraction in (0, 1] a share of the teacher, None keeps it, and
@@ -31,6 +31,8 @@ SeqLen = Annotated[int, Ge(2)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
+Proportion = Annotated[float, Gt(0), Le(1)]
+"""A share of a whole, but not none of it."""
 
 
 class ConfigError(ValueError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lit_prune.config import ConfigError
@@ -43,3 +46,11 @@ class CalibrationData(L.LightningDataModule):
         return DataLoader(
             Subset(self.sequences, self.chosen[rank::world]), batch_size=self.batch_size, num_workers=self.num_workers
         )
+
+
+def sample_sequences(batches: Iterable[dict[str, Tensor]], count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return `count` sequences drawn from all batches without replacement, as one batch; all if there are fewer."""
+    rows = list(batches)
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    order = torch.randperm(len(joined["input_ids"]), generator=generator)[:count]
+    return {name: ids[order.to(ids.device)] for name, ids in joined.items()}

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from lit_prune.config import ConfigError, Prune, errors_of, expand
+from lit_prune.config import ConfigError, Prune, PruneMethod, errors_of, expand
 from lit_prune.importance.criteria import DEPTH, CalibrationStats, Scores, check_axes, criteria
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import ModelShape, shape_of
@@ -120,7 +120,7 @@ def config_of(student: Prune, config: Any) -> Any:
     return surgery.smaller_config(config, plan)
 
 
-def load_plan(student: Prune) -> PrunePlan:
+def load_plan(student: PruneMethod) -> PrunePlan:
     """Return the plan in the file `prune.plan_path`.
 
     Raises:
