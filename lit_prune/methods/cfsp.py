@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import NonNegative
@@ -29,7 +29,9 @@ class CFSP(ChooseAndCut):
 
     Deviations: the official code sums I_l over tokens and divides by 1e4, so that the effect of a depends on the number
     of tokens; the default here equals a = 1 with its 128 sequences of 2048 tokens. Both exponents of s_j are 1. Numbers
-    of neurons are not rounded to multiples of 128. The paper retrains with LoRA ranks by layer; here none is preset.
+    of neurons are not rounded to multiples of 128. The paper gives each layer a LoRA rank by its importance; here all
+    layers have the same, and the other settings of the retraining are those of `distill`. Import
+    `lit_prune.models.per_layer_config` before you load a student, since its layers differ in width.
     """
 
     intermediate_size: Size = 0.75
@@ -39,9 +41,13 @@ class CFSP(ChooseAndCut):
     sharpness: NonNegative = 26.2144
     """a, how much the layers differ; 0 keeps the same number of neurons in each."""
 
+    retraining: ClassVar[dict[str, Any]] = {
+        "distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.lora.rank": 8,
+    }  # fmt: skip
+
     @property
     def equal_layers(self) -> bool:
-        """Return False: the scores decide the width of every layer."""
+        """False: the scores decide the width of every layer."""
         return False
 
     def recipe(self, config: Any) -> Prune:
