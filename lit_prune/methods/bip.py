@@ -21,13 +21,13 @@ class BiP(LearnAndCut):
 
     The upper level minimises L(m * theta*(m)) over masks m, the lower one finds theta*(m), the minimum over theta of
     L(m * theta) + gamma / 2 |theta|^2. As z = m * theta is bilinear, the implicit gradient needs first derivatives
-    only: dL/dm = (theta - dL/dz / gamma) * dL/dz (equation 7). Weights and mask are stepped on two different halves of
-    a batch; the mask holds the units of the highest scores within the budget.
+    only: dL/dm = (theta - dL/dz / gamma) * dL/dz. Weights and mask are stepped on two different halves of a batch; the
+    mask holds the units of the highest scores within the budget.
 
     The paper prunes image classifiers by weight, filter or channel, with SGD and a mask rate of 0.1. Deviations: the
     units are KV groups and neurons, masked by the columns of the output projection that read them, since at a mask of 0
     over all weights of a unit every gradient is 0; both levels use AdamW and start from the same weights; 1 / gamma is
-    a setting of its own and the weights have no penalty, as in the authors' code. Scores start from the norms of the
+    a setting of its own, as in the authors' code, and the weights have no penalty. Scores start from the norms of the
     units' weights, standardised in each layer.
     """
 

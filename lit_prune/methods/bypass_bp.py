@@ -22,7 +22,7 @@ class BypassBP(LearnAndCut):
     Each unit has a Bernoulli mask m with probability s. REINFORCE minimises the language-model loss E[L(m)]: the
     gradient is the mean over sampled masks of (L(m) - delta) (m - s) / (s (1 - s)), with a moving average delta of the
     losses as the baseline. After each step s is shifted and clamped to [0, 1], by bisection, so that the expected
-    number of parameters is within the budget (arXiv 2406.10576, sections 3 and 4). The model runs forward only. The
+    number of parameters is within the budget (arXiv 2406.10576). The model runs forward only. The
     start is the sigmoid of Wanda scores summed over each unit, standardised within its layer, with the mean of the
     share to keep.
 

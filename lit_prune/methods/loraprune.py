@@ -20,8 +20,8 @@ class LoRAPrune(ChooseAndCut):
 
     Only low-rank adapters B A are trained. The gradient of a frozen weight W is estimated as dB A + B dA - dB dA. The
     sensitivity of a unit is the sum of the squares of that estimate times W + s B A over its weights, averaged over
-    steps (equations 5 to 9). Units are pruned gradually during the training, which also recovers the model: the
-    adapters are merged at the end, and no retraining follows.
+    steps. Units are pruned gradually during the training, which also recovers the model: the adapters are merged at the
+    end, and no retraining follows.
 
     The paper prunes half of each layer and trains two epochs with batches of 128, rank 8, alpha 16 and a rate of 1e-4;
     the defaults are fewer steps with a larger rate. Deviations: a KV group is pruned with its query heads, and all

@@ -21,9 +21,9 @@ class MLPruning(LearnAndCut):
     Of n units of a layer the ceil(sigmoid(t) n) with the highest scores stay. Masks pass their gradient straight to the
     scores, and its sum over the units that stay to t. The loss is 0.9 (KL of the logits at temperature 2 + squared
     error of the states) + 0.1 cross-entropy + lambda (excess over the budget)^2, with lambda = max(weight * share, 50),
-    or 10 near the budget (sections 3.1 to 3.3). Scores, thresholds and weights are trained together.
+    or 10 near the budget, as in the authors' code. Scores, thresholds and weights are trained together.
 
-    The paper prunes BERT with thresholds that begin at 10 and a score rate of 0.01; here they begin at 5, for few
+    The authors prune BERT with thresholds that begin at 10 and a score rate of 0.01; here they begin at 5, for few
     steps. Deviations: of the three levels, heads (with GQA, KV groups) and rows; no blocks of 32 x 32, which have no
     place in a dense model, and no rows of the output projections, which are channels of the residual stream. The
     attention maps are not imitated. Where the thresholds do not meet the budget at the end, all are shifted alike.
@@ -38,7 +38,7 @@ class MLPruning(LearnAndCut):
     score_lr: Positive = 0.1
     """Learning rate of scores and thresholds."""
     weight: NonNegative = 400.0
-    """Largest weight of the penalty."""
+    """Weight of the penalty while nothing is pruned; it falls with the square of the excess, to 50."""
     ce_weight: Fraction = 0.1
     """Weight of the cross-entropy; imitation has the rest."""
     temperature: Positive = 2.0

@@ -1,6 +1,6 @@
 """Learn masks and weights in turn: the weights adapt to the mask, and the mask to weights that would adapt to it.
 
-Source: BiP, "Advancing Model Pruning via Bi-level Optimization", arXiv 2210.04092, sections 4 and 5.
+Source: BiP, "Advancing Model Pruning via Bi-level Optimization", arXiv 2210.04092.
 """
 
 from __future__ import annotations

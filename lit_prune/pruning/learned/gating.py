@@ -76,8 +76,9 @@ class MaskLearner(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the model to the device of the masks; Lightning does not, since it is no submodule."""
+        self._home = self.model.device
         self.model.to(self.device)
 
     def on_fit_end(self) -> None:
         """Move the model back."""
-        self.model.to("cpu")
+        self.model.to(self._home)

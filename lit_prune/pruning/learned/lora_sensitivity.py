@@ -1,6 +1,6 @@
 """Train adapters and prune units by the sensitivity that the gradients of the adapters tell.
 
-Source: LoRAPrune, arXiv 2305.18403, section 3.
+Source: LoRAPrune, arXiv 2305.18403.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Learn the scores of units, and for each layer and kind a threshold that says how many of them stay.
 
-Source: MLPruning, arXiv 2105.14636, sections 3.1 and 3.2.
+Source: MLPruning, arXiv 2105.14636.
 """
 
 from __future__ import annotations
