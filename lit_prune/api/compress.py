@@ -263,14 +263,15 @@ def _check_smaller(cell: Cell) -> None:
         raise ConfigError(f"prune: must remove something, got sizes that keep all of {cell.teacher.model}")
 
 
-def _shapes(found: Compressed) -> dict[str, tuple[int, int]]:
-    """Return name -> sizes of teacher and student for each size that pruning changed, of the widest layer."""
+def _shapes(found: Compressed) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Return name -> size of the teacher, and least and greatest of the layers of the student, if it changed."""
     from lit_prune.pruning.plan import PrunePlan
 
     assert found.plan is not None
     plan = PrunePlan.load(found.plan)
-    whole, pruned = vars(plan.original), vars(plan.kept)
-    return {name: (size, pruned[name]) for name, size in whole.items() if size != pruned[name]}
+    layers = [vars(plan.shape_of_layer(layer)) for layer in plan.layers]
+    ranges = {name: (min(s[name] for s in layers), max(s[name] for s in layers)) for name in vars(plan.original)}
+    return {name: (size, ranges[name]) for name, size in vars(plan.original).items() if ranges[name] != (size, size)}
 
 
 def _student_folder(store: Store, cell: Cell) -> Path:

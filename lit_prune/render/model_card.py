@@ -22,7 +22,7 @@ def model_card(
     teacher: Mapping[str, Any],
     env: Mapping[str, Any],
     verb: str,
-    shapes: Mapping[str, tuple[int, int]] | None = None,
+    shapes: Mapping[str, tuple[int, tuple[int, int]]] | None = None,
 ) -> str:
     """Return the card: base model, sizes cut and method, losses before and after, retraining, command, versions."""
     from huggingface_hub import ModelCardData
@@ -62,11 +62,14 @@ def size_text(found: Mapping[str, Any]) -> str:
     return f"{found['parameters']:,} ({zeros})" if zeros else f"{found['parameters']:,}"
 
 
-def _cut(shapes: Mapping[str, tuple[int, int]] | None) -> list[str]:
-    """Return the lines of the sizes before and after; plan.json beside the card has every index."""
+def _cut(shapes: Mapping[str, tuple[int, tuple[int, int]]] | None) -> list[str]:
+    """Return the lines of the sizes before and after, as a range if layers differ; plan.json has every index."""
     if not shapes:
         return []
-    lines = (f"| {name} | {before:,} | {after:,} |" for name, (before, after) in shapes.items())
+    lines = (
+        f"| {name} | {before:,} | {least:,}{f' to {most:,}' if most > least else ''} |"
+        for name, (before, (least, most)) in shapes.items()
+    )
     return ["## What was cut", "", "| size | teacher | student |", "|---|---:|---:|", *lines, ""]
 
 

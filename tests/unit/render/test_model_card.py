@@ -49,3 +49,10 @@ def test_a_card_tells_whether_the_retraining_was_done_or_another_one() -> None:
 
 def test_nothing_is_said_of_a_student_that_was_given() -> None:
     assert line({"prune.init_from": "./small"}, "distill") == []
+
+
+def test_sizes_that_differ_between_layers_are_shown_as_a_range() -> None:
+    shapes = {"num_hidden_layers": (4, (3, 3)), "intermediate_size": (2000, (900, 2000))}
+    card = model_card(Cell(), MEASURED, MEASURED, {}, "prune", shapes)
+    assert "| num_hidden_layers | 4 | 3 |" in card
+    assert "| intermediate_size | 2,000 | 900 to 2,000 |" in card
