@@ -42,6 +42,13 @@ ACCURACY = "accuracy"
 _PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)")
 
 
+def paper_named(source: str) -> str:
+    """Return the short name of the paper with which a source begins, as "Wanda" in "Wanda, Table 3"; "" if none."""
+    place = _PLACE.search(source)
+    before = "" if place is None else source[: place.start()]
+    return before.removesuffix(", ") if before.endswith(", ") else ""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement of the paper: `better` has a better metric than `worse`, the two are alike, or their order flips."""
@@ -74,9 +81,10 @@ class Claim:
 
         Claims of one family share a Holm correction; retrained and zero-shot rows are corrected separately.
         """
-        place = _PLACE.search(self.source)
-        paper = "In Practice, " if self.source.startswith("In Practice") else ""
-        return self.source if place is None else f"{paper}{place[1]} {place[2]}"
+        place, paper = _PLACE.search(self.source), paper_named(self.source)
+        if place is None:
+            return self.source
+        return f"{place[1]} {place[2]}" if paper in ("", "Minitron") else f"{paper}, {place[1]} {place[2]}"
 
     @property
     def bound(self) -> float:

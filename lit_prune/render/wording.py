@@ -28,7 +28,7 @@ _TITLES = {
 _LOSSES = ("lm_loss", "lm_loss_before", "kd_loss", "kd_loss_before", "second_lm_loss")
 _RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "memory_share")
 UNITS = dict.fromkeys(_LOSSES, "nats/token") | dict.fromkeys(_RATIOS, "× teacher")
-SHOWN = {"parameters": amount, "train_flops": flops}
+SHOWN = {"parameters": amount, "nonzero_parameters": amount, "train_flops": flops}
 """Metric -> formatter of metrics that are not losses."""
 # Row labels are wrapped before a table is split, but not below this width.
 _LABEL = 24

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lit_prune.config.table import Table
+from lit_prune.config.table import Table, paper_named
 from lit_prune.registry import table_of, tables
 from lit_prune.report.load import Answer, ledger
 from lit_prune.report.verdicts import SEEDS, VERDICTS
@@ -17,6 +17,9 @@ MINITRON, PRACTICE = "Minitron", "In Practice"
 PAPERS = {
     MINITRON: "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)",
     PRACTICE: "LLM Pruning and Distillation in Practice: The Minitron Approach (arXiv 2408.11796)",
+    "Wanda": "A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11695)",
+    "AlphaPruning": "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of "
+    "Large Language Models (arXiv 2410.10912)",
 }
 """Short name -> title of the papers whose claims are tested."""
 _COLUMNS = [
@@ -58,9 +61,10 @@ def whole_ledger(answers: Sequence[Answer], not_run: Iterable[Table]) -> pd.Data
 
 
 def paper_of(table: Table, source: str) -> str:
-    """Return the paper of a claim; if a table covers both papers, the claim's source names it."""
-    practice = source.startswith(PRACTICE) or table.source.startswith("LLM Pruning and Distillation in Practice")
-    return PRACTICE if practice else MINITRON
+    """Return the paper of a claim, which the claim's source names if a table covers several papers."""
+    if named := paper_named(source):
+        return named
+    return PRACTICE if table.source.startswith("LLM Pruning and Distillation in Practice") else MINITRON
 
 
 def standardize(found: pd.DataFrame) -> pd.Series:

@@ -1,4 +1,4 @@
-"""List every claim of both papers with the tables that test it, or the reason why none does. No torch."""
+"""List the claims of the papers with the tables that test it, or the reason why none does. No torch."""
 
 from __future__ import annotations
 

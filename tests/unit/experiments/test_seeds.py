@@ -12,6 +12,7 @@ from lit_prune.registry import table_of
 
 CALIBRATED = (
     "aggregation", "axes", "correction", "depth", "iterative", "oneshot", "phase", "residual", "search", "strategy",
+    "unstructured",
 )  # fmt: skip
 
 

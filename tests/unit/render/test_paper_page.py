@@ -21,7 +21,7 @@ from lit_prune.render.exports import write
 from lit_prune.render.notes import as_html
 from lit_prune.render.paper_page import anchor
 from lit_prune.report import Report, assemble
-from lit_prune.report.claims_summary import standing, whole_ledger
+from lit_prune.report.claims_summary import PAPERS, standing, whole_ledger
 from lit_prune.report.load import Answer
 from lit_prune.store import Store
 
@@ -102,7 +102,7 @@ def test_the_ledger_has_every_claim_of_every_table(page: str, folder: Path, answ
         assert set(ledger.loc[ledger["profile"] == profile, "claim"]) == claims
     assert set(ledger["table"]) >= {name for name in tables() if name not in ("search_ablation",)}
     assert set(ledger.loc[ledger["table"] != "loss_ablation", "verdict"]) == {"not run"}
-    assert set(ledger["paper"]) == {"Minitron", "In Practice"}
+    assert set(ledger["paper"]) == set(PAPERS)
     for profile in ("tiny", "partly"):
         one = page[page.index(f'<section class="answer" id="loss_ablation-{profile}">') :].partition("</section>")[0]
         assert len(re.findall(r'<tr><th scope="row"><div><span class="badge', one)) == len(claims)

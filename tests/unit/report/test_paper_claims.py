@@ -28,7 +28,7 @@ def test_every_claim_of_a_table_stands_in_the_ledger_at_its_place(name, tmp_path
     lines = read()[[name in tables for tables in read()["tables"]]]
     places = set(zip(lines["paper"], lines["place"].str.removeprefix("best "), strict=True))
     claimed = {
-        (paper_of(table, c.source), c.family.removeprefix("In Practice, "))
+        (paper_of(table, c.source), c.family.removeprefix(f"{paper_of(table, c.source)}, "))
         for c in (*table.claims, *table.accuracy_claims)
     }
     assert claimed <= places
