@@ -20,7 +20,7 @@ from lit_prune.report.record import read
 from lit_prune.store import Store
 from lit_prune.store.address import key
 
-REDRAWN = {"correction_ablation", "phase_ablation", "search_ablation"}
+REDRAWN = {"search_ablation"}
 """Records from before each seed drew its calibration: their first seed stands, the others have to be computed again."""
 
 
