@@ -25,16 +25,16 @@ class Bonsai(PlanSearch):
     Deviations: the unit of attention is a KV group with its query heads (without GQA, a head). The perturbed units are
     a share of all neurons and KV groups, not of each layer, which has few groups, and a mask may hide any number of
     them (see `Perturbable`). The paper ranks by beta_j alone. Every layer keeps a neuron and a group; in the paper a
-    whole sub-layer can go. Loss replaces perplexity, and closed-form ridge with a leave-one-out penalty gradient
-    descent with five folds. The code's defaults are 200 masks on 32 sequences.
+    whole sub-layer can go. The loss is regressed, not the perplexity, in closed form with a leave-one-out penalty, not
+    by gradient descent with five folds.
     """
 
     prune_fraction: Proportion = 0.05
     """Share of the parameters of all layers that a round removes; twice this share of the units is perturbed."""
-    num_masks: Count = 100
+    num_masks: Count = 200
     """Masked models of a round, rounded up to pairs."""
-    num_sequences: Count = 8
-    """Calibration sequences that a round draws to measure their loss."""
+    num_sequences: Count = 4
+    """Calibration sequences that a round draws to measure their loss (32 in the paper's code)."""
 
     retraining: ClassVar[dict[str, Any]] = {
         "distill.ce_weight": 1.0, "distill.kd_weight": 0.01, "distill.optimizer.lr": 1e-4, "distill.lora.rank": 128,

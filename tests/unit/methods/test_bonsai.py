@@ -40,7 +40,7 @@ def test_units_with_zero_output_weights_go_first(tmp_path: Path) -> None:
                 model.model.layers[index].mlp.down_proj.weight[:, neurons] = 0
             model.model.layers[4].self_attn.o_proj.weight[:, 16:] = 0  # the second group
     size = model.num_parameters() - 8 * NEURON - GROUP  # twice as many neurons as are idle
-    method = methods["bonsai"](num_parameters=size, num_masks=200, prune_fraction=0.1)
+    method = methods["bonsai"](num_parameters=size, num_masks=200, num_sequences=8, prune_fraction=0.1)
     found = method.prune(model, context_of(tmp_path, ids))
     assert found.model.num_parameters() == size
     for layer in found.plan.layers:

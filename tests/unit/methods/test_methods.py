@@ -36,12 +36,12 @@ def ctx(tmp_path: Path) -> PruneContext:
 
 
 def made(name: str, **settings: Any) -> Any:
-    """A method whose other settings are its defaults, but with few steps of training.
+    """A method whose other settings are its defaults, but with few steps of training or few masks.
 
     A quarter of the heads of a model with four cannot go evenly.
     """
     fields = {field.name for field in dataclasses.fields(methods[name])}
-    given = {"num_attention_heads": None, "max_steps": 3, "batch_size": 2} | settings
+    given = {"num_attention_heads": None, "max_steps": 3, "batch_size": 2, "num_masks": 20} | settings
     return methods[name](**{path: value for path, value in given.items() if path in fields})
 
 
