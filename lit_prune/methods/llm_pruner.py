@@ -32,10 +32,10 @@ class LLMPruner(ScoreAndCut):
     """KV groups (with their query heads) to keep in each pruned layer, as a count or a share; heads, without GQA."""
     criterion: Literal["taylor_vector", "taylor", "taylor_fisher"] = "taylor"
     """Score of a unit."""
-    spare_first: Natural = 4
-    """First layers that stay unpruned (4 of the 32 of LLaMA-7B)."""
-    spare_last: Natural = 2
-    """Last layers that stay unpruned (2 of the 32 of LLaMA-7B)."""
+    spare_first: Natural | None = None
+    """First layers that stay unpruned; null takes the share of the published run, 4 of the 32 of LLaMA-7B."""
+    spare_last: Natural | None = None
+    """Last layers that stay unpruned; null takes the share of the published run, 2 of the 32 of LLaMA-7B."""
 
     retraining: ClassVar[dict[str, Any]] = {
         "distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.batch_size": 64, "distill.optimizer.lr": 1e-4,
@@ -50,7 +50,11 @@ class LLMPruner(ScoreAndCut):
 
     def adjust(self, plan: PrunePlan) -> PrunePlan:
         """Return the plan with the first and last layers unpruned; a plan from `plan_path` is not changed."""
-        return plan if self.plan_path else plan.sparing(self.spare_first, self.spare_last)
+        if self.plan_path:
+            return plan
+        layers = plan.original.num_hidden_layers
+        first = layers // 8 if self.spare_first is None else self.spare_first
+        return plan.sparing(first, layers // 16 if self.spare_last is None else self.spare_last)
 
     def effective(self, config: Any) -> LLMPruner:
         """Return the settings unchanged, since the recipe does not include the unpruned layers."""

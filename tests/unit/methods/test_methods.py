@@ -19,9 +19,10 @@ from lit_prune.cli.main import main
 from lit_prune.config import Cell, ConfigError, Execution, Prune
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
 from lit_prune.methods import PruneContext, Pruned, ScoreAndCut, method, methods
-from lit_prune.models.shape import num_parameters
+from lit_prune.models.shape import ModelShape, num_parameters
 from lit_prune.pipeline.validate import check_names
 from lit_prune.pruning.masks import check_zero, sparsity_of
+from lit_prune.pruning.plan import PrunePlan
 from lit_prune.store.address import key
 
 
@@ -219,6 +220,14 @@ def test_llm_pruner_keeps_first_and_last_layers_whole_and_the_best_units_of_the_
         assert block.heads == (2 * group, 2 * group + 1)
     with pytest.raises(ConfigError):
         methods["llm_pruner"](spare_first=5, spare_last=3).check(model.config)
+
+
+@pytest.mark.parametrize(("layers", "first", "last"), [(5, 0, 0), (16, 2, 1), (32, 4, 2)])
+def test_llm_pruner_spares_the_published_share_of_the_layers(layers: int, first: int, last: int) -> None:
+    plan = PrunePlan.everything(ModelShape(layers, 8, 8, 2, 2))
+    half = dataclasses.replace(plan, layers=tuple(dataclasses.replace(one, heads=(0,)) for one in plan.layers))
+    heads = [len(layer.heads) for layer in methods["llm_pruner"]().adjust(half).layers]
+    assert heads == [2] * first + [1] * (layers - first - last) + [2] * last
 
 
 def test_rows_of_two_methods_that_prune_alike_are_recognised(model: Any) -> None:
