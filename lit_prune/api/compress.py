@@ -281,6 +281,8 @@ def _student_folder(store: Store, cell: Cell) -> Path:
 
 def _written(found: Compressed, target: Path, name: str) -> Compressed:
     """Copy the student, its plan and a model card to a folder atomically."""
+    from lit_prune.models.loading import load_config
+    from lit_prune.models.shape import loading_module
     from lit_prune.render.model_card import model_card
 
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
@@ -291,7 +293,8 @@ def _written(found: Compressed, target: Path, name: str) -> Compressed:
         if plan is not None and found.plan is not None:
             shutil.copyfile(found.plan, scratch / plan.name)
         shapes = None if plan is None else _shapes(found)
-        card = model_card(found.cell, found.student, found.teacher, found.env, name, shapes)
+        module = loading_module(load_config(str(scratch)))
+        card = model_card(found.cell, found.student, found.teacher, found.env, name, shapes, module)
         (scratch / "README.md").write_text(card)
         if target.is_dir():
             target.rmdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +61,10 @@ def _mask_adapters(student: Any, masks: Masks) -> None:
             module.lora_variant |= dict.fromkeys(module.lora_A, MaskedLora())
 
 
+_FACTOR = re.compile(r"\.[01]$")
+"""The place of a low-rank factor in the linear that it belongs to."""
+
+
 def targets_of(model: Any, lora: Lora) -> list[str]:
     """Return the names, within a layer, of the linear modules that get an adapter.
 
@@ -72,7 +77,7 @@ def targets_of(model: Any, lora: Lora) -> list[str]:
         return names
     chosen: dict[str, None] = {}
     for target in lora.target_modules:
-        found = [name for name in names if f".{name}".endswith(f".{target}")]
+        found = [name for name in names if f".{_FACTOR.sub('', name)}".endswith(f".{target}")]
         if not found:
             allowed = ", ".join(names)
             raise ConfigError(f"distill.lora.target_modules: no linear layer is named {target!r}; there are: {allowed}")

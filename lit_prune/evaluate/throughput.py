@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_prune.config import ConfigError, ThroughputTest
 from lit_prune.evaluate.memory import bytes_of_cache, bytes_of_weights, peak_of
 from lit_prune.models.positions import positions_of
+from lit_prune.models.shape import make_loadable
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,7 @@ def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.d
     """
     from transformers import AutoModelForCausalLM
 
-    if config.is_heterogeneous:
-        import lit_prune.models.per_layer_config  # noqa: F401  (builds each layer from its own widths)
-
+    make_loadable(config)
     with torch.random.fork_rng(), torch.device(device):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
 

@@ -17,8 +17,16 @@ from torch.func import functional_call
 from lit_prune.config import ConfigError
 from lit_prune.models.files import named
 from lit_prune.models.lm_head import head_of, last_states
-from lit_prune.models.model_family import FAMILIES, Axis, ModelFamily, anatomy_of, head_dim_of, layers_of, parts_of
-from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.models.model_family import (
+    Axis,
+    ModelFamily,
+    anatomy_of,
+    head_dim_of,
+    is_described,
+    layers_of,
+    parts_of,
+)
+from lit_prune.models.shape import ModelShape, widths_of
 
 TOLERANCE = 1e-3
 """Largest allowed difference relative to the largest entry: far above float32 rounding, far below a missing step."""
@@ -38,7 +46,7 @@ def check_pieces(model: Any, location: str) -> None:
     Raises:
         ConfigError: if a part of the model is not as described.
     """
-    if model.config.model_type not in FAMILIES:
+    if not is_described(model.config):
         return
     try:
         anatomy = anatomy_of(model.config)
@@ -95,7 +103,7 @@ def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor
     for i in range(len(layers)):
         yield f"residual stream after layer {i}", calls[str(i)].output, entering[i + 1]
     for i in checked:
-        shape = shape_of(model.config.per_layer_config[i] if model.config.is_heterogeneous else model.config)
+        shape = widths_of(model.config, i)
         inside = {part: calls[f"{i}.{part}"] for part in parts}
         for what, ours, theirs in _inside(anatomy, shape, head_dim_of(model.config), layers[i], inside, entering[i]):
             yield f"{what} in layer {i}", ours, theirs

@@ -10,7 +10,11 @@ from lit_prune.config import ConfigError
 
 Axis = str | tuple[str, ...] | None
 """The units along one dimension: "hidden", "neuron", "head" (query heads) or "kv_group". Each unit has an equal number
-of entries; a tuple means axes laid end to end; None means a dimension that is never cut."""
+of entries; a tuple means axes laid end to end; None means a dimension that is never cut, and so does "rank", the one
+between the factors of a linear."""
+
+TRANSFORMED = "lit_prune_"
+"""Prefix of the model types that `lit_prune.models.transformed` registers; the family's own type follows."""
 
 Axes = tuple[Axis, ...]
 """The axis of each dimension of a parameter."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lit_prune.models.model_family import ModelFamily, anatomy_of, head_dim_of
-from lit_prune.models.shape import meta_model
+from lit_prune.models.shape import meta_model, widths_of
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def forward_flops(config: Any, seq_len: int, *, causal: bool = True) -> float:
     Attention counts the positions that a token attends to; without `causal` also the masked ones, as in kernels that
     do not skip them (see `minitron_step`).
     """
-    layers, own = range(config.num_hidden_layers), config.is_heterogeneous
-    heads = [(config.per_layer_config[i] if own else config).num_attention_heads for i in layers]
+    heads = [widths_of(config, i).num_attention_heads for i in range(config.num_hidden_layers)]
     seen = [attended(seq_len, window, causal) for window in _windows(config)]
     attention = sum(4 * n * head_dim_of(config) * positions for n, positions in zip(heads, seen, strict=True))
     return 2 * num_multiplied(config) + attention
@@ -105,10 +104,10 @@ def training_products(
     Without `head_gradient` the logits are computed, but no loss of them is minimised.
     """
     found, num_layers = Products(), config.num_hidden_layers
-    sizes = {name: p.numel() for name, p in meta_model(config).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
     stream = trainable.embedding(config)
     for index, window in enumerate(_windows(config)):
-        stream = _Layer(config, index, sizes, trainable, found).add(stream, attended(seq_len, window, causal))
+        stream = _Layer(config, index, shapes, trainable, found).add(stream, attended(seq_len, window, causal))
     last = stream or trainable.layer(num_layers - 1, num_layers)
     found.values["output", num_layers] = Value(config.hidden_size, last)
     found.multiply(config.vocab_size * config.hidden_size, head_gradient and last, head_gradient and trainable.head)
@@ -118,11 +117,13 @@ def training_products(
 class _Layer:
     """The matrix products of one layer."""
 
-    def __init__(self, config: Any, index: int, sizes: dict[str, int], trainable: Trainable, found: Products) -> None:
+    def __init__(
+        self, config: Any, index: int, shapes: dict[str, tuple[int, ...]], trainable: Trainable, found: Products
+    ) -> None:
         self.config, self.index, self.trainable, self.found = config, index, trainable, found
         self.anatomy, self.hidden = anatomy_of(config), config.hidden_size
         prefix = f"{self.anatomy.layers}.{index}."
-        self.sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
+        self.shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         self.trained = trainable.layer(index, config.num_hidden_layers)
 
     def add(self, stream: bool, positions: float) -> bool:
@@ -133,21 +134,21 @@ class _Layer:
         anatomy = self.anatomy
         read = self._normed(stream, anatomy.input_norm)
         attended = self._linear(anatomy.attention_output, self._attention(read, positions), into_stream=True)
-        mlp_reads = self._normed(stream if _is_parallel(self.config, anatomy) else stream or attended, anatomy.mlp_norm)
+        between = self._shortcut("attention_shortcut", stream) or attended
+        mlp_reads = self._normed(stream if _is_parallel(self.config, anatomy) else between, anatomy.mlp_norm)
         neurons = [self._linear(name, mlp_reads) for name in anatomy.mlp_input]
         made = self._linear(anatomy.mlp_output, any(neurons), into_stream=True)
         self._show("output", self.hidden, read)
         self._show("mlp", self.hidden, mlp_reads)
-        return stream or attended or made
+        return self._shortcut("mlp_shortcut", between) or made
 
     def _attention(self, read: bool, positions: float) -> bool:
         """Add queries, keys and values, their scores and the weighted sum; return whether it requires a gradient."""
         linears = self.anatomy.attention_input
         made = [self._linear(name, read) for name in linears]
         query, key, value = made if len(made) > 1 else made * 3
-        own = self.config.per_layer_config[self.index] if self.config.is_heterogeneous else self.config
-        width = own.num_attention_heads * head_dim_of(self.config)
-        others = (sum(self.sizes[f"{name}.weight"] for name in linears) // self.hidden - width) // 2
+        own, head_dim = widths_of(self.config, self.index), head_dim_of(self.config)
+        width, others = own.num_attention_heads * head_dim, own.num_key_value_heads * head_dim
         self._show("query", width, query)
         self._show("key", others, key)
         self._show("value", others, value)
@@ -155,18 +156,25 @@ class _Layer:
         return self.found.multiply(width * positions, scores, value)
 
     def _linear(self, name: str, read: bool, *, into_stream: bool = False) -> bool:
-        """Add a linear layer and its adapter; return whether its output requires a gradient."""
-        size = self.sizes[f"{name}.weight"]
-        made = self.found.multiply(size, read, self.trained)
+        """Add a linear layer or its two factors, and adapters; return whether its output requires a gradient."""
+        if f"{name}.weight" not in self.shapes:
+            return self._linear(f"{name}.1", self._linear(f"{name}.0", read), into_stream=into_stream)
+        first, second = self.shapes[f"{name}.weight"]
+        made = self.found.multiply(first * second, read, self.trained)
         rank = self.trainable.rank
         if rank is None or name not in self.trainable.targets:
             return made
-        inputs, outputs = (size // self.hidden, self.hidden) if into_stream else (self.hidden, size // self.hidden)
+        stored_as_in_out = (self.anatomy.axes_of(f"{name}.weight")[0] == "hidden") != into_stream
+        inputs, outputs = (first, second) if stored_as_in_out else (second, first)
         return self.found.multiply(rank * outputs, self.found.multiply(rank * inputs, read, True), True)
+
+    def _shortcut(self, name: str, stream: bool) -> bool:
+        """Add a shortcut, if the layer has one; return whether its output requires a gradient."""
+        return self._linear(name, stream, into_stream=True) if f"{name}.weight" in self.shapes else stream
 
     def _normed(self, read: bool, norm: str | None) -> bool:
         """Return whether the output of a norm requires a gradient; some norms have no weights."""
-        weighted = norm is not None and any(name.startswith(f"{norm}.") for name in self.sizes)
+        weighted = norm is not None and any(name.startswith(f"{norm}.") for name in self.shapes)
         return read or (self.trained and weighted)
 
     def _show(self, kind: str, width: int, requires_grad: bool) -> None:

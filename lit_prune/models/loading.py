@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import ConfigError, PruneMethod, Teacher, expand
+from lit_prune.models.description import TRANSFORMED
 from lit_prune.models.files import (
     Place,
     check_folder,
@@ -142,6 +143,7 @@ def load_config(location: str) -> Any:
     if source := pending(location):
         return hf_config(location, source.config)
     check_folder(location)
+    _register_type(location)
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
     except Exception as error:  # from the parser or a family's validation
@@ -168,6 +170,7 @@ def load_tokenizer(location: str) -> Any:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"):
         if (folder / name).exists():
             read_object(folder / name, location)
+    _register_type(location)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
     except Exception as error:  # parsers of several libraries raise several kinds
@@ -180,6 +183,13 @@ def load_tokenizer(location: str) -> Any:
         ) from error
     verify(location, lambda name: not is_weights(name))
     return tokenizer  # `check_ids` compares its entries with the embeddings
+
+
+def _register_type(location: str) -> None:
+    """Register the type of the model in a folder with transformers, if it is one of this package's own."""
+    config = Path(location) / "config.json"
+    if config.exists() and str(read_object(config, location).get("model_type")).startswith(TRANSFORMED):
+        import lit_prune.models.transformed  # noqa: F401
 
 
 def has_tokenizer(location: str) -> bool:

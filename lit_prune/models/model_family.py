@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 from torch import nn
 
 from lit_prune.config import ConfigError
+from lit_prune.models.description import TRANSFORMED as TRANSFORMED
 from lit_prune.models.description import Axes as Axes
 from lit_prune.models.description import Axis as Axis
 from lit_prune.models.description import ModelFamily as ModelFamily
@@ -20,11 +23,12 @@ def anatomy_of(config: Any) -> ModelFamily:
         ConfigError: if it is not a dense decoder, the family has no description, or the model is a variant that the
             description does not fit.
     """
-    if config.model_type not in FAMILIES:
+    if not is_described(config):
         from lit_prune.models.unsupported import refusal
 
         raise refusal(config)
-    anatomy = FAMILIES[config.model_type]
+    family = config.model_type.removeprefix(TRANSFORMED)
+    anatomy = FAMILIES[family] if family == config.model_type else _transformed(family)
     needed = anatomy.only | dict.fromkeys(anatomy.hidden, config.hidden_size)
     for name, value in needed.items():
         if getattr(config, name) != value:
@@ -32,6 +36,23 @@ def anatomy_of(config: Any) -> ModelFamily:
                 f"teacher.model: {config.model_type} with {name}={getattr(config, name)} is not supported, only {value}"
             )
     return anatomy
+
+
+def is_described(config: Any) -> bool:
+    """Return whether the family of a Hugging Face config has a description."""
+    return config.model_type.removeprefix(TRANSFORMED) in FAMILIES
+
+
+@functools.cache
+def _transformed(family: str) -> ModelFamily:
+    """Return the description of a family with the parameters that `lit_prune.models.transformed` adds."""
+    stock, added = FAMILIES[family], dict[str, Axes]()
+    for name, axes in stock.axes.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and stock.is_linear(name):
+            added |= {f"{module}.0.weight": ("rank", axes[1]), f"{module}.1.weight": (axes[0], "rank")}
+            added |= {f"{module}.1.bias": (axes[0],)}
+    return dataclasses.replace(stock, axes=stock.axes | added | {"shortcut.weight": ("hidden", "hidden")})
 
 
 def head_dim_of(config: Any) -> int:
@@ -45,5 +66,5 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def parts_of(axis: Axis) -> tuple[str, ...]:
-    """Return the axes laid end to end along a dimension; empty if it is never cut."""
-    return axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+    """Return the axes laid end to end along a dimension; empty if no plan cuts it."""
+    return axis if isinstance(axis, tuple) else () if axis is None or axis == "rank" else (axis,)

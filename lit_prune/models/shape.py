@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lit_prune.config import ConfigError
-from lit_prune.models.model_family import anatomy_of, parts_of
+from lit_prune.models.model_family import TRANSFORMED, anatomy_of, parts_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ def shape_of(config: Any) -> ModelShape:
     """
     if getattr(config, "is_heterogeneous", False):
         raise ConfigError("teacher.model: its layers differ in width; prune the model it came from instead")
+    return widths_of(config)
+
+
+def widths_of(config: Any, index: int = 0) -> ModelShape:
+    """Return the shape of a Hugging Face config, with the widths of one layer if the layers differ."""
+    config = config.per_layer_config[index] if config.is_heterogeneous else config
     anatomy, heads = anatomy_of(config), config.num_attention_heads
     return ModelShape(
         num_hidden_layers=config.num_hidden_layers,
@@ -50,14 +57,38 @@ def shape_of(config: Any) -> ModelShape:
     )
 
 
+def loading_module(config: Any) -> str | None:
+    """Return the module to import before transformers can build the model of a config; None if it is a stock model."""
+    if config.model_type.startswith(TRANSFORMED):
+        return "lit_prune.models.transformed"
+    return "lit_prune.models.per_layer_config" if getattr(config, "is_heterogeneous", False) else None
+
+
+def check_stock(config: Any) -> None:
+    """Check that the layers of a model have no shortcuts or low-rank linears, so that units can be cut from them.
+
+    Raises:
+        ConfigError: if they have.
+    """
+    if config.model_type.startswith(TRANSFORMED):
+        raise ConfigError(
+            f"prune.method: must be one that prunes {config.model_type}, whose layers have shortcuts or low-rank "
+            "linears; or prune the model it came from"
+        )
+
+
+def make_loadable(config: Any) -> None:
+    """Import what transformers needs to build the model of a config."""
+    if module := loading_module(config):
+        importlib.import_module(module)
+
+
 def meta_model(config: Any) -> Any:
     """Return the model of a Hugging Face config on the meta device: names and sizes without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    if config.is_heterogeneous:
-        import lit_prune.models.per_layer_config  # noqa: F401  (builds each layer from its own widths)
-
+    make_loadable(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
@@ -96,6 +127,6 @@ def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], i
 
 def num_parameters(config: Any) -> int:
     """Return the number of parameters of the model of a Hugging Face config, without allocating weights."""
-    if config.is_heterogeneous:
+    if loading_module(config):
         return meta_model(config).num_parameters()
     return parameter_counter(config)(shape_of(config))

@@ -11,7 +11,7 @@ from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.flops import recipe_flops
 from lit_prune.models.llama import config_of
 from lit_prune.models.model_family import head_dim_of
-from lit_prune.models.shape import num_parameters, shape_of
+from lit_prune.models.shape import num_parameters, widths_of
 from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, teacher_config
 
 CACHING = "caching"
@@ -37,7 +37,7 @@ def attention_shape(cells: Iterable[Cell]) -> AttentionShape | None:
     batch, seq_len = distill.batch_size, distill.seq_len
     if not distill.max_steps:
         batch, seq_len = evaluation.num_sequences, evaluation.seq_len
-    whole = shape_of(config)
+    whole = widths_of(config)
     return AttentionShape(batch, whole.num_attention_heads, whole.num_key_value_heads, seq_len, head_dim_of(config))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_prune.config import ConfigError
 from lit_prune.config.renames import current_sizes
 from lit_prune.models.model_family import Axes, Axis, ModelFamily, anatomy_of, head_dim_of, parts_of
-from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.models.shape import ModelShape, check_stock, loading_module, shape_of
 from lit_prune.store.atomic import write_text
 
 Indices = tuple[int, ...]
@@ -151,13 +151,15 @@ class PrunePlan:
         """Check that the plan can be applied to a model with this config.
 
         Raises:
-            ConfigError: if the plan is for another shape, keeps nothing of an axis, names a unit twice or one that does
-                not exist, leaves KV groups of a layer with unequal numbers of heads or a shape that the family
-                forbids, or merges heads that cannot be merged.
+            ConfigError: if the plan is for another shape, cuts layers of another kind, keeps nothing of an axis, names
+                a unit twice or one that does not exist, leaves KV groups of a layer with unequal numbers of heads or a
+                shape that the family forbids, or merges heads that cannot be merged.
         """
         anatomy, whole = anatomy_of(config), self.original
         if whole != shape_of(config):
             raise ConfigError(f"plan: it is for {whole}, the model has {shape_of(config)}")
+        if loading_module(config) and self != PrunePlan.everything(whole):
+            check_stock(config)
         _check("hidden", self.hidden, whole.hidden_size)
         _check("layers", [layer.index for layer in self.layers], whole.num_hidden_layers)
         checked: Indices | None = None  # layers may share one long tuple: check it once

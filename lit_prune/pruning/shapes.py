@@ -83,7 +83,9 @@ def keeps_all(student: Any, config: Any) -> bool:
     """Return whether a student with config `student` has as many units as a model with `config`."""
     from lit_prune.models.shape import shape_of
 
-    return not student.is_heterogeneous and shape_of(student) == shape_of(config)
+    if student.is_heterogeneous or type(student) is not type(config):
+        return False
+    return shape_of(student) == shape_of(config) and getattr(student, "ranks", None) == getattr(config, "ranks", None)
 
 
 def deep_teacher(profile: Profile, least: int) -> tuple[Teacher, int]:

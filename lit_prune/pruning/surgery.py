@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 
 from lit_prune.config import ConfigError
 from lit_prune.models.model_family import ModelFamily, anatomy_of, head_dim_of
+from lit_prune.models.shape import make_loadable
 from lit_prune.pruning.plan import Merge, PrunePlan
 
 
@@ -80,18 +81,20 @@ def _merged(queries: Tensor, merges: tuple[Merge, ...], num_heads: int) -> Tenso
 
 
 def _slice(model: Any, plan: PrunePlan) -> Any:
-    if not plan.uniform:
-        import lit_prune.models.per_layer_config  # noqa: F401  (builds each layer from its own widths)
+    student = rebuilt(model, smaller_config(model.config, plan), cut(model.state_dict(), plan, model.config))
+    _restore_embedding_scale(student, model)
+    return student
 
+
+def rebuilt(model: Any, config: Any, weights: dict[str, Tensor]) -> Any:
+    """Return the model of another config with these weights, on the device and in the dtype of `model`."""
+    make_loadable(config)
     with no_init_weights():
         student = AutoModelForCausalLM.from_config(
-            smaller_config(model.config, plan),
-            dtype=model.dtype,
-            attn_implementation=model.config._attn_implementation,
+            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    student.load_state_dict(cut(model.state_dict(), plan, model.config))
+    student.load_state_dict(weights)
     student.tie_weights()  # `no_init_weights` skips it
-    _restore_embedding_scale(student, model)
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).eval()
 

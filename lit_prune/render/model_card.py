@@ -23,8 +23,12 @@ def model_card(
     env: Mapping[str, Any],
     verb: str,
     shapes: Mapping[str, tuple[int, tuple[int, int]]] | None = None,
+    module: str | None = None,
 ) -> str:
-    """Return the card: base model, sizes cut and method, losses before and after, retraining, command, versions."""
+    """Return the card: base model, sizes cut and method, losses before and after, retraining, command, versions.
+
+    `module` is what to import before transformers can load the model, None for a stock model.
+    """
     from huggingface_hub import ModelCardData
 
     base, licence = str(cell.teacher.model), licence_of(cell)
@@ -45,7 +49,8 @@ def model_card(
         "| model | parameters | LM loss (nats/token) |", "|---|---:|---:|",
         *(f"| {name} | {size_text(found)} | {found['lm_loss']:.4f} |" for name, found in rows), "",
         f"Measured on {student['num_tokens']:,} validation tokens of {markdown_text(cell.corpus.path)}.", "",
-        *_cut(shapes), *_retraining(cell), "## Recipe", "", "Settings that differ from the defaults:", "",
+        *_cut(shapes), *_loading(module), *_retraining(cell),
+        "## Recipe", "", "Settings that differ from the defaults:", "",
         markdown_code("\n".join(f"{path} = {value}" for path, value in _changed(cell))), "",
         "Made by:", "", markdown_code(str(env.get("command", shlex.join(["lit-prune", verb])))), "",
         ", ".join(f"{name} {version}" for name, version in (env.get("versions") or {}).items() if version), "",
@@ -71,6 +76,15 @@ def _cut(shapes: Mapping[str, tuple[int, tuple[int, int]]] | None) -> list[str]:
         for name, (before, (least, most)) in shapes.items()
     )
     return ["## What was cut", "", "| size | teacher | student |", "|---|---:|---:|", *lines, ""]
+
+
+def _loading(module: str | None) -> list[str]:
+    """Return the lines on how to load a model that is no stock one."""
+    if module is None:
+        return []
+    code = f"import {module}\nfrom transformers import AutoModelForCausalLM\n\n"
+    code += 'model = AutoModelForCausalLM.from_pretrained("FOLDER")'
+    return ["## Loading", "", "The model needs `lit_prune`:", "", markdown_code(code), ""]
 
 
 def _retraining(cell: Cell) -> list[str]:

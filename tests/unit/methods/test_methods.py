@@ -90,7 +90,8 @@ def test_what_is_predicted_is_what_is_made(name: str, model: Any, ctx: PruneCont
 
 @pytest.mark.parametrize("name", list(methods))
 def test_check_refuses_what_cannot_be_pruned(name: str, model: Any, ctx: PruneContext) -> None:
-    wrong = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_parameters"), 1000) | {"sparsity": 1.0}
+    wrong = dict.fromkeys(("num_hidden_layers", "intermediate_size", "num_parameters", "slice_fraction", "rank"), 1000)
+    wrong |= {"sparsity": 1.0}
     size = next(path for path in wrong if getattr(methods[name](), path, None) is not None)
     chosen = made(name, **{size: wrong[size]})
     for compute in (chosen.check, chosen.config_of, lambda config: chosen.prune(model, ctx)):
