@@ -207,62 +207,6 @@ class ChooseAndCut(ScoreAndCut):
 
 
 @dataclass(frozen=True)
-class LearnAndCut(PruneMethod):
-    """Base of methods that learn which KV groups and neurons to keep within a budget, over all layers.
-
-    Layers may keep different numbers of units, at least one KV group and one neuron each; import
-    `lit_prune.models.per_layer_config` before you load such a model.
-    """
-
-    num_parameters: Size = 0.75
-    """Parameters to keep, as a count or a share of the model's; an upper bound."""
-
-    @property
-    def equal_layers(self) -> bool:
-        """False: training decides the widths of the layers."""
-        return False
-
-    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[Any, PrunePlan]:
-        """Return the plan of the units to keep, and the model to cut: the given one, or one with trained weights."""
-        raise TypeError(f"{type(self).__name__}.learn: must be defined by the method")
-
-    def space_of(self, config: Any) -> UnitSpace:
-        """Return the units of a model with this config, and the budget."""
-        from lit_prune.pruning.learned.units import UnitSpace
-
-        return UnitSpace.of(config, self.num_parameters)
-
-    def check(self, config: Any) -> None:
-        """Raise a ConfigError if a model with this config cannot be pruned with these settings."""
-        self.config_of(config)
-
-    def config_of(self, config: Any) -> Any:
-        """Return the config of a student with equal layers within the same budget; training chooses their widths."""
-        from lit_prune.pruning import prune, surgery
-
-        plan = self._given or prune.first_units(config, self.space_of(config).uniform())
-        plan.check(config)
-        return surgery.smaller_config(config, plan)
-
-    def prune(self, model: Any, ctx: PruneContext) -> Pruned:
-        """Learn the units to keep and return the smaller model."""
-        from lit_prune.pruning import surgery
-
-        plan = self._given
-        if plan is None:
-            model, plan = self.learn(model, self.space_of(model.config), ctx)
-        ctx.say("pruning")
-        kept = dataclasses.asdict(plan.kept)
-        return Pruned(surgery.apply(model, plan), {"num_parameters": self.num_parameters}, kept, plan)
-
-    @property
-    def _given(self) -> PrunePlan | None:
-        from lit_prune.pruning.plan import PrunePlan
-
-        return None if self.plan_path is None else PrunePlan.load(expand(self.plan_path))
-
-
-@dataclass(frozen=True)
 class ZeroWeights(PruneMethod):
     """Base class of methods that set single weights of the linears in the layers to zero, as `masks_of` chooses.
 
@@ -334,6 +278,10 @@ class PlanSearch(PruneMethod):
         """Return the units to keep."""
         raise TypeError(f"{type(self).__name__}.search: must be defined by the method")
 
+    def found(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units to keep, and a copy of the model with changed weights or None."""
+        return self.search(model, ctx), None
+
     def budget(self, config: Any) -> tuple[UnitCosts, int]:
         """Return the costs of a model's units, in parameters or bytes, and their limit.
 
@@ -385,13 +333,32 @@ class PlanSearch(PruneMethod):
         from lit_prune.pruning import surgery
         from lit_prune.pruning.plan import PrunePlan
 
-        plan = self.shape_plan(model.config)
-        plan = plan if self.plan_path else self.search(model, ctx)
+        plan, changed = self.shape_plan(model.config), None
+        if not self.plan_path:
+            plan, changed = self.found(model, ctx)
         ctx.say("pruning")
-        whole = plan == PrunePlan.everything(shape_of(model.config))
-        student = model if whole else surgery.apply(model, plan)
+        whole = changed is None and plan == PrunePlan.everything(shape_of(model.config))
+        student = model if whole else surgery.apply(changed or model, plan).to(model.device)
         requested = {name: None if self.plan_path else getattr(self, name) for name in ("num_parameters", "memory")}
         achieved = dataclasses.asdict(plan.kept) | {"num_parameters": student.num_parameters()}
         if requested["memory"] is not None:
             achieved["memory"] = self.budget(model.config)[0].of(plan)
         return Pruned(student, requested, achieved, plan)
+
+
+@dataclass(frozen=True)
+class LearnAndCut(PlanSearch):
+    """Base class of methods that train to find the KV groups and neurons to keep within a budget, over all layers.
+
+    Every layer keeps at least one of each.
+    """
+
+    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units to keep, and a copy of the model with trained weights or None."""
+        raise TypeError(f"{type(self).__name__}.learn: must be defined by the method")
+
+    def found(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units that training keeps, and a copy of the model with trained weights or None."""
+        from lit_prune.pruning.learned.units import UnitSpace
+
+        return self.learn(model, UnitSpace.within(model.config, *self.budget(model.config)), ctx)

@@ -47,8 +47,8 @@ class BiP(LearnAndCut):
         if self.batch_size % 2:
             raise ConfigError(f"prune.batch_size: must be even, got {self.batch_size}")
 
-    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[Any, PrunePlan]:
-        """Return the trained copy of the model and the plan of its mask."""
+    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units of the mask and the trained copy of the model."""
         import copy
 
         from lit_prune.importance.criteria import criteria
@@ -60,4 +60,4 @@ class BiP(LearnAndCut):
             inverse_gamma=self.inverse_gamma, max_steps=self.max_steps,
         )  # fmt: skip
         ctx.fit(module, "learning masks and weights", max_steps=self.max_steps, batch_size=self.batch_size)
-        return module.model.eval(), space.plan(module.scores)
+        return space.plan(module.scores), module.model.eval()

@@ -53,8 +53,8 @@ class BypassBP(LearnAndCut):
 
         return frozenset(() if self.plan_path else criteria["wanda_sp"].needs)
 
-    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[Any, PrunePlan]:
-        """Return the model unchanged and the plan of the units with the highest probabilities."""
+    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units with the highest probabilities; the weights stay as they are."""
         from lit_prune.importance.criteria import criteria
         from lit_prune.pruning.learned.policy_gradient import PolicyGradient, masked_loss
 
@@ -65,4 +65,4 @@ class BypassBP(LearnAndCut):
             max_steps=self.max_steps,
         )  # fmt: skip
         ctx.fit(module, "learning masks", max_steps=self.max_steps, batch_size=self.batch_size)
-        return model, space.plan(module.probabilities)
+        return space.plan(module.probabilities), None

@@ -44,8 +44,8 @@ class MLPruning(LearnAndCut):
     temperature: Positive = 2.0
     """Temperature of the logits."""
 
-    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[Any, PrunePlan]:
-        """Return the trained copy of the model and the plan of its masks."""
+    def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
+        """Return the units of the masks and the trained copy of the model."""
         import copy
 
         from lit_prune.pruning.learned.thresholds import ThresholdLearner
@@ -55,4 +55,4 @@ class MLPruning(LearnAndCut):
             weight=self.weight, ce_weight=self.ce_weight, temperature=self.temperature, max_steps=self.max_steps,
         )  # fmt: skip
         ctx.fit(module, "learning masks and weights", max_steps=self.max_steps, batch_size=self.batch_size)
-        return module.student.eval(), space.plan(module.priorities())
+        return space.plan(module.priorities()), module.student.eval()

@@ -41,7 +41,7 @@ _FOUND: dict[tuple[Prune, str], ModelShape] = {}
 
 def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
     count = parameter_counter(config)
-    wanted = wanted_parameters(student.num_parameters, count(shape_of(config)))
+    wanted = _wanted_parameters(student.num_parameters, count(shape_of(config)))
 
     def at(share: float) -> ModelShape:
         shares: dict[str, Any] = dict.fromkeys(free, share)
@@ -97,12 +97,7 @@ _SHARES = 1024
 """Number of shares that `_nearest` tries."""
 
 
-def wanted_parameters(parameters: Size, whole: int) -> int:
-    """Return the number of parameters that `prune.num_parameters` requests of a model with `whole` parameters.
-
-    Raises:
-        ConfigError: if it is neither a share nor a count of them.
-    """
+def _wanted_parameters(parameters: Size, whole: int) -> int:
     if isinstance(parameters, float) and 0 < parameters <= 1:
         return round(parameters * whole)
     if isinstance(parameters, int) and 1 <= parameters <= whole:

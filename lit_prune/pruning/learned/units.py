@@ -1,4 +1,4 @@
-"""KV groups and MLP neurons of all layers as one vector, with their prices in parameters and a budget."""
+"""KV groups and MLP neurons of all layers as one vector, with their prices and a budget."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_prune.config import ConfigError, Size
+from lit_prune.config import Size
 from lit_prune.importance.criteria import Scores
 from lit_prune.models.model_family import anatomy_of
-from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
+from lit_prune.models.shape import ModelShape
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
-from lit_prune.pruning.target import wanted_parameters
+from lit_prune.pruning.unit_costs import UnitCosts
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class UnitSpace:
     groups: int
     """Prunable KV groups in each layer, 0 if the family forbids it."""
     group_price: int
-    """Parameters of a KV group: its queries, keys, values and part of the output projection."""
+    """Parameters, or bytes, of a KV group with its query heads."""
     neuron_price: int
-    """Parameters of a neuron."""
+    """Those of a neuron."""
     fixed: int
-    """Parameters of everything else."""
+    """Those of everything else."""
     budget: int
-    """Parameters to keep at most."""
+    """Those to keep at most."""
     group_counts: tuple[int, ...]
     """Numbers of KV groups that the layer with the most of them may keep, ascending."""
 
@@ -46,33 +46,21 @@ class UnitSpace:
         Raises:
             ConfigError: if the budget is larger than the model, or too small for one unit of each kind per layer.
         """
-        whole, anatomy, count = shape_of(config), anatomy_of(config), parameter_counter(config)
-        layers, hidden = whole.num_hidden_layers, whole.hidden_size
+        costs = UnitCosts.parameters(config)
+        least = costs.of(costs.smallest())
+        return UnitSpace.within(config, costs, costs.limit(num_parameters, "prune.num_parameters", least))
+
+    @staticmethod
+    def within(config: Any, costs: UnitCosts, limit: int) -> UnitSpace:
+        """Return the units of a model with this config, whose costs, parameters or bytes, have a limit."""
+        whole = costs.whole
+        groups = whole.num_key_value_heads if costs.prunes_groups else 0
         size = whole.num_attention_heads // whole.num_key_value_heads
-
-        def parameters(neurons: int, groups: int) -> int:
-            return count(ModelShape(layers, hidden, neurons, size * groups, groups))
-
-        one = parameters(1, 1)
-        neuron, group = ((parameters(n, g) - one) // layers for n, g in ((2, 1), (1, 2)))
-        groups = 0 if anatomy.tied_width else whole.num_key_value_heads
-        kept = 0 if groups else whole.num_key_value_heads  # groups that are no units
-        counts = tuple(n for n in range(1, groups + 1) if not anatomy.whole_heads or hidden % (n * size) == 0)
-        space = UnitSpace(
-            whole, groups, group, neuron, one - layers * (neuron + group * (1 - kept)),
-            wanted_parameters(num_parameters, parameters(whole.intermediate_size, whole.num_key_value_heads)), counts,
-        )  # fmt: skip
-        if space.budget < space._least:
-            raise ConfigError(
-                f"prune.num_parameters: must be >= {space._least:,}, one unit of each kind in every layer, got "
-                f"{space.budget:,}"
-            )
-        return space
-
-    @property
-    def _least(self) -> int:
-        groups = min(self.group_counts, default=0)
-        return self.fixed + self.whole.num_hidden_layers * (self.neuron_price + groups * self.group_price)
+        units = whole.intermediate_size * costs.neuron + groups * costs.group
+        any_count = not anatomy_of(config).whole_heads
+        counts = tuple(n for n in range(1, groups + 1) if any_count or whole.hidden_size % (n * size) == 0)
+        fixed = costs.total - whole.num_hidden_layers * units
+        return UnitSpace(whole, groups, costs.group, costs.neuron, fixed, limit, counts)
 
     @property
     def size(self) -> int:
@@ -81,7 +69,7 @@ class UnitSpace:
 
     @property
     def prices(self) -> Tensor:
-        """Parameters of each unit, float64 [units]."""
+        """Price of each unit, float64 [units]."""
         groups = self.whole.num_hidden_layers * self.groups
         kinds = torch.tensor([self.group_price, self.neuron_price], dtype=torch.float64)
         return kinds.repeat_interleave(torch.tensor([groups, self.size - groups]))
@@ -172,20 +160,6 @@ class UnitSpace:
                 taken[unit] = True
                 room -= prices[unit]
         return torch.tensor(taken)
-
-    def uniform(self) -> ModelShape:
-        """Return the shape within the budget whose layers are equal, with the closest shares of groups and neurons."""
-        whole, layers = self.whole, self.whole.num_hidden_layers
-        found = []
-        for groups in self.group_counts or (whole.num_key_value_heads,):
-            room = self.budget - self.fixed - (layers * groups * self.group_price if self.groups else 0)
-            neurons = min(whole.intermediate_size, room // (layers * self.neuron_price))
-            if neurons >= 1:
-                distance = abs(groups / whole.num_key_value_heads - neurons / whole.intermediate_size)
-                found.append((distance, groups, neurons))
-        _, groups, neurons = min(found)
-        heads = groups * (whole.num_attention_heads // whole.num_key_value_heads)
-        return ModelShape(layers, whole.hidden_size, neurons, heads, groups)
 
 
 def _raised(scores: Tensor, share: float) -> Tensor:

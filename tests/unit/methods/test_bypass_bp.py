@@ -16,6 +16,7 @@ from lit_prune.config import Execution, Prune
 from lit_prune.importance.criteria import criteria
 from lit_prune.methods import methods
 from lit_prune.pruning.learned.policy_gradient import PolicyGradient
+from lit_prune.pruning.learned.units import UnitSpace
 
 WORTH = torch.tensor([3.0, -1.0, 2.0, 0.5])
 """The toy loss falls by this for every unit that is kept."""
@@ -27,7 +28,7 @@ def toy(mask: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
 
 def two_at_most(s: torch.Tensor) -> torch.Tensor:
     """Shift and clamp to an expected number of two units."""
-    shifts = torch.linspace(0, 2, 4001)
+    shifts = torch.linspace(0, 2, 401)
     return next((s - v).clamp(0, 1) for v in shifts if (s - v).clamp(0, 1).sum() <= 2)
 
 
@@ -40,11 +41,11 @@ def learner(start: torch.Tensor, **settings: Any) -> PolicyGradient:
 def test_the_gradient_is_that_of_the_expected_loss(variant: str) -> None:
     """The expected toy loss is -WORTH @ s, so its gradient is -WORTH; the official one is scaled by the deviation."""
     s = torch.tensor([0.5, 0.2, 0.7, 0.9])
-    module = learner(s, variant=variant, num_samples=40_000)
+    module = learner(s, variant=variant, num_samples=10_000)
     torch.manual_seed(0)
     (gradient,) = torch.autograd.grad(module.training_step({}, 0), module.probabilities)
     expected = -WORTH * (s * (1 - s)).sqrt() if variant == "official" else -WORTH
-    torch.testing.assert_close(gradient, expected, atol=0.08, rtol=0)
+    torch.testing.assert_close(gradient, expected, atol=0.16, rtol=0)
 
 
 def test_the_baseline_averages_the_newest_losses() -> None:
@@ -84,7 +85,7 @@ def test_no_gradient_passes_the_model(tmp_path: Path) -> None:
 
 def test_the_start_keeps_the_order_of_wanda_scores_within_the_budget(tmp_path: Path) -> None:
     model, chosen = small_llama(), methods["bypass_bp"](num_parameters=0.7)
-    space = chosen.space_of(model.config)
+    space = UnitSpace.of(model.config, 0.7)
     scores = criteria["wanda_sp"].score(context_of(tmp_path).collect(model, chosen.statistics(model.config)), Prune())
     start = space.start(scores)
     assert 0 <= start.min() < start.max() <= 1
