@@ -198,10 +198,14 @@ class ChooseAndCut(ScoreAndCut):
         """Return the settings unchanged, since the recipe does not say which units are chosen."""
         return self
 
+    def statistics(self, config: Any) -> frozenset[str]:
+        """Return no name; a method that reads statistics overrides this."""
+        return frozenset()
+
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Return the student with the chosen units; a plan from `plan_path` is cut out of the model as it is."""
         plan = self.shape_plan(model.config)
-        if self.plan_path or plan.kept == plan.original:
+        if self.plan_path or plan == type(plan).everything(plan.original):
             return super().prune(model, ctx)
         return self.cut(model, *self.choose(model, plan, ctx))
 

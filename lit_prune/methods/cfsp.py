@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import NonNegative
-from lit_prune.methods import ChooseAndCut, PruneContext, method
+from lit_prune.methods import ChooseAndCut, PruneContext, ScoreAndCut, method
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
@@ -59,7 +59,7 @@ class CFSP(ChooseAndCut):
 
     def statistics(self, config: Any) -> frozenset[str]:
         """Return the names of the statistics of activations and of distances between states."""
-        fine = super().statistics(config)
+        fine = ScoreAndCut.statistics(self, config)
         return fine | {"distances"} if fine else fine
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:

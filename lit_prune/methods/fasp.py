@@ -48,10 +48,6 @@ class FASP(ChooseAndCut):
         groups = self.kv_groups(config, self.num_key_value_heads)
         return self.keep(intermediate_size=self.intermediate_size, **groups)
 
-    def statistics(self, config: Any) -> frozenset[str]:
-        """Return no name: inputs are read from each layer after those before it were pruned."""
-        return frozenset()
-
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Prune and correct one layer after another, attention first."""
         from lit_prune.models.model_family import anatomy_of
