@@ -39,7 +39,7 @@ ORDER = "order_agreement"
 Such a claim names shares of the steps, such as "75 %", instead of two rows."""
 ACCURACY = "accuracy"
 """Mean accuracy on the tasks of `evaluation.tasks`; the accuracy on one task is accuracy_TASK."""
-_PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)")
+_PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)|abstract")
 
 
 def paper_named(source: str) -> str:
@@ -77,14 +77,15 @@ class Claim:
 
     @property
     def family(self) -> str:
-        """The first table, figure, section or practice of a paper that the source names.
+        """The first table, figure, section, practice or abstract of a paper that the source names.
 
         Claims of one family share a Holm correction; retrained and zero-shot rows are corrected separately.
         """
         place, paper = _PLACE.search(self.source), paper_named(self.source)
         if place is None:
             return self.source
-        return f"{place[1]} {place[2]}" if paper in ("", "Minitron") else f"{paper}, {place[1]} {place[2]}"
+        where = place[0] if place[1] is None else f"{place[1]} {place[2]}"
+        return where if paper in ("", "Minitron") else f"{paper}, {where}"
 
     @property
     def bound(self) -> float:

@@ -165,6 +165,7 @@ def test_one_draw_is_no_exact_difference():
         ("best practice 5: instead of conventional training", "practice 5"),
         ("hearsay", "hearsay"),
         ("Wanda, Table 3: LLaMA-2-7B", "Wanda, Table 3"),
+        ("Wanda, abstract; perplexity of LLaMA-2-7B", "Wanda, abstract"),
     ],
 )
 def test_a_family_is_where_the_paper_states_its_claims(source, family):
