@@ -115,11 +115,7 @@ def _fixed(student: Prune, config: Any) -> ModelShape:
         groups = heads if whole.num_attention_heads == whole.num_key_value_heads else groups
         hidden = heads * head_dim_of(config)
     else:
-        if (
-            anatomy.whole_heads
-            and isinstance(student.num_attention_heads, float)
-            and not isinstance(student.hidden_size, float)
-        ):
+        if anatomy.whole_heads and not isinstance(student.hidden_size, float):
             heads, groups = _heads_that_divide(student, whole, heads, groups)
         if anatomy.whole_heads and student.hidden_size is None and whole.hidden_size % heads:
             raise ConfigError(_heads_forbidden(config, whole, heads, groups))
@@ -176,6 +172,8 @@ def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) ->
     """Return the error message for a number of heads that does not divide the unpruned hidden size."""
     step = 1 if whole.num_attention_heads == whole.num_key_value_heads else groups
     allowed = [n for n in range(step, whole.num_attention_heads + 1, step) if whole.hidden_size % n == 0]
+    if not allowed:  # no number of heads in these KV groups does
+        allowed = [n for n in range(1, whole.num_attention_heads + 1) if whole.hidden_size % n == 0]
     carrier = ""
     if config.model_type == "llama" and not (config.attention_bias or config.mlp_bias):
         carrier = "; in a copy of the teacher with model_type mistral and sliding_window null in config.json, which"
@@ -188,22 +186,31 @@ def _heads_forbidden(config: Any, whole: ModelShape, heads: int, groups: int) ->
 
 
 def _heads_that_divide(student: Prune, whole: ModelShape, heads: int, groups: int) -> tuple[int, int]:
-    """Return the heads and KV groups nearest to a share of heads, where heads must divide the hidden size."""
+    """Return the heads and KV groups nearest to a share of either, where heads must divide the hidden size.
+
+    Counts of both are returned unchanged.
+    """
     hidden = whole.hidden_size if student.hidden_size is None else student.hidden_size
     assert isinstance(hidden, int)
-    assert isinstance(student.num_attention_heads, float)
+    size = whole.num_attention_heads // whole.num_key_value_heads
     if hidden % heads == 0:
         return heads, groups
-    alone = whole.num_attention_heads == whole.num_key_value_heads  # each head has its own keys and values
-    step, most = (
-        (1, whole.num_attention_heads)
-        if alone
-        else (groups, whole.num_attention_heads // whole.num_key_value_heads * groups)
-    )
-    allowed = [n for n in range(step, most + 1, step) if hidden % n == 0]
-    wanted = student.num_attention_heads * whole.num_attention_heads
-    nearest = min(allowed, key=lambda n: (abs(n - wanted), n), default=heads)
-    return nearest, nearest if alone else groups
+    if isinstance(student.num_attention_heads, float):
+        alone = size == 1  # each head has its own keys and values
+        step, most = (1, whole.num_attention_heads) if alone else (groups, size * groups)
+        allowed = [n for n in range(step, most + 1, step) if hidden % n == 0]
+        heads = _nearest_of(allowed, student.num_attention_heads * whole.num_attention_heads, heads)
+        return heads, heads if alone else groups
+    if student.num_attention_heads is None and isinstance(student.num_key_value_heads, float):
+        allowed = [n for n in range(1, whole.num_key_value_heads + 1) if hidden % (n * size) == 0]
+        groups = _nearest_of(allowed, student.num_key_value_heads * whole.num_key_value_heads, groups)
+        return groups * size, groups
+    return heads, groups
+
+
+def _nearest_of(allowed: list[int], wanted: float, otherwise: int) -> int:
+    """Return the allowed number nearest to the wanted one, the smaller of two; `otherwise` if none is allowed."""
+    return min(allowed, key=lambda n: (abs(n - wanted), n), default=otherwise)
 
 
 def _heads_of_width(student: Prune, whole: ModelShape, head_dim: int, groups: int) -> int:

@@ -177,6 +177,19 @@ def test_heads_that_do_not_divide_the_hidden_channels_are_named_and_mistral_carr
     )
 
 
+@pytest.mark.parametrize(("share", "groups"), [(0.9, 4), (0.75, 2), (0.5, 2), (0.3, 1)])
+def test_a_share_of_kv_groups_is_rounded_to_heads_that_divide_the_hidden_channels(share, groups):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=1, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=8,
+    )  # fmt: skip
+    whole = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"))
+    shape = target(Prune(**whole, num_key_value_heads=share), config)
+    assert (shape.num_attention_heads, shape.num_key_value_heads) == (2 * groups, groups)
+    with refuses("prune.num_attention_heads", "got 6", "1, 2, 4, 8"):
+        target(Prune(**whole, num_key_value_heads=3), config)
+
+
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
