@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from lit_prune.config import ConfigError, unknown
@@ -114,10 +115,12 @@ def load_plugins() -> None:
 class Registry(Generic[Part]):
     """Parts of one kind, by name; the decorator `register` adds one."""
 
-    def __init__(self, kind: str, package: str | None = None) -> None:
+    def __init__(self, kind: str, package: str | None = None, absent: Mapping[str, str] = MappingProxyType({})) -> None:
         self.kind = kind
         self.package = package
         """Package whose modules register parts; they are imported when the registry is first read."""
+        self.absent = absent
+        """Name in lower case -> why there is no such part, for names that users may expect."""
         self._parts: dict[str, Part] = {}
 
     def register(self, name: str) -> Callable[[Part], Part]:
@@ -142,9 +145,11 @@ class Registry(Generic[Part]):
             ConfigError: if there is no such part.
         """
         self._load()
-        if name not in self._parts:
-            raise ConfigError(unknown(self.kind, name, self._parts))
-        return self._parts[name]
+        if name in self._parts:
+            return self._parts[name]
+        if name.lower() in self.absent:
+            raise ConfigError(f"{self.kind}: must be implemented, got {name!r}: {self.absent[name.lower()]}")
+        raise ConfigError(unknown(self.kind, name, self._parts))
 
     def __iter__(self) -> Iterator[str]:
         self._load()

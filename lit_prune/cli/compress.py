@@ -19,7 +19,7 @@ from lit_prune.cli.process import Output, Verb
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Execution
 from lit_prune.config.overrides import parse_setting
-from lit_prune.config.prune import DEFAULT_METHOD, method_class
+from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_summaries
 from lit_prune.cpu.threads import share_the_machine
 from lit_prune.escape import printable, terminal_text
 from lit_prune.render.model_card import size_text
@@ -64,7 +64,7 @@ class PruneArgs(_Common):
     model: tyro.conf.Positional[str] = tyro.MISSING
     """Model to prune: a teacher by name (`lit-prune teachers`), a folder, a .gguf file or a hub id."""
     method: str = DEFAULT_METHOD
-    """Pruning method. --set changes its settings; `lit-prune fields prune` lists settings and methods."""
+    """Pruning method, one of those above. --set changes its settings; `lit-prune fields prune.METHOD` lists them."""
     num_parameters: Share = None
     """Parameters to keep, a count or a share in (0, 1]. If no other size is given, the default method prunes hidden
     channels and MLP neurons to the same share."""
@@ -98,6 +98,11 @@ class DistillArgs(_Common):
     """Peak learning rate of AdamW."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Log the run to Weights & Biases; auto is online if there is an API key, else offline."""
+
+
+def list_methods() -> str:
+    """Return all methods, a line each, for the help text."""
+    return "\n".join(["Methods:", *(f"  {name:<15} {line}" for name, line in method_summaries().items())])
 
 
 def run_prune(flags: PruneArgs) -> int:
@@ -160,5 +165,5 @@ def _print(found: Compressed) -> None:
     console.print(terminal_text(f"written: {found.folder} ({decimal(num_bytes)})"), soft_wrap=True)
 
 
-PRUNE = Verb("prune", PruneArgs, run_prune)
+PRUNE = Verb("prune", PruneArgs, run_prune, more_help=list_methods)
 DISTILL = Verb("distill", DistillArgs, run_distill)

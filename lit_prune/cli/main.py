@@ -32,6 +32,8 @@ def parse(words: Sequence[str]) -> tuple[Verb[Any], Any]:
     Raises:
         SystemExit: 2 if there is no such command or flag, 0 after printing help.
     """
+    if words and words[0] in VERBS:
+        return VERBS[words[0]], VERBS[words[0]].parse(words[1:])
     kinds: dict[str, Callable[..., Any]] = {name: verb.flags for name, verb in VERBS.items()}
     flags = tyro.extras.subcommand_cli_from_dict(kinds, args=words, prog="lit-prune", description=_ABOUT)
     return next(verb for verb in VERBS.values() if type(flags) is verb.flags), flags

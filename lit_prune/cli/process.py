@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ class Verb(Generic[Flags]):
     """Old flag -> new flag. The old one is accepted with a hint."""
     asks: bool = False
     """Whether it reads answers from standard input."""
+    more_help: Callable[[], str] | None = None
+    """Returns the second paragraph of the help text, if that takes imports which nothing else needs."""
 
     def __post_init__(self) -> None:
         documented(self.flags)  # type: ignore[arg-type]
@@ -51,10 +54,17 @@ class Verb(Generic[Flags]):
             prog: name of the command in its help text.
             about: first paragraph of its help text; the docstring of its flags otherwise.
         """
-        prog = prog or f"lit-prune {self.name}"
-        return execute(
-            lambda words: (self, tyro.cli(self.flags, args=words, prog=prog, description=about)), argv, self.renamed
-        )
+        return execute(lambda words: (self, self.parse(words, prog=prog, about=about)), argv, self.renamed)
+
+    def parse(self, words: Sequence[str], *, prog: str | None = None, about: str | None = None) -> Flags:
+        """Return the flags that the words set; `prog` and `about` are as for `main`.
+
+        Raises:
+            SystemExit: 2 if there is no such flag, 0 after printing help.
+        """
+        if self.more_help is not None and {"-h", "--help"} & set(words):
+            about = f"{about or inspect.getdoc(self.flags)}\n\n{self.more_help()}"
+        return tyro.cli(self.flags, args=words, prog=prog or f"lit-prune {self.name}", description=about)
 
 
 def execute(

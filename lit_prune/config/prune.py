@@ -6,6 +6,7 @@ The methods themselves lie in `lit_prune.methods`, which is imported when a meth
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -152,6 +153,16 @@ def method_class(name: Any) -> type[PruneMethod]:
 def method_names() -> list[str]:
     """Return the names of all methods."""
     return list(importlib.import_module("lit_prune.methods").methods)
+
+
+def method_summaries() -> dict[str, str]:
+    """Return one line about each method, with its source: the first of its module's docstring, else of its own."""
+
+    def first_line(kind: type[PruneMethod]) -> str:
+        text = getattr(sys.modules.get(kind.__module__), "__doc__", None) or kind.__doc__ or ""
+        return text.strip().partition("\n")[0]
+
+    return {name: first_line(method_class(name)) for name in method_names()}
 
 
 def sizes_of(method: PruneMethod, who: str) -> Prune:

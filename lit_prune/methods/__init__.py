@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound=type[PruneMethod])
 
-methods: Registry[type[PruneMethod]] = Registry("prune.method", package=__name__)
+ABSENT = {
+    "comp": "COMP (arXiv 2501.15255) lacks code of its authors by which its matrix-condition score could be verified",
+    "peel": "PEEL (arXiv 2103.01847) is for convolutional networks, and lacks code that defines a layer's importance",
+    "apt": "arXiv 2410.15567 (high accuracy without retraining) lacks code by which its formulas could be verified",
+    "pbs2p": "PBS2P (arXiv 2502.01705) binarizes the weights that it keeps, and this package has no quantizer",
+}
+"""Published methods that are not registered, and what is missing."""
+
+methods: Registry[type[PruneMethod]] = Registry("prune.method", package=__name__, absent=ABSENT)
 
 
 def method(name: str) -> Callable[[Kind], Kind]:

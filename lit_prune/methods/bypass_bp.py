@@ -1,4 +1,4 @@
-"""Bypass Back-propagation: learn which units to keep by policy gradient, with forward passes alone (2406.10576)."""
+"""Bypass Back-propagation: learn the units to keep by policy gradient, from forward passes (arXiv 2406.10576)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sheared LLaMA: learn a smaller uniform shape by hard-concrete gates, together with the weights (2310.06694)."""
+"""Sheared LLaMA: learn a smaller uniform shape by hard-concrete gates, with the weights (arXiv 2310.06694)."""
 
 from __future__ import annotations
 

@@ -49,6 +49,10 @@ def test_a_command_takes_its_words(words, monkeypatch, capsys):
         return
     if program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "lit-prune" and "--help" in rest:
+        with pytest.raises(SystemExit) as left:
+            lit_prune_command.parse(rest)
+        assert left.value.code == 0
     elif program == "lit-prune":
         verb, flags = lit_prune_command.parse(rest)
         assert type(flags) is verb.flags

@@ -12,6 +12,7 @@ from paths import ROOT
 NO_TORCH = ("torch", "lightning", "transformers", "lm_eval")
 NO_PANDAS = (*NO_TORCH, "pandas", "scipy", "matplotlib", "jinja2")
 HELP = "from lit_prune.cli.evaluate import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+METHODS = "from lit_prune.cli.main import main\ntry: main(['prune', '--help'])\nexcept SystemExit: pass"
 READ = (
     "from lit_prune.report.load import gather; from lit_prune.store import Store\n"
     "assert gather(Store('nowhere'), tables=['loss_ablation'])"
@@ -36,7 +37,7 @@ STATEMENTS = {
             )
         ),
         "import lit_prune as lp; lp.prune, lp.distill, lp.run_table, lp.evaluate, dir(lp)",
-        READ,
+        READ, METHODS,
     ],
 }  # fmt: skip
 SCRIPT = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS, context_of, made, small_llama
 from refusals import refuses
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -34,16 +34,6 @@ def model() -> Any:
 @pytest.fixture
 def ctx(tmp_path: Path) -> PruneContext:
     return context_of(tmp_path)
-
-
-def made(name: str, **settings: Any) -> Any:
-    """A method whose other settings are its defaults, but with few steps of training or few masks.
-
-    A quarter of the heads of a model with four cannot go evenly.
-    """
-    fields = {field.name for field in dataclasses.fields(methods[name])}
-    given = {"num_attention_heads": None, "max_steps": 3, "batch_size": 2, "num_masks": 20} | settings
-    return methods[name](**{path: value for path, value in given.items() if path in fields})
 
 
 def same(masks: Any, others: Any) -> bool:
