@@ -1,0 +1,91 @@
+"""Learn which single weights to keep: a score for each, and frozen weights.
+
+Sources: Static Model Pruning, arXiv 2210.06210; edge-popup, arXiv 1911.13299.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.models.linears import linears_of
+from lit_prune.pruning.learned.gating import MaskLearner, next_token_loss
+from lit_prune.pruning.masks import Masks
+from lit_prune.pruning.sparsity import chooser
+
+
+class WeightScores(MaskLearner):
+    """Minimise the language-model loss of W' = M * W over scores S, one for each weight of the linears in the layers.
+
+    The mask M keeps the same share of every matrix, those with the highest `rank(S)`. Its gradient passes straight
+    to that value: dL/dS = dL/dW' * W * d rank(S)/dS. The sparsity rises from 0 to `sparsity` in the share `ramp` of the
+    steps, as r = 1 - (1 - progress)^3; with a ramp of 0 it is `sparsity` from the start. `penalty` times r times the
+    mean over matrices of the mean of sigmoid(S) is added to the loss.
+    """
+
+    def __init__(
+        self, model: Any, start: Callable[[Tensor], Tensor], *, sparsity: float, ramp: float, penalty: float, lr: float,
+        max_steps: int, rank: Callable[[Tensor], Tensor] = lambda scores: scores,
+    ) -> None:  # fmt: skip
+        super().__init__(model)
+        found: dict[str, Any] = {name: module.weight for name, module in linears_of(model)}
+        self._names = list(found)
+        self._weights: list[nn.Parameter] = list(found.values())
+        self.scores = nn.ParameterList(start(weight.detach()).float() for weight in self._weights)
+        self._sparsity, self._ramp_steps, self._penalty = sparsity, ramp * max_steps, penalty
+        self._lr, self._max_steps, self._rank = lr, max_steps, rank
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return a scalar whose gradient with respect to the scores is that of the loss."""
+        risen = self.risen(self.global_step)
+        kept = list(self.masks(risen * self._sparsity).values())
+        with masked(self._weights, kept):
+            loss = next_token_loss(self.model, batch)
+            gradients = torch.autograd.grad(loss, self._weights)
+        shares = torch.stack([scores.sigmoid().mean() for scores in self.scores])
+        passed = [
+            ((gradient * weight.detach()).float() * self._rank(scores)).sum()
+            for gradient, weight, scores in zip(gradients, self._weights, self.scores, strict=True)
+        ]
+        penalty = self._penalty * risen * shares.mean()
+        self.terms = {"loss": loss.detach(), "penalty": penalty.detach()}
+        self.terms["kept"] = loss.new_tensor(1 - risen * self._sparsity)
+        return torch.stack(passed).sum() + penalty
+
+    def risen(self, step: int) -> float:
+        """Return the share of the final sparsity at a step, which counts from 0."""
+        return 1 - (1 - step / self._ramp_steps) ** 3 if step < self._ramp_steps else 1.0
+
+    @torch.no_grad()
+    def masks(self, sparsity: float) -> Masks:
+        """Return masks in the shapes of the weights; those that are zero already go first."""
+        choose = chooser(sparsity, None, "matrix")
+        return {
+            name: choose(name, self._rank(scores).masked_fill(weight.to(scores.device) == 0, -torch.inf))
+            for name, weight, scores in zip(self._names, self._weights, self.scores, strict=True)
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam with a rate that falls linearly to 0."""
+        optimizer = torch.optim.AdamW(self.scores.parameters(), lr=self._lr, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / self._max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@contextmanager
+def masked(weights: Sequence[nn.Parameter], masks: Sequence[Tensor]) -> Iterator[None]:
+    """Multiply parameters by masks inside `with`, where they require gradients."""
+    before = [(weight.data, weight.requires_grad) for weight in weights]
+    try:
+        for weight, kept in zip(weights, masks, strict=True):
+            weight.data = weight.data * kept
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, (data, trained) in zip(weights, before, strict=True):
+            weight.data = data
+            weight.requires_grad_(trained)
