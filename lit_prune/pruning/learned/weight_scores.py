@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.models.linears import linears_of
+from lit_prune.models.linears import linears_of, rows_of
 from lit_prune.pruning.learned.gating import MaskLearner, next_token_loss
 from lit_prune.pruning.masks import Masks
 from lit_prune.pruning.sparsity import chooser
@@ -89,3 +89,24 @@ def masked(weights: Sequence[nn.Parameter], masks: Sequence[Tensor]) -> Iterator
         for weight, (data, trained) in zip(weights, before, strict=True):
             weight.data = data
             weight.requires_grad_(trained)
+
+
+@torch.no_grad()
+def draw_signed_constants(model: Any, generator: torch.Generator) -> None:
+    """Set the weights of the linears in the layers to +-sqrt(2 / fan_in), signs drawn on the CPU, and biases to 0."""
+    for _, module in linears_of(model):
+        weight = rows_of(module)
+        signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight) * 2 - 1
+        weight.copy_(signs * (2 / weight.shape[1]) ** 0.5)
+        if isinstance(module.bias, Tensor):
+            module.bias.zero_()
+
+
+def uniform_scores(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Return a function that draws scores in +-1 / sqrt(fan_in) for weights of `draw_signed_constants`."""
+
+    def draw(weight: Tensor) -> Tensor:
+        drawn = torch.rand(weight.shape, generator=generator).to(weight) * 2 - 1
+        return drawn * weight.abs() / 2**0.5
+
+    return draw
