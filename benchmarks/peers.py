@@ -49,8 +49,9 @@ def ours(job: Job, student: Any, teacher: Any, meter: Meter) -> None:
     import lightning as L
 
     class Marks(L.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            meter.step(pl_module.terms["loss"])
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+                meter.step(pl_module.terms["loss"])
 
     quiet()
     # A constant learning rate.
