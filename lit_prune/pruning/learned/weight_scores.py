@@ -62,7 +62,7 @@ class WeightScores(MaskLearner):
 
     @torch.no_grad()
     def masks(self, sparsity: float) -> Masks:
-        """Return masks in the shapes of the weights; those that are zero already go first."""
+        """Return a mask in the shape of each weight; weights that are already zero are pruned first."""
         choose = chooser(sparsity, None, "matrix")
         return {
             name: choose(name, self._rank(scores).masked_fill(weight.to(scores.device) == 0, -torch.inf))

@@ -6,9 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS, context_of, small_llama, stop_at
 from refusals import refuses
 
 from lit_prune.methods import methods
@@ -77,20 +76,10 @@ def test_masked_columns_act_as_the_plan_and_are_restored() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted_and_the_model_is_left_alone(tmp_path: Path) -> None:
     chosen, model = methods["bip"](max_steps=4, batch_size=2, mask_lr=0.5), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(3, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     assert resumed.plan == whole.plan
     assert len(whole.plan.layers) == LAYERS

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS, context_of, small_llama, stop_at
 from refusals import refuses
 
 import lit_prune as lp
@@ -100,20 +100,10 @@ class Killed(BaseException):
     """The end of the process."""
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     chosen, model = methods["bypass_bp"](max_steps=4, batch_size=2), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(3, chosen, model, tmp_path / "cut")
     resumed_at: list[int] = []
     resumed = chosen.prune(model, context_of(tmp_path / "cut", on_step=resumed_at.append))
     assert resumed_at == [3, 4]

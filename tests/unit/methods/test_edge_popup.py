@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_context import IDS, context_of, small_llama
+from pruning_context import IDS, context_of, small_llama, stop_at
 from refusals import refuses
 from torch import nn
 
@@ -59,20 +59,10 @@ def test_the_gradient_of_the_scores_is_signed_and_the_highest_absolute_scores_ar
         torch.testing.assert_close(scores.grad.double(), expected, rtol=1e-3, atol=1e-6)
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted_and_only_linears_are_drawn(tmp_path: Path) -> None:
     chosen, model = methods["edge_popup"](max_steps=4, batch_size=2), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(3, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     other = chosen.prune(model, context_of(tmp_path / "other", seed=1))
     for name, weight in small_llama().state_dict().items():

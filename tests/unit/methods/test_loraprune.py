@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import CASES, model_of, token_ids
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS, context_of, small_llama, stop_at
 
 from lit_prune.methods import methods
 from lit_prune.models.shape import shape_of
@@ -114,20 +114,10 @@ def test_first_and_last_layers_stay_whole_and_the_adapters_alone_are_saved(tmp_p
     assert {name.split(".")[0] for name in saved} == {"down", "up", "sensitivity", "mask"}
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     chosen, model = methods["loraprune"](max_steps=5, batch_size=2, prune_every=2), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(4, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     assert resumed.plan == whole.plan
     assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))

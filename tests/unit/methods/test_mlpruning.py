@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_context import IDS, context_of, small_llama
+from pruning_context import IDS, context_of, small_llama, stop_at
 
 from lit_prune.methods import methods
 from lit_prune.pruning.learned.thresholds import ThresholdLearner, _TopShare
@@ -72,20 +72,10 @@ def test_priorities_keep_what_the_thresholds_keep() -> None:
     assert UnitSpace.of(module.model.config, kept).plan(module.priorities()) == module.space.plan_of(mask)
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     chosen, model = methods["mlpruning"](max_steps=4, batch_size=2), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(3, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     assert resumed.plan == whole.plan
     assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import CASES, model_of, token_ids
-from pruning_context import context_of, small_llama
+from pruning_context import context_of, small_llama, stop_at
 from refusals import refuses
 
 from lit_prune.methods import methods
@@ -103,20 +103,10 @@ def test_the_weights_are_trained_and_the_model_is_left_alone(tmp_path: Path) -> 
     assert not torch.equal(again.lm_head.weight, found.model.lm_head.weight)
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     chosen, model = methods["sheared_llama"](max_steps=4, batch_size=2), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(3, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     assert resumed.plan == whole.plan
     assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))

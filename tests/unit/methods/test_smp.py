@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_context import IDS, context_of, small_llama
+from pruning_context import IDS, context_of, small_llama, stop_at
 from torch import nn
 
 from lit_prune.methods import methods
@@ -87,20 +87,10 @@ def test_masked_weights_are_restored() -> None:
     assert (weight.tolist(), weight.requires_grad) == ([1, 1, 1], False)
 
 
-class Stop(Exception):
-    """The interruption."""
-
-
 def test_killed_and_resumed_is_uninterrupted_and_only_zeros_are_new(tmp_path: Path) -> None:
     chosen, model = methods["smp"](max_steps=4, batch_size=2, sparsity=0.3), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
-
-    def stop(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        chosen.prune(model, context_of(tmp_path / "cut", on_step=stop))
+    stop_at(3, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     assert all(torch.equal(resumed.masks[name], kept) for name, kept in whole.masks.items())
     for name, weight in small_llama().state_dict().items():
