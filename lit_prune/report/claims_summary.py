@@ -79,15 +79,15 @@ def standardize(found: pd.DataFrame) -> pd.Series:
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of claims by verdict: a line per profile and paper, indexed by both.
+    """Return the number of claims by verdict: a line per profile and paper of which a claim is measured, indexed by both.
 
-    Counts all claims that have a table, at unmodified profiles only.
+    Counts all claims of the paper that have a table, at unmodified profiles only.
     """
     claims = found.drop_duplicates(["paper", "table", "claim"])["paper"].value_counts()
     plain = found[(found["profile"] != "") & (found["settings"] == "")]
-    papers = [paper for paper in PAPERS if paper in claims]
-    index = pd.MultiIndex.from_product([plain["profile"].unique(), papers], names=["profile", "paper"])
+    index = pd.MultiIndex.from_product([plain["profile"].unique(), PAPERS], names=["profile", "paper"])
     counts = plain.groupby(["profile", "paper", "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(index=index, columns=VERDICTS, fill_value=0)
     measured = counts.drop(columns="not run").sum(axis="columns")
-    return counts.assign(**{"not run": claims.loc[index.get_level_values("paper")].to_numpy() - measured})
+    counts, measured = counts[measured > 0], measured[measured > 0]
+    return counts.assign(**{"not run": claims.loc[counts.index.get_level_values("paper")].to_numpy() - measured})
