@@ -62,7 +62,7 @@ def anchor_of(report: Report) -> str:
 
 
 def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return for each profile its name, a sentence about the claims of all papers, and each paper's counts by verdict."""
+    """Return for each profile its name, a sentence about all claims, and the counts of each paper by verdict."""
     claims = len(ledger.drop_duplicates(["paper", "table", "claim"]))
     return [
         {

@@ -79,7 +79,7 @@ def standardize(found: pd.DataFrame) -> pd.Series:
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of claims by verdict: a line per profile and paper of which a claim is measured, indexed by both.
+    """Return the number of claims by verdict, indexed by profile and paper, for papers with a measured claim.
 
     Counts all claims of the paper that have a table, at unmodified profiles only.
     """
