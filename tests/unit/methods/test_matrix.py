@@ -17,7 +17,8 @@ from lit_prune.cli.main import main
 from lit_prune.config import Cell
 from lit_prune.config.overrides import override
 from lit_prune.config.prune import method_summaries
-from lit_prune.methods import ABSENT, PruneContext, methods
+from lit_prune.methods import ABSENT, methods
+from lit_prune.pruning.context import PruneContext
 
 SHIPPED = list(methods)
 SOURCES = re.compile(r"\d{4}\.\d{5}")

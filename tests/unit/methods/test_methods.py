@@ -18,9 +18,11 @@ from lit_prune.cli.compress import distill_flags
 from lit_prune.cli.main import main
 from lit_prune.config import Cell, ConfigError, Execution, Prune
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
-from lit_prune.methods import PruneContext, Pruned, ScoreAndCut, method, methods
+from lit_prune.methods import method, methods
 from lit_prune.models.shape import ModelShape, num_parameters
 from lit_prune.pipeline.validate import check_names
+from lit_prune.pruning.bases.score_and_cut import ScoreAndCut
+from lit_prune.pruning.context import PruneContext, Pruned
 from lit_prune.pruning.masks import check_zero, sparsity_of
 from lit_prune.pruning.plan import PrunePlan
 from lit_prune.store.address import key
