@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lit_prune.importance.unit_reduction import add_units
 from lit_prune.models.description import Axes
 from lit_prune.models.model_family import anatomy_of, layers_of
-from lit_prune.pruning.learned.gating import MaskLearner, gated, next_token_loss
+from lit_prune.pruning.gating import gated
+from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
 from lit_prune.pruning.learned.units import UnitSpace
 from lit_prune.pruning.plan import PrunePlan
 
@@ -68,7 +69,7 @@ class LoraPruner(MaskLearner):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the language-model loss of the model with adapters, without the units masked so far."""
-        with self._adapters(), gated(self.model, self.space, self.mask):
+        with self._adapters(), gated(self.model, self.space.gates(self.mask)):
             loss = next_token_loss(self.model, batch)
         self.terms = {"loss": loss.detach(), "kept": self.mask.mean()}
         return loss

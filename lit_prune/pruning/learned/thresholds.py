@@ -14,7 +14,8 @@ from lit_prune.losses.chunked import HeadTarget, head_losses
 from lit_prune.losses.logit import logit_losses
 from lit_prune.models.lm_head import head_of, last_states
 from lit_prune.models.residual_stream import ResidualStream
-from lit_prune.pruning.learned.gating import MaskLearner, gated, scored_tokens
+from lit_prune.pruning.gating import gated
+from lit_prune.pruning.learned.mask_learner import MaskLearner, scored_tokens
 from lit_prune.pruning.learned.units import UnitSpace
 
 
@@ -44,7 +45,7 @@ class ThresholdLearner(MaskLearner):
         ids, scored, successors = scored_tokens(batch)
         with torch.no_grad(), self._streams[0].reading() as theirs:
             target = HeadTarget(last_states(self.model, ids)[:, :-1][scored], head_of(self.model))
-        with self._streams[1].reading() as ours, gated(self.student, self.space, self._mask()):
+        with self._streams[1].reading() as ours, gated(self.student, self.space.gates(self._mask())):
             last = last_states(self.student, ids)[:, :-1][scored]
         kd_weight = (1 - self._ce_weight) * self._temperature**2
         found = head_losses(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.models.linears import linears_of, rows_of
-from lit_prune.pruning.learned.gating import MaskLearner, next_token_loss
+from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
 from lit_prune.pruning.masks import Masks
 from lit_prune.pruning.sparsity import chooser
 
