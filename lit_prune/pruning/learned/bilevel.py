@@ -17,6 +17,7 @@ from lit_prune.models.linears import oriented, rows_of
 from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pruning.gating import open_heads_in_norms
 from lit_prune.pruning.learned.mask_learner import next_token_loss
+from lit_prune.pruning.learned.schedules import cosine, scheduled
 from lit_prune.pruning.learned.units import UnitSpace
 from lit_prune.pruning.learned.weight_scores import masked
 
@@ -81,12 +82,10 @@ class BilevelLearner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW for weights and scores, each with a cosine schedule to 0."""
-        optimizer = torch.optim.AdamW([
+        return scheduled(torch.optim.AdamW([
             {"params": [p for p in self.model.parameters() if p.requires_grad], "lr": self._lr},
             {"params": [self.scores], "lr": self._mask_lr},
-        ], weight_decay=0.0)  # fmt: skip
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        ], weight_decay=0.0), cosine(self._max_steps))  # fmt: skip
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Source: Sheared LLaMA, arXiv 2310.06694, section 2.1. Gates: arXiv 1712.01312.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning.gating import LayerGates, gated
 from lit_prune.pruning.learned.mask_learner import next_token_loss
+from lit_prune.pruning.learned.schedules import constant, cosine, scheduled
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
@@ -117,20 +118,12 @@ class ShapeLearner(L.LightningModule):
             {"params": [gates.log_alpha for _, gates in self._each()], **still},
             {"params": multipliers, "maximize": True, **still},
         ], betas=(0.9, 0.95))  # fmt: skip
-        schedules: list[Callable[[int], float]] = [self._share_of_peak, lambda step: 1.0, lambda step: 1.0]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        weights = cosine(self._max_steps - 1, least=0.1, warmup=max(1, self._max_steps // 10))
+        return scheduled(optimizer, weights, constant, constant)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip the gradient of the weights to the norm 1."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-
-    def _share_of_peak(self, step: int) -> float:
-        rise = max(1, self._max_steps // 10)
-        if step < rise:
-            return (step + 1) / rise
-        done = (step - rise) / max(1, self._max_steps - 1 - rise)
-        return 0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def _each(self) -> Iterator[tuple[str, Gates]]:
         for axis, gates in self.gates.items():
