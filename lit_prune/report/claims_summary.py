@@ -17,6 +17,9 @@ MINITRON, PRACTICE = "Minitron", "In Practice"
 PAPERS = {
     MINITRON: "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)",
     PRACTICE: "LLM Pruning and Distillation in Practice: The Minitron Approach (arXiv 2408.11796)",
+    "Reassessing": "Reassessing Layer Pruning in LLMs: New Insights and Methods (arXiv 2411.15558)",
+    "Deeper Layers": "The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887)",
+    "LLM-Pruner": "LLM-Pruner: On the Structural Pruning of Large Language Models (arXiv 2305.11627)",
     "Wanda": "A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11695)",
     "AlphaPruning": "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of "
     "Large Language Models (arXiv 2410.10912)",
