@@ -59,7 +59,7 @@ class Pruned:
     requested: dict[str, Any]
     """Sizes as set in the `prune` section."""
     achieved: dict[str, Any]
-    """Sizes of the student."""
+    """Sizes of the student, with a list for a size that differs between layers."""
     plan: PrunePlan | None = None
     """The kept units, by their indices in the original model; None if the method does not keep whole units."""
     masks: Masks | None = None

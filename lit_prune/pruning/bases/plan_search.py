@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ class PlanSearch(PruneMethod):
         whole = changed is None and plan == PrunePlan.everything(shape_of(model.config))
         student = model if whole else surgery.apply(changed or model, plan).to(model.device)
         requested = {name: None if self.plan_path else getattr(self, name) for name in ("num_parameters", "memory")}
-        achieved = dataclasses.asdict(plan.kept) | {"num_parameters": student.num_parameters()}
+        achieved: dict[str, Any] = plan.sizes | {"num_parameters": student.num_parameters()}
         if requested["memory"] is not None:
             achieved["memory"] = self.budget(model.config)[0].of(plan)
         return Pruned(student, requested, achieved, plan)

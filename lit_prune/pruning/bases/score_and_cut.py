@@ -87,12 +87,10 @@ class ScoreAndCut(PruneMethod):
         from lit_prune.pruning import surgery
         from lit_prune.pruning.plan import PrunePlan
 
-        recipe, achieved = self.recipe(model.config), dataclasses.asdict(plan.kept)
-        whole = plan == PrunePlan.everything(shape_of(model.config))
-        requested = {name: getattr(recipe, name) for name in (*achieved, "num_parameters")}
-        return Pruned(
-            model if whole else surgery.apply(changed or model, plan).to(model.device), requested, achieved, plan
-        )
+        recipe, whole = self.recipe(model.config), plan == PrunePlan.everything(shape_of(model.config))
+        student = model if whole else surgery.apply(changed or model, plan).to(model.device)
+        achieved = plan.sizes | {"num_parameters": student.num_parameters()}
+        return Pruned(student, {name: getattr(recipe, name) for name in achieved}, achieved, plan)
 
 
 class ChooseAndCut(ScoreAndCut):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import CASES, logits, model_of
-from pruning_context import context_of, small_llama, stop_at
+from pruning_context import context_of, small_llama
 from refusals import refuses
 from silenced import tolerance
 
@@ -110,15 +110,6 @@ def test_the_weights_are_trained_and_the_model_is_left_alone(tmp_path: Path) -> 
     assert not found.model.training
     again = surgery.apply(model, found.plan)
     assert not torch.equal(again.lm_head.weight, found.model.lm_head.weight)
-
-
-def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
-    chosen, model = methods["sheared_llama"](max_steps=4, batch_size=2), small_llama()
-    whole = chosen.prune(model, context_of(tmp_path / "whole"))
-    stop_at(3, chosen, model, tmp_path / "cut")
-    resumed = chosen.prune(model, context_of(tmp_path / "cut"))
-    assert resumed.plan == whole.plan
-    assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))
 
 
 def test_a_shape_that_the_family_forbids_is_refused() -> None:
