@@ -14,7 +14,7 @@ from lit_prune.config.precision import Precision
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up and cosine decay; one step per batch."""
+    """AdamW or SGD with linear warm-up and cosine decay; one step per batch."""
 
     lr: Positive = 1e-3
     """Peak learning rate."""
@@ -27,13 +27,15 @@ class Optimizer:
     schedule_start: Natural = later(0, noop=0)
     """Step of the schedule at which the run begins, 0-based."""
     beta1: Fraction = 0.9
-    """Decay of the first moment. The papers do not state theirs."""
+    """Decay of the first moment, or the momentum of SGD. The papers do not state theirs."""
     beta2: Fraction = 0.95
     """Decay of the second moment. The papers do not state theirs."""
     weight_decay: NonNegative = 0.1
-    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none. With SGD it is part of the gradient."""
     max_grad_norm: Positive = renamed(1.0, was="clip")
     """Maximum global norm to which gradients are clipped."""
+    algorithm: Literal["adamw", "sgd"] = later("adamw", noop="adamw")
+    """AdamW, or SGD with the momentum `beta1`; `beta2` is for AdamW alone."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,6 @@ class Lora:
     """Share of each adapter's input that is dropped."""
     target_modules: tuple[str, ...] | None = renamed(None, was="targets")
     """Linear modules of the layers that get an adapter, such as q_proj or down_proj; None is all of them."""
-    quantize: Literal["nf4"] | None = later(None, noop=None)
-    """Type in which the linears of all layers are frozen under the adapters (QLoRA); None leaves them as they are. nf4
-    has 4 bits and needs bitsandbytes; the student is saved dequantised."""
 
 
 @dataclass(frozen=True)

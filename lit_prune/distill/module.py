@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_prune.config import ConfigError, Distill
+from lit_prune.config import ConfigError, Distill, Optimizer
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
 from lit_prune.distill.accumulation import Accumulation, Compared
@@ -217,3 +217,11 @@ class Distiller(L.LightningModule):
 NOTHING_COMPARED = (
     "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or match_attention"
 )
+
+
+def cross_entropy_trainer(model: nn.Module, optimizer: Optimizer, max_steps: int, masks: Masks) -> Distiller:
+    """Return the module that trains all weights of a model with cross-entropy alone; masked weights stay zero."""
+    return Distiller(
+        model.requires_grad_(True).train(), None,
+        Distill(ce_weight=1.0, kd_weight=0.0, max_steps=max_steps, optimizer=optimizer), masks=masks,
+    )  # fmt: skip

@@ -41,6 +41,11 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_layers: in
         )
     if distill.teacher_optimizer is not None and not distill.needs_teacher:
         raise ConfigError("distill.teacher_optimizer: must be null where kd_weight and alpha are 0, got an optimizer")
+    if distill.teacher_optimizer is not None and distill.teacher_optimizer.algorithm != distill.optimizer.algorithm:
+        raise ConfigError(
+            f"distill.teacher_optimizer.algorithm: must be that of distill.optimizer, {distill.optimizer.algorithm}, "
+            f"got {distill.teacher_optimizer.algorithm}"
+        )
     if distill.top_k is not None and not 2 <= distill.top_k <= teacher.vocab_size:
         raise ConfigError(
             f"distill.top_k: must be 2 to {teacher.vocab_size}, the vocabulary, got {distill.top_k} (one token alone "

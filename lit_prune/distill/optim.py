@@ -1,4 +1,4 @@
-"""AdamW and its learning-rate schedule, for pretraining, fine-tuning and distillation."""
+"""Optimizer and learning-rate schedule, for pretraining, fine-tuning and distillation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ def configure(module: nn.Module, optim: Optimizer, steps: int) -> dict[str, Any]
 
 
 def configure_parts(parts: Sequence[tuple[Sequence[nn.Parameter], Optimizer]], steps: int) -> dict[str, Any]:
-    """Return one AdamW for parts of a module that have their own hyperparameters and schedules, as `configure`."""
+    """Return one optimizer for parts of a module with their own hyperparameters and schedules, as `configure`.
+
+    All parts have the same algorithm.
+    """
+    adamw = parts[0][1].algorithm == "adamw"
     groups: list[dict[str, Any]] = []
     schedules: list[Callable[[int], float]] = []
     for parameters, optim in parts:
         trained = [p for p in parameters if p.requires_grad]
-        how = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2)}
+        how = {"lr": optim.lr} | ({"betas": (optim.beta1, optim.beta2)} if adamw else {"momentum": optim.beta1})
         groups += [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay, **how},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, **how},
         ]
         schedules += [functools.partial(_share_of_peak, optim, steps)] * 2
-    adamw = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, schedules)
-    return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    optimizer = (torch.optim.AdamW if adamw else torch.optim.SGD)(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _share_of_peak(optim: Optimizer, steps: int, step: int) -> float:

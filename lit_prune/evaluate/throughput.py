@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_prune.config import ConfigError, ThroughputTest
 from lit_prune.evaluate.memory import bytes_of_cache, bytes_of_weights, peak_of
 from lit_prune.models.positions import positions_of
-from lit_prune.models.shape import make_loadable
+from lit_prune.models.random_weights import random_model
 
 
 @dataclass(frozen=True)
@@ -189,18 +189,6 @@ def memory_of_request(model: Any, ids: Tensor, num_new: int) -> tuple[int, int]:
     last = peak_of(lambda: _next(model, token, copy.deepcopy(cache)), ids.device)
     _next(model, token, cache)
     return bytes_of_cache(cache), bytes_of_weights(model) + max(reading, last)
-
-
-def random_model(config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """Return a model of a Hugging Face config with random weights, created on `device`.
-
-    The global random state is unchanged.
-    """
-    from transformers import AutoModelForCausalLM
-
-    make_loadable(config)
-    with torch.random.fork_rng(), torch.device(device):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
 
 
 def _measured(models: Sequence[Any], batch: int, seq_len: int, repeats: int) -> list[Throughput]:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config.fields import Count, Proportion
-from lit_prune.methods import method
-from lit_prune.pruning.bases.plan_search import PlanSearch
-from lit_prune.pruning.context import PruneContext
+from lit_prune.methods import PlanSearch, PruneContext, method
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
@@ -48,7 +46,7 @@ class Bonsai(PlanSearch):
 
         return frozenset(() if self.plan_path else PRIOR.needs)
 
-    def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, None]:
+    def search(self, model: Any, ctx: PruneContext) -> PrunePlan:
         """Remove units round by round until the number of parameters is reached."""
         import torch
 
@@ -70,4 +68,4 @@ class Bonsai(PlanSearch):
             count = ctx.counter(f"round {number}: masks", 2 * pairs, "mask")
             effects = perturb.effects(copied.to(ctx.device), plan, found, [batch], pairs, generator, count)
             plan = perturb.remove(plan, effects, costs, max(limit, cost - step))
-        return plan, None
+        return plan

@@ -16,7 +16,8 @@ from typing import Any
 from lit_prune import cpu
 from lit_prune.config import ConfigError, Prune, SearchSpace, errors_of, name_of_shape
 from lit_prune.config.renames import former_sizes
-from lit_prune.evaluate.throughput import random_model, speedup
+from lit_prune.evaluate.throughput import speedup
+from lit_prune.models.random_weights import random_model
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.prune import first_units

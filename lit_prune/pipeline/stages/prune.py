@@ -13,10 +13,11 @@ from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import fit
 from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
+from lit_prune.methods import Fit, PruneContext, Pruned
+from lit_prune.models.random_weights import random_model
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
-from lit_prune.pruning.context import Fit, PruneContext, Pruned
 from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.pruning.surgery import cut
@@ -86,9 +87,7 @@ def _masks(found: Pruned, before: Masks, config: Any) -> Masks:
 
 def untrained(cell: Cell) -> Any:
     """Return a student of the requested shape with random weights, to train from scratch."""
-    smaller = cell.prune.config_of(teacher_config(cell))
-    torch.manual_seed(cell.seed)
-    return AutoModelForCausalLM.from_config(smaller, dtype=torch.float32).eval()
+    return random_model(cell.prune.config_of(teacher_config(cell)), seed=cell.seed)
 
 
 def _shares(name: str, sizes: dict[str, int], whole: dict[str, int]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from distilled import ALL_STATES, llama, student_of
 from torch import nn
 
@@ -65,3 +66,17 @@ def test_weight_decay_is_for_matrices_and_not_for_vectors():
         name: 0.0 if name in vectors else 0.3 for name in names.values() if name != "student.model.embed_tokens.weight"
     }
     assert all(group["betas"] == (0.8, 0.9) for group in groups)
+
+
+def test_sgd_adds_weight_decay_to_the_gradient_and_has_momentum():
+    recipe = Optimizer(lr=0.1, warmup_steps=0, weight_decay=0.3, beta1=0.8, algorithm="sgd")
+    module = nn.Linear(2, 1)
+    made = optim.configure(module, recipe, 3)
+    weight, velocity = module.weight.detach().double(), 0.0
+    for step, gradient in enumerate((0.5, -0.2, 0.1)):
+        module.weight.grad, module.bias.grad = torch.full((1, 2), gradient), torch.zeros(1)
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+        velocity = 0.8 * velocity + gradient + 0.3 * weight
+        weight = weight - optim.learning_rate(recipe, step, 3) * velocity
+        torch.testing.assert_close(module.weight.detach().double(), weight, rtol=1e-5, atol=1e-7)

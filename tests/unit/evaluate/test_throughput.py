@@ -9,7 +9,8 @@ from refusals import refuses
 from torch import nn
 
 from lit_prune.evaluate import throughput as measuring
-from lit_prune.evaluate.throughput import Speedup, Throughput, random_model, speedup, throughput
+from lit_prune.evaluate.throughput import Speedup, Throughput, speedup, throughput
+from lit_prune.models.random_weights import random_model
 
 
 class Timed(nn.Module):

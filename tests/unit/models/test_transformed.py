@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 from lit_prune.config import ConfigError, Distill, Lora
 from lit_prune.distill.flops import recipe_flops
 from lit_prune.distill.trainable import targets_of, trained_part
-from lit_prune.evaluate.throughput import random_model
 from lit_prune.methods import methods
 from lit_prune.models.families import FAMILIES
 from lit_prune.models.loading import load_model
+from lit_prune.models.random_weights import random_model
 from lit_prune.models.shape import loading_module, num_parameters
 from lit_prune.models.transformed import LIKE_LLAMA, transformed_config
 from lit_prune.pruning.shapes import keeps_all

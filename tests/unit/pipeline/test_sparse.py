@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import lit_prune as lp
 from lit_prune.config import Cell, Execution
 from lit_prune.config.overrides import override, parent_of
+from lit_prune.config.table import WHOLE
 from lit_prune.models.files import MASKS
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.outcomes import outcome
@@ -90,6 +91,36 @@ def test_the_student_of_a_parent_that_keeps_all_has_its_masks(tiny_cell: Cell, t
     result, trained = result_of(tiny_runner, cell)
     assert result["sparsity"] == pytest.approx(0.4, abs=1e-3)
     check_zero(AutoModelForCausalLM.from_pretrained(trained), load_masks(trained), "trained")
+
+
+TICKET = {
+    "prune.method": "imp", "prune.max_steps": 2, "prune.batch_size": 2, "prune.num_rounds": 2, "distill.max_steps": 0,
+    "prune.optimizer.algorithm": "sgd", "prune.optimizer.lr": 1.0, "prune.optimizer.warmup_steps": 0,
+}  # fmt: skip
+
+
+def test_a_ticket_found_with_one_text_and_optimizer_is_trained_with_others(
+    tiny_cell: Cell, tiny_runner: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("\n\n".join(f"another text number {i} " * 20 for i in range(60)))
+    found = {f"parent.{path}": value for path, value in TICKET.items()}
+    found["parent.corpus.path"] = str(tmp_path / "other.txt")
+    recipe = {"distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.max_steps": 3}
+    cell = Resolver().pin(override(tiny_cell, WHOLE | found | recipe))
+    result, trained = result_of(tiny_runner, cell)
+    ticket = tiny_runner.store.node(parent_of(cell), "student")
+    assert result["sparsity"] == ticket.result["sparsity"] == pytest.approx(0.488, abs=1e-3)
+    before, after = zeros(ticket.folder / "model"), zeros(trained)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    same_text = Resolver().pin(override(tiny_cell, TICKET))
+    _, home = result_of(tiny_runner, same_text, "student")
+    masks, others = load_masks(ticket.folder / "model"), load_masks(home)
+    assert any(not torch.equal(masks[name], kept) for name, kept in others.items())
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (ticket.folder / "model", home)
+    )
+    for name, kept in masks.items():  # the same theta_0
+        assert torch.equal(ours[name][kept & others[name]], theirs[name][kept & others[name]])
 
 
 def test_written_folders_carry_their_masks_to_further_training(

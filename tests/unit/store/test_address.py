@@ -117,6 +117,8 @@ def other_than(path, value):
         return OTHER[path]
     if path.endswith(".schedule_steps"):
         return 50
+    if path.endswith(".algorithm"):
+        return "sgd"
     if isinstance(value, bool):
         return not value
     if isinstance(value, float):
