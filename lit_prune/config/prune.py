@@ -82,7 +82,7 @@ class PruneMethod:
         raise TypeError(f"{type(self).__name__}.config_of: must be defined by the method")
 
     def prune(self, model: Any, ctx: Any) -> Any:
-        """Return the student as `lit_prune.methods.Pruned`; `ctx` is a `lit_prune.methods.PruneContext`."""
+        """Return the student as `Pruned`; `ctx` is a `PruneContext`: see `lit_prune.pruning.context`."""
         raise TypeError(f"{type(self).__name__}.prune: must be defined by the method")
 
 

@@ -103,6 +103,9 @@ class Lora:
     """Share of each adapter's input that is dropped."""
     target_modules: tuple[str, ...] | None = renamed(None, was="targets")
     """Linear modules of the layers that get an adapter, such as q_proj or down_proj; None is all of them."""
+    quantize: Literal["nf4"] | None = later(None, noop=None)
+    """Type in which the linears of all layers are frozen under the adapters (QLoRA); None leaves them as they are. nf4
+    has 4 bits and needs bitsandbytes; the student is saved dequantised."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ class MaskedLora(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """Return the output of the frozen weight plus that of the masked update."""
-        update = MaskedLora._update(module, active_adapter)
+        update = update_of(module, active_adapter)
         return result + F.linear(module.lora_dropout[active_adapter](x), update.T if module.fan_in_fan_out else update)
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """Return the weight plus the masked update."""
-        return orig_weight + MaskedLora._update(module, active_adapter).to(orig_weight.dtype)
+        return orig_weight + update_of(module, active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
@@ -38,10 +38,10 @@ class MaskedLora(LoraVariant):
     @staticmethod
     def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """Return the weight without the masked update."""
-        return orig_weight - MaskedLora._update(module, active_adapter).to(orig_weight.dtype)
+        return orig_weight - update_of(module, active_adapter).to(orig_weight.dtype)
 
-    @staticmethod
-    def _update(module: Any, adapter: str) -> Tensor:
-        """Return the masked update in the shape of the weight."""
-        update = module.get_delta_weight(adapter)
-        return update.masked_fill(getattr(module, PRUNED), 0)
+
+def update_of(module: Any, adapter: str) -> Tensor:
+    """Return the update of an adapted linear in the shape of its weight, masked if the weight is."""
+    update, pruned = module.get_delta_weight(adapter), getattr(module, PRUNED, None)
+    return update if pruned is None else update.masked_fill(pruned, 0)

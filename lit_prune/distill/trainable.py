@@ -1,4 +1,4 @@
-"""The trained part of a student: all weights, low-rank adapters of its linears (LoRA), or its last layers."""
+"""The trained part of a student: all weights, low-rank adapters of its linears (LoRA, QLoRA), or its last layers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lit_prune.config import ConfigError, Distill, Lora
+from lit_prune.distill.quantized import check_quantizable, dequantize, quantize
 from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pruning.masks import Masks
 
@@ -21,13 +22,14 @@ from lit_prune.pruning.masks import Masks
 def trained_part(student: Any, distill: Distill, masks: Masks | None = None) -> Iterator[None]:
     """Make only the part that the recipe trains require gradients inside `with`; adapters are merged on exit.
 
-    Adapters change no weight that is masked, neither in training nor when they are merged.
+    Adapters change no weight that is masked, neither in training nor when they are merged. With 4-bit weights the
+    student leaves with the weights that it was trained with, dequantised, and not with those that it came with.
     """
     if distill.lora is not None:
         adapted = _adapt(student, distill.lora)
         _mask_adapters(student, masks or {})
         yield
-        adapted.merge_and_unload()
+        _merge(student, adapted, distill.lora)
     elif distill.train_last_layers is not None:
         _freeze_all_but(student, distill.train_last_layers)
         yield
@@ -41,11 +43,29 @@ def _adapt(student: Any, lora: Lora) -> Any:
     """Insert adapters into a model in place and return peft's wrapper of it."""
     import peft
 
+    targets = targets_of(student, lora)
+    if lora.quantize is not None:
+        quantize(student)
     how = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets_of(student, lora),
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
         fan_in_fan_out=student.config.model_type == "gpt2",
     )  # fmt: skip
     return peft.get_peft_model(student, how)
+
+
+def _merge(student: Any, adapted: Any, lora: Lora) -> None:
+    """Add the adapters to the weights and remove them."""
+    if lora.quantize is None:
+        adapted.merge_and_unload()
+        return
+    from peft.tuners.lora import LoraLayer
+
+    from lit_prune.distill.masked_lora import update_of
+
+    adapters = [(name, module) for name, module in student.named_modules() if isinstance(module, LoraLayer)]
+    updates = {name: update_of(module, *module.lora_A).detach() for name, module in adapters}
+    adapted.unload()
+    dequantize(student, updates)
 
 
 def _mask_adapters(student: Any, masks: Masks) -> None:
@@ -113,6 +133,8 @@ def check_trained(distill: Distill, config: Any, num_layers: int) -> None:
 def _check_lora(lora: Lora, config: Any) -> None:
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("distill.lora: needs peft, which is not installed (pip install 'lit-prune[lora]')")
+    if lora.quantize is not None:
+        check_quantizable(_without_weights(config))
     if lora.target_modules is not None:
         if not lora.target_modules or len(set(lora.target_modules)) < len(lora.target_modules):
             raise ConfigError("distill.lora.target_modules: name one linear layer at least, each once, or null for all")

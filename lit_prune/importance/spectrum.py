@@ -35,13 +35,19 @@ def hill_exponent(tail: Tensor) -> float:
 def layer_exponents(
     model: Any, start: Literal["peak", "median"], on_progress: Callable[[int], None] = lambda done: None
 ) -> list[float]:
-    """Return the mean `tail_exponent` of the linears of each layer. Higher means a lighter tail: less well trained."""
-    means = []
+    """Return the mean `tail_exponent` of the linears of each layer. Higher means a lighter tail: less well trained.
+
+    Linears whose eigenvalues are all equal, such as zeros, have no tail and are left out. A layer of such linears alone
+    is taken to be as badly trained as the worst other layer.
+    """
+    means: list[float | None] = []
     for index in range(len(layers_of(model))):
-        found = [tail_exponent(eigenvalues(rows_of(module)), start) for _, module in linears_of(model, index)]
-        means.append(sum(found) / len(found))
+        spectra = (eigenvalues(rows_of(module)) for _, module in linears_of(model, index))
+        found = [tail_exponent(values, start) for values in spectra if values[0] < values[-1]]
+        means.append(sum(found) / len(found) if found else None)
         on_progress(len(means))
-    return means
+    worst = max((mean for mean in means if mean is not None), default=1.0)
+    return [worst if mean is None else mean for mean in means]
 
 
 def tail_exponent(values: Tensor, start: Literal["peak", "median"] = "peak") -> float:
@@ -49,16 +55,17 @@ def tail_exponent(values: Tensor, start: Literal["peak", "median"] = "peak") -> 
 
     With `peak` the tail begins at the value for which the power law is closest to the data by the Kolmogorov-Smirnov
     distance, among those from 0.95 to 1.5 times the peak of the histogram of their logarithms. With `median` it begins
-    there.
+    there. It always contains two different values.
     """
+    middle = min(len(values) // 2, int((values < values[-1]).sum()) - 1)
     if start == "median":
-        return hill_exponent(values[len(values) // 2 :])
+        return hill_exponent(values[middle:])
     logs = values.log10()
     counts = torch.histc(logs.float(), _BINS)
     peak = 10 ** (logs[0] + int(counts.argmax()) * (logs[-1] - logs[0]) / _BINS)
     near = (values[:-1] >= _NEAR[0] * peak) & (values[:-1] <= _NEAR[1] * peak) & (values[:-1] < values[-1])
     found = [(_distance(values[i:]), i) for i in near.nonzero().flatten().tolist()]
-    begin = min(found)[1] if found else len(values) // 2
+    begin = min(found)[1] if found else middle
     return hill_exponent(values[begin:])
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_prune.config.fields import Fraction
-from lit_prune.methods import PruneContext, ZeroWeights, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.zero_weights import ZeroWeights
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.masks import Masks

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config.fields import Count, Proportion
-from lit_prune.methods import PlanSearch, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.plan_search import PlanSearch
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
@@ -46,7 +48,7 @@ class Bonsai(PlanSearch):
 
         return frozenset(() if self.plan_path else PRIOR.needs)
 
-    def search(self, model: Any, ctx: PruneContext) -> PrunePlan:
+    def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, None]:
         """Remove units round by round until the number of parameters is reached."""
         import torch
 
@@ -68,4 +70,4 @@ class Bonsai(PlanSearch):
             count = ctx.counter(f"round {number}: masks", 2 * pairs, "mask")
             effects = perturb.effects(copied.to(ctx.device), plan, found, [batch], pairs, generator, count)
             plan = perturb.remove(plan, effects, costs, max(limit, cost - step))
-        return plan
+        return plan, None

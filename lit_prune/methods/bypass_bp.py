@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune
 from lit_prune.config.fields import Count, Positive
-from lit_prune.methods import LearnAndCut, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.plan_search import LearnAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.learned.units import UnitSpace

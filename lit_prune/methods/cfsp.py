@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import NonNegative
-from lit_prune.methods import ChooseAndCut, PruneContext, ScoreAndCut, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ChooseAndCut, ScoreAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
-from lit_prune.methods import ScoreAndCut, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ScoreAndCut
 
 
 @method("deeper_layers")
@@ -17,9 +18,9 @@ class DeeperLayers(ScoreAndCut):
     l* = argmin_l d(x_l, x_{l+n}) with d(x, y) = arccos(cos(x, y)) / pi, mean over the last tokens of the calibration
     sequences (section 3.2). The simple heuristic of section 4.4 drops the deepest layers except the final one.
 
-    The paper retrains with QLoRA on 4-bit weights; here LoRA adapters are trained on unquantised weights. The paper's
-    rank and learning rate depend on the model; the defaults here are those of Llama-2-7B. Calibration sequences are
-    packed, so the last token need not end a document.
+    The paper retrains with QLoRA on 4-bit weights. `retraining` has LoRA on unquantised weights, which
+    `distill.lora.quantize` quantises. Rank and learning rate depend on the model; here they are those of Llama-2-7B.
+    Calibration sequences are packed, so the last token need not end a document.
     """
 
     num_hidden_layers: Size = 0.75

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lit_prune.config import ConfigError, Prune, Size
 from lit_prune.config.fields import Positive
-from lit_prune.methods import ChooseAndCut, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ChooseAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import ConfigError, Optimizer, PruneMethod
 from lit_prune.config.fields import Count, Fraction, Natural
-from lit_prune.methods import PruneContext, Pruned, ZeroWeights, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.zero_weights import ZeroWeights
+from lit_prune.pruning.context import PruneContext, Pruned
 
 if TYPE_CHECKING:
     from lit_prune.pruning.masks import Masks

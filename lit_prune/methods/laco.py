@@ -9,7 +9,9 @@ from annotated_types import Ge
 
 from lit_prune.config import ConfigError, Prune, Size
 from lit_prune.config.fields import Count, Natural
-from lit_prune.methods import ChooseAndCut, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ChooseAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import Natural
-from lit_prune.methods import ScoreAndCut, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ScoreAndCut
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import Count, Fraction, Natural, Positive
-from lit_prune.methods import ChooseAndCut, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ChooseAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
@@ -24,8 +27,7 @@ class LoRAPrune(ChooseAndCut):
     end, and no retraining follows.
 
     The paper prunes half of each layer and trains two epochs with batches of 128, rank 8, alpha 16 and a rate of 1e-4;
-    the defaults are fewer steps with a larger rate. Deviations: a KV group is pruned with its query heads, and all
-    their weights count for it.
+    the defaults are fewer steps at a larger rate. Deviation: all weights of a KV group and its query heads count.
     """
 
     intermediate_size: Size = 0.5
@@ -67,8 +69,6 @@ class LoRAPrune(ChooseAndCut):
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units that training keeps, and a copy of the model with the trained adapters merged."""
-        import copy
-
         from lit_prune.pruning.learned.lora_sensitivity import LoraPruner
 
         module = LoraPruner(

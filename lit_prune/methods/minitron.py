@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lit_prune.config import Prune
-from lit_prune.methods import ScoreAndCut, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ScoreAndCut
 
 
 @method("minitron")

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.config.fields import Count, Fraction, NonNegative, Positive
-from lit_prune.methods import LearnAndCut, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.plan_search import LearnAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.learned.units import UnitSpace

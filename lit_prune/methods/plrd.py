@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lit_prune.config import ConfigError, PruneMethod
-from lit_prune.methods import PruneContext, Pruned, method
+from lit_prune.methods import method
+from lit_prune.pruning.context import PruneContext, Pruned
 
 
 @method("plrd")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune
 from lit_prune.config.fields import Count, Proportion
-from lit_prune.methods import PlanSearch, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.plan_search import PlanSearch
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
@@ -64,7 +66,7 @@ class Puzzle(PlanSearch):
         """Return the cost of the smallest model."""
         return self.library(costs).least()
 
-    def search(self, model: Any, ctx: PruneContext) -> PrunePlan:
+    def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, None]:
         """Measure the effect of each variant in each layer, and choose one for every layer."""
         import torch
 
@@ -72,8 +74,7 @@ class Puzzle(PlanSearch):
         from lit_prune.importance.criteria import criteria
         from lit_prune.pruning import replace_one
 
-        costs, limit = self.budget(model.config)
+        (costs, limit), copied = self.budget(model.config), copy.deepcopy(model).to(ctx.device)
         scores = criteria[self.width_criterion].score(ctx.collect(model, self.statistics(model.config)), Prune())
         batch = sample_sequences(ctx.batches(), self.num_sequences, torch.Generator().manual_seed(ctx.seed))
-        copied = copy.deepcopy(model).to(ctx.device)
-        return replace_one.search(copied, self.library(costs), scores, limit, batch, self.score, ctx.counter)
+        return replace_one.search(copied, self.library(costs), scores, limit, batch, self.score, ctx.counter), None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config import ConfigError, Prune, Size
 from lit_prune.config.fields import Count, Fraction, Positive
-from lit_prune.methods import ChooseAndCut, PruneContext, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.score_and_cut import ChooseAndCut
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
@@ -23,10 +26,10 @@ class ShearedLLaMA(ChooseAndCut):
     (section 2.1). The result has the same widths in every layer and loads in stock transformers.
 
     The paper prunes LLaMA-2-7B (32 layers, 4096 channels, 32 heads, 11008 neurons) to 24, 2048, 16, 5504 or to 32,
-    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens with a rate of 1e-4 for weights and 1 for gates; the
-    defaults are the shares of the second and a few steps. It retrains for 48,000 steps of 256 sequences.
+    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens, with a rate of 1e-4 for weights and 1 for gates.
+    Defaults: the shares of the second, a few steps. It retrains for 48,000 steps of 256 sequences.
 
-    Deviations. Sequences come from one text, so batches are not loaded dynamically by domain. With grouped-query
+    Deviations: sequences come from one text, so batches are not loaded dynamically by domain. With grouped-query
     attention the units are KV groups with their query heads. At the end kept gates become 1, where the authors' code
     multiplies them into the weights. In a layer one gate multiplies the sum of attention and MLP.
     """
@@ -68,8 +71,6 @@ class ShearedLLaMA(ChooseAndCut):
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units with the highest gates, and the trained copy of the model."""
-        import copy
-
         from lit_prune.pruning.learned.hard_concrete import ShapeLearner
 
         module = ShapeLearner(

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.config.fields import Count, NonNegative, Positive, Proportion
-from lit_prune.methods import PruneContext, ZeroWeights, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.zero_weights import ZeroWeights
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.masks import Masks

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import ConfigError, Optimizer
 from lit_prune.config.fields import Count
-from lit_prune.methods import PruneContext, ZeroWeights, method
+from lit_prune.methods import method
+from lit_prune.pruning.bases.zero_weights import ZeroWeights
+from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.masks import Masks

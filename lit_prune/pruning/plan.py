@@ -85,6 +85,13 @@ class PrunePlan:
             len(self.layers), len(self.hidden), max(shape.intermediate_size for shape in shapes), heads, groups
         )
 
+    @property
+    def sizes(self) -> dict[str, int | list[int]]:
+        """Sizes of the pruned model by name; those that differ between layers as a list with an entry per layer."""
+        shapes = [vars(self.shape_of_layer(layer)) for layer in self.layers]
+        columns = {name: [shape[name] for shape in shapes] for name in shapes[0]}
+        return {name: sizes[0] if len({*sizes}) == 1 else sizes for name, sizes in columns.items()}
+
     def groups_of(self, layer: LayerPlan) -> Indices:
         """Return the KV groups that a layer keeps."""
         size = self.original.num_attention_heads // self.original.num_key_value_heads

@@ -35,9 +35,11 @@ def render(
     for place, answer in enumerate(answers):
         progress.at(place, f"drawing {answer.report.table.name} at {answer.report.profile}")
         sections.append(_section(answer, place))
+    scales = _standing(ledger)
+    titles = {paper: title for paper, title in PAPERS.items() if any(paper in scale["papers"] for scale in scales)}
     template = page.environment(Path(__file__).parent).get_template("paper_page.html.j2")
     return template.render(
-        standing=_standing(ledger), verdicts=VERDICTS, marks=wording.VERDICTS, titles=PAPERS, sections_of=sections,
+        standing=scales, verdicts=VERDICTS, marks=wording.VERDICTS, titles=titles, sections_of=sections,
         not_run=list(map(_not_run, not_run)), index=_index(answers, ledger), panels=figures.PANELS, digest=digest,
         benchmarks=None if scores.empty else all_scores(scores), keys=_keys(sections),
         paper_claims=paper_claims.shown(),
@@ -60,20 +62,32 @@ def anchor_of(report: Report) -> str:
 
 
 def _standing(ledger: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return for each profile its name, and counts by verdict of all claims and of each paper's."""
+    """Return for each profile its name, a sentence about all claims, and the counts of each paper by verdict."""
+    claims = len(ledger.drop_duplicates(["paper", "table", "claim"]))
     return [
         {
-            "profile": profile, "all": (counts := found.sum()).to_dict(), "claims": counts.sum(),
-            "measured": (measured := counts.drop("not run").sum()),
-            "share": _percent(counts["holds"], counts.sum()), "share_of_measured": _percent(counts["holds"], measured),
+            "profile": profile, "sentence": _tally(found.sum().drop("not run").to_dict(), claims),
             "papers": {paper: line.to_dict() for (_, paper), line in found.iterrows()},
         }
         for profile, found in standing(ledger).groupby(level=0, sort=False)
     ]  # fmt: skip
 
 
-def _percent(part: int, whole: int) -> int:
-    return round(100 * part / max(whole, 1))
+_VERBS = {
+    "fails": ("fails", "fail"), "negligible": ("is about a negligible difference", "are about negligible differences"),
+    "identical": ("is about identical students", "are about identical students"),
+    "undecided": ("is undecided", "are undecided"),
+}  # fmt: skip
+"""Verdict -> what is said of one claim and of several."""
+
+
+def _tally(counts: dict[str, int], claims: int) -> tuple[str, str]:
+    """Return how many of the measured claims hold, and the other counts by verdict that are not 0."""
+    measured, holds = sum(counts.values()), counts["holds"]
+    others = [f"{counts[verdict]} {verbs[counts[verdict] > 1]}" for verdict, verbs in _VERBS.items() if counts[verdict]]
+    left = claims - measured
+    ends = [f"{left} of {claims} claims {'was' if left == 1 else 'were'} not run"] if left else []
+    return f"{holds} of {measured} measured claims hold ({round(100 * holds / measured)} %)", ", ".join(others + ends)
 
 
 def _not_run(table: Table) -> dict[str, Any]:

@@ -17,6 +17,9 @@ MINITRON, PRACTICE = "Minitron", "In Practice"
 PAPERS = {
     MINITRON: "Compact Language Models via Pruning and Knowledge Distillation (arXiv 2407.14679)",
     PRACTICE: "LLM Pruning and Distillation in Practice: The Minitron Approach (arXiv 2408.11796)",
+    "Reassessing": "Reassessing Layer Pruning in LLMs: New Insights and Methods (arXiv 2411.15558)",
+    "Deeper Layers": "The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887)",
+    "LLM-Pruner": "LLM-Pruner: On the Structural Pruning of Large Language Models (arXiv 2305.11627)",
     "Wanda": "A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11695)",
     "AlphaPruning": "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of "
     "Large Language Models (arXiv 2410.10912)",
@@ -79,15 +82,15 @@ def standardize(found: pd.DataFrame) -> pd.Series:
 
 
 def standing(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of claims by verdict: a line per profile and paper, indexed by both.
+    """Return the number of claims by verdict, indexed by profile and paper, for papers with a measured claim.
 
-    Counts all claims that have a table, at unmodified profiles only.
+    Counts all claims of the paper that have a table, at unmodified profiles only.
     """
     claims = found.drop_duplicates(["paper", "table", "claim"])["paper"].value_counts()
     plain = found[(found["profile"] != "") & (found["settings"] == "")]
-    papers = [paper for paper in PAPERS if paper in claims]
-    index = pd.MultiIndex.from_product([plain["profile"].unique(), papers], names=["profile", "paper"])
+    index = pd.MultiIndex.from_product([plain["profile"].unique(), PAPERS], names=["profile", "paper"])
     counts = plain.groupby(["profile", "paper", "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(index=index, columns=VERDICTS, fill_value=0)
     measured = counts.drop(columns="not run").sum(axis="columns")
-    return counts.assign(**{"not run": claims.loc[index.get_level_values("paper")].to_numpy() - measured})
+    counts, measured = counts[measured > 0], measured[measured > 0]
+    return counts.assign(**{"not run": claims.loc[counts.index.get_level_values("paper")].to_numpy() - measured})

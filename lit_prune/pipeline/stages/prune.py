@@ -13,11 +13,11 @@ from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import fit
 from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
-from lit_prune.methods import Fit, PruneContext, Pruned
 from lit_prune.models.random_weights import random_model
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
+from lit_prune.pruning.context import Fit, PruneContext, Pruned
 from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.pruning.surgery import cut

@@ -13,9 +13,13 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lit_prune.models.linears import oriented, rows_of
 from lit_prune.models.model_family import anatomy_of, layers_of
-from lit_prune.pruning.learned.gating import next_token_loss
+from lit_prune.pruning.gating import open_heads_in_norms
+from lit_prune.pruning.learned.mask_learner import next_token_loss
+from lit_prune.pruning.learned.schedules import cosine, scheduled
 from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.learned.weight_scores import masked
 
 
 class BilevelLearner(L.LightningModule):
@@ -45,22 +49,22 @@ class BilevelLearner(L.LightningModule):
         ))  # fmt: skip
         mask = self.space.chosen(self.scores).to(self.scores)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        with masked(self.model, self.space, mask) as columns:
+        with masked_columns(self.model, self.space, mask) as columns:
             loss = next_token_loss(self.model, lower)
             of_weights = dict(zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True))
-            weights = [weight for weight, _ in columns]
             loss_of_mask = next_token_loss(self.model, upper)
-            of_z = torch.autograd.grad(loss_of_mask, weights)
+            of_z = torch.autograd.grad(loss_of_mask, [module.weight for module, _ in columns])
         implicit = []
-        for (weight, kept), gradient in zip(columns, of_z, strict=True):
-            of_weights[weight] = None if of_weights[weight] is None else of_weights[weight] * kept
-            implicit.append(((weight.detach() - self._inverse_gamma * gradient) * gradient).sum(0))
+        for (module, kept), gradient in zip(columns, of_z, strict=True):
+            weight, found = module.weight.detach(), of_weights[module.weight]
+            of_weights[module.weight] = None if found is None else found * kept
+            implicit.append(oriented(module, (weight - self._inverse_gamma * gradient) * gradient).sum(0))
         self._gradients = [*of_weights.items(), (self.scores, self._by_unit(implicit))]
         self.terms = {"loss": ((loss + loss_of_mask) / 2).detach(), "kept": mask.mean()}
         return self.terms["loss"]
 
     def _by_unit(self, columns: list[Tensor]) -> Tensor:
-        """Return sums over the columns of each unit, [units], from those of each matrix as `masked` yields them."""
+        """Return sums over the columns of each unit, [units], from those of each matrix of `masked_columns`."""
         layers = self.space.whole.num_hidden_layers
         neurons, heads = torch.stack(columns[:layers]), columns[layers:]
         groups = [row.view(self.space.groups, -1).sum(1) for row in heads]
@@ -78,34 +82,27 @@ class BilevelLearner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW for weights and scores, each with a cosine schedule to 0."""
-        optimizer = torch.optim.AdamW([
+        return scheduled(torch.optim.AdamW([
             {"params": [p for p in self.model.parameters() if p.requires_grad], "lr": self._lr},
             {"params": [self.scores], "lr": self._mask_lr},
-        ], weight_decay=0.0)  # fmt: skip
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        ], weight_decay=0.0), cosine(self._max_steps))  # fmt: skip
 
 
 @contextmanager
-def masked(model: Any, space: UnitSpace, mask: Tensor) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
+def masked_columns(model: Any, space: UnitSpace, mask: Tensor) -> Iterator[list[tuple[Any, Tensor]]]:
     """Replace the output projections of a model by masked ones inside `with`: a gradient of them is that of z.
 
-    Yield each such parameter, as [out, in], with the mask [in] of its columns: those of the MLPs, then those of the
-    attention if KV groups are units.
+    Yield each projection with the mask of the columns of its weight, in a shape that multiplies the weight: those of
+    the MLPs, then those of the attention if KV groups are units.
     """
     anatomy, (groups, neurons) = anatomy_of(model.config), space.split(mask)
-    places = [(layer, anatomy.mlp_output, neurons[i]) for i, layer in enumerate(layers_of(model))]
-    if space.groups:
-        places += [(layer, anatomy.attention_output, groups[i]) for i, layer in enumerate(layers_of(model))]
-    found, whole = [], []
-    for layer, path, row in places:
-        weight = layer.get_parameter(f"{path}.weight")
-        columns = row.repeat_interleave(weight.shape[1] // len(row))
-        found.append((weight, columns))
-        whole.append(weight.data)
-        weight.data = weight.data * columns
-    try:
+    rows = [(anatomy.mlp_output, neurons)] + ([(anatomy.attention_output, groups)] if space.groups else [])
+    found: list[tuple[Any, Tensor]] = []
+    for path, masks in rows:
+        for layer, row in zip(layers_of(model), masks, strict=True):
+            module = layer.get_submodule(path)
+            width = rows_of(module).shape[1]
+            found.append((module, oriented(module, row.repeat_interleave(width // len(row))[None])))
+    weights, kept = [module.weight for module, _ in found], [kept for _, kept in found]
+    with masked(weights, kept), open_heads_in_norms(model, space.gates(mask)):
         yield found
-    finally:
-        for (weight, _), data in zip(found, whole, strict=True):
-            weight.data = data

@@ -6,17 +6,17 @@ Source: Sheared LLaMA, arXiv 2310.06694, section 2.1. Gates: arXiv 1712.01312.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.models.shape import ModelShape, shape_of
-from lit_prune.pruning.learned.gating import next_token_loss, scale_input
+from lit_prune.pruning.gating import LayerGates, gated
+from lit_prune.pruning.learned.mask_learner import next_token_loss
+from lit_prune.pruning.learned.schedules import constant, cosine, scheduled
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
@@ -80,7 +80,8 @@ class ShapeLearner(L.LightningModule):
         with torch.no_grad():
             for _, gates in self._each():
                 gates.log_alpha.clamp_(-_BOUND, _BOUND)
-        with gated(self.model, {axis: gates.sample() for axis, gates in self._each()}):
+        sampled = {axis: gates.sample() for axis, gates in self._each()}
+        with gated(self.model, layer_gates(sampled, self.whole.num_hidden_layers), sampled.get("hidden")):
             loss = next_token_loss(self.model, batch)
         done = min(1.0, self.global_step / self._warmup_steps) if self._warmup_steps else 1.0
         penalty = torch.stack([gates.penalty(done) for _, gates in self._each()]).sum() if len(self.gates) else 0 * loss
@@ -117,20 +118,12 @@ class ShapeLearner(L.LightningModule):
             {"params": [gates.log_alpha for _, gates in self._each()], **still},
             {"params": multipliers, "maximize": True, **still},
         ], betas=(0.9, 0.95))  # fmt: skip
-        schedules: list[Callable[[int], float]] = [self._share_of_peak, lambda step: 1.0, lambda step: 1.0]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        weights = cosine(self._max_steps - 1, least=0.1, warmup=max(1, self._max_steps // 10))
+        return scheduled(optimizer, weights, constant, constant)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip the gradient of the weights to the norm 1."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-
-    def _share_of_peak(self, step: int) -> float:
-        rise = max(1, self._max_steps // 10)
-        if step < rise:
-            return (step + 1) / rise
-        done = (step - rise) / max(1, self._max_steps - 1 - rise)
-        return 0.1 + 0.9 * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def _each(self) -> Iterator[tuple[str, Gates]]:
         for axis, gates in self.gates.items():
@@ -150,48 +143,7 @@ def _gates(whole: ModelShape, target: ModelShape, generator: torch.Generator) ->
     return {axis: Gates(shape, kept, generator) for axis, (shape, kept) in sizes.items() if kept < shape[-1]}
 
 
-@contextmanager
-def gated(model: Any, gates: dict[str, Tensor]) -> Iterator[None]:
-    """Multiply units by `gates` in forward passes inside `with`: "layer" [layers], "hidden" [hidden], and "group" and
-    "neuron" [layers, units].
-
-    A layer's gate multiplies what it adds to the residual stream. A channel's gate multiplies all that is written to
-    the channel; RMS norms then average over the open channels alone, as in the pruned model.
-    """
-    anatomy, handles = anatomy_of(model.config), []
-    for i, layer in enumerate(layers_of(model)):
-        for axis, path in (("group", anatomy.attention_output), ("neuron", anatomy.mlp_output)):
-            if axis in gates:
-                handles.append(scale_input(layer.get_submodule(path), gates[axis][i]))
-        if "layer" in gates:
-            handles.append(layer.register_forward_hook(_scale_update(gates["layer"][i])))
-    if "hidden" in gates:
-        handles += _scale_channels(model, gates["hidden"])
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _scale_update(gate: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
-    def scale(module: nn.Module, inputs: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        scaled = inputs[0] + gate.to(first) * (first - inputs[0])
-        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
-
-    return scale
-
-
-def _scale_channels(model: Any, gates: Tensor) -> list[Any]:
-    """Register hooks that gate all writers to the residual stream, and correct the norms for closed channels."""
-    anatomy = anatomy_of(model.config)
-    root = ((gates > 0).sum().clamp_min(1) / len(gates)).sqrt()
-    handles = []
-    for name, module in model.named_modules():
-        _, rest = anatomy.layer_of(name)
-        if isinstance(module, nn.Embedding) or rest in (anatomy.attention_output, anatomy.mlp_output):
-            handles.append(module.register_forward_hook(lambda module, inputs, output: output * gates.to(output)))
-        elif "Norm" in type(module).__name__ and anatomy.axes_of(f"{name}.weight") == ("hidden",):
-            handles.append(module.register_forward_hook(lambda module, inputs, output: output * root.to(output)))
-    return handles
+def layer_gates(gates: Mapping[str, Tensor], layers: int) -> list[LayerGates]:
+    """Return the gates of each layer, from "layer" [layers], "group" and "neuron" [layers, units] as far as given."""
+    axes = ("neuron", "group", "layer")
+    return [LayerGates(*(gates[axis][i] if axis in gates else None for axis in axes)) for i in range(layers)]

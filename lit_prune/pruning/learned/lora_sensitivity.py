@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from lit_prune.importance.unit_reduction import add_units
 from lit_prune.models.description import Axes
 from lit_prune.models.model_family import anatomy_of, layers_of
-from lit_prune.pruning.learned.gating import MaskLearner, gated, next_token_loss
+from lit_prune.pruning.gating import gated
+from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
+from lit_prune.pruning.learned.schedules import linear, scheduled
 from lit_prune.pruning.learned.units import UnitSpace
 from lit_prune.pruning.plan import PrunePlan
 
@@ -68,7 +70,7 @@ class LoraPruner(MaskLearner):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the language-model loss of the model with adapters, without the units masked so far."""
-        with self._adapters(), gated(self.model, self.space, self.mask):
+        with self._adapters(), gated(self.model, self.space.gates(self.mask)):
             loss = next_token_loss(self.model, batch)
         self.terms = {"loss": loss.detach(), "kept": self.mask.mean()}
         return loss
@@ -141,14 +143,8 @@ class LoraPruner(MaskLearner):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW for the adapters with a linear schedule to 0 after a warm-up of a tenth of the steps."""
-        rise = max(1, self._max_steps // 10)
-
-        def share_of_peak(step: int) -> float:
-            return min((step + 1) / rise, (self._max_steps - step) / max(1, self._max_steps - rise))
-
         optimizer = torch.optim.AdamW(self.parameters(), lr=self._lr, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, linear(self._max_steps, warmup=max(1, self._max_steps // 10)))
 
 
 def pruned_share(step: int, max_steps: int, warmup: float = 0.1, cooldown: float = 0.1) -> float:

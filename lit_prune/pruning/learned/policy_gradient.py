@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.pruning.learned.gating import MaskLearner, gated, next_token_loss
+from lit_prune.pruning.gating import gated
+from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
+from lit_prune.pruning.learned.schedules import cosine, scheduled
 from lit_prune.pruning.learned.units import UnitSpace
 
 Loss = Callable[[Tensor, dict[str, Any]], Tensor]
@@ -61,9 +63,7 @@ class PolicyGradient(MaskLearner):
 
     def configure_optimizers(self) -> Any:
         """Return plain gradient descent with a cosine schedule to 0."""
-        descent = torch.optim.SGD([self.probabilities], lr=self._lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, self._max_steps)
-        return {"optimizer": descent, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(torch.optim.SGD([self.probabilities], lr=self._lr), cosine(self._max_steps))
 
 
 _TINY = 1e-7
@@ -74,7 +74,7 @@ def masked_loss(model: Any, space: UnitSpace) -> Loss:
     """Return L of `PolicyGradient`: the language-model loss of a model without the units whose mask is 0."""
 
     def loss(mask: Tensor, batch: dict[str, Any]) -> Tensor:
-        with gated(model, space, mask):
+        with gated(model, space.gates(mask)):
             return next_token_loss(model, batch)
 
     return loss

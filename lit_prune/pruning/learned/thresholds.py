@@ -14,7 +14,9 @@ from lit_prune.losses.chunked import HeadTarget, head_losses
 from lit_prune.losses.logit import logit_losses
 from lit_prune.models.lm_head import head_of, last_states
 from lit_prune.models.residual_stream import ResidualStream
-from lit_prune.pruning.learned.gating import MaskLearner, gated, scored_tokens
+from lit_prune.pruning.gating import gated
+from lit_prune.pruning.learned.mask_learner import MaskLearner, scored_tokens
+from lit_prune.pruning.learned.schedules import linear, scheduled
 from lit_prune.pruning.learned.units import UnitSpace
 
 
@@ -44,7 +46,7 @@ class ThresholdLearner(MaskLearner):
         ids, scored, successors = scored_tokens(batch)
         with torch.no_grad(), self._streams[0].reading() as theirs:
             target = HeadTarget(last_states(self.model, ids)[:, :-1][scored], head_of(self.model))
-        with self._streams[1].reading() as ours, gated(self.student, self.space, self._mask()):
+        with self._streams[1].reading() as ours, gated(self.student, self.space.gates(self._mask())):
             last = last_states(self.student, ids)[:, :-1][scored]
         kd_weight = (1 - self._ce_weight) * self._temperature**2
         found = head_losses(
@@ -98,12 +100,10 @@ class ThresholdLearner(MaskLearner):
 
     def configure_optimizers(self) -> Any:
         """Return Adam with rates for weights and for scores and thresholds, which fall linearly to 0."""
-        optimizer = torch.optim.AdamW([
+        return scheduled(torch.optim.AdamW([
             {"params": list(self.student.parameters()), "lr": self._lr},
             {"params": [self.scores, self.thresholds], "lr": self._score_lr},
-        ], weight_decay=0.0)  # fmt: skip
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / self._max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        ], weight_decay=0.0), linear(self._max_steps))  # fmt: skip
 
 
 _START = 5.0

@@ -13,6 +13,7 @@ from lit_prune.config import Size
 from lit_prune.importance.criteria import Scores
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import ModelShape
+from lit_prune.pruning.gating import LayerGates
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
 from lit_prune.pruning.unit_costs import UnitCosts
 
@@ -79,6 +80,11 @@ class UnitSpace:
         layers = self.whole.num_hidden_layers
         groups, neurons = values.split([layers * self.groups, layers * self.whole.intermediate_size])
         return groups.view(layers, -1 if self.groups else 0), neurons.view(layers, -1)
+
+    def gates(self, values: Tensor) -> list[LayerGates]:
+        """Return the factors [units] of a vector by layer, as `lit_prune.pruning.gating.gated` takes them."""
+        groups, neurons = self.split(values)
+        return [LayerGates(row, groups[i] if self.groups else None) for i, row in enumerate(neurons)]
 
     def project(self, values: Tensor) -> Tensor:
         """Return clamp(values - v, 0, 1) with the smallest v >= 0 whose price is within the budget, by bisection."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.models.linears import linears_of, rows_of
-from lit_prune.pruning.learned.gating import MaskLearner, next_token_loss
+from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
+from lit_prune.pruning.learned.schedules import linear, scheduled
 from lit_prune.pruning.masks import Masks
 from lit_prune.pruning.sparsity import chooser
 
@@ -72,8 +73,7 @@ class WeightScores(MaskLearner):
     def configure_optimizers(self) -> Any:
         """Return Adam with a rate that falls linearly to 0."""
         optimizer = torch.optim.AdamW(self.scores.parameters(), lr=self._lr, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / self._max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, linear(self._max_steps))
 
 
 @contextmanager

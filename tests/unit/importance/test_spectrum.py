@@ -53,3 +53,21 @@ def test_a_layer_has_the_mean_of_its_matrices() -> None:
     assert seen == list(range(1, 9))
     of_layer = [tail_exponent(eigenvalues(module.weight), "median") for _, module in linears_of(model, 3)]
     assert found[3] == pytest.approx(sum(of_layer) / 7)
+
+
+def test_linears_without_a_tail_are_left_out() -> None:
+    model = small_llama()
+    whole = layer_exponents(model, "median")
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight.zero_()
+        for _, module in linears_of(model, 5):
+            module.weight.zero_()
+    found = layer_exponents(model, "median")
+    left = [tail_exponent(eigenvalues(module.weight), "median") for _, module in linears_of(model, 2)
+            if module.weight.any()]  # fmt: skip
+    assert found[2] == pytest.approx(sum(left) / 6)
+    assert found[5] == max(*found[:5], *found[6:])
+    assert [found[i] for i in (0, 1, 3, 4, 6, 7)] == [whole[i] for i in (0, 1, 3, 4, 6, 7)]
+    one_outlier = torch.tensor([1.0, 1.0, 1.0, math.e], dtype=torch.float64)  # as of a matrix of rank 1
+    assert tail_exponent(one_outlier, "median") == pytest.approx(1 + 2 / 1)
+    assert math.isfinite(tail_exponent(one_outlier))

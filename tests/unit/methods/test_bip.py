@@ -6,13 +6,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from families import CASES, logits, model_of, token_ids
 from pruning_context import IDS, LAYERS, context_of, small_llama, stop_at
 from refusals import refuses
+from silenced import tolerance
 
 from lit_prune.methods import methods
 from lit_prune.pruning import surgery
-from lit_prune.pruning.learned.bilevel import BilevelLearner, masked
+from lit_prune.pruning.learned.bilevel import BilevelLearner, masked_columns
 from lit_prune.pruning.learned.units import UnitSpace
 
 BATCH = {"input_ids": IDS, "labels": IDS}
@@ -66,13 +69,33 @@ def test_gradients_of_masks_and_weights_against_float64() -> None:
     assert (found[1][neurons == 0] != 0).all()  # a pruned unit may return
 
 
-def test_masked_columns_act_as_the_plan_and_are_restored() -> None:
-    model = small_llama()
-    space = UnitSpace.of(model.config, 0.7)
+def test_gradients_of_masks_where_weights_are_stored_transposed() -> None:
+    model, ids = model_of("gpt2"), token_ids()
+    space = UnitSpace.of(model.config, 0.9)
+    module = learner(model, space).eval()  # without dropout
+    mask = space.split(space.chosen(module.scores).double())[1]
+    twin = copy.deepcopy(model).double()
+    for row, layer in zip(mask, twin.transformer.h, strict=True):
+        layer.mlp.c_proj.weight.data *= row[:, None]
+    module.backward(module.training_step({"input_ids": ids.repeat(2, 1), "labels": ids.repeat(2, 1)}, 0))
+    twin.eval()(ids, labels=ids).loss.backward()
+    for row, ours, theirs in zip(
+        space.split(module.scores.grad)[1], model.transformer.h, twin.transformer.h, strict=True
+    ):
+        gradient = theirs.mlp.c_proj.weight.grad
+        expected = ((ours.mlp.c_proj.weight.double() - 0.5 * gradient) * gradient).sum(1)
+        torch.testing.assert_close(row.double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masked_columns_act_as_the_plan_and_are_restored(case: str) -> None:
+    model = model_of(case, torch.float64)
+    space = UnitSpace.of(model.config, 0.9)
     scores = torch.rand(space.size, generator=torch.Generator().manual_seed(1))
-    before = copy.deepcopy(model.state_dict())
-    with torch.no_grad(), masked(model, space, space.chosen(scores).float()):
-        torch.testing.assert_close(model(IDS).logits, surgery.apply(small_llama(), space.plan(scores))(IDS).logits)
+    mask, before = space.chosen(scores), copy.deepcopy(model.state_dict())
+    with torch.no_grad(), masked_columns(model, space, mask.double()):
+        found = logits(model)
+    torch.testing.assert_close(found, logits(surgery.apply(model, space.plan_of(mask))), rtol=0, atol=tolerance(case))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

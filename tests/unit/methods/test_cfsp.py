@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lit_prune.config import Prune
 from lit_prune.importance.criteria import criteria
-from lit_prune.methods import PruneContext, methods
+from lit_prune.methods import methods
 from lit_prune.models.model_family import layers_of
 from lit_prune.pruning.allocate import proportional_counts
+from lit_prune.pruning.context import PruneContext
 
 NEURONS = 40
 L2 = Prune(batch_aggregation="l2", seq_aggregation="l2")

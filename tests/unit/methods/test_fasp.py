@@ -14,9 +14,10 @@ from refusals import refuses
 from torch import Tensor
 
 from lit_prune.importance.aggregate import double
-from lit_prune.methods import PruneContext, methods
+from lit_prune.methods import methods
 from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pruning import surgery
+from lit_prune.pruning.context import PruneContext
 
 HEAD_DIM = 8
 

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from lit_prune.config import Optimizer
-from lit_prune.methods import Pruned, methods
+from lit_prune.methods import methods
 from lit_prune.models.files import MASKS
+from lit_prune.pruning.context import Pruned
 from lit_prune.pruning.masks import save_masks
 
 RATE = 0.3

@@ -12,8 +12,9 @@ from pruning_context import IDS, LAYERS, context_of, small_llama
 from refusals import refuses
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_prune.methods import PruneContext, methods
+from lit_prune.methods import methods
 from lit_prune.models.model_family import anatomy_of, layers_of
+from lit_prune.pruning.context import PruneContext
 
 SEQUENCES = 3
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -12,7 +12,8 @@ from pruning_context import IDS, context_of, small_llama, stop_at
 from refusals import refuses
 
 from lit_prune.config import Optimizer
-from lit_prune.methods import Pruned, methods
+from lit_prune.methods import methods
+from lit_prune.pruning.context import Pruned
 
 RATE = 8.0
 STEP = {

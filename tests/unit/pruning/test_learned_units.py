@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import CASES, model_of
-from pruning_context import IDS, context_of, small_llama
+from families import CASES, logits, model_of, token_ids
+from pruning_context import context_of, small_llama
 from refusals import refuses
+from silenced import tolerance
 
 from lit_prune.methods import methods
 from lit_prune.pruning import surgery
-from lit_prune.pruning.learned.gating import gated, next_token_loss
+from lit_prune.pruning.gating import gated
+from lit_prune.pruning.learned.mask_learner import next_token_loss
 from lit_prune.pruning.learned.units import UnitSpace
 
 
@@ -94,19 +96,16 @@ def test_projection_is_within_the_budget_and_the_smallest_shift(model: Any) -> N
     assert torch.equal(space.project(projected * 0.5), projected * 0.5)
 
 
-def test_gates_of_zero_and_one_act_as_the_plan_does(model: Any) -> None:
-    space = UnitSpace.of(model.config, 0.7)
-    plan = space.plan(drawn(space))
-    gates = torch.zeros(space.size)
-    groups, neurons = space.split(gates)
-    for layer in plan.layers:
-        groups[layer.index, list(plan.groups_of(layer))] = 1
-        neurons[layer.index, list(layer.neurons)] = 1
-    small, batch = surgery.apply(model, plan), {"input_ids": IDS, "labels": IDS}
-    with torch.no_grad(), gated(model, space, gates):
-        torch.testing.assert_close(model(IDS).logits, small(IDS).logits)
-        torch.testing.assert_close(next_token_loss(model, batch), small(IDS, labels=IDS).loss)
-    assert not model.model.layers[0].mlp.down_proj._forward_pre_hooks
+@pytest.mark.parametrize("case", CASES)
+def test_gates_of_zero_and_one_act_as_the_plan_does(case: str) -> None:
+    whole = model_of(case, torch.float64)
+    space = UnitSpace.of(whole.config, 0.9)
+    mask = space.chosen(drawn(space))
+    small, batch = surgery.apply(whole, space.plan_of(mask)), {"input_ids": token_ids(), "labels": token_ids()}
+    with torch.no_grad(), gated(whole, space.gates(mask.double())):
+        torch.testing.assert_close(logits(whole), logits(small), rtol=0, atol=tolerance(case))
+        expected = torch.nn.functional.cross_entropy(logits(small)[:, :-1].flatten(0, 1), token_ids()[:, 1:].flatten())
+        assert float(next_token_loss(whole, batch)) == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_a_budget_below_one_unit_of_each_kind_is_refused(model: Any) -> None:

@@ -109,7 +109,12 @@ def test_the_ledger_has_every_claim_of_every_table(page: str, folder: Path, answ
     for source in set(ledger.loc[ledger["verdict"] == "not run", "source"]):
         assert source in html.unescape(page)
     holds = (ledger["profile"] == "tiny") & (ledger["verdict"] == "holds")
-    assert f"<strong>{holds.sum()} of" in page
+    measured = (ledger["profile"] == "tiny") & (ledger["verdict"] != "not run")
+    assert f"<strong>{holds.sum()} of {measured.sum()} measured claims hold (" in page
+    others = len(ledger.drop_duplicates(["paper", "table", "claim"])) - measured.sum()
+    assert f"{others} of {others + measured.sum()} claims were not run." in page
+    assert "Wanda ·" not in page
+    assert " 0 " not in re.search(r'<h1>.*?<div class="standing">', page, re.DOTALL)[0]
     assert page.index("<nav") < page.index('id="top"') < page.index('id="tables"') < page.index('class="answer"')
 
 
@@ -125,6 +130,8 @@ def test_what_stands_is_counted_over_all_claims_and_plain_profiles(answers: list
     counts = standing(ledger)
     papers = ("Minitron", "In Practice")
     assert list(counts.index) == [(profile, paper) for profile in ("tiny", "partly") for paper in papers]
+    unmeasured = ledger.assign(verdict="not run")
+    assert standing(unmeasured).empty
     by_profile = counts.groupby("profile", sort=False).sum()
     assert (by_profile.sum(axis="columns") == len(answers[0].report.table.claims)).all()
     less = ledger.drop(ledger.index[(ledger["profile"] == "partly")][:2])

@@ -1,46 +1,15 @@
-"""Gates in a forward pass: multiply the outputs of KV groups and neurons, without a change of the model's weights."""
+"""Next-token loss of a batch, and the base of modules that train masks by it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_prune.data.tokens import IGNORED
 from lit_prune.losses.chunked import head_losses
 from lit_prune.models.lm_head import head_of, last_states
-from lit_prune.models.model_family import anatomy_of, layers_of
-from lit_prune.pruning.learned.units import UnitSpace
-
-
-@contextmanager
-def gated(model: Any, space: UnitSpace, gates: Tensor) -> Iterator[None]:
-    """Multiply the units of a model by `gates` [units] in forward passes inside `with`; a gate of 0 prunes its unit."""
-    anatomy, (groups, neurons) = anatomy_of(model.config), space.split(gates)
-    handles = []
-    for i, layer in enumerate(layers_of(model)):
-        handles.append(scale_input(layer.get_submodule(anatomy.mlp_output), neurons[i]))
-        if space.groups:
-            handles.append(scale_input(layer.get_submodule(anatomy.attention_output), groups[i]))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def scale_input(module: nn.Module, gates: Tensor) -> Any:
-    """Register a hook that multiplies equal parts of a module's input [..., width] by `gates` [parts]."""
-
-    def scale(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, *others = inputs
-        factors = gates.repeat_interleave(x.shape[-1] // len(gates)).to(x)
-        return (x * factors, *others)
-
-    return module.register_forward_pre_hook(scale)
 
 
 def scored_tokens(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
