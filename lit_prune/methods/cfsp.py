@@ -43,9 +43,8 @@ class CFSP(ChooseAndCut):
     sharpness: NonNegative = 26.2144
     """a, how much the layers differ; 0 keeps the same number of neurons in each."""
 
-    retraining: ClassVar[dict[str, Any]] = {
-        "distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.lora.rank": 8,
-    }  # fmt: skip
+    keeps_zeros: ClassVar[bool] = True
+    retraining: ClassVar[dict[str, Any]] = {"distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.lora.rank": 8}
 
     @property
     def equal_layers(self) -> bool:

@@ -40,6 +40,11 @@ class FASP(ChooseAndCut):
     damping: Positive = 0.01
     """delta, as a share of the mean of the diagonal of X_M X_M^T."""
 
+    @property
+    def keeps_zeros(self) -> bool:  # type: ignore[override]
+        """Whether zeroed weights of the pruned model stay zero; the correction changes them."""
+        return not self.correction
+
     def recipe(self, config: Any) -> Prune:
         """Return a recipe with the sizes of the layers."""
         from lit_prune.models.model_family import anatomy_of

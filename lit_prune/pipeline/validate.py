@@ -99,7 +99,7 @@ def check_zeros(cell: Cell) -> None:
     cuts = cell.prune.init_from is None and cell.prune.init == "teacher"
     if cuts and not cell.prune.keeps_zeros:
         raise ConfigError(
-            "prune.method: must keep the zeros of the sparse model that it prunes (merged heads do not), got "
+            "prune.method: must keep the zeros of the sparse model that it prunes, with these settings, got "
             f"{cell.prune.method}"
         )
     if cell.distill.max_steps and cell.distill.teacher_optimizer is not None:

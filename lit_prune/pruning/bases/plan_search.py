@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config import ConfigError, PruneMethod, Size
 from lit_prune.config.fields import Natural
@@ -25,6 +25,8 @@ class PlanSearch(PruneMethod):
     """Bytes of weights and KV cache in bfloat16 to keep, a count or a share; `num_parameters` must then be null."""
     cache_tokens: Natural = 8192
     """Tokens in the KV cache that `memory` counts, over all sequences of a batch."""
+
+    keeps_zeros: ClassVar[bool] = True
 
     @property
     def equal_layers(self) -> bool:
@@ -103,6 +105,8 @@ class LearnAndCut(PlanSearch):
 
     Every layer keeps at least one of each.
     """
+
+    keeps_zeros: ClassVar[bool] = False  # weights are trained without the masks
 
     def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units to keep, and a copy of the model with trained weights or None."""

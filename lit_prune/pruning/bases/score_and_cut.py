@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config import Prune, PruneMethod, Size
 from lit_prune.pruning.context import PruneContext, Pruned
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class ScoreAndCut(PruneMethod):
     """Base class of methods that score units, keep the best and cut out the others, as `recipe` defines."""
 
-    keeps_zeros = True
+    keeps_zeros: ClassVar[bool] = True
 
     def recipe(self, config: Any) -> Prune:
         """Return the sizes, criteria and allocators for a model with this config."""
@@ -96,7 +96,7 @@ class ScoreAndCut(PruneMethod):
 class ChooseAndCut(ScoreAndCut):
     """Base class of methods that choose units in their own way; some also change weights. `recipe` gives the sizes."""
 
-    keeps_zeros = False  # changed weights need not be zero where they were
+    keeps_zeros: ClassVar[bool] = False  # changed weights need not be zero where they were
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units to keep, and a copy of the model with changed weights or None.

@@ -16,14 +16,17 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import lit_prune as lp
 from lit_prune.cli.compress import distill_flags
 from lit_prune.cli.main import main
-from lit_prune.config import Cell, ConfigError, Execution, Prune
+from lit_prune.config import Cell, ConfigError, Execution, Prune, Teacher
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
 from lit_prune.methods import method, methods
+from lit_prune.models.linears import linears_of
 from lit_prune.models.shape import ModelShape
-from lit_prune.pipeline.validate import check_names
+from lit_prune.pipeline.validate import check_names, check_zeros
 from lit_prune.pruning.bases.score_and_cut import ScoreAndCut
 from lit_prune.pruning.context import PruneContext, Pruned
+from lit_prune.pruning.masks import apply_masks, both, check_zero, save_masks
 from lit_prune.pruning.plan import PrunePlan
+from lit_prune.pruning.surgery import cut
 from lit_prune.store.address import key
 
 
@@ -38,6 +41,31 @@ def ctx(tmp_path: Path) -> PruneContext:
 
 
 # Contracts
+
+
+@pytest.mark.parametrize("name", list(methods))
+def test_zeros_of_a_sparse_model_stay_zero_or_the_method_is_refused(name: str, tmp_path: Path) -> None:
+    """The pipeline would set zeros that a method had filled, but the model would no longer be the one it made."""
+    chosen, model, draw = made(name), small_llama(), torch.Generator().manual_seed(0)
+    masks = {path: torch.rand(module.weight.shape, generator=draw) < 0.7 for path, module in linears_of(model)}
+    apply_masks(model, masks)
+    model.save_pretrained(tmp_path)
+    save_masks(masks, tmp_path)
+    cell = dataclasses.replace(Cell(), teacher=Teacher(model=str(tmp_path)), prune=chosen)
+    if not chosen.keeps_zeros:
+        with refuses("prune.method", name):
+            check_zeros(cell)
+        return
+    check_zeros(cell)
+    found = chosen.prune(model, context_of(tmp_path))
+    kept = masks if found.plan is None else cut(masks, found.plan, model.config)
+    check_zero(found.model, both(kept, found.masks or {}), name)
+
+
+def test_corrections_refuse_sparse_models_and_searches_take_them() -> None:
+    assert not any(made(name).keeps_zeros for name in ("fasp", "laco", "loraprune", "slicegpt"))
+    assert all(made(name).keeps_zeros for name in ("bonsai", "puzzle", "cfsp", "bypass_bp"))
+    assert made("fasp", correction=False).keeps_zeros
 
 
 @pytest.mark.parametrize("name", list(methods))
