@@ -8,14 +8,14 @@ from typing import Any
 
 import tyro
 
-from lit_prune.cli import compress, dashboard, evaluate, fields, figures, pretrain, report, store, table, teachers
+from lit_prune.cli import compress, cost, dashboard, evaluate, fields, figures, pretrain, report, store, table, teachers
 from lit_prune.cli.process import Verb, execute
 
 VERBS: dict[str, Verb[Any]] = {
     verb.name: verb
     for verb in (
-        compress.PRUNE, compress.DISTILL, evaluate.VERB, table.VERB, report.VERB, figures.VERB, dashboard.VERB,
-        pretrain.VERB, teachers.VERB, store.VERB, fields.VERB,
+        compress.PRUNE, compress.DISTILL, evaluate.VERB, table.VERB, cost.VERB, report.VERB, figures.VERB,
+        dashboard.VERB, pretrain.VERB, teachers.VERB, store.VERB, fields.VERB,
     )
 }  # fmt: skip
 """Name -> command, in the order of the help text."""

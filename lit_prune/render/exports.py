@@ -12,7 +12,7 @@ from lit_prune.config import ConfigError
 from lit_prune.progress import ProgressOf, Silent
 from lit_prune.render.files import fingerprint, latex, markdown, write_texts
 from lit_prune.render.paper_page import anchor_of, render
-from lit_prune.report import evaluations, paper_claims, record
+from lit_prune.report import costs, evaluations, paper_claims, record
 from lit_prune.report.claims_summary import tables_not_run, whole_ledger
 from lit_prune.report.load import Answer, frame_of
 from lit_prune.store import Store
@@ -34,6 +34,7 @@ def write(answers: Sequence[Answer], store: Store, out: Path, progress: Progress
     ledger, cells = whole_ledger(answers, not_run), frame_of(answers)
     texts = {out / "ledger.csv": ledger.to_csv(index=False), out / "results.csv": cells.to_csv(index=False)}
     texts[out / "paper_claims.csv"] = paper_claims.shown().to_csv(index=False)
+    texts[out / "costs.csv"] = costs.text(costs.read())
     scores = evaluations.read(store)
     if not scores.empty:
         texts[out / "benchmarks.csv"] = scores.to_csv(index=False)

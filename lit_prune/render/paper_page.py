@@ -16,7 +16,7 @@ from lit_prune.render import catalog, figures, page, svg, wording
 from lit_prune.render.answer import answer_line
 from lit_prune.render.evaluations import all_scores
 from lit_prune.render.notes import as_html
-from lit_prune.report import Report, paper_claims
+from lit_prune.report import Report, costs, paper_claims
 from lit_prune.report.claims_summary import PAPERS, VERDICTS, standing
 from lit_prune.report.command import extra_flags
 from lit_prune.report.load import Answer
@@ -42,7 +42,7 @@ def render(
         standing=scales, verdicts=VERDICTS, marks=wording.VERDICTS, titles=titles, sections_of=sections,
         not_run=list(map(_not_run, not_run)), index=_index(answers, ledger), panels=figures.PANELS, digest=digest,
         benchmarks=None if scores.empty else all_scores(scores), keys=_keys(sections),
-        paper_claims=paper_claims.shown(),
+        paper_claims=paper_claims.shown(), costs=costs.shown(costs.read()),
     )  # fmt: skip
 
 
