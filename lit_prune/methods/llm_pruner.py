@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import Natural
 from lit_prune.methods import method
 from lit_prune.pruning.bases.score_and_cut import ScoreAndCut
-
-if TYPE_CHECKING:
-    from lit_prune.pruning.plan import PrunePlan
 
 
 @method("llm_pruner")
@@ -49,13 +46,10 @@ class LLMPruner(ScoreAndCut):
         groups = self.kv_groups(config, self.num_key_value_heads)
         return self.keep(intermediate_size=self.intermediate_size, width_criterion=self.criterion, **groups)
 
-    def adjust(self, plan: PrunePlan) -> PrunePlan:
-        """Return the plan with the first and last layers unpruned; a plan from `plan_path` is not changed."""
-        if self.plan_path:
-            return plan
-        layers = plan.original.num_hidden_layers
+    def spared(self, layers: int) -> tuple[int, int]:
+        """Return how many of the first and of the last layers stay unpruned."""
         first = layers // 8 if self.spare_first is None else self.spare_first
-        return plan.sparing(first, layers // 16 if self.spare_last is None else self.spare_last)
+        return first, layers // 16 if self.spare_last is None else self.spare_last
 
     def effective(self, config: Any) -> LLMPruner:
         """Return the settings unchanged, since the recipe does not include the unpruned layers."""

@@ -62,10 +62,9 @@ class LoRAPrune(ChooseAndCut):
         groups = self.kv_groups(config, self.num_key_value_heads)
         return self.keep(intermediate_size=self.intermediate_size, **groups)
 
-    def adjust(self, plan: PrunePlan) -> PrunePlan:
-        """Return the plan with the first and last layers unpruned; a plan from `plan_path` is not changed."""
-        first = int(self.spare_first * plan.original.num_hidden_layers)
-        return plan if self.plan_path else plan.sparing(first, self.spare_last)
+    def spared(self, layers: int) -> tuple[int, int]:
+        """Return how many of the first and of the last layers stay unpruned."""
+        return int(self.spare_first * layers), self.spare_last
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units that training keeps, and a copy of the model with the trained adapters merged."""

@@ -27,7 +27,7 @@ class ShearedLLaMA(ChooseAndCut):
 
     The paper prunes LLaMA-2-7B (32 layers, 4096 channels, 32 heads, 11008 neurons) to 24, 2048, 16, 5504 or to 32,
     2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens, with a rate of 1e-4 for weights and 1 for gates.
-    Defaults: the shares of the second, a few steps. It retrains for 48,000 steps of 256 sequences.
+    Defaults: the shares of the second (6880 neurons), a few steps. It retrains for 48,000 steps of 256 sequences.
 
     Deviations: sequences come from one text, so batches are not loaded dynamically by domain. With grouped-query
     attention the units are KV groups with their query heads. At the end kept gates become 1, where the authors' code

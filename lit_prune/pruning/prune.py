@@ -22,11 +22,11 @@ RESIDUAL = {"paper": 1.0, "reversed_sign": -1.0}
 """`head_merging` -> weight of the difference between the kept and the pruned head."""
 
 
-def evidence_names(student: Prune, config: Any) -> frozenset[str]:
-    """Return the names of the statistics needed to prune a teacher with this config."""
+def evidence_names(student: Prune, config: Any, *, uniform: bool = True) -> frozenset[str]:
+    """Return the names of the statistics needed to prune a teacher with this config; `uniform` is as for `target`."""
     if student.plan_path or student.init_from or student.init == "random":
         return frozenset()
-    wanted = _axes_by_criterion(student, shape_of(config), target(student, config))
+    wanted = _axes_by_criterion(student, shape_of(config), target(student, config, uniform=uniform))
     return frozenset().union(*(criteria[name].needs for name in wanted))
 
 
@@ -42,8 +42,8 @@ def check_names(student: Prune) -> None:
     _ = layer_allocators[student.layer_selection], width_allocators[student.width_allocation]
 
 
-def check(student: Prune, config: Any) -> None:
-    """Check that a teacher with this config can be pruned by these settings.
+def check(student: Prune, config: Any, *, uniform: bool = True) -> None:
+    """Check that a teacher with this config can be pruned by these settings; `uniform` is as for `target`.
 
     Raises:
         ConfigError: if the shape is impossible, a criterion does not score an axis that is cut, settings exclude each
@@ -63,12 +63,13 @@ def check(student: Prune, config: Any) -> None:
             "prune.num_iterations: must be 1 with drop_layers, width_allocation=global or head_merging, got "
             f"{student.num_iterations}"
         )
-    way = way_to(student, config)
+    way = way_to(student, config, uniform=uniform)
     for name, axes in _axes_by_criterion(student, shape_of(config), way[-1]).items():
         for axis in sorted(axes):
             with errors_of({"criterion": f"prune.{'layer' if axis in DEPTH else 'width'}_criterion"}):
                 check_axes(name, [axis])
-    surgery.smaller_config(config, first_units(config, way[-1]))
+    if uniform:
+        surgery.smaller_config(config, first_units(config, way[-1]))
     if student.head_merging == "off":
         return
     if way[-1].num_key_value_heads < shape_of(config).num_key_value_heads < shape_of(config).num_attention_heads:
@@ -98,15 +99,16 @@ def _check_alone(student: Prune, field: str, others: tuple[str, ...]) -> None:
 _DEFAULT = Prune()
 
 
-def shape_plan(student: Prune, config: Any) -> PrunePlan:
+def shape_plan(student: Prune, config: Any, *, uniform: bool = True) -> PrunePlan:
     """Return a plan with the student's shape, before its units are chosen.
 
-    With `width_allocation=global` this is the uniform plan, which has the same budget of parameters.
+    With `width_allocation=global` this is the uniform plan, which has the same budget of parameters. `uniform` is as
+    for `target`.
 
     Raises:
         ConfigError: if the shape is impossible, or the plan file is missing or invalid.
     """
-    return load_plan(student) if student.plan_path else first_units(config, target(student, config))
+    return load_plan(student) if student.plan_path else first_units(config, target(student, config, uniform=uniform))
 
 
 def config_of(student: Prune, config: Any) -> Any:
@@ -130,8 +132,10 @@ def load_plan(student: PruneMethod) -> PrunePlan:
     return PrunePlan.load(expand(student.plan_path))
 
 
-def make_plan(teacher: Any, student: Prune, measure: Measure) -> PrunePlan:
+def make_plan(teacher: Any, student: Prune, measure: Measure, *, uniform: bool = True) -> PrunePlan:
     """Score and allocate, in each iteration on the model pruned so far (Minitron, section 2.2); return the whole plan.
+
+    `uniform` is as for `target`.
 
     Raises:
         ConfigError: as `check`.
@@ -139,7 +143,7 @@ def make_plan(teacher: Any, student: Prune, measure: Measure) -> PrunePlan:
     if student.plan_path:
         return load_plan(student)
     model, plan = teacher, PrunePlan.everything(shape_of(teacher.config))
-    for i, shape in enumerate(way_to(student, teacher.config)):
+    for i, shape in enumerate(way_to(student, teacher.config, uniform=uniform)):
         if i:
             model = surgery.apply(teacher, plan)
         plan = _round(model, student, shape, measure).after(plan)

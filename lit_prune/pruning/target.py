@@ -10,11 +10,12 @@ from lit_prune.models.model_family import anatomy_of, head_dim_of
 from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
 
 
-def target(student: Prune, config: Any) -> ModelShape:
+def target(student: Prune, config: Any, *, uniform: bool = True) -> ModelShape:
     """Return the shape that a `prune` section requests for a teacher with this config.
 
     A share is rounded to the nearest size that the family allows; a count is used as it is. All "auto" sizes get the
-    same share, the one whose number of parameters is nearest to `prune.num_parameters`.
+    same share, the one whose number of parameters is nearest to `prune.num_parameters`. Without `uniform` some layers
+    stay whole; then a family whose heads must divide its hidden size demands that of those layers only.
 
     Raises:
         ConfigError: if a size is larger than the teacher's or less than one, the family's config forbids a count, or
@@ -28,7 +29,7 @@ def target(student: Prune, config: Any) -> ModelShape:
     if bool(free) != (student.num_parameters is not None):
         raise ConfigError("prune.num_parameters: give it together with sizes that are auto, and only then")
     if not free:
-        return _fixed(student, config)
+        return _fixed(student, config, uniform)
     key = (student, config.to_json_string(use_diff=False))
     if key not in _FOUND:
         _FOUND[key] = _nearest(student, config, free)
@@ -57,13 +58,15 @@ def _nearest(student: Prune, config: Any, free: list[str]) -> ModelShape:
     return nearest
 
 
-def way_to(student: Prune, config: Any) -> list[ModelShape]:
+def way_to(student: Prune, config: Any, *, uniform: bool = True) -> list[ModelShape]:
     """Return the shape after each iteration: equal steps, the last of which reaches the target (Minitron, 2.2).
+
+    `uniform` is as for `target`.
 
     Raises:
         ConfigError: as `target`, or if an iteration would change nothing.
     """
-    whole, final = shape_of(config), target(student, config)
+    whole, final = shape_of(config), target(student, config, uniform=uniform)
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     if student.num_iterations > max(1, *(getattr(whole, name) - getattr(final, name) for name in sizes)):
         raise ConfigError(
@@ -105,9 +108,10 @@ def _wanted_parameters(parameters: Size, whole: int) -> int:
     raise ConfigError(f"prune.num_parameters: {parameters} is neither a share in (0, 1] nor a count up to {whole:,}")
 
 
-def _fixed(student: Prune, config: Any) -> ModelShape:
+def _fixed(student: Prune, config: Any, uniform: bool = True) -> ModelShape:
     """Return the target shape of settings in which every size is a share, a count or None."""
     whole, anatomy = shape_of(config), anatomy_of(config)
+    divides = uniform and anatomy.whole_heads
     layers = _layers(student, whole.num_hidden_layers)
     heads, groups = _heads(student, whole)
     if anatomy.tied_width:
@@ -115,11 +119,11 @@ def _fixed(student: Prune, config: Any) -> ModelShape:
         groups = heads if whole.num_attention_heads == whole.num_key_value_heads else groups
         hidden = heads * head_dim_of(config)
     else:
-        if anatomy.whole_heads and not isinstance(student.hidden_size, float):
+        if divides and not isinstance(student.hidden_size, float):
             heads, groups = _heads_that_divide(student, whole, heads, groups)
-        if anatomy.whole_heads and student.hidden_size is None and whole.hidden_size % heads:
+        if divides and student.hidden_size is None and whole.hidden_size % heads:
             raise ConfigError(_heads_forbidden(config, whole, heads, groups))
-        step = heads if anatomy.whole_heads else 1
+        step = heads if divides else 1
         why = "a multiple of the query heads, as its config demands"
         hidden = _units("prune.hidden_size", student.hidden_size, whole.hidden_size, step, why)
     return ModelShape(

@@ -21,9 +21,13 @@ class ScoreAndCut(PruneMethod):
         """Return the sizes, criteria and allocators for a model with this config."""
         raise TypeError(f"{type(self).__name__}.recipe: must be defined by the method")
 
+    def spared(self, layers: int) -> tuple[int, int]:
+        """Return how many of the first and how many of the last of these layers stay unpruned; by default none."""
+        return 0, 0
+
     def adjust(self, plan: PrunePlan) -> PrunePlan:
-        """Return the plan after changes that the allocators cannot express; by default there are none."""
-        return plan
+        """Return the plan after changes that the allocators cannot express: with the spared layers unpruned."""
+        return plan if self.plan_path else plan.sparing(*self.spared(plan.original.num_hidden_layers))
 
     def keep(self, **settings: Any) -> Prune:
         """Return a recipe that keeps every size except those in `settings`, which `plan_path` replaces."""
@@ -44,7 +48,7 @@ class ScoreAndCut(PruneMethod):
         """Raise a ConfigError if a model with this config cannot be pruned with these settings."""
         from lit_prune.pruning import prune
 
-        prune.check(self.recipe(config), config)
+        prune.check(self.recipe(config), config, uniform=self._uniform(config))
         self.config_of(config)
 
     def effective(self, config: Any) -> PruneMethod:
@@ -57,7 +61,7 @@ class ScoreAndCut(PruneMethod):
         """Return the names of the calibration statistics that the criteria read."""
         from lit_prune.pruning.prune import evidence_names
 
-        return evidence_names(self.recipe(config), config)
+        return evidence_names(self.recipe(config), config, uniform=self._uniform(config))
 
     def config_of(self, config: Any) -> Any:
         """Return the Hugging Face config of the student."""
@@ -71,13 +75,14 @@ class ScoreAndCut(PruneMethod):
         """Return a plan with the sizes of the student, before its units are chosen."""
         from lit_prune.pruning import prune
 
-        return self.adjust(prune.shape_plan(self.recipe(config), config))
+        return self.adjust(prune.shape_plan(self.recipe(config), config, uniform=self._uniform(config)))
 
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Score the units, choose those to keep, and return the smaller model."""
         from lit_prune.pruning.prune import make_plan
 
-        plan = self.adjust(make_plan(model, self.recipe(model.config), ctx.collect))
+        config = model.config
+        plan = self.adjust(make_plan(model, self.recipe(config), ctx.collect, uniform=self._uniform(config)))
         ctx.say("pruning")
         return self.cut(model, plan)
 
@@ -91,6 +96,10 @@ class ScoreAndCut(PruneMethod):
         student = model if whole else surgery.apply(changed or model, plan).to(model.device)
         achieved = plan.sizes | {"num_parameters": student.num_parameters()}
         return Pruned(student, {name: getattr(recipe, name) for name in achieved}, achieved, plan)
+
+    def _uniform(self, config: Any) -> bool:
+        """Return whether all layers get the sizes of the recipe."""
+        return self.spared(config.num_hidden_layers) == (0, 0)
 
 
 class ChooseAndCut(ScoreAndCut):
