@@ -11,6 +11,7 @@ from lit_prune.config.table import WHOLE, Changes, Claim, Table
 CE: Changes = {"distill.ce_weight": 1.0, "distill.kd_weight": 0.0}
 LORA: Changes = {**CE, "distill.lora.rank": 8, "distill.lora.alpha": 16.0}
 DEPTH: Changes = {"prune.method": "shortgpt", "prune.num_hidden_layers": 0.75}
+TAIL: Changes = {"prune.method": "reassessing", "prune.num_hidden_layers": 0.75}
 NONE, ADAPTERS, QUANTISED, LAST, ALONE, TAUGHT = "nothing", "LoRA", "QLoRA", "last layers", "CE", "KD"
 FAST, SLOW = 3.0, 0.3
 """Learning rates of adapters and of weights, as multiples of the profile's."""
@@ -31,7 +32,7 @@ def pruners_of(cell: Cell) -> dict[str, Changes]:
     pruned = num_layers - num_layers // 8 - num_layers // 16  # LLM-Pruner spares the others
     left = neurons - round((count(whole) - kept) / (neuron * pruned))
     middle = {"prune.method": "llm_pruner", "prune.intermediate_size": left, "prune.num_key_value_heads": None}
-    return {"width": widths, "depth": DEPTH, "neurons": middle}
+    return {"width": widths, "depth": DEPTH, "tail": TAIL, "neurons": middle}
 
 
 def healers_of(cell: Cell, pruner: Changes) -> dict[str, Changes]:
@@ -96,10 +97,10 @@ TABLE = Table(
     paper={"neurons, LoRA": {"perplexity": 17.58}, "neurons, nothing": {"perplexity": 19.09}},
     metrics=("lm_loss", "perplexity", "train_flops"),
     claims=(
-        Claim("depth, last layers", "depth, LoRA", "Reassessing, abstract; accuracy 0.581, 0.527 of Llama-3.1-8B-It"),
-        Claim("depth, last layers", "depth, QLoRA", "Reassessing, abstract; accuracy 0.581, 0.517 of Llama-3.1-8B-It"),
+        Claim("tail, last layers", "tail, LoRA", "Reassessing, abstract; accuracy 0.581, 0.527 of Llama-3.1-8B-It"),
+        Claim("tail, last layers", "tail, QLoRA", "Reassessing, abstract; accuracy 0.581, 0.517 of Llama-3.1-8B-It"),
         Claim(
-            "depth, last layers, equal FLOPs", "depth, LoRA, equal FLOPs", "Reassessing, abstract, compute by our count"
+            "tail, last layers, equal FLOPs", "tail, LoRA, equal FLOPs", "Reassessing, abstract, compute by our count"
         ),
         Claim("depth, QLoRA", "depth, nothing", "Deeper Layers, abstract"),
         Claim("neurons, LoRA", "neurons, nothing", "LLM-Pruner, abstract; perplexity 17.58, 19.09 of LLaMA-7B"),
@@ -111,9 +112,10 @@ TABLE = Table(
     build_for_profile=with_steps,
     profile_fields=("distill.max_steps", "distill.optimizer.lr", "distill.optimizer.min_lr"),
     caveats=(
-        "Depth drops a quarter of the layers by Block Influence (ShortGPT), rounded. Width prunes channels and neurons "
-        "by activations (Minitron), and neurons those of the middle layers by gradients (LLM-Pruner, element1), both "
-        "to as many parameters, as nearly as their sizes allow. LLM-Pruner also prunes heads; here all are kept.",
+        "Depth drops a quarter of the layers, rounded, by Block Influence (ShortGPT), and tail the last ones "
+        "(Reassessing). Width prunes channels and neurons by activations (Minitron), and neurons those of the middle "
+        "layers by gradients (LLM-Pruner, element1), both to as many parameters, as nearly as their sizes allow. "
+        "LLM-Pruner also prunes heads; here all are kept.",
         "LoRA has rank 8 in all linears of the layers, as in LLM-Pruner; in Deeper Layers it is in the MLPs alone. "
         "QLoRA is the same on weights in NF4 with double quantisation; its student is evaluated with the dequantised "
         "weights that it was trained with. CE and KD train all weights. All but KD minimise cross-entropy.",
