@@ -31,6 +31,8 @@ class PruneMethod:
     """Whether the method sets single weights to zero, and leaves the shape of the model as it is."""
     keeps_zeros: ClassVar[bool] = False
     """Whether the weights that are zero by the masks of the pruned model are zero in the student, too."""
+    training_passes: ClassVar[float] = 0
+    """A step of a method that trains for `max_steps` costs this many forward passes; 0 if it does not train."""
 
     method: str = later("", noop=DEFAULT_METHOD)
     """Pruning method. Changing it resets the section to the defaults of the new method."""
@@ -76,6 +78,15 @@ class PruneMethod:
     def statistics(self, config: Any) -> frozenset[str]:
         """Return the names of the calibration statistics that `prune` reads (`lit_prune.config.EVIDENCE`)."""
         return frozenset()
+
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of `prune` beside collecting statistics of the model and cutting it, to estimate its time.
+
+        `work` is a `lit_prune.pruning.method_work.Work` of the model.
+        """
+        trained: Any = self
+        passes = self.training_passes
+        return work.training(trained.max_steps, trained.batch_size, passes) if passes else 0.0
 
     def config_of(self, config: Any) -> Any:
         """Return the Hugging Face config of the student."""

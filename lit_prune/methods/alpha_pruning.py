@@ -38,6 +38,10 @@ class AlphaPruning(ZeroWeights):
     tail: Literal["peak", "median"] = "peak"
     """Where the tail begins: the best fit near the peak of the spectrum, or the median."""
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of the spectra, and of Wanda."""
+        return work.eigenvalues() + (work.layerwise() if self.criterion == "wanda" else 0.0)
+
     def masks_of(self, model: Any, ctx: PruneContext) -> Masks:
         """Return the masks of a model."""
         from lit_prune.importance.spectrum import layer_exponents

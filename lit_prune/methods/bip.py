@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config import ConfigError, Prune
 from lit_prune.config.fields import Count, NonNegative, Positive
@@ -43,6 +43,8 @@ class BiP(LearnAndCut):
     """Learning rate of the scores."""
     inverse_gamma: NonNegative = 1e-4
     """1 / gamma, the weight of the implicit part of the mask's gradient."""
+
+    training_passes: ClassVar[float] = 3
 
     def check_settings(self) -> None:
         """Raise a ConfigError for a batch without two halves."""

@@ -13,6 +13,7 @@ from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
+    from lit_prune.pruning.unit_costs import UnitCosts
 
 
 @method("bonsai")
@@ -48,6 +49,15 @@ class Bonsai(PlanSearch):
 
         return frozenset(() if self.plan_path else PRIOR.needs)
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of all rounds: statistics over all sequences, and the losses of masked models."""
+        costs, limit = self.budget(work.config)
+        rounds = -(-(costs.total - limit) // self._step(costs))
+        return rounds * (work.passes() + work.passes(2 * -(-self.num_masks // 2), self.num_sequences))
+
+    def _step(self, costs: UnitCosts) -> int:
+        return max(1, int(self.prune_fraction * costs.layer * costs.whole.num_hidden_layers))
+
     def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, None]:
         """Remove units round by round until the number of parameters is reached."""
         import torch
@@ -59,7 +69,6 @@ class Bonsai(PlanSearch):
 
         (costs, limit), generator = self.budget(model.config), torch.Generator().manual_seed(ctx.seed)
         plan, number = PrunePlan.everything(costs.whole), 0
-        step = max(1, int(self.prune_fraction * costs.layer * costs.whole.num_hidden_layers))
         copied, pairs = copy.deepcopy(model).to(ctx.device), -(-self.num_masks // 2)
         while (cost := costs.of(plan)) > limit:
             number += 1
@@ -69,5 +78,5 @@ class Bonsai(PlanSearch):
             batch = sample_sequences(ctx.batches(), self.num_sequences, generator)
             count = ctx.counter(f"round {number}: masks", 2 * pairs, "mask")
             effects = perturb.effects(copied.to(ctx.device), plan, found, [batch], pairs, generator, count)
-            plan = perturb.remove(plan, effects, costs, max(limit, cost - step))
+            plan = perturb.remove(plan, effects, costs, max(limit, cost - self._step(costs)))
         return plan, None

@@ -55,6 +55,10 @@ class BypassBP(LearnAndCut):
 
         return frozenset(() if self.plan_path else criteria["wanda_sp"].needs)
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of the forward passes of all masks."""
+        return work.training(self.max_steps, self.batch_size, self.num_samples)
+
     def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units with the highest probabilities; the weights stay as they are."""
         from lit_prune.importance.criteria import criteria

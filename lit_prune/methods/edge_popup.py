@@ -37,6 +37,7 @@ class EdgePopup(ZeroWeights):
     lr: Positive = 0.01
     """Learning rate of the scores, which falls linearly to 0."""
 
+    training_passes: ClassVar[float] = 3
     keeps_zeros: ClassVar[bool] = False  # weights are drawn where zeros were
 
     def check(self, config: Any) -> None:

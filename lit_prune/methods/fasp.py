@@ -55,6 +55,11 @@ class FASP(ChooseAndCut):
         groups = self.kv_groups(config, self.num_key_value_heads)
         return self.keep(intermediate_size=self.intermediate_size, **groups)
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of running the model layer by layer, and of the moments of the pruned inputs."""
+        attention = 0.0 if self.num_key_value_heads is None else work.grams(work.values)
+        return work.layerwise() + work.grams(work.neurons) + attention
+
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Prune and correct one layer after another, attention first."""
         from lit_prune.models.model_family import anatomy_of

@@ -81,6 +81,11 @@ class IterativeMagnitudePruning(ZeroWeights):
         """Return the settings unchanged: masks of another run replace only some of them."""
         return self
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of all rounds and of the training to the step to which they rewind."""
+        steps = self.rewind_step + self.num_rounds * (self.max_steps - self.rewind_step)
+        return work.training(steps, self.batch_size, 3)
+
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Find a ticket, or apply the masks of `plan_path` to theta_0 or theta_k."""
         if self.plan_path is None:

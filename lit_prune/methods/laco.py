@@ -62,6 +62,11 @@ class LaCo(ChooseAndCut):
                 raise ConfigError(f"prune.{name}: must be < {most}, got {layer}")
         return plan
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of a pass with the model, and of one for every layer that goes."""
+        gone = work.layers - len(self.shape_plan(work.config).layers)
+        return work.passes(1 + gone, self.num_sequences)
+
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Search for merges until as few layers are left as requested."""
         import torch

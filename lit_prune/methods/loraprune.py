@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune, Size
 from lit_prune.config.fields import Count, Fraction, Natural, Positive
@@ -56,6 +56,8 @@ class LoRAPrune(ChooseAndCut):
     """Steps between prunings."""
     variant: Literal["paper", "official"] = "paper"
     """Sensitivities as printed, or of the authors' code: absolute values, divided by their norm in each matrix."""
+
+    training_passes: ClassVar[float] = 2
 
     def recipe(self, config: Any) -> Prune:
         """Return a recipe with the widths of the pruned layers; its criteria are not used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config.fields import Count, Fraction, NonNegative, Positive
 from lit_prune.methods import method
@@ -45,6 +45,8 @@ class MLPruning(LearnAndCut):
     """Weight of the cross-entropy; imitation has the rest."""
     temperature: Positive = 2.0
     """Temperature of the logits."""
+
+    training_passes: ClassVar[float] = 4
 
     def learn(self, model: Any, space: UnitSpace, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units of the masks and the trained copy of the model."""

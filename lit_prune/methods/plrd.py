@@ -44,6 +44,10 @@ class PLRD(PruneMethod):
 
         return low_rank_config(config, self.rank)
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of the singular value decompositions."""
+        return work.decompositions()
+
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Decompose every linear and return the model with the factors."""
         from lit_prune.pruning.low_rank import low_rank

@@ -66,6 +66,11 @@ class Puzzle(PlanSearch):
         """Return the cost of the smallest model."""
         return self.library(costs).least()
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of measuring every variant of every layer."""
+        variants = len(self.library(self.budget(work.config)[0]).parts())
+        return work.replaced(variants, self.num_sequences)
+
     def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, None]:
         """Measure the effect of each variant in each layer, and choose one for every layer."""
         import torch

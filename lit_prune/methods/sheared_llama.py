@@ -58,6 +58,8 @@ class ShearedLLaMA(ChooseAndCut):
         "distill.optimizer.lr": 1e-4, "distill.optimizer.min_lr": 1e-5, "distill.optimizer.warmup_steps": 1440,
     }  # fmt: skip
 
+    training_passes: ClassVar[float] = 3
+
     def recipe(self, config: Any) -> Prune:
         """Return a recipe with the target shape; its criteria are not used."""
         from lit_prune.models.model_family import anatomy_of

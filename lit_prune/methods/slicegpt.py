@@ -60,6 +60,10 @@ class SliceGPT(PruneMethod):
             raise ConfigError(f"prune.slice_fraction: must be at most {most:.3g}, got {self.slice_fraction}")
         return rotated_config(config, width)
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of running the model layer by layer, of two moments in each layer and their eigenvectors."""
+        return work.layerwise() + 2 * work.grams(work.hidden) + 2 * work.eigenvectors(work.hidden)
+
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Find the bases layer by layer, and return the model in their coordinates."""
         from lit_prune.pruning.rotate import principal_bases, rotated

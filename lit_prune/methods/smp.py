@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_prune.config.fields import Count, NonNegative, Positive, Proportion
 from lit_prune.methods import method
@@ -39,6 +39,8 @@ class StaticModelPruning(ZeroWeights):
     """Final lambda, the weight of the penalty."""
     ramp: Proportion = 0.5
     """Share of the steps in which the sparsity rises."""
+
+    training_passes: ClassVar[float] = 3
 
     def masks_of(self, model: Any, ctx: PruneContext) -> Masks:
         """Learn the scores and return the masks."""

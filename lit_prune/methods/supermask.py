@@ -44,6 +44,7 @@ class Supermask(ZeroWeights):
     optimizer: Optimizer = Optimizer()
     """Optimizer and schedule of the training."""
 
+    training_passes: ClassVar[float] = 3
     keeps_zeros: ClassVar[bool] = False  # weights are drawn or trained where zeros were
 
     def check(self, config: Any) -> None:

@@ -44,6 +44,10 @@ class Wanda(ZeroWeights):
         super().check(config)
         check_pattern(self.pattern, self.sparsity, config)
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of running the model layer by layer."""
+        return work.layerwise()
+
     def masks_of(self, model: Any, ctx: PruneContext) -> Masks:
         """Zero the weights layer by layer and return the masks."""
         from lit_prune.models.model_family import layers_of

@@ -18,7 +18,7 @@ from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.schedule import untrained_teachers, waves
 from lit_prune.pipeline.stage import Context, Untracked
 from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
-from lit_prune.pipeline.work import CACHING, WORK, flops_of_token
+from lit_prune.pipeline.work import CACHING, OWN, WORK, flops_of_token, recorded
 from lit_prune.progress import Silent
 from lit_prune.pruning.shapes import config_of_student, pruned_config, teacher_config
 from lit_prune.store import Node, Store
@@ -71,14 +71,14 @@ def _of_stages(
     planned: list[Entry], store: Store, execution: Execution, paces: Mapping[str, list[float]]
 ) -> Iterator[Cost]:
     """Yield the costs of tokenising, calibrating, pruning and caching, if they are not zero."""
-    works = [(stage, WORK[stage](cell)) for stage, cell in awaited_stages(store, (entry.cell for entry in planned))]
+    works = [(stage, recorded(stage, cell)) for stage, cell in awaited_stages(store, (entry.cell for entry in planned))]
     outputs = TeacherOutputs(store, execution)
     outputs.expect(planned, Context(store, execution, Silent(), Untracked(), {}, outputs))
-    works += [(CACHING, work) for work in outputs.unwritten()]
+    works += [(CACHING, {"work": work}) for work in outputs.unwritten()]
     names = {stage: _SHARED.get(stage, "calibration") for stage, _ in works}
     numbers = Counter(names[stage] for stage, _ in works)
     for name, number in numbers.items():
-        times = [_time(work, paces.get(stage, [])) for stage, work in works if names[stage] == name]
+        times = [_stage_time(stage, work, paces) for stage, work in works if names[stage] == name]
         known = [seconds for seconds in times if seconds is not None]
         yield Cost(f"{name} ({number})", 0, 0, 0, 0, sum(known) if len(known) == len(times) else None)
 
@@ -115,6 +115,16 @@ def _pruning(store: Store, cell: Cell) -> Iterator[tuple[str, Cell]]:
     names = cell.prune.statistics(pruned_config(cell))
     yield from ((name, cell) for name in EVIDENCE if name in names)
     yield "student", cell
+
+
+def _stage_time(stage: str, work: Mapping[str, float], paces: Mapping[str, list[float]]) -> float | None:
+    """Return the seconds of a stage; a method's own FLOPs take the pace of earlier methods, else of calibrations."""
+    cutting = _time(work["work"], paces.get(stage, []))
+    if OWN not in work:
+        return cutting
+    passes = [pace / 2 for name in EVIDENCE for pace in paces.get(name, [])]  # a parameter times a token: two FLOPs
+    own = _time(work[OWN], paces.get(OWN, []) or passes)
+    return None if own is None else own + (cutting or 0.0)
 
 
 def _time(work: float, paces: list[float]) -> float | None:
@@ -161,14 +171,20 @@ def runs_of(store: Store) -> list[Run]:
 def paces_of(store: Store) -> dict[str, list[float]]:
     """Return stage -> seconds per work of each of its results that were computed on this machine.
 
-    Results without a recorded time or work are skipped. Teacher outputs are timed in the cells that cached them.
+    Results without a recorded time or work are skipped. Teacher outputs are timed in the cells that cached them, and
+    methods with FLOPs of their own apart from the others, without the time of cutting if that is known.
     """
     here = machine(environment())
     found: dict[str, list[float]] = {stage: [] for stage in (*WORK, CACHING)}
+    methods: list[Mapping[str, float]] = []
     for stage in (*WORK, "cell"):
         for folder in (store.root / stage).glob("*"):
             env = Node(folder).env
             about: Mapping[str, Any] = env.get(CACHING, {}) if stage == "cell" else env
             if about.get("work") and "seconds" in about and machine(env) == here:
-                found[CACHING if stage == "cell" else stage].append(about["seconds"] / about["work"])
-    return found
+                if OWN in about:
+                    methods.append(about)
+                else:
+                    found[CACHING if stage == "cell" else stage].append(about["seconds"] / about["work"])
+    cutting = statistics.median(found["student"] or [0.0])
+    return found | {OWN: [max(0.0, one["seconds"] - cutting * one["work"]) / one[OWN] for one in methods]}

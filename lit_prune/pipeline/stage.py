@@ -20,7 +20,7 @@ from lit_prune.distill.train import OnProgress
 from lit_prune.models import loading
 from lit_prune.pipeline.clock import Clock, Lap
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.work import WORK
+from lit_prune.pipeline.work import recorded
 from lit_prune.progress import Progress
 from lit_prune.store import Node, Store
 from lit_prune.store.address import STAGES, key
@@ -134,8 +134,7 @@ class Context:
                     with contextlib.suppress(OSError):  # the disk may be full
                         ctx.spend()
                 raise
-            work = {"work": WORK[stage](cell)} if stage in WORK else {}
-            return node.finish(result, seconds=lap.seconds, **work, **ctx.env)
+            return node.finish(result, seconds=lap.seconds, **recorded(stage, cell), **ctx.env)
 
     def spend(self) -> None:
         """Record the seconds of the stage so far, so that they survive a kill."""

@@ -12,8 +12,11 @@ from lit_prune.distill.flops import recipe_flops
 from lit_prune.models.llama import config_of
 from lit_prune.models.model_family import head_dim_of
 from lit_prune.models.shape import num_parameters, widths_of
+from lit_prune.pruning.method_work import Work
 from lit_prune.pruning.shapes import config_of_student, imitated_config, pruned_config, teacher_config
 
+OWN = "method_flops"
+"""Key in a student's env.json: FLOPs of the method itself; and of the seconds per FLOP of such work."""
 CACHING = "caching"
 """Key in a cell's env.json: seconds and work of the teacher outputs that it cached for others."""
 
@@ -25,6 +28,22 @@ def flops_of_token(cell: Cell, student: Any = None) -> float:
     """
     teacher = imitated_config(cell) if cell.distill.needs_teacher else None
     return recipe_flops(cell.distill, student or config_of_student(cell), teacher)
+
+
+def method_flops(cell: Cell) -> float:
+    """Return the FLOPs of a cell's pruning method beside collecting statistics of the model and cutting it."""
+    method = cell.prune
+    if method.plan_path is not None or method.init_from is not None or method.init == "random":
+        return 0.0
+    return method.own_flops(Work(pruned_config(cell), cell.calibration))
+
+
+def recorded(stage: str, cell: Cell) -> dict[str, float]:
+    """Return the work of a stage as env.json records it beside the seconds: none of a stage without an estimate."""
+    if stage not in WORK:
+        return {}
+    own = {OWN: flops} if stage == "student" and (flops := method_flops(cell)) else {}
+    return {"work": WORK[stage](cell), **own}
 
 
 def attention_shape(cells: Iterable[Cell]) -> AttentionShape | None:
@@ -78,4 +97,4 @@ WORK: dict[str, Callable[[Cell], float]] = {
     "student": lambda cell: float(num_parameters(pruned_config(cell))),
 }
 """Stage -> work: FLOPs of a training, parameters times tokens of a pass, parameters of a pruned model, and 1 for a
-text, whose size is unknown until it is read. The FLOPs of a cell are in its result."""
+text, whose size is unknown until it is read. The FLOPs of a cell are in its result, those of a method are apart."""

@@ -63,6 +63,12 @@ class ScoreAndCut(PruneMethod):
 
         return evidence_names(self.recipe(config), config, uniform=self._uniform(config))
 
+    def own_flops(self, work: Any) -> float:
+        """Return the FLOPs of collecting statistics again in each iteration after the first."""
+        again = self.recipe(work.config).num_iterations - 1
+        passes = 3 if again and "gradients" in self.statistics(work.config) else 1
+        return super().own_flops(work) + work.passes(again * passes)
+
     def config_of(self, config: Any) -> Any:
         """Return the Hugging Face config of the student."""
         from lit_prune.pruning import surgery

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 from method_matrix import SOURCES, matrix
+from multiplied import Flops
 from planted import CHANNELS, WITHOUT_EFFECT, idle_groups, idle_neurons, planted_llama
 from process import python
 from pruning_context import IDS, context_of, made, stop_at
 
+from lit_prune.config import Calibration
 from lit_prune.config.prune import method_summaries
 from lit_prune.methods import methods
 from lit_prune.models.shape import loading_module, num_parameters, shape_of
 from lit_prune.pruning.masks import check_zero, sparsity_of
+from lit_prune.pruning.method_work import Work
 
 UNSCORED = {
     "reassessing": "drops layers by their place",
@@ -54,6 +57,8 @@ class Observed:
     """Whether the model ran with gradients enabled."""
     trains: bool = False
     backward_passes: int = 0
+    flops: float = 0.0
+    """FLOPs besides those of the statistics of the model."""
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +84,22 @@ def seen(request: pytest.FixtureRequest, planted: Any, tmp_path_factory: pytest.
         observed.trains = True
         return ctx.fit(module, what, **settings)
 
+    flops = Flops()
+
+    def collect(model: Any, names: Any) -> Any:
+        before = flops.total
+        stats = ctx.collect(model, names)
+        flops.total = before if model is given else flops.total
+        return stats
+
     hook = given.model.norm.register_forward_hook(follow)
     with pytest.MonkeyPatch.context() as patch:
         for function in ("backward", "grad"):
             patch.setattr(torch.autograd, function, _counting(observed, getattr(torch.autograd, function)))
-        observed.found = observed.method.prune(given, dataclasses.replace(ctx, fit=fit))
+        with flops:
+            observed.found = observed.method.prune(given, dataclasses.replace(ctx, fit=fit, collect=collect))
     hook.remove()
+    observed.flops = flops.total
     return observed
 
 
@@ -194,6 +209,14 @@ def test_methods_that_need_no_gradients_compute_none(seen: Observed) -> None:
         assert not seen.graph
     if not (seen.gradients or seen.trains):
         assert seen.backward_passes == 0
+
+
+def test_the_flops_are_known_before(seen: Observed) -> None:
+    """Within a factor of two, or of half a pass over the calibration sequences."""
+    work = Work(seen.model.config, Calibration(num_sequences=len(IDS), seq_len=IDS.shape[1]))
+    expected, slack = seen.method.own_flops(work), 0.5 * work.passes()
+    assert seen.flops <= 2 * expected + slack
+    assert expected <= 2 * seen.flops + slack
 
 
 def test_the_matrix_says_what_a_method_does(seen: Observed) -> None:

@@ -15,7 +15,8 @@ from lit_prune.models import loading
 from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.costs import Cost, costs, paces_of, runs_of
 from lit_prune.pipeline.expand import Entry
-from lit_prune.pipeline.work import WORK, attention_shape, flops_of_token
+from lit_prune.pipeline.work import WORK, attention_shape, flops_of_token, method_flops
+from lit_prune.pruning.method_work import Work
 from lit_prune.store import Store
 from lit_prune.store.address import identity
 from lit_prune.store.environment import environment
@@ -82,6 +83,23 @@ def test_stages_take_their_median_time_per_work(rows, tmp_path):
     assert found["tokenising (1)"].seconds == pytest.approx(3.0)
     assert found["calibration (1)"].seconds == pytest.approx(3.0 / 2)
     assert found["pruning (2)"].seconds == pytest.approx(2 * 3.0 / 4)
+
+
+def test_the_own_work_of_a_method_takes_the_time_of_earlier_methods_or_of_calibrations(rows, tmp_path):
+    store, size = Store(tmp_path / "store"), num_parameters(loading.load_config(rows[0].cell.teacher.model))
+    bonsai = [Entry("bonsai", 0, override(rows[0].cell, {"prune.method": "bonsai"}), {})]
+    own = method_flops(bonsai[0].cell)
+    work = Work(loading.load_config(rows[0].cell.teacher.model), rows[0].cell.calibration)
+    assert own == bonsai[0].cell.prune.own_flops(work) > 100 * work.passes()
+    assert method_flops(rows[0].cell) == method_flops(override(bonsai[0].cell, {"prune.plan_path": "plan.json"})) == 0
+    assert by_row(bonsai, store)["pruning (1)"].seconds is None
+    finished(store, "importance", "set", seconds=5.0, work=own)
+    assert by_row(bonsai, store)["pruning (1)"].seconds == pytest.approx(5.0 / 2)
+    finished(store, "student", "cut", seconds=3.0, work=2.0 * size)
+    assert by_row(bonsai, store)["pruning (1)"].seconds == pytest.approx(1.5 + 5.0 / 2)
+    finished(store, "student", "searched", seconds=9.0, work=1.0 * size, method_flops=own / 4)
+    assert by_row(bonsai, store)["pruning (1)"].seconds == pytest.approx(1.5 + 4 * (9.0 - 1.5))
+    assert by_row(rows, store)["pruning (2)"].seconds == pytest.approx(2 * 1.5)  # not slower for what others search
 
 
 def test_a_trained_teacher_takes_the_time_per_flop_of_earlier_ones(rows, tmp_path):
