@@ -77,6 +77,7 @@ class Bonsai(PlanSearch):
             found = perturb.perturbable(plan, perturb.prior(stats), 2 * self.prune_fraction, costs)
             batch = sample_sequences(ctx.batches(), self.num_sequences, generator)
             count = ctx.counter(f"round {number}: masks", 2 * pairs, "mask")
-            effects = perturb.effects(copied.to(ctx.device), plan, found, [batch], pairs, generator, count)
+            model_here = copied.to(ctx.device)
+            effects = perturb.effects(model_here, plan, found, [batch], pairs, generator, count, ctx.measured)
             plan = perturb.remove(plan, effects, costs, max(limit, cost - self._step(costs)))
         return plan, None

@@ -82,4 +82,5 @@ class Puzzle(PlanSearch):
         (costs, limit), copied = self.budget(model.config), copy.deepcopy(model).to(ctx.device)
         scores = criteria[self.width_criterion].score(ctx.collect(model, self.statistics(model.config)), Prune())
         batch = sample_sequences(ctx.batches(), self.num_sequences, torch.Generator().manual_seed(ctx.seed))
-        return replace_one.search(copied, self.library(costs), scores, limit, batch, self.score, ctx.counter), None
+        library = self.library(costs)
+        return replace_one.search(copied, library, scores, limit, batch, self.score, ctx.counter, ctx.measured), None

@@ -48,6 +48,9 @@ class PruneContext:
     """Report the current step as progress."""
     counter: Callable[[str, int, str], Callable[[int], None]]
     """(what, total, unit) -> callback that reports how many of the total are done."""
+    measured: Callable[[Callable[[], float]], float]
+    """(measure) -> the number that it returns. A run that resumes a killed one gets the numbers of that one, in the
+    order of the calls, without measuring again; what decides the order and the numbers must not change."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -92,18 +93,24 @@ _LEAST = 1e-6
 def effects(
     model: Any, plan: PrunePlan, found: Sequence[Perturbable], batches: Sequence[dict[str, Tensor]], pairs: int,
     generator: torch.Generator, on_progress: Callable[[int], None],
+    measured: Callable[[Callable[[], float]], float] = lambda measure: measure(),
 ) -> list[tuple[float, Unit]]:  # fmt: skip
     """Return the increase of the loss without a unit, for each unit.
 
     The losses of `pairs` pairs of models, of which the second lacks what the first keeps of the perturbable units, are
-    regressed on the missing units; the model that all of them perturb is the one that `plan` leaves.
+    regressed on the missing units; the model that all of them perturb is the one that `plan` leaves. `measured` may
+    know losses from an interrupted run.
     """
+
+    def loss(row: Tensor) -> float:
+        with masked(model, without(plan, (unit for unit, gone in zip(units, row.tolist(), strict=True) if gone))):
+            return mean_loss(model, batches)
+
     units = [unit for one in found for unit in one.units]
     missing = torch.cat([one.draw(pairs, generator) for one in found], dim=1)
     losses = []
     for row in missing:
-        with masked(model, without(plan, (unit for unit, gone in zip(units, row.tolist(), strict=True) if gone))):
-            losses.append(mean_loss(model, batches))
+        losses.append(measured(functools.partial(loss, row)))
         on_progress(len(losses))
     slopes = ridge(missing, torch.tensor(losses, dtype=torch.float64))
     return list(zip(slopes.tolist(), units, strict=True))

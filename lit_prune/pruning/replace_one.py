@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -151,27 +152,49 @@ def _numbers(shares: Iterable[float], whole: int) -> tuple[int, ...]:
 @torch.inference_mode()
 def effects_of(
     model: Any, plans: Sequence[tuple[int, PrunePlan]], batch: dict[str, Tensor], measure: Literal["kl", "loss"],
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int], None], measured: Callable[[Callable[[], float]], float] = lambda measure: measure(),
 ) -> list[float]:  # fmt: skip
     """Return how much each plan changes the output of the model, in nats per scored token.
 
     `kl` is KL(whole || pruned) of the next-token distributions, `loss` the increase of the language-model loss. Each
     plan comes with the first layer that it changes; the layers before it are not computed again. `batch` is
     {`input_ids`, `labels`: int64 [sequences, seq]}; `on_progress` gets the number of sequences read, summed over plans.
+    `measured` may know changes from an interrupted run.
     """
     stream, sums, count, done = ResidualStream(model), [0.0] * len(plans), 0, 0
     size = sequences_at_once(batch["input_ids"], model.config.vocab_size)
     for ids, labels in zip(batch["input_ids"].split(size), batch["labels"].split(size), strict=True):
-        scored = (labels[:, 1:] != IGNORED).flatten()
-        with stream.reading() as states:
-            whole = _Output(model, ids, labels, scored)
+        part = _Part(model, stream, ids, labels, (labels[:, 1:] != IGNORED).flatten())
         for i, (first, plan) in enumerate(plans):
-            with stream.resuming(states[first], first), masked(model, plan):
-                sums[i] += _Output(model, ids, labels, scored).distance(whole, measure)
+            sums[i] += measured(functools.partial(part.distance, first, plan, measure))
             done += len(ids)
             on_progress(done)
-        count += int(scored.sum())
+        count += int(part.scored.sum())
     return [total / count for total in sums]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sequences that fit the memory limit together, and the output of the whole model on them."""
+
+    model: Any
+    stream: ResidualStream
+    ids: Tensor
+    labels: Tensor
+    scored: Tensor
+
+    @functools.cached_property
+    def whole(self) -> tuple[list[Tensor], _Output]:
+        """The input of every layer, and the output."""
+        with self.stream.reading() as states:
+            output = _Output(self.model, self.ids, self.labels, self.scored)
+        return states, output
+
+    def distance(self, first: int, plan: PrunePlan, measure: str) -> float:
+        """Return how much a plan, which changes no layer before `first`, changes the output, summed over tokens."""
+        states, whole = self.whole
+        with self.stream.resuming(states[first], first), masked(self.model, plan):
+            return _Output(self.model, self.ids, self.labels, self.scored).distance(whole, measure)
 
 
 class _Output:
@@ -190,10 +213,10 @@ class _Output:
 
 def search(
     model: Any, library: Library, scores: Scores, limit: int, batch: dict[str, Tensor], measure: Literal["kl", "loss"],
-    counter: Callable[[str, int, str], Callable[[int], None]],
+    counter: Callable[[str, int, str], Callable[[int], None]], measured: Callable[[Callable[[], float]], float],
 ) -> PrunePlan:  # fmt: skip
     """Measure every variant in every layer and return the best choice within the limit; `scores` rank the units."""
     plans = list(library.replacements(scores, model.config))
     count = counter("replacing layers", len(plans) * len(batch["input_ids"]), "sequence")
-    found = effects_of(model, plans, batch, measure, count)
+    found = effects_of(model, plans, batch, measure, count, measured)
     return library.plan(scores, library.choose(found, limit), model.config)

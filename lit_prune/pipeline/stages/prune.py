@@ -21,6 +21,7 @@ from lit_prune.pruning.context import Fit, PruneContext, Pruned
 from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.pruning.surgery import cut
+from lit_prune.store.journal import Journal
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
@@ -31,10 +32,12 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
         return (collect if model is whole else collect_once)(cell, ctx, model, names)
 
-    services = PruneContext(
-        stats_of, lambda: batches(cell, ctx), _fit(cell, ctx), ctx.device, cell.calibration.seed, ctx.say, ctx.counter
-    )
-    found = cell.prune.prune(whole, services)
+    with Journal(ctx.folder / "measured.json", ctx.execution.checkpoint_seconds, ctx.spend) as measured:
+        services = PruneContext(
+            stats_of, lambda: batches(cell, ctx), _fit(cell, ctx), ctx.device, cell.calibration.seed, ctx.say,
+            ctx.counter, measured,
+        )  # fmt: skip
+        found = cell.prune.prune(whole, services)
     if found.plan is not None:
         found.plan.save(ctx.folder / "plan.json")
     keeps_all = found.model is whole

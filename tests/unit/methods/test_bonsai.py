@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import torch
 from pruning_context import context_of, small_llama
 from refusals import refuses
 
+from lit_prune.config.overrides import override
 from lit_prune.methods import methods
+from lit_prune.pipeline.expand import Entry
+from lit_prune.pruning import perturb
 
 NEURON, GROUP = 3 * 32, 6 * 8 * 32
 """Parameters of a unit: rows and columns of width 32; a group has two query heads of 8 channels, keys and values."""
@@ -109,3 +114,31 @@ def test_a_plan_replaces_the_search(model: Any, tmp_path: Path) -> None:
     assert given.prune(model, ctx).plan == found.plan
     assert given.statistics(model.config) == frozenset()
     assert given.config_of(model.config).to_dict() == found.model.config.to_dict()
+
+
+def test_a_killed_search_is_resumed_through_the_pipeline(
+    tiny_cell: Any, tiny_runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"prune.method": "bonsai", "prune.num_masks": 4, "prune.num_sequences": 2, "prune.num_parameters": 0.9}
+    cell, losses, kill_at = override(tiny_cell, few | {"distill.max_steps": 0}), list[float](), [6]
+
+    def mean_loss(*given: Any) -> float:
+        if len(losses) == kill_at[0]:
+            raise KeyboardInterrupt
+        losses.append(real(*given))
+        return losses[-1]
+
+    real = perturb.mean_loss
+    monkeypatch.setattr(perturb, "mean_loss", mean_loss)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_runner.run([Entry("row", 0, cell, {})])
+    folder = tiny_runner.store.node(cell, "student").folder
+    assert json.loads((folder / "measured.json").read_text()) == losses
+    kill_at[0] = -1
+    assert tiny_runner.run([Entry("row", 0, cell, {})]) == 0
+    resumed, plan = list(losses), (folder / "plan.json").read_bytes()
+    shutil.rmtree(folder)
+    losses.clear()
+    assert tiny_runner.run([Entry("row", 0, override(cell, {"seed": 1}), {})]) == 0  # the same student, anew
+    assert losses == resumed
+    assert (folder / "plan.json").read_bytes() == plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_process import generating
 from method_matrix import SOURCES, matrix
 from multiplied import Flops
 from planted import CHANNELS, WITHOUT_EFFECT, idle_groups, idle_neurons, planted_llama
-from process import python
-from pruning_context import IDS, context_of, made, stop_at
+from pruning_context import IDS, Stop, context_of, made, stop_at
 
 from lit_prune.config import Calibration
 from lit_prune.config.prune import method_summaries
@@ -24,6 +24,7 @@ from lit_prune.methods import methods
 from lit_prune.models.shape import loading_module, num_parameters, shape_of
 from lit_prune.pruning.masks import check_zero, sparsity_of
 from lit_prune.pruning.method_work import Work
+from lit_prune.store.journal import Journal
 
 UNSCORED = {
     "reassessing": "drops layers by their place",
@@ -57,6 +58,8 @@ class Observed:
     """Whether the model ran with gradients enabled."""
     trains: bool = False
     backward_passes: int = 0
+    measured: int = 0
+    """Numbers measured through the service that keeps them."""
     flops: float = 0.0
     """FLOPs besides those of the statistics of the model."""
 
@@ -86,6 +89,10 @@ def seen(request: pytest.FixtureRequest, planted: Any, tmp_path_factory: pytest.
 
     flops = Flops()
 
+    def measured(measure: Callable[[], float]) -> float:
+        observed.measured += 1
+        return measure()
+
     def collect(model: Any, names: Any) -> Any:
         before = flops.total
         stats = ctx.collect(model, names)
@@ -97,7 +104,8 @@ def seen(request: pytest.FixtureRequest, planted: Any, tmp_path_factory: pytest.
         for function in ("backward", "grad"):
             patch.setattr(torch.autograd, function, _counting(observed, getattr(torch.autograd, function)))
         with flops:
-            observed.found = observed.method.prune(given, dataclasses.replace(ctx, fit=fit, collect=collect))
+            services = dataclasses.replace(ctx, fit=fit, collect=collect, measured=measured)
+            observed.found = observed.method.prune(given, services)
     hook.remove()
     observed.flops = flops.total
     return observed
@@ -228,18 +236,43 @@ def test_the_matrix_says_what_a_method_does(seen: Observed) -> None:
     assert SOURCES.findall(said["source"]) == SOURCES.findall(method_summaries()[seen.name])
 
 
-def test_the_seed_decides_and_a_killed_training_is_resumed(seen: Observed) -> None:
-    """Once more, methods that train in a folder where they were killed, with the same result."""
-    folder, steps = seen.folder / "again", list[int]()
+def test_the_seed_decides_and_a_killed_run_is_resumed(seen: Observed) -> None:
+    """Once more, methods that train or search in a folder where they were killed, with the same result."""
+    folder, steps, numbers = seen.folder / "again", list[int](), list[float]()
     if seen.trains:
         stop_at(2, seen.method, seen.given, folder)
-    again = seen.method.prune(seen.given, context_of(folder, on_step=steps.append))
-    assert (bool(steps) and min(steps) > 1) == seen.trains
+    if seen.measured:
+        stop_after(seen.measured // 2, seen, folder)
+    journal = Journal(folder / "measured.json", 0)
+
+    def measured(measure: Callable[[], float]) -> float:
+        numbers.append(measure())
+        return numbers[-1]
+
+    ctx = context_of(folder, on_step=steps.append)
+    ctx = dataclasses.replace(ctx, measured=lambda measure: journal(lambda: measured(measure)))
+    again = seen.method.prune(seen.given, ctx)
+    assert steps[:1] == ([2] if seen.trains else [])
+    assert len(numbers) == seen.measured - seen.measured // 2
     assert again.plan == seen.found.plan
     assert (again.masks is None) == (seen.found.masks is None)
     for name, kept in (seen.found.masks or {}).items():
         assert torch.equal(again.masks[name], kept)
     assert same_weights(again.model, seen.found.model)
+
+
+def stop_after(count: int, seen: Observed, folder: Path) -> None:
+    """Interrupt a method after so many measurements, which are kept in the folder."""
+    journal, calls = Journal(folder / "measured.json", 1e9), itertools.count()
+
+    def measured(measure: Callable[[], float]) -> float:
+        if next(calls) == count:
+            raise Stop
+        return journal(measure)
+
+    ctx = dataclasses.replace(context_of(folder), measured=measured)
+    with pytest.raises(Stop), journal:
+        seen.method.prune(seen.given, ctx)
 
 
 def same_weights(model: Any, other: Any) -> bool:
@@ -249,54 +282,13 @@ def same_weights(model: Any, other: Any) -> bool:
 
 # What is stored
 
-FRESH = """
-import json, sys
-from multiprocessing import get_context
-import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
-
-torch.set_num_threads(1)
-
-def generated(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.tensor(json.loads(sys.argv[1]))
-    found = model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=True, eos_token_id=None)
-    return {"tokens": found.tolist(), "parameters": model.num_parameters()}
-
-def answer(folder, module):
-    if not any(name.startswith("lit_prune") for name in sys.modules) and module:
-        try:
-            generated(folder)
-            return {"error": "loads without " + module}
-        except Exception:
-            __import__(module)
-    return generated(folder)
-
-copies = {}  # by the module that they import: of this process, which imports transformers alone
-for line in sys.stdin:
-    folder, module = json.loads(line)
-    if module not in copies:
-        copies[module] = get_context("fork").Pool(1)
-    print(json.dumps(copies[module].apply(answer, (folder, module))), flush=True)
-"""
 PROMPT = IDS[:, :5].tolist()
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Iterator[Callable[[Path, str | None], dict[str, Any]]]:
-    """(folder, module to import) -> what a new process generates with the model in the folder, with a cache."""
-    process = python(FRESH, json.dumps(PROMPT))
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def load(folder: Path, module: str | None) -> dict[str, Any]:
-        print(json.dumps([str(folder), module]), file=process.stdin, flush=True)
-        answer = process.stdout.readline()
-        assert answer, process.communicate()[1]
-        return json.loads(answer)
-
-    yield load
-    process.communicate(timeout=60)
+def fresh() -> Iterator[Any]:
+    with generating(PROMPT) as load:
+        yield load
 
 
 def test_a_fresh_process_loads_the_student_and_generates_the_same(seen: Observed, fresh: Any) -> None:
