@@ -31,6 +31,9 @@ class Corpus:
     group: str | None = later(None, noop=None)
     """Column whose value is the same in rows that belong to the same split, such as a book's title; None splits rows
     by their text."""
+    domain: str | None = later(None, noop=None)
+    """Column with the domain of a row, such as meta.redpajama_set_name, or "package" for the docstrings of packages.
+    Sequences of tokens then never mix domains; None does not distinguish any."""
     name: str | None = renamed(None, was="subset")
     """Configuration name of a hub data set."""
     loss_on: Literal["all", "assistant"] = later("all", noop="all")

@@ -65,6 +65,11 @@ class PruneMethod:
         """Whether the config alone tells the width of every layer; False if scores decide it per layer."""
         return True
 
+    @property
+    def draws_by_domain(self) -> bool:
+        """Whether the method draws text by the domains of `corpus.domain`."""
+        return False
+
     def check_settings(self) -> None:
         """Raise a ConfigError for a setting that is wrong whatever the model."""
 

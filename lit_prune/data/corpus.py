@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 
 from lit_prune.config import ConfigError, Corpus
-from lit_prune.data import hub
+from lit_prune.data import docstrings, hub
 from lit_prune.data.builtin import BUILT_IN, add_built_in, built_in
 from lit_prune.data.files import Digest, add_file, kind_of, local_files, opened_text, warn_of_ignored
 from lit_prune.data.passages import Piece, articles, contiguous, pieces, with_text
@@ -41,6 +41,8 @@ class Passage(NamedTuple):
     """Whether the passage begins its document."""
     ends: bool
     """Whether the passage ends its document."""
+    domain: str | None = None
+    """None without `corpus.domain`."""
 
 
 def split_of(name: str, heldout: float) -> Split:
@@ -117,13 +119,15 @@ class Reader:
         return _split_at(hashed if name is None else _hashed(name), self.corpus.holdout_fraction)
 
     def _built_in(self) -> Iterator[Passage]:
+        domains = {} if self.corpus.domain is None else docstrings.packages()
         for document in built_in(self.corpus.path, self._digest):
             split = self._split(document.name, document.text)
-            yield Passage("train" if document.name is None else split, document.text, True, True)
+            domain = domains.get(document.name or "")
+            yield Passage("train" if document.name is None else split, document.text, True, True, domain)
 
     def _hub(self) -> Iterator[Passage]:
         rows = hub_rows(self.corpus, hub.revision_of(self.corpus.fingerprint))
-        lines = hub.is_wikitext(self.corpus.path) and self.corpus.group is None
+        lines = hub.is_wikitext(self.corpus.path) and self.corpus.group is self.corpus.domain is None
         yield from self._lines(rows) if lines else self._rows(rows)
 
     def _local(self, files: list[Path]) -> Iterator[Passage]:
@@ -152,15 +156,15 @@ class Reader:
                 yield from self._rows(rows_of(path, self.corpus, self._digest))
 
     def _lines(self, rows: Iterable[Row]) -> Iterator[Passage]:
-        lines = (line for text, _ in rows if isinstance(text, str) for line in text.splitlines(True) or [""])
+        lines = (line for row in rows if isinstance(row.content, str) for line in row.content.splitlines(True) or [""])
         yield from self._documents_of(with_text((True, article) for article in articles(lines)))
 
     def _rows(self, rows: Iterable[Row]) -> Iterator[Passage]:
-        for content, group in rows:
+        for content, group, domain in rows:
             if content is None or (isinstance(content, str) and not content.strip()):
                 self.skipped += 1
             else:
-                yield Passage(self._split(group, content), content, True, True)
+                yield Passage(self._split(group, content), content, True, True, domain)
 
     def _documents_of(self, documents: Iterable[Piece]) -> Iterator[Passage]:
         """Yield the passages of plain documents; the split is by a hash of the text, of a long one by its beginning."""
@@ -273,9 +277,12 @@ def _check_fields(corpus: Corpus, files: list[Path]) -> None:
         raise ConfigError(f"corpus.separator: must be null unless the source is text files, got {corpus.separator!r}")
     if corpus.group is not None and plain:
         raise ConfigError(f"corpus.group: must be null for plain text, which has no columns, got {corpus.group!r}")
+    if corpus.domain not in ((None, "package") if corpus.path == "docstrings" else (None,)) and plain:
+        allowed = "package or null for docstrings" if corpus.path == "docstrings" else "null for plain text"
+        raise ConfigError(f"corpus.domain: must be {allowed}, got {corpus.domain!r}")
 
 
 def _are_lines(files: list[Path], corpus: Corpus) -> bool:
     """Return whether the rows of files are the lines of WikiText articles."""
-    rows = corpus.group is None and all(kind_of(path) not in _TEXT_KINDS for path in files)
+    rows = corpus.group is corpus.domain is None and all(kind_of(path) not in _TEXT_KINDS for path in files)
     return rows and begins_with_title(files[0], corpus)

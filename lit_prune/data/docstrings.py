@@ -7,6 +7,7 @@ reading it. It is extracted once per machine and kept in the cache folder with i
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -100,6 +101,16 @@ def documents() -> Iterator[tuple[str, str]]:
         for line in file:
             name, text = json.loads(line)
             yield name, text
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Return the package that installed each module of the text, by the names of `documents`.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    return {name: package for package in PACKAGES for name, _ in _files(package)}
 
 
 def contents() -> Contents:

@@ -28,6 +28,8 @@ class Encoded:
     ids: list[int]
     scored: list[bool]
     """For each id, whether the loss is computed on it."""
+    domain: str | None = None
+    """None without `corpus.domain`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +80,9 @@ class Encoder:
                 if isinstance(passage.content, str):
                     before, after = self.before if passage.begins else [], self.after if passage.ends else []
                     ids = [*before, *next(plain), *after]
-                    yield Encoded(passage.split, ids, [True] * len(ids))
+                    yield Encoded(passage.split, ids, [True] * len(ids), passage.domain)
                 else:
-                    yield Encoded(passage.split, *self._conversation(passage.content))
+                    yield Encoded(passage.split, *self._conversation(passage.content), passage.domain)
 
     def _plain(self, contents: list[str]) -> list[list[int]]:
         """Return the ids of plain texts; a special token spelled in a text is encoded as text."""

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lit_prune.config import ConfigError
+from lit_prune.data.domains import DomainShares
 from lit_prune.data.tokens import TokenSequences
 
 
@@ -71,6 +72,25 @@ class StepSampler(Sampler[Part]):
                 yield Part(tuple(itertools.islice(mine, self.size)), step)
 
 
+class DomainSampler(Sampler[Part]):
+    """Micro-batches as `StepSampler`, of steps whose sequences are drawn by domain, from the step `start` on."""
+
+    def __init__(
+        self, shares: DomainShares, steps: int, start: int, size: int, rank: int = 0, world: int = 1
+    ) -> None:  # fmt: skip
+        self.shares, self.num_steps, self.start, self.size = shares, steps, start, size
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.num_steps * self.shares.batch_size // (self.world * self.size)
+
+    def __iter__(self) -> Iterator[Part]:
+        for step in self.shares.steps(self.start, self.num_steps):
+            mine = step[self.rank :: self.world]
+            for first in range(0, len(mine), self.size):
+                yield Part(mine[first : first + self.size], step)
+
+
 class StepParts(Dataset[dict[str, Any]]):
     """Micro-batches {`input_ids`, `labels`: int64 [sequences, seq_len], `mean_scored`: float}.
 
@@ -99,7 +119,12 @@ class RetrainingData(L.LightningDataModule):
     """Micro-batches of `StepParts` from the train split, for a given number of steps.
 
     An optimizer step has `batch_size` sequences over all ranks and accumulated micro-batches. The checkpoint state is
-    the number of consumed sequences, computed from the trainer's step because the loader prefetches.
+    the number of consumed sequences, computed from the trainer's step because the loader prefetches. With `by_domain`
+    the sequences are drawn by shares of the domains, at first those in the split. They may change between steps, so the
+    loader then has no workers, which would draw ahead.
+
+    Raises:
+        ConfigError: if `by_domain` is set and the text has no domains.
     """
 
     def __init__(
@@ -112,12 +137,18 @@ class RetrainingData(L.LightningDataModule):
         seed: int,
         grad_accum_steps: int = 1,
         num_workers: int = 0,
+        by_domain: bool = False,
     ) -> None:
         super().__init__()
         self.sequences = TokenSequences(folder, "train", seq_len)
         self.batch_size, self.max_steps, self.seed = batch_size, max_steps, seed
-        self.grad_accum_steps, self.num_workers = grad_accum_steps, num_workers
+        self.grad_accum_steps, self.num_workers = grad_accum_steps, 0 if by_domain else num_workers
         self.start = 0
+        self.shares: DomainShares | None = None
+        if by_domain:
+            members = self.sequences.members()
+            sizes = [len(ours) / len(self.sequences) for ours in members]
+            self.shares = DomainShares(members, sizes, batch_size, seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of this rank from the current position of the run.
@@ -133,18 +164,27 @@ class RetrainingData(L.LightningDataModule):
                 f"distill.batch_size: must be a multiple of {world} devices x {self.grad_accum_steps} micro-batches, "
                 f"got {self.batch_size}"
             )
-        stream = len(self.sequences), self.batch_size * self.max_steps, self.seed, self.start
-        sampler = StepSampler(SeededOrder(*stream, rank, world), SeededOrder(*stream), self.batch_size, micro_batch)
+        sampler: Sampler[Part]
+        if self.shares is None:
+            stream = len(self.sequences), self.batch_size * self.max_steps, self.seed, self.start
+            sampler = StepSampler(SeededOrder(*stream, rank, world), SeededOrder(*stream), self.batch_size, micro_batch)
+        else:
+            sampler = DomainSampler(
+                self.shares, self.max_steps, self.start // self.batch_size, micro_batch, rank, world
+            )  # fmt: skip
         # Its own generator: otherwise the loader would draw from the global random state and change it.
         return DataLoader(
             StepParts(self.sequences), batch_size=None, sampler=sampler, num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed), pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of sequences consumed so far."""
-        return {"position": self.trainer.global_step * self.batch_size if self.trainer else self.start}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of sequences consumed so far, and the shares of the domains so far."""
+        position = self.trainer.global_step * self.batch_size if self.trainer else self.start
+        return {"position": position} | ({} if self.shares is None else {"shares": self.shares.history})
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the next unseen sequence."""
         self.start = state_dict["position"]
+        if self.shares is not None:
+            self.shares.history = state_dict["shares"]

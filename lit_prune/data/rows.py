@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.files import Digest, beginning, first_line, kind_of, opened, opened_text
@@ -21,8 +21,17 @@ from lit_prune.data.passages import is_title
 Messages = list[dict[str, Any]]
 """A conversation: messages with a `role` and a `content`."""
 
-Row = tuple[str | Messages | None, str | None]
-"""(text or conversation of a row, None if it has none; its group, None without `corpus.group`)."""
+
+class Row(NamedTuple):
+    """A row of a corpus."""
+
+    content: str | Messages | None
+    """Its text or conversation; None if it has none."""
+    group: str | None
+    """None without `corpus.group`."""
+    domain: str | None
+    """None without `corpus.domain`."""
+
 
 # Number of rows without the column after which it is reported as missing.
 _PATIENCE = 1000
@@ -71,7 +80,7 @@ def begins_with_title(path: Path, corpus: Corpus) -> bool:
     if kind_of(path) == "json" and beginning(path).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return False
     with contextlib.closing(rows_of(path, corpus, hashlib.sha256())) as rows:
-        first = next((text for text, _ in itertools.islice(rows, _PATIENCE) if text and str(text).strip()), None)
+        first = next((row.content for row in itertools.islice(rows, _PATIENCE) if str(row.content or "").strip()), None)
     return isinstance(first, str) and is_title(first)
 
 
@@ -127,8 +136,9 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
 
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
-    columns = [column for column in (corpus.text_column, corpus.group) if column is not None]
-    for field, column in zip(("text_column", "group"), columns, strict=False):
+    wanted = _wanted(corpus)
+    columns = list(dict.fromkeys(wanted.values()))
+    for field, column in wanted.items():
         if column not in names and column.partition(".")[0] not in names:
             raise _no_column(field, column, corpus.path, names)
     for batch in parquet.iter_batches(batch_size=1024, columns=columns):
@@ -136,8 +146,8 @@ def _parquet(file: BinaryIO, corpus: Corpus) -> Iterator[Mapping[str, Any]]:
 
 
 def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
-    """Yield the text and the group of each row; a row may be a string, which is then its text."""
-    wanted = {"text_column": corpus.text_column} | ({"group": corpus.group} if corpus.group else {})
+    """Yield each row; it may be a string, which is then its text."""
+    wanted = _wanted(corpus)
     names: dict[str, None] = {}
     missing = dict.fromkeys(wanted, True)
     number = 0
@@ -152,11 +162,20 @@ def _picked(rows: Iterable[Any], corpus: Corpus, where: str) -> Iterator[Row]:
             names |= dict.fromkeys(_columns(row))
         if number == _PATIENCE and any(missing.values()):
             break
-        group = values["group"][1] if "group" in values else None
-        yield _text(values["text_column"][1], corpus.text_column, where, number), None if group is None else str(group)
+        group, domain = (values[field][1] if field in values else None for field in ("group", "domain"))
+        if corpus.domain is not None and domain is None and not missing["domain"]:
+            raise ConfigError(f"corpus.domain: {corpus.domain!r} must be set in every row, got none in row {number}")
+        text = _text(values["text_column"][1], corpus.text_column, where, number)
+        yield Row(text, *(None if value is None else str(value) for value in (group, domain)))
     for field, column in wanted.items():
         if number and missing[field]:
             raise _no_column(field, column, where, names)
+
+
+def _wanted(corpus: Corpus) -> dict[str, str]:
+    """Return the fields of a corpus that name columns to read."""
+    names = {field: getattr(corpus, field) for field in ("text_column", "group", "domain")}
+    return {field: column for field, column in names.items() if column is not None}
 
 
 def _no_column(field: str, column: str, where: str, names: Iterable[str]) -> ConfigError:

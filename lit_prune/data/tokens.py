@@ -8,6 +8,7 @@ the two has never seen the other. The last sequence is padded, and padding is ne
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from lit_prune.config import ConfigError, Corpus
 from lit_prune.data.corpus import SPLITS, Reader, Split
+from lit_prune.data.domains import DomainRuns
 from lit_prune.data.encode import Encoder
 from lit_prune.data.rows import warn_of_skipped
 from lit_prune.store.atomic import sync, write_json
@@ -37,7 +39,8 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
 
     Item i has `input_ids` and `labels`, both int64 [seq_len]. Labels equal the ids, except for IGNORED at padding and
     where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every sequence begins with that token. It is
-    prepended unless a document begins there, so each token of the split is in exactly one sequence.
+    prepended unless a document begins there, so each token of the split is in exactly one sequence. With
+    `corpus.domain` every sequence belongs to one domain; those that are cut off at the end of one come last.
     """
 
     def __init__(self, folder: Path, split: Split, seq_len: int) -> None:
@@ -47,30 +50,44 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         self._ids = self._mapped(folder / f"{split}.bin", np.dtype(about["dtype"]))
         masked = about.get("masked", False)
         self._scored = self._mapped(folder / f"{split}.scored.bin", np.dtype(np.uint8)) if masked else None
-        starts = self._all_starts()
-        # The mean loss of a sequence without scored tokens would be NaN.
-        if self._scored is not None:
-            starts = starts[np.array([self._count(start) > 0 for start in starts], bool)]
-        elif len(starts) and not self._count(starts[-1]):
-            starts = starts[:-1]
-        self._starts = starts
-        cut = len(starts) > 0 and starts[-1] + self._room(starts[-1]) > self.num_tokens
-        self.num_whole = len(starts) - cut
+        sizes: dict[str, int] = about.get("domains", {}).get(split, {"": self.num_tokens})
+        self.domains = tuple(sizes)
+        """Names of the domains; one without a name if none are distinguished."""
+        self._ends = np.cumsum(list(sizes.values()))
+        whole, cut = list[np.ndarray](), list[np.ndarray]()
+        for first, end in itertools.pairwise([0, *self._ends]):
+            starts = self._with_labels(self._starts_between(first, end))
+            last = len(starts) - (len(starts) > 0 and starts[-1] + self._room(starts[-1]) > end)
+            whole.append(starts[:last])
+            cut.append(starts[last:])
+        self._starts = np.concatenate([*whole, *cut])
+        self.num_whole = sum(map(len, whole))
+        self.domain_of = self._domain_of(self._starts)
+        """Index of the domain of each sequence: int64 [sequences]."""
 
     def _mapped(self, path: Path, dtype: np.dtype) -> np.ndarray:
         if (size := path.stat().st_size) != self.num_tokens * dtype.itemsize:
             raise ValueError(f"{path} holds {size} bytes, not those of {self.num_tokens} tokens")
         return np.memmap(path, dtype, mode="r") if self.num_tokens else np.empty(0, dtype)
 
-    def _all_starts(self) -> np.ndarray:
-        """Return the index of the first token of each sequence."""
+    def _starts_between(self, first: int, end: int) -> np.ndarray:
+        """Return the index of the first token of each sequence of these tokens."""
         if self._bos is None:
-            return np.arange(0, self.num_tokens, self.seq_len)
-        starts, start = [], 0
-        while start < self.num_tokens:
+            return np.arange(first, end, self.seq_len)
+        starts, start = [], first
+        while start < end:
             starts.append(start)
             start += self._room(start)
         return np.array(starts, np.int64)
+
+    def _with_labels(self, starts: np.ndarray) -> np.ndarray:
+        """Return the sequences of a domain with a scored token: the mean loss of another would be NaN."""
+        if self._scored is not None:
+            return starts[np.array([self._count(start) > 0 for start in starts], bool)]
+        return starts[:-1] if len(starts) and not self._count(starts[-1]) else starts
+
+    def _domain_of(self, starts: Any) -> Any:
+        return np.searchsorted(self._ends, starts, side="right")
 
     def _in_front(self, start: int) -> int:
         """Return 1 if a begin-of-text token is prepended to the sequence that starts here, else 0."""
@@ -81,11 +98,25 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return self.seq_len - self._in_front(start)
 
     def _stop(self, start: int) -> int:
-        return min(start + self._room(start), self.num_tokens)
+        return min(start + self._room(start), int(self._ends[self._domain_of(start)]))
 
     def _count(self, start: int) -> int:
         first, stop = start + 1 - self._in_front(start), self._stop(start)
         return stop - first if self._scored is None else int(self._scored[first:stop].sum())
+
+    def members(self) -> list[np.ndarray]:
+        """Return the sequences of each domain.
+
+        Raises:
+            ConfigError: if the corpus distinguishes no domains, or one has no sequence.
+        """
+        found = [np.flatnonzero(self.domain_of == i) for i in range(len(self.domains))]
+        if self.domains == ("",):
+            raise ConfigError("corpus.domain: must be set to draw sequences by domain, got null")
+        for name, ours in zip(self.domains, found, strict=True):
+            if not len(ours):
+                raise ConfigError(f"corpus.domain: {name} must have 2 tokens to predict in every split, got fewer")
+        return found
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -147,14 +178,15 @@ def write_tokens(
             room = (corpus.max_tokens or 2**62) - files.num_tokens[part.split]
             ids = np.asarray(part.ids[:room], np.int64)
             _check_ids(ids, vocab_size, tokenizer)
-            files.write(part.split, ids, part.scored[:room])
+            files.write(part.split, ids, part.scored[:room], part.domain)
             on_progress(files.num_tokens["train"])
             if corpus.max_tokens and files.num_tokens["train"] >= corpus.max_tokens:
                 reader.finish(passages)
                 break
     _log_what_was_met(reader)
     _check_splits(reader, files.num_tokens)
-    about = {
+    domains = {} if corpus.domain is None else {"domains": files.group(folder)}
+    about = domains | {
         "dtype": dtype.name, "eos": encoder.eos, "bos": encoder.bos, "masked": masked, "num_tokens": files.num_tokens,
         "num_documents": reader.num_documents, "num_duplicates": reader.num_duplicates, "num_skipped": reader.skipped,
     }  # fmt: skip
@@ -170,6 +202,7 @@ class _SplitFiles(contextlib.ExitStack):
     def __init__(self, folder: Path, dtype: np.dtype, masked: bool) -> None:
         super().__init__()
         self.num_tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self._domains: dict[str, DomainRuns] = {split: DomainRuns() for split in SPLITS}
         self._dtype = dtype
         self._ids = self._opened(folder, "bin")
         self._scored = self._opened(folder, "scored.bin") if masked else None
@@ -177,12 +210,30 @@ class _SplitFiles(contextlib.ExitStack):
     def _opened(self, folder: Path, suffix: str) -> dict[str, BinaryIO]:
         return {split: self.enter_context((folder / f"{split}.{suffix}").open("wb")) for split in SPLITS}
 
-    def write(self, split: str, ids: np.ndarray, scored: Sequence[bool]) -> None:
+    def write(self, split: Split, ids: np.ndarray, scored: Sequence[bool], domain: str | None) -> None:
         """Append tokens to the files of a split."""
+        if domain is not None:
+            self._domains[split].add(domain, len(ids))
         self._ids[split].write(ids.astype(self._dtype).tobytes())
         if self._scored is not None:
             self._scored[split].write(np.asarray(scored, np.uint8).tobytes())
         self.num_tokens[split] += len(ids)
+
+    def group(self, folder: Path) -> dict[str, dict[str, int]]:
+        """Order the closed files by domain, and return the number of tokens of each split and domain.
+
+        Raises:
+            ConfigError: if a domain has no tokens in a split.
+        """
+        sizes = {split: runs.sizes() for split, runs in self._domains.items()}
+        for split, found in sizes.items():
+            for domain in sorted(set().union(*sizes.values())):
+                if not found.get(domain):
+                    raise ConfigError(f"corpus.domain: {domain} must have text in every split, got none in {split}")
+            self._domains[split].group(folder / f"{split}.bin", self._dtype)
+            if self._scored is not None:
+                self._domains[split].group(folder / f"{split}.scored.bin", np.dtype(np.uint8))
+        return sizes
 
 
 def _check_splits(reader: Reader, num_tokens: Mapping[str, int]) -> None:

@@ -18,11 +18,13 @@ from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress, Resume
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
 from lit_prune.distill.cotrain import JointDistiller
+from lit_prune.distill.domain_loading import DomainLoading
 from lit_prune.distill.micro_batches import micro_batches
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.compiled import compiled_layers
+from lit_prune.pruning.context import DynamicLoading
 from lit_prune.pruning.masks import Masks
 
 OnProgress = Callable[[int, dict[str, float]], None]
@@ -64,12 +66,14 @@ def train(
 def fit(
     module: L.LightningModule, tokens: Path, folder: Path, *, max_steps: int, batch_size: int, seq_len: int, seed: int,
     precision: Precision, execution: Execution, on_progress: OnProgress, callbacks: Iterable[L.Callback] = (),
+    loading: DynamicLoading | None = None,
 ) -> None:  # fmt: skip
     """Train any module for `max_steps` on batches of the train split of `tokens`, as `train` trains a student.
 
     `module.terms` holds the scalars of the newest step, among them `loss`; they are the columns of metrics.csv. The
     random numbers of the module must come from torch's global generators, and what it needs to resume must be in its
-    `state_dict`. A finished run keeps its checkpoint and is not repeated.
+    `state_dict`. A finished run keeps its checkpoint and is not repeated. With `loading` sequences are drawn by domain;
+    the losses of the domains, by `module.mean_loss`, and their shares are the columns of domains.csv.
 
     Raises:
         Diverged: as `train`.
@@ -78,11 +82,12 @@ def fit(
     L.seed_everything(seed, verbose=False)
     data = RetrainingData(
         tokens, seq_len=seq_len, batch_size=batch_size, max_steps=max_steps, seed=seed,
-        num_workers=execution.num_workers,
+        num_workers=execution.num_workers, by_domain=loading is not None,
     )  # fmt: skip
+    domains = [] if loading is None else [DomainLoading(data, tokens, loading, folder / "domains.csv")]
     run(
         module, data, folder, max_steps=max_steps, execution=execution, precision=precision, on_progress=on_progress,
-        callbacks=callbacks, keep=True,
+        callbacks=[*domains, *callbacks], keep=True,
     )  # fmt: skip
 
 

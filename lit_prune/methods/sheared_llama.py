@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lit_prune.config import ConfigError, Prune, Size
 from lit_prune.config.fields import Count, Fraction, Positive
 from lit_prune.methods import method
+from lit_prune.pruning.bases.domain_loading import LoadsDomains
 from lit_prune.pruning.bases.score_and_cut import ChooseAndCut
 from lit_prune.pruning.context import PruneContext
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @method("sheared_llama")
 @dataclass(frozen=True)
-class ShearedLLaMA(ChooseAndCut):
+class ShearedLLaMA(LoadsDomains, ChooseAndCut):
     """Train the weights and gates z of layers, channels, KV groups and neurons until the target shape is left.
 
     The loss is L_LM(theta, z) + sum over axes of lambda_1 (s - t) + lambda_2 (s - t)^2, where s is the expected
@@ -26,12 +27,9 @@ class ShearedLLaMA(ChooseAndCut):
     (section 2.1). The result has the same widths in every layer and loads in stock transformers.
 
     The paper prunes LLaMA-2-7B (32 layers, 4096 channels, 32 heads, 11008 neurons) to 24, 2048, 16, 5504 or to 32,
-    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens, with a rate of 1e-4 for weights and 1 for gates.
-    Defaults: the shares of the second (6880 neurons), a few steps. It retrains for 48,000 steps of 256 sequences.
-
-    Deviations: sequences come from one text, so batches are not loaded dynamically by domain. With grouped-query
-    attention the units are KV groups with their query heads. At the end kept gates become 1, where the authors' code
-    multiplies them into the weights. In a layer one gate multiplies the sum of attention and MLP.
+    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens. Defaults: the shares of the second (6880 neurons).
+    Deviations: domains are drawn by their losses (`LoadsDomains`) on request, and not in the retraining. At the end
+    kept gates become 1, where the authors' code multiplies them into the weights. One gate multiplies a whole layer.
     """
 
     num_hidden_layers: Size = None
@@ -57,7 +55,6 @@ class ShearedLLaMA(ChooseAndCut):
         "distill.ce_weight": 1.0, "distill.kd_weight": 0.0, "distill.max_steps": 48000, "distill.batch_size": 256,
         "distill.optimizer.lr": 1e-4, "distill.optimizer.min_lr": 1e-5, "distill.optimizer.warmup_steps": 1440,
     }  # fmt: skip
-
     training_passes: ClassVar[float] = 3
 
     def recipe(self, config: Any) -> Prune:
@@ -79,5 +76,5 @@ class ShearedLLaMA(ChooseAndCut):
             copy.deepcopy(model).requires_grad_(True), plan.kept, lr=self.lr, gate_lr=self.gate_lr,
             warmup_steps=round(self.target_warmup * self.max_steps), max_steps=self.max_steps, seed=ctx.seed,
         )  # fmt: skip
-        ctx.fit(module, "learning the shape", max_steps=self.max_steps, batch_size=self.batch_size)
+        ctx.fit(module, "learning a shape", max_steps=self.max_steps, batch_size=self.batch_size, loading=self.loading)
         return module.plan(), module.model.eval()

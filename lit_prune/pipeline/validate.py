@@ -36,6 +36,8 @@ def check_names(cell: Cell) -> None:
     from lit_prune.losses.logit import logit_loss_of
 
     cell.prune.check_settings()
+    if cell.prune.draws_by_domain and cell.corpus.domain is None:
+        raise ConfigError("corpus.domain: must be set with prune.domain_interval, got null")
     _ = logit_loss_of(cell.distill.logit_loss, cell.distill.mixture), hidden_losses[cell.distill.hidden_loss]
 
 

@@ -15,17 +15,32 @@ if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
 
 
+@dataclass(frozen=True)
+class DynamicLoading:
+    """How often and by which losses the shares of the domains in a batch change (Sheared LLaMA, Algorithm 1)."""
+
+    interval: int
+    """Steps between two changes."""
+    references: tuple[float, ...]
+    """Loss to reach in each domain, in the order of their names; empty takes the losses before the first step."""
+    num_sequences: int
+    """Validation sequences of each domain, at most, that measure its loss."""
+
+
 class Fit(Protocol):
     """Trains a module over the training text of the cell."""
 
-    def __call__(self, module: Any, what: str, *, max_steps: int, batch_size: int) -> Any:
+    def __call__(
+        self, module: Any, what: str, *, max_steps: int, batch_size: int, loading: DynamicLoading | None = None
+    ) -> Any:
         """Train a LightningModule for `max_steps` and return it; `what` names the training in the progress.
 
         Its batches have `batch_size` sequences of `calibration.seq_len` tokens: {`input_ids`, `labels`: int64 [batch,
         seq], `mean_scored`: float}. The number of labels that are scored is `mean_scored`. The module is seeded before
         its first step, and resumed where a killed run had stopped: on a CPU with the same result, bit for bit. `terms`
         of the module, scalars of the newest step with `loss` among them, are logged in metrics.csv. What it needs to
-        resume must be in its `state_dict`; see `lit_prune.distill.train.fit`.
+        resume must be in its `state_dict`; see `lit_prune.distill.train.fit`. With `loading` its sequences are drawn by
+        domain, and it needs a method `mean_loss(batches)`, the loss in nats per token without gradients.
         """
 
 

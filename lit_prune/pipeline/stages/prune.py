@@ -17,7 +17,7 @@ from lit_prune.models.random_weights import random_model
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
-from lit_prune.pruning.context import Fit, PruneContext, Pruned
+from lit_prune.pruning.context import DynamicLoading, Fit, PruneContext, Pruned
 from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.pruning.surgery import cut
@@ -66,12 +66,13 @@ def _fit(cell: Cell, ctx: Context) -> Fit:
     """Return the training service of a method; its n-th training has a folder of its own in that of the stage."""
     numbers, data = itertools.count(1), cell.calibration
 
-    def train(module: Any, what: str, *, max_steps: int, batch_size: int) -> Any:
+    def train(module: Any, what: str, *, max_steps: int, batch_size: int, loading: DynamicLoading | None = None) -> Any:
         count = ctx.counter(what, max_steps, "step")
         fit(
             module, artifacts.tokens(cell, ctx), ctx.folder / "training" / str(next(numbers)), max_steps=max_steps,
             batch_size=batch_size, seq_len=data.seq_len, seed=data.seed, precision=data.precision,
             execution=ctx.execution, on_progress=lambda step, row: count(step), callbacks=[Spending(ctx.spend)],
+            loading=loading,
         )  # fmt: skip
         return module
 

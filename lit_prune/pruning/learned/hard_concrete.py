@@ -6,7 +6,8 @@ Source: Sheared LLaMA, arXiv 2310.06694, section 2.1. Gates: arXiv 1712.01312.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from lit_prune.models.shape import ModelShape, shape_of
 from lit_prune.pruning.gating import LayerGates, gated
 from lit_prune.pruning.learned.mask_learner import next_token_loss
 from lit_prune.pruning.learned.schedules import constant, cosine, scheduled
+from lit_prune.pruning.masked import mean_loss
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
@@ -37,7 +39,14 @@ class Gates(nn.Module):
     def sample(self) -> Tensor:
         """Return gates in [0, 1], of which many are exactly 0 or 1."""
         u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-        s = ((u / (1 - u)).log() + self.log_alpha).div(_BETA).sigmoid()
+        return self._at((u / (1 - u)).log())
+
+    def median(self) -> Tensor:
+        """Return the medians of the gates."""
+        return self._at(torch.zeros_like(self.log_alpha))
+
+    def _at(self, logits: Tensor) -> Tensor:
+        s = (logits + self.log_alpha).div(_BETA).sigmoid()
         return (s * (_HIGH - _LOW) + _LOW).clamp(0, 1)
 
     def expected(self) -> Tensor:
@@ -80,8 +89,7 @@ class ShapeLearner(L.LightningModule):
         with torch.no_grad():
             for _, gates in self._each():
                 gates.log_alpha.clamp_(-_BOUND, _BOUND)
-        sampled = {axis: gates.sample() for axis, gates in self._each()}
-        with gated(self.model, layer_gates(sampled, self.whole.num_hidden_layers), sampled.get("hidden")):
+        with self._gated({axis: gates.sample() for axis, gates in self._each()}):
             loss = next_token_loss(self.model, batch)
         done = min(1.0, self.global_step / self._warmup_steps) if self._warmup_steps else 1.0
         penalty = torch.stack([gates.penalty(done) for _, gates in self._each()]).sum() if len(self.gates) else 0 * loss
@@ -89,9 +97,21 @@ class ShapeLearner(L.LightningModule):
         self.terms = {"loss": loss.detach(), "penalty": penalty.detach(), **open_gates}
         return loss + penalty
 
+    @torch.no_grad()
+    def mean_loss(self, batches: Iterable[dict[str, Tensor]]) -> float:
+        """Return the loss in nats per scored token over batches, with every gate at its median."""
+        with self._gated({axis: gates.median() for axis, gates in self._each()}):
+            self.model.eval()
+            try:
+                return mean_loss(self.model, batches)
+            finally:
+                self.model.train()
+
+    def _gated(self, gates: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return gated(self.model, layer_gates(gates, self.whole.num_hidden_layers), gates.get("hidden"))
+
     def plan(self) -> PrunePlan:
         """Return the plan that keeps the units with the highest gates, as many as the target has."""
-
         whole, rows = self.whole, self.whole.num_hidden_layers
         layers, hidden = self._chosen("layer", rows), self._chosen("hidden", whole.hidden_size)
         groups = self._chosen("group", whole.num_key_value_heads, rows)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from families import CASES, logits, model_of
-from pruning_context import context_of, small_llama
+from pruning_context import IDS, Stop, context_of, small_llama, written
 from refusals import refuses
 from silenced import tolerance
 
+from lit_prune.config import Cell, Execution
+from lit_prune.config.overrides import override
+from lit_prune.distill.train import fit
 from lit_prune.methods import methods
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import shape_of
+from lit_prune.pipeline.validate import check_names
 from lit_prune.pruning import surgery
+from lit_prune.pruning.context import PruneContext
 from lit_prune.pruning.gating import gated
 from lit_prune.pruning.learned.hard_concrete import Gates, ShapeLearner, layer_gates
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
@@ -110,6 +119,76 @@ def test_the_weights_are_trained_and_the_model_is_left_alone(tmp_path: Path) -> 
     assert not found.model.training
     again = surgery.apply(model, found.plan)
     assert not torch.equal(again.lm_head.weight, found.model.lm_head.weight)
+
+
+def test_gates_at_the_start_are_open_and_their_medians_known() -> None:
+    assert torch.equal(Gates((3,), 1, torch.Generator().manual_seed(0)).median(), torch.ones(3))
+    by_hand = [min(1.0, max(0.0, 1.2 / (1 + math.exp(-a / (2 / 3))) - 0.1)) for a in (-5.0, -0.5, 0.4)]
+    torch.testing.assert_close(gates_at([-5.0, -0.5, 0.4], 1).median(), torch.tensor(by_hand))
+
+
+def test_domains_are_drawn_by_their_losses_and_a_killed_run_resumes(tmp_path: Path) -> None:
+    """The references are those of the unpruned model; with gates that close, each domain exceeds its own."""
+    chosen, model = methods["sheared_llama"](max_steps=6, batch_size=2, domain_interval=2), small_llama()
+    contexts = {name: with_domains(context_of(tmp_path / name), tmp_path / name) for name in ("whole", "cut")}
+    whole = chosen.prune(model, contexts["whole"])
+    (rows,) = (pd.read_csv(path) for path in (tmp_path / "whole").rglob("domains.csv"))
+    assert rows["step"].tolist() == [2, 4]
+    shares, references = [0.5, 0.5], losses_of(model)
+    for _, row in rows.iterrows():
+        raised = [s * math.exp(max(row[f"loss_{d}"] - references[d], 0)) for s, d in zip(shares, "ab", strict=True)]
+        shares = [r / sum(raised) for r in raised]
+        assert [row["share_a"], row["share_b"]] == pytest.approx(shares, rel=1e-5)
+    stop = contexts["cut"].fit
+
+    def killed(module: Any, what: str, **settings: Any) -> Any:
+        return stop(module, what, **settings, until=3)
+
+    with pytest.raises(Stop):
+        chosen.prune(model, dataclasses.replace(contexts["cut"], fit=killed))
+    resumed = chosen.prune(model, contexts["cut"])
+    assert resumed.plan == whole.plan
+    assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))
+
+
+DOMAINS = {"a": IDS[:2], "b": IDS[2:]}
+
+
+def losses_of(model: Any) -> dict[str, float]:
+    return {name: model(ids, labels=ids).loss.item() for name, ids in DOMAINS.items()}
+
+
+def with_domains(ctx: PruneContext, folder: Path) -> PruneContext:
+    """The services of a method on a text of two domains, each with two sequences, the same in every split."""
+    written(IDS, folder / "tokens")
+    about = json.loads((folder / "tokens" / "tokens.json").read_text())
+    (folder / "tokens" / "validation.bin").write_bytes((folder / "tokens" / "train.bin").read_bytes())
+    about["num_tokens"]["validation"] = IDS.numel()
+    about["domains"] = {split: {name: ids.numel() for name, ids in DOMAINS.items()} for split in about["num_tokens"]}
+    (folder / "tokens" / "tokens.json").write_text(json.dumps(about))
+
+    def train(module: Any, what: str, *, until: int = 0, **settings: Any) -> Any:
+        def on_progress(step: int, row: dict[str, float]) -> None:
+            if step == until:
+                raise Stop
+
+        execution = Execution(accelerator="cpu", checkpoint_seconds=0, log_every=1)
+        fit(
+            module, folder / "tokens", folder / "training", seq_len=IDS.shape[1], seed=0, precision="32-true",
+            execution=execution, on_progress=on_progress, **settings,
+        )  # fmt: skip
+        return module
+
+    return dataclasses.replace(ctx, fit=train)
+
+
+def test_domains_need_a_text_that_has_them() -> None:
+    settings = {"prune.method": "sheared_llama", "prune.domain_interval": 5}
+    with refuses("corpus.domain"):
+        check_names(override(Cell(), settings))
+    check_names(override(Cell(), settings | {"corpus.path": "docstrings", "corpus.domain": "package"}))
+    with refuses("prune.domain_interval"):
+        methods["sheared_llama"](domain_losses=(1.0,)).check_settings()
 
 
 def test_a_shape_that_the_family_forbids_is_refused() -> None:
