@@ -26,6 +26,10 @@ SIZES = {
     "num_attention_heads": "prune.num_attention_heads", "num_hidden_layers": "prune.num_hidden_layers",
 }  # fmt: skip
 """Sizes that `prune` accepts -> fields of a cell."""
+OTHER_SIZES = ("prune.num_key_value_heads", "prune.drop_layers", "prune.plan_path")
+"""Further fields that decide the size of a student of the default method."""
+DEFAULT_SHARE = 0.5
+"""Share of the parameters that the default method keeps if no size is given; other methods have sizes of their own."""
 SPARSITY = "prune.sparsity"
 """Field of a cell for the share of weights to set to zero."""
 
@@ -75,7 +79,7 @@ def prune(
         out: folder to copy the student to, with plan.json and a model card; must be empty or not exist.
         method: pruning method, one of `lit_prune.registry.methods`; a size that it has no setting for is refused.
         num_parameters: parameters to keep, a count or a share in (0, 1]. Without another size, the default method
-            prunes hidden channels and MLP neurons to the same share.
+            prunes hidden channels and MLP neurons to the same share; without any size it keeps half of the parameters.
         hidden_size: hidden channels to keep, a count or a share; likewise `intermediate_size` (MLP neurons of a layer),
             `num_attention_heads` (query heads of a layer) and `num_hidden_layers`.
         sparsity: share of the weights of the linears in the layers to set to zero, for methods that zero weights.
@@ -89,23 +93,15 @@ def prune(
         ConfigError: if the request is invalid, before anything is computed.
         RuntimeError: if the computation fails.
     """
-    sizes = dict(
-        zip(
-            SIZES,
-            (num_parameters, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers),
-            strict=True,
-        )
-    )
+    given = (num_parameters, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
+    sizes = dict(zip(SIZES, given, strict=True))
     settings = dict(settings or {})
     if method != DEFAULT_METHOD:  # its sizes have defaults
         sizes = {name: size for name, size in sizes.items() if size is not None}
-    elif sparsity is None and not any(sizes.values()) and not any(path.startswith("prune.") for path in settings):
-        raise ConfigError("prune: must be given a size to keep (--num-parameters, --hidden-size, --num-hidden-layers)")
-    if (
-        method == DEFAULT_METHOD
-        and num_parameters is not None
-        and all(sizes.get(name) is None for name in list(SIZES)[1:])
-    ):
+    elif not any(sizes.values()) and not {*SIZES.values(), *OTHER_SIZES} & {*settings}:
+        sizes["num_parameters"] = num_parameters = DEFAULT_SHARE
+    others = [size for name, size in sizes.items() if name != "num_parameters" and size is not None]
+    if method == DEFAULT_METHOD and num_parameters is not None and not others:
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
     opened, target = Store(store), _target(out)
     requested = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)

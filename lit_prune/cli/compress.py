@@ -67,7 +67,7 @@ class PruneArgs(_Common):
     """Pruning method, one of those above. --set changes its settings; `lit-prune fields prune.METHOD` lists them."""
     num_parameters: Share = None
     """Parameters to keep, a count or a share in (0, 1]. If no other size is given, the default method prunes hidden
-    channels and MLP neurons to the same share."""
+    channels and MLP neurons to the same share; default: 0.5 if no size is given at all, or the method's own."""
     hidden_size: Share = None
     """Hidden channels to keep, a count or a share; default: all."""
     intermediate_size: Share = None

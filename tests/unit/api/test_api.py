@@ -85,7 +85,16 @@ def test_a_model_in_memory_is_saved_by_its_digest(tiny_llama: Any, tiny_tokenize
             _place(model, tokenizer, store, "model")
 
 
-@pytest.mark.parametrize("more", [[], ["--num-parameters", "1.5"], ["--hidden-size", "32"], ["--hidden-size", "0.5"]])
+def test_half_of_the_parameters_stay_if_no_size_is_given(arguments: Any, tmp_path: Path) -> None:
+    arguments["settings"]["prune.width_criterion"] = "magnitude"
+    found = lp.prune(str(tmp_path / "tiny"), **arguments)
+    assert found.student["parameters"] / found.teacher["parameters"] == pytest.approx(0.5, abs=0.05)
+    assert found.cell.prune == lp.prune(str(tmp_path / "tiny"), num_parameters=0.5, **arguments).cell.prune
+    arguments["settings"]["prune.drop_layers"] = (0,)  # a size
+    assert lp.prune(str(tmp_path / "tiny"), **arguments).cell.prune.num_parameters is None
+
+
+@pytest.mark.parametrize("more", [["--num-parameters", "1.5"], ["--hidden-size", "32"], ["--hidden-size", "0.5"]])
 def test_a_bad_request_is_one_line_and_writes_nothing(more: list[str], words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     if more == ["--hidden-size", "0.5"]:  # what is wrong is the folder
