@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measuring
-from lit_prune.losses.chunked import HeadTarget, head_losses
+from lit_prune.losses.chunked import head_losses
 from lit_prune.losses.logit import logit_losses
+from lit_prune.losses.targets import HeadTarget
 from lit_prune.models.lm_head import LMHead
 
 

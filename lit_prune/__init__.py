@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_prune import registry as registry
-    from lit_prune.api.compress import Compressed as Compressed
     from lit_prune.api.compress import distill as distill
     from lit_prune.api.compress import prune as prune
     from lit_prune.api.measure import evaluate as evaluate
+    from lit_prune.api.output import Compressed as Compressed
     from lit_prune.api.tables import load_report as load_report
     from lit_prune.api.tables import run_table as run_table
     from lit_prune.config import ConfigError as ConfigError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOME = {
-    "prune": "api.compress", "distill": "api.compress", "Compressed": "api.compress", "evaluate": "api.measure",
+    "prune": "api.compress", "distill": "api.compress", "Compressed": "api.output", "evaluate": "api.measure",
     "run_table": "api.tables", "load_report": "api.tables", "ConfigError": "config", "Execution": "config",
 }  # fmt: skip
 """Public name -> the module that defines it, relative to the package."""

@@ -14,7 +14,8 @@ import tyro
 from rich.filesize import decimal
 
 from lit_prune import cpu
-from lit_prune.api.compress import Compressed, distill, prune
+from lit_prune.api.compress import distill, prune
+from lit_prune.api.output import Compressed
 from lit_prune.cli.process import Output, Verb
 from lit_prune.cli.progress import ProgressBar
 from lit_prune.config import Execution

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill.hidden_states import State, States
 from lit_prune.distill.teacher import FrozenTeacher, HeadOutput, TeacherOutput
-from lit_prune.losses.chunked import Target, TopKTarget, tokens_at_once
+from lit_prune.losses.chunked import tokens_at_once
+from lit_prune.losses.targets import Target, TopKTarget
 from lit_prune.models.lm_head import head_of
 from lit_prune.store.atomic import preallocate
 

@@ -25,10 +25,11 @@ from lit_prune.distill.hidden_states import (
     relations_of,
 )
 from lit_prune.distill.teacher import FrozenTeacher, Teacher
-from lit_prune.losses.chunked import Target, head_losses
+from lit_prune.losses.chunked import head_losses
 from lit_prune.losses.hidden import hidden_losses
 from lit_prune.losses.logit import logit_loss_of
 from lit_prune.losses.relation import relation_loss
+from lit_prune.losses.targets import Target
 from lit_prune.losses.weighting import check_weights
 from lit_prune.models.lm_head import head_of, last_states
 from lit_prune.pruning.masks import Masks

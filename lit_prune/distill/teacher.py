@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.distill.hidden_states import HiddenStateReader, State, States
-from lit_prune.losses.chunked import HeadTarget, Target
+from lit_prune.losses.targets import HeadTarget, Target
 from lit_prune.models.lm_head import LMHead, head_of, last_states
 
 

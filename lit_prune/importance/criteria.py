@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lit_prune.config import EVIDENCE, ConfigError, Prune, unknown
 from lit_prune.importance.aggregate import aggregate, double
+from lit_prune.importance.span_scores import SpanScores
 from lit_prune.importance.unit_reduction import unit_sums
 from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of, parts_of
 from lit_prune.models.shape import shape_of
@@ -263,26 +264,6 @@ def taylor_fisher(evidence: CalibrationStats, student: Prune) -> Scores:
     F is the mean of g^2 over the calibration sequences, as in LLM-Pruner's code.
     """
     return _first_order(evidence, "element2")
-
-
-class SpanScores(Sequence[Tensor]):
-    """Scores of spans, by length; each length is measured when it is first read."""
-
-    def __init__(self, layers: Tensor, measure: Callable[[int], Tensor]) -> None:
-        self._whole, self._measure = len(layers), measure
-        self._known = {1: layers}
-
-    def __len__(self) -> int:
-        return self._whole
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return the scores of spans of n = `index` + 1 layers, by first layer, [L - n + 1]."""
-        if not 0 <= index < self._whole:
-            raise IndexError(f"spans of {index + 1} layers out of {self._whole}")
-        length = index + 1
-        if length not in self._known:
-            self._known[length] = self._measure(length)
-        return self._known[length]
 
 
 def _aggregated(evidence: CalibrationStats, student: Prune, name: str, kind: str) -> list[Tensor]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.losses.chunked import HeadTarget, head_losses
+from lit_prune.losses.chunked import head_losses
 from lit_prune.losses.logit import logit_losses
+from lit_prune.losses.targets import HeadTarget
 from lit_prune.models.lm_head import head_of, last_states
 from lit_prune.models.residual_stream import ResidualStream
 from lit_prune.pruning.gating import gated

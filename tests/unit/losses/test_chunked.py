@@ -21,8 +21,9 @@ from chunks import (
 from families import model_of, token_ids
 from kinks import smooth_tokens
 
-from lit_prune.losses.chunked import HeadTarget, TopKTarget, head_losses
+from lit_prune.losses.chunked import head_losses
 from lit_prune.losses.logit import closed_forms, logit_losses
+from lit_prune.losses.targets import HeadTarget, TopKTarget
 from lit_prune.models.lm_head import LMHead, head_of, last_states
 
 

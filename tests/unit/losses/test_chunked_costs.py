@@ -19,8 +19,9 @@ from chunks import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_prune.losses.chunked import HeadTarget, head_losses, tokens_at_once
+from lit_prune.losses.chunked import head_losses, tokens_at_once
 from lit_prune.losses.logit import logit_losses
+from lit_prune.losses.targets import HeadTarget
 from lit_prune.models.lm_head import LMHead
 
 
