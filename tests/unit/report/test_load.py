@@ -18,7 +18,7 @@ from lit_prune.report import assemble
 from lit_prune.report.load import frame, frame_of, gather, ledger
 from lit_prune.store import Store
 
-UNRECORDED = {"healing_ablation", "unstructured_ablation"}
+UNRECORDED = {"unstructured_ablation"}
 """Tables that have no record yet."""
 
 
