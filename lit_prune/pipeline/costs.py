@@ -122,8 +122,9 @@ def _stage_time(stage: str, work: Mapping[str, float], paces: Mapping[str, list[
     cutting = _time(work["work"], paces.get(stage, []))
     if OWN not in work:
         return cutting
-    passes = [pace / 2 for name in EVIDENCE for pace in paces.get(name, [])]  # a parameter times a token: two FLOPs
-    own = _time(work[OWN], paces.get(OWN, []) or passes)
+    # A parameter times a token is two FLOPs. Statistics of one pass share its seconds: the slowest is closest to it.
+    passes = [pace / 2 for name in EVIDENCE for pace in paces.get(name, [])]
+    own = _time(work[OWN], paces.get(OWN, []) or sorted(passes)[-1:])
     return None if own is None else own + (cutting or 0.0)
 
 

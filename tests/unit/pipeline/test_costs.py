@@ -94,6 +94,7 @@ def test_the_own_work_of_a_method_takes_the_time_of_earlier_methods_or_of_calibr
     assert method_flops(rows[0].cell) == method_flops(override(bonsai[0].cell, {"prune.plan_path": "plan.json"})) == 0
     assert by_row(bonsai, store)["pruning (1)"].seconds is None
     finished(store, "importance", "set", seconds=5.0, work=own)
+    finished(store, "head_channels", "set", seconds=4.0, work=own)
     assert by_row(bonsai, store)["pruning (1)"].seconds == pytest.approx(5.0 / 2)
     finished(store, "student", "cut", seconds=3.0, work=2.0 * size)
     assert by_row(bonsai, store)["pruning (1)"].seconds == pytest.approx(1.5 + 5.0 / 2)
