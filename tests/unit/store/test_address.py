@@ -84,6 +84,7 @@ OTHER = {
     "evaluation.second_corpus": {"path": "readmes"},
     "teacher.finetune.precision": "bf16-mixed",
     "distill.precision": "bf16-mixed",
+    "distill.lora.quantize": "nf4",
     "calibration.precision": "bf16-mixed",
     "evaluation.precision": "bf16-mixed",
     "evaluation.throughput.precision": "bf16-true",
