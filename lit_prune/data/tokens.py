@@ -40,7 +40,7 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
     Item i has `input_ids` and `labels`, both int64 [seq_len]. Labels equal the ids, except for IGNORED at padding and
     where the loss is not computed (`corpus.loss_on`). With `corpus.bos` every sequence begins with that token. It is
     prepended unless a document begins there, so each token of the split is in exactly one sequence. With
-    `corpus.domain` every sequence belongs to one domain; those that are cut off at the end of one come last.
+    `corpus.domain`, no sequence mixes domains, and the shorter last sequence of each domain comes after all others.
     """
 
     def __init__(self, folder: Path, split: Split, seq_len: int) -> None:
