@@ -18,6 +18,7 @@ from lit_prune.config.prune import PruneMethod as PruneMethod
 from lit_prune.config.prune import sizes_of as sizes_of
 from lit_prune.config.runtime import Execution as Execution
 from lit_prune.config.schema import EVIDENCE as EVIDENCE
+from lit_prune.config.schema import BasinTest as BasinTest
 from lit_prune.config.schema import Calibration as Calibration
 from lit_prune.config.schema import Cell as Cell
 from lit_prune.config.schema import Choices as Choices

@@ -84,6 +84,25 @@ class TaskTest:
 
 
 @dataclass(frozen=True)
+class BasinTest:
+    """Volume of the region of weights around the student in which the validation loss is not much higher
+    (arXiv 1906.03291), by random directions in which every filter moves in proportion to its norm.
+
+    The estimate is biased low in many dimensions: compare only models with as many weights, and as many directions."""
+
+    num_directions: Count = 20
+    """Random directions."""
+    epsilon: Positive = 0.1
+    """Rise of the loss that ends the region, in nats per token."""
+    num_sequences: Count = 8
+    """Validation sequences over which the loss is measured."""
+    tolerance: Positive = 1e-3
+    """Relative error of each radius."""
+    seed: Natural = 0
+    """Seed of the directions, the same for every cell."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Language-model loss on the validation split, and optional further measurements of a student."""
 
@@ -102,6 +121,8 @@ class Evaluation:
     """Measure the speed and memory of the student relative to its teacher on this machine; None does not."""
     tasks: TaskTest | None = later(None, noop=None)
     """Measure the student's accuracy on tasks as well. A table then has one column per task and one of their mean."""
+    basin: BasinTest | None = later(None, noop=None)
+    """Measure the volume of the basin of the student's loss as well; None does not."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,13 @@ ORDER = "order_agreement"
 Such a claim names shares of the steps, such as "75 %", instead of two rows."""
 ACCURACY = "accuracy"
 """Mean accuracy on the tasks of `evaluation.tasks`; the accuracy on one task is accuracy_TASK."""
+BASIN = ("basin_log_volume", "basin_mean_log_radius")
+"""Metrics of `evaluation.basin`."""
+BIASED = (
+    "The volume of a basin (arXiv 1906.03291) is an estimate that is biased low, the more so the more weights a model "
+    "has: compare only rows with as many weights (basin num weights), and read the mean log radius beside it."
+)
+"""Caveat of those metrics."""
 _PLACE = re.compile(r"(Table|Figure|section|appendix|practice)s? ([A-Z]?\.?\d+(?:\.\d+)*)|abstract")
 
 
@@ -115,6 +122,9 @@ class Table:
     """Metrics for which a higher value is better."""
     reference_rows: Mapping[str, Changes] = field(default_factory=lambda: {"teacher": UNPRUNED})
     """Rows that are measured once, outside the comparison. Their changes override those of the baseline."""
+    sections: Mapping[str, str] = field(default_factory=dict)
+    """Row -> heading under which it is printed; without headings the table has one section. Only rows of the baseline's
+    section are compared with it."""
     caveats: tuple[str, ...] = ()
     """What a reader must know before comparing the columns."""
     seed_fields: tuple[str, ...] = ("seed",)
@@ -156,16 +166,19 @@ class Table:
         return replace(profile, cell=override(override(profile.cell, self.base_overrides), settings or {}))
 
     def measuring(self, cell: Cell) -> Table:
-        """Return the table with the metrics that its cells measure in addition: speed and memory, accuracy on tasks."""
-        metrics, higher, claims = self.metrics, self.higher_is_better, self.claims
+        """Return the table with the metrics that its cells measure in addition: speed, accuracy on tasks, basins."""
+        metrics, higher, claims, caveats = self.metrics, self.higher_is_better, self.claims, self.caveats
         if cell.evaluation.throughput is not None and "speedup" not in metrics:
             metrics, higher = (*metrics, "speedup", "memory_share"), (*higher, "speedup")
         if cell.evaluation.tasks is not None and ACCURACY not in metrics:
             found = (ACCURACY, *(f"{ACCURACY}_{name}" for name in cell.evaluation.tasks.names))
             metrics, higher, claims = (*metrics, *found), (*higher, *found), (*claims, *self.accuracy_claims)
-        return (
-            self if metrics == self.metrics else replace(self, metrics=metrics, higher_is_better=higher, claims=claims)
-        )
+        if cell.evaluation.basin is not None:
+            metrics = tuple(dict.fromkeys((*metrics, *BASIN, "basin_num_weights")))
+            higher, caveats = tuple(dict.fromkeys((*higher, *BASIN))), tuple(dict.fromkeys((*caveats, BIASED)))
+        if metrics == self.metrics:
+            return self
+        return replace(self, metrics=metrics, higher_is_better=higher, claims=claims, caveats=caveats)
 
     def __post_init__(self) -> None:
         if self.build_for_profile is not None and not self.rows:
@@ -190,6 +203,10 @@ class Table:
         rows = () if self.build_for_profile is not None else self.rows
         claimed = (row for claim in self.claims for row in claim.rows)
         return list(dict.fromkeys([*rows, *self.paper, *claimed]))
+
+    def section_of(self, row: str) -> str:
+        """Return the heading of a row; rows that `--add-row` adds are in the baseline's section."""
+        return self.sections.get(row, self.sections.get(self.baseline, ""))
 
     def metric_of(self, claim: Claim) -> str:
         """Return the metric a claim is judged by."""

@@ -197,6 +197,13 @@ def measure(
     return seen
 
 
+def passes_over(names: Collection[str]) -> list[list[str]]:
+    """Return the named statistics in groups that one pass collects together."""
+    alone = [[name] for name in names if name not in READERS]
+    forward = [name for name in READERS if name in names]
+    return [forward, *alone] if forward else alone
+
+
 def _passes(model: Any, names: Collection[str], on_progress: Callable[[int], None]) -> Iterator[Pass]:
     """Yield the passes that collect the named statistics."""
     if forward := [name for name in READERS if name in names]:

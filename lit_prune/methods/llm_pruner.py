@@ -28,8 +28,8 @@ class LLMPruner(ScoreAndCut):
     """Neurons to keep in each pruned layer, as a count or a share."""
     num_key_value_heads: Size = 0.75
     """KV groups (with their query heads) to keep in each pruned layer, as a count or a share; heads, without GQA."""
-    criterion: Literal["taylor_vector", "taylor", "taylor_fisher"] = "taylor"
-    """Score of a unit."""
+    criterion: Literal["taylor_vector", "taylor", "taylor_fisher", "magnitude", "random"] = "taylor"
+    """Score of a unit; `magnitude` (the L2 norm of its weights) and `random` are the paper's baselines."""
     spare_first: Natural | None = None
     """First layers that stay unpruned; null takes the share of the published run, 4 of the 32 of LLaMA-7B."""
     spare_last: Natural | None = None

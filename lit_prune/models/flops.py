@@ -80,7 +80,7 @@ def forward_flops(config: Any, seq_len: int, *, causal: bool = True) -> float:
     do not skip them (see `minitron_step`).
     """
     heads = [widths_of(config, i).num_attention_heads for i in range(config.num_hidden_layers)]
-    seen = [attended(seq_len, window, causal) for window in _windows(config)]
+    seen = [attended(seq_len, window, causal) for window in windows_of(config)]
     attention = sum(4 * n * head_dim_of(config) * positions for n, positions in zip(heads, seen, strict=True))
     return 2 * num_multiplied(config) + attention
 
@@ -106,7 +106,7 @@ def training_products(
     found, num_layers = Products(), config.num_hidden_layers
     shapes = {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
     stream = trainable.embedding(config)
-    for index, window in enumerate(_windows(config)):
+    for index, window in enumerate(windows_of(config)):
         stream = _Layer(config, index, shapes, trainable, found).add(stream, attended(seq_len, window, causal))
     last = stream or trainable.layer(num_layers - 1, num_layers)
     found.values["output", num_layers] = Value(config.hidden_size, last)
@@ -187,7 +187,7 @@ def _is_parallel(config: Any, anatomy: ModelFamily) -> bool:
     return shares_norm or getattr(config, "use_parallel_residual", False)
 
 
-def _windows(config: Any) -> list[int | None]:
+def windows_of(config: Any) -> list[int | None]:
     """Return the attention window of each layer in positions; None means unlimited."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers

@@ -26,6 +26,6 @@ def rows_of(module: nn.Module) -> Tensor:
     return oriented(module, module.weight.detach())  # type: ignore[operator]
 
 
-def oriented(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return a tensor in the shape of the weight of a linear module as [out, in], or the other way round."""
+def oriented(module: nn.Module | None, weight: Tensor) -> Tensor:
+    """Return a tensor in the shape of the weight of a module as [out, in], or the other way round."""
     return weight.T if isinstance(module, Conv1D) else weight

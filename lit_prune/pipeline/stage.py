@@ -20,6 +20,7 @@ from lit_prune.distill.train import OnProgress
 from lit_prune.models import loading
 from lit_prune.pipeline.clock import Clock, Lap
 from lit_prune.pipeline.expand import Entry
+from lit_prune.pipeline.metering import Meter
 from lit_prune.pipeline.work import recorded
 from lit_prune.progress import Progress
 from lit_prune.store import Node, Store
@@ -97,6 +98,8 @@ class Context:
     """Whether the peak memory of the current cell is known."""
     clock: Clock = field(default_factory=Clock)
     """Wall time of the stages, each without the stages it calls."""
+    meter: Meter = field(default_factory=Meter)
+    """Work of pruning."""
     lap: Lap | None = None
     """Wall time of the stage that fills the node."""
     _steps: dict[str, int] = field(default_factory=dict)

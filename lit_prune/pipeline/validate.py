@@ -179,6 +179,12 @@ def check_ranges(cell: Cell) -> None:
     steps, validations = cell.distill.max_steps, cell.evaluation.num_validations
     if steps and validations > steps:
         raise ConfigError(f"evaluation.num_validations: must be <= distill.max_steps, {steps}, got {validations}")
+    basin, num_sequences = cell.evaluation.basin, cell.evaluation.num_sequences
+    if basin is not None and basin.num_sequences > num_sequences:
+        raise ConfigError(
+            f"evaluation.basin.num_sequences: must be <= evaluation.num_sequences, {num_sequences}, got "
+            f"{basin.num_sequences}"
+        )
     if steps:
         _check_schedule(cell.distill.optimizer, steps, "distill.optimizer")
     if steps and cell.distill.teacher_optimizer is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,7 @@ class UnitCosts:
         It has the size of the plans that a search within this limit can return, before any unit is scored. Layers are
         dropped only if the smallest width of all of them exceeds the limit.
         """
-        plan = next(plan for plan in self._evenly() if self.of(plan) <= limit)
+        plan = self._even_share(limit)
         room, layers = limit - self.of(plan), []
         for layer in plan.layers:
             groups = len(plan.groups_of(layer))
@@ -109,13 +109,18 @@ class UnitCosts:
             room -= more * self.neuron
         return dataclasses.replace(plan, layers=tuple(layers))
 
-    def _evenly(self) -> Iterator[PrunePlan]:
-        for share in range(_SHARES, 0, -1):
+    def _even_share(self, limit: int) -> PrunePlan:
+        """Return the plan of the largest share of neurons and KV groups within the limit, or of the most layers."""
+
+        def at(share: int) -> PrunePlan:
             neurons, groups = self.whole.intermediate_size, self.whole.num_key_value_heads
-            yield self._first(max(1, neurons * share // _SHARES), max(1, groups * share // _SHARES))
+            return self._first(max(1, neurons * share // _SHARES), max(1, groups * share // _SHARES))
+
+        if share := bisect.bisect_right(range(1, _SHARES + 1), limit, key=lambda share: self.of(at(share))):
+            return at(share)
         least = self.smallest()
-        for layers in range(len(least.layers), 0, -1):
-            yield replace(least, layers=least.layers[:layers])
+        plans = (replace(least, layers=least.layers[:layers]) for layers in range(len(least.layers), 0, -1))
+        return next(plan for plan in plans if self.of(plan) <= limit)
 
     def _first(self, neurons: int, groups: int) -> PrunePlan:
         """Return a plan that keeps the first neurons and KV groups of every layer."""

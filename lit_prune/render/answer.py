@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lit_prune.config.table import LEVEL
-from lit_prune.render import wording
+from lit_prune.render import metrics
 from lit_prune.render.numbers import number, p_value
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ def answer_line(report: Report) -> str:
     best, metric = report.best, report.table.metrics[0]
     if best is None:
         return "No row has a result yet."
-    shown, name = wording.SHOWN.get(metric, number), wording.title(metric)
-    value = f"{shown(best.value)} {wording.UNITS.get(metric, '')}".strip()
+    shown, name = metrics.SHOWN.get(metric, number), metrics.title(metric)
+    value = f"{shown(best.value)} {metrics.UNITS.get(metric, '')}".strip()
     if best.margin is None:
         return f"Only {best.row} has a result: {name} {value}."
     side, most = ("above", "highest") if metric in report.table.higher_is_better else ("below", "lowest")

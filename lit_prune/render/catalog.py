@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.render import depth, figures, pareto, ranks, svg, sweep, wording
+from lit_prune.render import depth, figures, metrics, pareto, ranks, svg, sweep, wording
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def _values(report: Report) -> Iterator[Picture]:
         yield Picture(
             "final",
             lambda: figures.final_values(report),
-            f"{wording.title(report.table.metrics[0])} of each row: dots are seeds, ticks their mean, bars 95 % t "
+            f"{metrics.title(report.table.metrics[0])} of each row: dots are seeds, ticks their mean, bars 95 % t "
             "intervals.",
             "Vertical lines are the baseline and the reference models. Outliers are written at the edge.",
         )
@@ -147,7 +147,7 @@ def _on_the_way(report: Report) -> Iterator[Picture]:
 
 
 def _of_rows(report: Report) -> Iterator[Picture]:
-    metric = wording.title(report.table.metrics[0])
+    metric = metrics.title(report.table.metrics[0])
     found = sweep.sweep_of(report)
     if found is not None:
         yield Picture(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lit_prune.render import numbers, wording
+from lit_prune.render import metrics, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +20,10 @@ _COSTS = {
 def by_seed(report: Report) -> pd.DataFrame:
     """Return the first metric of every cell as text: a line per row, a column per seed."""
     metric = report.table.metrics[0]
-    shown = wording.SHOWN.get(metric, numbers.number)
+    shown = metrics.SHOWN.get(metric, numbers.number)
     values = report.tidy.pivot(index="row", columns="seed", values=metric).reindex(report.ranked.index)
     found = values.map(shown).rename(columns="seed {}".format)
-    found.insert(0, wording.quantity(metric), found.index.astype(str))
+    found.insert(0, metrics.quantity(metric), found.index.astype(str))
     return found
 
 

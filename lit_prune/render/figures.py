@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_prune.render import labels, svg, wording
+from lit_prune.render import labels, metrics, svg, wording
 from lit_prune.render.numbers import number
 from lit_prune.render.svg import DIM, LINE
 
@@ -155,7 +155,7 @@ def final_values(report: Report) -> Figure:
     names = [labels.fold(str(row)) for row in rows.index]
     height = sum(max(0.3, 0.06 + labels.room_for([str(row)])) for row in rows.index)
     figure = Figure(figsize=(labels.WIDTH, 0.8 + height + 0.18 * len(lines)), layout="constrained")
-    label = f"{wording.title(metric)} ({wording.better(report, metric)})"
+    label = f"{metrics.title(metric)} ({wording.better(report, metric)})"
     axes = figure.add_subplot(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
     for place, (row, mean) in enumerate(rows["mean"].items()):
         seeds = report.tidy.loc[(report.tidy["row"] == row) & ~report.tidy["reference"], metric].dropna()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lit_prune.render import labels, wording
+from lit_prune.render import labels, metrics
 from lit_prune.render.labels import WIDTH, Point
 from lit_prune.render.numbers import amount, number
 from lit_prune.render.svg import DIM, INK
@@ -30,7 +30,7 @@ _FRONT = "#d55e00"
 
 def title(metric: str) -> str:
     """Return the name of a cost or a speed."""
-    return _TITLES.get(metric, wording.title(metric))
+    return _TITLES.get(metric, metrics.title(metric))
 
 
 def fronts(report: Report) -> dict[str, pd.DataFrame]:
@@ -97,7 +97,7 @@ def _panel(axes: Axes, report: Report, name: str, pairs: pd.DataFrame, named: li
     for point in beside:
         axes.plot(point.x, point.y, "*", color=DIM, markersize=9, markeredgewidth=0)
     axes.margins(0.06)
-    axes.set(xlabel=title(name), ylabel=wording.title(report.table.metrics[0]))
+    axes.set(xlabel=title(name), ylabel=metrics.title(report.table.metrics[0]))
     if name in _COUNTS:
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
     axes.xaxis.set_major_locator(MaxNLocator(4))

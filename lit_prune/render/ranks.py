@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lit_prune.render import labels, wording
+from lit_prune.render import labels, metrics
 from lit_prune.render.labels import WIDTH, Point
 from lit_prune.render.numbers import number
 from lit_prune.render.svg import DIM, LINE
@@ -103,7 +103,7 @@ def paper_and_ours(report: Report) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    both, metric = beside_paper(report), wording.title(report.table.metrics[0])
+    both, metric = beside_paper(report), metrics.title(report.table.metrics[0])
     near = labels.on_scale(both["paper"]) & labels.on_scale(both["ours"])
     shown = both[near]
     height = max(2.6, labels.room_for(list(shown.index)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lit_prune.render import labels, wording
+from lit_prune.render import labels, metrics
 from lit_prune.render.labels import WIDTH, Point
 from lit_prune.render.numbers import number, signed
 from lit_prune.render.svg import DIM, INK
@@ -107,7 +107,7 @@ def curves(report: Report, sweep: Sweep) -> Figure:
     """Draw the first metric over the swept number: means with t intervals, joined if nothing else differs."""
     from matplotlib.figure import Figure
 
-    metric = wording.title(report.table.metrics[0])
+    metric = metrics.title(report.table.metrics[0])
     near = _near(sweep)
     colour_of = _colours(report, near)
     named = [name for name in labels.labelled(colour_of) if name]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lit_prune.report.students import Student
     from lit_prune.store import Node
 
-_STYLES = {"best": "bold", "reference": "dim"}
+_STYLES = {"best": "bold", "reference": "dim", "heading": "italic"}
 _STATES = {"done": "", "damaged": "red", "failed": "red", "unfinished": "yellow", "missing": "dim"}
 # Terminals narrower than this get compact tables.
 _ROOMY = 96
@@ -108,10 +108,11 @@ def _rich_part(frame: pd.DataFrame, kinds: list[set[str]], tight: bool) -> RichT
     for place, (line, kind) in enumerate(zip(frame.to_dict("records"), kinds, strict=True)):
         style = " ".join(_STYLES[name] for name in _STYLES if name in kind)
         cells = {name: terminal_text(cell, style) for name, cell in line.items()}
-        if not line.get("n", "0").isdigit():
+        if not line.get("n", "0").isdigit() and "heading" not in kind:
             cells["n"].stylize("yellow")
-        group, *below = (of_row & {"apart", "reference"} for of_row in kinds[place : place + 2])
-        shown.add_row(*cells.values(), end_section=bool(below) and below[0] != group)
+        group, *below = (of_row & {"apart", "reference", "heading"} for of_row in kinds[place : place + 2])
+        ends = bool(below) and below[0] != group and "heading" not in group
+        shown.add_row(*cells.values(), end_section=ends)
     return shown
 
 

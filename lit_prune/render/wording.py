@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.config.table import ORDER
 from lit_prune.render import verdict_notes
-from lit_prune.render.numbers import NONE, amount, as_printed, flops, number, p_value, with_spread
+from lit_prune.render.metrics import SHOWN, quantity, title
+from lit_prune.render.numbers import NONE, as_printed, number, p_value, with_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,29 +21,8 @@ VERDICTS = {
     "undecided": ("?", "yellow"), "not run": (NONE, "dim"),
 }  # fmt: skip
 LEFT = ("row", "claim", "verdict", "source")
-_TITLES = {
-    "lm_loss": "LM loss", "perplexity": "PPL", "lm_loss_before": "LM loss before", "kd_loss": "KD loss",
-    "kd_loss_before": "KD loss before", "second_lm_loss": "LM loss, 2nd text", "train_flops": "train FLOPs",
-}  # fmt: skip
-_LOSSES = ("lm_loss", "lm_loss_before", "kd_loss", "kd_loss_before", "second_lm_loss")
-_RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "memory_share")
-UNITS = dict.fromkeys(_LOSSES, "nats/token") | dict.fromkeys(_RATIOS, "× teacher")
-SHOWN = {"parameters": amount, "nonzero_parameters": amount, "train_flops": flops}
-"""Metric -> formatter of metrics that are not losses."""
 # Row labels are wrapped before a table is split, but not below this width.
 _LABEL = 24
-
-
-_TITLES[ORDER] = "agreement with the last order of the rows"
-
-
-def title(metric: str) -> str:
-    return _TITLES.get(metric, metric.replace("_", " "))
-
-
-def quantity(metric: str) -> str:
-    """Return the title of a metric with its unit."""
-    return f"{title(metric)} ({UNITS[metric]})" if metric in UNITS else title(metric)
 
 
 def better(report: Report, metric: str) -> str:
@@ -67,7 +46,9 @@ def order(report: Report) -> str:
     metric, summary = report.table.metrics[0], report.summary
     apart = summary.index[~(summary["compared"] | summary["reference"])]
     below = []
-    if len(apart):
+    if report.table.sections:
+        below.append("the other sections, in which the rows are sorted alike")
+    elif len(apart):
         retrained = (report.tidy.loc[report.tidy["row"].isin(apart), "tokens"] > 0).any()
         below.append("retrained rows" if retrained else "rows that are not retrained")
     if summary["reference"].any():
@@ -79,7 +60,7 @@ def order(report: Report) -> str:
 def main_table(report: Report) -> pd.DataFrame:
     """Return the main table as text: row, mean ± sd, n, Δ baseline, p, the other metrics, the paper's values.
 
-    The paper's values come last, or beside ours if there are more than two metrics.
+    The paper's values come last, or beside ours if there are more than two metrics. A heading is a line of its own.
     """
     import pandas as pd
 
@@ -100,7 +81,20 @@ def main_table(report: Report) -> pd.DataFrame:
         columns |= _paper(report, metric)
     frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
     frame.loc[summary.index == report.table.baseline, "Δ baseline"] = "baseline"
-    return frame
+    lines = frame.to_dict("records")
+    shown = [{"row": place} if isinstance(place, str) else lines[place] for place in _layout(report)]
+    return pd.DataFrame(shown, columns=frame.columns).fillna("")
+
+
+def _layout(report: Report) -> list[int | str]:
+    """Return the lines of the main table: headings, and places of rows in the order of `Report.ranked`."""
+    lines: list[int | str] = []
+    for place, (row, is_reference) in enumerate(report.ranked["reference"].items()):
+        heading = "Reference models" if is_reference else report.table.section_of(row)
+        if report.table.sections and heading not in lines:
+            lines.append(heading)
+        lines.append(place)
+    return lines
 
 
 def _measured(metric: str, means: pd.Series, sds: pd.Series) -> list[str]:
@@ -119,8 +113,12 @@ def _paper(report: Report, metric: str) -> dict[str, list[str]]:
 
 
 def intervals(report: Report) -> list[str]:
-    """Return half widths of the 95 % t intervals of the first metric's means; a dash if seeds change nothing."""
-    return [f"± {number(half)}" if half > 0 else NONE for half in report.ranked["interval"]]
+    """Return half widths of the 95 % t intervals of the first metric's means; a dash if seeds change nothing.
+
+    There is one for each line of the main table; headings have none.
+    """
+    halves = [f"± {number(half)}" if half > 0 else NONE for half in report.ranked["interval"]]
+    return ["" if isinstance(place, str) else halves[place] for place in _layout(report)]
 
 
 def parts(frame: pd.DataFrame, width: int, gap: int = 2) -> list[pd.DataFrame]:
@@ -151,13 +149,17 @@ def has_spread(column: Iterable[str]) -> bool:
 
 
 def kinds(report: Report) -> list[set[str]]:
-    """Return the kinds of each line of the main table: best, baseline, apart (not compared with it), reference."""
+    """Return the kinds of each line of the main table: heading, or best, baseline, apart (not compared with it),
+    reference."""
     ranked, best = report.ranked, report.best
     marks = {
         "best": ranked.index == (best.row if best else None), "baseline": ranked.index == report.table.baseline,
         "apart": ~(ranked["compared"] | ranked["reference"]).to_numpy(), "reference": ranked["reference"].to_numpy(),
     }  # fmt: skip
-    return [{name for name, applies in marks.items() if applies[place]} for place in range(len(ranked))]
+    return [
+        {"heading"} if isinstance(place, str) else {name for name, applies in marks.items() if applies[place]}
+        for place in _layout(report)
+    ]
 
 
 def counts(report: Report) -> list[str]:

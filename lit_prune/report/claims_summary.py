@@ -23,6 +23,15 @@ PAPERS = {
     "Wanda": "A Simple and Effective Pruning Approach for Large Language Models (arXiv 2306.11695)",
     "AlphaPruning": "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of "
     "Large Language Models (arXiv 2410.10912)",
+    "ShortGPT": "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (arXiv 2403.03853)",
+    "Bonsai": "Everybody Prune Now: Structured Pruning of LLMs with only Forward Passes (arXiv 2402.05406)",
+    "LoRAPrune": "LoRAPrune: Structured Pruning Meets Low-Rank Parameter-Efficient Fine-Tuning (arXiv 2305.18403)",
+    "Lottery Ticket": "The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks (arXiv 1803.03635)",
+    "Late resetting": "Stabilizing the Lottery Ticket Hypothesis (arXiv 1903.01611)",
+    "Ticket transfer": "One ticket to win them all: generalizing lottery ticket initializations across datasets and "
+    "optimizers (arXiv 1906.02773)",
+    "Deconstructing Lottery Tickets": "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask (arXiv "
+    "1905.01067)",
 }
 """Short name -> title of the papers whose claims are tested."""
 _COLUMNS = [

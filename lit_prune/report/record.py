@@ -84,7 +84,8 @@ def _sequences(folder: Path) -> pd.DataFrame:
 
 def _request(plain: dict[str, Any], table: Table) -> ReportRequest:
     if table.build_for_profile is not None:
-        table = dataclasses.replace(table, baseline=plain["baseline"], caveats=tuple(plain["caveats"]))
+        own = {"baseline": plain["baseline"], "caveats": tuple(plain["caveats"]), "sections": plain.get("sections", {})}
+        table = dataclasses.replace(table, **own)
     cell = build(Cell, renames.current(plain["cell"], Cell))
     settings, flags = renames.current(plain["settings"], Cell), renames.current_words(plain["flags"])
     return ReportRequest(table.measuring(cell), plain["profile"], settings, flags, cell)
@@ -95,6 +96,7 @@ def _plain(report: Report) -> dict[str, Any]:
     return {
         "profile": report.profile, "settings": dict(report.settings), "flags": report.flags,
         "baseline": report.table.baseline, "caveats": report.table.caveats,
+        **({"sections": dict(report.table.sections)} if report.table.sections else {}),
         "commits": sorted(report.commits), "versions": dict(report.versions), "hardware": report.hardware,
         "cell": plain_of(report.cell),
         "layer_scores": None if scores is None else {name: _listed(array) for name, array in vars(scores).items()},

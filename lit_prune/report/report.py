@@ -92,10 +92,16 @@ class Report(ReportRequest):
 
     @property
     def ranked(self) -> pd.DataFrame:
-        """The summary in the order of a printed table: compared rows, other rows, references, each by result."""
+        """The summary in the order of a printed table: compared rows, other rows, references, each by result.
+
+        The sections of the other rows follow each other as in the table.
+        """
         ascending = self.table.metrics[0] not in self.table.higher_is_better
-        by_result = self.summary.sort_values("mean", ascending=ascending, kind="stable")
-        return by_result.sort_values(["reference", "compared"], ascending=[True, False], kind="stable")
+        sections = list(dict.fromkeys(map(self.table.section_of, self.table.sections)))
+        places = [sections.index(self.table.section_of(row)) if sections else 0 for row in self.summary.index]
+        by_result = self.summary.assign(place=places).sort_values("mean", ascending=ascending, kind="stable")
+        keys = by_result.sort_values(["reference", "compared", "place"], ascending=[True, False, True], kind="stable")
+        return keys.drop(columns="place")
 
     @property
     def failures(self) -> list[tuple[str, int, str]]:
@@ -172,11 +178,12 @@ def _baseline(request: ReportRequest, cells: pd.DataFrame) -> list[Cell]:
 def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return a line per row, in the order of the table with references last, indexed by row.
 
-    Columns: reference; compared (no reference, and retrained if the baseline is); of the first metric mean, sd, n,
+    Columns: reference; compared (no reference, of the baseline's section, and retrained if it is); of the first metric
+    mean, sd, n,
     interval (half width of the 95 % t interval), delta (to the baseline, over shared seeds) and p (paired test of
     `Measured.compare`, Holm over the retrained rows and over the others); of every other metric the mean, under its
-    name, and "sd METRIC"; the paper's values as "paper METRIC". NaN if there are too few seeds; baseline and references
-    have no delta and no p.
+    name, and "sd METRIC"; the paper's values as "paper METRIC". NaN if there are too few seeds; the baseline,
+    references and rows of other sections have no delta and no p.
     """
     first, *others = table.metrics
     rows = tidy.groupby("row", sort=False)
@@ -184,10 +191,12 @@ def summarise(table: Table, tidy: pd.DataFrame, sequences: pd.DataFrame | None =
     zero_shot = pd.Series(summary.index.isin(list(zero_shot_rows(tidy))), summary.index)
     # If --filter removes the baseline, the first row replaces it.
     standard = table.baseline if table.baseline in summary.index else summary.index[0]
-    summary["compared"] = ~summary["reference"] & (zero_shot == zero_shot[standard])
+    beside = np.array([table.section_of(row) == table.section_of(standard) for row in summary.index], bool)
+    summary["compared"] = ~summary["reference"] & (zero_shot == zero_shot[standard]) & beside
     summary["mean"], summary["sd"], summary["n"] = rows[first].mean(), rows[first].agg(spread), rows[first].count()
     summary["interval"] = stats.t.ppf(0.975, summary["n"] - 1) * summary["sd"] / np.sqrt(summary["n"])
-    measured, compared = Measured.of(tidy, sequences, first), ~summary["reference"] & (summary.index != table.baseline)
+    measured = Measured.of(tidy, sequences, first)
+    compared = ~summary["reference"] & (summary.index != table.baseline) & beside
     against = {row: measured.compare(row, table.baseline).pair for row in summary.index[compared]}
     summary["delta"] = pd.Series({row: pair.difference for row, pair in against.items()}, dtype=float)
     p = pd.Series({row: pair.p for row, pair in against.items()}, dtype=float)

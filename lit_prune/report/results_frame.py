@@ -15,9 +15,17 @@ from lit_prune.config.table import Table
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Node, Store
+from lit_prune.store.store import PRUNING
 
 COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
 """Columns of the costs of a cell."""
+
+
+COSTS_OF_PRUNING = {
+    "prune_tokens": "tokens", "prune_forward_flops": "forward_flops", "prune_backward_flops": "backward_flops",
+    "prune_seconds": "seconds", "prune_memory": "peak_memory",
+}  # fmt: skip
+"""Metrics that a table may have about the pruning of its students -> name in env.json."""
 
 
 def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
@@ -82,11 +90,13 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
 def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
     """Return the results of a cell in the store."""
     result, error, env, damage = node.result, node.error, node.env, node.damage()
+    pruning = env.get(PRUNING) or {}
+    spent = {metric: pruning.get(name) for metric, name in COSTS_OF_PRUNING.items()}
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
         "state": "done" if result is not None else "damaged" if damage else "failed" if error else unfinished,
         "error": damage or (None if error is None else " ".join(error.split())),
-        **{metric: (result or {}).get(metric) for metric in metrics},
+        **{metric: (result or {}).get(metric, spent.get(metric)) for metric in metrics},
         "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
         "peak_memory": env.get("peak_memory"), "commit": ", ".join(commit for commit in node.commits if commit) or None,
     }  # fmt: skip

@@ -32,6 +32,9 @@ CHECKS = "checks.csv"
 SEQUENCES = "sequences.parquet"
 """Losses of a student per validation sequence, in the folder of its cell. Columns: metric, sequence, loss (summed over
 the scored tokens, in nats), tokens."""
+PRUNING = "pruning"
+"""Key in env.json of a student and its cells: tokens, FLOPs, seconds and peak memory of the pruning, with those of the
+statistics that it reads."""
 DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
 """Default folder of the store."""
 # With less space a run would fail midway on a full disk.

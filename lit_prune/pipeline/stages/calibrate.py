@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lit_prune.config import EVIDENCE, Cell
 from lit_prune.data.calibration import CalibrationData
-from lit_prune.importance.collect import measure
+from lit_prune.importance.collect import measure, passes_over
 from lit_prune.importance.criteria import CalibrationStats
 from lit_prune.importance.layer_ablation import removal_losses
 from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.metering import Spent
 from lit_prune.pipeline.stage import Context
 from lit_prune.pipeline.work import WORK
 from lit_prune.pruning.shapes import pruned_configs
@@ -38,21 +39,34 @@ def pending(cells: Iterable[Cell], store: Store) -> dict[str, frozenset[str]]:
 def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> CalibrationStats:
     """Return statistics of the model that a cell prunes; the same pass also collects what pending students need.
 
-    The time of a pass is divided equally among its statistics.
+    The time of a pass is divided equally among its statistics. Each has the whole `work_of_pass` in its env.json, since
+    it would take as much alone.
     """
     wanted = names | ctx.pending.get(_set_of(cell), frozenset()) if names else names
     with contextlib.ExitStack() as claims:
         # A fixed order of locks: otherwise two processes could deadlock.
         nodes = {name: claims.enter_context(ctx.claim(cell, name)) for name in EVIDENCE if name in wanted}
         files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
-        missing = {name: files[name] for name, node in nodes.items() if node.result is None}
-        if missing:
-            with ctx.clock.lap() as lap:
-                count = _measure(cell, ctx, model, missing)
-            share = round(lap.seconds / len(missing), 2)
-            for name in missing:
-                nodes[name].finish({"count": count}, seconds=share, work=WORK[name](cell))
+        missing = [name for name, node in nodes.items() if node.result is None]
+        for group in passes_over(missing):
+            with ctx.clock.lap() as lap, ctx.meter.account() as spent:
+                count = _measure(cell, ctx, model, {name: files[name] for name in group})
+            share = round(lap.seconds / len(group), 2)
+            for name in group:
+                nodes[name].finish({"count": count}, seconds=share, work=WORK[name](cell), work_of_pass=spent.plain)
     return _stats(cell, ctx, model, {name: files[name] for name in names})
+
+
+def work_of(cell: Cell, ctx: Context, names: frozenset[str]) -> Spent | None:
+    """Return the work of collecting statistics of the model that a cell prunes; None if older results lack it."""
+    total = Spent()
+    for group in passes_over(names):
+        known = filter(None, (ctx.store.node(cell, name).env.get("work_of_pass") for name in group))
+        found = [Spent(**plain) for plain in known]
+        if len(found) < len(group):
+            return None
+        total += max(found, key=lambda spent: spent.seconds)
+    return total
 
 
 def collect_once(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> CalibrationStats:

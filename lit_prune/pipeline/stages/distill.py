@@ -19,7 +19,7 @@ from lit_prune.pipeline.stages import evaluate, prune
 from lit_prune.pipeline.stages.evaluate import Validations
 from lit_prune.pruning.masks import Masks, check_zero, load_masks, save_masks, sparsity_of
 from lit_prune.store.environment import environment
-from lit_prune.store.store import CHECKS
+from lit_prune.store.store import CHECKS, PRUNING
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     assert ctx.entry is not None
     student = None if cell.prune.init == "random" else artifacts.student(cell, ctx)
     result = _measured(cell, ctx, student)
+    if student is not None and cell.prune.init_from is None:
+        ctx.env[PRUNING] = ctx.store.node(cell, "student").env.get(PRUNING)
     ctx.env["peak_memory"] = peak_memory() if ctx.measurable else None
     for text in filter(None, (cell.evaluation.second_corpus, cell.corpus)):
         ctx.env["versions"] = package_versions(text.path) | ctx.env.get("versions", environment()["versions"])
@@ -44,7 +46,7 @@ def _measured(cell: Cell, ctx: Context, student: str | None) -> dict[str, Any]:
     teacher = ctx.teachers.of(cell, ctx)
     ctx.env["teacher_outputs"] = None if teacher is None else teacher.origin
     validations = _retrain(cell, ctx, model, teacher, masks)
-    result = evaluate.measure(cell, ctx, model, validations) | evaluate.spent(cell, model.config)
+    result = evaluate.measure(cell, ctx, model, validations, masks) | evaluate.spent(cell, model.config)
     if masks:
         result |= sparsity_of(model, masks)
     if cell.distill.teacher_optimizer is not None and teacher is not None:

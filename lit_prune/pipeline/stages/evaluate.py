@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lit_prune.config import Cell, TaskTest, resolve_precision
+from lit_prune.config import BasinTest, Cell, TaskTest, resolve_precision
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.teacher import Teacher
 from lit_prune.evaluate import perplexity
 from lit_prune.evaluate.accuracy import accuracies
+from lit_prune.evaluate.basin import measure_basin
 from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.losses.sequence_losses import SequenceLosses
@@ -23,6 +25,7 @@ from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context
 from lit_prune.pipeline.work import flops_of_token
 from lit_prune.progress import counted
+from lit_prune.pruning.masks import Masks
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.store.store import SEQUENCES
 
@@ -42,7 +45,7 @@ class Validations:
     """Losses by sequence, after the retraining."""
 
 
-def measure(cell: Cell, ctx: Context, model: Any, validations: Validations) -> dict[str, Any]:
+def measure(cell: Cell, ctx: Context, model: Any, validations: Validations, masks: Masks) -> dict[str, Any]:
     """Return the metrics of a retrained student; write its losses by validation sequence to the folder."""
     # The last validation read the same sequences, before adapters were merged.
     known = validations.after if cell.distill.lora is None else {}
@@ -66,6 +69,8 @@ def measure(cell: Cell, ctx: Context, model: Any, validations: Validations) -> d
         result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.throughput, ctx.device, count)
     if cell.evaluation.tasks is not None:
         result |= _accuracies(cell, ctx, model, cell.evaluation.tasks)
+    if cell.evaluation.basin is not None:
+        result |= _basin(cell, ctx, model, masks, cell.evaluation.basin)
     return result | _ends(validations.rows)
 
 
@@ -74,6 +79,15 @@ def _accuracies(cell: Cell, ctx: Context, model: Any, tasks: TaskTest) -> dict[s
     count, tokenizer = ctx.counter("answering tasks", 100, "%"), artifacts.tokenizer(cell, ctx)
     with _precision(cell, ctx):
         return accuracies(model.to(ctx.device), tokenizer, tasks, lambda share: count(round(100 * share)))
+
+
+def _basin(cell: Cell, ctx: Context, model: Any, masks: Masks, test: BasinTest) -> dict[str, float]:
+    """Return the volume of the basin around a student."""
+    evaluation = dataclasses.replace(cell.evaluation, num_sequences=test.num_sequences)
+    data = validation_data(evaluation, artifacts.tokens(cell, ctx))
+    count = ctx.counter("measuring the basin", test.num_directions, "direction")
+    with _precision(cell, ctx):
+        return measure_basin(model.to(ctx.device), masks, data.predict_dataloader(), test, count)
 
 
 def sequence_losses(cell: Cell, ctx: Context, model: Any) -> SequenceLosses:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lit_prune.config import Cell
@@ -15,29 +17,25 @@ from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
 from lit_prune.models.random_weights import random_model
 from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.metering import Spent
 from lit_prune.pipeline.stage import Context, Stage
-from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once
+from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once, work_of
 from lit_prune.pruning.context import DynamicLoading, Fit, PruneContext, Pruned
 from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.pruning.surgery import cut
 from lit_prune.store.journal import Journal
+from lit_prune.store.store import PRUNING
+
+TRAINING, MEASURED = "training", "measured.json"
+"""Folder of the trainings of a method, and file of what it has measured, in that of the student."""
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Write the plan, the student and its masks; return the requested and the achieved sizes."""
     location = artifacts.to_prune(cell, ctx)
     whole = ctx.load(location)
-
-    def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
-        return (collect if model is whole else collect_once)(cell, ctx, model, names)
-
-    with Journal(ctx.folder / "measured.json", ctx.execution.checkpoint_seconds, ctx.spend) as measured:
-        services = PruneContext(
-            stats_of, lambda: batches(cell, ctx), _fit(cell, ctx), ctx.device, cell.calibration.seed, ctx.say,
-            ctx.counter, measured,
-        )  # fmt: skip
-        found = cell.prune.prune(whole, services)
+    found = _pruned(cell, ctx, whole)
     if found.plan is not None:
         found.plan.save(ctx.folder / "plan.json")
     keeps_all = found.model is whole
@@ -62,14 +60,53 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
 STAGE = Stage("student", run)
 
 
-def _fit(cell: Cell, ctx: Context) -> Fit:
-    """Return the training service of a method; its n-th training has a folder of its own in that of the stage."""
+def _pruned(cell: Cell, ctx: Context, whole: Any) -> Pruned:
+    """Prune a model, and note in env.json what that took, with the work of the statistics that were read.
+
+    It is null if the method was resumed or a statistic was collected by an earlier version, whose work is unknown.
+    """
+    read: set[str] = set()
+    calibrated, resumed = False, any((ctx.folder / name).exists() for name in (TRAINING, MEASURED))
+
+    def stats_of(model: Any, names: frozenset[str]) -> CalibrationStats:
+        nonlocal calibrated
+        calibrated = calibrated or bool(names)
+        if model is not whole:
+            return collect_once(cell, ctx, model, names)
+        read.update(names)
+        return collect(cell, ctx, model, names)
+
+    def sequences() -> Iterator[dict[str, Tensor]]:
+        nonlocal calibrated
+        calibrated = True
+        return batches(cell, ctx)
+
+    journal = Journal(ctx.folder / MEASURED, ctx.execution.checkpoint_seconds, ctx.spend)
+    with ctx.meter.account() as spent, journal as measured:
+        services = PruneContext(
+            stats_of, sequences, _fit(cell, ctx, spent), ctx.device, cell.calibration.seed, ctx.say, ctx.counter,
+            measured,
+        )  # fmt: skip
+        found = cell.prune.prune(whole, services)
+    statistics = work_of(cell, ctx, frozenset(read))
+    if calibrated:
+        spent.tokens += cell.calibration.num_sequences * cell.calibration.seq_len
+    ctx.env[PRUNING] = None if resumed or statistics is None else (spent + statistics).plain
+    return found
+
+
+def _fit(cell: Cell, ctx: Context, spent: Spent) -> Fit:
+    """Return the training service of a method; its n-th training has a folder of its own in that of the stage.
+
+    The tokens that it reads are added to `spent`.
+    """
     numbers, data = itertools.count(1), cell.calibration
 
     def train(module: Any, what: str, *, max_steps: int, batch_size: int, loading: DynamicLoading | None = None) -> Any:
         count = ctx.counter(what, max_steps, "step")
+        spent.tokens += max_steps * batch_size * data.seq_len
         fit(
-            module, artifacts.tokens(cell, ctx), ctx.folder / "training" / str(next(numbers)), max_steps=max_steps,
+            module, artifacts.tokens(cell, ctx), ctx.folder / TRAINING / str(next(numbers)), max_steps=max_steps,
             batch_size=batch_size, seq_len=data.seq_len, seed=data.seed, precision=data.precision,
             execution=ctx.execution, on_progress=lambda step, row: count(step), callbacks=[Spending(ctx.spend)],
             loading=loading,

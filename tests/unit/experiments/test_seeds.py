@@ -12,7 +12,7 @@ from lit_prune.registry import table_of
 
 CALIBRATED = (
     "aggregation", "axes", "correction", "depth", "iterative", "oneshot", "phase", "residual", "search", "strategy",
-    "unstructured",
+    "unstructured", "method", "supermask", "ticket",
 )  # fmt: skip
 
 

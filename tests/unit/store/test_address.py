@@ -56,7 +56,7 @@ def test_every_field_is_part_of_the_address(path):
     sections = {
         "teacher": ("pretraining", "finetune"),
         "distill": ("teacher_optimizer", "lora"),
-        "evaluation": ("second_corpus", "throughput", "tasks"),
+        "evaluation": ("second_corpus", "throughput", "tasks", "basin"),
     }
     optional = {
         f"{section}.{name}": begin_of(section_of(Cell, section), name)
