@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rich.table import Table as Grid
-
 from lit_prune.cli.process import Output, Verb
 from lit_prune.config import ConfigError
 from lit_prune.config.profiles import RECORDS
@@ -25,6 +23,7 @@ class CliArgs:
 
 def run(flags: CliArgs) -> int:
     """Print the costs, and record them on request."""
+    from lit_prune.render.terminal import print_published_costs
     from lit_prune.report import costs
     from lit_prune.store.atomic import atomic_path
 
@@ -32,11 +31,7 @@ def run(flags: CliArgs) -> int:
     if flags.record and not path.parent.is_dir():
         raise ConfigError("--record: there is no folder experiments/cost here; records belong into a checkout")
     found = costs.costs()
-    frame = costs.shown(found)
-    grid = Grid(*frame.columns, box=None, pad_edge=False, header_style="bold")
-    for line in frame.to_numpy().tolist():
-        grid.add_row(*map(terminal_text, line))
-    Output().print(grid)
+    print_published_costs(found, Output())
     if flags.record:
         with atomic_path(path) as scratch:
             scratch.write_text(costs.text(found))

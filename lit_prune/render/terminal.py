@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lit_prune.pipeline.costs import Cost
     from lit_prune.report import Report
+    from lit_prune.report.costs import Cost as PublishedCost
     from lit_prune.report.students import Student
     from lit_prune.store import Node
 
@@ -180,6 +181,24 @@ def print_costs(costs: Sequence[Cost], console: Console) -> None:
         tokens = amount(sum(cost.tokens for cost in costs))
         shown.add_row("total", str(sum(cost.cells for cost in costs)), "", f"{steps:,}", tokens, total, style="bold")
         console.print(shown)
+
+
+def print_published_costs(costs: Sequence[PublishedCost], console: Console) -> None:
+    """Print the costs in a paper beside those computed from its shapes, with a verdict on each as on a claim."""
+    from rich.text import Text
+
+    from lit_prune.report.costs import shown as tabulated
+
+    tight = console.width < _ROOMY
+    shown = _rich_table(tight)
+    for name in ("verdict", "quantity", "paper", "computed", "tolerance"):
+        shown.add_column(name, no_wrap=name != "quantity")
+    for line in tabulated(costs).map(printable).to_dict("records"):
+        mark, style = wording.VERDICTS[line["verdict"]]
+        numbers = (line[name].replace(" ", "\n" if tight else " ") for name in ("paper", "computed", "tolerance"))
+        about = (f"\n{line['Minitron']}: {line['computed with']}", "dim")
+        shown.add_row(Text(f"{mark} {line['verdict']}", style), Text.assemble(line["quantity"], about), *numbers)
+    console.print(shown)
 
 
 def print_diff(first: Node, second: Node, console: Console) -> None:

@@ -63,11 +63,15 @@ def test_every_number_stands_in_the_ledger_of_claims(found):
     assert places == {cost.source for cost in found}
 
 
-def test_the_command_prints_paper_and_computed_side_by_side(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "250")
+@pytest.mark.parametrize("width", [80, 250])
+def test_the_command_prints_paper_and_computed_side_by_side(found, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
     assert main(["cost"]) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"training step of {SMALL}"))
-    assert all(part in line for part in ("1.2e+17 FLOPs", "1.19e+17 FLOPs", "holds"))
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if f"training step of {SMALL}" in line)
+    assert all(part in line for part in ("1.2e+17", "1.19e+17", "5e+15", "holds"))
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= (4 if width == 80 else 2) * len(found) + 2
 
 
 def test_a_record_without_a_checkout_is_refused_before_anything_is_computed(capsys, monkeypatch, tmp_path):
