@@ -25,9 +25,11 @@ def workplace(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the test in `workplace`."""
-    monkeypatch.chdir(workplace)
+def in_workplace(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in a folder of its own with the files of `workplace`: the store that it makes there is its own."""
+    for path in workplace.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
