@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from lit_prune.config import ConfigError
+from lit_prune.store import lease
 from lit_prune.store.atomic import atomic_path, write_json
 from lit_prune.store.cache import home
 from lit_prune.store.integrity import sha256_of
@@ -135,7 +134,7 @@ def prepare(on_progress: OnProgress = lambda done, total: None) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with lease.hold(folder / ".lease", "the text", wait=True):
             if not _is_whole(folder):  # another process may have written it meanwhile
                 _write(folder, installed, KNOWN_TEXTS.get(fingerprint), on_progress)
     except OSError as error:

@@ -15,14 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from lit_prune.config import ConfigError, expand
 from lit_prune.models.fetch import fetch
 from lit_prune.models.files import CARD, Place, damaged_file, files_read
 from lit_prune.models.gguf_header import GgufHeader, read_header
 from lit_prune.models.named_teachers import NamedTeacher, teachers
 from lit_prune.progress import Progress, Silent
+from lit_prune.store import lease
 from lit_prune.store.atomic import sync, write_json
 from lit_prune.store.cache import home
 from lit_prune.store.integrity import sha256_of
@@ -99,7 +98,7 @@ class Source(abc.ABC):
             return self.folder
         models = self.folder.parent
         models.mkdir(parents=True, exist_ok=True)
-        with FileLock(models / f".{self.fingerprint}.lock"):
+        with lease.hold(models / f".{self.fingerprint}.lease", self.name, wait=True):
             if self.ready and damaged_file(Place(str(self.folder), self.fingerprint), lambda name: True) is not None:
                 shutil.rmtree(self.folder)
             if not self.ready:
@@ -111,7 +110,7 @@ class Source(abc.ABC):
         from lit_prune.models.gguf_convert import convert  # imports torch
 
         prefix = f".{self.fingerprint}-"
-        for left in models.glob(f"{prefix}*"):  # left by killed processes: this one holds the lock
+        for left in models.glob(f"{prefix}*"):  # left by killed processes: this one holds the lease
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=models, prefix=prefix) as scratch:
             target = Path(scratch) / "model"

@@ -23,7 +23,7 @@ from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.metering import Meter
 from lit_prune.pipeline.work import recorded
 from lit_prune.progress import Progress
-from lit_prune.store import Node, Store
+from lit_prune.store import Locked, Node, Store
 from lit_prune.store.address import STAGES, key
 from lit_prune.store.failures import failure_of
 
@@ -147,13 +147,15 @@ class Context:
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str) -> Iterator[Node]:
-        """Lock a node that several cells share, once other processes release it; re-raise its error if it failed."""
+        """Hold a node that several cells share, once other processes release it; re-raise its error if it failed."""
         address = stage, key(cell, stage)
         if address in self._failed:
             raise self._failed[address]
         try:
             with self.store.claim(cell, stage, wait=True) as node:
                 yield node
+        except Locked:  # taken over by another process, which has not failed
+            raise
         except Exception as error:
             self._failed[address] = error
             if not isinstance(error, ConfigError):

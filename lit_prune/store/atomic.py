@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     The scratch file is in the folder of `target`, since a rename is atomic only within one file system. An `OSError`
     about the scratch file names `target` instead, which the user knows.
     """
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")  # hosts share process ids
     try:
         yield scratch
         sync(scratch)
@@ -68,7 +69,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove scratch files of killed processes in a folder and its subfolders; lock files stay."""
+    """Remove scratch files of killed processes in a folder and its subfolders."""
     for path in folder.rglob(".*"):
-        if path.name != ".lock" and path.is_file():
+        if path.is_file():
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The store: one folder (node) per address, written once, reused, and locked by one process at a time.
+"""The store: one folder (node) per address, written once, reused, and leased to one process at a time.
 
 `store/<stage>/<key>/result.json` exists if and only if the node is done; it is written last, by an atomic rename, and
 never changed. It records the size and sha256 of every file of the node. A node whose files differ from this record is
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
 import shutil
@@ -18,14 +17,15 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lit_prune.config import Cell, ConfigError, expand
-from lit_prune.store import integrity
+from lit_prune.store import integrity, lease
 from lit_prune.store.address import digest, identity, key
 from lit_prune.store.atomic import remove_scratch, write_json, write_text
 from lit_prune.store.environment import commit, environment, now
 from lit_prune.store.failures import failure_of
+from lit_prune.store.lease import Lease
 
 CHECKS = "checks.csv"
 """Validation losses of a student during training, in the folder of its cell: step, lm_loss, kd_loss."""
@@ -37,12 +37,10 @@ PRUNING = "pruning"
 statistics that it reads."""
 DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
 """Default folder of the store."""
+LEASES = "leases"
+"""Folder of the leases on the nodes that processes are computing."""
 # With less space a run would fail midway on a full disk.
 _ROOM_NEEDED = 200 * 2**20
-
-
-class Locked(RuntimeError):
-    """Another process holds the node."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,8 @@ class Node:
     """One entry of the store: the folder of an address."""
 
     folder: Path
+    lease: Lease | None = dataclasses.field(default=None, compare=False, repr=False)
+    """The lease on it, if this process holds it."""
 
     @property
     def key(self) -> str:
@@ -105,6 +105,7 @@ class Node:
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Write config.json from `about`, and append a new attempt to those in env.json."""
+        self._check_lease()
         remove_scratch(self.folder)
         here = environment()
         # An attempt without recorded time left no checkpoint, so it did not contribute.
@@ -119,8 +120,17 @@ class Node:
         self.begin(self.config)
 
     def spend(self, seconds: float) -> None:
-        """Record the duration of the current attempt so far, so that a kill does not lose it."""
+        """Record the duration of the current attempt so far, so that a kill does not lose it.
+
+        Raises:
+            Locked: if another process has taken the node over.
+        """
+        self._check_lease()
         write_json(self.folder / "env.json", self.env | {"attempts": self._attempts(seconds=seconds)})
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
 
     def _attempts(self, **changes: Any) -> list[dict[str, Any]]:
         *before, last = self.env.get("attempts") or [{"started": now(), "commit": commit(), "seconds": 0.0}]
@@ -136,7 +146,12 @@ class Node:
         write_json(self.folder / "error.json", about)
 
     def finish(self, result: Mapping[str, Any], **env: Any) -> dict[str, Any]:
-        """Mark the node as done and remove its temporary files; `seconds` are those of this attempt only."""
+        """Mark the node as done and remove its temporary files; `seconds` are those of this attempt only.
+
+        Raises:
+            Locked: if another process has taken the node over.
+        """
+        self._check_lease()
         remove_scratch(self.folder)
         attempts = self._attempts(**{name: env[name] for name in ("commit", "seconds") if name in env})
         if "seconds" in env:
@@ -166,9 +181,13 @@ class Store:
         """Return the node of a stage of a cell, which may not exist yet."""
         return Node(self.root / stage / key(cell, stage))
 
+    def lease_of(self, kind: str, address: str) -> Path:
+        """Return the file of the lease on a node. Leases are apart from nodes, which are moved and removed."""
+        return self.root / LEASES / f"{kind}-{address}"
+
     @contextlib.contextmanager
     def claim(self, cell: Cell, stage: str, *, wait: bool = False) -> Iterator[Node]:
-        """Yield the node of a stage of a cell, locked for this process; the kernel releases the lock if it dies.
+        """Yield the node of a stage of a cell, leased to this process; the lease of a process that dies is free again.
 
         Raises:
             Locked: if another process holds it and `wait` is False.
@@ -179,34 +198,23 @@ class Store:
 
     @contextlib.contextmanager
     def hold(self, kind: str, about: Mapping[str, Any], *, wait: bool = False) -> Iterator[Node]:
-        """Yield the node of one kind whose address hashes `about`, locked for this process.
+        """Yield the node of one kind whose address hashes `about`, leased to this process.
 
         Raises:
             Locked: if another process holds it and `wait` is False.
             ConfigError: if the store cannot be written.
         """
-        node = Node(self.root / kind / digest(about))
-        while True:
-            self.check_writable(node.folder)
-            try:
-                lock = (node.folder / ".lock").open("w")
-            except FileNotFoundError:  # another process has just moved the folder away
-                continue
-            with lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise Locked(f"{kind} {node.key} is being computed by another process") from None
-                if not _is_still(lock, node.folder / ".lock"):
-                    continue
-                problem = node.damage(deep=True)
-                if problem is not None:
-                    self._set_aside(node, problem)
-                    continue
-                if node.result is None:
-                    node.begin(about)
-                yield node
-                return
+        folder = self.root / kind / digest(about)
+        self.check_writable(folder)
+        with self._leased(folder, wait=wait) as held:
+            node = Node(folder, held)
+            problem = node.damage(deep=True)
+            if problem is not None:
+                self._set_aside(node, problem)
+            folder.mkdir(parents=True, exist_ok=True)  # another process may have moved or removed it meanwhile
+            if node.result is None:
+                node.begin(about)
+            yield node
 
     def remove(self, folder: Path) -> None:
         """Remove the folder of a node that no process holds.
@@ -214,13 +222,17 @@ class Store:
         Raises:
             Locked: if another process holds it.
         """
-        with contextlib.suppress(FileNotFoundError), (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(f"{folder} is being computed by another process") from None
+        with self._leased(folder, wait=False), contextlib.suppress(FileNotFoundError):
             (folder / "result.json").unlink(missing_ok=True)  # first: a partly removed node must not count as done
             shutil.rmtree(folder)
+
+    @contextlib.contextmanager
+    def _leased(self, folder: Path, *, wait: bool) -> Iterator[Lease]:
+        kind, address = folder.parent.name, folder.name
+        path = self.lease_of(kind, address)
+        path.parent.mkdir(exist_ok=True)
+        with lease.hold(path, f"{kind} {address}", wait=wait) as held:
+            yield held
 
     def _set_aside(self, node: Node, problem: str) -> None:
         """Move a damaged node, which this process holds, to the folder `damaged` and report it."""
@@ -264,11 +276,3 @@ class Store:
                 f"{prefix!r} is the address of {f'several nodes: {names}' if found else 'no node'} in {self.root}"
             )
         return Node(found[0])
-
-
-def _is_still(lock: IO[str], path: Path) -> bool:
-    """Return whether an open lock file is still the one at `path`; its last holder may have moved the folder."""
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.store.address import CACHE, STAGES
-from lit_prune.store.store import Locked, Node, Store
+from lit_prune.store.lease import Locked
+from lit_prune.store.store import LEASES, Node, Store
 
 DAMAGED = "damaged"
 """Folder of damaged nodes, which were computed again."""
@@ -39,7 +40,7 @@ class Usage:
 def usage(store: Store) -> list[Usage]:
     """Return the nodes of all stages and the other folders of a store, largest first."""
     found = []
-    for kind in (path for path in store.root.iterdir() if path.is_dir()):
+    for kind in (path for path in store.root.iterdir() if path.is_dir() and path.name != LEASES):
         nodes = [path for path in kind.iterdir() if any((path / name).is_file() for name in _NODE)]
         found += [Usage(kind.name, path, size_of(path), (path / "result.json").is_file()) for path in nodes]
         if not nodes and (num_bytes := size_of(kind)):

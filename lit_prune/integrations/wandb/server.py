@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from lit_prune.config import ConfigError
 from lit_prune.integrations.wandb import specs as specs
 from lit_prune.store import Store
 from lit_prune.store.atomic import write_json
+from lit_prune.store.lease import is_held
 
 _WANDB = [sys.executable, "-m", "wandb"]
 _AT_ONCE = 4
@@ -96,7 +96,7 @@ def bring_up(addresses: Collection[str], store: Store, project: str, entity: str
     found = sorted(folder.glob("wandb/offline-run-*"))
     runs = [run for run in found if _address(run) in addresses]
     before = [run for run in runs if _is_sent(run)]
-    running = [run for run in runs if run not in before and _is_running(store, _address(run))]
+    running = [run for run in runs if run not in before and is_held(store.lease_of("cell", _address(run)))]
     left = [run for run in runs if run not in before and run not in running]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # each thread waits for its own process
         kinds = dict(zip(left, pool.map(_kind, left), strict=True))
@@ -175,18 +175,6 @@ def _address(run: Path) -> str:
 
 def _is_sent(run: Path) -> bool:
     return any(run.glob("*.wandb.synced"))
-
-
-def _is_running(store: Store, address: str) -> bool:
-    """Return whether a process holds the cell: its run is incomplete, and sending it would mark it finished."""
-    try:
-        with (store.root / "cell" / address / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
 
 
 def _kind(run: Path) -> Literal["whole", "empty", "unreadable"]:

@@ -44,7 +44,7 @@ def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> Cali
     """
     wanted = names | ctx.pending.get(_set_of(cell), frozenset()) if names else names
     with contextlib.ExitStack() as claims:
-        # A fixed order of locks: otherwise two processes could deadlock.
+        # A fixed order of leases: otherwise two processes could deadlock.
         nodes = {name: claims.enter_context(ctx.claim(cell, name)) for name in EVIDENCE if name in wanted}
         files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
         missing = [name for name, node in nodes.items() if node.result is None]

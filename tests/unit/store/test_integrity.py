@@ -75,7 +75,7 @@ def test_every_damage_to_every_file_is_seen_set_aside_and_said(store, node, name
     broken = {path.name for path in node.folder.iterdir()}
     with store.claim(CELL, "cell") as again:
         assert again.folder == node.folder
-        assert {path.name for path in again.folder.iterdir()} == {".lock", "config.json", "env.json"}
+        assert {path.name for path in again.folder.iterdir()} == {"config.json", "env.json"}
         again.finish({"lm_loss": 2.5})
     aside = store.root / "damaged" / "cell" / f"{node.key}-1"
     assert {path.name for path in aside.iterdir()} == broken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 
 import pytest
@@ -54,7 +55,8 @@ def holder(store):
 def test_a_node_held_by_another_process_is_busy(store, holder):
     with pytest.raises(Locked) as busy, store.claim(CELL, "student"):
         pass
-    assert str(busy.value) == f"student {key(CELL, 'student')} is being computed by another process"
+    by = f"process {holder.pid} on {socket.gethostname()}"
+    assert str(busy.value) == f"student {key(CELL, 'student')} is being computed by {by}"
 
 
 @pytest.mark.parametrize(("seq", "stage"), [("mean", "cell"), ("l2", "student")])
@@ -99,7 +101,7 @@ def test_a_process_that_waits_for_no_one_cannot_take_what_is_held_here(store):
         process = python(HOLD, store.root, "student")
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "lit_prune.store.store.Locked" in errors
+    assert "lit_prune.store.lease.Locked" in errors
 
 
 # Whole files

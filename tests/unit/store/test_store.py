@@ -77,7 +77,7 @@ def test_finishing_removes_what_was_unfinished_and_nothing_else(store):
             (node.folder / name).write_text("x")
         node.fail("out of memory")
         node.finish({})
-    assert whole_files(node.folder) == {".lock", "config.json", "env.json", "metrics.csv", "result.json"}
+    assert whole_files(node.folder) == {"config.json", "env.json", "metrics.csv", "result.json"}
 
 
 def test_a_checkpoint_is_only_removed_once_the_result_is_there(store):
@@ -138,7 +138,7 @@ def test_a_prefix_of_several_nodes_is_refused_with_their_names(store, count):
         store.find("")
 
 
-@pytest.mark.parametrize("prefix", ["zzz", "*/", "[", ".lock"])
+@pytest.mark.parametrize("prefix", ["zzz", "*/", "[", "config.json"])
 def test_a_prefix_of_no_node_is_refused(store, prefix):
     finished(store, 0)
     with refuses("", repr(prefix)):
