@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,9 @@ from lit_prune.models.description import Axes as Axes
 from lit_prune.models.description import Axis as Axis
 from lit_prune.models.description import ModelFamily as ModelFamily
 from lit_prune.models.families import FAMILIES as FAMILIES
+
+# It warns whenever a width is read from a config whose layers differ, which some configs do when they are validated.
+logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
 
 
 def anatomy_of(config: Any) -> ModelFamily:

@@ -7,7 +7,6 @@ patches the layers of the supported families to use their own config. Other mode
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +30,6 @@ def _layer_class(family: str) -> Any:
     model = AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[family]]
     return model._can_record_outputs["hidden_states"]
 
-
-# It warns whenever a width is read from the global config, which some configs do in validation.
-logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)
 
 for _family in FAMILIES:
     _layer = _layer_class(_family)
