@@ -80,9 +80,13 @@ class Lease:
         try:
             scratch.write_text(json.dumps(asdict(Owner(**asdict(this_process()), token=self._token, since=now()))))
             # A lease has one successor, decided by a link that cannot be made twice.
-            if not _linked(scratch, self.path if seen is None else _successor(self.path, seen)):
+            link = self.path if seen is None else _successor(self.path, seen)
+            if not _linked(scratch, link):
                 return False
             if seen is not None:
+                if not self._is_ours():  # another contender has been its successor and swept that link away
+                    link.unlink()
+                    return False
                 os.replace(scratch, self.path)
         finally:
             scratch.unlink(missing_ok=True)

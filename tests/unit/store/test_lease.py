@@ -138,6 +138,25 @@ def test_the_successor_of_a_process_that_died_while_it_took_over_takes_over(path
     assert list(path.parent.iterdir()) == []
 
 
+def test_a_contender_that_read_a_lease_before_another_took_it_over_does_not_take_it_too(path, monkeypatch):
+    with lease.hold(path, "it", wait=False):
+        content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"pid": 2**22, "start": "1", "token": "first"}))
+    first, late, is_gone = lease.Lease(path, "it"), lease.Lease(path, "it"), lease._is_gone
+
+    def overtaken(place, seen):
+        monkeypatch.setattr(lease, "_is_gone", is_gone)
+        assert first.take()
+        return is_gone(place, seen)
+
+    monkeypatch.setattr(lease, "_is_gone", overtaken)
+    assert not late.take()
+    first.check()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    first.release()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_refused_process_learns_who_holds_the_lease(path):
     with holder(path, "node-7", lease.SECONDS) as process:
         with pytest.raises(Locked) as refused, lease.hold(path, "cell 0123", wait=False):
