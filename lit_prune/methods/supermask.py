@@ -6,10 +6,10 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lit_prune.config import ConfigError, Optimizer
+from lit_prune.config import ConfigError
 from lit_prune.config.fields import Count
 from lit_prune.methods import method
-from lit_prune.pruning.bases.zero_weights import ZeroWeights
+from lit_prune.pruning.bases.lottery_ticket import LotteryTicket
 from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @method("supermask")
 @dataclass(frozen=True)
-class Supermask(ZeroWeights):
+class Supermask(LotteryTicket):
     """Zero the weights of an untrained network that score low in each matrix after a copy of it is trained.
 
     A copy is trained from theta_0 with cross-entropy, all weights together. With the initial weight w_i and the final
@@ -33,19 +33,12 @@ class Supermask(ZeroWeights):
     rule: Literal["large_final", "large_final_same_sign"] = "large_final_same_sign"
     """Score of a weight."""
     start: Literal["model", "random_linears", "random"] = "random_linears"
-    """theta_0: the weights of the model, those with the linears of the layers drawn anew, or all drawn anew."""
     values: Literal["initial", "signed_constant"] = "initial"
     """Values of the weights that the mask keeps: those of theta_0, or their signs times the standard deviation of
     their matrix in theta_0."""
     max_steps: Count = 100
-    """Steps of training."""
-    batch_size: Count = 8
-    """Sequences in a step."""
-    optimizer: Optimizer = Optimizer()
-    """Optimizer and schedule of the training."""
 
     training_passes: ClassVar[float] = 3
-    keeps_zeros: ClassVar[bool] = False  # weights are drawn or trained where zeros were
 
     def check(self, config: Any) -> None:
         """Raise a ConfigError as `ZeroWeights`, or for masks of another run, which `imp` applies to theta_0."""
@@ -55,15 +48,14 @@ class Supermask(ZeroWeights):
 
     def masks_of(self, model: Any, ctx: PruneContext) -> Masks:
         """Give the model its untrained weights, train a copy of it and return the masks."""
-        from lit_prune.distill.module import cross_entropy_trainer
-        from lit_prune.pruning.learned.tickets import final_scores, set_signed_constants, set_start
+        from lit_prune.pruning.learned.tickets import final_scores, set_signed_constants
         from lit_prune.pruning.sparsity import chooser, stored
 
-        set_start(model, self.start, ctx.seed)
+        trainer = self.trainer(ctx)
+        trainer.rewind(model)
         trained = copy.deepcopy(model)
-        module = cross_entropy_trainer(trained, self.optimizer, self.max_steps, {})
-        ctx.fit(module, "training", max_steps=self.max_steps, batch_size=self.batch_size)
-        scores = final_scores(trained.to(ctx.device), model, same_sign=self.rule == "large_final_same_sign")
+        trainer.train(trained, "training")
+        scores = final_scores(trained, model, same_sign=self.rule == "large_final_same_sign")
         if self.values == "signed_constant":
             set_signed_constants(model)
         choose = chooser(self.sparsity, None, "matrix")

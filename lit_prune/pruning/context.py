@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from lit_prune.config import Optimizer
     from lit_prune.importance.criteria import CalibrationStats
     from lit_prune.pruning.masks import Masks
     from lit_prune.pruning.plan import PrunePlan
@@ -55,6 +56,9 @@ class PruneContext:
     `device`, for methods that run the model themselves."""
     fit: Fit
     """(module, what, max_steps=, batch_size=) -> the module, trained on the training text of the cell."""
+    cross_entropy: Callable[[Any, Optimizer, int, Masks], Any]
+    """(model, optimizer, steps, masks) -> a LightningModule that trains all weights of the model with cross-entropy in
+    `fit`, for so many steps. Masked weights stay zero."""
     device: torch.device
     """Where such methods run the model, or rather a copy: the model that is pruned belongs to others too."""
     seed: int

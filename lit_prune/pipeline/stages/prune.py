@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_prune.config import Cell
 from lit_prune.distill.callbacks import Spending
+from lit_prune.distill.module import cross_entropy_trainer
 from lit_prune.distill.train import fit
 from lit_prune.evaluate.validation import sizes_of
 from lit_prune.importance.criteria import CalibrationStats
@@ -84,8 +85,8 @@ def _pruned(cell: Cell, ctx: Context, whole: Any) -> Pruned:
     journal = Journal(ctx.folder / MEASURED, ctx.execution.checkpoint_seconds, ctx.spend)
     with ctx.meter.account() as spent, journal as measured:
         services = PruneContext(
-            stats_of, sequences, _fit(cell, ctx, spent), ctx.device, cell.calibration.seed, ctx.say, ctx.counter,
-            measured,
+            stats_of, sequences, _fit(cell, ctx, spent), cross_entropy_trainer, ctx.device, cell.calibration.seed,
+            ctx.say, ctx.counter, measured,
         )  # fmt: skip
         found = cell.prune.prune(whole, services)
     statistics = work_of(cell, ctx, frozenset(read))

@@ -32,6 +32,12 @@ class ZeroWeights(PruneMethod):
         """Return the masks of a model, which is a copy that the method may change."""
         raise TypeError(f"{type(self).__name__}.masks_of: must be defined by the method")
 
+    def given_masks(self, model: Any, ctx: PruneContext) -> Masks:
+        """Return the masks of `plan_path`, to apply to a copy of the model that the method may change."""
+        from lit_prune.pruning.masks import read_masks
+
+        return read_masks(expand(str(self.plan_path)))
+
     def check(self, config: Any) -> None:
         """Raise a ConfigError if the sparsity is out of range, or the masks of `plan_path` do not fit the model."""
         from lit_prune.models.shape import meta_model
@@ -56,11 +62,11 @@ class ZeroWeights(PruneMethod):
 
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Choose the weights and return a copy of the model in which they are zero."""
-        from lit_prune.pruning.masks import apply_masks, read_masks, sparsity_of
+        from lit_prune.pruning.masks import apply_masks, sparsity_of
 
         self.check(model.config)
         student = copy.deepcopy(model).to(ctx.device)
-        masks = self.masks_of(student, ctx) if self.plan_path is None else read_masks(expand(self.plan_path))
+        masks = (self.masks_of if self.plan_path is None else self.given_masks)(student, ctx)
         apply_masks(student, masks)
         student.to(model.device)
         return Pruned(student, {"sparsity": self.sparsity}, sparsity_of(student, masks), masks=masks)

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from multiplied import Flops
 from pruning_context import IDS, Stop, context_of, small_llama
 from refusals import refuses
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from lit_prune.config import Optimizer
+from lit_prune.config import Calibration, Optimizer
 from lit_prune.methods import methods
 from lit_prune.models.files import MASKS
 from lit_prune.pruning.context import Pruned
 from lit_prune.pruning.masks import save_masks
+from lit_prune.pruning.method_work import Work
 
 RATE = 0.3
 PLAIN = Optimizer(lr=RATE, min_lr=RATE, warmup_steps=0, weight_decay=0.0, max_grad_norm=1e9, beta1=0.0, algorithm="sgd")
@@ -126,6 +128,20 @@ def test_random_masks_have_the_density_of_the_ticket_in_each_matrix(tmp_path: Pa
         overlap = (control.masks[name] & kept).sum() / kept.sum()
         assert overlap.item() == pytest.approx(kept.float().mean().item(), abs=0.15)
     assert (tmp_path / "control/training").exists() == (comparison == "model")
+
+
+@pytest.mark.parametrize(("rewind_step", "comparison", "steps"), [(0, "matrix", 0), (1, "matrix", 1), (1, "model", 5)])
+def test_random_masks_cost_only_the_rounds_that_find_their_densities(
+    tmp_path: Path, rewind_step: int, comparison: str, steps: int
+) -> None:
+    """In all matrices together the densities are those that two rounds of two steps each find."""
+    settings = {"control": "random_masks", "rewind_step": rewind_step, "comparison": comparison}
+    chosen = methods["imp"](max_steps=3, num_rounds=2, batch_size=len(IDS), **settings)
+    with Flops() as spent:
+        chosen.prune(small_llama(), context_of(tmp_path, checkpoint_seconds=1e9))
+    work = Work(small_llama().config, Calibration(num_sequences=len(IDS), seq_len=IDS.shape[1]))
+    assert chosen.own_flops(work) == steps * 3 * work.passes()
+    assert spent.total == pytest.approx(chosen.own_flops(work), rel=0.1)
 
 
 def test_reinitialised_survivors_have_the_mask_of_the_ticket_and_other_weights(tmp_path: Path) -> None:
