@@ -52,8 +52,7 @@ class FASP(ChooseAndCut):
         if self.num_key_value_heads is not None and anatomy_of(config).wide_norms:
             why = f"in {config.model_type}, whose norms span all heads"
             raise ConfigError(f"prune.num_key_value_heads: must be null {why}, got {self.num_key_value_heads}")
-        groups = self.kv_groups(config, self.num_key_value_heads)
-        return self.keep(intermediate_size=self.intermediate_size, **groups)
+        return self.keep_groups(config, self.num_key_value_heads, intermediate_size=self.intermediate_size)
 
     def own_flops(self, work: Any) -> float:
         """Return the FLOPs of running the model layer by layer, and of the moments of the pruned inputs."""
@@ -68,12 +67,12 @@ class FASP(ChooseAndCut):
 
         family, damping = anatomy_of(model.config), self.damping if self.correction else None
         changed, whole, kept = copy.deepcopy(model).to(ctx.device), plan.original, plan.kept
-        layers, size = [], whole.num_attention_heads // whole.num_key_value_heads
+        layers = []
         for step in layerwise(changed, ctx.batches(), ctx.counter("pruning", whole.num_hidden_layers, "layer")):
             layer = plan.layers[step.index]
             if (count := kept.num_key_value_heads) < whole.num_key_value_heads:
                 groups = prune_inputs(step, family.attention_output, whole.num_key_value_heads, count, damping)
-                layer = replace(layer, heads=tuple(g * size + i for g in groups for i in range(size)))
+                layer = replace(layer, heads=whole.heads_of(groups))
             if (count := kept.intermediate_size) < whole.intermediate_size:
                 neurons = prune_inputs(step, family.mlp_output, whole.intermediate_size, count, damping)
                 layer = replace(layer, neurons=neurons)

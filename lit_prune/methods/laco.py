@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -69,17 +69,12 @@ class LaCo(ChooseAndCut):
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Search for merges until as few layers are left as requested."""
-        import torch
-
         from lit_prune.pruning.layer_merging import MergedLayers
 
-        whole = plan.original.num_hidden_layers
-        ids = torch.cat([batch["input_ids"] for batch in ctx.batches()])[: self.num_sequences]
-        merged = MergedLayers(model, ids, "differences" if self.variant == "paper" else "last")
+        whole, gone = plan.original.num_hidden_layers, plan.original.num_hidden_layers - len(plan.layers)
+        merged = MergedLayers(model, ctx.batches(), self.num_sequences, self.variant)
         merged.search(
             len(plan.layers), self.layers_per_merge or max(2, round(whole * 7 / 40)), self.lowest_layer,
-            whole - 1 if self.highest_layer is None else self.highest_layer, self.interval, self.threshold,
-            ctx.counter("merging layers", whole - len(plan.layers), "layer"),
+            self.highest_layer, self.interval, self.threshold, ctx.counter("merging layers", gone, "layer"),
         )  # fmt: skip
-        layers = type(plan).everything(plan.original).layers
-        return replace(plan, layers=tuple(layers[i] for i in merged.kept)), merged.model
+        return merged.plan(), merged.model

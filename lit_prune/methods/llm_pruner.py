@@ -43,8 +43,9 @@ class LLMPruner(ScoreAndCut):
 
     def recipe(self, config: Any) -> Prune:
         """Return a recipe with the widths of the pruned layers."""
-        groups = self.kv_groups(config, self.num_key_value_heads)
-        return self.keep(intermediate_size=self.intermediate_size, width_criterion=self.criterion, **groups)
+        return self.keep_groups(
+            config, self.num_key_value_heads, intermediate_size=self.intermediate_size, width_criterion=self.criterion
+        )
 
     def spared(self, layers: int) -> tuple[int, int]:
         """Return how many of the first and of the last layers stay unpruned."""

@@ -63,9 +63,9 @@ class ShearedLLaMA(LoadsDomains, ChooseAndCut):
 
         if self.hidden_size is not None and anatomy_of(config).norm == "layer":
             raise ConfigError(f"prune.hidden_size: must be null for {config.model_type}, whose norms subtract the mean")
-        return self.keep(
-            num_hidden_layers=self.num_hidden_layers, hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size, **self.kv_groups(config, self.num_key_value_heads),
+        return self.keep_groups(
+            config, self.num_key_value_heads, num_hidden_layers=self.num_hidden_layers, hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
         )  # fmt: skip
 
     def choose(self, model: Any, plan: PrunePlan, ctx: PruneContext) -> tuple[PrunePlan, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,16 @@ class ModelShape:
     intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
+
+    @property
+    def heads_per_group(self) -> int:
+        """Number of query heads of a KV group; 1 without grouped-query attention."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def heads_of(self, groups: Iterable[int], count: int | None = None) -> tuple[int, ...]:
+        """Return the query heads of KV groups: the first `count` of each, by default all."""
+        size = self.heads_per_group
+        return tuple(group * size + i for group in groups for i in range(size if count is None else count))
 
     def units(self, axis: str) -> int:
         """Return the number of units on an axis."""

@@ -76,12 +76,12 @@ def tail_but_last(scores: Scores, whole: int, drop: int) -> Indices:
 @width_allocators.register("uniform")
 def uniform(scores: Scores, layers: Indices, target: ModelShape, config: Any) -> tuple[LayerPlan, ...]:
     """Keep as many units in every layer: the best neurons and KV groups, the best heads of each (Minitron, 2.3)."""
-    whole, per_group = shape_of(config), target.num_attention_heads // target.num_key_value_heads
+    whole = shape_of(config)
     return tuple(
         LayerPlan(
             index,
             _units(scores, "neuron", index, target.intermediate_size, whole.intermediate_size),
-            _best_heads(scores, index, whole, target.num_key_value_heads, per_group),
+            _best_heads(scores, index, whole, target.num_key_value_heads, target.heads_per_group),
         )
         for index in layers
     )
@@ -96,15 +96,12 @@ def everywhere(scores: Scores, layers: Indices, target: ModelShape, config: Any)
     and one head per group.
     """
     whole = shape_of(config)
-    fewer_heads = (
-        target.num_attention_heads // target.num_key_value_heads
-        < whole.num_attention_heads // whole.num_key_value_heads
-    )
+    fewer_heads = target.heads_per_group < whole.heads_per_group
     neurons = [scores["neuron"][i] for i in layers] if target.intermediate_size < whole.intermediate_size else []
     rows = _rows(scores, layers, whole, target.num_key_value_heads) if fewer_heads else []
     kept = _Budget(config, target).spend(
         {"neuron": [_comparable(s) for s in neurons], "head": [_comparable(r) for r in rows]},
-        fixed={"neuron": whole.intermediate_size, "head": whole.num_attention_heads // whole.num_key_value_heads},
+        fixed={"neuron": whole.intermediate_size, "head": whole.heads_per_group},
     )
     return tuple(
         LayerPlan(
@@ -194,8 +191,7 @@ def _comparable(scores: Tensor) -> Tensor:
 
 def _rows(scores: Scores, layers: Indices, whole: ModelShape, groups: int) -> list[Tensor]:
     """Return the scores of each layer's rows of heads; row i is the mean over kept groups of their i-th best heads."""
-    size = whole.num_attention_heads // whole.num_key_value_heads
-    ranked = [scores["head"][i].view(-1, size).sort(descending=True).values for i in layers]
+    ranked = [scores["head"][i].view(-1, whole.heads_per_group).sort(descending=True).values for i in layers]
     return [
         layer[list(_best_groups(scores["head"][i], whole, groups))].mean(0)
         for i, layer in zip(layers, ranked, strict=True)
@@ -208,7 +204,7 @@ def _units(scores: Scores, axis: str, layer: int, count: int, whole: int) -> Ind
 
 def _best_heads(scores: Scores, layer: int, whole: ModelShape, groups: int, per_group: int) -> Indices:
     """Return the best query heads of each of the best KV groups."""
-    size = whole.num_attention_heads // whole.num_key_value_heads
+    size = whole.heads_per_group
     if groups * per_group == whole.num_attention_heads:
         return tuple(range(whole.num_attention_heads))
     heads = scores["head"][layer]
@@ -240,11 +236,7 @@ def residual_merges(scores: Tensor, layer: LayerPlan, whole: ModelShape, weight:
     With L heads sorted by importance and K kept, head i is paired with head 2K - i + 1 for i in [2K - L + 1, K]; the
     paper prints the lower bound K - (L - K), one too low. In multi-head attention all heads of a layer are one group.
     """
-    size = (
-        whole.num_attention_heads // whole.num_key_value_heads
-        if whole.num_attention_heads > whole.num_key_value_heads
-        else whole.num_attention_heads
-    )
+    size = whole.heads_per_group if whole.heads_per_group > 1 else whole.num_attention_heads
     merges = []
     for group in range(whole.num_attention_heads // size):
         order = torch.sort(scores[group * size : (group + 1) * size], descending=True, stable=True).indices

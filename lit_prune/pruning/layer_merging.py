@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,11 @@ from lit_prune.importance.calibration_pass import check_finite
 from lit_prune.models.lm_head import last_states
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.residual_stream import ResidualStream
+from lit_prune.models.shape import shape_of
+from lit_prune.pruning.plan import PrunePlan
 
-Rule = Literal["differences", "last"]
-"""What the first of m + 1 layers becomes: w_0 + sum over k = 1, ..., m of (w_k - w_0), or w_m."""
+Rule = Literal["paper", "official"]
+"""What the first of m + 1 layers becomes: w_0 + sum over k = 1, ..., m of (w_k - w_0), or w_m (the authors' code)."""
 
 _SEQUENCES_AT_ONCE = 8
 
@@ -27,8 +30,9 @@ class MergedLayers:
     from then on, but remain in the copy until they are cut out. Memory: the copy and the last states of all sequences.
     """
 
-    def __init__(self, model: Any, ids: Tensor, rule: Rule) -> None:
-        """`ids` are the sequences on which models are compared, int64 [sequences, seq], on the device to use."""
+    def __init__(self, model: Any, batches: Iterable[dict[str, Tensor]], num_sequences: int, rule: Rule) -> None:
+        """Models are compared on the first `num_sequences` sequences of the batches, on whose device the copy runs."""
+        ids = torch.cat([batch["input_ids"] for batch in batches])[:num_sequences]
         self.model, self.rule = copy.deepcopy(model).to(ids.device).eval(), rule
         self.kept = list(range(model.config.num_hidden_layers))
         """Layers that are left, by their indices in the original model."""
@@ -62,17 +66,18 @@ class MergedLayers:
         self._known.clear()
 
     def search(
-        self, target: int, most: int, lowest: int, highest: int, step: int, threshold: float,
+        self, target: int, most: int, lowest: int, highest: int | None, step: int, threshold: float,
         on_progress: Callable[[int], None],
     ) -> None:  # fmt: skip
         """Merge layers, deep ones first, until `target` of them are left.
 
         Each merge makes up to `most` layers one, if the similarity is at least `threshold`. A pass first tries the
-        layer `most` below `highest`, then goes down to `lowest`, by `step` after a merge and by one otherwise. After a
-        pass without a merge, the threshold is lowered to the highest similarity of that pass. `on_progress` is called
-        with the number of layers that are gone.
+        layer `most` below `highest`, by default the last one, then goes down to `lowest`, by `step` after a merge and
+        by one otherwise. After a pass without a merge, the threshold is lowered to the highest similarity of that pass.
+        `on_progress` is called with the number of layers that are gone.
         """
         whole = len(self.kept)
+        highest = whole - 1 if highest is None else highest
         while len(self.kept) > target:
             found: list[float] = []
             merged, place = False, max(lowest, highest - (whole - len(self.kept)) - most)
@@ -87,6 +92,11 @@ class MergedLayers:
                 on_progress(whole - len(self.kept))
             threshold = threshold if merged else max(found)
 
+    def plan(self) -> PrunePlan:
+        """Return the plan that drops the layers which were merged into others."""
+        whole = PrunePlan.everything(shape_of(self.model.config))
+        return replace(whole, layers=tuple(whole.layers[i] for i in self.kept))
+
     def _linear(self, index: int) -> dict[str, nn.Parameter]:
         """Return the weights and biases of the linear modules of a layer."""
         family = anatomy_of(self.model.config)
@@ -100,7 +110,7 @@ class MergedLayers:
 
     def _merged(self, place: int, count: int) -> dict[str, Tensor]:
         first, *others = (self._linear(index) for index in self.kept[place : place + 1 + count])
-        if self.rule == "last":
+        if self.rule == "official":
             return {name: others[-1][name].detach().clone() for name in first}
         sums = {name: weight.detach().clone() for name, weight in first.items()}
         for other in others:

@@ -56,12 +56,8 @@ def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
 
 def _layer_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:
     """Return the units of a wide layer that a narrow one occupies."""
-    size, most = (
-        shape.num_attention_heads // shape.num_key_value_heads,
-        whole.num_attention_heads // whole.num_key_value_heads,
-    )
-    heads = (group * most + i for group in range(shape.num_key_value_heads) for i in range(size))
-    return LayerPlan(index, tuple(range(shape.intermediate_size)), tuple(heads))
+    heads = whole.heads_of(range(shape.num_key_value_heads), shape.heads_per_group)
+    return LayerPlan(index, tuple(range(shape.intermediate_size)), heads)
 
 
 def _correct_wide_norms(model: Any, padded: Any) -> None:

@@ -153,11 +153,7 @@ def make_plan(teacher: Any, student: Prune, measure: Measure, *, uniform: bool =
 def first_units(config: Any, shape: ModelShape) -> PrunePlan:
     """Return the plan that keeps the first units of each axis, for uses in which only the shape matters."""
     whole = shape_of(config)
-    per_group, size = (
-        shape.num_attention_heads // shape.num_key_value_heads,
-        whole.num_attention_heads // whole.num_key_value_heads,
-    )
-    heads = tuple(g * size + i for g in range(shape.num_key_value_heads) for i in range(per_group))
+    heads = whole.heads_of(range(shape.num_key_value_heads), shape.heads_per_group)
     neurons = tuple(range(shape.intermediate_size))
     layers = (LayerPlan(i, neurons, heads) for i in range(shape.num_hidden_layers))
     return PrunePlan(whole, tuple(range(shape.hidden_size)), tuple(layers))

@@ -160,7 +160,7 @@ def _heads(student: Prune, whole: ModelShape) -> tuple[int, int]:
     if student.num_key_value_heads == "auto":
         raise ConfigError("prune.num_key_value_heads: must be a count, a share or null, got auto")
     groups = _units("prune.num_key_value_heads", student.num_key_value_heads, whole.num_key_value_heads, 1, "")
-    most = whole.num_attention_heads // whole.num_key_value_heads * groups
+    most = whole.heads_per_group * groups
     size = most if student.num_attention_heads is None else student.num_attention_heads
     if isinstance(size, float):
         size = (
@@ -196,7 +196,7 @@ def _heads_that_divide(student: Prune, whole: ModelShape, heads: int, groups: in
     """
     hidden = whole.hidden_size if student.hidden_size is None else student.hidden_size
     assert isinstance(hidden, int)
-    size = whole.num_attention_heads // whole.num_key_value_heads
+    size = whole.heads_per_group
     if hidden % heads == 0:
         return heads, groups
     if isinstance(student.num_attention_heads, float):
@@ -222,7 +222,7 @@ def _heads_of_width(student: Prune, whole: ModelShape, head_dim: int, groups: in
 
     The hidden size determines it. Shared KV groups keep equally many heads each.
     """
-    size = whole.num_attention_heads // whole.num_key_value_heads
+    size = whole.heads_per_group
     step, most = (1, whole.num_attention_heads) if size == 1 else (groups, size * groups)
     heads_of = "heads" if size == 1 else f"heads for each of {groups} KV groups"
     if student.hidden_size is None and student.num_attention_heads is not None:

@@ -35,14 +35,12 @@ class ScoreAndCut(PruneMethod):
         whole: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"))
         return Prune(**shared, **whole | ({} if self.plan_path else settings))
 
-    @staticmethod
-    def kv_groups(config: Any, size: Size) -> dict[str, Size]:
-        """Return the setting of a recipe that keeps KV groups; without GQA, each head is a group."""
+    def keep_groups(self, config: Any, num_key_value_heads: Size, **settings: Any) -> Prune:
+        """Return a recipe as `keep`, which keeps so many KV groups; without GQA, each head is a group."""
         from lit_prune.models.shape import shape_of
 
-        whole = shape_of(config)
-        shared = whole.num_key_value_heads < whole.num_attention_heads
-        return {"num_key_value_heads" if shared else "num_attention_heads": size}
+        groups = "num_key_value_heads" if shape_of(config).heads_per_group > 1 else "num_attention_heads"
+        return self.keep(**{groups: num_key_value_heads}, **settings)
 
     def check(self, config: Any) -> None:
         """Raise a ConfigError if a model with this config cannot be pruned with these settings."""

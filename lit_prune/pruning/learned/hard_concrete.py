@@ -116,7 +116,7 @@ class ShapeLearner(L.LightningModule):
         layers, hidden = self._chosen("layer", rows), self._chosen("hidden", whole.hidden_size)
         groups = self._chosen("group", whole.num_key_value_heads, rows)
         neurons = self._chosen("neuron", whole.intermediate_size, rows)
-        size = whole.num_attention_heads // whole.num_key_value_heads
+        size = whole.heads_per_group
         heads = (groups[..., None] * size + torch.arange(size)).flatten(1)
         kept = (LayerPlan(i, tuple(neurons[i].tolist()), tuple(heads[i].tolist())) for i in layers.tolist())
         return PrunePlan(whole, tuple(hidden.tolist()), tuple(kept))

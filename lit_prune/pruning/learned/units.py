@@ -56,9 +56,8 @@ class UnitSpace:
         """Return the units of a model with this config, whose costs, parameters or bytes, have a limit."""
         whole = costs.whole
         groups = whole.num_key_value_heads if costs.prunes_groups else 0
-        size = whole.num_attention_heads // whole.num_key_value_heads
         units = whole.intermediate_size * costs.neuron + groups * costs.group
-        any_count = not anatomy_of(config).whole_heads
+        any_count, size = not anatomy_of(config).whole_heads, whole.heads_per_group
         counts = tuple(n for n in range(1, groups + 1) if any_count or whole.hidden_size % (n * size) == 0)
         fixed = costs.total - whole.num_hidden_layers * units
         return UnitSpace(whole, groups, costs.group, costs.neuron, fixed, limit, counts)
@@ -129,11 +128,10 @@ class UnitSpace:
     def plan_of(self, kept: Tensor) -> PrunePlan:
         """Return the plan that keeps the units of a mask, bool [units]."""
         groups, neurons = self.split(kept)
-        size = self.whole.num_attention_heads // self.whole.num_key_value_heads
         every = torch.ones(self.whole.num_key_value_heads, dtype=torch.bool)
         layers = []
         for i, mask in enumerate(neurons):
-            heads = (groups[i] if self.groups else every).repeat_interleave(size)
+            heads = (groups[i] if self.groups else every).repeat_interleave(self.whole.heads_per_group)
             layers.append(LayerPlan(i, tuple(mask.nonzero()[:, 0].tolist()), tuple(heads.nonzero()[:, 0].tolist())))
         return PrunePlan(self.whole, tuple(range(self.whole.hidden_size)), tuple(layers))
 
