@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lit_prune.config import ConfigError
 from lit_prune.data.tokens import TokenSequences
+from lit_prune.parallel.group import rank, world_size
 
 
 class CalibrationData(L.LightningDataModule):
@@ -41,10 +42,10 @@ class CalibrationData(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the loader of this rank's share, in the drawn order."""
-        world = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
+        world = self.trainer.world_size if self.trainer else world_size()
+        place = self.trainer.global_rank if self.trainer else rank()
         return DataLoader(
-            Subset(self.sequences, self.chosen[rank::world]), batch_size=self.batch_size, num_workers=self.num_workers
+            Subset(self.sequences, self.chosen[place::world]), batch_size=self.batch_size, num_workers=self.num_workers
         )
 
 

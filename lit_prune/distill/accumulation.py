@@ -1,11 +1,11 @@
 """Gradient accumulation for objectives whose weights are ratios of terms over the whole optimizer step.
 
-A weight that is a ratio of two terms ("dynamic", "balanced") is known only after the last micro-batch. The total
-gradient is linear in it, so the unweighted gradient of such a term is accumulated separately until then.
+A weight that is a ratio of two terms ("dynamic", "balanced") is known only after the last micro-batch of all ranks. The
+total gradient is linear in it, so the unweighted gradient of such a term is accumulated separately until then.
 
-With more than one micro-batch each such term costs a second backward pass of the student, and memory for one gradient
-of its trained parameters. Measuring the ratio in a first pass without gradients would instead cost a second forward
-pass of student and teacher, which need not be cheaper, and would draw other dropout masks.
+With more than one micro-batch or rank each such term costs a second backward pass of the student, and memory for one
+gradient of its trained parameters. Measuring the ratio in a first pass without gradients would instead cost a second
+forward pass of student and teacher, which need not be cheaper, and would draw other dropout masks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lit_prune.config import Distill
 from lit_prune.losses.weighting import ratios
+from lit_prune.parallel.group import mean_over_ranks
 
 _FIXED = ""
 """Key, among the sums, of the weighted sum of the terms whose weights are numbers."""
@@ -43,7 +44,7 @@ class Compared:
 
 
 class Accumulation:
-    """Sums of terms and gradients over the `parts` micro-batches of an optimizer step."""
+    """Sums of terms and gradients over the `parts` micro-batches of an optimizer step, and their means over ranks."""
 
     def __init__(self, distill: Distill, parts: int) -> None:
         self.distill, self.parts = distill, parts
@@ -73,16 +74,22 @@ class Accumulation:
                 if gradient is not None:
                     kept[place] = gradient if kept[place] is None else kept[place] + gradient  # type: ignore[operator]
 
-    def conclude(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add the separate gradients to `.grad` of the parameters, each weighted by its ratio over the step."""
-        weights = self._weighed()[1]
+    def conclude(self, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+        """Return the terms of the step over all ranks, with `loss`.
+
+        Adds the separate gradients to `.grad` of the parameters, each weighted by its ratio over the step.
+        """
+        means = mean_over_ranks(torch.stack(list(self._sums.values())))
+        self._sums = dict(zip(self._sums, means, strict=True))
+        terms, weights = self._weighed()
         trained = [p for p in parameters if p.requires_grad]
         for name, kept in self._gradients.items():
             for parameter, gradient in zip(trained, kept, strict=True):
                 if gradient is not None:
-                    weighted = gradient.mul_(weights[name])
+                    weighted = mean_over_ranks(gradient).mul_(weights[name])
                     parameter.grad = weighted if parameter.grad is None else parameter.grad.add_(weighted)
         self._gradients = {}
+        return terms
 
     def _weighed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the terms and `loss` of the step, and its ratios."""

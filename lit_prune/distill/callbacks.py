@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,7 +24,8 @@ class Resume(L.Callback):
     """Save the random state, and restore it and the position in the run.
 
     Lightning does not save the state: with dropout or sampled masks a resumed run would differ. It counts
-    micro-batches, whose number per step may differ when a run is resumed; they are converted from steps.
+    micro-batches, whose number per step may differ when a run is resumed; they are converted from steps. The state is
+    that of rank 0; the others draw from generators of their own, and new ones where a run is resumed.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,9 @@ class Resume(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._random_state is not None:
             _set_random_state(self._random_state)
+        if not trainer.is_global_zero:  # else the sequences of all ranks would get the same dropout masks
+            place = np.random.SeedSequence([torch.initial_seed(), trainer.global_rank, trainer.global_step])
+            torch.manual_seed(int(place.generate_state(1)[0]))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = _random_state()
@@ -128,6 +133,7 @@ class Checks(L.Callback):
 
     `at_end` of `evaluate(student, at_end)` is True before the first and after the last step. `evaluate` must draw no
     random numbers, so that training is the same with and without validation. Rows and ends are part of the checkpoint.
+    All ranks call it and must get the same.
     """
 
     def __init__(
@@ -220,13 +226,14 @@ class Checkpoint(L.Callback):
 
 
 class Spending(L.Callback):
-    """Call `spend`, which records the elapsed time, at every checkpoint."""
+    """Call `spend`, which records the elapsed time, at every checkpoint, on rank 0."""
 
     def __init__(self, spend: Callable[[], None]) -> None:
         self.spend = spend
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.spend()
+        if trainer.is_global_zero:
+            self.spend()
 
 
 def _finite(tensors: Collection[torch.Tensor]) -> bool:

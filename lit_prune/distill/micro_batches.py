@@ -9,6 +9,7 @@ import torch
 from lit_prune.config import Distill, Execution, resolve_precision
 from lit_prune.models.model_family import anatomy_of
 from lit_prune.models.shape import meta_model
+from lit_prune.parallel.group import world_size
 
 _ACTIVATIONS = 2**30
 """Bytes of activations of a micro-batch on a CPU, at most."""
@@ -17,7 +18,7 @@ _SHARE_OF_GPU = 0.25
 
 
 def micro_batches(distill: Distill, config: Any, execution: Execution) -> int:
-    """Return the requested number of micro-batches, else the smallest whose activations fit in memory.
+    """Return the requested number of micro-batches of each rank, else the smallest whose activations fit in memory.
 
     `config` is that of the imitated model, or of the student if it imitates none: students are smaller, and all that
     imitate the same model read its cached outputs in the same parts.
@@ -26,8 +27,8 @@ def micro_batches(distill: Distill, config: Any, execution: Execution) -> int:
         return execution.grad_accum_steps
     size = distill.seq_len * activation_bytes(config, resolve_precision(distill.precision))
     room = max(1, int(_room(execution) // size))
-    parts = range(1, distill.batch_size + 1)
-    return next(n for n in parts if distill.batch_size % n == 0 and distill.batch_size // n <= room)
+    ours = distill.batch_size // world_size()
+    return next(n for n in range(1, ours + 1) if ours % n == 0 and ours // n <= room)
 
 
 def activation_bytes(config: Any, precision: str) -> int:

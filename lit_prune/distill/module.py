@@ -32,6 +32,7 @@ from lit_prune.losses.relation import relation_loss
 from lit_prune.losses.targets import Target
 from lit_prune.losses.weighting import check_weights
 from lit_prune.models.lm_head import head_of, last_states
+from lit_prune.parallel.group import world_size
 from lit_prune.pruning.masks import Masks
 
 
@@ -43,7 +44,7 @@ class Distiller(L.LightningModule):
 
     The teacher is a model or a `Teacher`, whose outputs may be cached. If vocabularies are padded differently, L_logits
     compares the entries that both have. All terms are means over the same scored tokens of an optimizer step, which has
-    `micro_batches` parts. `terms` holds the scalars of the newest step.
+    `micro_batches` parts on each rank. `terms` holds the scalars of the newest step.
 
     Raises:
         ConfigError: if a layer map does not fit the models, or a term needs a teacher and there is none.
@@ -58,7 +59,8 @@ class Distiller(L.LightningModule):
         # Not a submodule: checkpoints, optimizer and summary must exclude the teacher.
         self.teacher = FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.terms: dict[str, Tensor] = {}
-        self._accumulation = Accumulation(distill, micro_batches) if micro_batches > 1 else None
+        shared = micro_batches > 1 or world_size() > 1
+        self._accumulation = Accumulation(distill, micro_batches) if shared else None
         self._measured: dict[str, Tensor] = {}
         self._logit_loss = logit_loss_of(distill.logit_loss, distill.mixture)
         self._hidden_loss = hidden_losses[distill.hidden_loss]
@@ -108,8 +110,8 @@ class Distiller(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
 
-        `mean_scored` is that of `StepParts`; a batch without it is a whole step. With several micro-batches the loss
-        excludes the terms weighted by a ratio: see `accumulation.py`.
+        `mean_scored` is that of `StepParts`; a batch without it is a whole step. With several micro-batches or ranks
+        the loss excludes the terms weighted by a ratio: see `accumulation.py`.
         """
         found = self._compare(batch["input_ids"], batch["labels"], batch_idx, batch.get("mean_scored"))
         if self._accumulation is None:
@@ -133,7 +135,7 @@ class Distiller(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Add the gradients that were accumulated separately, with the ratios of the whole step; mask the sum."""
         if self._accumulation is not None:
-            self._accumulation.conclude(self.parameters())
+            self.terms = self._accumulation.conclude(self.parameters())
         for parameter, pruned in self._pruned:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(pruned, 0)

@@ -24,6 +24,7 @@ from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.compiled import compiled_layers
+from lit_prune.parallel.group import agree, is_main, trainer_options
 from lit_prune.pruning.context import DynamicLoading
 from lit_prune.pruning.masks import Masks
 
@@ -39,8 +40,11 @@ def train(
 
     Weights that are masked stay zero, also if adapters are trained and merged.
 
-    If the recipe has a `teacher_optimizer`, `teacher` is trained in place too. An interrupted run resumes from
-    `folder`/last.ckpt at the next unseen sequence; on a CPU its result is bitwise equal to an uninterrupted one.
+    If the recipe has a `teacher_optimizer`, `teacher` is trained in place too. In a group of ranks, all call this with
+    models of the same shape, and start with the weights of rank 0.
+
+    An interrupted run resumes from `folder`/last.ckpt at the next unseen sequence, on any number of ranks; on a CPU and
+    on one rank its result is bitwise equal to an uninterrupted one.
 
     Raises:
         Diverged: if the loss, a weight or the optimizer state is not finite; the checkpoint is removed.
@@ -107,16 +111,17 @@ def run(
     ]  # fmt: skip
     trainer = L.Trainer(
         max_steps=max_steps, accumulate_grad_batches=accumulate, precision=resolve_precision(precision),
-        accelerator=execution.accelerator, devices=1, logger=list(loggers) or False, callbacks=every,
+        **trainer_options(execution.accelerator), logger=list(loggers) or False, callbacks=every,
         enable_checkpointing=False, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resumable(path))
+        trainer.fit(module, datamodule=data, ckpt_path=agree(resumable(path) if is_main() else None))
         if keep:
             trainer.save_checkpoint(path)
     except Diverged:
-        path.unlink(missing_ok=True)  # it may lie on the way to divergence: the next run starts anew
+        if is_main():
+            path.unlink(missing_ok=True)  # it may lie on the way to divergence: the next run starts anew
         raise
     finally:
         # Reference cycles of trainer, loops and module would keep models and optimizer states in memory.

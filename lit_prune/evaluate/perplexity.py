@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_prune.data.tokens import IGNORED
 from lit_prune.losses.probabilities import negative_log_likelihood
 from lit_prune.losses.sequence_losses import SequenceLosses
+from lit_prune.parallel.group import interleaved
 
 _LOGITS_AT_ONCE = 2**26
 
@@ -29,16 +30,19 @@ def sequence_losses(
 ) -> SequenceLosses:
     """Return the nats of each packed sequence under a causal language model.
 
-    `on_batch` is called with every batch, for other measurements in the same pass.
+    In a group of ranks, `batches` are the share of this one, every world_size-th sequence, and all get the losses of
+    all sequences in their order. `on_batch` is called with every batch, for other measurements in the same pass.
     """
-    device, nats, tokens = next(model.parameters()).device, list[Tensor](), list[Tensor]()
+    device = next(model.parameters()).device
+    nats = [torch.empty(0, dtype=torch.float64, device=device)]  # a rank may have no sequence
+    tokens = [torch.empty(0, dtype=torch.int64, device=device)]
     for batch in batches:
         ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
         logits = model(input_ids=ids, use_cache=False).logits
         nats.append(_nats_by_sequence(logits, labels))
         tokens.append((labels[:, 1:] != IGNORED).sum(1))
         on_batch(ids, logits, labels)
-    return SequenceLosses(torch.cat(nats).cpu(), torch.cat(tokens).cpu())
+    return SequenceLosses(interleaved(torch.cat(nats).cpu()), interleaved(torch.cat(tokens).cpu()))
 
 
 def _nats_by_sequence(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lit_prune.data.tokens import IGNORED
 from lit_prune.evaluate.perplexity import sequence_losses
 from lit_prune.losses.logit import logit_loss_of
 from lit_prune.losses.sequence_losses import SequenceLosses
+from lit_prune.parallel.group import interleaved
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
@@ -31,9 +32,10 @@ def validation_losses(
     """Return `lm_loss` in nats and, given a teacher, `kd_loss`, the recipe's logit loss, of each packed sequence.
 
     Temperature and mixture are the recipe's. The loss is over the whole vocabulary, so that recipes with any top-k
-    are compared alike; if a vocabulary is padded, over the entries of both models. The student's mode is restored.
+    are compared alike; if a vocabulary is padded, over the entries of both models. Ranks share the sequences as in
+    `sequence_losses`. The student's mode is restored.
     """
-    was_training, apart = student.training, list[Tensor]()
+    was_training, apart = student.training, [torch.empty(0, dtype=torch.float64)]
 
     def compare(ids: Tensor, ours: Tensor, labels: Tensor) -> None:
         if teacher is not None:
@@ -42,7 +44,7 @@ def validation_losses(
 
     found = sequence_losses(student.eval(), batches, compare)
     student.train(was_training)
-    against = {} if teacher is None else {"kd_loss": SequenceLosses(torch.cat(apart), found.tokens)}
+    against = {} if teacher is None else {"kd_loss": SequenceLosses(interleaved(torch.cat(apart)), found.tokens)}
     return {"lm_loss": found, **against}
 
 

@@ -13,6 +13,7 @@ from lit_prune.config import Cell, ConfigError, Execution
 from lit_prune.config.overrides import parents_of
 from lit_prune.evaluate.memory import reset_peak
 from lit_prune.pipeline import artifacts
+from lit_prune.pipeline.devices import run_on_all
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.model_files import check_same_tokens, prepare_models
 from lit_prune.pipeline.schedule import waves
@@ -45,7 +46,7 @@ class Runner:
         """Create a runner; `keep_students` keeps every pruned student, however much disk they take."""
         self.store, self.execution, self.debug = store, execution, debug
         self.teacher_outputs, self.students = TeacherOutputs(store, execution), Students(store, keep=keep_students)
-        self.ctx = Context(store, execution, progress, tracker or Untracked(), STAGES, self.teacher_outputs)
+        self.ctx = Context(store, execution, progress, tracker or Untracked(), STAGES, self.teacher_outputs, run_on_all)
         """The context that every stage gets."""
         self.num_cells = 1
 

@@ -38,6 +38,9 @@ class Stage:
     """Compute the result of a cell; files go to the folder of the context."""
     resumes: bool = False
     """Whether an interrupted attempt is resumed, so that its time counts."""
+    inputs: Callable[[Cell, Context], Any] | None = None
+    """Compute the results of other stages that `run` reads. With it, `run` may be called on several ranks at once, of
+    which the first alone writes files."""
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -66,6 +69,11 @@ class Untracked:
         """Do nothing."""
 
 
+def run_here(stage: Stage, cell: Cell, ctx: Context) -> dict[str, Any]:
+    """Run a stage in this process alone."""
+    return stage.run(cell, ctx)
+
+
 class Teachers(Protocol):
     """Provides teacher outputs."""
 
@@ -84,6 +92,8 @@ class Context:
     stages: Mapping[str, Stage]
     """Name -> stage, so that one stage gets the results of others."""
     teachers: Teachers
+    run_stage: Callable[[Stage, Cell, Context], dict[str, Any]] = run_here
+    """Run a stage with a context, on the devices of `execution`."""
     load: Callable[[str], Any] = field(default_factory=lambda: functools.lru_cache(maxsize=1)(loading.load_model))
     """Return the model in a folder. The last one is cached and shared, so it must not be changed."""
     pending: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -131,7 +141,7 @@ class Context:
         with self.clock.lap() as lap:
             ctx = dataclasses.replace(self, node=node, env={}, lap=lap)
             try:
-                result = self.stages[stage].run(cell, ctx)
+                result = self.run_stage(self.stages[stage], cell, ctx)
             except BaseException:
                 if self.stages[stage].resumes:
                     with contextlib.suppress(OSError):  # the disk may be full

@@ -212,17 +212,30 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     check_flags(execution)
     if execution.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--accelerator: must be auto or cpu on a machine without a GPU, got gpu")
+    if execution.accelerator != "cpu" and torch.cuda.is_available() and execution.devices > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise ConfigError(f"--devices: must be <= {gpus}, the GPUs of this machine, got {execution.devices}")
     for cell in cells:
         recipes = {
             "distill": cell.distill if cell.distill.max_steps else None,
             "teacher.finetune": cell.teacher.finetune, "teacher.pretraining": cell.teacher.pretraining,
         }  # fmt: skip
         for place, recipe in recipes.items():
-            if recipe is not None and recipe.batch_size % (execution.grad_accum_steps or 1):
-                raise ConfigError(
-                    f"--grad-accum-steps: {place}.batch_size, {recipe.batch_size}, cannot be cut into "
-                    f"{execution.grad_accum_steps} parts"
-                )
+            if recipe is not None:
+                _check_cut(recipe.batch_size, execution, place)
+
+
+def _check_cut(batch_size: int, execution: Execution, place: str) -> None:
+    """Check that the sequences of a step can be shared by the devices, and cut into micro-batches."""
+    ours, rest = divmod(batch_size, execution.devices)
+    if rest:
+        raise ConfigError(f"--devices: must divide {place}.batch_size, {batch_size}, got {execution.devices}")
+    if ours % (execution.grad_accum_steps or 1):
+        share = f" on each of {execution.devices} devices" if execution.devices > 1 else ""
+        raise ConfigError(
+            f"--grad-accum-steps: {place}.batch_size, {ours}{share}, cannot be cut into {execution.grad_accum_steps} "
+            "parts"
+        )
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:

@@ -13,6 +13,7 @@ from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import train
 from lit_prune.evaluate.memory import peak_memory
 from lit_prune.models import loading
+from lit_prune.parallel.group import is_main
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages import evaluate, prune
@@ -22,11 +23,23 @@ from lit_prune.store.environment import environment
 from lit_prune.store.store import CHECKS, PRUNING
 
 
+def inputs(cell: Cell, ctx: Context) -> None:
+    """Compute the student, the model that it imitates, and the tokens of its texts."""
+    _student(cell, ctx)
+    artifacts.imitated(cell, ctx)
+    artifacts.tokenizer(cell, ctx)
+    artifacts.tokens(cell, ctx)
+    if cell.evaluation.second_corpus is not None:
+        artifacts.tokens(artifacts.with_second_text(cell), ctx)
+
+
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     """Retrain the student, pruned or randomly initialised, and return its metrics."""
     assert ctx.entry is not None
-    student = None if cell.prune.init == "random" else artifacts.student(cell, ctx)
+    student = _student(cell, ctx)
     result = _measured(cell, ctx, student)
+    if not is_main():
+        return result
     if student is not None and cell.prune.init_from is None:
         ctx.env[PRUNING] = ctx.store.node(cell, "student").env.get(PRUNING)
     ctx.env["peak_memory"] = peak_memory() if ctx.measurable else None
@@ -36,7 +49,12 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     return result
 
 
-STAGE = Stage("cell", run, resumes=True)
+STAGE = Stage("cell", run, resumes=True, inputs=inputs)
+
+
+def _student(cell: Cell, ctx: Context) -> str | None:
+    """Return the folder of the student before retraining; None if its weights are random."""
+    return None if cell.prune.init == "random" else artifacts.student(cell, ctx)
 
 
 def _measured(cell: Cell, ctx: Context, student: str | None) -> dict[str, Any]:
@@ -78,9 +96,10 @@ def _retrain(cell: Cell, ctx: Context, model: Any, teacher: Teacher | None, mask
             callbacks=callbacks, masks=masks,
         )  # fmt: skip
     check_zero(model, masks, str(ctx.folder))
-    model.save_pretrained(ctx.folder / "model")
-    save_masks(masks, ctx.folder / "model")
-    artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
+    if is_main():
+        model.save_pretrained(ctx.folder / "model")
+        save_masks(masks, ctx.folder / "model")
+        artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     if checks is None:
         return Validations()
     return Validations(checks.rows, checks.ends.get(0, {}), checks.ends.get(cell.distill.max_steps, {}))

@@ -21,6 +21,7 @@ from lit_prune.evaluate.basin import measure_basin
 from lit_prune.evaluate.throughput import compare_requests
 from lit_prune.evaluate.validation import sizes_of, validation_data, validation_losses
 from lit_prune.losses.sequence_losses import SequenceLosses
+from lit_prune.parallel.group import is_main
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context
 from lit_prune.pipeline.work import flops_of_token
@@ -46,7 +47,10 @@ class Validations:
 
 
 def measure(cell: Cell, ctx: Context, model: Any, validations: Validations, masks: Masks) -> dict[str, Any]:
-    """Return the metrics of a retrained student; write its losses by validation sequence to the folder."""
+    """Return the metrics of a retrained student; write its losses by validation sequence to the folder.
+
+    All ranks share the losses. Rank 0 measures the rest, which the result of the others lacks.
+    """
     # The last validation read the same sequences, before adapters were merged.
     known = validations.after if cell.distill.lora is None else {}
     found = known.get("lm_loss") or sequence_losses(cell, ctx, model)
@@ -63,15 +67,17 @@ def measure(cell: Cell, ctx: Context, model: Any, validations: Validations, mask
     if cell.evaluation.second_corpus is not None:
         losses["second_lm_loss"] = sequence_losses(artifacts.with_second_text(cell), ctx, model)
         result["second_lm_loss"] = losses["second_lm_loss"].mean
+    test = cell.evaluation.basin
+    basin = {} if test is None else _basin(cell, ctx, model, masks, test)
+    if not is_main():
+        return result
     _write(losses, ctx.folder)
     if cell.evaluation.throughput is not None:
         count = ctx.counter("serving requests", cell.evaluation.throughput.num_repeats, "round")
         result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.throughput, ctx.device, count)
     if cell.evaluation.tasks is not None:
         result |= _accuracies(cell, ctx, model, cell.evaluation.tasks)
-    if cell.evaluation.basin is not None:
-        result |= _basin(cell, ctx, model, masks, cell.evaluation.basin)
-    return result | _ends(validations.rows)
+    return result | basin | _ends(validations.rows)
 
 
 def _accuracies(cell: Cell, ctx: Context, model: Any, tasks: TaskTest) -> dict[str, float]:

@@ -16,11 +16,18 @@ from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import OnProgress, train
 from lit_prune.evaluate.perplexity import language_model_loss
 from lit_prune.models import loading
+from lit_prune.parallel.group import is_main
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pruning.masks import Masks, load_masks, save_masks
 
 _SEQUENCES = 64
+
+
+def inputs(cell: Cell, ctx: Context) -> None:
+    """Compute the tokens and the teacher before fine-tuning."""
+    artifacts.tokens(cell, ctx)
+    artifacts.base_teacher(cell, ctx)
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
@@ -29,13 +36,14 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     assert recipe is not None
     tokens = artifacts.tokens(cell, ctx)
     model = loading.load_model(artifacts.base_teacher(cell, ctx)).to(ctx.device)
-    artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
+    if is_main():
+        artifacts.tokenizer(cell, ctx).save_pretrained(ctx.folder / "model")
     on_progress = ctx.training("fine-tuning the teacher", recipe.max_steps)
     masks = load_masks(artifacts.base_teacher(cell, ctx))
     return correct(recipe, model, tokens, ctx.folder, ctx.execution, on_progress, ctx.spend, masks)
 
 
-STAGE = Stage("correction", run, resumes=True)
+STAGE = Stage("correction", run, resumes=True, inputs=inputs)
 
 
 def objective(recipe: Finetuning) -> Distill:
@@ -64,8 +72,9 @@ def correct(
         on_progress=on_progress, callbacks=[Spending(spend)], masks=masks,
     )  # fmt: skip
     after, _ = _validation_loss(teacher.to(device), tokens, recipe.seq_len)
-    teacher.save_pretrained(folder / "model")
-    save_masks(masks or {}, folder / "model")
+    if is_main():
+        teacher.save_pretrained(folder / "model")
+        save_masks(masks or {}, folder / "model")
     return {
         "lm_loss_before": before,
         "lm_loss": after,

@@ -13,8 +13,15 @@ from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.train import OnProgress, train
 from lit_prune.evaluate.teacher_quality import heldout_loss
 from lit_prune.models.llama import config_of, new_model
+from lit_prune.parallel.group import is_main
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.stage import Context, Stage
+
+
+def inputs(cell: Cell, ctx: Context) -> None:
+    """Compute the tokenizer and the tokens, which lie in the folder of the stage."""
+    assert cell.teacher.pretraining is not None
+    tokenise(cell.teacher.pretraining, artifacts.tokenizer(cell, ctx), ctx.folder)
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def run(cell: Cell, ctx: Context) -> dict[str, Any]:
     return pretrain(recipe, tokenizer, ctx.folder, ctx.execution, on_progress, ctx.spend)
 
 
-STAGE = Stage("teacher", run, resumes=True)
+STAGE = Stage("teacher", run, resumes=True, inputs=inputs)
 
 
 def pretrain(
@@ -44,14 +51,17 @@ def pretrain(
     Returns validation loss (nats/token), tokens trained on, and the corpus's fingerprint.
     """
     tokens, target = tokenise(recipe, tokenizer, folder), folder / "model"
-    config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    if is_main():
+        config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
+        tokenizer.save_pretrained(target)
     model = new_model(recipe, tokenizer.eos_token_id)
     train(
         model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, on_progress=on_progress,
         callbacks=[Spending(spend)],
     )  # fmt: skip
-    model.half().save_pretrained(target)
+    model.half()
+    if is_main():
+        model.save_pretrained(target)
     loss, num_tokens = heldout_loss(model.float(), tokens, recipe.seq_len)
     return {
         "lm_loss": loss,

@@ -104,7 +104,7 @@ class TeacherOutputs:
     def _identity(self, cell: Cell, ctx: Context) -> dict[str, Any] | None:
         """Return the key that cells served by the same cache share; None if no cache can serve the cell."""
         distill, execution = cell.distill, self.execution
-        if not execution.cache_teacher or not _uses_frozen_teacher(distill):
+        if not execution.cache_teacher or execution.devices > 1 or not _uses_frozen_teacher(distill):
             return None  # few cells imitate the same parent
         return {
             "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "seed": cell.seed,

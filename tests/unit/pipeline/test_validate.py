@@ -41,6 +41,9 @@ def test_a_recipe_that_cannot_be_is_refused(path):
     [
         ({"grad_accum_steps": 3}, "--grad-accum-steps", ["distill.batch_size", 8, 3]),
         ({"grad_accum_steps": 0}, "--grad-accum-steps", [">= 1", 0]),
+        ({"devices": 3}, "--devices", ["distill.batch_size", 8, 3]),
+        ({"devices": 0}, "--devices", [">= 1", 0]),
+        ({"devices": 4, "grad_accum_steps": 4}, "--grad-accum-steps", ["distill.batch_size", 2, 4]),
         ({"num_workers": -1}, "--num-workers", [">= 0", -1]),
         ({"log_every": 0}, "--log-every", [">= 1", 0]),
         ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds", [">= 0", -1.0]),

@@ -1,0 +1,136 @@
+"""Training on 2 and 4 ranks is training on one: losses, gradients, weights, resumption, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from ranks import on_ranks
+from trained import QUICK, RECIPE, Stop, close, rows, small_student, small_teacher
+
+from lit_prune.config import Distill, Lora, Optimizer
+from lit_prune.distill.callbacks import Diverged
+from lit_prune.distill.train import train
+from lit_prune.parallel.group import rank
+from lit_prune.parallel.processes import RankFailed
+
+LONG = dataclasses.replace(RECIPE, max_steps=20)
+RECIPES = {
+    "a ratio of L_is": LONG,
+    "top-k": dataclasses.replace(LONG, alpha=0.0, match_embedding=False, match_mlp_input=(), match_layer_output=(),
+                                 ce_weight="balanced", top_k=5, temperature=2.0),
+    "LoRA": dataclasses.replace(LONG, lora=Lora(rank=2)),
+    "a teacher trained alongside": dataclasses.replace(LONG, teacher_optimizer=Optimizer(lr=1e-3)),
+    "cross-entropy": Distill(ce_weight=1.0, kd_weight=0.0, seq_len=16, batch_size=4, max_steps=20),
+}  # fmt: skip
+
+
+def run(
+    tokens: Path, folder: Path, world: int, recipe: Distill = LONG, *, stop_at: int | None = None,
+    sabotage: Any = lambda student: None, **execution: Any,
+) -> Any:  # fmt: skip
+    """Train on so many ranks; return the student and the teacher of rank 0."""
+    how = dataclasses.replace(QUICK, log_every=1, **{"checkpoint_seconds": 1e9} | execution)
+
+    def on_progress(step: int, row: dict[str, float]) -> None:
+        if step == stop_at:
+            raise Stop
+
+    def call() -> Any:
+        student, teacher = small_student(), small_teacher()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter += rank()  # every rank starts with the weights of rank 0
+        sabotage(student)
+        train(student, teacher, recipe, tokens, folder, seed=0, execution=how, on_progress=on_progress)
+        return student, teacher
+
+    folder.mkdir(exist_ok=True)
+    try:
+        return on_ranks(world, call)
+    except Stop:
+        return None
+
+
+@pytest.fixture(scope="module")
+def alone(text_tokens, tmp_path_factory):
+    """Each recipe on one rank: the folder and the models."""
+    made: dict[str, Any] = {}
+
+    def of(name: str) -> Any:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("alone")
+            made[name] = folder, run(text_tokens, folder, 1, RECIPES[name])
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize(("name", "world"), [*((name, 2) for name in RECIPES), ("a ratio of L_is", 4)])
+def test_ranks_train_as_one(alone, text_tokens, tmp_path, name, world):
+    """The last sequence of the text is padded, so the ranks score different numbers of tokens."""
+    folder, models = alone(name)
+    for ours, theirs in zip(run(text_tokens, tmp_path, world, RECIPES[name]), models, strict=True):
+        close(ours, theirs)
+    found, expected = rows(tmp_path), rows(folder)
+    assert set(found) == set(expected)
+    assert len(found) == 20
+    pd.testing.assert_frame_equal(found[list(expected)], expected, rtol=1e-4)
+
+
+def test_ranks_accumulate_micro_batches(alone, text_tokens, tmp_path):
+    folder, models = alone("a ratio of L_is")
+    student, _ = run(text_tokens, tmp_path, 2, grad_accum_steps=2)
+    close(student, models[0])
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(folder), rtol=1e-4)
+
+
+def test_a_run_may_go_on_on_another_number_of_ranks(alone, text_tokens, tmp_path):
+    folder, models = alone("a ratio of L_is")
+    steps = []
+    for world, stop_at in ((2, 6), (1, 13), (4, None)):
+        student = run(text_tokens, tmp_path, world, stop_at=stop_at, checkpoint_seconds=0.0)
+        steps.append(torch.load(tmp_path / "last.ckpt")["global_step"])
+    student, _ = student
+    assert steps == [5, 12, 20]
+    close(student, models[0])
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(folder), rtol=1e-4)
+
+
+def at_pass(number: int, place: int, how: Any) -> Any:
+    """What makes the given forward pass of the student fail on one rank."""
+
+    def sabotage(student: Any) -> None:
+        passes = iter(range(1, 100))
+        if rank() == place:
+            student.model.norm.register_forward_hook(
+                lambda module, inputs, output: how(output) if next(passes) == number else None
+            )
+
+    return sabotage
+
+
+def test_a_value_that_is_not_finite_on_one_rank_stops_all(text_tokens, tmp_path):
+    with pytest.raises(Diverged, match=r"at step [34]$"):
+        run(text_tokens, tmp_path, 2, sabotage=at_pass(3, 1, lambda output: output * float("nan")))
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(alone, text_tokens, tmp_path):
+    with pytest.raises(RankFailed, match="rank 3 of 4 was killed by SIGKILL"):
+        run(
+            text_tokens,
+            tmp_path,
+            4,
+            sabotage=at_pass(8, 3, lambda output: os.kill(os.getpid(), signal.SIGKILL)),
+            checkpoint_seconds=0.0,
+        )
+    assert (tmp_path / "last.ckpt").exists()
+    student, _ = run(text_tokens, tmp_path, 2)
+    close(student, alone("a ratio of L_is")[1][0])
