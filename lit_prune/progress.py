@@ -16,7 +16,9 @@ class Progress(Protocol):
     (`cells`); and the current stage in its own unit, such as steps or tokens (`count`).
     """
 
-    done: int
+    @property
+    def done(self) -> int:
+        """Finished units of work."""
 
     def say(self, what: str) -> None:
         """Report the current activity."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lit_prune import cpu
 from lit_prune.cli.process import Output, Verb
-from lit_prune.config import ConfigError, Execution, renames
+from lit_prune.config import ConfigError, Execution, Placement, renames
 from lit_prune.config.profiles import is_file
 from lit_prune.config.table import Table
 from lit_prune.cpu.threads import share_the_machine
@@ -39,6 +39,7 @@ class TableFlags(TableRequest):
     """Log runs to Weights & Biases; auto is online if there is an API key, else offline."""
     debug: bool = False
     """Stop at the first failure with its traceback. By default a failure is recorded and the other cells continue."""
+    placement: tyro.conf.OmitArgPrefixes[Placement] = Placement()
     execution: tyro.conf.OmitArgPrefixes[Execution] = Execution()
 
 
@@ -114,6 +115,8 @@ class Command:
             return self._diff()
         if self.flags.keys:
             raise ConfigError(f"{self.flags.command}: must be given no address, got {' '.join(self.flags.keys)}")
+        if self.flags.debug and self.flags.placement.workers:
+            raise ConfigError("--debug: must be given without --jobs and --on, it needs one process")
         if self.flags.record:
             self._refuse_record()
         measure = self.flags.command == "run" and not self.flags.dry_run
@@ -145,7 +148,7 @@ class Command:
         check_rows(self.table, Path(flags.profile).stem, self.entries)
         return compute(
             missing, self.store, flags.execution, ProgressBar, flags.wandb, self.table.name, self._begin,
-            debug=flags.debug,
+            debug=flags.debug, placement=flags.placement,
         )  # fmt: skip
 
     def _begin(self) -> None:
@@ -189,8 +192,9 @@ class Command:
     def _status(self) -> int:
         from lit_prune.render.terminal import print_status
         from lit_prune.report.results_frame import tidy
+        from lit_prune.store.activity import work_in_progress
 
-        print_status(tidy(self.table, self.entries, self.store), self.console)
+        print_status(tidy(self.table, self.entries, self.store), self.console, work_in_progress(self.store))
         self._print_pending()
         return 0
 

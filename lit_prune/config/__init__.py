@@ -17,6 +17,7 @@ from lit_prune.config.prune import Prune as Prune
 from lit_prune.config.prune import PruneMethod as PruneMethod
 from lit_prune.config.prune import sizes_of as sizes_of
 from lit_prune.config.runtime import Execution as Execution
+from lit_prune.config.runtime import Placement as Placement
 from lit_prune.config.schema import EVIDENCE as EVIDENCE
 from lit_prune.config.schema import BasinTest as BasinTest
 from lit_prune.config.schema import Calibration as Calibration

@@ -10,6 +10,22 @@ from lit_prune.config.fields import Count, Natural, NonNegative
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the cells of a table are computed."""
+
+    on: Literal["here", "local"] = "here"
+    """here computes in this process; local starts worker processes on this machine, each with one GPU or its share of
+    the cores."""
+    jobs: Count | None = None
+    """Worker processes; implies --on local. Default with --on local: one per GPU, or one per four cores."""
+
+    @property
+    def workers(self) -> bool:
+        """Whether other processes compute the cells."""
+        return self.on != "here" or self.jobs is not None
+
+
+@dataclass(frozen=True)
 class Execution:
     """How runs are carried out."""
 

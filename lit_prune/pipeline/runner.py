@@ -89,13 +89,8 @@ class Runner:
         """
         entries = list(entries)
         cpu.prepare(attention_shape(entry.cell for entry in entries))
-        self.ctx.pending.update(calibrate.pending((entry.cell for entry in entries), self.store))
         outcomes: dict[str, Outcome] = {}
-        planned = waves(self.store, entries)
-        self.num_cells = len({entry.key for wave in planned for entry in wave})
-        self.ctx.progress.cells(0, self.num_cells)
-        self.students.expect((entry for wave in planned for entry in wave), self.ctx.progress)
-        for wave in [self.teacher_outputs.expect(wave, self.ctx) for wave in planned]:
+        for wave in self.expect(entries):
             for entry in wave:
                 self._compute(entry, outcomes)
             # The next wave is cut from these.
@@ -104,18 +99,27 @@ class Runner:
         self._wait(entries, outcomes)
         return sum(outcomes[entry.key] == "failed" for entry in entries)
 
+    def expect(self, entries: Iterable[Entry]) -> list[list[Entry]]:
+        """Register the cells of a run, so that each stage knows what the others need; return them in waves."""
+        entries = list(entries)
+        self.ctx.pending.update(calibrate.pending((entry.cell for entry in entries), self.store))
+        planned = waves(self.store, entries)
+        self.num_cells = len({entry.key for wave in planned for entry in wave})
+        self.ctx.progress.cells(0, self.num_cells)
+        self.students.expect((entry for wave in planned for entry in wave), self.ctx.progress)
+        return [self.teacher_outputs.expect(wave, self.ctx) for wave in planned]
+
     def _compute(self, entry: Entry, outcomes: dict[str, Outcome]) -> None:
         """Compute a cell and note its outcome."""
-        ctx = dataclasses.replace(self.ctx, entry=entry, measurable=reset_peak())
-        outcomes[entry.key] = self._attempt(entry, ctx)
+        outcomes[entry.key] = self.attempt(entry)
         if outcomes[entry.key] != "busy":
-            self._release(entry.cell, ctx)
+            self.release(entry)
         self.ctx.progress.cells(sum(outcome != "busy" for outcome in outcomes.values()), self.num_cells)
 
-    def _release(self, cell: Cell, ctx: Context) -> None:
-        """Remove the intermediate results that no other cell of the run needs."""
-        self.teacher_outputs.release(cell, ctx)
-        self.students.release(cell)
+    def release(self, entry: Entry) -> None:
+        """Remove the intermediate results of a finished or failed cell that no other cell of the run needs."""
+        self.teacher_outputs.release(entry.cell, self.ctx)
+        self.students.release(entry.cell)
 
     def _wait(self, entries: Iterable[Entry], outcomes: dict[str, Outcome]) -> None:
         """Wait for the cells that other processes hold, and compute those that they leave unfinished."""
@@ -126,12 +130,17 @@ class Runner:
                     done = node.result is not None
                 if done:
                     outcomes[entry.key] = "done"
-                    self._release(entry.cell, self.ctx)
+                    self.release(entry)
                 else:
                     self._compute(entry, outcomes)
 
-    def _attempt(self, entry: Entry, ctx: Context) -> Outcome:
-        """Compute a cell, or record why it failed."""
+    def attempt(self, entry: Entry) -> Outcome:
+        """Compute a cell unless another process holds it; record why it failed.
+
+        Raises:
+            ConfigError: if the request itself is wrong.
+        """
+        ctx = dataclasses.replace(self.ctx, entry=entry, measurable=reset_peak())
         outcome: Outcome = "done"
         try:
             self.cell(entry, ctx)

@@ -149,19 +149,27 @@ def print_students(found: Sequence[Student], console: Console) -> None:
         console.print(terminal_text(f"and {len(found) - _STUDENTS} more; `status` lists the addresses of all cells"))
 
 
-def print_status(tidy: pd.DataFrame, console: Console) -> None:
-    """Print every cell with its address and state, and the number of cells by state."""
+def print_status(tidy: pd.DataFrame, console: Console, work: Mapping[str, str] | None = None) -> None:
+    """Print every cell with its address and state, and the number of cells by state.
+
+    `work` maps the stage and address of what processes are computing to who does it since when; cells say so, and
+    other stages follow the table.
+    """
+    work = dict(work or {})
     shown = _rich_table()
     for name in ("key", "row", "seed", "state"):
         shown.add_column(name, overflow="fold")
     for line in tidy.to_dict("records"):
         state = line["state"] + (f": {line['error']}" if line["error"] else "")
+        state = work.pop(f"cell-{line['key']}", state)
         cells = (line["key"], line["row"], str(line["seed"]), state)
         shown.add_row(*(terminal_text(cell, _STATES[line["state"]]) for cell in cells))
     counts = ", ".join(f"{count} {state}" for state, count in tidy["state"].value_counts().items())
     console.print(shown)
     console.print()
     console.print(terminal_text(f"{len(tidy)} cells: {counts}"))
+    for name, text in work.items():
+        console.print(terminal_text(f"{name}: {text}"), soft_wrap=True)
 
 
 def print_costs(costs: Sequence[Cost], console: Console) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_prune.store.activity import WORKERS
 from lit_prune.store.address import CACHE, STAGES
 from lit_prune.store.lease import Locked
 from lit_prune.store.store import LEASES, Node, Store
@@ -40,7 +41,7 @@ class Usage:
 def usage(store: Store) -> list[Usage]:
     """Return the nodes of all stages and the other folders of a store, largest first."""
     found = []
-    for kind in (path for path in store.root.iterdir() if path.is_dir() and path.name != LEASES):
+    for kind in (path for path in store.root.iterdir() if path.is_dir() and path.name not in (LEASES, WORKERS)):
         nodes = [path for path in kind.iterdir() if any((path / name).is_file() for name in _NODE)]
         found += [Usage(kind.name, path, size_of(path), (path / "result.json").is_file()) for path in nodes]
         if not nodes and (num_bytes := size_of(kind)):

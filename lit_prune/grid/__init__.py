@@ -1,0 +1,1 @@
+"""Compute a table with several workers: one driver, and executors that run its tasks on a machine or a cluster."""
