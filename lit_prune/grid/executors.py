@@ -19,5 +19,5 @@ def executor_of(placement: Placement, job: Job) -> Executor:
         ConfigError: if the machine does not have what the placement needs.
     """
     gpus = gpus_of(job.execution.accelerator)
-    jobs = placement.jobs or len(gpus) or max(1, (os.cpu_count() or 1) // _CORES)
+    jobs = placement.jobs or len(gpus) // job.execution.devices or max(1, (os.cpu_count() or 1) // _CORES)
     return LocalExecutor(job, jobs, gpus)

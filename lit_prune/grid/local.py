@@ -36,11 +36,16 @@ class LocalExecutor:
     """Runs each task in one of `jobs` processes. A process that dies is replaced when there is work for it."""
 
     def __init__(self, job: Job, jobs: int, gpus: list[str]) -> None:
-        """Create an executor of `jobs` workers, which share the GPUs by turns; without GPUs they share the cores."""
+        """Create an executor of `jobs` workers, each with the GPUs of one cell or, without GPUs, a share of the cores.
+
+        More workers than there are such groups of GPUs share them.
+        """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = job.execution.threads or max(1, cores // jobs)
+        devices = job.execution.devices
+        threads = job.execution.threads or max(1, cores // (jobs * devices))
+        groups = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) + 1 - devices, devices)]
         self._job = dataclasses.replace(job, execution=dataclasses.replace(job.execution, threads=threads))
-        self._environments = [_environment(threads, gpus, place) for place in range(jobs)]
+        self._environments = [_environment(threads, groups, place) for place in range(jobs)]
         self._seats: list[_Seat | None] = [None] * jobs
         self._queue: deque[Task] = deque()
         self._spawn = multiprocessing.get_context("spawn")
@@ -83,7 +88,7 @@ class LocalExecutor:
                 continue
             if seat is None:
                 ours, theirs = self._spawn.Pipe()
-                process = self._spawn.Process(target=_serve, args=(theirs, self._job, environment), daemon=True)
+                process = self._spawn.Process(target=_serve, args=(theirs, self._job, environment))
                 process.start()
                 theirs.close()
                 seat = self._seats[place] = _Seat(process, ours)
@@ -116,9 +121,9 @@ def gpus_of(accelerator: str) -> list[str]:
     return names[:count] if count and names != [""] else [str(number) for number in range(count)]
 
 
-def _environment(threads: int, gpus: list[str], place: int) -> dict[str, str]:
+def _environment(threads: int, groups: list[str], place: int) -> dict[str, str]:
     shares = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return shares | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
+    return shares | ({"CUDA_VISIBLE_DEVICES": groups[place % len(groups)]} if groups else {})
 
 
 def _cause(code: int | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from lit_prune.config import Cell, Corpus, Finetuning, Pretraining, Teacher
@@ -54,7 +56,7 @@ def test_a_teacher_is_pretrained_then_fine_tuned_then_pruned(store):
     tasks = planned(store, trained)
     assert [task.stage for task in tasks] == ["teacher", "correction", "student", "cell"]
     assert [len(task.needs) for task in tasks] == [0, 1, 1, 2]
-    for earlier, later in zip(tasks, tasks[1:], strict=False):
+    for earlier, later in itertools.pairwise(tasks):
         assert earlier.name in later.needs
 
 
