@@ -1,15 +1,16 @@
 """Hidden states of teacher and student that are compared, and the hooks that read them.
 
 A state is read after the norm that follows it (Minitron, section 3): the embedding output after the first layer's input
-norm, a layer's output after the next layer's input norm (the final norm for the last layer), a layer's MLP input after
-the norm before the MLP. In families without such norms it is read without one. Queries, keys and values are the outputs
-of their linears, before a query or key norm and before rotary embedding.
+norm, a layer's output after the next layer's input norm (the final norm for the last layer, the norm before the MLP if
+the next layer has no attention), a layer's MLP input after the norm before the MLP. In families without such norms it
+is read without one. Queries, keys and values are the outputs of their linears, before a query or key norm and before
+rotary embedding.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_prune.config import ConfigError, Distill
 from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
+from lit_prune.models.shape import widths_of
 
 VECTORS = ("query", "key", "value")
 """The vectors that attention projects from a layer's input, in the order of fused projections."""
@@ -73,6 +75,19 @@ def check_relation_heads(distill: Distill, *configs: Any) -> None:
             raise ConfigError(
                 f"distill.relation_heads: {distill.relation_heads} is no divisor of {width}, the width of a head"
             )
+
+
+def check_sublayers(states: Iterable[State], config: Any, whose: str) -> None:
+    """Check that the layers of a model with this config have the attention or the MLP in which states are read.
+
+    Raises:
+        ConfigError: if one has not.
+    """
+    for kind, index in states:
+        shape = widths_of(config, index) if kind != "output" else None
+        if shape and not (shape.intermediate_size if kind == "mlp" else shape.num_attention_heads):
+            field, part = ("match_mlp_input", "MLP") if kind == "mlp" else ("match_attention", "attention")
+            raise ConfigError(f"distill.{field}: must name layers with {part}, but layer {index} of {whose} has none")
 
 
 def _maps(distill: Distill, name: str, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
@@ -139,7 +154,8 @@ class HiddenStateReader:
         if index == len(layers):
             norm = self._model.get_submodule(anatomy.final_norm)
             return norm.register_forward_hook(lambda module, inputs, output: keep(output))
-        name = anatomy.mlp_norm if kind == "mlp" else anatomy.input_norm
+        absent = not widths_of(self._model.config, index).num_attention_heads
+        name = anatomy.mlp_norm if kind == "mlp" or absent else anatomy.input_norm
         if name is not None:
             norm = layers[index].get_submodule(name)
             return norm.register_forward_hook(lambda module, inputs, output: keep(output))

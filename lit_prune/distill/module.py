@@ -21,6 +21,7 @@ from lit_prune.distill.hidden_states import (
     State,
     States,
     check_relation_heads,
+    check_sublayers,
     pairs_of,
     relations_of,
 )
@@ -85,6 +86,7 @@ class Distiller(L.LightningModule):
             self._relations = relations_of(self.distill, *depths)  # type: ignore[arg-type]
             if not self._pairs and not self._relations:
                 raise ConfigError(f"distill.alpha: {NOTHING_COMPARED}")
+        check_sublayers([pair.student for pair in self._pairs + self._relations], ours, "the student")
         if self._relations:
             check_relation_heads(self.distill, theirs, ours)
         if self._pairs and ours.hidden_size != theirs.hidden_size:  # type: ignore[union-attr]

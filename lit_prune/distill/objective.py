@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lit_prune.config import ConfigError, Distill
-from lit_prune.distill.hidden_states import check_relation_heads, pairs_of, relations_of
+from lit_prune.distill.hidden_states import check_relation_heads, check_sublayers, pairs_of, relations_of
 from lit_prune.distill.module import NOTHING_COMPARED
 from lit_prune.losses.weighting import check_weights
 
@@ -20,6 +20,8 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_layers: in
     """
     pairs = pairs_of(distill, teacher.num_hidden_layers, num_layers)
     relations = relations_of(distill, teacher.num_hidden_layers, num_layers)
+    check_sublayers([pair.teacher for pair in pairs + relations], teacher, "the teacher")
+    check_sublayers([pair.student for pair in pairs + relations], student, "the student")
     if relations:
         check_relation_heads(distill, teacher, student)
     if distill.alpha and not pairs and not relations:

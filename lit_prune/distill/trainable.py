@@ -91,8 +91,9 @@ def targets_of(model: Any, lora: Lora) -> list[str]:
     Raises:
         ConfigError: if a target matches no linear module.
     """
-    parameters, anatomy = layers_of(model)[0].named_parameters(), anatomy_of(model.config)
-    names = [name.removesuffix(".weight") for name, _ in parameters if anatomy.is_linear(name)]
+    anatomy = anatomy_of(model.config)
+    parameters = dict.fromkeys(name for layer in layers_of(model) for name, _ in layer.named_parameters())
+    names = [name.removesuffix(".weight") for name in parameters if anatomy.is_linear(name)]
     if lora.target_modules is None:
         return names
     chosen: dict[str, None] = {}

@@ -55,8 +55,8 @@ def bytes_of_weights(model: Any) -> int:
 
 
 def bytes_of_cache(cache: Any) -> int:
-    """Return the bytes of the keys and values in a transformers cache."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    """Return the bytes of the keys and values in a transformers cache; layers without attention have none."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
 
 
 def _on_gpu(call: Callable[[], Any], device: torch.device) -> int:

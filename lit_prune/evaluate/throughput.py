@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lit_prune.config import ConfigError, ThroughputTest
 from lit_prune.evaluate.memory import bytes_of_cache, bytes_of_weights, peak_of
+from lit_prune.models.pass_time import seconds_in_turns, token_ids, wait_for
 from lit_prune.models.positions import positions_of
 from lit_prune.models.random_weights import random_model
 
@@ -109,7 +110,7 @@ def compare_requests(
         check_positions(speed, config)
     dtype = torch.bfloat16 if speed.precision == "bf16-true" else torch.float32
     models = [random_model(config, device, dtype) for config in (student, teacher)]
-    ids = _ids(models[0], speed.batch_size, speed.prompt_len)
+    ids = token_ids(models[0], speed.batch_size, speed.prompt_len)
     memory = [memory_of_request(model, ids, speed.max_new_tokens) for model in models]
     ours, theirs = replies_in_turns(models, ids, speed, on_progress)
     served = [
@@ -195,32 +196,12 @@ def _measured(models: Sequence[Any], batch: int, seq_len: int, repeats: int) -> 
     for name, number in (("batch", batch), ("seq_len", seq_len), ("repeats", repeats)):
         if number < 1:
             raise ConfigError(f"throughput: {name}: must be >= 1, got {number}")
-    passes = [_pass_of(model, batch, seq_len) for model in models]
-    for run in passes:
-        run()
-    seconds = [[_seconds(run) for run in passes] for _ in range(repeats)]
+    for model in models:
+        positions = getattr(model.config, "max_position_embeddings", None) or seq_len
+        if seq_len > positions:
+            raise ConfigError(f"throughput: seq_len: must be <= {positions}, the positions of the model, got {seq_len}")
+    seconds = seconds_in_turns(models, batch, seq_len, repeats)
     return [_summary([batch * seq_len / s for s in ours]) for ours in zip(*seconds, strict=True)]
-
-
-def _pass_of(model: Any, batch: int, seq_len: int) -> Callable[[], None]:
-    """Return a function that runs one forward pass and waits for it to finish."""
-    positions = getattr(model.config, "max_position_embeddings", None) or seq_len
-    if seq_len > positions:
-        raise ConfigError(f"throughput: seq_len: must be <= {positions}, the positions of the model, got {seq_len}")
-    ids = _ids(model, batch, seq_len)
-
-    @torch.inference_mode()
-    def run() -> None:
-        model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        _wait(ids.device)
-
-    return run
-
-
-def _ids(model: Any, batch: int, length: int) -> Tensor:
-    """Return tokens [batch, length] on the model's device."""
-    device = next(model.parameters()).device
-    return (torch.arange(batch * length, device=device) % model.config.vocab_size).view(batch, length)
 
 
 def _read(model: Any, ids: Tensor) -> tuple[Tensor, Any]:
@@ -236,13 +217,8 @@ def _next(model: Any, token: Tensor, cache: Any) -> Tensor:
 
 def _now(device: torch.device) -> float:
     """Return the time in seconds after synchronising the device."""
-    _wait(device)
+    wait_for(device)
     return time.perf_counter()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _served(replies: Sequence[Reply], speed: ThroughputTest, weights: int, cache: int, peak: int) -> Served:
@@ -253,12 +229,6 @@ def _served(replies: Sequence[Reply], speed: ThroughputTest, weights: int, cache
         whole=_summary([new / (reply.prefill + reply.decode) for reply in replies]),
         weights=weights, cache=cache, peak=peak,
     )  # fmt: skip
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _summary(speeds: Sequence[float]) -> Throughput:

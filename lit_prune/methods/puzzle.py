@@ -1,4 +1,4 @@
-"""Puzzle: choose a variant of every layer by replace-one scores and a knapsack (arXiv 2411.19146)."""
+"""Puzzle: choose a variant of attention and MLP in every layer by replace-one scores (arXiv 2411.19146)."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import Prune
-from lit_prune.config.fields import Count, Proportion
+from lit_prune.config.fields import Count
 from lit_prune.methods import method
-from lit_prune.pruning.bases.plan_search import PlanSearch
+from lit_prune.pruning.bases.variant_search import VariantSearch
 from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
     from lit_prune.pruning.plan import PrunePlan
-    from lit_prune.pruning.replace_one import Library
-    from lit_prune.pruning.unit_costs import UnitCosts
+    from lit_prune.pruning.variants import Library
 
 
 @method("puzzle")
 @dataclass(frozen=True)
-class Puzzle(PlanSearch):
-    """Choose the width of every MLP and attention, or no layer, with the least change of the output within a budget.
+class Puzzle(VariantSearch):
+    """Choose the width of every MLP and attention, or none of it, with the least change of the output in a budget.
 
     The effect of a variant is KL(model || model with the variant in one layer) or the rise of the loss (replace-1-block
-    scores). A mixed-integer program minimises the sum of effects under a limit on parameters or memory.
+    scores); that of a layer is the sum over its two sub-layers. A mixed-integer program minimises the sum of effects
+    under a limit on parameters, memory, or measured latency: the sum of the times of the parts.
 
-    Deviations: variants are cut, not trained one by one by local distillation. There are no linear variants, and only
-    whole layers become no-ops, as the modelling code has no layers without attention or MLP. A KV group goes with its
-    query heads; the paper keeps all queries and averages keys and values. What a choice leaves of the budget is spent
-    on neurons. Latency is no budget. Retraining compares only the last hidden states.
+    Deviations: variants are cut, not trained one by one by local distillation. There are no linear variants. A KV group
+    goes with its query heads; the paper keeps all queries and averages keys and values. A dropped layer is measured as
+    a whole. At least one layer keeps attention and MLP. What a choice leaves of the budget is spent on neurons,
+    except with latency. Latency is that of a forward pass without a cache. Retraining compares only the last hidden
+    states.
+
+    A student of which a layer has no attention or no MLP has a type of its own, and keeps no keys and values for
+    layers without attention. Import `lit_prune.models.transformed` before you load a student.
     """
 
-    mlp_widths: tuple[Proportion, ...] = (0.875, 0.75, 0.5, 0.25, 0.1)
-    """Shares of the MLP neurons of a layer that it may keep, besides all."""
-    kv_groups: tuple[Proportion, ...] = (0.75, 0.5, 0.25)
-    """Shares of the KV groups of a layer that it may keep, besides all."""
-    no_op_layers: bool = True
-    """Whether whole layers may be dropped."""
     score: Literal["kl", "loss"] = "kl"
     """Effect of a variant: the KL divergence from the whole model, or the increase of the language-model loss."""
     width_criterion: Literal["activation", "magnitude", "taylor", "random"] = "activation"
@@ -56,22 +54,12 @@ class Puzzle(PlanSearch):
 
         return frozenset(() if self.plan_path else criteria[self.width_criterion].needs)
 
-    def library(self, costs: UnitCosts) -> Library:
-        """Return the variants of a layer."""
-        from lit_prune.pruning.replace_one import Library
-
-        return Library.of(costs, self.mlp_widths, self.kv_groups, self.no_op_layers)
-
-    def least(self, costs: UnitCosts) -> int:
-        """Return the cost of the smallest model."""
-        return self.library(costs).least()
-
     def own_flops(self, work: Any) -> float:
         """Return the FLOPs of measuring every variant of every layer."""
         variants = len(self.library(self.budget(work.config)[0]).parts())
-        return work.replaced(variants, self.num_sequences)
+        return super().own_flops(work) + work.replaced(variants, self.num_sequences)
 
-    def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, None]:
+    def choose(self, model: Any, ctx: PruneContext, library: Library, limit: int) -> PrunePlan:
         """Measure the effect of each variant in each layer, and choose one for every layer."""
         import torch
 
@@ -79,8 +67,7 @@ class Puzzle(PlanSearch):
         from lit_prune.importance.criteria import criteria
         from lit_prune.pruning import replace_one
 
-        (costs, limit), copied = self.budget(model.config), copy.deepcopy(model).to(ctx.device)
-        scores = criteria[self.width_criterion].score(ctx.collect(model, self.statistics(model.config)), Prune())
+        copied, stats = copy.deepcopy(model).to(ctx.device), ctx.collect(model, self.statistics(model.config))
+        scores = criteria[self.width_criterion].score(stats, Prune())
         batch = sample_sequences(ctx.batches(), self.num_sequences, torch.Generator().manual_seed(ctx.seed))
-        library = self.library(costs)
-        return replace_one.search(copied, library, scores, limit, batch, self.score, ctx.counter, ctx.measured), None
+        return replace_one.search(copied, library, scores, limit, batch, self.score, ctx.counter, ctx.measured)

@@ -40,8 +40,8 @@ _AXES = {"hidden channels": ("hidden",), "neurons": ("neuron",), "heads": ("head
 def check_pieces(model: Any, location: str) -> None:
     """Check that the float32 model at `location` computes what the description of its family states.
 
-    Takes two forward passes over 16 tokens, and three more through the first and the last layer. Models without a
-    description pass; `anatomy_of` raises an error as soon as one of their parts is needed.
+    Takes two forward passes over 16 tokens, and three more through the first and the last layer with attention and MLP.
+    Models without a description pass; `anatomy_of` raises an error as soon as one of their parts is needed.
 
     Raises:
         ConfigError: if a part of the model is not as described.
@@ -87,7 +87,9 @@ class _Call(NamedTuple):
 def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield parts of the model, each with the value expected from the description and the model's own value."""
     layers = layers_of(model)
-    checked = sorted({0, len(layers) - 1})
+    shapes = [widths_of(model.config, i) for i in range(len(layers))]
+    complete = [i for i, shape in enumerate(shapes) if shape.num_attention_heads and shape.intermediate_size]
+    checked = sorted({*complete[:1], *complete[-1:]})
     parts = [p for p in _parts(anatomy) if p]
     modules = {anatomy.final_norm: model.get_submodule(anatomy.final_norm)}
     modules |= {str(i): layer for i, layer in enumerate(layers)}
@@ -103,7 +105,7 @@ def _comparisons(model: Any, anatomy: ModelFamily) -> Iterator[tuple[str, Tensor
     for i in range(len(layers)):
         yield f"residual stream after layer {i}", calls[str(i)].output, entering[i + 1]
     for i in checked:
-        shape = widths_of(model.config, i)
+        shape = shapes[i]
         inside = {part: calls[f"{i}.{part}"] for part in parts}
         for what, ours, theirs in _inside(anatomy, shape, head_dim_of(model.config), layers[i], inside, entering[i]):
             yield f"{what} in layer {i}", ours, theirs

@@ -73,6 +73,24 @@ class ModelFamily:
         return self.attention_input[0] if len(self.attention_input) > 1 else None
 
     @property
+    def sublayers(self) -> dict[str, tuple[str, ...]]:
+        """The sub-layers of a layer, by the names that `skip` of transformers' `per_layer_config` has for them.
+
+        Each has the names of its module and of the norm that it alone reads.
+        """
+        own = self.input_norm != self.mlp_norm
+        parts = {
+            "attention": (self.attention_output.rpartition(".")[0], self.input_norm),
+            "mlp": (self.mlp, self.mlp_norm),
+        }
+        return {kind: tuple(filter(None, (part, norm if own else None))) for kind, (part, norm) in parts.items()}
+
+    def sublayer_of(self, name: str) -> str | None:
+        """Return the sub-layer of a parameter by its name relative to the layer; None if it is in none of them."""
+        found = (kind for kind, parts in self.sublayers.items() if name.startswith(tuple(f"{part}." for part in parts)))
+        return next(found, None)
+
+    @property
     def gated(self) -> bool:
         """Whether the neurons are multiplied by the output of another linear after their activation."""
         return len(self.mlp_input) > 1 or isinstance(self.axes_of(f"{self.mlp_input[0]}.weight")[0], tuple)

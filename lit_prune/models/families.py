@@ -165,3 +165,7 @@ FAMILIES = {
     ),
     "helium": ModelFamily(_LLAMA | _BIASES, tied_width=True),
 }  # fmt: skip
+
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "ernie4_5", "ministral", "arcee", "seed_oss")
+"""Families with the layer x + attention(norm(x)), then x + mlp(norm(x)), and RMSNorm: the only ones whose layers
+`lit_prune.models.transformed` can change."""

@@ -121,7 +121,7 @@ class _Layer:
         self, config: Any, index: int, shapes: dict[str, tuple[int, ...]], trainable: Trainable, found: Products
     ) -> None:
         self.config, self.index, self.trainable, self.found = config, index, trainable, found
-        self.anatomy, self.hidden = anatomy_of(config), config.hidden_size
+        self.anatomy, self.hidden, self.own = anatomy_of(config), config.hidden_size, widths_of(config, index)
         prefix = f"{self.anatomy.layers}.{index}."
         self.shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         self.trained = trainable.layer(index, config.num_hidden_layers)
@@ -131,15 +131,19 @@ class _Layer:
 
         `stream` is the same before the layer. A token attends to `positions` positions.
         """
-        anatomy = self.anatomy
-        read = self._normed(stream, anatomy.input_norm)
-        attended = self._linear(anatomy.attention_output, self._attention(read, positions), into_stream=True)
-        between = self._shortcut("attention_shortcut", stream) or attended
+        anatomy, between = self.anatomy, stream
+        if self.own.num_attention_heads:
+            read = self._normed(stream, anatomy.input_norm)
+            self._show("output", self.hidden, read)
+            attended = self._linear(anatomy.attention_output, self._attention(read, positions), into_stream=True)
+            between = self._shortcut("attention_shortcut", stream) or attended
+        if not self.own.intermediate_size:
+            return between
         mlp_reads = self._normed(stream if _is_parallel(self.config, anatomy) else between, anatomy.mlp_norm)
+        self._show("mlp", self.hidden, mlp_reads)
+        self.found.values.setdefault(("output", self.index), Value(self.hidden, mlp_reads))
         neurons = [self._linear(name, mlp_reads) for name in anatomy.mlp_input]
         made = self._linear(anatomy.mlp_output, any(neurons), into_stream=True)
-        self._show("output", self.hidden, read)
-        self._show("mlp", self.hidden, mlp_reads)
         return self._shortcut("mlp_shortcut", between) or made
 
     def _attention(self, read: bool, positions: float) -> bool:
@@ -147,8 +151,8 @@ class _Layer:
         linears = self.anatomy.attention_input
         made = [self._linear(name, read) for name in linears]
         query, key, value = made if len(made) > 1 else made * 3
-        own, head_dim = widths_of(self.config, self.index), head_dim_of(self.config)
-        width, others = own.num_attention_heads * head_dim, own.num_key_value_heads * head_dim
+        head_dim = head_dim_of(self.config)
+        width, others = self.own.num_attention_heads * head_dim, self.own.num_key_value_heads * head_dim
         self._show("query", width, query)
         self._show("key", others, key)
         self._show("value", others, value)

@@ -15,6 +15,7 @@ from lit_prune.models.description import Axes as Axes
 from lit_prune.models.description import Axis as Axis
 from lit_prune.models.description import ModelFamily as ModelFamily
 from lit_prune.models.families import FAMILIES as FAMILIES
+from lit_prune.models.families import LIKE_LLAMA as LIKE_LLAMA
 
 # It warns whenever a width is read from a config whose layers differ, which some configs do when they are validated.
 logging.getLogger("transformers.integrations.heterogeneity").setLevel(logging.ERROR)

@@ -25,8 +25,8 @@ class ModelShape:
 
     @property
     def heads_per_group(self) -> int:
-        """Number of query heads of a KV group; 1 without grouped-query attention."""
-        return self.num_attention_heads // self.num_key_value_heads
+        """Number of query heads of a KV group; 1 without grouped-query attention, 0 without attention."""
+        return self.num_attention_heads // max(1, self.num_key_value_heads)
 
     def heads_of(self, groups: Iterable[int], count: int | None = None) -> tuple[int, ...]:
         """Return the query heads of KV groups: the first `count` of each, by default all."""
@@ -50,20 +50,24 @@ def shape_of(config: Any) -> ModelShape:
         ConfigError: if its layers differ in width.
     """
     if getattr(config, "is_heterogeneous", False):
-        raise ConfigError("teacher.model: its layers differ in width; prune the model it came from instead")
+        raise ConfigError("teacher.model: its layers differ in width or lack attention; prune the model it came from")
     return widths_of(config)
 
 
 def widths_of(config: Any, index: int = 0) -> ModelShape:
-    """Return the shape of a Hugging Face config, with the widths of one layer if the layers differ."""
+    """Return the shape of a Hugging Face config, with the widths of one layer if the layers differ.
+
+    They are 0 for a sub-layer that the layer does not have.
+    """
     config = config.per_layer_config[index] if config.is_heterogeneous else config
-    anatomy, heads = anatomy_of(config), config.num_attention_heads
+    anatomy, heads, skipped = anatomy_of(config), config.num_attention_heads, getattr(config, "skip", ())
+    neurons, groups = getattr(config, anatomy.neurons, None), getattr(config, "num_key_value_heads", None)
     return ModelShape(
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        intermediate_size=getattr(config, anatomy.neurons, None) or 4 * config.hidden_size,
-        num_attention_heads=heads,
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        intermediate_size=0 if "mlp" in skipped else neurons or 4 * config.hidden_size,
+        num_attention_heads=0 if "attention" in skipped else heads,
+        num_key_value_heads=0 if "attention" in skipped else groups or heads,
     )
 
 
@@ -82,8 +86,8 @@ def check_stock(config: Any) -> None:
     """
     if config.model_type.startswith(TRANSFORMED):
         raise ConfigError(
-            f"prune.method: must be one that prunes {config.model_type}, whose layers have shortcuts or low-rank "
-            "linears; or prune the model it came from"
+            f"prune.method: must be one that prunes {config.model_type}, whose layers have shortcuts, low-rank linears "
+            "or no attention; or prune the model it came from"
         )
 
 

@@ -1,12 +1,15 @@
-"""Import this module to let transformers load models whose layers have shortcuts or low-rank linears.
+"""Import this module to let transformers load models whose layers have shortcuts, low-rank linears or no attention.
 
 No stock config describes such layers, so these models have a type of their own: `lit_prune_llama` for Llama, and so on
-for the families in `LIKE_LLAMA`. Two fields of their config say how the layers differ from those of the family:
+for the families in `LIKE_LLAMA`. Three fields of their config say how the layers differ from those of the family:
 
 - `shortcuts`: the residual stream x changes its basis after attention and after the MLP (SliceGPT, section 3.3):
   y = A x + attention(norm(x)), then B y + mlp(norm(y)). The linears A and B are `attention_shortcut` and
   `mlp_shortcut`.
 - `ranks`: name of a linear within a layer -> rank of the two linears in its place, of which the second has the bias.
+- `per_layer_config`: transformers' own field for layers that differ. A layer with `"skip": ["attention"]` is
+  x + mlp(norm(x)), one with `["mlp"]` is x + attention(norm(x)); neither has weights or keys and values of what it
+  skips. Other entries are widths.
 
 transformers refuses to load them without this module, since it does not know their type. Everything else, such as
 generation with a cache, is the code of the family.
@@ -15,18 +18,19 @@ generation with a cache, is the code of the family.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import DummyLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import lit_prune.models.per_layer_config  # noqa: F401  widths that differ between layers
 from lit_prune.config import ConfigError
-from lit_prune.models.model_family import TRANSFORMED
-
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "ernie4_5", "ministral", "arcee", "seed_oss")
-"""Families with the layer x + attention(norm(x)), then x + mlp(norm(x)), and RMSNorm."""
+from lit_prune.models.model_family import FAMILIES, TRANSFORMED
+from lit_prune.models.model_family import LIKE_LLAMA as LIKE_LLAMA
 
 
 def transformed_config(config: Any, **changes: Any) -> Any:
@@ -62,6 +66,15 @@ def factorise(layer: nn.Module, name: str, rank: int) -> None:
     layer.get_submodule(parent).register_module(child, nn.Sequential(into, out))
 
 
+def skip_sublayers(layer: nn.Module, index: int, skipped: Collection[str]) -> None:
+    """Remove the attention or the MLP of the layer at `index`, with the norm before it, in place."""
+    layer.__class__ = _SPARSE_LAYERS[type(layer)]
+    layer.index = index  # type: ignore[assignment]
+    for kind, parts in FAMILIES["llama"].sublayers.items():  # the same in all of LIKE_LLAMA
+        for name in parts if kind in skipped else ():
+            setattr(layer, name, None)
+
+
 class _WithShortcuts:
     """The forward pass of a layer with shortcuts."""
 
@@ -72,8 +85,26 @@ class _WithShortcuts:
         return changed
 
 
+class _WithoutSublayers:
+    """The forward pass of a layer without attention or without an MLP."""
+
+    def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        if self.self_attn is not None:
+            attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            hidden_states = hidden_states + attended
+        elif (cache := kwargs.get("past_key_values")) is not None and len(cache.layers) == self.index:
+            # A cache made without a config adds its layers one by one, and takes its length from the first that is no
+            # dummy. One made with the config knows by `kv_sharing_modes`.
+            cache.layers.append(DummyLayer())
+        if self.mlp is not None:
+            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states
+
+
 _LAYERS: dict[type[nn.Module], type[nn.Module]] = {}
 """Layer of a family -> the same with shortcuts."""
+_SPARSE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {}
+"""Layer of a family -> the same without one of its sub-layers."""
 
 
 def _register(family: str) -> None:
@@ -90,9 +121,17 @@ def _register(family: str) -> None:
         def validate_architecture(self) -> None:
             """Allow a width that is no multiple of the heads, as some families do not; `head_dim` is always given."""
 
+        @property
+        def kv_sharing_modes(self) -> list[str | None]:
+            """For each layer "reuse" if transformers' caches need no keys and values of it, else None."""
+            skipped = [getattr(one, "skip", ()) for one in self.per_layer_config]
+            return ["reuse" if "attention" in kinds else None for kinds in skipped]
+
     class Model(model):
         def post_init(self) -> None:
-            for one in self.model.layers:
+            for i, one in enumerate(self.model.layers):
+                if skipped := getattr(self.config.per_layer_config[i], "skip", ()):
+                    skip_sublayers(one, i, skipped)
                 if self.config.shortcuts:
                     add_shortcuts(one, self.config.hidden_size)
                 for name, rank in (self.config.ranks or {}).items():
@@ -100,6 +139,8 @@ def _register(family: str) -> None:
             super().post_init()
 
     _LAYERS[layer] = _named(type(layer.__name__, (_WithShortcuts, layer), {}), layer.__name__)
+    name = f"Sparse{layer.__name__}"
+    _SPARSE_LAYERS[layer] = _named(type(name, (_WithoutSublayers, layer), {}), name)
     config: Any = strict(_named(Config, f"LitPrune{stock.__name__}"))
     Model.config_class = config
     AutoConfig.register(config.model_type, config)

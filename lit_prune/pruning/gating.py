@@ -22,6 +22,10 @@ class LayerGates(NamedTuple):
     """[heads], or [KV groups] for all query heads of each."""
     update: Tensor | None = None
     """Factor of what the layer adds to the residual stream: []."""
+    attention: Tensor | None = None
+    """Factor of the output of attention, biases included: []."""
+    mlp: Tensor | None = None
+    """Factor of the output of the MLP, biases included: []."""
 
 
 @contextmanager
@@ -40,6 +44,9 @@ def gated(model: Any, layers: Sequence[LayerGates], channels: Tensor | None = No
             if gates.heads is not None:
                 output = module.get_submodule(anatomy.attention_output)
                 _add(hooks, output.register_forward_pre_hook(_scale(gates.heads)))
+            for path, factor in ((anatomy.attention_output, gates.attention), (anatomy.mlp_output, gates.mlp)):
+                if factor is not None:
+                    _add(hooks, module.get_submodule(path).register_forward_hook(_scale_output(factor)))
             if gates.update is not None:
                 _add(hooks, module.register_forward_hook(_scale_update(gates.update)))
         if channels is not None:
@@ -80,6 +87,10 @@ def _scale(factors: Tensor) -> Any:
     return scale
 
 
+def _scale_output(factor: Tensor) -> Any:
+    return lambda module, inputs, output: output * factor.to(output)
+
+
 def _scale_update(factor: Tensor) -> Any:
     def scale(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
@@ -95,7 +106,7 @@ def _gate_channels(model: Any, factors: Tensor, hooks: ExitStack) -> None:
     for name, module in model.named_modules():
         _, rest = anatomy.layer_of(name)
         if isinstance(module, nn.Embedding) or rest in (anatomy.attention_output, anatomy.mlp_output):
-            _add(hooks, module.register_forward_hook(lambda module, inputs, output: output * factors.to(output)))
+            _add(hooks, module.register_forward_hook(_scale_output(factors)))
         elif "Norm" in type(module).__name__ and anatomy.axes_of(f"{name}.weight") == ("hidden",):
             _add(hooks, module.register_forward_hook(_average_over(factors.ne(0))))
 

@@ -24,18 +24,20 @@ def masked(model: Any, plan: PrunePlan) -> Iterator[None]:
     """
     if len(plan.hidden) < plan.original.hidden_size or any(layer.merges for layer in plan.layers):
         raise ValueError("masked: a plan that prunes hidden channels or merges heads needs surgery.apply")
-    gates = [LayerGates(update=torch.zeros((), device=model.device))] * plan.original.num_hidden_layers
+    none = torch.zeros((), device=model.device)
+    gates = [LayerGates(update=none)] * plan.original.num_hidden_layers
     for layer in plan.layers:
         neurons = _factors(layer.neurons, plan.original.intermediate_size, model.device)
         heads = _factors(layer.heads, plan.original.num_attention_heads, model.device)
-        gates[layer.index] = LayerGates(neurons, heads)
+        absent = {"attention": None if layer.heads else none, "mlp": None if layer.neurons else none}
+        gates[layer.index] = LayerGates(neurons, heads, **absent)
     with gated(model, gates):
         yield
 
 
 def _factors(kept: Indices, whole: int, device: torch.device) -> Tensor | None:
-    """Return 1 for kept units and 0 for others, float32 [whole]; None if all are kept."""
-    return None if len(kept) == whole else torch.zeros(whole).index_fill(0, torch.tensor(kept), 1.0).to(device)
+    """Return 1 for kept units and 0 for others, float32 [whole]; None if all are kept, or none."""
+    return None if len(kept) in (0, whole) else torch.zeros(whole).index_fill(0, torch.tensor(kept), 1.0).to(device)
 
 
 @torch.inference_mode()

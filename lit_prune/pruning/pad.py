@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lit_prune.models.model_family import anatomy_of, layers_of
-from lit_prune.models.shape import ModelShape, shape_of
+from lit_prune.models.model_family import TRANSFORMED, anatomy_of, layers_of
+from lit_prune.models.shape import ModelShape, shape_of, widths_of
 from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 def pad_to_uniform(model: Any) -> Any:
     """Return an equivalent model whose layers are all as wide as the widest, which stock transformers can load.
 
-    Neurons, KV groups and the query heads of each group are padded with zeros. Norms over all heads are rescaled so
-    that the padding does not change their output.
+    Neurons, KV groups and the query heads of each group are padded with zeros. A sub-layer that a layer does not have
+    becomes one of the same width, of zeros alone: it takes as much memory and time as any other. Norms over all heads
+    are rescaled so that the padding does not change their output.
     """
     if not model.config.is_heterogeneous:
         return copy.deepcopy(model)
-    config = copy.deepcopy(model.config)
-    config.per_layer_config = None
-    vars(config).pop("allow_global_per_layer_attribute_access", None)
+    config = _uniform_config(model.config)
     with no_init_weights():
         padded = AutoModelForCausalLM.from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
@@ -37,21 +37,35 @@ def pad_to_uniform(model: Any) -> Any:
     return padded.to(model.device).eval()
 
 
+def _uniform_config(config: Any) -> Any:
+    """Return the stock config with the largest widths of all layers."""
+    uniform = copy.deepcopy(config)
+    uniform.per_layer_config = None
+    vars(uniform).pop("allow_global_per_layer_attribute_access", None)
+    if not config.model_type.startswith(TRANSFORMED):
+        return uniform
+    own = ("model_type", "architectures", "shortcuts", "ranks")
+    kept = {name: value for name, value in uniform.to_dict().items() if name not in own}
+    stock = CONFIG_MAPPING[config.model_type.removeprefix(TRANSFORMED)].from_dict(kept)
+    stock._attn_implementation = config._attn_implementation
+    return stock
+
+
 def _padded_weights(model: Any, padded: Any) -> dict[str, Tensor]:
     """Return zero-padded weights: cutting them by the plan of the narrow layers gives the model's own weights."""
-    anatomy, whole, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
-    layers = [_layer_in(whole, shape_of(view), i) for i, view in enumerate(model.config.per_layer_config)]
-    plan = PrunePlan(whole, tuple(range(whole.hidden_size)), tuple(layers))
+    anatomy, shape, sizes = anatomy_of(model.config), shape_of(padded.config), padded.state_dict()
+    layers = [_layer_in(shape, widths_of(model.config, i), i) for i in range(shape.num_hidden_layers)]
+    plan = PrunePlan(shape, tuple(range(shape.hidden_size)), tuple(layers))
     weights = {}
     for name, weight in model.state_dict().items():
         index, _ = anatomy.layer_of(name)
         layer = None if index is None else layers[index]
         for dim, entries in plan.entries(anatomy.axes_of(name), sizes[name].shape, layer).items():
-            shape = list(weight.shape)
-            shape[dim] = sizes[name].shape[dim]
-            weight = weight.new_zeros(shape).index_copy(dim, entries.to(weight.device), weight)
+            larger = list(weight.shape)
+            larger[dim] = sizes[name].shape[dim]
+            weight = weight.new_zeros(larger).index_copy(dim, entries.to(weight.device), weight)
         weights[name] = weight
-    return weights
+    return {name: weights.get(name, torch.zeros_like(whole)) for name, whole in sizes.items()}
 
 
 def _layer_in(whole: ModelShape, shape: ModelShape, index: int) -> LayerPlan:

@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lit_prune.config import ConfigError
 from lit_prune.config.renames import current_sizes
-from lit_prune.models.model_family import Axes, Axis, ModelFamily, anatomy_of, head_dim_of, parts_of
+from lit_prune.models.model_family import LIKE_LLAMA, Axes, Axis, anatomy_of, head_dim_of, parts_of
 from lit_prune.models.shape import ModelShape, check_stock, loading_module, shape_of
+from lit_prune.pruning.merges import Indices as Indices
+from lit_prune.pruning.merges import Merge as Merge
+from lit_prune.pruning.merges import check_merges, effective_merges
 from lit_prune.store.atomic import write_text
-
-Indices = tuple[int, ...]
-
-
-class Merge(NamedTuple):
-    """The query weights of head `kept` become kept + weight * (kept - pruned) (Minitron, section 2.3)."""
-
-    kept: int
-    pruned: int
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -43,11 +35,17 @@ class LayerPlan:
     index: int
     """Index of the layer in the original model."""
     neurons: Indices
-    """MLP neurons to keep."""
+    """MLP neurons to keep; without any, the layer has no MLP."""
     heads: Indices
-    """Query heads to keep, equally many in every kept KV group; a group without kept heads is pruned."""
+    """Query heads to keep, equally many in every kept KV group; a group without kept heads is pruned. Without any, the
+    layer has no attention."""
     merges: tuple[Merge, ...] = ()
     """Pruned heads that are merged into kept ones."""
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The sub-layers that the layer does not have, by transformers' names for them."""
+        return tuple(name for name, units in (("attention", self.heads), ("mlp", self.neurons)) if not units)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class PrunePlan:
         """Shape of the pruned model; if layers differ, that of the smallest uniform model that holds each of them."""
         shapes = [self.shape_of_layer(layer) for layer in self.layers]
         groups = max(shape.num_key_value_heads for shape in shapes)
-        heads = groups * max(shape.num_attention_heads // shape.num_key_value_heads for shape in shapes)
+        heads = groups * max(shape.heads_per_group for shape in shapes)
         return ModelShape(
             len(self.layers), len(self.hidden), max(shape.intermediate_size for shape in shapes), heads, groups
         )
@@ -150,7 +148,7 @@ class PrunePlan:
             source = first.layers[layer.index]
             heads = _pick(source.heads, layer.heads)
             later = (Merge(source.heads[m.kept], source.heads[m.pruned], m.weight) for m in layer.merges)
-            merges = _effective((*source.merges, *later), heads)
+            merges = effective_merges((*source.merges, *later), heads)
             layers.append(LayerPlan(source.index, _pick(source.neurons, layer.neurons), heads, merges))
         return PrunePlan(first.original, _pick(first.hidden, self.hidden), tuple(layers))
 
@@ -169,14 +167,16 @@ class PrunePlan:
             check_stock(config)
         _check("hidden", self.hidden, whole.hidden_size)
         _check("layers", [layer.index for layer in self.layers], whole.num_hidden_layers)
+        self._check_sublayers(config)
         checked: Indices | None = None  # layers may share one long tuple: check it once
         for layer in self.layers:
-            if layer.neurons is not checked:
+            if layer.neurons and layer.neurons is not checked:
                 _check(f"neurons of layer {layer.index}", layer.neurons, whole.intermediate_size)
             checked = layer.neurons
-            _check(f"heads of layer {layer.index}", layer.heads, whole.num_attention_heads)
+            if layer.heads:
+                _check(f"heads of layer {layer.index}", layer.heads, whole.num_attention_heads)
             self._check_groups(layer)
-            self._check_merges(layer, anatomy)
+            check_merges(layer.merges, layer.heads, self.original, anatomy, f"plan: merges of layer {layer.index}")
             if anatomy.tied_width and len(layer.heads) * head_dim_of(config) != len(self.hidden):
                 raise ConfigError(
                     f"plan: {len(layer.heads)} heads of layer {layer.index} and {len(self.hidden)} hidden channels: in "
@@ -191,30 +191,25 @@ class PrunePlan:
                 f"the config of {config.model_type} demands"
             )
 
+    def _check_sublayers(self, config: Any) -> None:
+        """Check that layers without attention or MLP keep the other, and that the family has such layers."""
+        for layer in self.layers:
+            if layer.skipped and config.model_type not in LIKE_LLAMA:
+                raise ConfigError(
+                    f"plan: layer {layer.index}: must keep neurons and heads in {config.model_type}; only those of "
+                    f"{', '.join(LIKE_LLAMA)} can do without"
+                )
+            if len(layer.skipped) == 2:
+                raise ConfigError(f"plan: layer {layer.index}: must keep neurons or heads; leave it out to drop it")
+        for kind, units in (("attention", "heads"), ("mlp", "neurons")):
+            if all(kind in layer.skipped for layer in self.layers):
+                raise ConfigError(f"plan: layers: at least one must keep {units}, none does")
+
     def _check_groups(self, layer: LayerPlan) -> None:
         size = self.original.num_attention_heads // self.original.num_key_value_heads
         counts = {g: sum(head // size == g for head in layer.heads) for g in self.groups_of(layer)}
         if len(set(counts.values())) > 1:
             raise ConfigError(f"plan: heads of layer {layer.index}: unequal numbers in its KV groups, {counts}")
-
-    def _check_merges(self, layer: LayerPlan, anatomy: ModelFamily) -> None:
-        whole, what = self.original, f"plan: merges of layer {layer.index}"
-        if layer.merges and anatomy.query is None:
-            raise ConfigError(f"{what}: in this family queries have no projection of their own to merge")
-        size = whole.num_attention_heads // whole.num_key_value_heads
-        for kept, pruned, weight in layer.merges:
-            if wrong := [i for i in (kept, pruned) if not (isinstance(i, int) and 0 <= i < whole.num_attention_heads)]:
-                raise ConfigError(
-                    f"{what}: there is no head {wrong[0]}; there are 0 to {whole.num_attention_heads - 1}"
-                )
-            if pruned in layer.heads:
-                raise ConfigError(f"{what}: head {pruned} is kept, only pruned ones are merged into others")
-            if size > 1 and kept // size != pruned // size:
-                raise ConfigError(f"{what}: heads {kept} and {pruned} are of different KV groups")
-            if not (isinstance(weight, int | float) and math.isfinite(weight)):
-                raise ConfigError(f"{what}: {weight} is not a weight")
-        if len(_effective(layer.merges, layer.heads)) < len(layer.merges):
-            raise ConfigError(f"{what}: one changes a head that is not kept")
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, one line per list of indices."""
@@ -267,16 +262,6 @@ def _all(count: int) -> Indices:
 
 def _pick(of: Indices, indices: Indices) -> Indices:
     return tuple(of[i] for i in indices)
-
-
-def _effective(merges: Sequence[Merge], heads: Indices) -> tuple[Merge, ...]:
-    """Return the merges that affect a kept head, directly or through a later merge."""
-    needed, effective = set(heads), []
-    for merge in reversed(merges):
-        if merge.kept in needed:
-            effective.append(merge)
-            needed.add(merge.pruned)
-    return tuple(reversed(effective))
 
 
 def _check(what: str, indices: Sequence[int], whole: int) -> None:

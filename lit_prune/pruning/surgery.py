@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from lit_prune.config import ConfigError
 from lit_prune.models.model_family import ModelFamily, anatomy_of, head_dim_of
 from lit_prune.models.shape import make_loadable
-from lit_prune.pruning.plan import Merge, PrunePlan
+from lit_prune.pruning.plan import LayerPlan, Merge, PrunePlan
 
 
 def apply(model: Any, plan: PrunePlan, mode: Literal["slice", "mask"] = "slice") -> Any:
@@ -40,7 +40,7 @@ class _Piece(NamedTuple):
 
     name: str
     new_name: str | None
-    """Name in the student; None if its layer is dropped."""
+    """Name in the student; None if its layer or sub-layer is dropped."""
     weight: Tensor
     kept: dict[int, Tensor]
     """Dimension -> entries to keep, for the dimensions that are cut."""
@@ -59,7 +59,7 @@ def _pieces(tensors: Mapping[str, Tensor], plan: PrunePlan, config: Any) -> Iter
         index, rest = anatomy.layer_of(name)
         if index is None:
             yield _Piece(name, name, weight, plan.entries(anatomy.axes_of(name), weight.shape, None))
-        elif index not in layers:
+        elif index not in layers or anatomy.sublayer_of(rest) in layers[index].skipped:
             yield _Piece(name, None, weight, {})
         else:
             layer = layers[index]
@@ -109,7 +109,8 @@ def _cut(piece: _Piece) -> Tensor:
 def smaller_config(config: Any, plan: PrunePlan) -> Any:
     """Return the Hugging Face config of the pruned model.
 
-    If layers differ in width, it has the largest widths, and `per_layer_config` has those of each layer.
+    If layers differ in width, it has the largest widths, and `per_layer_config` has those of each layer. If layers lack
+    attention or an MLP, it has the type that `lit_prune.models.transformed` registers.
 
     Raises:
         ConfigError: if the family's config forbids the shape.
@@ -126,22 +127,30 @@ def smaller_config(config: Any, plan: PrunePlan) -> Any:
     smaller.num_hidden_layers = kept.num_hidden_layers
     for name, values in _per_layer_lists(config, plan.original.num_hidden_layers).items():
         setattr(smaller, name, [values[layer.index] for layer in plan.layers])
+    if any(layer.skipped for layer in plan.layers):
+        from lit_prune.models.transformed import transformed_config
+
+        smaller = transformed_config(smaller)
     try:
         if not plan.uniform:
             # Some configs validate the global number of heads.
             if any(len(layer.heads) != kept.num_attention_heads for layer in plan.layers):
                 smaller.allow_global_per_layer_attribute_access = True
             smaller.per_layer_config = {
-                place: _widths(
-                    smaller, anatomy, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads
-                )
-                for place, shape in enumerate(map(plan.shape_of_layer, plan.layers))
+                place: _of_layer(smaller, anatomy, plan, layer) for place, layer in enumerate(plan.layers)
             }
         type(smaller).from_dict(smaller.to_dict())  # validates as loading does
     except (StrictDataclassError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"plan: the config of {config.model_type} cannot express it ({reason})") from error
     return smaller
+
+
+def _of_layer(config: Any, anatomy: ModelFamily, plan: PrunePlan, layer: LayerPlan) -> dict[str, Any]:
+    """Return what differs in a layer by the names in the config: its widths, and the sub-layers that it skips."""
+    shape = plan.shape_of_layer(layer)
+    widths = _widths(config, anatomy, shape.intermediate_size, shape.num_attention_heads, shape.num_key_value_heads)
+    return {name: width for name, width in widths.items() if width} | {"skip": list(layer.skipped)}
 
 
 def _widths(config: Any, anatomy: ModelFamily, neurons: int, heads: int, num_key_value_heads: int) -> dict[str, int]:
@@ -187,7 +196,7 @@ def _mask(model: Any, plan: PrunePlan) -> Any:
     with torch.no_grad():
         for piece in _pieces(model.state_dict(), plan, model.config):
             weight = weights[piece.name].copy_(piece.weight)
-            if piece.new_name is None:  # a zeroed layer adds nothing to the residual stream
+            if piece.new_name is None:  # what is zeroed adds nothing to the residual stream
                 weight.zero_()
             for dim, entries in piece.kept.items():
                 gone = torch.ones(weight.shape[dim], dtype=torch.bool, device=weight.device)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_prune.config import ConfigError, Size
-from lit_prune.models.model_family import anatomy_of, head_dim_of
-from lit_prune.models.shape import ModelShape, parameter_counter, shape_of
+from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
+from lit_prune.models.shape import ModelShape, meta_model, parameter_counter, shape_of
 from lit_prune.pruning.plan import Indices, LayerPlan, PrunePlan
 
 
@@ -17,7 +18,7 @@ from lit_prune.pruning.plan import Indices, LayerPlan, PrunePlan
 class UnitCosts:
     """Costs of the units of a model; the cost of a plan is the sum over what it keeps.
 
-    Every kept layer keeps at least one neuron and one KV group.
+    Every kept layer keeps at least one neuron and one KV group, or drops its MLP or attention as a whole.
     """
 
     whole: ModelShape
@@ -29,6 +30,8 @@ class UnitCosts:
     """Cost of one KV group with its query heads in one layer."""
     layer: int
     """Cost of one whole layer."""
+    fixed: Mapping[str, int]
+    """Cost of what one layer has of `attention` and of `mlp` however wide they are: norms and biases."""
     prunes_groups: bool
     """Whether the family lets KV groups be pruned while all hidden channels stay."""
     needs_full_layer: bool
@@ -48,8 +51,13 @@ class UnitCosts:
         total, layers = count(whole), whole.num_hidden_layers
         prices = {name: (count(shape) - total) // layers for name, shape in more.items()}
         layer = count(replace(whole, num_hidden_layers=layers + 1)) - total
+        wide = {
+            "attention": prices["group"] * whole.num_key_value_heads,
+            "mlp": prices["neuron"] * whole.intermediate_size,
+        }
+        fixed = {kind: _of_sublayer(config, kind) - width for kind, width in wide.items()}
         return UnitCosts(
-            whole, total, prices["neuron"], prices["group"], layer, not anatomy.tied_width, anatomy.whole_heads
+            whole, total, prices["neuron"], prices["group"], layer, fixed, not anatomy.tied_width, anatomy.whole_heads
         )
 
     def in_memory(self, config: Any, tokens: int, num_bytes: int) -> UnitCosts:
@@ -62,8 +70,26 @@ class UnitCosts:
         return replace(
             self, total=num_bytes * (self.total + caches * self.whole.num_hidden_layers),
             neuron=num_bytes * self.neuron, group=num_bytes * (self.group + cache),
-            layer=num_bytes * (self.layer + caches),
+            layer=num_bytes * (self.layer + caches), fixed={kind: num_bytes * n for kind, n in self.fixed.items()},
         )  # fmt: skip
+
+    @property
+    def outside(self) -> int:
+        """Cost of all that lies outside the layers."""
+        return self.total - self.whole.num_hidden_layers * self.layer
+
+    @property
+    def besides(self) -> int:
+        """Cost of what a layer has besides attention and MLP."""
+        return self.layer - self.attention(self.whole.num_key_value_heads) - self.mlp(self.whole.intermediate_size)
+
+    def attention(self, groups: int) -> int:
+        """Return the cost of the attention of a layer with so many KV groups; 0 without any."""
+        return self.fixed["attention"] + groups * self.group if groups else 0
+
+    def mlp(self, neurons: int) -> int:
+        """Return the cost of the MLP of a layer with so many neurons; 0 without any."""
+        return self.fixed["mlp"] + neurons * self.neuron if neurons else 0
 
     def of(self, plan: PrunePlan) -> int:
         """Return the cost of a model that keeps all hidden channels and these units."""
@@ -71,6 +97,7 @@ class UnitCosts:
         for layer in plan.layers:
             cut += (self.whole.intermediate_size - len(layer.neurons)) * self.neuron
             cut += (self.whole.num_key_value_heads - len(plan.groups_of(layer))) * self.group
+            cut += sum(self.fixed[kind] for kind in layer.skipped)
         return self.total - cut
 
     def limit(self, size: Size, field: str, least: int) -> int:
@@ -138,6 +165,12 @@ class UnitCosts:
         """Return all query heads of KV groups."""
         size = self.whole.num_attention_heads // self.whole.num_key_value_heads
         return tuple(group * size + i for group in groups for i in range(size))
+
+
+def _of_sublayer(config: Any, kind: str) -> int:
+    """Return the parameters of a sub-layer of one layer."""
+    anatomy, (layer, *_) = anatomy_of(config), layers_of(meta_model(config))
+    return sum(one.numel() for name, one in layer.named_parameters() if anatomy.sublayer_of(name) == kind)
 
 
 _SHARES = 1024

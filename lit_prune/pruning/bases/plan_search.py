@@ -84,11 +84,16 @@ class PlanSearch(PruneMethod):
 
     def prune(self, model: Any, ctx: PruneContext) -> Pruned:
         """Search the units to keep, and return the smaller model."""
+        return self.cut(
+            model, ctx, *((self.shape_plan(model.config), None) if self.plan_path else self.search(model, ctx))
+        )
+
+    def cut(self, model: Any, ctx: PruneContext, plan: PrunePlan, changed: Any = None) -> Pruned:
+        """Return the student that a plan cuts out of a model, or out of a `changed` copy with other weights."""
         from lit_prune.models.shape import shape_of
         from lit_prune.pruning import surgery
         from lit_prune.pruning.plan import PrunePlan
 
-        plan, changed = (self.shape_plan(model.config), None) if self.plan_path else self.search(model, ctx)
         ctx.say("pruning")
         whole = changed is None and plan == PrunePlan.everything(shape_of(model.config))
         student = model if whole else surgery.apply(changed or model, plan).to(model.device)

@@ -8,8 +8,8 @@ from clock import Clock
 from refusals import refuses
 from torch import nn
 
-from lit_prune.evaluate import throughput as measuring
 from lit_prune.evaluate.throughput import Speedup, Throughput, speedup, throughput
+from lit_prune.models import pass_time
 from lit_prune.models.random_weights import random_model
 
 
@@ -32,7 +32,7 @@ class Timed(nn.Module):
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(measuring, "time", clock)
+    monkeypatch.setattr(pass_time, "time", clock)
     return clock
 
 

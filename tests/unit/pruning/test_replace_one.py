@@ -13,8 +13,9 @@ from lit_prune.importance.criteria import criteria
 from lit_prune.models.shape import shape_of
 from lit_prune.pruning import surgery
 from lit_prune.pruning.plan import PrunePlan
-from lit_prune.pruning.replace_one import Library, effects_of
+from lit_prune.pruning.replace_one import effects_of
 from lit_prune.pruning.unit_costs import UnitCosts
+from lit_prune.pruning.variants import Library
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,26 @@ def test_the_library_has_every_combination_and_the_cost_of_each_model(model, lib
     assert library.parts() == [(20, 2), (10, 2), (40, 1), (0, 0)]
     for size in library.sizes():
         plan = library.plan(scores, [size, *[(40, 2)] * (LAYERS - 1)], model.config)
-        assert surgery.apply(model, plan).num_parameters() == library.outside() + library.cost(size) + (
-            LAYERS - 1
-        ) * library.cost((40, 2))
-    assert library.least() == library.outside() + library.cost((10, 2))  # a config of Llama needs one full attention
-    free = dataclasses.replace(library, costs=dataclasses.replace(library.costs, needs_full_layer=False))
-    assert free.least() == library.outside() + library.cost((10, 1))
-    assert dataclasses.replace(free, drops=False).least() == library.outside() + LAYERS * library.cost((10, 1))
+        assert surgery.apply(model, plan).num_parameters() == library.of_model([size, *[(40, 2)] * (LAYERS - 1)])
+    assert library.least() == library.of_model([(10, 2)])  # a config of Llama needs one full attention
+    free = dataclasses.replace(library, needs_full_layer=False)
+    assert free.least() == library.of_model([(10, 1)])
+    assert dataclasses.replace(free, drops=False).least() == library.of_model([(10, 1)] * LAYERS)
+
+
+def test_attention_and_mlp_can_go_alone(model, scores):
+    costs = UnitCosts.parameters(model.config)
+    library = Library.of(costs, (0.5,), (0.5,), True, True)
+    assert library.sizes() == [(40, 2), (20, 2), (0, 2), (40, 1), (20, 1), (0, 1), (40, 0), (20, 0), (0, 0)]
+    assert library.parts() == [(20, 2), (0, 2), (40, 1), (40, 0), (0, 0)]
+    for size in library.sizes():
+        sizes = [size, *[(40, 2)] * (LAYERS - 1)]
+        plan = library.plan(scores, sizes, model.config)
+        assert surgery.apply(model, plan).num_parameters() == library.of_model(sizes) == costs.of(plan)
+    assert library.least() == library.of_model([(20, 2)])
+    assert dataclasses.replace(library, drops=False).least() == library.of_model(
+        [(20, 2), *[min([(20, 0), (0, 1)], key=library.cost)] * (LAYERS - 1)]
+    )
 
 
 def test_a_variant_keeps_the_units_with_the_highest_scores(model, library, scores):
@@ -70,6 +84,7 @@ def test_a_variant_keeps_the_units_with_the_highest_scores(model, library, score
 def test_effects_are_those_of_the_cut_models(model, library, scores):
     plans = list(library.replacements(scores, model.config))[:6]
     plans.append((5, library.plan(scores, [*[(40, 2)] * 5, (10, 1), (0, 0), (20, 2)], model.config)))
+    plans.append((4, library.plan(scores, [*[(40, 2)] * 4, (0, 2), (40, 0), (0, 1), (20, 0)], model.config)))
     labels = IDS.clone()
     labels[1, 5:9] = -100
     batch, seen = {"input_ids": IDS, "labels": labels}, []
@@ -86,13 +101,15 @@ def test_effects_are_those_of_the_cut_models(model, library, scores):
     assert seen == [4 * i for i in range(1, len(plans) + 1)] * 2
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8])
-def test_the_chosen_sizes_are_the_best_of_all_combinations(share):
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("sublayers", [True, False])
+def test_the_chosen_sizes_are_the_best_of_all_combinations(share, sublayers):
     model = small_llama(num_hidden_layers=3)
-    library = Library.of(UnitCosts.parameters(model.config), (0.5, 0.25), (0.5,), True)
+    costs = UnitCosts.parameters(model.config)
+    library = Library.of(costs, (0.5, 0.25), (0.5,), True, sublayers)
     generator = torch.Generator().manual_seed(int(10 * share))
-    effects = torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    limit = int(library.least() + share * (library.costs.total - library.least()))
+    effects = torch.rand(3, len(library.parts()), generator=generator, dtype=torch.float64)
+    limit = int(library.least() + share * (costs.total - library.least()))
 
     def effect(sizes):
         parts = [dict(zip(library.parts(), row.tolist(), strict=True)) for row in effects]
@@ -104,20 +121,22 @@ def test_the_chosen_sizes_are_the_best_of_all_combinations(share):
     fitting = [
         sizes
         for sizes in itertools.product(library.sizes(), repeat=3)
-        if library.outside() + sum(map(library.cost, sizes)) <= limit and any(size[1] == 2 for size in sizes)
+        if library.of_model(sizes) <= limit and any(size[1] == 2 and size[0] for size in sizes)
     ]
     best = min(fitting, key=effect)
     found = library.choose(effects.flatten().tolist(), limit)
-    assert [size[1] for size in found] >= [size[1] for size in best]
-    assert all(ours[0] >= theirs[0] for ours, theirs in zip(found, best, strict=True))
-    room = limit - library.outside() - sum(map(library.cost, found))
-    assert 0 <= room < library.costs.layer
+    assert library.of_model(found) <= limit
+    for ours, theirs in zip(found, best, strict=True):  # what was left is spent
+        assert ours[0] >= theirs[0]
+        assert ours[1] >= theirs[1]
+        assert [not size for size in ours] == [not size for size in theirs]
 
 
 def test_what_is_left_is_spent_where_neurons_matter_most():
     model = small_llama(num_hidden_layers=3)
-    library = Library.of(UnitCosts.parameters(model.config), (0.5,), (), False)
+    costs = UnitCosts.parameters(model.config)
+    library = Library.of(costs, (0.5,), (), False)
     effects = [[1.0], [3.0], [2.0]]
-    limit = library.costs.total - 20 * library.costs.neuron - 5 * library.costs.neuron - 3
+    limit = costs.total - 20 * costs.neuron - 5 * costs.neuron - 3
     sizes = library.choose([value for row in effects for value in row], limit)
     assert sizes == [(20, 2), (40, 2), (34, 2)]  # two layers are narrowed; 14 neurons fit in the one that matters more
