@@ -12,8 +12,8 @@ from lit_prune.pruning.bases.plan_search import LearnAndCut
 from lit_prune.pruning.context import PruneContext
 
 if TYPE_CHECKING:
-    from lit_prune.pruning.learned.units import UnitSpace
     from lit_prune.pruning.plan import PrunePlan
+    from lit_prune.pruning.units import UnitSpace
 
 
 @method("bip")

@@ -64,20 +64,17 @@ class Bonsai(PlanSearch):
 
         from lit_prune.data.calibration import sample_sequences
         from lit_prune.pruning import perturb
-        from lit_prune.pruning.masked import masked
-        from lit_prune.pruning.plan import PrunePlan
+        from lit_prune.pruning.units import UnitSpace
 
-        (costs, limit), generator = self.budget(model.config), torch.Generator().manual_seed(ctx.seed)
-        plan, number = PrunePlan.everything(costs.whole), 0
-        copied, pairs = copy.deepcopy(model).to(ctx.device), -(-self.num_masks // 2)
-        while (cost := costs.of(plan)) > limit:
+        (costs, limit), draw = self.budget(model.config), torch.Generator().manual_seed(ctx.seed)
+        space, copied, number = UnitSpace.within(model.config, costs, limit), copy.deepcopy(model).to(ctx.device), 0
+        kept, pairs = torch.ones(space.size, dtype=torch.bool), -(-self.num_masks // 2)
+        while (cost := space.cost(kept)) > limit:
             number += 1
-            with masked(copied, plan):
-                stats = ctx.collect(copied if number > 1 else model, self.statistics(model.config))
-            found = perturb.perturbable(plan, perturb.prior(stats), 2 * self.prune_fraction, costs)
-            batch = sample_sequences(ctx.batches(), self.num_sequences, generator)
-            count = ctx.counter(f"round {number}: masks", 2 * pairs, "mask")
-            model_here = copied.to(ctx.device)
-            effects = perturb.effects(model_here, plan, found, [batch], pairs, generator, count, ctx.measured)
-            plan = perturb.remove(plan, effects, costs, max(limit, cost - self._step(costs)))
-        return plan, None
+            scores = perturb.prior(copied if number > 1 else model, space, kept, ctx.collect)
+            batch = sample_sequences(ctx.batches(), self.num_sequences, draw)
+            kept = perturb.without_least(
+                copied.to(ctx.device), space, kept, scores, max(limit, cost - self._step(costs)), batch, pairs,
+                2 * self.prune_fraction, draw, ctx.counter(f"round {number}: masks", 2 * pairs, "mask"), ctx.measured,
+            )  # fmt: skip
+        return space.plan_of(kept), None

@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_prune.config import Prune
-from lit_prune.importance.criteria import CalibrationStats, Scores, criteria
+from lit_prune.importance.criteria import CalibrationStats, criteria
 from lit_prune.importance.ridge import ridge
-from lit_prune.models.shape import shape_of
 from lit_prune.pruning.masked import masked, mean_loss
-from lit_prune.pruning.plan import LayerPlan, PrunePlan
-from lit_prune.pruning.unit_costs import UnitCosts
+from lit_prune.pruning.units import UnitSpace
 
 PRIOR = criteria["wanda_sp"]
 """The criterion that selects the units to perturb."""
 
 
-class Unit(NamedTuple):
-    """A neuron or a KV group with its query heads, by its numbers in the original model."""
-
-    axis: str
-    """"neuron" or "kv_group"."""
-    layer: int
-    number: int
+def prior(
+    model: Any, space: UnitSpace, kept: Tensor, collect: Callable[[Any, frozenset[str]], CalibrationStats]
+) -> Tensor:
+    """Return the scores [units] of `PRIOR` in the model with its kept units; a group has the mean of its heads."""
+    with masked(model, space.plan_of(kept)):
+        return space.vector(PRIOR.score(collect(model, frozenset(PRIOR.needs)), Prune()))
 
 
 @dataclass(frozen=True)
 class Perturbable:
-    """The units of one axis that random models may lack."""
+    """The units of one kind, KV groups or neurons, that random models may lack."""
 
-    units: list[Unit]
+    units: Tensor
+    """Their places in the vector of a `UnitSpace`: int64 [perturbable]."""
     weights: Tensor
-    """Probability of each to be drawn, up to a factor: float64 [units]."""
+    """Probability of each to be drawn, up to a factor: float64 [perturbable]."""
 
     def draw(self, pairs: int, generator: torch.Generator) -> Tensor:
-        """Return bool [2 * pairs, units], True for missing units: a random set, and in the next row all others.
+        """Return bool [2 * pairs, perturbable], True for missing units: a random set, and in the next row all others.
 
         Fair coins decide how many are missing. With a fixed number, the sum of each row would be constant and leave the
         mean effect of the units undetermined, which a comparison between neurons and KV groups needs.
@@ -54,36 +52,35 @@ class Perturbable:
         return found
 
 
-def prior(stats: CalibrationStats) -> Scores:
-    """Return the scores of `PRIOR` for neurons and for KV groups: the mean over the heads of a group."""
-    scores, groups = PRIOR.score(stats, Prune()), shape_of(stats.model.config).num_key_value_heads
-    return {"neuron": scores["neuron"], "kv_group": [heads.view(groups, -1).mean(1) for heads in scores["head"]]}
+def perturbable(space: UnitSpace, kept: Tensor, scores: Tensor, share: float) -> list[Perturbable]:
+    """Return the kept neurons and KV groups with the lowest scores: a share of those of the original model.
 
-
-def perturbable(plan: PrunePlan, scores: Scores, share: float, costs: UnitCosts) -> list[Perturbable]:
-    """Return the units of each axis with the lowest scores: a share of those of the original model.
-
-    Scores are compared between layers after division by their mean over the layer. The best unit of each layer is left
-    out, so that no layer is emptied. Units are drawn in proportion to the difference between the highest score and
-    their own.
+    `kept` and `scores` are [units]. Scores are compared between layers after division by their mean over the layer. The
+    best unit of each layer is left out, so that no layer is emptied. Units are drawn in proportion to the difference
+    between the highest score and their own.
     """
-    found = []
-    for axis in ("neuron", "kv_group") if costs.prunes_groups else ("neuron",):
-        ranked: list[tuple[float, Unit]] = []
-        highest = 0.0
-        for layer in plan.layers:
-            kept = layer.neurons if axis == "neuron" else plan.groups_of(layer)
-            ours = scores[axis][layer.index][list(kept)]
-            ours = ours / ours.mean().clamp_min(torch.finfo(torch.float32).tiny)
-            highest, best = max(highest, float(ours.max())), int(ours.argmax())
-            if axis == "neuron" or not _only_full(plan, layer, costs):
-                values = ours.tolist()
-                ranked += [(values[i], Unit(axis, layer.index, unit)) for i, unit in enumerate(kept) if i != best]
-        whole = costs.whole.units(axis) * costs.whole.num_hidden_layers
-        ranked = sorted(ranked)[: max(2, math.ceil(share * whole))]
-        weights = highest - torch.tensor([score for score, _ in ranked], dtype=torch.float64)
-        found.append(Perturbable([unit for _, unit in ranked], weights.clamp_min(_LEAST)))
+    scored, left, places = (space.split(values) for values in (scores, kept, torch.arange(space.size)))
+    found = [_lowest(scored[1], left[1], places[1], share, None)]
+    if space.groups:
+        found.append(_lowest(scored[0], left[0], places[0], share, _only_full(space, kept)))
     return found
+
+
+def _lowest(scores: Tensor, kept: Tensor, places: Tensor, share: float, spared: int | None) -> Perturbable:
+    """Return the perturbable units of one kind, all [layers, units], but those of a spared layer."""
+    ranked: list[tuple[float, int]] = []
+    highest = 0.0
+    for layer, mask in enumerate(kept):
+        ours = scores[layer][mask]
+        ours = ours / ours.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        highest, best = max(highest, float(ours.max())), int(ours.argmax())
+        if layer != spared:
+            scored = zip(ours.tolist(), places[layer][mask].tolist(), strict=True)
+            ranked += [pair for i, pair in enumerate(scored) if i != best]
+    ranked = sorted(ranked)[: max(2, math.ceil(share * scores.numel()))]
+    weights = highest - torch.tensor([score for score, _ in ranked], dtype=torch.float64)
+    units = torch.tensor([unit for _, unit in ranked], dtype=torch.int64)
+    return Perturbable(units, weights.clamp_min(_LEAST))
 
 
 _LEAST = 1e-6
@@ -91,85 +88,74 @@ _LEAST = 1e-6
 
 
 def effects(
-    model: Any, plan: PrunePlan, found: Sequence[Perturbable], batches: Sequence[dict[str, Tensor]], pairs: int,
+    model: Any, space: UnitSpace, kept: Tensor, found: Sequence[Perturbable], batch: dict[str, Tensor], pairs: int,
     generator: torch.Generator, on_progress: Callable[[int], None],
     measured: Callable[[Callable[[], float]], float] = lambda measure: measure(),
-) -> list[tuple[float, Unit]]:  # fmt: skip
-    """Return the increase of the loss without a unit, for each unit.
+) -> Tensor:  # fmt: skip
+    """Return the increase of the loss without a unit, float64 [perturbable]: one for each unit in all of `found`.
 
     The losses of `pairs` pairs of models, of which the second lacks what the first keeps of the perturbable units, are
-    regressed on the missing units; the model that all of them perturb is the one that `plan` leaves. `measured` may
-    know losses from an interrupted run.
+    regressed on the missing units; the model that all of them perturb keeps the units of the mask `kept`. `measured`
+    may know losses from an interrupted run.
     """
 
     def loss(row: Tensor) -> float:
-        with masked(model, without(plan, (unit for unit, gone in zip(units, row.tolist(), strict=True) if gone))):
-            return mean_loss(model, batches)
+        with masked(model, space.plan_of(kept.index_fill(0, units[row], False))):
+            return mean_loss(model, [batch])
 
-    units = [unit for one in found for unit in one.units]
+    units = torch.cat([one.units for one in found])
     missing = torch.cat([one.draw(pairs, generator) for one in found], dim=1)
     losses = []
     for row in missing:
         losses.append(measured(functools.partial(loss, row)))
         on_progress(len(losses))
-    slopes = ridge(missing, torch.tensor(losses, dtype=torch.float64))
-    return list(zip(slopes.tolist(), units, strict=True))
+    return ridge(missing, torch.tensor(losses, dtype=torch.float64))
 
 
-def remove(plan: PrunePlan, effects: Iterable[tuple[float, Unit]], costs: UnitCosts, limit: int) -> PrunePlan:
-    """Return the plan without the units of the smallest effects per cost, as many as bring its cost to the limit.
+def remove(space: UnitSpace, kept: Tensor, units: Tensor, effects: Tensor, limit: int) -> Tensor:
+    """Return the kept units without those of the smallest effects per price, as many as bring the price to the limit.
 
     A KV group that costs more than remains to be removed goes only if the neurons do not suffice; units that fit again
     beside it are then put back, the last one first. A group stays if its layer is the only one with all groups and the
     family needs one such layer.
     """
-    price = {"neuron": costs.neuron, "kv_group": costs.group}
-    order = [unit for _, unit in sorted((effect / price[unit.axis], unit) for effect, unit in effects)]
-    full = {layer.index for layer in plan.layers if _is_full(plan, layer)}
-    cost, gone = costs.of(plan), dict[Unit, None]()
+    prices, groups = space.prices.tolist(), space.groups * space.whole.num_hidden_layers
+    order = [unit for _, unit in sorted(zip((effects / space.prices[units]).tolist(), units.tolist(), strict=True))]
+    left, cost, gone = kept.clone(), space.cost(kept), dict[int, None]()
     for overshoots in (False, True):
         for unit in order:
-            excess, larger = cost - limit, unit.axis == "kv_group"
+            excess, larger = cost - limit, unit < groups
             if excess <= 0:
                 break
-            if unit in gone or (price[unit.axis] > excess and larger and not overshoots):
+            if not left[unit] or (prices[unit] > excess and larger and not overshoots):
                 continue
-            if larger and costs.needs_full_layer and full == {unit.layer}:
+            if larger and unit // space.groups == _only_full(space, left):
                 continue
-            if larger:
-                full.discard(unit.layer)
+            left[unit] = False
             gone[unit] = None
-            cost -= price[unit.axis]
+            cost -= int(prices[unit])
     for unit in reversed([*gone]):
-        if cost + price[unit.axis] <= limit:
-            del gone[unit]
-            cost += price[unit.axis]
-    return without(plan, gone)
+        if cost + prices[unit] <= limit:
+            left[unit] = True
+            cost += int(prices[unit])
+    return left
 
 
-def without(plan: PrunePlan, units: Iterable[Unit]) -> PrunePlan:
-    """Return the plan without these units."""
-    gone: dict[tuple[str, int], set[int]] = {}
-    for unit in units:
-        gone.setdefault((unit.axis, unit.layer), set()).add(unit.number)
-    return replace(plan, layers=tuple(_thinned(plan, layer, gone) for layer in plan.layers))
+def without_least(
+    model: Any, space: UnitSpace, kept: Tensor, scores: Tensor, limit: int, batch: dict[str, Tensor], pairs: int,
+    share: float, generator: torch.Generator, on_progress: Callable[[int], None],
+    measured: Callable[[Callable[[], float]], float],
+) -> Tensor:  # fmt: skip
+    """Return the kept units without the least effective ones down to a limit: a round of Bonsai.
+
+    A `share` of the units, those of the lowest scores, is perturbed; see `effects` for the other arguments.
+    """
+    found = perturbable(space, kept, scores, share)
+    slopes = effects(model, space, kept, found, batch, pairs, generator, on_progress, measured)
+    return remove(space, kept, torch.cat([one.units for one in found]), slopes, limit)
 
 
-def _thinned(plan: PrunePlan, layer: LayerPlan, gone: dict[tuple[str, int], set[int]]) -> LayerPlan:
-    size = plan.original.num_attention_heads // plan.original.num_key_value_heads
-    neurons, groups = (gone.get((axis, layer.index), set()) for axis in ("neuron", "kv_group"))
-    return replace(
-        layer,
-        neurons=tuple(i for i in layer.neurons if i not in neurons),
-        heads=tuple(head for head in layer.heads if head // size not in groups),
-    )
-
-
-def _is_full(plan: PrunePlan, layer: LayerPlan) -> bool:
-    return len(layer.heads) == plan.original.num_attention_heads
-
-
-def _only_full(plan: PrunePlan, layer: LayerPlan, costs: UnitCosts) -> bool:
-    """Return whether a layer must keep all its KV groups."""
-    full = [one for one in plan.layers if _is_full(plan, one)]
-    return costs.needs_full_layer and full == [layer]
+def _only_full(space: UnitSpace, kept: Tensor) -> int | None:
+    """Return the layer that must keep all its KV groups; None if there is none."""
+    full = space.split(kept)[0].all(1).nonzero()[:, 0].tolist() if space.needs_full_layer else []
+    return full[0] if len(full) == 1 else None

@@ -10,9 +10,9 @@ from lit_prune.config.fields import Natural
 from lit_prune.pruning.context import PruneContext, Pruned
 
 if TYPE_CHECKING:
-    from lit_prune.pruning.learned.units import UnitSpace
     from lit_prune.pruning.plan import PrunePlan
     from lit_prune.pruning.unit_costs import UnitCosts
+    from lit_prune.pruning.units import UnitSpace
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,6 @@ class LearnAndCut(PlanSearch):
 
     def search(self, model: Any, ctx: PruneContext) -> tuple[PrunePlan, Any]:
         """Return the units that training keeps, and a copy of the model with trained weights or None."""
-        from lit_prune.pruning.learned.units import UnitSpace
+        from lit_prune.pruning.units import UnitSpace
 
         return self.learn(model, UnitSpace.within(model.config, *self.budget(model.config)), ctx)

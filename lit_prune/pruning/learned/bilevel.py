@@ -18,8 +18,8 @@ from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pruning.gating import open_heads_in_norms
 from lit_prune.pruning.learned.mask_learner import next_token_loss
 from lit_prune.pruning.learned.schedules import cosine, scheduled
-from lit_prune.pruning.learned.units import UnitSpace
 from lit_prune.pruning.learned.weight_scores import masked
+from lit_prune.pruning.units import UnitSpace
 
 
 class BilevelLearner(L.LightningModule):

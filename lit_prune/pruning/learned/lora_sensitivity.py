@@ -20,8 +20,8 @@ from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pruning.gating import gated
 from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
 from lit_prune.pruning.learned.schedules import linear, scheduled
-from lit_prune.pruning.learned.units import UnitSpace
 from lit_prune.pruning.plan import PrunePlan
+from lit_prune.pruning.units import UnitSpace
 
 
 class Adapted(NamedTuple):

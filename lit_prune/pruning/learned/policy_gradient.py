@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_prune.pruning.gating import gated
 from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
 from lit_prune.pruning.learned.schedules import cosine, scheduled
-from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.units import UnitSpace
 
 Loss = Callable[[Tensor, dict[str, Any]], Tensor]
 

@@ -18,7 +18,7 @@ from lit_prune.models.residual_stream import ResidualStream
 from lit_prune.pruning.gating import gated
 from lit_prune.pruning.learned.mask_learner import MaskLearner, scored_tokens
 from lit_prune.pruning.learned.schedules import linear, scheduled
-from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.units import UnitSpace
 
 
 class ThresholdLearner(MaskLearner):

@@ -16,7 +16,7 @@ from silenced import tolerance
 from lit_prune.methods import methods
 from lit_prune.pruning import surgery
 from lit_prune.pruning.learned.bilevel import BilevelLearner, masked_columns
-from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.units import UnitSpace
 
 BATCH = {"input_ids": IDS, "labels": IDS}
 

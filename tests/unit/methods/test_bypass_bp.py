@@ -16,7 +16,7 @@ from lit_prune.config import Execution, Prune
 from lit_prune.importance.criteria import criteria
 from lit_prune.methods import methods
 from lit_prune.pruning.learned.policy_gradient import PolicyGradient
-from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.units import UnitSpace
 
 WORTH = torch.tensor([3.0, -1.0, 2.0, 0.5])
 """The toy loss falls by this for every unit that is kept."""

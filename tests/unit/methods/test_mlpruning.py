@@ -13,7 +13,7 @@ from pruning_context import IDS, context_of, small_llama, stop_at
 
 from lit_prune.methods import methods
 from lit_prune.pruning.learned.thresholds import ThresholdLearner, _TopShare
-from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.units import UnitSpace
 
 BATCH = {"input_ids": IDS, "labels": IDS}
 

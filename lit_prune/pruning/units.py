@@ -39,6 +39,9 @@ class UnitSpace:
     """Those to keep at most."""
     group_counts: tuple[int, ...]
     """Numbers of KV groups that the layer with the most of them may keep, ascending."""
+    needs_full_layer: bool
+    """Whether the family allows any plan in which one layer keeps all its KV groups, and other plans only by the number
+    that its widest layer keeps."""
 
     @staticmethod
     def of(config: Any, num_parameters: Size) -> UnitSpace:
@@ -60,7 +63,7 @@ class UnitSpace:
         any_count, size = not anatomy_of(config).whole_heads, whole.heads_per_group
         counts = tuple(n for n in range(1, groups + 1) if any_count or whole.hidden_size % (n * size) == 0)
         fixed = costs.total - whole.num_hidden_layers * units
-        return UnitSpace(whole, groups, costs.group, costs.neuron, fixed, limit, counts)
+        return UnitSpace(whole, groups, costs.group, costs.neuron, fixed, limit, counts, costs.needs_full_layer)
 
     @property
     def size(self) -> int:
@@ -74,11 +77,20 @@ class UnitSpace:
         kinds = torch.tensor([self.group_price, self.neuron_price], dtype=torch.float64)
         return kinds.repeat_interleave(torch.tensor([groups, self.size - groups]))
 
+    def cost(self, kept: Tensor) -> int:
+        """Return the price of a model that keeps the units of a mask, bool [units]."""
+        return self.fixed + int(self.prices[kept].sum())
+
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values of the groups [layers, groups] and of the neurons [layers, neurons] of a vector."""
         layers = self.whole.num_hidden_layers
         groups, neurons = values.split([layers * self.groups, layers * self.whole.intermediate_size])
         return groups.view(layers, -1 if self.groups else 0), neurons.view(layers, -1)
+
+    def vector(self, scores: Scores) -> Tensor:
+        """Return scores of axes "neuron" and "head" as a vector [units]; a group has the mean score of its heads."""
+        heads = torch.stack([*scores["head"]]).unflatten(1, (self.whole.num_key_value_heads, -1)).mean(2)
+        return torch.cat([heads[:, : self.groups].flatten(), torch.stack([*scores["neuron"]]).flatten()])
 
     def gates(self, values: Tensor) -> list[LayerGates]:
         """Return the factors [units] of a vector by layer, as `lit_prune.pruning.gating.gated` takes them."""
@@ -103,12 +115,10 @@ class UnitSpace:
     def start(self, scores: Scores) -> Tensor:
         """Return probabilities [units] within the budget, from scores of axes "neuron" and "head".
 
-        They are the sigmoid of scores standardised in each layer, shifted to the mean of the share to keep. A group has
-        the mean score of its heads.
+        They are the sigmoid of scores standardised in each layer, shifted to the mean of the share to keep.
         """
         share = (self.budget - self.fixed) / float(self.prices.sum())
-        heads = torch.stack([*scores["head"]]).unflatten(1, (self.whole.num_key_value_heads, -1)).mean(2)
-        parts = heads[:, : self.groups], torch.stack([*scores["neuron"]])
+        parts = self.split(self.vector(scores))
         return self.project(torch.cat([_raised(part, share).flatten() for part in parts]).clamp(0, 1))
 
     def plan(self, scores: Tensor) -> PrunePlan:

@@ -16,7 +16,7 @@ from lit_prune.methods import methods
 from lit_prune.pruning import surgery
 from lit_prune.pruning.gating import gated
 from lit_prune.pruning.learned.mask_learner import next_token_loss
-from lit_prune.pruning.learned.units import UnitSpace
+from lit_prune.pruning.units import UnitSpace
 
 
 @pytest.fixture(scope="module")
