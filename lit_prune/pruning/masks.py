@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_prune.config import ConfigError
 from lit_prune.models.files import MASKS, first_line
@@ -27,6 +28,21 @@ def apply_masks(model: Any, masks: Masks) -> None:
     for name, kept in masks.items():
         weight = model.get_parameter(name)
         weight.masked_fill_(~kept.to(weight.device), 0)
+
+
+@contextmanager
+def masked_weights(weights: Sequence[nn.Parameter], masks: Sequence[Tensor]) -> Iterator[None]:
+    """Multiply parameters by masks inside `with`, where they require gradients; what they were is restored."""
+    before = [(weight.data, weight.requires_grad) for weight in weights]
+    try:
+        for weight, kept in zip(weights, masks, strict=True):
+            weight.data = weight.data * kept
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, (data, trained) in zip(weights, before, strict=True):
+            weight.data = data
+            weight.requires_grad_(trained)
 
 
 def check_fit(model: Any, masks: Masks, where: str) -> None:

@@ -1,1 +1,1 @@
-"""Learned masks: the units they choose, gates that apply them in a forward pass, and modules that train them."""
+"""Learned masks: scores, gates and adapters that training turns into masks, and the modules that train them."""

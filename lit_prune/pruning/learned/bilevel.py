@@ -18,7 +18,7 @@ from lit_prune.models.model_family import anatomy_of, layers_of
 from lit_prune.pruning.gating import open_heads_in_norms
 from lit_prune.pruning.learned.mask_learner import next_token_loss
 from lit_prune.pruning.learned.schedules import cosine, scheduled
-from lit_prune.pruning.learned.weight_scores import masked
+from lit_prune.pruning.masks import masked_weights
 from lit_prune.pruning.units import UnitSpace
 
 
@@ -104,5 +104,5 @@ def masked_columns(model: Any, space: UnitSpace, mask: Tensor) -> Iterator[list[
             width = rows_of(module).shape[1]
             found.append((module, oriented(module, row.repeat_interleave(width // len(row))[None])))
     weights, kept = [module.weight for module, _ in found], [kept for _, kept in found]
-    with masked(weights, kept), open_heads_in_norms(model, space.gates(mask)):
+    with masked_weights(weights, kept), open_heads_in_norms(model, space.gates(mask)):
         yield found

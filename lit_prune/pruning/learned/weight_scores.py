@@ -5,8 +5,7 @@ Sources: Static Model Pruning, arXiv 2210.06210; edge-popup, arXiv 1911.13299.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from lit_prune.models.linears import linears_of, rows_of
 from lit_prune.pruning.learned.mask_learner import MaskLearner, next_token_loss
 from lit_prune.pruning.learned.schedules import linear, scheduled
-from lit_prune.pruning.masks import Masks
+from lit_prune.pruning.masks import Masks, masked_weights
 from lit_prune.pruning.sparsity import chooser
 
 
@@ -44,7 +43,7 @@ class WeightScores(MaskLearner):
         """Return a scalar whose gradient with respect to the scores is that of the loss."""
         risen = self.risen(self.global_step)
         kept = list(self.masks(risen * self._sparsity).values())
-        with masked(self._weights, kept):
+        with masked_weights(self._weights, kept):
             loss = next_token_loss(self.model, batch)
             gradients = torch.autograd.grad(loss, self._weights)
         shares = torch.stack([scores.sigmoid().mean() for scores in self.scores])
@@ -74,21 +73,6 @@ class WeightScores(MaskLearner):
         """Return Adam with a rate that falls linearly to 0."""
         optimizer = torch.optim.AdamW(self.scores.parameters(), lr=self._lr, weight_decay=0.0)
         return scheduled(optimizer, linear(self._max_steps))
-
-
-@contextmanager
-def masked(weights: Sequence[nn.Parameter], masks: Sequence[Tensor]) -> Iterator[None]:
-    """Multiply parameters by masks inside `with`, where they require gradients."""
-    before = [(weight.data, weight.requires_grad) for weight in weights]
-    try:
-        for weight, kept in zip(weights, masks, strict=True):
-            weight.data = weight.data * kept
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for weight, (data, trained) in zip(weights, before, strict=True):
-            weight.data = data
-            weight.requires_grad_(trained)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Masks: storage, sparsity, cutting along with their model, and refusals."""
+"""Masks: storage, sparsity, cutting along with their model, weights that are masked for a while, and refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from families import CASES, model_of, plan_for
 from pruning_context import small_llama
 from refusals import refuses
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from lit_prune.models.files import MASKS, Place, fingerprint_of
@@ -23,6 +23,7 @@ from lit_prune.pruning.masks import (
     check_fit,
     check_zero,
     load_masks,
+    masked_weights,
     read_masks,
     save_masks,
     sparsity_of,
@@ -115,3 +116,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             read_masks(tmp_path / "masks")
     with refuses("prune.plan_path", "none"):
         read_masks(tmp_path / "none", "prune.plan_path")
+
+
+def test_masked_weights_are_restored() -> None:
+    weight = nn.Parameter(torch.ones(3), requires_grad=False)
+    with masked_weights([weight], [torch.tensor([True, False, True])]):
+        assert (weight.tolist(), weight.requires_grad) == ([1, 0, 1], True)
+    assert (weight.tolist(), weight.requires_grad) == ([1, 1, 1], False)
