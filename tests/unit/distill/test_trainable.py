@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from families import CASES, logits, model_of
+from partly_trained import LORA, NEEDS_PEFT, NEEDS_QLORA, QLORA, changed, recipe, trainable
 from refusals import refuses
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell, Distill, Execution, Lora, Optimizer
+from lit_prune.config import Cell, Execution, Lora
 from lit_prune.config.overrides import override
 from lit_prune.distill.train import train
 from lit_prune.distill.trainable import check_trained, targets_of, trained_part
@@ -25,12 +25,6 @@ from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.validate import check_models
 
 QUICK = Execution(accelerator="cpu", grad_accum_steps=1, checkpoint_seconds=0.0, log_every=2)
-LORA = Lora(rank=4, alpha=8.0, dropout=0.1)
-NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-NEEDS_QLORA = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("peft", "bitsandbytes")), reason="needs bitsandbytes"
-)
-QLORA = dataclasses.replace(LORA, quantize="nf4")
 PARTS = [
     pytest.param({"train_last_layers": 1}, id="last"),
     pytest.param({"lora": LORA}, id="lora", marks=NEEDS_PEFT),
@@ -45,11 +39,6 @@ class Stop(Exception):
 @pytest.fixture
 def tokens(tiny_cell: Cell, tiny_runner: Any) -> Path:
     return artifacts.tokens(tiny_cell, tiny_runner.ctx)
-
-
-def recipe(**part: Any) -> Distill:
-    how = {"max_steps": 8} | part
-    return Distill(seq_len=32, batch_size=4, optimizer=Optimizer(lr=3e-3, warmup_steps=2), **how)
 
 
 def noisy(model: Any) -> Any:
@@ -71,16 +60,6 @@ def trained(teacher: Any, tokens: Path, folder: Path, stop_at: int | None = None
     student = noisy(teacher)
     train(student, teacher, recipe(**part), tokens, folder, seed=0, execution=QUICK, on_progress=on_progress)
     return student
-
-
-def changed(before: Any, after: Any) -> set[str]:
-    theirs = after.state_dict()
-    assert set(theirs) == set(before.state_dict())
-    return {name for name, value in before.state_dict().items() if not torch.equal(value, theirs[name])}
-
-
-def trainable(model: Any) -> set[str]:
-    return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 # The last blocks
@@ -154,78 +133,6 @@ def test_targets_are_named_as_in_the_block(tiny_llama):
     with trained_part(tiny_llama, recipe(lora=Lora(target_modules=("v_proj",)))):
         modules = {name.split(".lora_")[0] for name in trainable(tiny_llama)}
         assert modules == {f"model.layers.{i}.self_attn.v_proj" for i in range(3)}
-
-
-# 4-bit weights under adapters
-
-
-def nf4(weight: Any) -> Any:
-    """A matrix as NF4 holds it, without double quantisation: per 64 values the nearest code times their maximum."""
-    lower = [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
-    upper = [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
-    codes, blocks = torch.tensor(lower + upper, dtype=torch.float64), weight.double().reshape(-1, 64)
-    scales = blocks.abs().amax(1, keepdim=True)
-    nearest = ((blocks / scales).unsqueeze(-1) - codes).abs().argmin(-1)
-    return (codes[nearest] * scales).reshape(weight.shape)
-
-
-@NEEDS_QLORA
-def test_without_a_step_the_student_has_the_weights_that_nf4_holds(tiny_llama):
-    """The codes are printed in QLoRA, appendix E. Double quantisation rounds the scales to 8 bits, so that a weight
-    halfway between two codes may go to the other one."""
-    model = copy.deepcopy(tiny_llama)
-    with trained_part(model, recipe(lora=QLORA)):
-        pass
-    linears = {n for n in model.state_dict() if n.endswith("_proj.weight")}
-    assert changed(tiny_llama, model) == linears
-    for name in linears:
-        before, after = tiny_llama.state_dict()[name], model.state_dict()[name]
-        assert after.dtype == before.dtype
-        assert all(len(block.unique()) <= 16 for block in after.reshape(-1, 64))
-        least = (nf4(before) - before).abs()
-        assert ((after - before).abs() <= least + 0.02 * before.abs().max()).all()
-
-
-@NEEDS_QLORA
-@pytest.mark.parametrize("name", [name for name in CASES if name != "gpt2"])
-def test_the_student_of_every_family_is_the_model_that_was_trained_on_4_bit_weights(name):
-    model = copy.deepcopy(model_of(name))
-    before = model.state_dict()
-    with trained_part(model, recipe(lora=QLORA)):
-        assert all("lora_" in parameter for parameter in trainable(model))
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-        model.eval()
-        adapted = logits(model)
-    after = model.state_dict()
-    assert {n: (p.shape, p.dtype) for n, p in after.items()} == {n: (p.shape, p.dtype) for n, p in before.items()}
-    torch.testing.assert_close(logits(model), adapted, rtol=1e-3, atol=2e-4)
-
-
-@NEEDS_QLORA
-def test_masked_weights_stay_zero_on_4_bit_weights(tiny_llama):
-    model, name = copy.deepcopy(tiny_llama), "model.layers.0.mlp.up_proj.weight"
-    kept = torch.rand(model.get_parameter(name).shape, generator=torch.Generator().manual_seed(0)) > 0.5
-    model.get_parameter(name).data *= kept
-    with trained_part(model, recipe(lora=QLORA), {name: kept}):
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data.normal_(generator=torch.Generator().manual_seed(0))
-    assert torch.equal(model.get_parameter(name) != 0, kept)
-
-
-def test_4_bit_weights_without_bitsandbytes_are_refused(tiny_llama, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
-    with refuses("distill.lora.quantize", "bitsandbytes", "lit-prune[qlora]"):
-        check_trained(recipe(lora=QLORA), tiny_llama.config, 3)
-
-
-@NEEDS_QLORA
-def test_4_bit_weights_of_linears_of_another_class_are_refused():
-    with refuses("distill.lora.quantize", "gpt2"):
-        check_trained(recipe(lora=QLORA), model_of("gpt2").config, 3)
 
 
 # All

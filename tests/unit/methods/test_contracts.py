@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fresh_process import generating
 from method_matrix import SOURCES, matrix
-from multiplied import Flops
+from observed import Observed, observe, stop_after
 from planted import CHANNELS, WITHOUT_EFFECT, idle_groups, idle_neurons, planted_llama
-from pruning_context import IDS, Stop, context_of, made, stop_at
+from pruning_context import IDS, context_of, stop_at
 
 from lit_prune.config import Calibration
 from lit_prune.config.prune import method_summaries
@@ -39,31 +35,6 @@ UNSCORED = {
 """Methods that need not prune first what contributes nothing, and why."""
 
 
-@dataclass
-class Observed:
-    """A pruning, and what was noted meanwhile: in copies of the model, too."""
-
-    name: str
-    method: Any
-    model: Any
-    """As it was before."""
-    given: Any
-    """The model that was pruned, as it is now."""
-    folder: Path
-    found: Any = None
-    """The result, as `Pruned`."""
-    gradients: bool = False
-    """Whether a gradient passed the model."""
-    graph: bool = False
-    """Whether the model ran with gradients enabled."""
-    trains: bool = False
-    backward_passes: int = 0
-    measured: int = 0
-    """Numbers measured through the service that keeps them."""
-    flops: float = 0.0
-    """FLOPs besides those of the statistics of the model."""
-
-
 @pytest.fixture(scope="module")
 def planted() -> Any:
     return planted_llama()
@@ -72,51 +43,7 @@ def planted() -> Any:
 @pytest.fixture(scope="module", params=list(methods))
 def seen(request: pytest.FixtureRequest, planted: Any, tmp_path_factory: pytest.TempPathFactory) -> Observed:
     """Each method, with what it did."""
-    name, folder, given = request.param, tmp_path_factory.mktemp(request.param), copy.deepcopy(planted)
-    observed, ctx = Observed(name, made(name), planted, given, folder), context_of(folder)
-
-    def note(gradient: torch.Tensor) -> None:
-        observed.gradients = True
-
-    def follow(module: Any, inputs: Any, output: torch.Tensor) -> None:
-        observed.graph |= output.requires_grad
-        if output.requires_grad:
-            output.register_hook(note)
-
-    def fit(module: Any, what: str, **settings: Any) -> Any:
-        observed.trains = True
-        return ctx.fit(module, what, **settings)
-
-    flops = Flops()
-
-    def measured(measure: Callable[[], float]) -> float:
-        observed.measured += 1
-        return measure()
-
-    def collect(model: Any, names: Any) -> Any:
-        before = flops.total
-        stats = ctx.collect(model, names)
-        flops.total = before if model is given else flops.total
-        return stats
-
-    hook = given.model.norm.register_forward_hook(follow)
-    with pytest.MonkeyPatch.context() as patch:
-        for function in ("backward", "grad"):
-            patch.setattr(torch.autograd, function, _counting(observed, getattr(torch.autograd, function)))
-        with flops:
-            services = dataclasses.replace(ctx, fit=fit, collect=collect, measured=measured)
-            observed.found = observed.method.prune(given, services)
-    hook.remove()
-    observed.flops = flops.total
-    return observed
-
-
-def _counting(observed: Observed, function: Callable[..., Any]) -> Callable[..., Any]:
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        observed.backward_passes += 1
-        return function(*args, **kwargs)
-
-    return counted
+    return observe(request.param, planted, tmp_path_factory.mktemp(request.param))
 
 
 # What is made
@@ -259,20 +186,6 @@ def test_the_seed_decides_and_a_killed_run_is_resumed(seen: Observed) -> None:
     for name, kept in (seen.found.masks or {}).items():
         assert torch.equal(again.masks[name], kept)
     assert same_weights(again.model, seen.found.model)
-
-
-def stop_after(count: int, seen: Observed, folder: Path) -> None:
-    """Interrupt a method after so many measurements, which are kept in the folder."""
-    journal, calls = Journal(folder / "measured.json", 1e9), itertools.count()
-
-    def measured(measure: Callable[[], float]) -> float:
-        if next(calls) == count:
-            raise Stop
-        return journal(measure)
-
-    ctx = dataclasses.replace(context_of(folder), measured=measured)
-    with pytest.raises(Stop), journal:
-        seen.method.prune(seen.given, ctx)
 
 
 def same_weights(model: Any, other: Any) -> bool:

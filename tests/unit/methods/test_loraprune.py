@@ -114,11 +114,10 @@ def test_first_and_last_layers_stay_whole_and_the_adapters_alone_are_saved(tmp_p
     assert {name.split(".")[0] for name in saved} == {"down", "up", "sensitivity", "mask"}
 
 
-def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_between_two_prunings_resumes_with_its_mask(tmp_path: Path) -> None:
     chosen, model = methods["loraprune"](max_steps=5, batch_size=2, prune_every=2), small_llama()
     whole = chosen.prune(model, context_of(tmp_path / "whole"))
     stop_at(4, chosen, model, tmp_path / "cut")
     resumed = chosen.prune(model, context_of(tmp_path / "cut"))
     assert resumed.plan == whole.plan
     assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))
-    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, small_llama().model.layers[0].mlp.up_proj.weight)

@@ -1,4 +1,4 @@
-"""Supermasks: both rules against a step of gradient descent in float64, signed constants, and a run that is killed."""
+"""Supermasks: both rules against a step of gradient descent in float64, signed constants, and what is drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_context import IDS, context_of, small_llama, stop_at
+from pruning_context import IDS, context_of, small_llama
 from refusals import refuses
 
 from lit_prune.config import Optimizer
@@ -66,15 +66,6 @@ def test_by_default_the_linears_are_drawn_and_the_rest_stays(tmp_path: Path) -> 
         drawn = name in found.masks
         assert torch.equal(found.model.state_dict()[name], weight) == (not drawn)
         assert torch.equal(found.model.state_dict()[name], other.model.state_dict()[name]) == (not drawn)
-
-
-def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
-    chosen, model = methods["supermask"](max_steps=4, batch_size=2), small_llama()
-    whole = chosen.prune(model, context_of(tmp_path / "whole"))
-    stop_at(3, chosen, model, tmp_path / "cut")
-    resumed = chosen.prune(model, context_of(tmp_path / "cut"))
-    assert all(torch.equal(resumed.masks[name], kept) for name, kept in whole.masks.items())
-    assert all(map(torch.equal, resumed.model.state_dict().values(), whole.model.state_dict().values()))
 
 
 def test_masks_of_another_run_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Verdicts on claims, by tests over seeds or sequences, a smallest effect and families of tests."""
+"""Verdicts on claims, by tests over seeds or sequences, and by a smallest effect."""
 
 import dataclasses
 import math
@@ -6,37 +6,16 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from judged import CLOSE, FOUR, lines, toy, verdict
 
-from lit_prune.config.table import ORDER, SMALLEST_EFFECT, Claim, Table
-from lit_prune.registry import table_of, tables
-from lit_prune.report import judge, summarise
+from lit_prune.config.table import ORDER, SMALLEST_EFFECT, Claim
+from lit_prune.report import judge
 from lit_prune.report.sequences import read_sequences
-from lit_prune.report.statistics import holm
 from lit_prune.report.trajectories import order_by_seed
 from lit_prune.report.verdicts import Measured, by_seed
 
-CLOSE = pd.DataFrame({"a": [2.000, 2.010, 1.990, 2.003], "b": [2.001, 2.012, 1.989, 2.002]})
 APART = CLOSE.assign(b=[2.10, 2.12, 2.09, 2.11])
 NOISY = CLOSE.assign(b=[2.2, 1.8, 2.1, 1.9])
-
-
-def toy(*claims: Claim, rows: tuple[str, ...] = ("a", "b"), **fields: object) -> Table:
-    changes = {row: {"distill.temperature": 1.0 + i} for i, row in enumerate(rows)}
-    return Table(
-        name="t", question="", source="", rows=changes, baseline="a", claims=claims,
-        metrics=("lm_loss",), **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def lines(values: pd.DataFrame, zero_shot: tuple[str, ...] = ()) -> pd.DataFrame:
-    tidy = values.melt(ignore_index=False, var_name="row", value_name="lm_loss").rename_axis("seed").reset_index()
-    return tidy.assign(reference=False, tokens=[0.0 if row in zero_shot else 512.0 for row in tidy["row"]])
-
-
-def verdict(claim: Claim, tidy: pd.DataFrame, sequences: pd.DataFrame | None = None, **fields: object) -> dict:
-    (line,) = judge(toy(claim, **fields), tidy, sequences).to_dict("records")
-    return line
 
 
 @pytest.mark.parametrize(("values", "expected"), [(CLOSE, "holds"), (APART, "fails"), (NOISY, "undecided")])
@@ -147,72 +126,6 @@ def test_rows_that_seeds_change_alike_are_identical():
 
 def test_one_draw_is_no_exact_difference():
     assert verdict(Claim("a", "b", ""), lines(pd.DataFrame({"a": [2.0], "b": [3.0]})))["verdict"] == "undecided"
-
-
-# Families of tests
-
-
-@pytest.mark.parametrize(
-    ("source", "family"),
-    [
-        ("Table 15", "Table 15"),
-        ("Tables 1 and 10", "Table 1"),
-        ("Table 1 and Figure 6, before retraining", "Table 1"),
-        ("Minitron, Table 10", "Table 10"),
-        ("In Practice, Figure 8: the dashed line", "In Practice, Figure 8"),
-        ("section 2.3: a boost to accuracy", "section 2.3"),
-        ("appendix A.3: K <= 100", "appendix A.3"),
-        ("best practice 5: instead of conventional training", "practice 5"),
-        ("hearsay", "hearsay"),
-        ("Wanda, Table 3: LLaMA-2-7B", "Wanda, Table 3"),
-        ("Wanda, abstract; perplexity of LLaMA-2-7B", "Wanda, abstract"),
-    ],
-)
-def test_a_family_is_where_the_paper_states_its_claims(source, family):
-    assert Claim("a", "b", source).family == family
-
-
-@pytest.mark.parametrize("name", tables())
-def test_every_claim_names_its_place_and_has_the_same_bound(name):
-    places = [claim.family.rpartition(", ")[2].split()[0] for claim in table_of(name).claims]
-    assert {c.tolerance for c in table_of(name).claims if c.metric != ORDER} <= {None, SMALLEST_EFFECT}
-    assert set(places) <= {"Table", "Figure", "section", "appendix", "practice", "abstract"}
-
-
-FOUR = CLOSE.assign(
-    c=[2.02, 2.05, 2.00, 2.03], d=[2.05, 2.01, 2.02, 2.04], a0=[3.00, 3.01, 2.99, 3.02], b0=[3.1, 3.05, 3.09, 3.12]
-)
-"""Rows a to d are retrained, a0 and b0 are not."""
-
-
-def raw(row: str, other: str) -> float:
-    return float(stats.ttest_rel(FOUR[row], FOUR[other]).pvalue)
-
-
-def test_holm_keeps_sources_apart_and_retrained_from_zero_shot_rows():
-    claims = (
-        Claim("a", "c", "Table 1"), Claim("a0", "b0", "Table 1"), Claim("a", "d", "Table 1"),
-        Claim("a", "b", "Table 2"),
-    )  # fmt: skip
-    verdicts = judge(toy(*claims, rows=tuple(FOUR)), lines(FOUR, zero_shot=("a0", "b0")))
-    first = sorted([raw("a", "c"), raw("a", "d")])
-    assert sorted(verdicts.loc[[0, 2], "p"]) == pytest.approx([2 * first[0], max(2 * first[0], first[1])])
-    assert verdicts.loc[[1, 3], "p"].to_list() == pytest.approx([raw("a0", "b0"), raw("a", "b")])
-
-
-def test_holm_over_rows_keeps_retrained_from_zero_shot_rows():
-    summary = summarise(toy(rows=tuple(FOUR)), lines(FOUR, zero_shot=("a0", "b0")))
-    for family in (["b", "c", "d"], ["a0", "b0"]):
-        by_hand = holm(pd.Series({row: raw(row, "a") for row in family}))
-        assert summary.loc[family, "p"].to_list() == pytest.approx(by_hand.to_list())
-
-
-def test_a_metric_before_retraining_is_zero_shot():
-    claims = (Claim("a", "c", ""), Claim("a", "c", "", metric="lm_loss_before"))
-    table = dataclasses.replace(toy(rows=tuple(FOUR)), metrics=("lm_loss", "lm_loss_before"), claims=claims)
-    tidy = lines(FOUR)
-    verdicts = judge(table, tidy.assign(lm_loss_before=tidy["lm_loss"]))
-    assert verdicts["p"].to_list() == pytest.approx([raw("a", "c")] * 2)
 
 
 # Claims that are not one ordering of two rows
