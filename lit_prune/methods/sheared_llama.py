@@ -27,9 +27,9 @@ class ShearedLLaMA(LoadsDomains, ChooseAndCut):
     (section 2.1). The result has the same widths in every layer and loads in stock transformers.
 
     The paper prunes LLaMA-2-7B (32 layers, 4096 channels, 32 heads, 11008 neurons) to 24, 2048, 16, 5504 or to 32,
-    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens. Defaults: the shares of the second (6880 neurons).
-    Deviations: domains are drawn by their losses (`LoadsDomains`) on request, and not in the retraining. At the end
-    kept gates become 1, where the authors' code multiplies them into the weights. One gate multiplies a whole layer.
+    2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens. Defaults: the shares of the second; its 6912 neurons
+    are 6880 rounded to a multiple of 128. Deviations: domains are drawn by loss on request (`LoadsDomains`), not in the
+    retraining. Kept gates become 1; the authors' code multiplies them into the weights. One gate multiplies a layer.
     """
 
     num_hidden_layers: Size = None

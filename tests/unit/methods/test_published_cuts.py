@@ -65,4 +65,6 @@ def test_sheared_llama_reaches_its_published_shapes(
 def test_sheared_llama_has_the_shares_of_the_larger_shape_by_default() -> None:
     found = shape_of(methods["sheared_llama"]().config_of(LLAMA_7B))
     assert (found.num_hidden_layers, found.hidden_size, found.num_attention_heads) == (32, 2560, 20)
-    assert found.intermediate_size == 6880  # 0.625 of 11008; the paper keeps 6912, a multiple of 256
+    assert found.intermediate_size == 6880
+    rounded = [128 * round(share * 11008 / 128) for share in (0.5, 0.625)]
+    assert rounded == [5504, 6912]  # the neurons of both published shapes
