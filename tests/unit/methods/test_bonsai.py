@@ -22,11 +22,6 @@ NEURON, GROUP = 3 * 32, 6 * 8 * 32
 """Parameters of a unit: rows and columns of width 32; a group has two query heads of 8 channels, keys and values."""
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama()
-
-
 def test_units_with_zero_output_weights_go_first(tmp_path: Path) -> None:
     model = small_llama(intermediate_size=8)
     ids = torch.randint(0, 64, (8, 24), generator=torch.Generator().manual_seed(0))

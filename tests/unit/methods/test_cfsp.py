@@ -11,7 +11,7 @@ import pytest
 import torch
 from families import model_of, token_ids
 from measured import evidence_of
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS
 from torch import Tensor
 
 from lit_prune.config import Prune
@@ -23,16 +23,6 @@ from lit_prune.pruning.context import PruneContext
 
 NEURONS = 40
 L2 = Prune(batch_aggregation="l2", seq_aggregation="l2")
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama()
-
-
-@pytest.fixture
-def ctx(tmp_path: Path) -> PruneContext:
-    return context_of(tmp_path)
 
 
 def seen_in(model: Any) -> tuple[Tensor, Tensor]:

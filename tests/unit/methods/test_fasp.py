@@ -22,16 +22,6 @@ from lit_prune.pruning.context import PruneContext
 HEAD_DIM = 8
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama()
-
-
-@pytest.fixture
-def ctx(tmp_path: Path) -> PruneContext:
-    return context_of(tmp_path)
-
-
 @torch.no_grad()
 def inputs_of(model: Any, module: Any) -> Tensor:
     """The inputs of a module of a model over all tokens, float64 [tokens, width]."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import CASES, model_of, token_ids
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS, context_of
 from refusals import refuses
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,16 +18,6 @@ from lit_prune.pruning.context import PruneContext
 
 SEQUENCES = 3
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama()
-
-
-@pytest.fixture
-def ctx(tmp_path: Path) -> PruneContext:
-    return context_of(tmp_path)
 
 
 def laco(**settings: Any) -> Any:

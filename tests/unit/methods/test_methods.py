@@ -29,17 +29,6 @@ from lit_prune.pruning.plan import PrunePlan
 from lit_prune.pruning.surgery import cut
 from lit_prune.store.address import key
 
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama()
-
-
-@pytest.fixture
-def ctx(tmp_path: Path) -> PruneContext:
-    return context_of(tmp_path)
-
-
 # Contracts
 
 

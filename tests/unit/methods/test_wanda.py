@@ -8,16 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from pruning_context import IDS, LAYERS, context_of, small_llama
+from pruning_context import IDS, LAYERS, context_of
 from torch import nn
 
 from lit_prune.methods import methods
 from lit_prune.pruning.masks import check_zero
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_llama()
 
 
 def inputs_of(model: Any, linears: list[nn.Module]) -> dict[nn.Module, torch.Tensor]:
