@@ -14,6 +14,7 @@ from rich.console import Console
 from lit_prune import cpu
 from lit_prune.cli.process import Output, Verb
 from lit_prune.config import ConfigError, Execution, Placement, renames
+from lit_prune.config.gpus import GpuName
 from lit_prune.config.profiles import is_file
 from lit_prune.config.table import Table
 from lit_prune.cpu.threads import share_the_machine
@@ -31,6 +32,13 @@ class TableFlags(TableRequest):
 
     dry_run: bool = False
     """Validate the request and list what would be computed (size of the student, tokens, expected time), then stop."""
+    plan: GpuName | None = None
+    """List parameters, memory by part, FLOPs and hours of the missing cells on this GPU (or on as many as --devices
+    says), then stop; exit code 2 if a training does not fit."""
+    gpu_price: float | None = None
+    """With --plan: dollars of a GPU-hour, to list the cost too."""
+    utilization: float = 0.4
+    """With --plan: share of the GPU's peak speed that training reaches, an assumption."""
     record: bool = False
     """With run or report: also write the record experiments/TABLE/PROFILE/, which can be committed."""
     store: str = DEFAULT_ROOT
@@ -119,8 +127,11 @@ class Command:
             raise ConfigError("--debug: must be given without --jobs and --on, it needs one process")
         if self.flags.record:
             self._refuse_record()
-        measure = self.flags.command == "run" and not self.flags.dry_run
+        self._check_plan()
+        measure = self.flags.command == "run" and not self.flags.dry_run and self.flags.plan is None
         self.table, self.entries = requested_entries(self.table, self.flags, self.store, measure=measure)
+        if self.flags.plan is not None:
+            return self._plan(self.flags.plan)
         if self.flags.dry_run:
             return self._dry_run()
         failed = self._compute() if self.flags.command == "run" else 0
@@ -183,6 +194,35 @@ class Command:
         print_costs(costs(missing, self.store, runs, self.flags.execution), self.console)
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
         self._print_pending()
+        return 0
+
+    def _check_plan(self) -> None:
+        """Refuse flags of a plan that have no effect or are out of range."""
+        flags = self.flags
+        if flags.plan is None and (flags.gpu_price, flags.utilization) != (None, TableFlags.utilization):
+            raise ConfigError("--plan: must name a GPU with --gpu-price or --utilization")
+        if not 0 < flags.utilization <= 1:
+            raise ConfigError(f"--utilization: must be above 0 and at most 1, got {flags.utilization}")
+        if flags.gpu_price is not None and flags.gpu_price < 0:
+            raise ConfigError(f"--gpu-price: must be >= 0, got {flags.gpu_price}")
+
+    def _plan(self, gpu: GpuName) -> int:
+        """List what the missing cells take on a GPU; compute and write nothing.
+
+        Raises:
+            ConfigError: if a training does not fit.
+        """
+        from lit_prune.distill.train import quiet
+        from lit_prune.pipeline.plan import plan
+        from lit_prune.render.plan import print_plan
+
+        quiet()
+        missing = self._missing(self.entries)
+        found = plan(missing, self.store, self.flags.execution, gpu, self.flags.utilization)
+        print_plan(found, self.flags.gpu_price, self.console)
+        problem = next((line.problem for line in found.lines if line.problem), None)
+        if problem:
+            raise ConfigError(f"--plan: {problem}")
         return 0
 
     def _print_pending(self) -> None:

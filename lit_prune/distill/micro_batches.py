@@ -13,7 +13,7 @@ from lit_prune.parallel.group import world_size
 
 _ACTIVATIONS = 2**30
 """Bytes of activations of a micro-batch on a CPU, at most."""
-_SHARE_OF_GPU = 0.25
+SHARE_OF_GPU = 0.25
 """Share of a GPU's memory that they may take."""
 
 
@@ -25,9 +25,13 @@ def micro_batches(distill: Distill, config: Any, execution: Execution) -> int:
     """
     if execution.grad_accum_steps:
         return execution.grad_accum_steps
+    return fewest(distill, config, _room(execution), world_size())
+
+
+def fewest(distill: Distill, config: Any, num_bytes: float, devices: int) -> int:
+    """Return the smallest number of micro-batches of each device whose activations fit in so many bytes."""
     size = distill.seq_len * activation_bytes(config, resolve_precision(distill.precision))
-    room = max(1, int(_room(execution) // size))
-    ours = distill.batch_size // world_size()
+    room, ours = max(1, int(num_bytes // size)), distill.batch_size // devices
     return next(n for n in range(1, ours + 1) if ours % n == 0 and ours // n <= room)
 
 
@@ -45,4 +49,4 @@ def activation_bytes(config: Any, precision: str) -> int:
 def _room(execution: Execution) -> float:
     if execution.accelerator == "cpu" or not torch.cuda.is_available():
         return _ACTIVATIONS
-    return _SHARE_OF_GPU * torch.cuda.get_device_properties(0).total_memory
+    return SHARE_OF_GPU * torch.cuda.get_device_properties(0).total_memory

@@ -82,6 +82,15 @@ def _rich_table(tight: bool = False) -> RichTable:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0 if tight else 1, 0, 0))
 
 
+def table_of_numbers(first: str, *others: str, tight: bool = True) -> RichTable:
+    """Return an empty table with a column of names and columns of numbers."""
+    shown = _rich_table(tight)
+    shown.add_column(first, overflow="fold")
+    for name in others:
+        shown.add_column(name, justify="right")
+    return shown
+
+
 def _hanging(mark: str, text: str, style: str) -> RichTable:
     from rich.table import Table
 
@@ -174,10 +183,7 @@ def print_status(tidy: pd.DataFrame, console: Console, work: Mapping[str, str] |
 
 def print_costs(costs: Sequence[Cost], console: Console) -> None:
     """Print the cost of each row and the totals; a time is unknown without earlier results."""
-    shown = _rich_table(console.width < _ROOMY)
-    shown.add_column("row", overflow="fold")
-    for name in ("cells", "parameters", "steps", "tokens", "time"):
-        shown.add_column(name, justify="right")
+    shown = table_of_numbers("row", "cells", "parameters", "steps", "tokens", "time", tight=console.width < _ROOMY)
     for cost in costs:
         time = "unknown" if cost.seconds is None else duration(cost.seconds)
         numbers = (str(cost.cells), amount(cost.parameters), f"{cost.steps:,}", amount(cost.tokens))
