@@ -38,6 +38,9 @@ class Execution:
     """Micro-batches per step; default: the fewest whose activations stay below about 1 GiB on a CPU, or a quarter of
     the memory of a GPU. Results agree up to rounding. With more than one, alpha "dynamic" and ce_weight "balanced"
     each cost a second backward pass of the student and one more gradient in memory."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the layers for the backward pass and compute the rest again, which takes another forward
+    pass of the trained model. Results are the same."""
     num_workers: Natural = 0
     """Processes that load data."""
     checkpoint_seconds: NonNegative = 30.0

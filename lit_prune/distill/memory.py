@@ -34,7 +34,7 @@ def peak(parts: dict[str, float]) -> float:
 
 def training_memory(
     distill: Distill, student: Any, teacher: Any, evaluation: Evaluation, *, micro_batch: int, devices: int = 1,
-    on_gpu: bool = True,
+    checkpointing: bool = False, on_gpu: bool = True,
 ) -> dict[str, float]:  # fmt: skip
     """Return part -> bytes on each device, for micro-batches of `micro_batch` sequences.
 
@@ -48,8 +48,8 @@ def training_memory(
     trained_teacher = whole if distill.teacher_optimizer is not None else 0
     tokens, vocab = micro_batch * distill.seq_len, student.vocab_size
     mixed = distill.precision == "bf16-mixed"
-    activations = tokens * activation_bytes(student, distill.precision)
-    activations += tokens * activation_bytes(teacher, distill.precision) if trained_teacher else 0
+    activations = tokens * activation_bytes(student, distill.precision, checkpointing)
+    activations += tokens * activation_bytes(teacher, distill.precision, checkpointing) if trained_teacher else 0
     buckets = devices > 1
     return {
         "teacher weights": _FLOAT * whole,

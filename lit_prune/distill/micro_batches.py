@@ -25,25 +25,29 @@ def micro_batches(distill: Distill, config: Any, execution: Execution) -> int:
     """
     if execution.grad_accum_steps:
         return execution.grad_accum_steps
-    return fewest(distill, config, _room(execution), world_size())
+    return fewest(distill, config, _room(execution), world_size(), execution.activation_checkpointing)
 
 
-def fewest(distill: Distill, config: Any, num_bytes: float, devices: int) -> int:
+def fewest(distill: Distill, config: Any, num_bytes: float, devices: int, checkpointing: bool = False) -> int:
     """Return the smallest number of micro-batches of each device whose activations fit in so many bytes."""
-    size = distill.seq_len * activation_bytes(config, resolve_precision(distill.precision))
+    size = distill.seq_len * activation_bytes(config, resolve_precision(distill.precision), checkpointing)
     room, ours = max(1, int(num_bytes // size)), distill.batch_size // devices
     return next(n for n in range(1, ours + 1) if ours % n == 0 and ours // n <= room)
 
 
-def activation_bytes(config: Any, precision: str) -> int:
+def activation_bytes(config: Any, precision: str, checkpointing: bool = False) -> int:
     """Estimate the bytes per token that the layers of a model keep for the backward pass.
 
     Each matrix keeps about its input and its output: half of them in two bytes with mixed precision, all in four
-    otherwise.
+    otherwise. With `checkpointing` only the inputs of the layers are kept, and the rest for one layer at a time.
     """
     layers = f"{anatomy_of(config).layers}."
     shapes = [p.shape for name, p in meta_model(config).named_parameters() if name.startswith(layers) and p.dim() > 1]
-    return sum(map(sum, shapes)) * (4 if precision == "32-true" else 3)
+    kept = sum(map(sum, shapes)) * (4 if precision == "32-true" else 3)
+    if not checkpointing:
+        return kept
+    num_layers = config.num_hidden_layers
+    return 4 * num_layers * config.hidden_size + kept // num_layers
 
 
 def _room(execution: Execution) -> float:

@@ -23,6 +23,7 @@ from lit_prune.distill.micro_batches import micro_batches
 from lit_prune.distill.module import Distiller
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
+from lit_prune.models.checkpointed import checkpointed_layers
 from lit_prune.models.compiled import compiled_layers
 from lit_prune.parallel.group import agree, is_main, trainer_options
 from lit_prune.pruning.context import DynamicLoading
@@ -59,7 +60,13 @@ def train(
         grad_accum_steps=accumulate, num_workers=execution.num_workers,
     )  # fmt: skip
     compiled = execution.compile and not module.compares_states
-    with trained_part(student, distill, masks), compiled_layers(student) if compiled else contextlib.nullcontext():
+    trained = [student] if distill.teacher_optimizer is None else [student, imitated]
+    checkpointed = checkpointed_layers(*trained) if execution.activation_checkpointing else contextlib.nullcontext()
+    with (
+        trained_part(student, distill, masks),
+        compiled_layers(student) if compiled else contextlib.nullcontext(),
+        checkpointed,
+    ):
         run(
             module, data, folder, max_steps=distill.max_steps, execution=execution, precision=distill.precision,
             accumulate=accumulate, on_progress=on_progress, loggers=loggers, callbacks=callbacks,

@@ -11,6 +11,7 @@ from lit_prune.config.gpus import GPUS, Gpu
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.distill.memory import peak, training_memory
 from lit_prune.distill.micro_batches import SHARE_OF_GPU, fewest
+from lit_prune.models.flops import forward_flops
 from lit_prune.models.shape import num_parameters
 from lit_prune.pipeline.costs import awaited_stages
 from lit_prune.pipeline.expand import Entry
@@ -139,11 +140,13 @@ def _planned(one: Training, execution: Execution, gpu: str, utilization: float) 
     if distill.batch_size % devices:
         raise ConfigError(f"--devices: must divide {distill.batch_size}, the sequences of a step, got {devices}")
     parts = micro_batches_of(one, execution, GPUS[gpu])
-    memory = memory_of(one, parts, devices)
-    speed = devices * GPUS[gpu].peak(distill.precision) * utilization
+    memory = memory_of(one, parts, execution)
+    tokens = one.cells * distill.max_steps * tokens_of_step(distill)
+    again = tokens * forward_flops(one.student, distill.seq_len) if execution.activation_checkpointing else 0.0
+    flops, speed = one.flops + again, devices * GPUS[gpu].peak(distill.precision) * utilization
     return Planned(
         one.what, one.cells, num_parameters(one.student), 0 if one.teacher is None else num_parameters(one.teacher),
-        one.cells * distill.max_steps * tokens_of_step(distill), one.flops, one.flops / speed / _HOUR, memory, parts,
+        tokens, flops, flops / speed / _HOUR, memory, parts,
         _problem(one, memory, execution, gpu),
     )  # fmt: skip
 
@@ -151,16 +154,17 @@ def _planned(one: Training, execution: Execution, gpu: str, utilization: float) 
 def micro_batches_of(one: Training, execution: Execution, gpu: Gpu) -> int:
     """Return the micro-batches of a device: those requested, else as a run on this GPU chooses them."""
     config = one.student if one.teacher is None else one.teacher
-    automatic = fewest(one.distill, config, SHARE_OF_GPU * gpu.num_bytes, execution.devices)
-    return execution.grad_accum_steps or automatic
+    room, checkpointing = SHARE_OF_GPU * gpu.num_bytes, execution.activation_checkpointing
+    return execution.grad_accum_steps or fewest(one.distill, config, room, execution.devices, checkpointing)
 
 
-def memory_of(one: Training, parts: int, devices: int) -> dict[str, float]:
+def memory_of(one: Training, parts: int, execution: Execution) -> dict[str, float]:
     """Return part -> bytes on each device."""
-    micro_batch = one.distill.batch_size // (devices * parts)
     return training_memory(
-        one.distill, one.student, one.teacher, one.evaluation, micro_batch=micro_batch, devices=devices
-    )
+        one.distill, one.student, one.teacher, one.evaluation, devices=execution.devices,
+        micro_batch=one.distill.batch_size // (execution.devices * parts),
+        checkpointing=execution.activation_checkpointing,
+    )  # fmt: skip
 
 
 def fits(memory: dict[str, float], gpu: Gpu) -> bool:
@@ -180,15 +184,19 @@ def _problem(one: Training, memory: dict[str, float], execution: Execution, gpu:
 
 def _remedies(one: Training, execution: Execution, gpu: str) -> Iterator[tuple[str, bool]]:
     """Yield flags, those that change the result least first, and whether each makes the training fit."""
-    devices, most = execution.devices, one.distill.batch_size // execution.devices
-    yield f"--grad-accum-steps {most}", fits(memory_of(one, most, devices), GPUS[gpu])
+    most = one.distill.batch_size // execution.devices
+    yield f"--grad-accum-steps {most}", fits(memory_of(one, most, execution), GPUS[gpu])
+    again = dataclasses.replace(execution, activation_checkpointing=True)
+    yield "--activation-checkpointing", fits(memory_of(one, micro_batches_of(one, again, GPUS[gpu]), again), GPUS[gpu])
     small = dataclasses.replace(one, evaluation=dataclasses.replace(one.evaluation, precision="bf16-mixed"))
-    yield "--set evaluation.precision=bf16-mixed", fits(memory_of(small, most, devices), GPUS[gpu])
+    yield "--set evaluation.precision=bf16-mixed", fits(memory_of(small, most, execution), GPUS[gpu])
+    parts = micro_batches_of(small, again, GPUS[gpu])
+    both = "--activation-checkpointing --set evaluation.precision=bf16-mixed"
+    yield both, fits(memory_of(small, parts, again), GPUS[gpu])
     for name, other in sorted(GPUS.items(), key=lambda item: item[1].num_bytes):
         if other.num_bytes > GPUS[gpu].num_bytes:
-            parts = micro_batches_of(one, execution, other)
-            yield f"--plan {name}", fits(memory_of(one, parts, devices), other)
-    if one.teacher is not None and one.distill.lora is None and one.distill.teacher_optimizer is None:
+            yield f"--plan {name}", fits(memory_of(one, micro_batches_of(one, execution, other), execution), other)
+    if one.distill.lora is None and one.distill.teacher_optimizer is None and one.teacher is not None:
         adapted = dataclasses.replace(one, distill=dataclasses.replace(one.distill, lora=Lora()))
         parts = micro_batches_of(adapted, execution, GPUS[gpu])
-        yield f"--set distill.lora.rank={Lora().rank}", fits(memory_of(adapted, parts, devices), GPUS[gpu])
+        yield f"--set distill.lora.rank={Lora().rank}", fits(memory_of(adapted, parts, execution), GPUS[gpu])

@@ -215,6 +215,8 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     if execution.accelerator != "cpu" and torch.cuda.is_available() and execution.devices > torch.cuda.device_count():
         gpus = torch.cuda.device_count()
         raise ConfigError(f"--devices: must be <= {gpus}, the GPUs of this machine, got {execution.devices}")
+    if execution.activation_checkpointing and execution.compile:
+        raise ConfigError("--activation-checkpointing: goes without --compile; leave out one of the two")
     for cell in cells:
         recipes = {
             "distill": cell.distill if cell.distill.max_steps else None,

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from trained import RECIPE, SEQ_LEN, close, equal, rows, run, small_student, written
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_prune.config import Distill, Execution, Optimizer
+from lit_prune.config import Distill, Execution, Lora, Optimizer
 from lit_prune.distill.micro_batches import activation_bytes, micro_batches
 
 
@@ -171,3 +171,18 @@ def test_compiled_blocks_train_the_same_student_to_rounding_and_are_left_as_they
     compiled = run(text_tokens, tmp_path / "compiled", recipe=recipe, compile=True)
     close(compiled, plain)
     assert not any(module._compiled_call_impl for module in compiled.modules())
+
+
+@pytest.mark.parametrize("name", ["a ratio of L_is", "LoRA", "a teacher trained too"])
+def test_activation_checkpointing_changes_no_bit(text_tokens, tmp_path, name):
+    recipe = {
+        "a ratio of L_is": RECIPE, "LoRA": dataclasses.replace(RECIPE, lora=Lora(rank=2)),
+        "a teacher trained too": dataclasses.replace(RECIPE, teacher_optimizer=Optimizer()),
+    }[name]  # fmt: skip
+    plain = run(text_tokens, tmp_path / "plain", recipe=recipe, dropout=0.1, grad_accum_steps=2)
+    again = run(
+        text_tokens, tmp_path / "again", recipe=recipe, dropout=0.1, grad_accum_steps=2, activation_checkpointing=True
+    )
+    assert equal(again, plain)
+    pd.testing.assert_frame_equal(rows(tmp_path / "again"), rows(tmp_path / "plain"), check_exact=True)
+    assert all("forward" not in vars(layer) for layer in again.model.layers)

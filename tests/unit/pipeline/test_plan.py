@@ -12,9 +12,11 @@ from lit_prune.config import Execution, Finetuning
 from lit_prune.config.gpus import GPUS, Gpu
 from lit_prune.config.overrides import override
 from lit_prune.experiments.loss_ablation import TABLE
+from lit_prune.models.flops import forward_flops
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.plan import plan
 from lit_prune.pipeline.work import WORK, flops_of_token
+from lit_prune.pruning.shapes import config_of_student
 from lit_prune.store import Store
 
 
@@ -35,6 +37,10 @@ def test_hours_follow_from_flops_devices_and_speed(tiny_cell, store):
     assert pruning.hours == pytest.approx(pruning.flops / (67e12 * 0.5) / 3600)
     assert found.gpu_hours == pytest.approx(pruning.hours + 2 * teacher.hours + 2 * row.hours)
     assert not any(line.problem for line in found.lines)
+    again = plan(entries, store, Execution(devices=2, activation_checkpointing=True), "h100", 0.5).lines[2]
+    forward = forward_flops(config_of_student(cell), 32)
+    assert (again.flops - row.flops) / row.tokens == pytest.approx(forward)
+    assert again.memory["activations"] < row.memory["activations"]
     mixed = [Entry("row", 0, override(cell, {"distill.precision": "bf16-mixed"}), {})]
     assert plan(mixed, store, Execution(devices=2), "h100", 0.5).lines[2].hours == pytest.approx(
         row.flops / 3 / (2 * 989e12 * 0.5) / 3600
