@@ -50,11 +50,10 @@ def training_memory(
     mixed = distill.precision == "bf16-mixed"
     activations = tokens * activation_bytes(student, distill.precision, checkpointing)
     activations += tokens * activation_bytes(teacher, distill.precision, checkpointing) if trained_teacher else 0
-    buckets = devices > 1
     return {
         "teacher weights": _FLOAT * whole,
         "student weights": weights,
-        "gradients": _FLOAT * ((1 + buckets + ratios) * trained + (1 + buckets) * trained_teacher),
+        "gradients": _FLOAT * ((1 + ratios) * trained + trained_teacher),
         "optimizer": _moments(distill.optimizer) * trained + _moments(distill.teacher_optimizer) * trained_teacher,
         "activations": activations + (_HALF * (num_parameters(student) + trained_teacher) if mixed else 0),
         "logits": _FLOAT * vocab * (_COPIES * min(tokens, tokens_at_once(vocab, on_gpu)) + student.hidden_size),

@@ -126,7 +126,10 @@ def trainer_options(accelerator: str) -> dict[str, Any]:
         return {"accelerator": accelerator, "devices": 1}
     from lightning.pytorch.strategies import DDPStrategy
 
-    # An objective may leave layers without a gradient, such as those above the last state that is compared.
-    strategy = DDPStrategy(cluster_environment=Joined(), find_unused_parameters=True)
+    # An objective may leave layers without a gradient, such as those above the last state that is compared. With views
+    # there is one copy of the gradients instead of two.
+    strategy = DDPStrategy(
+        cluster_environment=Joined(), find_unused_parameters=True, gradient_as_bucket_view=True
+    )  # fmt: skip
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     return {"accelerator": "gpu" if gpu else "cpu", "devices": world_size(), "strategy": strategy}
