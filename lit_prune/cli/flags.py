@@ -12,8 +12,8 @@ import tyro
 
 _SETTING = "FIELD=VALUE"
 _PLACEHOLDERS = {
-    "set": _SETTING, "add_row": _SETTING, "filter": _SETTING, "table": "TABLE", "tables": "[TABLE ...]",
-    "names": "[NAME ...]",
+    "set": _SETTING, "add_row": _SETTING, "filter": _SETTING, "slurm": "OPTION=VALUE", "table": "TABLE",
+    "tables": "[TABLE ...]", "names": "[NAME ...]",
     "keys": "[KEY KEY]", "section": "[SECTION]", "model": "MODEL", "corpus": "TEXT", "out": "DIR", "store": "DIR",
     "records": "DIR",
 }  # fmt: skip

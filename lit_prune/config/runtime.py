@@ -13,11 +13,25 @@ from lit_prune.config.fields import Count, Natural, NonNegative
 class Placement:
     """Where the cells of a table are computed."""
 
-    on: Literal["here", "local"] = "here"
+    on: Literal["here", "local", "ray", "slurm"] = "here"
     """here computes in this process; local starts worker processes on this machine, each with one GPU or its share of
-    the cores."""
+    the cores; ray runs the cells as tasks of a Ray cluster (extra ray); slurm submits them as array jobs (extra
+    slurm)."""
     jobs: Count | None = None
-    """Worker processes; implies --on local. Default with --on local: one per GPU, or one per four cores."""
+    """Cells that are computed at a time; alone it implies --on local. Default with local: one per GPU, or one per four
+    cores; with ray and slurm: as many as the cluster has room for."""
+    cpus: Count = 4
+    """ray and slurm: cores of a cell, and its threads unless --threads is given."""
+    gpus: Natural | None = None
+    """ray and slurm: GPUs of a cell. Default: --devices if the Ray cluster has GPUs, or with --accelerator gpu, else
+    0."""
+    address: str | None = None
+    """ray only: address of the cluster; auto is the one of which this machine is a node. Default: RAY_ADDRESS, else a
+    cluster of this machine alone, which the command starts."""
+    minutes: Count = 240
+    """slurm only: time limit of a job. A job that reaches it is requeued and resumes."""
+    slurm: tuple[str, ...] = ()
+    """slurm only: OPTION=VALUE of sbatch, e.g. partition=gpu or constraint=h100; may be given several times."""
 
     @property
     def workers(self) -> bool:

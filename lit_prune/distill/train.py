@@ -25,7 +25,7 @@ from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.checkpointed import checkpointed_layers
 from lit_prune.models.compiled import compiled_layers
-from lit_prune.parallel.group import agree, is_main, trainer_options
+from lit_prune.parallel.group import agree, environments, is_main, trainer_options
 from lit_prune.pruning.context import DynamicLoading
 from lit_prune.pruning.masks import Masks
 
@@ -119,7 +119,7 @@ def run(
     trainer = L.Trainer(
         max_steps=max_steps, accumulate_grad_batches=accumulate, precision=resolve_precision(precision),
         **trainer_options(execution.accelerator), logger=list(loggers) or False, callbacks=every,
-        enable_checkpointing=False, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
+        enable_checkpointing=False, plugins=[AtomicCheckpointIO(), *environments()], use_distributed_sampler=False,
         num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     try:

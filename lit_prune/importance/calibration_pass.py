@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from lit_prune import cpu
@@ -56,8 +57,9 @@ class Pass(L.LightningModule):
 def stream(reader: Pass, data: CalibrationData, execution: Execution, precision: Precision = "32-true") -> None:
     """Run a pass over all calibration data."""
     trainer = L.Trainer(
-        accelerator=execution.accelerator, devices=1, logger=False, use_distributed_sampler=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator=execution.accelerator, devices=1, plugins=[LightningEnvironment()], logger=False,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
         inference_mode=not reader.takes_gradients, precision=resolve_precision(precision),
     )  # fmt: skip
     with cpu.plainly():

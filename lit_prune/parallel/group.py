@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, distributed
 
 Value = TypeVar("Value")
@@ -118,6 +119,11 @@ class Joined(ClusterEnvironment):
     def node_rank(self) -> int:
         """Return 0: all ranks are on one machine."""
         return 0
+
+
+def environments() -> list[ClusterEnvironment]:
+    """Return the environment of a trainer of one device, which is alone even in a job of Slurm that Lightning sees."""
+    return [LightningEnvironment()] if world_size() == 1 else []
 
 
 def trainer_options(accelerator: str) -> dict[str, Any]:
