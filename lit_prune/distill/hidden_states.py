@@ -86,8 +86,8 @@ def check_sublayers(states: Iterable[State], config: Any, whose: str) -> None:
     for kind, index in states:
         shape = widths_of(config, index) if kind != "output" else None
         if shape and not (shape.intermediate_size if kind == "mlp" else shape.num_attention_heads):
-            field, part = ("match_mlp_input", "MLP") if kind == "mlp" else ("match_attention", "attention")
-            raise ConfigError(f"distill.{field}: must name layers with {part}, but layer {index} of {whose} has none")
+            field, part = ("match_mlp_input", "an MLP") if kind == "mlp" else ("match_attention", "attention")
+            raise ConfigError(f"distill.{field}: must name layers with {part}, got layer {index} of {whose}, without")
 
 
 def _maps(distill: Distill, name: str, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:

@@ -76,14 +76,13 @@ class ModelFamily:
     def sublayers(self) -> dict[str, tuple[str, ...]]:
         """The sub-layers of a layer, by the names that `skip` of transformers' `per_layer_config` has for them.
 
-        Each has the names of its module and of the norm that it alone reads.
+        Each has the names of its modules and of the norm that it alone reads.
         """
         own = self.input_norm != self.mlp_norm
-        parts = {
-            "attention": (self.attention_output.rpartition(".")[0], self.input_norm),
-            "mlp": (self.mlp, self.mlp_norm),
-        }
-        return {kind: tuple(filter(None, (part, norm if own else None))) for kind, (part, norm) in parts.items()}
+        mlp = (self.mlp,) if self.mlp else (*self.mlp_input, self.mlp_output)
+        attention = (self.attention_output.rpartition(".")[0],)
+        parts = {"attention": (attention, self.input_norm), "mlp": (mlp, self.mlp_norm)}
+        return {kind: (*modules, *((norm,) if own and norm else ())) for kind, (modules, norm) in parts.items()}
 
     def sublayer_of(self, name: str) -> str | None:
         """Return the sub-layer of a parameter by its name relative to the layer; None if it is in none of them."""
