@@ -62,6 +62,12 @@ class VariantSearch(PlanSearch):
         costs = UnitCosts.parameters(config)
         return costs, max(self.least(costs), round(self.latency * costs.total))
 
+    def check_settings(self) -> None:
+        """Raise a ConfigError for a setting without effect."""
+        super().check_settings()
+        if self.latency is None and self.timing != Timing():
+            raise ConfigError(f"prune.timing: must be unset without prune.latency, got {self.timing}")
+
     def check(self, config: Any) -> None:
         """Raise a ConfigError if a model with this config cannot be pruned with these settings."""
         from lit_prune.models.model_family import LIKE_LLAMA, TRANSFORMED

@@ -139,6 +139,8 @@ def test_latency_is_refused_before_compute_where_it_cannot_be_kept(model: Any, t
             methods["puzzle"](latency=0.5, **other).check(model.config)
     with refuses("prune.latency", "gemma2"):
         methods["puzzle"](latency=0.5, num_parameters=None, no_op_sublayers=False).check(config_of("gemma2"))
+    with refuses("prune.timing", "prune.latency"):
+        methods["puzzle"](timing=TIMING).check_settings()
     too_long = Timing(seq_len=model.config.max_position_embeddings + 1)
     with refuses("prune.timing.seq_len"):
         methods["puzzle"](latency=0.5, num_parameters=None, timing=too_long).check(model.config)
