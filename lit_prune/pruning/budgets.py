@@ -131,8 +131,7 @@ class LayerBudget:
 
     @property
     def _heads_per_group(self) -> int:
-        whole = shape_of(self.config)
-        return whole.num_attention_heads // whole.num_key_value_heads
+        return shape_of(self.config).heads_per_group
 
     def _inside(self, shape: ModelShape) -> int:
         """Return the parameters inside the layers of a shape."""

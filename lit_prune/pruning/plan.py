@@ -92,8 +92,7 @@ class PrunePlan:
 
     def groups_of(self, layer: LayerPlan) -> Indices:
         """Return the KV groups that a layer keeps."""
-        size = self.original.num_attention_heads // self.original.num_key_value_heads
-        return tuple(sorted({head // size for head in layer.heads}))
+        return tuple(sorted({head // self.original.heads_per_group for head in layer.heads}))
 
     def shape_of_layer(self, layer: LayerPlan) -> ModelShape:
         """Return the shape of the pruned model if all its layers were like this one."""
@@ -206,7 +205,7 @@ class PrunePlan:
                 raise ConfigError(f"plan: layers: at least one must keep {units}, none does")
 
     def _check_groups(self, layer: LayerPlan) -> None:
-        size = self.original.num_attention_heads // self.original.num_key_value_heads
+        size = self.original.heads_per_group
         counts = {g: sum(head // size == g for head in layer.heads) for g in self.groups_of(layer)}
         if len(set(counts.values())) > 1:
             raise ConfigError(f"plan: heads of layer {layer.index}: unequal numbers in its KV groups, {counts}")

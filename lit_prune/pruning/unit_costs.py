@@ -11,7 +11,7 @@ from typing import Any
 from lit_prune.config import ConfigError, Size
 from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
 from lit_prune.models.shape import ModelShape, meta_model, parameter_counter, shape_of
-from lit_prune.pruning.plan import Indices, LayerPlan, PrunePlan
+from lit_prune.pruning.plan import LayerPlan, PrunePlan
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class UnitCosts:
     def parameters(config: Any) -> UnitCosts:
         """Return the costs in parameters of a model with this config."""
         whole, count, anatomy = shape_of(config), parameter_counter(config), anatomy_of(config)
-        per_group = whole.num_attention_heads // whole.num_key_value_heads
         groups = whole.num_key_value_heads + 1
         more = {
             "neuron": replace(whole, intermediate_size=whole.intermediate_size + 1),
-            "group": replace(whole, num_attention_heads=groups * per_group, num_key_value_heads=groups),
+            "group": replace(whole, num_attention_heads=groups * whole.heads_per_group, num_key_value_heads=groups),
         }
         total, layers = count(whole), whole.num_hidden_layers
         prices = {name: (count(shape) - total) // layers for name, shape in more.items()}
@@ -128,7 +127,7 @@ class UnitCosts:
         for layer in plan.layers:
             groups = len(plan.groups_of(layer))
             more = min(room // self.group, self.whole.num_key_value_heads - groups)
-            layers.append(replace(layer, heads=self.heads_of(range(groups + more))))
+            layers.append(replace(layer, heads=self.whole.heads_of(range(groups + more))))
             room -= more * self.group
         for i, layer in enumerate(layers):
             more = min(room // self.neuron, self.whole.intermediate_size - len(layer.neurons))
@@ -153,18 +152,10 @@ class UnitCosts:
         """Return a plan that keeps the first neurons and KV groups of every layer."""
         most = self.whole.num_key_value_heads
         groups = groups if self.prunes_groups else most
-        layers = (
-            LayerPlan(
-                i, tuple(range(neurons)), self.heads_of(range(most if i == 0 and self.needs_full_layer else groups))
-            )
-            for i in range(self.whole.num_hidden_layers)
-        )
+        counts = [most if i == 0 and self.needs_full_layer else groups for i in range(self.whole.num_hidden_layers)]
+        kept = tuple(range(neurons))
+        layers = (LayerPlan(i, kept, self.whole.heads_of(range(count))) for i, count in enumerate(counts))
         return replace(PrunePlan.everything(self.whole), layers=tuple(layers))
-
-    def heads_of(self, groups: Any) -> Indices:
-        """Return all query heads of KV groups."""
-        size = self.whole.num_attention_heads // self.whole.num_key_value_heads
-        return tuple(group * size + i for group in groups for i in range(size))
 
 
 def _of_sublayer(config: Any, kind: str) -> int:

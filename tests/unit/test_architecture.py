@@ -46,6 +46,13 @@ def test_every_table_is_well_formed_at_every_profile(name, profile, tmp_path):
     check_rows(table, profile, found)
 
 
+def test_modules_have_at_most_300_lines_and_methods_80():
+    for folder in ("lit_prune", "tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            most = 80 if path.parent.name == "methods" and folder == "lit_prune" else 300
+            assert len(path.read_text().splitlines()) <= most, path
+
+
 def test_the_tree_holds_no_leftovers():
     for path in (ROOT / "lit_prune").rglob("*.py"):
         assert not re.search(r"TODO|FIXME|XXX|NotImplementedError", path.read_text()), path

@@ -24,7 +24,7 @@ def test_the_cost_of_a_plan_is_the_number_of_parameters_of_its_model(name):
         layers = (dataclasses.replace(one, heads=whole[one.index].heads) for one in plan.layers)
         plan = dataclasses.replace(plan, layers=tuple(layers))
     else:  # whole groups
-        heads = {one.index: costs.heads_of(plan.groups_of(one)) for one in plan.layers}
+        heads = {one.index: costs.whole.heads_of(plan.groups_of(one)) for one in plan.layers}
         layers = (dataclasses.replace(one, heads=heads[one.index]) for one in plan.layers)
         plan = dataclasses.replace(plan, layers=tuple(layers))
     for one in (plan, dataclasses.replace(plan, layers=plan.layers[::2])):
