@@ -74,7 +74,7 @@ class Driver:
 
     def _is_elsewhere(self, task: Task) -> bool:
         """Return whether another process computes a task, or has done so meanwhile."""
-        path = self.store.root / "leases" / task.name
+        path = self.store.lease_of(task.stage, task.node(self.store).key)
         if lease.is_held(path):
             if task.name not in self._held:
                 self._held.add(task.name)
