@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,20 +15,19 @@ import pandas as pd
 import torch
 from lm_eval.api.group import Group
 from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
+from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.utils import env
 
 from lit_prune.config import ConfigError
 from lit_prune.evaluate import local_tasks
 from lit_prune.evaluate.benchmark_tasks import KNOWN, SEED, Benchmark, Question
 from lit_prune.evaluate.definitions import task_manager
+from lit_prune.evaluate.recording_lm import OnProgress, RecordingLM
+from lit_prune.parallel.group import agree, interleaved, is_main, world_size
 
 _ALONE = "requested"
 # lm-eval recompiles a template for each field of each document, which takes longer than a small model.
 env.from_string = functools.lru_cache(maxsize=512)(env.from_string)
-
-OnProgress = Callable[[float], None]
-"""Callback with the completed share of the work, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -98,81 +97,37 @@ def measure(
 ) -> Answer:  # fmt: skip
     """Return the results of a causal language model in a task, on its device and in its dtype; its mode is restored.
 
-    `loaded` is the return value of `load`, if it is already known.
+    In a group of ranks, all share the documents and get the results of all; a rank without a document would block the
+    others, so rank 0 answers alone if a task has fewer documents than there are ranks. `loaded` is the return value of
+    `load`, if it is already known.
     """
     loaded, was_training = loaded or load(question), model.training
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SEED)  # again for each model, so that all get the same examples
+    share = min(_num_documents(task, question.limit) for task in loaded["tasks"].values()) >= world_size()
+    found = watched = None
     try:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
-            watched = RecordingLM(model, copy.deepcopy(tokenizer), batch_size, on_progress)
-            found = evaluate(
-                lm=watched, task_dict=loaded, limit=question.limit, confirm_run_unsafe_code=question.benchmark.unsafe
-            )
+            if share or is_main():
+                watched = RecordingLM(model, copy.deepcopy(tokenizer), batch_size, on_progress, share=share)
+                found = evaluate(
+                    lm=watched, task_dict=loaded, limit=question.limit,
+                    confirm_run_unsafe_code=question.benchmark.unsafe,
+                )  # fmt: skip
     finally:
         model.train(was_training)
-    return _answer(found, loaded, question.benchmark.task, watched)
+    counts = [0, 0] if watched is None else [watched.num_cut, watched.num_prompts]
+    num_cut, num_prompts = interleaved(torch.tensor([counts])).sum(0).tolist()
+    cut = num_cut / max(1, num_prompts)
+    answer = agree(_answer(found, loaded, question.benchmark.task, cut) if is_main() else None)
+    assert answer is not None  # rank 0 always has one
+    return answer
 
 
-class RecordingLM(HFLM):
-    """lm-eval's model with progress and a count of truncated prompts."""
-
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, on_progress: OnProgress) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self._on_progress, self._seen, self._all = on_progress, 0, 1
-        self.num_prompts = self.num_cut = 0
-
-    @property
-    def cut(self) -> float:
-        """Share of truncated prompts."""
-        return self.num_cut / max(1, self.num_prompts)
-
-    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        return super().loglikelihood(requests, disable_tqdm=True)
-
-    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        self._expect(
-            len(requests),
-            sum(len(before) + len(continuation) > self.max_length + 1 for _, before, continuation in requests),
-        )
-        return super()._loglikelihood_tokens([self._fitting(request) for request in requests], *args, **kwargs)
-
-    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        room = [self.max_length - request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests]
-        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
-        self._expect(len(requests), sum(length > most for length, most in zip(lengths, room, strict=True)))
-        return super().generate_until(requests, disable_tqdm=True)
-
-    def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
-        logits = super()._model_call(inps, *args, **kwargs)
-        self._saw(len(inps))
-        return logits
-
-    def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
-        written = super()._model_generate(context, *args, **kwargs)
-        self._saw(len(context))
-        return written
-
-    def _fitting(self, request: Any) -> Any:
-        """Truncate a continuation that alone exceeds the model's positions on the left, like the other requests."""
-        pair, before, continuation = request
-        if len(continuation) <= self.max_length:
-            return request
-        return (
-            pair,
-            continuation[-self.max_length - 1 : -self.max_length] or before[-1:],
-            continuation[-self.max_length :],
-        )
-
-    def _expect(self, num_requests: int, num_cut: int) -> None:
-        self._all, self._seen = num_requests, 0
-        self.num_prompts += num_requests
-        self.num_cut += num_cut
-
-    def _saw(self, count: int) -> None:
-        self._seen += count
-        self._on_progress(min(1.0, self._seen / self._all))
+def _num_documents(task: Any, limit: float | None) -> int:
+    size = get_sample_size(task, limit)
+    return len(task.eval_docs) if size is None else min(size, len(task.eval_docs))
 
 
 def _definition(question: Question) -> Any:
@@ -216,7 +171,7 @@ class _Documents:
         return self
 
 
-def _answer(found: Any, loaded: Any, name: str, watched: RecordingLM) -> Answer:
+def _answer(found: Any, loaded: Any, name: str, cut: float) -> Answer:
     parts = {task: _scores(found["results"][task], found["n-samples"][task]["effective"]) for task in loaded["tasks"]}
     several = len(parts) > 1 or name not in parts
     whole = _of_whole(name, found, parts) if several else parts[name]
@@ -226,7 +181,7 @@ def _answer(found: Any, loaded: Any, name: str, watched: RecordingLM) -> Answer:
         documents=pd.DataFrame(_documents(found["samples"]), columns=["task", "document", "metric", "value"]),
         shots=max(found["n-shot"][task] for task in loaded["tasks"]),
         version=str(found["versions"].get(name, next(iter(found["versions"].values())))),
-        cut=watched.cut,
+        cut=cut,
     )
 
 
@@ -250,7 +205,9 @@ def _scores(line: dict[str, Any], count: int) -> dict[str, Score]:
 
 def _documents(samples: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, int, str, float]]:
     for task, documents in samples.items():
-        for document in documents:
+        filters = list(dict.fromkeys(document["filter"] for document in documents))
+        # Those of several ranks come one rank after another.
+        for document in sorted(documents, key=lambda one: (filters.index(one["filter"]), one["doc_id"])):
             for metric in document["metrics"]:
                 value = document[metric]
                 if isinstance(value, int | float):

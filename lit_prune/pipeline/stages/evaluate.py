@@ -49,7 +49,7 @@ class Validations:
 def measure(cell: Cell, ctx: Context, model: Any, validations: Validations, masks: Masks) -> dict[str, Any]:
     """Return the metrics of a retrained student; write its losses by validation sequence to the folder.
 
-    All ranks share the losses. Rank 0 measures the rest, which the result of the others lacks.
+    All ranks share the losses and the tasks. Rank 0 measures the speed, which the result of the others lacks.
     """
     # The last validation read the same sequences, before adapters were merged.
     known = validations.after if cell.distill.lora is None else {}
@@ -69,15 +69,14 @@ def measure(cell: Cell, ctx: Context, model: Any, validations: Validations, mask
         result["second_lm_loss"] = losses["second_lm_loss"].mean
     test = cell.evaluation.basin
     basin = {} if test is None else _basin(cell, ctx, model, masks, test)
+    tasks = {} if cell.evaluation.tasks is None else _accuracies(cell, ctx, model, cell.evaluation.tasks)
     if not is_main():
         return result
     _write(losses, ctx.folder)
     if cell.evaluation.throughput is not None:
         count = ctx.counter("serving requests", cell.evaluation.throughput.num_repeats, "round")
         result |= compare_requests(model.config, teacher_config(cell), cell.evaluation.throughput, ctx.device, count)
-    if cell.evaluation.tasks is not None:
-        result |= _accuracies(cell, ctx, model, cell.evaluation.tasks)
-    return result | basin | _ends(validations.rows)
+    return result | tasks | basin | _ends(validations.rows)
 
 
 def _accuracies(cell: Cell, ctx: Context, model: Any, tasks: TaskTest) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 import math
 
+import pandas as pd
 import pytest
 import task_files
 import torch
+from ranks import on_ranks
 from refusals import refuses
 
 from lit_prune.evaluate import harness
@@ -46,6 +48,19 @@ def test_accuracy_is_that_of_log_probabilities_summed_by_hand(tiny_llama, tiny_t
         mean = sum(values) / 3
         spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 2 / 3)
         assert answer.metrics[metric] == Score(pytest.approx(mean), pytest.approx(spread), 3)
+
+
+@pytest.mark.parametrize("task", ["piqa", "blimp"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_documents(tiny_llama, tiny_tokenizer, folder, task, world):
+    """PIQA has three documents, so one of two ranks has more; BLiMP's parts have two, fewer than three ranks."""
+    question = put(task, folder)
+    alone = measure(tiny_llama, tiny_tokenizer, question)
+    found = on_ranks(world, lambda: measure(tiny_llama, tiny_tokenizer, question))
+    pd.testing.assert_frame_equal(found.documents, alone.documents)
+    assert found.subtasks == alone.subtasks
+    assert found.metrics == alone.metrics
+    assert (found.shots, found.version, found.cut) == (alone.shots, alone.version, alone.cut)
 
 
 def test_acc_norm_is_by_characters_and_not_by_bytes(folder):
