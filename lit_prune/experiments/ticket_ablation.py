@@ -22,7 +22,7 @@ def at_scale(table: Table, profile: Profile, store: Path) -> Table:
     distill, optimizer = profile.cell.distill, profile.cell.distill.optimizer
     late = round(LATE * distill.max_steps)
     if not late:
-        raise ConfigError(f"distill.max_steps: must be at least 10 for {table.name}, got {distill.max_steps}")
+        raise ConfigError(f"distill.max_steps: must be at least 11 for {table.name}, got {distill.max_steps}")
     imp: Changes = {
         "prune.method": "imp", "prune.sparsity": SPARSITY, "prune.num_rounds": ROUNDS,
         "prune.max_steps": distill.max_steps, "prune.batch_size": distill.batch_size, "prune.optimizer": optimizer,

@@ -91,12 +91,13 @@ def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
     """Return the results of a cell in the store."""
     result, error, env, damage = node.result, node.error, node.env, node.damage()
     pruning = env.get(PRUNING) or {}
-    spent = {metric: pruning.get(name) for metric, name in COSTS_OF_PRUNING.items()}
+    other = {metric: pruning.get(name) for metric, name in COSTS_OF_PRUNING.items()}
+    other["nonzero_parameters"] = (result or {}).get("parameters")  # of a model without masks
     unfinished = "unfinished" if (node.folder / "last.ckpt").exists() else "missing"
     return {
         "state": "done" if result is not None else "damaged" if damage else "failed" if error else unfinished,
         "error": damage or (None if error is None else " ".join(error.split())),
-        **{metric: (result or {}).get(metric, spent.get(metric)) for metric in metrics},
+        **{metric: (result or {}).get(metric, other.get(metric)) for metric in metrics},
         "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
         "peak_memory": env.get("peak_memory"), "commit": ", ".join(commit for commit in node.commits if commit) or None,
     }  # fmt: skip
