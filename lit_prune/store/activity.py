@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from types import TracebackType
 
 from lit_prune.progress import Progress
 from lit_prune.store import lease
+from lit_prune.store.atomic import write_json
 from lit_prune.store.hosts import Process, is_dead, this_process
 from lit_prune.store.store import LEASES, Store
 
@@ -38,13 +38,14 @@ class Published:
     """Progress that is written to the store for other processes, beside the display that it passes it on to."""
 
     def __init__(self, store: Store, progress: Progress) -> None:
-        self._progress, self._process = progress, this_process()
+        self._store, self._progress, self._process = store, progress, this_process()
         self._path = store.root / WORKERS / f"{self._process.host}-{self._process.pid}.json"
         self._task = self._what = self._count = ""
         self._before, self._written = 0, 0.0
 
     def __enter__(self) -> Published:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        list(activities(self._store))  # removes the files of processes that were killed
         return self
 
     def __exit__(
@@ -94,10 +95,8 @@ class Published:
         self._written = time.monotonic()
         what = f"{self._what}, {self._count}" if self._count else self._what
         about = Activity(**asdict(self._process), task=self._task, what=what, steps=self.done - self._before)
-        scratch = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):  # a display must not end a run
-            scratch.write_text(json.dumps(asdict(about)))
-            os.replace(scratch, self._path)
+            write_json(self._path, asdict(about))
 
 
 def activities(store: Store) -> Iterator[Activity]:

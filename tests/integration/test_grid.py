@@ -57,11 +57,15 @@ def test_workers_and_driver_killed_at_random_moments_leave_the_same_results(grid
 def _workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the workers of a driver as soon as one computes."""
     while driver.poll() is None:
-        found = [
-            child for child in psutil.Process(driver.pid).children()
-            if "spawn_main" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE
-        ]  # fmt: skip
-        if found:
-            return found
+        with contextlib.suppress(psutil.NoSuchProcess):  # the driver has ended
+            if found := list(filter(_is_worker, psutil.Process(driver.pid).children())):
+                return found
         time.sleep(0.05)
     return []
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # dead, or a zombie
+        return False

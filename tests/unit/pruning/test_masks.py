@@ -1,4 +1,4 @@
-"""Masks: storage, sparsity, cutting along with their model, weights that are masked for a while, and refusals."""
+"""Save, load and count masks, cut them with their model, apply them temporarily, and refuse those that do not fit."""
 
 from __future__ import annotations
 
