@@ -15,6 +15,7 @@ from lit_prune import cpu
 from lit_prune.cli.process import Output, Verb
 from lit_prune.config import ConfigError, Execution, Placement, renames
 from lit_prune.config.gpus import GpuName
+from lit_prune.config.overrides import check_placement
 from lit_prune.config.profiles import is_file
 from lit_prune.config.table import Table
 from lit_prune.cpu.threads import share_the_machine
@@ -123,6 +124,7 @@ class Command:
             return self._diff()
         if self.flags.keys:
             raise ConfigError(f"{self.flags.command}: must be given no address, got {' '.join(self.flags.keys)}")
+        check_placement(self.flags.placement)
         if self.flags.debug and self.flags.placement.workers:
             raise ConfigError("--debug: must be given without --jobs and --on, it needs one process")
         if self.flags.record:

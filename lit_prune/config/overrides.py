@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from lit_prune.config import Cell, ConfigError, Distill, Execution, PruneMethod, errors_of, unknown_field
+from lit_prune.config import Cell, ConfigError, Distill, Execution, Placement, PruneMethod, errors_of, unknown_field
 from lit_prune.config.fields import of_parent
 from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
 from lit_prune.config.renames import current_change
+from lit_prune.config.runtime import OF_CLUSTERS
 from lit_prune.config.sections import begin_of, section_of, sections
 from lit_prune.config.yaml_loader import read_yaml
 
@@ -106,14 +107,26 @@ def plain_of(node: Any) -> dict[str, Any]:
     return plain
 
 
-def check_flags(execution: Execution) -> None:
+def check_flags(flags: Execution | Placement) -> None:
     """Check that runtime flags are in the ranges of their fields.
 
     Raises:
         ConfigError: if one is not; its name is that of the flag.
     """
-    with errors_of({field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(execution)}):
-        build(Execution, plain_of(execution))
+    with errors_of({field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags)}):
+        build(type(flags), plain_of(flags))
+
+
+def check_placement(placement: Placement) -> None:
+    """Check the flags of a placement.
+
+    Raises:
+        ConfigError: as `check_flags`, and if a flag has no effect at this place.
+    """
+    check_flags(placement)
+    for name, places in OF_CLUSTERS.items():
+        if getattr(placement, name) != getattr(Placement, name) and placement.on not in places:
+            raise ConfigError(f"--{name}: must be given with --on {' or '.join(places)}, got --on {placement.on}")
 
 
 def described(node: Any) -> Any:

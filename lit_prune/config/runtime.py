@@ -39,6 +39,12 @@ class Placement:
         return self.on != "here" or self.jobs is not None
 
 
+OF_CLUSTERS = {
+    "cpus": ("ray", "slurm"), "gpus": ("ray", "slurm"), "address": ("ray",), "minutes": ("slurm",), "slurm": ("slurm",),
+}  # fmt: skip
+"""Field of `Placement` -> places where it has an effect."""
+
+
 @dataclass(frozen=True)
 class Execution:
     """How runs are carried out."""
