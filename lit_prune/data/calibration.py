@@ -16,6 +16,9 @@ from lit_prune.config import ConfigError
 from lit_prune.data.tokens import TokenSequences
 from lit_prune.parallel.group import rank, world_size
 
+BATCH_SIZE = 16
+"""Sequences that are read at once, unless the caller says otherwise."""
+
 
 class CalibrationData(L.LightningDataModule):
     """Batches {`input_ids`, `labels`: int64 [batch, seq_len]} of `num_sequences` different sequences of one split.
@@ -27,8 +30,8 @@ class CalibrationData(L.LightningDataModule):
     """
 
     def __init__(
-        self, folder: Path, *, num_sequences: int, seq_len: int, seed: int, batch_size: int = 16, num_workers: int = 0,
-        split: str = "calibration",
+        self, folder: Path, *, num_sequences: int, seq_len: int, seed: int, batch_size: int = BATCH_SIZE,
+        num_workers: int = 0, split: str = "calibration",
     ) -> None:  # fmt: skip
         super().__init__()
         sequences = TokenSequences(folder, split, seq_len)  # type: ignore[arg-type]

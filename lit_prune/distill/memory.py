@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lit_prune.config import Distill, Evaluation
+from lit_prune.data.calibration import BATCH_SIZE
 from lit_prune.distill.hidden_states import pairs_of
 from lit_prune.distill.micro_batches import activation_bytes
 from lit_prune.distill.trainable import targets_of, trained_part
@@ -20,8 +21,6 @@ _NF4 = 0.5 + 4 / 64
 """Bytes of a weight in nf4: 4 bits, and a float32 scale for every 64."""
 _COPIES = 6
 """Matrices as large as the logits of a chunk that a loss holds at once: of both models, with probabilities."""
-_VALIDATION_BATCH = 16
-"""Sequences that validation reads at once."""
 PERSISTENT = ("teacher weights", "student weights", "gradients", "optimizer")
 """Parts that exist for the whole training; the others exist in turn."""
 
@@ -99,4 +98,4 @@ def _moments(optimizer: Any) -> int:
 def _validation(evaluation: Evaluation, vocab: int, models: int) -> float:
     """Return the bytes of the logits of a validation batch."""
     size = _HALF if evaluation.precision == "bf16-mixed" else _FLOAT
-    return models * size * min(_VALIDATION_BATCH, evaluation.num_sequences) * evaluation.seq_len * vocab
+    return models * size * min(BATCH_SIZE, evaluation.num_sequences) * evaluation.seq_len * vocab

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from scipy import optimize
 from torch import Tensor, nn
 
 from lit_prune.config import BasinTest
@@ -25,6 +26,8 @@ from lit_prune.pruning.masks import Masks
 
 LARGEST = 2.0**20
 """Radius beyond which a direction is not followed."""
+_FAR = 10.0
+"""Rise, in multiples of epsilon, above which losses count as equal, as infinite ones do."""
 
 
 def log_volume(radii: Tensor, num_weights: int) -> float:
@@ -36,30 +39,29 @@ def log_volume(radii: Tensor, num_weights: int) -> float:
 def radius(rise: Callable[[float], float], epsilon: float, tolerance: float) -> float:
     """Return the distance at which a loss has risen by `epsilon`, up to a relative `tolerance`.
 
-    `rise` maps a distance to the loss there minus the loss at 0. The distance is bracketed by halving and doubling
-    from 0.1, then bisected. That is the first crossing if the loss does not fall below the threshold again between two
-    distances of the bracketing.
+    `rise` maps a distance to the loss there minus the loss at 0. The logarithm of the distance is bracketed by halving
+    and doubling from 0.1; scipy then finds the root. That is the first crossing if the loss does not fall below the
+    threshold again between two distances of the bracketing.
 
     Raises:
         RuntimeError: if the loss does not rise so far within the largest distance, or has at the smallest one.
     """
 
-    def inside(distance: float) -> bool:
-        return rise(distance) <= epsilon  # False for NaN too
+    @functools.cache
+    def excess(log: float) -> float:
+        found = rise(math.exp(log)) - epsilon
+        return min(found, _FAR * epsilon) if math.isfinite(found) else _FAR * epsilon
 
-    low = high = 0.1
-    while not inside(low):
-        low, high = low / 2, low
-        if low < 1 / LARGEST:
-            raise RuntimeError(f"basin: the loss has risen by {epsilon} at a distance of {low:g}")
-    while low == high or inside(high):
-        low, high = high, 2 * high
-        if high > LARGEST:
-            raise RuntimeError(f"basin: the loss has not risen by {epsilon} at a distance of {low:g}")
-    while high > (1 + tolerance) * low:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if inside(middle) else (low, middle)
-    return math.sqrt(low * high)
+    low = high = math.log(0.1)
+    while excess(low) > 0:
+        low, high = low - math.log(2), low
+        if low < -math.log(LARGEST):
+            raise RuntimeError(f"basin: the loss has risen by {epsilon} at a distance of {math.exp(low):g}")
+    while low == high or excess(high) <= 0:
+        low, high = high, high + math.log(2)
+        if high > math.log(LARGEST):
+            raise RuntimeError(f"basin: the loss has not risen by {epsilon} at a distance of {math.exp(low):g}")
+    return math.exp(optimize.brentq(excess, low, high, xtol=tolerance / 2))
 
 
 class Moved(NamedTuple):

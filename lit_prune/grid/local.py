@@ -7,7 +7,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from lit_prune.config import ConfigError
-from lit_prune.grid.job import Answer, Job
+from lit_prune.grid.job import Answer, Job, leave_on_sigterm
 from lit_prune.grid.tasks import Task
 
 _PATIENCE = 30.0
@@ -134,7 +133,7 @@ def _serve(connection: Connection, job: Job, environment: Mapping[str, str]) -> 
     """Answer tasks until the driver closes the connection or dies."""
     os.environ.update(environment)  # before torch is imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the driver ends them
-    signal.signal(signal.SIGTERM, _leave)
+    leave_on_sigterm()
     threading.Thread(target=_follow_the_driver, daemon=True).start()
     from lit_prune.grid.worker import Worker
 
@@ -148,12 +147,6 @@ def _serve(connection: Connection, job: Job, environment: Mapping[str, str]) -> 
         while True:
             connection.send(worker.run(task))
             task = connection.recv()
-
-
-def _leave(number: int, frame: object) -> None:
-    """Exit by an exception, so that leases are released; unfinished work resumes from its last checkpoint."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _follow_the_driver() -> None:

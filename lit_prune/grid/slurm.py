@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from lit_prune.config import ConfigError, Placement
 from lit_prune.grid.environment import passed_on
-from lit_prune.grid.job import Answer, Job
+from lit_prune.grid.job import Answer, Job, leave_on_sigterm
 from lit_prune.grid.tasks import Task
 
 LOGS = "slurm"
@@ -120,7 +118,7 @@ class _Work:
         """Compute a task in a process of its own."""
         from lit_prune.grid.worker import Worker
 
-        signal.signal(signal.SIGTERM, _leave)  # scancel and preemption; submitit would ignore it
+        leave_on_sigterm()  # scancel and preemption; submitit would ignore it
         try:
             worker = Worker(self.job)
         except ConfigError as error:
@@ -133,12 +131,6 @@ class _Work:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, task)
-
-
-def _leave(number: int, frame: object) -> None:
-    """Exit by an exception, so that leases are released; unfinished work resumes from its last checkpoint."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _options(texts: tuple[str, ...]) -> dict[str, str]:
