@@ -32,6 +32,7 @@ from lit_prune.config.schema import ThroughputTest as ThroughputTest
 from lit_prune.config.schema import name_of_shape as name_of_shape
 from lit_prune.config.timing import Timing as Timing
 from lit_prune.config.training import Distill as Distill
+from lit_prune.config.training import DynamicLoading as DynamicLoading
 from lit_prune.config.training import Finetuning as Finetuning
 from lit_prune.config.training import Lora as Lora
 from lit_prune.config.training import Optimizer as Optimizer

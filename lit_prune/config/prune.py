@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lit_prune.config.fields import ConfigError, Count, Size, later, renamed
+from lit_prune.config.training import DynamicLoading
 
 DEFAULT_METHOD = "minitron"
 
@@ -66,9 +67,9 @@ class PruneMethod:
         return True
 
     @property
-    def draws_by_domain(self) -> bool:
-        """Whether the method draws text by the domains of `corpus.domain`."""
-        return False
+    def loading(self) -> DynamicLoading | None:
+        """How the method draws text by the domains of `corpus.domain`; None if it draws all sequences alike."""
+        return None
 
     def check_settings(self) -> None:
         """Raise a ConfigError for a setting that is wrong whatever the model."""

@@ -109,6 +109,23 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class DynamicLoading:
+    """Dynamic batch loading over the domains of `corpus.domain` (Sheared LLaMA, 2310.06694, section 2.2).
+
+    The share w of a domain in a batch begins with its share of the text. Every `interval` steps it becomes proportional
+    to w exp(max(l - r, 0)), with the model's cross-entropy l on validation sequences of the domain and a reference r.
+    """
+
+    interval: Count = 50
+    """Steps between changes of the shares."""
+    references: tuple[float, ...] = ()
+    """Cross-entropy to reach in each domain, in nats, in the order of the names of domains; empty takes that of the
+    teacher before the first step. The paper predicts that of a model of the student's size."""
+    num_sequences: Count = 32
+    """Validation sequences of each domain, at most, that measure its loss (500 in the paper)."""
+
+
+@dataclass(frozen=True)
 class Distill:
     """L = ce_weight * L_CLM + kd_weight * L_logits + alpha * L_is (Minitron, section 3)."""
 
@@ -169,6 +186,8 @@ class Distill:
     with every batch (In Practice, Figure 5); None keeps the teacher fixed."""
     lora: Lora | None = later(None, noop=None)
     """Train low-rank adapters instead of the weights; needs peft."""
+    dynamic_loading: DynamicLoading | None = later(None, noop=None)
+    """Draw more sequences of the domains of the text whose loss exceeds a reference; None draws all sequences alike."""
     train_last_layers: Count | None = later(None, noop=None, was="last")
     """Train only this many last layers, the final norm and the output head (and the embedding if it is tied to the
     head); None trains all weights."""

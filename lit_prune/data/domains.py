@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_prune.config import ConfigError
 from lit_prune.store.atomic import atomic_path
 
 
@@ -89,16 +88,3 @@ def updated_shares(shares: Sequence[float], losses: Sequence[float], references:
     excess = np.maximum(np.subtract(losses, references), 0)
     raised = np.asarray(shares) * np.exp(excess - excess.max())
     return (raised / raised.sum()).tolist()
-
-
-def references_of(given: Sequence[float], domains: Sequence[str]) -> list[float]:
-    """Return given reference losses, one for each domain.
-
-    Raises:
-        ConfigError: if their number is another.
-    """
-    if len(given) != len(domains):
-        raise ConfigError(
-            f"prune.domain_losses: must be {len(domains)} losses ({', '.join(domains)}), got {len(given)}"
-        )
-    return list(given)

@@ -5,6 +5,7 @@ Pretraining and plain fine-tuning use the same module without a teacher.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -34,6 +35,7 @@ from lit_prune.losses.targets import Target
 from lit_prune.losses.weighting import check_weights
 from lit_prune.models.lm_head import head_of, last_states
 from lit_prune.parallel.group import world_size
+from lit_prune.pruning.masked import mean_loss
 from lit_prune.pruning.masks import Masks
 
 
@@ -148,6 +150,15 @@ class Distiller(L.LightningModule):
         The batch is treated as a whole step. A cached teacher needs its `position` in the data of the run.
         """
         return self._compare(input_ids, labels, position, None).weighed(self.distill)
+
+    @torch.no_grad()
+    def mean_loss(self, batches: Iterable[dict[str, Tensor]]) -> float:
+        """Return the student's cross-entropy in nats per scored token over batches, without dropout."""
+        training = self.student.training
+        try:
+            return mean_loss(self.student.eval(), batches)
+        finally:
+            self.student.train(training)
 
     def _compare(self, input_ids: Tensor, labels: Tensor, position: int | None, count: float | None) -> Compared:
         """Return all terms, each summed over the scored tokens and divided by `count`, by default their number."""

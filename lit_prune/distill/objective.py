@@ -41,6 +41,11 @@ def check_objective(distill: Distill, teacher: Any, student: Any, num_layers: in
         raise ConfigError(
             f"distill.relation_heads: must be unset without match_attention, got {distill.relation_heads}"
         )
+    loading = distill.dynamic_loading
+    if loading is not None and not loading.references and not distill.needs_teacher:
+        raise ConfigError(
+            "distill.dynamic_loading.references: must be given where kd_weight and alpha are 0, which leaves no teacher"
+        )
     if distill.teacher_optimizer is not None and not distill.needs_teacher:
         raise ConfigError("distill.teacher_optimizer: must be null where kd_weight and alpha are 0, got an optimizer")
     if distill.teacher_optimizer is not None and distill.teacher_optimizer.algorithm != distill.optimizer.algorithm:

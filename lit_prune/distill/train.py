@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lit_prune.config import Distill, Execution, Precision, resolve_precision
+from lit_prune.config import Distill, DynamicLoading, Execution, Precision, resolve_precision
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress, Resume
 from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
@@ -26,10 +27,13 @@ from lit_prune.distill.trainable import trained_part
 from lit_prune.models.checkpointed import checkpointed_layers
 from lit_prune.models.compiled import compiled_layers
 from lit_prune.parallel.group import agree, environments, is_main, trainer_options
-from lit_prune.pruning.context import DynamicLoading
+from lit_prune.pruning.masked import mean_loss
 from lit_prune.pruning.masks import Masks
 
 OnProgress = Callable[[int, dict[str, float]], None]
+
+DOMAINS = "domains.csv"
+"""File of a run with the losses of the domains and their new shares."""
 
 
 def train(
@@ -39,7 +43,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train `student` in place on the tokens in folder `tokens`; checkpoint and metrics.csv go to `folder`.
 
-    Weights that are masked stay zero, also if adapters are trained and merged.
+    Weights that are masked stay zero, also if adapters are trained and merged. The losses of the domains and their
+    shares, if sequences are drawn by them, are the columns of domains.csv.
 
     If the recipe has a `teacher_optimizer`, `teacher` is trained in place too. In a group of ranks, all call this with
     models of the same shape, and start with the weights of rank 0.
@@ -55,10 +60,14 @@ def train(
     imitated = student if teacher is None else teacher if isinstance(teacher, nn.Module) else teacher.model
     accumulate = micro_batches(distill, imitated.config, execution)
     module = kind(student.train(), teacher, distill, accumulate, masks)
+    loading = distill.dynamic_loading
     data = RetrainingData(
         tokens, seq_len=distill.seq_len, batch_size=distill.batch_size, max_steps=distill.max_steps, seed=seed,
-        grad_accum_steps=accumulate, num_workers=execution.num_workers,
+        grad_accum_steps=accumulate, num_workers=execution.num_workers, by_domain=loading is not None,
     )  # fmt: skip
+    if loading is not None:
+        reference = functools.partial(mean_loss, imitated)
+        callbacks = [DomainLoading(data, tokens, loading, folder / DOMAINS, reference), *callbacks]
     compiled = execution.compile and not module.compares_states
     trained = [student] if distill.teacher_optimizer is None else [student, imitated]
     checkpointed = checkpointed_layers(*trained) if execution.activation_checkpointing else contextlib.nullcontext()
@@ -95,7 +104,7 @@ def fit(
         tokens, seq_len=seq_len, batch_size=batch_size, max_steps=max_steps, seed=seed,
         num_workers=execution.num_workers, by_domain=loading is not None,
     )  # fmt: skip
-    domains = [] if loading is None else [DomainLoading(data, tokens, loading, folder / "domains.csv")]
+    domains = [] if loading is None else [DomainLoading(data, tokens, loading, folder / DOMAINS)]
     run(
         module, data, folder, max_steps=max_steps, execution=execution, precision=precision, on_progress=on_progress,
         callbacks=[*domains, *callbacks], keep=True,

@@ -28,8 +28,8 @@ class ShearedLLaMA(LoadsDomains, ChooseAndCut):
 
     The paper prunes LLaMA-2-7B (32 layers, 4096 channels, 32 heads, 11008 neurons) to 24, 2048, 16, 5504 or to 32,
     2560, 20, 6912, in 3200 steps of 32 sequences of 4096 tokens. Defaults: the shares of the second; its 6912 neurons
-    are 6880 rounded to a multiple of 128. Deviations: domains are drawn by loss on request (`LoadsDomains`), not in the
-    retraining. Kept gates become 1; the authors' code multiplies them into the weights. One gate multiplies a layer.
+    are 6880 rounded to a multiple of 128. Deviations: domains are drawn by loss on request, here (`LoadsDomains`) and
+    anew in the retraining. Kept gates become 1; the authors' code multiplies them in. One gate multiplies a layer.
     """
 
     num_hidden_layers: Size = None

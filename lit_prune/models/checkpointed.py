@@ -14,9 +14,9 @@ def checkpointed_layers(*models: Any) -> Iterator[None]:
     Dropout draws the same masks again, so gradients are the same bit for bit.
     """
     for model in models:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
         for model in models:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()

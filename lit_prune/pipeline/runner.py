@@ -62,7 +62,11 @@ class Runner:
             check_files(cells)
         check_same_tokens(cells, lambda cell: artifacts.tokenizer(cell, self.ctx))
         every = [one for cell in cells for one in (cell, *parents_of(cell))]
-        for cell in {(one.corpus, one.teacher, one.calibration, one.evaluation): one for one in every}.values():
+        read = {
+            (one.corpus, one.teacher, one.calibration, one.evaluation, one.prune.loading, one.distill): one
+            for one in every
+        }
+        for cell in read.values():
             check_tokens(cell, self._tokens_checked(cell))
             if cell.evaluation.second_corpus is not None:
                 check_validation(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_prune.config import Cell, ConfigError, Execution, Optimizer, errors_of
+from lit_prune.config import Cell, ConfigError, DynamicLoading, Execution, Optimizer, errors_of
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
 from lit_prune.distill.objective import check_objective
@@ -36,8 +36,8 @@ def check_names(cell: Cell) -> None:
     from lit_prune.losses.logit import logit_loss_of
 
     cell.prune.check_settings()
-    if cell.prune.draws_by_domain and cell.corpus.domain is None:
-        raise ConfigError("corpus.domain: must be set with prune.domain_interval, got null")
+    if cell.corpus.domain is None and any(_dynamic_loadings(cell)):
+        raise ConfigError("corpus.domain: must be set to draw sequences by domain, got null")
     _ = logit_loss_of(cell.distill.logit_loss, cell.distill.mixture), hidden_losses[cell.distill.hidden_loss]
 
 
@@ -247,13 +247,25 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
         ConfigError: if it does not.
     """
     from lit_prune.data.calibration import CalibrationData
+    from lit_prune.distill.domain_loading import check_domains
 
     calibration = cell.calibration
     with errors_of({"calibration": "calibration.num_sequences"}):
         CalibrationData(tokens, num_sequences=calibration.num_sequences, seq_len=calibration.seq_len, seed=0)
     check_validation(cell, tokens)
+    for field, how, seq_len in _dynamic_loadings(cell):
+        with errors_of({"references": field}):
+            check_domains(how, tokens, seq_len)
     if cell.teacher.finetune is not None:
         CalibrationData(tokens, num_sequences=1, seq_len=cell.teacher.finetune.seq_len, seed=0, split="validation")
+
+
+def _dynamic_loadings(cell: Cell) -> Iterator[tuple[str, DynamicLoading, int]]:
+    """Yield the field with the references, the settings and the sequence length of trainings that draw by domain."""
+    if cell.prune.loading is not None:
+        yield "prune.domain_losses", cell.prune.loading, cell.calibration.seq_len
+    if cell.distill.max_steps and cell.distill.dynamic_loading is not None:
+        yield "distill.dynamic_loading.references", cell.distill.dynamic_loading, cell.distill.seq_len
 
 
 def check_validation(cell: Cell, tokens: Path, where: str = "") -> None:

@@ -10,22 +10,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lit_prune.config import Optimizer
+    from lit_prune.config import DynamicLoading, Optimizer
     from lit_prune.importance.criteria import CalibrationStats
     from lit_prune.pruning.masks import Masks
     from lit_prune.pruning.plan import PrunePlan
-
-
-@dataclass(frozen=True)
-class DynamicLoading:
-    """How often and by which losses the shares of the domains in a batch change (Sheared LLaMA, Algorithm 1)."""
-
-    interval: int
-    """Steps between two changes."""
-    references: tuple[float, ...]
-    """Loss to reach in each domain, in the order of their names; empty takes the losses before the first step."""
-    num_sequences: int
-    """Validation sequences of each domain, at most, that measure its loss."""
 
 
 class Fit(Protocol):

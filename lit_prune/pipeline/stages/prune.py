@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lit_prune.config import Cell
+from lit_prune.config import Cell, DynamicLoading
 from lit_prune.distill.callbacks import Spending
 from lit_prune.distill.module import cross_entropy_trainer
 from lit_prune.distill.train import fit
@@ -21,7 +21,7 @@ from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.metering import Spent
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages.calibrate import batches, collect, collect_once, work_of
-from lit_prune.pruning.context import DynamicLoading, Fit, PruneContext, Pruned
+from lit_prune.pruning.context import Fit, PruneContext, Pruned
 from lit_prune.pruning.masks import Masks, apply_masks, both, load_masks, save_masks, sparsity_of
 from lit_prune.pruning.shapes import teacher_config
 from lit_prune.pruning.surgery import cut

@@ -104,7 +104,7 @@ class TeacherOutputs:
     def _identity(self, cell: Cell, ctx: Context) -> dict[str, Any] | None:
         """Return the key that cells served by the same cache share; None if no cache can serve the cell."""
         distill, execution = cell.distill, self.execution
-        if not execution.cache_teacher or execution.devices > 1 or not _uses_frozen_teacher(distill):
+        if not execution.cache_teacher or execution.devices > 1 or not _shares_outputs(distill):
             return None  # few cells imitate the same parent
         return {
             "teacher": canonical(cell.teacher), "corpus": canonical(cell.corpus), "seed": cell.seed,
@@ -183,6 +183,8 @@ def _serves(node: Node, found: dict[str, Any] | None, need: Contents) -> bool:
     return found is not None and Cache.read(node.folder, found).contents.serves(need)
 
 
-def _uses_frozen_teacher(distill: Distill) -> bool:
-    trains = bool(distill.max_steps and distill.needs_teacher)
-    return trains and distill.imitate == "teacher" and distill.teacher_optimizer is None
+def _shares_outputs(distill: Distill) -> bool:
+    """Return whether a retraining needs a teacher, which other students have too, on sequences known before it."""
+    needs = bool(distill.max_steps and distill.needs_teacher)
+    frozen = distill.imitate == "teacher" and distill.teacher_optimizer is None
+    return needs and frozen and distill.dynamic_loading is None

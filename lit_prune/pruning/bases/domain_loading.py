@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_prune.config import ConfigError, PruneMethod
+from lit_prune.config import ConfigError, DynamicLoading, PruneMethod
 from lit_prune.config.fields import Count, later
-from lit_prune.pruning.context import DynamicLoading
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,6 @@ class LoadsDomains(PruneMethod):
     """Reference losses in nats, in the order of the names of domains; empty takes those of the unpruned model."""
     domain_sequences: Count = later(32, noop=32)
     """Validation sequences of each domain, at most, that measure its loss (500 in the paper)."""
-
-    @property
-    def draws_by_domain(self) -> bool:
-        """Whether the training draws sequences by domain."""
-        return self.domain_interval is not None
 
     @property
     def loading(self) -> DynamicLoading | None:
