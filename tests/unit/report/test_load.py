@@ -18,7 +18,7 @@ from lit_prune.report import assemble
 from lit_prune.report.load import frame, frame_of, gather, ledger
 from lit_prune.store import Store
 
-UNRECORDED = {"supermask_ablation", "ticket_ablation"}
+UNRECORDED = {"ticket_ablation"}
 """Tables that have no record yet."""
 
 
