@@ -52,7 +52,7 @@ class Execution:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device of the models; auto uses a GPU if there is one."""
     devices: Count = 1
-    """GPUs of one machine, or processes on a CPU, that train a model together. They divide the sequences of a step
+    """GPUs of one machine, or processes on a CPU, that calibrate and train a model together. They divide the sequences
     equally. Results agree up to rounding, without dropout. With more than one, teacher outputs are not cached."""
     grad_accum_steps: Count | None = None
     """Micro-batches per step; default: the fewest whose activations stay below about 1 GiB on a CPU, or a quarter of

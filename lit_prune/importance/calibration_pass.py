@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from lit_prune import cpu
 from lit_prune.config import ConfigError, Execution, Precision, resolve_precision
 from lit_prune.data.calibration import CalibrationData
+from lit_prune.parallel.group import environments, trainer_options
 
 
 class Pass(L.LightningModule):
@@ -38,10 +38,10 @@ class Pass(L.LightningModule):
         """Return the collected tensors by the name of the statistic; valid after the pass."""
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Read one batch and report the number of sequences seen."""
+        """Read one batch and report the number of sequences that all ranks have seen by then."""
         self.read(batch)
         self.seen += len(batch["input_ids"])
-        self.on_progress(self.seen)
+        self.on_progress((self.seen - 1) * self.trainer.world_size + 1)
 
     def on_predict_end(self) -> None:
         """Sum the statistics over ranks."""
@@ -55,9 +55,9 @@ class Pass(L.LightningModule):
 
 
 def stream(reader: Pass, data: CalibrationData, execution: Execution, precision: Precision = "32-true") -> None:
-    """Run a pass over all calibration data."""
+    """Run a pass over all calibration data. In a group of ranks, each reads its share, at least one sequence."""
     trainer = L.Trainer(
-        accelerator=execution.accelerator, devices=1, plugins=[LightningEnvironment()], logger=False,
+        **trainer_options(execution.accelerator), plugins=list(environments()), logger=False,
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=not reader.takes_gradients, precision=resolve_precision(precision),

@@ -22,6 +22,7 @@ from lit_prune.importance.gradients import Gradients
 from lit_prune.importance.layer_ablation import Removals
 from lit_prune.importance.layer_distance import Distances
 from lit_prune.models.model_family import anatomy_of, head_dim_of, layers_of
+from lit_prune.parallel.group import is_main
 
 
 class HookPoint(NamedTuple):
@@ -183,7 +184,8 @@ def measure(
 ) -> int:  # fmt: skip
     """Write each statistic named in `paths` to its safetensors file and return the number of sequences seen.
 
-    `on_progress` is called with the number of sequences seen so far in each pass.
+    In a group of ranks each reads its share of the sequences, and rank 0 writes the files. `on_progress` is called with
+    the number of sequences seen so far in each pass.
 
     Raises:
         ConfigError: if a statistic is not finite or the family has no such activation; its file is not written.
@@ -191,8 +193,9 @@ def measure(
     seen = 0
     for reader in _passes(model, paths, on_progress):
         stream(reader, data, execution, precision)
-        for name, tensors in reader.found().items():
-            save_file(tensors, paths[name])
+        if is_main():
+            for name, tensors in reader.found().items():
+                save_file(tensors, paths[name])
         seen = reader.seen
     return seen
 

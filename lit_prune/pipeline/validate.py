@@ -218,6 +218,11 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     if execution.activation_checkpointing and execution.compile:
         raise ConfigError("--activation-checkpointing: goes without --compile; leave out one of the two")
     for cell in cells:
+        if execution.devices > cell.calibration.num_sequences:
+            raise ConfigError(
+                f"--devices: must be <= calibration.num_sequences, {cell.calibration.num_sequences}, got "
+                f"{execution.devices}"
+            )
         recipes = {
             "distill": cell.distill if cell.distill.max_steps else None,
             "teacher.finetune": cell.teacher.finetune, "teacher.pretraining": cell.teacher.pretraining,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,9 +19,10 @@ from lit_prune.data.calibration import CalibrationData
 from lit_prune.importance.collect import measure, passes_over
 from lit_prune.importance.criteria import CalibrationStats
 from lit_prune.importance.layer_ablation import removal_losses
+from lit_prune.parallel.group import interleaved
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.metering import Spent
-from lit_prune.pipeline.stage import Context
+from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.work import WORK
 from lit_prune.pruning.shapes import pruned_configs
 from lit_prune.store import Store
@@ -49,12 +52,21 @@ def collect(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) -> Cali
         files = {name: node.folder / f"{name}.safetensors" for name, node in nodes.items()}
         missing = [name for name, node in nodes.items() if node.result is None]
         for group in passes_over(missing):
-            with ctx.clock.lap() as lap, ctx.meter.account() as spent:
-                count = _measure(cell, ctx, model, {name: files[name] for name in group})
+            ctx.say("calibrating")
+            with ctx.clock.lap() as lap:
+                measured = functools.partial(_measured, {name: files[name] for name in group})
+                found = ctx.run_stage(Stage("importance", measured, inputs=_inputs), cell, ctx)
             share = round(lap.seconds / len(group), 2)
             for name in group:
-                nodes[name].finish({"count": count}, seconds=share, work=WORK[name](cell), work_of_pass=spent.plain)
-    return _stats(cell, ctx, model, {name: files[name] for name in names})
+                nodes[name].finish(
+                    {"count": found["count"]}, seconds=share, work=WORK[name](cell), work_of_pass=found["work"].plain
+                )  # fmt: skip
+
+    def removal_losses(length: int) -> Tensor:
+        stage = Stage("importance", functools.partial(_without_spans, length), inputs=_inputs)
+        return ctx.run_stage(stage, cell, ctx)["losses"]
+
+    return _stats(cell, model, {name: files[name] for name in names}, removal_losses)
 
 
 def work_of(cell: Cell, ctx: Context, names: frozenset[str]) -> Spent | None:
@@ -74,8 +86,9 @@ def collect_once(cell: Cell, ctx: Context, model: Any, names: frozenset[str]) ->
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.safetensors" for name in names}
         if files:
+            ctx.say("calibrating")
             _measure(cell, ctx, model, files)
-        return _stats(cell, ctx, model, files)
+        return _stats(cell, model, files, lambda length: _removal_losses(length, cell, ctx, model))
 
 
 def batches(cell: Cell, ctx: Context) -> Iterator[dict[str, Tensor]]:
@@ -84,21 +97,42 @@ def batches(cell: Cell, ctx: Context) -> Iterator[dict[str, Tensor]]:
         yield {name: ids.to(ctx.device) for name, ids in batch.items()}
 
 
+def _inputs(cell: Cell, ctx: Context) -> None:
+    """Compute the model to be pruned and the tokens, which all ranks read."""
+    artifacts.to_prune(cell, ctx)
+    artifacts.tokens(cell, ctx)
+
+
+def _measured(files: dict[str, Path], cell: Cell, ctx: Context) -> dict[str, Any]:
+    """Write statistics of the model that a cell prunes; return the number of sequences and the work of all ranks."""
+    model = ctx.load(artifacts.to_prune(cell, ctx))
+    with ctx.meter.account() as spent:
+        count = _measure(cell, ctx, model, files)
+    flops = torch.tensor([[spent.forward_flops, spent.backward_flops]], dtype=torch.float64)
+    spent.forward_flops, spent.backward_flops = interleaved(flops).sum(0).tolist()
+    return {"count": count, "work": spent}
+
+
+def _without_spans(length: int, cell: Cell, ctx: Context) -> dict[str, Any]:
+    """Return the losses of the model that a cell prunes without each span of layers."""
+    return {"losses": _removal_losses(length, cell, ctx, ctx.load(artifacts.to_prune(cell, ctx)))}
+
+
 def _measure(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> int:
-    ctx.say("calibrating")
     count = ctx.counter("calibrating", cell.calibration.num_sequences, "sequence")
     return measure(model, _sequences(cell, ctx), files, ctx.execution, count, cell.calibration.precision)
 
 
-def _stats(cell: Cell, ctx: Context, model: Any, files: dict[str, Path]) -> CalibrationStats:
+def _removal_losses(length: int, cell: Cell, ctx: Context, model: Any) -> Tensor:
     count = ctx.counter("leaving out spans of layers", cell.calibration.num_sequences, "sequence")
-    return CalibrationStats(
-        model=model, statistics={name: load_file(path) for name, path in files.items()},
-        count=cell.calibration.num_sequences, seed=cell.calibration.seed,
-        removal_losses=lambda length: removal_losses(
-            model, _sequences(cell, ctx), length, ctx.execution, count, cell.calibration.precision
-        ),
-    )  # fmt: skip
+    return removal_losses(model, _sequences(cell, ctx), length, ctx.execution, count, cell.calibration.precision)
+
+
+def _stats(
+    cell: Cell, model: Any, files: dict[str, Path], removal_losses: Callable[[int], Tensor]
+) -> CalibrationStats:  # fmt: skip
+    statistics, wanted = {name: load_file(path) for name, path in files.items()}, cell.calibration
+    return CalibrationStats(model, statistics, wanted.num_sequences, wanted.seed, removal_losses)
 
 
 def _sequences(cell: Cell, ctx: Context) -> CalibrationData:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_prune.config import Finetuning, Optimizer
+from lit_prune.config import EVIDENCE, Finetuning, Optimizer
 from lit_prune.config.overrides import override
 from lit_prune.distill.callbacks import Diverged
 from lit_prune.parallel.processes import together
-from lit_prune.pipeline import devices
+from lit_prune.pipeline import artifacts, devices
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.runner import Runner
+from lit_prune.pipeline.stages.calibrate import collect
 from lit_prune.progress import Silent
 from lit_prune.store import Store
 from lit_prune.store.store import CHECKS, SEQUENCES
@@ -59,6 +60,31 @@ def test_a_cell_on_two_devices_is_the_cell_on_one(cell, tiny_runner, tmp_path, m
     losses = [pd.read_parquet(runner.store.node(cell, "cell").folder / SEQUENCES) for runner in both]
     assert list(losses[1].tokens) == list(losses[0].tokens)
     pd.testing.assert_frame_equal(losses[1], losses[0], rtol=1e-4)
+
+
+def test_two_devices_collect_the_statistics_of_one(tiny_cell, tiny_runner, tmp_path, monkeypatch):
+    """Of 5 sequences, the ranks read 3 and 2; the work is that of both."""
+    start_by("fork", monkeypatch)
+    cell = override(tiny_cell, {"calibration.num_sequences": 5})
+    seen: list[int] = []
+    found, work = [], []
+    for name, count in (("one", 1), ("two", 2)):
+        how = dataclasses.replace(tiny_runner.ctx.execution, devices=count)
+        ctx = Runner(Store(tmp_path / name), how, Silent()).ctx
+        ctx = dataclasses.replace(ctx, node=ctx.store.node(cell, "student"))
+        stats = collect(cell, ctx, ctx.load(artifacts.to_prune(cell, ctx)), frozenset(EVIDENCE))
+        tensors = {(kind, part): one for kind, parts in stats.statistics.items() for part, one in parts.items()}
+        found.append(tensors | {("without", "spans"): stats.removal_losses(2)})
+        work.append([ctx.store.node(cell, kind).env["work_of_pass"] for kind in EVIDENCE])
+        seen += [ctx.store.node(cell, kind).result["count"] for kind in EVIDENCE]
+        assert ctx.env.get("devices", 1) == count
+    assert set(seen) == {5}
+    assert found[0].keys() == found[1].keys()
+    for what, tensor in found[0].items():
+        torch.testing.assert_close(found[1][what], tensor, rtol=1e-4, atol=1e-6, equal_nan=True, msg=str(what))
+    for one, two in zip(*work, strict=True):
+        assert one["forward_flops"] > 0
+        assert (two["forward_flops"], two["backward_flops"]) == (one["forward_flops"], one["backward_flops"])
 
 
 def test_a_cell_that_diverges_on_two_devices_fails_alone(tiny_cell, tiny_runner, monkeypatch):
