@@ -44,7 +44,8 @@ def evaluate(
     from lit_prune.config import ConfigError
     from lit_prune.evaluate.benchmark_tasks import questions
     from lit_prune.evaluate.model_ref import subject
-    from lit_prune.evaluate.runner import EvaluationRequest, EvaluationRunner
+    from lit_prune.evaluate.request import EvaluationRequest
+    from lit_prune.evaluate.runner import EvaluationRunner
     from lit_prune.evaluate.text_task import text
 
     if corpus is None and not tasks:

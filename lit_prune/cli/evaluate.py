@@ -79,6 +79,9 @@ class CliArgs:
     """Folder of all results; results in it are reused."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device of the models; auto uses a GPU if there is one."""
+    devices: int = 1
+    """GPUs of one machine, or processes on a CPU, that measure a model together: each reads its share of the
+    documents."""
     cpu: Literal["auto", "plain"] = "plain" if os.environ.get("LIT_PRUNE_CPU") == "plain" else "auto"
     """On a CPU: auto selects the fastest kernels, plain uses PyTorch's defaults. Results agree up to rounding."""
     threads: int | None = None
@@ -96,7 +99,8 @@ def _run(flags: CliArgs, console: Console) -> int:
     """`run`, on a console."""
     from lit_prune.evaluate.benchmark_tasks import questions
     from lit_prune.evaluate.model_ref import subject
-    from lit_prune.evaluate.runner import EvaluationRequest, EvaluationRunner
+    from lit_prune.evaluate.request import EvaluationRequest
+    from lit_prune.evaluate.runner import EvaluationRunner
     from lit_prune.evaluate.text_task import text
 
     store, beside = Store(flags.store), None if flags.paper_table == "none" else flags.paper_table
@@ -126,7 +130,11 @@ def _run(flags: CliArgs, console: Console) -> int:
         from lit_prune.cli.progress import ProgressBar
 
         runner = EvaluationRunner(
-            store, accelerator=flags.accelerator, batch_size=flags.batch_size, progress=ProgressBar
+            store,
+            accelerator=flags.accelerator,
+            devices=flags.devices,
+            batch_size=flags.batch_size,
+            progress=ProgressBar,
         )
         failed = runner.run(missing)
     if not any(one.node(store).result for one in requests):
@@ -158,6 +166,10 @@ def _check(flags: CliArgs) -> None:
     for name, value in (("batch-size", flags.batch_size), ("limit", flags.limit)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name}: must be at least 1, got {value}")
+    if flags.devices != 1:  # torch is not needed to say that a request is wrong
+        from lit_prune.parallel.processes import check_devices
+
+        check_devices(flags.devices, flags.accelerator)
 
 
 def _with_distinct_labels(subjects: list[ModelRef]) -> list[ModelRef]:

@@ -6,83 +6,41 @@ Torch and lm-eval are imported only when something is measured.
 from __future__ import annotations
 
 import contextlib
-import functools
+import logging
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lit_prune import cpu
-from lit_prune.config import ConfigError
+from lit_prune.config import ConfigError, Execution
 from lit_prune.data import builtin
 from lit_prune.evaluate.benchmark_tasks import Question
 from lit_prune.evaluate.model_ref import FLAG, TOKENIZER_FLAG, ModelRef, folder_of, tokenizer_of
-from lit_prune.evaluate.text_task import DEFAULT_WINDOW, Text
-from lit_prune.evaluate.window_log import NAME as WINDOWS
+from lit_prune.evaluate.request import DOCUMENTS, KIND, Dtype, EvaluationRequest
+from lit_prune.evaluate.text_task import Text
 from lit_prune.evaluate.window_log import WindowLog
 from lit_prune.models import loading
 from lit_prune.progress import Progress, ProgressOf, Silent
-from lit_prune.store import Locked, Node, Store
-from lit_prune.store.address import digest
+from lit_prune.store import Locked, Store
 from lit_prune.store.failures import failure_of, release_frames
-from lit_prune.store.integrity import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lit_prune.evaluate.harness import Score
 
-KIND = "benchmark"
-"""Folder of evaluation results in the store."""
-DOCUMENTS = "documents.parquet"
-"""File of the values of each document, beside result.json: task, document, metric, value."""
-
-Dtype = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """A task or text to evaluate a model on, in a dtype."""
-
-    subject: ModelRef
-    question: Question | Text
-    dtype: Dtype = "float32"
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The fields that the address hashes."""
-        about = self.question.about | self.subject.about | {"dtype": self.dtype}
-        # Names a default window only below the model's positions, so that older addresses still hold.
-        capped = isinstance(self.question, Text) and self.question.window is None and self.window < self.positions
-        return about | {"window": self.window} if capped else about
-
-    @property
-    def positions(self) -> int:
-        """Positions of the model; `sys.maxsize` if unlimited."""
-        return _positions(self.subject.model, self.subject.about["model"]) or sys.maxsize
-
-    @property
-    def window(self) -> int:
-        """Tokens of a text per forward pass."""
-        assert isinstance(self.question, Text)
-        return self.question.window or min(DEFAULT_WINDOW, self.positions)
-
-    def node(self, store: Store) -> Node:
-        """Return the node of the result, which may not exist yet."""
-        return Node(store.root / KIND / digest(self.about))
-
 
 class EvaluationRunner:
     """Computes missing results, model by model."""
 
     def __init__(
-        self, store: Store, *, accelerator: str = "auto", batch_size: int = 16, progress: ProgressOf = Silent
-    ) -> None:
+        self, store: Store, *, accelerator: str = "auto", devices: int = 1, batch_size: int = 16,
+        progress: ProgressOf = Silent,
+    ) -> None:  # fmt: skip
         self._progress = progress
-        self.store, self.accelerator, self.batch_size = store, accelerator, batch_size
+        self.store, self.accelerator, self.devices, self.batch_size = store, accelerator, devices, batch_size
         self._loaded: dict[Question, Any] = {}
         self._windows: dict[tuple[Text, str, int], int] = {}
         self._model: tuple[ModelRef, Dtype, Any, Any] | None = None
@@ -149,7 +107,7 @@ class EvaluationRunner:
                 if node.result is None:
                     self._bar.say(_doing(request))
                     started = time.perf_counter()
-                    result, documents = self._measure(request, count, node.folder)
+                    result, documents = self._on_all(request, count, node.folder)
                     documents.to_parquet(node.folder / DOCUMENTS, index=False)
                     about = builtin.about(request.question.source) if isinstance(request.question, Text) else {}
                     node.finish(result, seconds=round(time.perf_counter() - started, 1), corpus=about)
@@ -169,13 +127,31 @@ class EvaluationRunner:
             return False
         return True
 
-    def _measure(self, request: EvaluationRequest, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    def _on_all(self, request: EvaluationRequest, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Return the result and the documents of a measurement by all devices of the run."""
+        if self.devices == 1:
+            return self.measure(request, count, folder)
+        import torch
+
+        from lit_prune.parallel.processes import together
+
+        gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        arguments = request, folder, self.accelerator, self.batch_size, bool(cpu.applied())
+        return together(
+            lambda: self.measure(request, count, folder), _follow, arguments, world=self.devices, gpu=gpu
+        )  # fmt: skip
+
+    def measure(self, request: EvaluationRequest, count: int, folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Return the result and the documents of a measurement of `count` steps, together with the other ranks, if any.
+
+        The folder of the result keeps what an interrupted measurement found.
+        """
         from lit_prune.evaluate.validation import sizes_of
 
         model, tokenizer = self._load(request.subject, request.dtype)
         about = {"model": request.subject.label, "place": request.subject.model} | sizes_of(model)
         if isinstance(request.question, Text):
-            found, documents = self._read(request, model, tokenizer, folder)
+            found, documents = self._read(request, model, tokenizer, count, folder)
         else:
             found, documents = self._examine(request, model, tokenizer, count)
         return about | found, documents
@@ -188,7 +164,7 @@ class EvaluationRunner:
         assert isinstance(request.question, Question)
         before = self._bar.done
         answer = harness.measure(
-            model, tokenizer, request.question, batch_size=self.batch_size, loaded=self._loaded[request.question],
+            model, tokenizer, request.question, batch_size=self.batch_size, loaded=self._loaded.get(request.question),
             on_progress=lambda share: self._bar.at(before + int(share * count), _doing(request)),
         )  # fmt: skip
         benchmark = request.question.benchmark
@@ -204,17 +180,18 @@ class EvaluationRunner:
         }, answer.documents
 
     def _read(
-        self, request: EvaluationRequest, model: Any, tokenizer: Any, folder: Path
+        self, request: EvaluationRequest, model: Any, tokenizer: Any, count: int, folder: Path
     ) -> tuple[dict[str, Any], pd.DataFrame]:
         """Measure a text; the folder of the result keeps the windows scored so far."""
         from lit_prune.evaluate.text_loss import measure_text
+        from lit_prune.parallel.group import rank, world_size
 
         text, before = request.question, self._bar.done
         assert isinstance(text, Text)
         assert text.fingerprint is not None
         found = measure_text(
-            model, tokenizer, text, log=WindowLog(folder / WINDOWS),
-            on_progress=lambda count: self._bar.at(before + count, _doing(request)),
+            model, tokenizer, text, log=WindowLog(folder, rank()),
+            on_progress=lambda done: self._bar.at(before + min(done * world_size(), count), _doing(request)),
         )  # fmt: skip
         metrics = ("perplexity", "bits_per_byte", *(["word_perplexity"] if text.windows == "rolling" else []))
         shown = {name: getattr(found, name) for name in metrics}
@@ -249,13 +226,15 @@ class EvaluationRunner:
         return self._model[2:]
 
 
-@functools.cache
-def _positions(model: str, fingerprint: str) -> int | None:
-    """Return the positions of a model from its config.json, read without transformers; None: unlimited."""
-    folder = loading.locate(model, fingerprint, weights=False, field=FLAG)
-    config = dict(folder.pending.config) if folder.pending else read_json(Path(folder) / "config.json") or {}
-    config = {**config, **(config.get("text_config") or {})}
-    return config.get("max_position_embeddings") or config.get("n_positions")
+def _follow(request: EvaluationRequest, folder: Path, accelerator: str, batch_size: int, tuned: bool) -> None:
+    """Measure the share of a rank above 0, which keeps nothing but its windows; rank 0 says what there is to say."""
+    import torch
+
+    logging.disable(logging.WARNING)
+    if tuned:
+        cpu.choose(Execution(accelerator=accelerator, threads=torch.get_num_threads()))
+        cpu.prepare()
+    EvaluationRunner(Store(folder.parent), accelerator=accelerator, batch_size=batch_size).measure(request, 0, folder)
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:

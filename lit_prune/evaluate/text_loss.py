@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
 
@@ -25,6 +25,7 @@ from lit_prune.evaluate.windows import Document, Window, batches, read, rolling_
 from lit_prune.losses.chunked import tokens_at_once
 from lit_prune.models.lm_head import LMHead, head_of, last_states
 from lit_prune.models.model_family import anatomy_of
+from lit_prune.parallel.group import rank, world_size
 
 COLUMNS = ("document", "nll", "tokens", "bytes", "words", "unread")
 """Columns of the document table: index in the source, nats, and the counts of `Document`."""
@@ -119,8 +120,8 @@ def measure_text(
 
     Each document is read in windows. Each token is scored once, with a context of at least `window - stride + 1`
     tokens or all before it; the first token only if the tokenizer adds a begin token. Rolling windows
-    and their counts of bytes and words are those of lm-eval. Under torch.distributed each process scores its share,
-    and all return the result of all. Windows in `log` are not scored again; the others are added to it.
+    and their counts of bytes and words are those of lm-eval. In a group of ranks each scores its share of the
+    documents, and all return the result of all. Windows in `log` are not scored again; the others are added to it.
 
     Raises:
         ConfigError: if the text has changed, is missing or has nothing to score, a window or stride is longer than the
@@ -179,16 +180,9 @@ class _Reading:
 
 def _read_windows(tokenizer: Any, text: Text, reading: _Reading) -> Iterator[tuple[list[Document], list[Window]]]:
     """Yield groups of documents of this rank, each group with all its windows."""
-    texts = _share(enumerate(corpus.texts(corpus.pin(text.corpus), text.limit)))
-    for documents in read(tokenizer, texts, rolling=reading.rolling):
+    texts = enumerate(corpus.texts(corpus.pin(text.corpus), text.limit))
+    for documents in read(tokenizer, itertools.islice(texts, rank(), None, world_size()), rolling=reading.rolling):
         yield documents, [part for document in documents for part in reading.windows(document)]
-
-
-def _share(documents: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yield this rank's documents under torch.distributed: every world_size-th one."""
-    if not distributed.is_initialized():
-        return documents
-    return itertools.islice(documents, distributed.get_rank(), None, distributed.get_world_size())
 
 
 def _losses(model: Any, batch: Sequence[Window]) -> Tensor:

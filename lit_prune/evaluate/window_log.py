@@ -5,35 +5,32 @@ No torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-
-NAME = "windows.csv"
-"""Name of the file in the folder of a result; removed when the result is complete."""
 
 Place = tuple[int, int]
 """Index of the document in the source, and first scored token of the window."""
 
 
 class WindowLog:
-    """Nats by window; each scored batch is appended to the file.
+    """Nats by window; each scored batch is appended to windows.csv in `folder`, or by rank r > 0 to windows.r.csv.
 
-    Reading truncates an incomplete last line, which a killed process can leave.
+    Reading takes the files of all ranks, whose number may have been another one, and skips an incomplete last line,
+    which a killed process can leave; the rank removes its own. The files are removed when the result is complete.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.path = folder / (f"windows.{rank}.csv" if rank else "windows.csv")
         self.nats: dict[Place, float] = {}
-        whole = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
+        for path in folder.glob("windows.*csv"):
+            lines = path.read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            for line in whole:
                 document, scored, nats = line.decode().split(",")
                 self.nats[int(document), int(scored)] = float(nats)
-                whole += len(line)
-            with path.open("rb+") as file:
-                file.truncate(whole)
+            if path == self.path and len(whole) < len(lines):
+                os.truncate(path, sum(map(len, whole)))
 
     def add(self, places: Iterable[Place], nats: Iterable[float]) -> None:
         """Append the nats of a batch of windows."""

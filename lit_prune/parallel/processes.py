@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
+from lit_prune.config import ConfigError
 from lit_prune.parallel.group import joined
 from lit_prune.store.failures import failure_of
 
@@ -46,6 +47,19 @@ class _Follower(NamedTuple):
     process: Any
     reports: Any
     """The end of a pipe: None once the rank is ready, later a `_Report` if it fails."""
+
+
+def check_devices(devices: int, accelerator: str) -> None:
+    """Check that this machine has as many devices as are to compute together.
+
+    Raises:
+        ConfigError: if it has not.
+    """
+    if devices < 1:
+        raise ConfigError(f"--devices: must be at least 1, got {devices}")
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+    if 0 < gpus < devices:
+        raise ConfigError(f"--devices: must be <= {gpus}, the GPUs of this machine, got {devices}")
 
 
 def together(

@@ -209,12 +209,12 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     """
     import torch
 
+    from lit_prune.parallel.processes import check_devices
+
     check_flags(execution)
     if execution.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--accelerator: must be auto or cpu on a machine without a GPU, got gpu")
-    if execution.accelerator != "cpu" and torch.cuda.is_available() and execution.devices > torch.cuda.device_count():
-        gpus = torch.cuda.device_count()
-        raise ConfigError(f"--devices: must be <= {gpus}, the GPUs of this machine, got {execution.devices}")
+    check_devices(execution.devices, execution.accelerator)
     if execution.activation_checkpointing and execution.compile:
         raise ConfigError("--activation-checkpointing: goes without --compile; leave out one of the two")
     for cell in cells:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lit_prune.config import ConfigError, unknown
-from lit_prune.evaluate.runner import DOCUMENTS, KIND
+from lit_prune.evaluate.request import DOCUMENTS, KIND
 from lit_prune.report.statistics import Paired, bits_per_byte, paired_bootstrap
 from lit_prune.store import Node, Store
 from lit_prune.store.address import digest

@@ -15,8 +15,8 @@ from lit_prune.store.atomic import sync
 
 RECORD = "integrity"
 """Key of the record in result.json."""
-LEFTOVERS = ("last.ckpt", "windows.csv", "error.json", "traceback.txt")
-"""Temporary files of an unfinished node and its subfolders, removed once its result is written."""
+LEFTOVERS = ("last.ckpt", "windows.*csv", "error.json", "traceback.txt")
+"""Patterns of temporary files of an unfinished node and its subfolders, removed once its result is written."""
 FORMAT = 2
 """`store_format` in env.json of nodes whose result has a record; older stores have no record."""
 _SMALL = 2**20
@@ -40,7 +40,7 @@ def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        if not path.name.startswith(".") and name != "result.json" and path.name not in LEFTOVERS:
+        if not path.name.startswith(".") and name != "result.json" and not any(map(path.match, LEFTOVERS)):
             sync(path)
             files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     plain = json.loads(json.dumps(result))

@@ -11,6 +11,8 @@ from refusals import check_refusal
 
 from lit_prune.cli.evaluate import main
 from lit_prune.cli.progress import ProgressBar
+from lit_prune.parallel import processes
+from lit_prune.parallel.processes import together
 
 
 @pytest.fixture
@@ -51,6 +53,41 @@ def test_models_are_asked_once_and_found_again_without_torch(here, capsys):
     assert {path.name for path in (here / "store/reports/benchmarks").iterdir()} == {
         "benchmarks.csv", "benchmarks.md", "benchmarks.tex",
     }  # fmt: skip
+
+
+def test_two_devices_measure_what_one_measures(here, monkeypatch):
+    """Forked processes have imported torch already."""
+    worlds = []
+
+    def forked(*arguments, world, gpu):
+        worlds.append(world)
+        return together(*arguments, world=world, gpu=gpu, start_method="fork")
+
+    monkeypatch.setattr(processes, "together", forked)
+    texts = [{"text": f"{number} ducks in the pond, and then {number + 1}."} for number in range(7)]
+    (here / "texts.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+    found = []
+    for devices in ("1", "2"):
+        words = command(here, "--tasks", "piqa", "--corpus", str(here / "texts.jsonl"), "--window", "16")
+        words[words.index("--store") + 1] = str(here / f"store of {devices}")
+        assert main([*words, "--devices", devices]) == 0
+        nodes = {
+            path.parent.name: path.parent for path in (here / f"store of {devices}/benchmark").glob("*/result.json")
+        }
+        found.append({name: pd.read_parquet(node / "documents.parquet") for name, node in nodes.items()})
+        assert not list((here / f"store of {devices}").rglob("windows.*csv"))
+        scores = pd.read_csv(here / f"store of {devices}/reports/benchmarks/benchmarks.csv")
+        found[-1]["scores"] = scores[["model", "metric", "value", "n"]]
+    assert worlds == [2, 2, 2, 2]
+    assert len(found[0]) == 5
+    assert found[0].keys() == found[1].keys()
+    for name, table in found[0].items():
+        pd.testing.assert_frame_equal(found[1][name], table, rtol=1e-5)
+
+
+def test_more_devices_than_gpus_or_none_is_one_line(here, capsys):
+    assert main(command(here, "--corpus", str(here / "text.txt"), "--devices", "0")) == 2
+    check_refusal(capsys.readouterr().err, "--devices", 0)
 
 
 def test_a_text_is_compared_in_bits_per_byte(here):

@@ -182,15 +182,32 @@ def test_what_was_scored_before_a_stop_is_not_scored_again(tiny_llama, tiny_toke
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), on_progress=stop, batch_tokens=64)
+        measured(
+            tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(tmp_path), on_progress=stop, batch_tokens=64
+        )
     kept = path.read_text()
     path.write_text(kept + "7,1")  # killed while it was writing
     losses = text_loss._losses
     monkeypatch.setattr(text_loss, "_losses", lambda model, batch: scored.extend(batch) or losses(model, batch))
     reported = []
-    again = measured(tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(path), on_progress=reported.append)
+    again = measured(
+        tiny_llama, tiny_tokenizer, source, window=16, log=WindowLog(tmp_path), on_progress=reported.append
+    )
     before = {tuple(map(int, line.split(",")[:2])) for line in kept.splitlines()}
     assert len(before) > 10
     assert not before & {part.place for part in scored}
     assert reported[-1] == len(before) + len(scored) == len(path.read_text().splitlines())
     pd.testing.assert_frame_equal(again.documents, whole.documents, rtol=1e-6)
+
+
+def test_what_other_ranks_have_scored_is_not_scored_again(tmp_path):
+    """A rank may have been killed while it wrote, and the next run may have fewer."""
+    for rank in range(3):
+        WindowLog(tmp_path, rank).add([(rank, 1), (rank, 17)], [0.5 * rank, 1 / 3])
+    with (tmp_path / "windows.2.csv").open("a") as file:
+        file.write("5,1,0.")
+    found = WindowLog(tmp_path, 1).nats
+    assert found == {(rank, first): nats for rank in range(3) for first, nats in ((1, 0.5 * rank), (17, 1 / 3))}
+    assert (tmp_path / "windows.2.csv").read_text().endswith("5,1,0.")  # its rank may be writing
+    WindowLog(tmp_path, 2)
+    assert not (tmp_path / "windows.2.csv").read_text().endswith("5,1,0.")

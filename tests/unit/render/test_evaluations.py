@@ -10,7 +10,7 @@ from rich.console import Console
 from scored import FIRST, SECOND, answer
 
 from lit_prune.cli.progress import ProgressBar
-from lit_prune.evaluate.runner import DOCUMENTS
+from lit_prune.evaluate.request import DOCUMENTS
 from lit_prune.render.evaluations import all_scores, benchmark_table, notes, print_table, write_table
 from lit_prune.render.paper_page import render
 from lit_prune.report.claims_summary import whole_ledger

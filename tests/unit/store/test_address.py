@@ -55,7 +55,7 @@ def test_every_field_is_part_of_the_address(path):
     """But for places, which a fingerprint stands for; so no fingerprint here."""
     sections = {
         "teacher": ("pretraining", "finetune"),
-        "distill": ("teacher_optimizer", "lora"),
+        "distill": ("teacher_optimizer", "lora", "dynamic_loading"),
         "evaluation": ("second_corpus", "throughput", "tasks", "basin"),
     }
     optional = {
@@ -90,6 +90,7 @@ OTHER = {
     "evaluation.throughput.precision": "bf16-true",
     "evaluation.tasks.names": ["piqa"],
     "distill.train_last_layers": 1,
+    "distill.dynamic_loading.references": [1.0],
     "distill.lora.target_modules": ["q_proj"],
     "distill.match_mlp_input": ["0:0"],
     "distill.match_layer_output": ["0:0"],
