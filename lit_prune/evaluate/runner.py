@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_prune import cpu
 from lit_prune.config import ConfigError, Execution
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
     from lit_prune.evaluate.harness import Score
 
+Accelerator = Literal["auto", "cpu", "gpu"]
+
 
 class EvaluationRunner:
     """Computes missing results, model by model."""
 
     def __init__(
-        self, store: Store, *, accelerator: str = "auto", devices: int = 1, batch_size: int = 16,
+        self, store: Store, *, accelerator: Accelerator = "auto", devices: int = 1, batch_size: int = 16,
         progress: ProgressOf = Silent,
     ) -> None:  # fmt: skip
         self._progress = progress
@@ -226,7 +228,7 @@ class EvaluationRunner:
         return self._model[2:]
 
 
-def _follow(request: EvaluationRequest, folder: Path, accelerator: str, batch_size: int, tuned: bool) -> None:
+def _follow(request: EvaluationRequest, folder: Path, accelerator: Accelerator, batch_size: int, tuned: bool) -> None:
     """Measure the share of a rank above 0, which keeps nothing but its windows; rank 0 says what there is to say."""
     import torch
 
