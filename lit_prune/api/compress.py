@@ -198,12 +198,12 @@ def _compress(
 
     cell = Resolver().pin(cell)
     entries = [Entry("teacher", 0, override(cell, UNPRUNED), {}, reference=True), Entry("student", 0, cell, {})]
-    missing = [entry for entry in entries if store.node(entry.cell, "cell").result is None]
+    missing = [entry for entry in entries if entry.node(store).result is None]
     if entries[1] not in missing and not _student_folder(store, cell).is_dir():
         missing.append(entries[1])  # a table has evaluated and then removed it
     if missing:
         _run(missing, store, execution, progress, wandb, name)
-    teacher, student = (store.node(entry.cell, "cell") for entry in entries)
+    teacher, student = (entry.node(store) for entry in entries)
     found = Compressed(
         _student_folder(store, cell), cell, student.result or {}, teacher.result or {}, student.env,
         None if cell.prune.init_from is not None else store.node(cell, "student").folder / "plan.json",
@@ -226,7 +226,7 @@ def _run(
 
     compute(missing, store, execution, progress, wandb, name, begin, keep_students=True)
     for entry in missing:
-        node: Node = store.node(entry.cell, "cell")
+        node: Node = entry.node(store)
         if node.result is None:
             raise RuntimeError(f"the {entry.row} could not be computed ({node.error or 'stopped'}); see {node.folder}")
 

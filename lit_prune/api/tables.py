@@ -76,7 +76,7 @@ def run_table(
     request = TableRequest(profile, words(settings), (), words(filters), seeds)
     opened = Store(store)
     table, entries = requested_entries(table_of(name), request, opened, measure=True)
-    missing = [entry for entry in entries if opened.node(entry.cell, "cell").result is None]
+    missing = [entry for entry in entries if entry.node(opened).result is None]
     if missing:
         from lit_prune.api.compute import compute
         from lit_prune.render.files import write_request
@@ -87,7 +87,7 @@ def run_table(
 
         check_rows(table, Path(profile).stem, entries)
         compute(missing, opened, execution or Execution(), progress, "disabled", table.name, begin)
-        if all(opened.node(entry.cell, "cell").result is None for entry in entries):
+        if all(entry.node(opened).result is None for entry in entries):
             raise RuntimeError(f"{name}: no cell could be computed; see error.json in {opened.root / 'cell'}")
     return TableReport(assemble(table, profile, request.settings, entries, opened, flags=request.selection))
 

@@ -145,7 +145,7 @@ class Command:
         return self._report() or min(failed, 1)
 
     def _missing(self, found: list[Entry]) -> list[Entry]:
-        return [entry for entry in found if self.store.node(entry.cell, "cell").result is None]
+        return [entry for entry in found if entry.node(self.store).result is None]
 
     def _compute(self) -> int:
         """Compute what is missing; returns how many cells failed."""

@@ -115,9 +115,11 @@ def former_words(words: Iterable[str]) -> tuple[str, ...]:
 
 def current_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Return logged or recorded columns by their names now; a run that was resumed later may have both."""
+    names = {name: COLUMNS.get(name) or current_path(name) for name in frame}
+    if all(new == name and "." not in name for name, new in names.items()):
+        return frame
     found: dict[str, pd.Series] = {}
-    for name in frame:
-        new = COLUMNS.get(name) or current_path(name)
+    for name, new in names.items():
         column = frame[name].map(functools.partial(current_value, name)) if "." in name else frame[name]
         found[new] = found[new].combine_first(column) if new in found else column
     return frame[[]].assign(**found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from lit_prune.config import Cell, ConfigError, Profile, unknown_field
 from lit_prune.config.overrides import BUDGETS, fields_of, override, refuse_two_budgets
 from lit_prune.config.renames import current_change, former_path, hint
 from lit_prune.config.table import Changes, Table
+from lit_prune.store import Node, Store
 from lit_prune.store.address import key
 
 
@@ -26,10 +29,14 @@ class Entry:
     parent: bool = False
     """Whether it is only the parent of a cell, retrained for it and not a row of the table."""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The cell's address."""
         return key(self.cell)
+
+    def node(self, store: Store) -> Node:
+        """Return the node of the cell's result."""
+        return store.at("cell", self.key)
 
 
 def entries(
@@ -55,6 +62,7 @@ def entries(
         ):
             raise ConfigError(f"--set {path}: {table.name} sweeps it; use --filter or --add-row to choose its values")
     base = override(override(profile.cell, table.base_overrides), settings or {})
+    override(base, {path: 0 for path in table.seed_fields if _has(base, path)})  # validates the paths
     at_baseline = table.rows[table.baseline]
     rows = dict(table.rows)
     for name, value in _pairs(add_rows):
@@ -78,7 +86,12 @@ def entries(
 
 def with_seed(cell: Cell, paths: Iterable[str], number: int) -> Cell:
     """Return the cell with the fields at `paths` set to a seed; skip fields of sections it does not have."""
-    return override(cell, {path: number for path in paths if _has(cell, path)})
+    found = [path for path in paths if _has(cell, path)]
+    if any(path.startswith("parent.") for path in found):
+        return override(cell, dict.fromkeys(found, number))
+    for path in found:  # a seed is valid, and `override` would validate the whole cell once more
+        cell = _with_value(cell, path.split("."), number)
+    return cell
 
 
 def _has(cell: Cell, path: str) -> bool:
@@ -86,6 +99,11 @@ def _has(cell: Cell, path: str) -> bool:
     for name in path.split(".")[:-1]:
         node = getattr(node, name, None)
     return node is not None
+
+
+def _with_value(node: Any, path: list[str], value: int) -> Any:
+    name, *rest = path
+    return dataclasses.replace(node, **{name: _with_value(getattr(node, name), rest, value) if rest else value})
 
 
 def _cell_of(row: str, base: Cell, changes: Changes) -> Cell:

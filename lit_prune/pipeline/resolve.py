@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lit_prune.config import Cell, Corpus, Teacher, errors_of, fastest_precision
+from lit_prune.config import Cell, Corpus, PruneMethod, Teacher, errors_of, fastest_precision
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import flatten, override, parent_of, plain_of
 from lit_prune.data import corpus
@@ -14,6 +14,8 @@ from lit_prune.distill.budget import with_steps
 from lit_prune.evaluate.accuracy import pin_tasks
 from lit_prune.models import loading
 from lit_prune.models.bos import expects_bos
+
+Node = TypeVar("Node")
 
 
 class Resolver:
@@ -41,11 +43,19 @@ class Resolver:
             corpus=self._with_bos(self._once(cell.corpus, corpus.pin), teacher),
             evaluation=evaluation,
             teacher=teacher,
-            prune=self._once(cell.prune, loading.pin_student),
+            prune=self._pinned_student(cell.prune),
         )
         requested = dataclasses.replace(pinned, distill=with_steps(cell.distill, lambda: self._flops_of_token(pinned)))
         parent = parent_of(pinned)  # with the requested budget, not its steps
         return requested if parent is None else override(requested, self._filled_in(parent, requested))
+
+    def _pinned_student(self, student: PruneMethod) -> PruneMethod:
+        """Return a `prune` section with the fingerprint of what it names, which is read once for all sections."""
+        if student.fingerprint or student.plan_path is student.init_from is None:
+            return student
+        named = "student", student.plan_path, student.init_from
+        fingerprint = self._once(named, lambda _: loading.pin_student(student).fingerprint)
+        return dataclasses.replace(student, fingerprint=fingerprint)
 
     def _with_bos(self, text: Corpus, teacher: Teacher) -> Corpus:
         """Return the text with `bos` as the teacher expects it, unless it is set; None also means False."""
@@ -64,7 +74,8 @@ class Resolver:
     def _flops_of_token(self, cell: Cell) -> float:
         from lit_prune.pipeline.work import flops_of_token  # imports torch, which a finished table does not need
 
-        without_budget = cell.teacher, cell.parent, cell.prune, dataclasses.replace(cell.distill, max_flops=None)
+        distill = dataclasses.replace(cell.distill, max_flops=None)
+        without_budget = repr((cell.teacher, cell.parent, cell.prune, distill))  # 1 equals 1.0, but not as text
         return self._once(without_budget, lambda _: flops_of_token(cell))
 
     def _once(self, section: Any, pin: Any) -> Any:
@@ -73,10 +84,20 @@ class Resolver:
         return self._known[section]
 
 
-def _with_precision(cell: Cell) -> Cell:
-    """Return the cell with every precision "auto" replaced by the fastest one of this machine."""
-    chosen = [name for name, value in flatten(plain_of(cell)) if name.endswith(".precision") and value == "auto"]
-    return override(cell, dict.fromkeys(chosen, fastest_precision())) if chosen else cell
+def _with_precision(node: Node) -> Node:
+    """Return a section with every precision "auto" in it replaced by the fastest one of this machine."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(node).items():
+        if name == "precision" and value == "auto":
+            changed[name] = fastest_precision()
+        elif name == "parent" and value:
+            changed[name] = tuple(
+                (path, fastest_precision() if path.endswith(".precision") and inside == "auto" else inside)
+                for path, inside in value
+            )
+        elif dataclasses.is_dataclass(value) and (found := _with_precision(value)) is not value:
+            changed[name] = found
+    return dataclasses.replace(node, **changed) if changed else node  # type: ignore[type-var]
 
 
 def _expects_bos(teacher: Teacher) -> bool:

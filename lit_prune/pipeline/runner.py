@@ -157,7 +157,7 @@ class Runner:
             outcome = "failed"
             if self.debug:
                 raise
-            node, failure = self.store.node(entry.cell, "cell"), failure_of(error)
+            node, failure = entry.node(self.store), failure_of(error)
             ctx.progress.say(f"{ctx.doing} failed: {failure.error} ({failure.frame}; {node.folder / 'traceback.txt'})")
             with contextlib.suppress(OSError):  # a full disk has no room for the message either
                 node.fail(failure.error, error)

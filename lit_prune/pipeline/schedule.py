@@ -14,7 +14,7 @@ from lit_prune.store.address import key
 
 def planned_steps(store: Store, entries: Iterable[Entry]) -> int:
     """Return the optimizer steps of the missing cells and of the parents and teachers they depend on."""
-    cells = [entry.cell for entry in entries if store.node(entry.cell, "cell").result is None]
+    cells = [entry.cell for entry in entries if entry.node(store).result is None]
     missing = {key(c): c for cell in cells for c in (*awaited_parents(store, cell), cell)}.values()
     teachers = untrained_teachers(store, missing)
     return sum(cell.distill.max_steps for cell in missing) + sum(recipe.max_steps for _, recipe in teachers)

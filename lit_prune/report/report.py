@@ -19,13 +19,14 @@ from lit_prune.config.table import Table
 from lit_prune.pipeline.expand import Entry, with_seed
 from lit_prune.report.best_row import BestRow, best_row
 from lit_prune.report.layer_scores import LayerScores, drops_layers, read_layer_scores
-from lit_prune.report.results_frame import found_of, read_csv, tidy, typed
+from lit_prune.report.results_frame import found_of, read_all, tidy, typed
 from lit_prune.report.sequences import read_sequences
 from lit_prune.report.statistics import Agreement, agree_over_seeds, spread
 from lit_prune.report.trajectories import flips, ranks, read_checks
 from lit_prune.report.verdicts import Measured, by_seed, holm_by_family, judge, zero_shot_rows
 from lit_prune.store import Node, Store
 from lit_prune.store.environment import machine
+from lit_prune.store.store import commits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +145,12 @@ def complete(request: ReportRequest, cells: pd.DataFrame, store: Store) -> Repor
     """Return the report of a request from its tidy cells, with training curves and validations from the store."""
     trained = _trained(cells, store)
     scores = read_layer_scores(_baseline(request, cells), store) if drops_layers(request.cell, cells) else None
-    nodes = [_node(store, address) for address in cells.loc[cells["state"] == "done", "key"]]
-    done = [node.env for node in nodes]
+    done = [_node(store, address).env for address in cells.loc[cells["state"] == "done", "key"]]
     return with_statistics(
         request, cells, histories=histories(trained), checks=read_checks(trained), layer_scores=scores,
         sequences=read_sequences(request.table, cells, trained),
-        commits=frozenset(commit or "unknown" for node in nodes for commit in node.commits), versions=_versions(done),
-        hardware=_hardware(done),
+        commits=frozenset(commit or "unknown" for env in done for commit in commits_of(env)),
+        versions=_versions(done), hardware=_hardware(done),
     )  # fmt: skip
 
 
@@ -217,12 +217,8 @@ def rank_agreement(table: Table, tidy: pd.DataFrame) -> Agreement:
 
 def histories(done: Mapping[tuple[str, int], Node]) -> pd.DataFrame:
     """Return metrics.csv of the finished, retrained cells, by row and seed."""
-    paths = {row_and_seed: node.folder / "metrics.csv" for row_and_seed, node in done.items()}
-    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
-    if not frames:
-        return pd.DataFrame(columns=["row", "seed", "step"])
-    whole = pd.concat(frames, ignore_index=True)
-    return whole[["row", "seed", *whole.columns.drop(["row", "seed"])]]
+    whole = read_all(done, "metrics.csv")
+    return pd.DataFrame(columns=["row", "seed", "step"]) if whole is None else whole
 
 
 def _trained(tidy: pd.DataFrame, store: Store) -> dict[tuple[str, int], Node]:
@@ -232,7 +228,7 @@ def _trained(tidy: pd.DataFrame, store: Store) -> dict[tuple[str, int], Node]:
 
 
 def _node(store: Store, address: str) -> Node:
-    return Node(store.root / "cell" / address)
+    return store.at("cell", address)
 
 
 def _versions(envs: list[dict[str, Any]]) -> dict[str, str]:

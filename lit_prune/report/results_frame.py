@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lit_prune.config.table import Table
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Node, Store
-from lit_prune.store.store import PRUNING
+from lit_prune.store.store import PRUNING, commits_of
 
 COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
 """Columns of the costs of a cell."""
@@ -73,8 +73,21 @@ def read_csv(path: Path) -> pd.DataFrame:
         ) from None
 
 
+def read_all(done: Mapping[tuple[str, int], Node], name: str) -> pd.DataFrame | None:
+    """Return a CSV file of all cells that have it, with the columns row and seed first; None if no cell has it.
+
+    Raises:
+        ConfigError: if a file cannot be read.
+    """
+    paths = {row_and_seed: node.folder / name for row_and_seed, node in done.items()}
+    frames = {row_and_seed: read_csv(path) for row_and_seed, path in paths.items() if path.exists()}
+    if not frames:
+        return None
+    return pd.concat(frames, names=["row", "seed"]).reset_index(["row", "seed"]).reset_index(drop=True)
+
+
 def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dict[str, Any]:
-    node, second = store.node(entry.cell, "cell"), entry.cell.evaluation.second_corpus
+    node, second = entry.node(store), entry.cell.evaluation.second_corpus
     parent = parent_of(entry.cell)
     return {
         "row": entry.row, "seed": entry.seed, "reference": entry.reference, "key": node.key,
@@ -89,7 +102,8 @@ def _line(table: Table, entry: Entry, swept: Iterable[str], store: Store) -> dic
 
 def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
     """Return the results of a cell in the store."""
-    result, error, env, damage = node.result, node.error, node.env, node.damage()
+    (result, damage), env = node.read(), node.env
+    error = None if result is not None else node.error
     pruning = env.get(PRUNING) or {}
     other = {metric: pruning.get(name) for metric, name in COSTS_OF_PRUNING.items()}
     other["nonzero_parameters"] = (result or {}).get("parameters")  # of a model without masks
@@ -99,7 +113,7 @@ def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
         "error": damage or (None if error is None else " ".join(error.split())),
         **{metric: (result or {}).get(metric, other.get(metric)) for metric in metrics},
         "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
-        "peak_memory": env.get("peak_memory"), "commit": ", ".join(commit for commit in node.commits if commit) or None,
+        "peak_memory": env.get("peak_memory"), "commit": ", ".join(filter(None, commits_of(env))) or None,
     }  # fmt: skip
 
 

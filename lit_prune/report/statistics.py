@@ -3,7 +3,6 @@ No torch."""
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -203,14 +202,27 @@ def agree_over_seeds(values: pd.DataFrame, theirs: pd.Series, num_resamples: int
     if len(rows) < 2 or len(whole) < 2:
         return found
 
-    @functools.cache
-    def tau(drawn: tuple[int, ...]) -> float:
-        return float(stats.kendalltau(whole[list(drawn)].mean(0), theirs[rows]).statistic)
+    order = theirs[rows].to_numpy(float)
+
+    def tau(drawn: npt.NDArray[np.intp], axis: int) -> Floats:
+        return kendall_taus(whole[np.sort(drawn, axis)].mean(-2), order)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # raised if no seed changes tau
         low, high = stats.bootstrap(
-            (np.arange(len(whole)),), lambda drawn: tau(tuple(sorted(drawn))), vectorized=False,
-            n_resamples=num_resamples, method="percentile", rng=np.random.default_rng(seed),
+            (np.arange(len(whole)),), tau, vectorized=True, axis=-1, method="percentile",
+            n_resamples=num_resamples, batch=max(1, _RESAMPLED_AT_ONCE // (len(rows) * max(len(rows), len(whole)))),
+            rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
     return replace(found, low=float(low), high=float(high))
+
+
+def kendall_taus(ours: Floats, theirs: Floats) -> Floats:
+    """Return Kendall's tau-b between each line of [..., rows] and the order [rows]; NaN if either has one value only.
+
+    `scipy.stats.kendalltau` returns the same for one line, a hundred times as slowly.
+    """
+    first, second = np.triu_indices(len(theirs), 1)
+    signs, order = np.sign(ours[..., first] - ours[..., second]), np.sign(theirs[first] - theirs[second])
+    with np.errstate(invalid="ignore"):  # 0 / 0 without two different values
+        return (signs * order).sum(-1) / np.sqrt(np.abs(signs).sum(-1)) / np.sqrt(np.abs(order).sum())

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lit_prune.config.table import Claim, Table
-from lit_prune.report.results_frame import read_csv
+from lit_prune.report.results_frame import read_all
 from lit_prune.report.statistics import agree
 from lit_prune.store import Node
 from lit_prune.store.store import CHECKS
@@ -22,9 +22,8 @@ def read_checks(done: dict[tuple[str, int], Node]) -> pd.DataFrame:
 
     Losses are in nats per token; kd_loss is NaN if it was not measured.
     """
-    paths = {row_and_seed: node.folder / CHECKS for row_and_seed, node in done.items()}
-    frames = [read_csv(path).assign(row=row, seed=seed) for (row, seed), path in paths.items() if path.exists()]
-    return pd.concat(frames, ignore_index=True)[_COLUMNS] if frames else pd.DataFrame(columns=_COLUMNS)
+    whole = read_all(done, CHECKS)
+    return pd.DataFrame(columns=_COLUMNS) if whole is None else whole[_COLUMNS]
 
 
 def ranks(checks: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -43,9 +44,10 @@ def canonical(node: Any) -> Any:
     if not dataclasses.is_dataclass(node):
         return list(node) if isinstance(node, tuple) else node
     plain = {
-        former_name(f): canonical(former_value(f, getattr(node, f.name)))
-        for f in dataclasses.fields(node)
-        if "noop" not in f.metadata or getattr(node, f.name) != f.metadata["noop"]
+        name: canonical(former_value(f, value))
+        for f, name in _hashed_fields(node.__class__)
+        for value in (getattr(node, f.name),)
+        if "noop" not in f.metadata or value != f.metadata["noop"]
     }
     if isinstance(node, Cell) and (parent := parent_of(node)):
         plain["source"] = canonical(parent)
@@ -55,6 +57,12 @@ def canonical(node: Any) -> Any:
         plain.pop("plan", None)
         plain.pop("data_dir", None)
     return plain
+
+
+@functools.cache
+def _hashed_fields(kind: type) -> tuple[tuple[dataclasses.Field[Any], str], ...]:
+    """Return the fields of a section with the names used in hashes."""
+    return tuple((field, former_name(field)) for field in dataclasses.fields(kind))
 
 
 def digest(plain: Any) -> str:

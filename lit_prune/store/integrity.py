@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_prune.config import EVIDENCE
 from lit_prune.store.address import CACHE
@@ -47,25 +48,31 @@ def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, RECORD: {"files": files, "sha256": _sha256_of_json({"result": plain, "files": files})}}
 
 
-def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result without the record, as it was passed to `sealed`."""
-    return {name: value for name, value in content.items() if name != RECORD}
+class Reading(NamedTuple):
+    """A node as it is read once: its result, or what is wrong with its files; neither if it is not done."""
+
+    result: dict[str, Any] | None
+    damage: str | None
 
 
-def damage(folder: Path, *, deep: bool) -> str | None:
-    """Return what is wrong with the files of a node that has a result.json; None if they are intact.
+def read(folder: Path, *, deep: bool) -> Reading:
+    """Return the result of a node without the record, as it was passed to `sealed`, if its files are intact.
 
     Large files are hashed only if `deep`, and once per process while size and modification time are the same.
     """
     content = read_json(folder / "result.json")
     if content is None:
-        return "result.json cannot be read"
-    record = content.get(RECORD)
-    if record is None:
-        return _damage_without_digests(folder)
+        return Reading(None, "result.json cannot be read" if (folder / "result.json").exists() else None)
+    record = content.pop(RECORD, None)
+    problem = _damage_without_digests(folder) if record is None else _damage(folder, content, record, deep)
+    return Reading(content, None) if problem is None else Reading(None, problem)
+
+
+def _damage(folder: Path, result: Mapping[str, Any], record: Any, deep: bool) -> str | None:
+    """Return how a result or the files of a node differ from its record; None if they do not."""
     try:
         files, digest = record["files"], record["sha256"]
-        if _sha256_of_json({"result": unsealed(content), "files": files}) != digest:
+        if _sha256_of_json({"result": result, "files": files}) != digest:
             return "result.json has another digest"
         problems = (_problem(folder / name, about, deep) for name, about in files.items())
         return next((f"{name} {problem}" for name, problem in zip(files, problems, strict=True) if problem), None)
@@ -83,9 +90,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _problem(path: Path, about: Mapping[str, Any], deep: bool) -> str | None:
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except OSError:
         return "is missing"
-    size = path.stat().st_size
+    if not stat.S_ISREG(status.st_mode):
+        return "is missing"
+    size = status.st_size
     if size != about["size"]:
         return f"has {size} bytes instead of {about['size']}"
     if (deep or size <= _SMALL) and sha256_of(path) != about["sha256"]:

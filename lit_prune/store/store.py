@@ -25,6 +25,7 @@ from lit_prune.store.address import digest, identity, key
 from lit_prune.store.atomic import remove_scratch, write_json, write_text
 from lit_prune.store.environment import commit, environment, now
 from lit_prune.store.failures import failure_of
+from lit_prune.store.integrity import Reading
 from lit_prune.store.lease import Lease
 
 CHECKS = "checks.csv"
@@ -59,24 +60,20 @@ class Node:
     @property
     def result(self) -> dict[str, Any] | None:
         """Result of the node; None if it is not done or `damage` finds it damaged."""
-        return self._result(deep=False)
+        return self.read().result
 
     @property
     def verified(self) -> dict[str, Any] | None:
         """Result of the node, with large files verified too, once per process; use it before reading files."""
-        return self._result(deep=True)
+        return self.read(deep=True).result
 
-    def _result(self, deep: bool) -> dict[str, Any] | None:
-        if self.damage(deep=deep) is not None:
-            return None
-        content = integrity.read_json(self.folder / "result.json")
-        return None if content is None else integrity.unsealed(content)
+    def read(self, *, deep: bool = False) -> Reading:
+        """Return the result, or what is wrong with the files of a finished node; large ones are read only if `deep`."""
+        return integrity.read(self.folder, deep=deep)
 
     def damage(self, *, deep: bool = False) -> str | None:
         """Return which file of a finished node is damaged and how, or None; large files are hashed only if `deep`."""
-        if not (self.folder / "result.json").exists():
-            return None
-        return integrity.damage(self.folder, deep=deep)
+        return self.read(deep=deep).damage
 
     @property
     def error(self) -> str | None:
@@ -95,13 +92,6 @@ class Node:
     def config(self) -> dict[str, Any]:
         """Content of config.json: the data that the address hashes."""
         return integrity.read_json(self.folder / "config.json") or {}
-
-    @property
-    def commits(self) -> list[str | None]:
-        """Distinct commits of the attempts that computed the node, in order."""
-        env = self.env
-        attempts = env.get("attempts") or [env]
-        return list(dict.fromkeys(attempt.get("commit") for attempt in attempts))
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Write config.json from `about`, and append a new attempt to those in env.json."""
@@ -166,6 +156,12 @@ class Node:
         return dict(result)
 
 
+def commits_of(env: Mapping[str, Any]) -> list[str | None]:
+    """Return the distinct commits of the attempts in an env.json, in order."""
+    attempts = env.get("attempts") or [env]
+    return list(dict.fromkeys(attempt.get("commit") for attempt in attempts))
+
+
 class Store:
     """All results under one folder."""
 
@@ -179,7 +175,11 @@ class Store:
 
     def node(self, cell: Cell, stage: str) -> Node:
         """Return the node of a stage of a cell, which may not exist yet."""
-        return Node(self.root / stage / key(cell, stage))
+        return self.at(stage, key(cell, stage))
+
+    def at(self, stage: str, address: str) -> Node:
+        """Return the node of a stage at an address."""
+        return Node(self.root / stage / address)
 
     def lease_of(self, kind: str, address: str) -> Path:
         """Return the file of the lease on a node. Leases are apart from nodes, which are moved and removed."""

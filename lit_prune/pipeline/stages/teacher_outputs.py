@@ -59,7 +59,7 @@ class TeacherOutputs:
             about = self._identity(entry.cell, ctx)
             address = entry.key if about is None else digest(about)
             ordered.setdefault(address, []).append(entry)
-            if about is not None and self.store.node(entry.cell, "cell").result is None:
+            if about is not None and entry.node(self.store).result is None:
                 need = self._need(entry.cell)
                 group = self._groups.setdefault(address, _Group(about, need, {}))
                 group.need |= need

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lit_prune.report.statistics import agree_over_seeds, compare, paired_bootstrap, per_token, sign_test
+from lit_prune.report.statistics import agree_over_seeds, compare, kendall_taus, paired_bootstrap, per_token, sign_test
 
 CLOSE = pd.DataFrame({"a": [2.000, 2.010, 1.990, 2.003], "b": [2.001, 2.012, 1.989, 2.002]})
 APART = CLOSE.assign(b=[2.10, 2.12, 2.09, 2.11])
@@ -105,3 +105,12 @@ def test_one_seed_has_no_interval():
     found = agree_over_seeds(pd.DataFrame({"a": [1.0], "b": [2.0]}), pd.Series({"a": 1.0, "b": 2.0}))
     assert found.tau == 1
     assert math.isnan(found.low)
+
+
+def test_taus_of_many_lines_are_those_of_scipy():
+    draw = np.random.default_rng(0)
+    ours, theirs = draw.integers(0, 5, (50, 9)).astype(float), draw.integers(0, 5, 9).astype(float)
+    ours[0] = 1.0  # a line without an order
+    expected = [stats.kendalltau(line, theirs).statistic for line in ours]
+    np.testing.assert_allclose(kendall_taus(ours, theirs), expected, rtol=1e-12)
+    assert np.isnan(expected[0])

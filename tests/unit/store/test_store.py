@@ -10,6 +10,7 @@ from lit_prune.config import Cell, Corpus, Teacher
 from lit_prune.config.overrides import override
 from lit_prune.store import Node, Store
 from lit_prune.store.address import STAGES, identity, key
+from lit_prune.store.store import commits_of
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
 
@@ -110,8 +111,8 @@ def test_attempts_without_time_have_no_part_in_a_result(store):
         node.finish({}, seconds=1.5, commit="def")
     assert [attempt["seconds"] for attempt in node.env["attempts"]] == [2.5, 1.5]
     assert node.env["seconds"] == 4.0
-    assert node.commits[-1] == "def"
-    assert len(node.commits) == 2
+    assert commits_of(node.env)[-1] == "def"
+    assert len(commits_of(node.env)) == 2
 
 
 # Looking up
