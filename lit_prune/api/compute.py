@@ -13,11 +13,11 @@ from lit_prune.store import Store
 
 os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
 
-from lit_prune.distill.train import quiet
 from lit_prune.grid.driver import Driver
 from lit_prune.grid.executors import executor_of
 from lit_prune.grid.job import Job
 from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.models.silence import quiet
 from lit_prune.pipeline import artifacts
 from lit_prune.pipeline.runner import Runner
 from lit_prune.pipeline.schedule import planned_steps

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
 
-from lit_prune.cli import compress, cost, dashboard, evaluate, fields, figures, pretrain, report, store, table, teachers
 from lit_prune.cli.process import Verb, execute
 
-VERBS: dict[str, Verb[Any]] = {
-    verb.name: verb
-    for verb in (
-        compress.PRUNE, compress.DISTILL, evaluate.VERB, table.VERB, cost.VERB, report.VERB, figures.VERB,
-        dashboard.VERB, pretrain.VERB, teachers.VERB, store.VERB, fields.VERB,
+_PLACES = {"prune": ("compress", "PRUNE"), "distill": ("compress", "DISTILL")} | {
+    name: (name, "VERB")
+    for name in (
+        "evaluate", "table", "cost", "report", "figures", "dashboard", "pretrain", "teachers", "store", "fields",
     )
 }  # fmt: skip
+"""Name of a command -> the module of lit_prune.cli that defines it and its name there, in the order of the help."""
+
+
+class _Verbs(Mapping[str, Verb[Any]]):
+    """Commands by name; the module of a command is imported when the command is looked up."""
+
+    def __getitem__(self, name: str) -> Verb[Any]:
+        module, attribute = _PLACES[name]
+        return getattr(importlib.import_module(f"lit_prune.cli.{module}"), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PLACES)
+
+    def __len__(self) -> int:
+        return len(_PLACES)
+
+
+VERBS = _Verbs()
 """Name -> command, in the order of the help text."""
 
 _ABOUT = """Prune and distill language models, evaluate them, and reproduce the tables of the papers.

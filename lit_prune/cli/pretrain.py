@@ -60,7 +60,7 @@ class CliArgs:
 def run(flags: CliArgs) -> int:
     """Train or find the teacher and print its result, or check one."""
     recipe = override(Pretraining(), dict(parse_setting(text) for text in flags.set))
-    from lit_prune.distill.train import quiet
+    from lit_prune.models.silence import quiet
     from lit_prune.pipeline.runner import Runner
 
     quiet()

@@ -15,7 +15,7 @@ from lit_prune import cpu
 from lit_prune.cli.process import Output, Verb
 from lit_prune.config import ConfigError, Execution, Placement, renames
 from lit_prune.config.gpus import GpuName
-from lit_prune.config.overrides import check_placement
+from lit_prune.config.overrides import check_flags, check_placement
 from lit_prune.config.profiles import is_file
 from lit_prune.config.table import Table
 from lit_prune.cpu.threads import share_the_machine
@@ -180,23 +180,27 @@ class Command:
 
     def _dry_run(self) -> int:
         """Validate the request and list what it would compute; compute and write nothing."""
-        from lit_prune.distill.train import quiet
-        from lit_prune.pipeline.costs import costs, runs_of
-        from lit_prune.pipeline.outcomes import check_rows
-        from lit_prune.pipeline.validate import check_cells
         from lit_prune.render.terminal import print_costs
-        from lit_prune.report.load import recorded_runs
 
-        quiet()
+        check_flags(self.flags.execution)
         missing = self._missing(self.entries)
-        if missing:
-            check_rows(self.table, Path(self.flags.profile).stem, self.entries)
-            check_cells([entry.cell for entry in missing], self.flags.execution)
-        runs = runs_of(self.store) or recorded_runs(self.table.name)
-        print_costs(costs(missing, self.store, runs, self.flags.execution), self.console)
+        print_costs(self._costs_of(missing) if missing else [], self.console)
         self.console.print(f"{len(missing)} cells to compute, {len(self.entries) - len(missing)} found")
         self._print_pending()
         return 0
+
+    def _costs_of(self, missing: list[Entry]) -> list[Any]:
+        """Validate missing cells by the models that transformers would build, which imports torch; estimate costs."""
+        from lit_prune.models.silence import quiet
+        from lit_prune.pipeline.costs import costs, runs_of
+        from lit_prune.pipeline.outcomes import check_rows
+        from lit_prune.pipeline.validate import check_cells
+        from lit_prune.report.recorded_runs import recorded_runs
+
+        quiet()
+        check_rows(self.table, Path(self.flags.profile).stem, self.entries)
+        check_cells([entry.cell for entry in missing], self.flags.execution)
+        return costs(missing, self.store, runs_of(self.store) or recorded_runs(self.table.name), self.flags.execution)
 
     def _check_plan(self) -> None:
         """Refuse flags of a plan that have no effect or are out of range."""
@@ -214,7 +218,7 @@ class Command:
         Raises:
             ConfigError: if a training does not fit.
         """
-        from lit_prune.distill.train import quiet
+        from lit_prune.models.silence import quiet
         from lit_prune.pipeline.plan import plan
         from lit_prune.render.plan import print_plan
 

@@ -12,10 +12,9 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchmetrics
 from torch import Tensor, nn
 
 from lit_prune.data.tokens import IGNORED
@@ -25,6 +24,9 @@ from lit_prune.losses.chunked import tokens_at_once
 from lit_prune.losses.targets import Target, TopKTarget
 from lit_prune.models.lm_head import head_of
 from lit_prune.store.atomic import preallocate
+
+if TYPE_CHECKING:
+    from torchmetrics import MeanMetric
 
 _LAST, _LOGITS, _IDS = "last", "top_k.logits", "top_k.ids"
 
@@ -176,9 +178,11 @@ def write_cache(
     Raises:
         DiskFull: if the cache needs more than `share_of_disk` of the free space. Nothing is left in the folder.
     """
+    from torchmetrics import MeanMetric  # takes as long to import as torch, and a reader does not need it
+
     teacher.model.to(device)
     files: dict[str, Tensor] = {}
-    missing_mass = torchmetrics.MeanMetric()
+    missing_mass = MeanMetric()
     done = 0
     for batch in batches:
         ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
@@ -221,9 +225,7 @@ def _allocated(cache: Cache, share: float) -> dict[str, Tensor]:
         raise DiskFull(f"{cache.num_bytes >> 20} MiB are needed ({error.strerror})") from error
 
 
-def _largest(
-    output: HeadOutput, labels: Tensor, top_k: int, missing_mass: torchmetrics.MeanMetric
-) -> dict[str, Tensor]:
+def _largest(output: HeadOutput, labels: Tensor, top_k: int, missing_mass: MeanMetric) -> dict[str, Tensor]:
     """Return the largest logits of a micro-batch, computed as in a run: for scored tokens only, in the same chunks."""
     scored = labels[:, 1:] != IGNORED
     target = output.target(scored, None)

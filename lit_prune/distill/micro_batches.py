@@ -8,7 +8,7 @@ import torch
 
 from lit_prune.config import Distill, Execution, resolve_precision
 from lit_prune.models.model_family import anatomy_of
-from lit_prune.models.shape import meta_model
+from lit_prune.models.shape import parameter_shapes
 from lit_prune.parallel.group import world_size
 
 _ACTIVATIONS = 2**30
@@ -42,7 +42,7 @@ def activation_bytes(config: Any, precision: str, checkpointing: bool = False) -
     otherwise. With `checkpointing` only the inputs of the layers are kept, and the rest for one layer at a time.
     """
     layers = f"{anatomy_of(config).layers}."
-    shapes = [p.shape for name, p in meta_model(config).named_parameters() if name.startswith(layers) and p.dim() > 1]
+    shapes = [shape for name, shape in parameter_shapes(config).items() if name.startswith(layers) and len(shape) > 1]
     kept = sum(map(sum, shapes)) * (4 if precision == "32-true" else 3)
     if not checkpointing:
         return kept

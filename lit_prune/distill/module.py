@@ -26,6 +26,7 @@ from lit_prune.distill.hidden_states import (
     pairs_of,
     relations_of,
 )
+from lit_prune.distill.objective import NOTHING_COMPARED
 from lit_prune.distill.teacher import FrozenTeacher, Teacher
 from lit_prune.losses.chunked import head_losses
 from lit_prune.losses.hidden import hidden_losses
@@ -228,11 +229,6 @@ class Distiller(L.LightningModule):
         """Clip by global norm and record the norm before clipping as the term `grad_norm` of this step."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optimizer.max_grad_norm)
         self.terms["grad_norm"] = norm.detach()
-
-
-NOTHING_COMPARED = (
-    "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or match_attention"
-)
 
 
 def cross_entropy_trainer(model: nn.Module, optimizer: Optimizer, max_steps: int, masks: Masks) -> Distiller:

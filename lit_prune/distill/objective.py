@@ -6,9 +6,11 @@ from typing import Any
 
 from lit_prune.config import ConfigError, Distill
 from lit_prune.distill.hidden_states import check_relation_heads, check_sublayers, pairs_of, relations_of
-from lit_prune.distill.module import NOTHING_COMPARED
 from lit_prune.losses.weighting import check_weights
 
+NOTHING_COMPARED = (
+    "name what to compare in distill.match_embedding, match_mlp_input, match_layer_output or match_attention"
+)
 _DEFAULT = Distill()
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning as L
-import transformers
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
@@ -26,7 +23,8 @@ from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.checkpointed import checkpointed_layers
 from lit_prune.models.compiled import compiled_layers
-from lit_prune.parallel.group import agree, environments, is_main, trainer_options
+from lit_prune.parallel.group import agree, is_main
+from lit_prune.parallel.trainer import environments, trainer_options
 from lit_prune.pruning.masked import mean_loss
 from lit_prune.pruning.masks import Masks
 
@@ -142,12 +140,3 @@ def run(
     finally:
         # Reference cycles of trainer, loops and module would keep models and optimizer states in memory.
         vars(trainer).clear()
-
-
-def quiet() -> None:
-    """Silence the libraries except for errors; the caller reports progress and results."""
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "transformers", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*_pytree.*")

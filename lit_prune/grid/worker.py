@@ -16,8 +16,8 @@ from lit_prune.store.activity import Published
 
 os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is imported
 
-from lit_prune.distill.train import quiet
 from lit_prune.integrations.wandb.tracker import WandbTracker
+from lit_prune.models.silence import quiet
 from lit_prune.pipeline.runner import Runner
 from lit_prune.progress import Silent
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_prune import cpu
 from lit_prune.config import ConfigError, Execution, Precision, resolve_precision
 from lit_prune.data.calibration import CalibrationData
-from lit_prune.parallel.group import environments, trainer_options
+from lit_prune.parallel.trainer import environments, trainer_options
 
 
 class Pass(L.LightningModule):

@@ -10,11 +10,13 @@ layers above it compute only the gradients of activations.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lit_prune.models.model_family import ModelFamily, anatomy_of, head_dim_of
-from lit_prune.models.shape import meta_model, widths_of
+from lit_prune.models.shape import parameter_shapes, widths_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Products:
 def num_multiplied(config: Any) -> int:
     """Return the number of weights that multiply every token: all linears of the layers, and the head, tied or not."""
     anatomy = anatomy_of(config)
-    inside = sum(p.numel() for name, p in meta_model(config).named_parameters() if anatomy.is_linear(name))
+    inside = sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if anatomy.is_linear(name))
     return inside + config.vocab_size * config.hidden_size
 
 
@@ -104,7 +106,7 @@ def training_products(
     Without `head_gradient` the logits are computed, but no loss of them is minimised.
     """
     found, num_layers = Products(), config.num_hidden_layers
-    shapes = {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
+    shapes = parameter_shapes(config)
     stream = trainable.embedding(config)
     for index, window in enumerate(windows_of(config)):
         stream = _Layer(config, index, shapes, trainable, found).add(stream, attended(seq_len, window, causal))
@@ -118,7 +120,7 @@ class _Layer:
     """The matrix products of one layer."""
 
     def __init__(
-        self, config: Any, index: int, shapes: dict[str, tuple[int, ...]], trainable: Trainable, found: Products
+        self, config: Any, index: int, shapes: Mapping[str, tuple[int, ...]], trainable: Trainable, found: Products
     ) -> None:
         self.config, self.index, self.trainable, self.found = config, index, trainable, found
         self.anatomy, self.hidden, self.own = anatomy_of(config), config.hidden_size, widths_of(config, index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
@@ -138,11 +139,23 @@ def load_config(location: str) -> Any:
     Raises:
         ConfigError: if it cannot be read, needs custom code, or belongs to an adapter or quantised weights.
     """
-    from transformers import AutoConfig
-
     if source := pending(location):
         return hf_config(location, source.config)
     check_folder(location)
+    status = (Path(location) / "config.json").stat()
+    key = str(location), status.st_ino, status.st_size, status.st_mtime_ns
+    if key not in _CONFIGS:
+        _CONFIGS[key] = _read_config(location)
+    return copy.deepcopy(_CONFIGS[key])
+
+
+_CONFIGS: dict[tuple[str, int, int, int], Any] = {}
+"""Cache of `load_config` while a file does not change: every cell of a table needs the config of its teacher."""
+
+
+def _read_config(location: str) -> Any:
+    from transformers import AutoConfig
+
     _register_type(location)
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lit_prune.config import ConfigError
@@ -107,6 +108,19 @@ def meta_model(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
+_SHAPES: dict[tuple[type, str], Mapping[str, tuple[int, ...]]] = {}
+"""Cache of `parameter_shapes`: cells of a table share a teacher, and seeds of a row a student."""
+
+
+def parameter_shapes(config: Any) -> Mapping[str, tuple[int, ...]]:
+    """Return name -> shape of the parameters of the model of a Hugging Face config; of tied weights, one name."""
+    key = type(config), config.to_json_string(use_diff=False)
+    if key not in _SHAPES:
+        shapes = {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
+        _SHAPES[key] = MappingProxyType(shapes)
+    return _SHAPES[key]
+
+
 def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
     """Return a function that counts the parameters of a model of another shape without building it.
 
@@ -115,8 +129,8 @@ def parameter_counter(config: Any) -> Callable[[ModelShape], int]:
     anatomy, whole = anatomy_of(config), shape_of(config)
     first = f"{anatomy.layers}.0."
     dims = [
-        (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(p.shape, axes, strict=True)])
-        for name, p in meta_model(config).named_parameters()
+        (name.startswith(first), [_growth(size, axis, whole) for size, axis in zip(sizes, axes, strict=True)])
+        for name, sizes in parameter_shapes(config).items()
         if name.startswith(first) or not name.startswith(f"{anatomy.layers}.")
         for axes in (anatomy.axes_of(name),)
     ]
@@ -142,5 +156,5 @@ def _growth(size: int, axis: Any, whole: ModelShape) -> Callable[[ModelShape], i
 def num_parameters(config: Any) -> int:
     """Return the number of parameters of the model of a Hugging Face config, without allocating weights."""
     if loading_module(config):
-        return meta_model(config).num_parameters()
+        return sum(map(math.prod, parameter_shapes(config).values()))
     return parameter_counter(config)(shape_of(config))

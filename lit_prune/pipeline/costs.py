@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +29,8 @@ from lit_prune.store.environment import environment, machine
 
 Run = tuple[float, float]
 """FLOPs of the retraining of a cell, and the seconds that the cell took."""
+_SAMPLE = 128
+"""Results of each stage, the newest, from which times are estimated; a store may have ten thousands."""
 _SHARED = {"tokenizer": "tokenizer", "tokens": "tokenising", "student": "pruning", CACHING: "teacher outputs"}
 """Stage -> label; every other stage calibrates."""
 
@@ -158,11 +162,20 @@ def _seconds(flops: float, runs: list[Run]) -> float | None:
     return _time(1.0, [seconds for spent, seconds in runs if not spent])
 
 
+def _newest(store: Store, stage: str) -> list[Node]:
+    """Return the nodes of a stage that changed last."""
+    folder = store.root / stage
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as nodes:
+        dated = [(node.stat().st_mtime_ns, node.name) for node in nodes]
+    return [store.at(stage, address) for _, address in heapq.nlargest(_SAMPLE, dated)]
+
+
 def runs_of(store: Store) -> list[Run]:
-    """Return the cells of a store that were computed on this machine."""
+    """Return the newest cells of a store, as far as they were computed on this machine."""
     here, found = machine(environment()), []
-    for folder in (store.root / "cell").glob("*"):
-        node = Node(folder)
+    for node in _newest(store, "cell"):
         result, env = node.result or {}, node.env
         if "train_flops" in result and env.get("seconds") and machine(env) == here:
             found.append((result["train_flops"], env["seconds"]))
@@ -170,7 +183,7 @@ def runs_of(store: Store) -> list[Run]:
 
 
 def paces_of(store: Store) -> dict[str, list[float]]:
-    """Return stage -> seconds per work of each of its results that were computed on this machine.
+    """Return stage -> seconds per work of its newest results, as far as they were computed on this machine.
 
     Results without a recorded time or work are skipped. Teacher outputs are timed in the cells that cached them, and
     methods with FLOPs of their own apart from the others, without the time of cutting if that is known.
@@ -179,8 +192,8 @@ def paces_of(store: Store) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {stage: [] for stage in (*WORK, CACHING)}
     methods: list[Mapping[str, float]] = []
     for stage in (*WORK, "cell"):
-        for folder in (store.root / stage).glob("*"):
-            env = Node(folder).env
+        for node in _newest(store, stage):
+            env = node.env
             about: Mapping[str, Any] = env.get(CACHING, {}) if stage == "cell" else env
             if about.get("work") and "seconds" in about and machine(env) == here:
                 if OWN in about:

@@ -10,7 +10,7 @@ import torch
 
 from lit_prune import cpu
 from lit_prune.config import Cell, Execution
-from lit_prune.distill.train import quiet
+from lit_prune.models.silence import quiet
 from lit_prune.parallel.processes import together
 from lit_prune.pipeline.expand import Entry
 from lit_prune.pipeline.stage import Context, Stage, Untracked

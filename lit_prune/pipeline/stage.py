@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from lightning.pytorch.loggers import Logger
 
 from lit_prune.config import Cell, ConfigError, Execution
 from lit_prune.distill.teacher import Teacher
-from lit_prune.distill.train import OnProgress
 from lit_prune.models import loading
 from lit_prune.pipeline.clock import Clock, Lap
 from lit_prune.pipeline.expand import Entry
@@ -26,6 +24,11 @@ from lit_prune.progress import Progress
 from lit_prune.store import Locked, Node, Store
 from lit_prune.store.address import STAGES, key
 from lit_prune.store.failures import failure_of
+
+if TYPE_CHECKING:  # a plan of the work needs no Lightning
+    from lightning.pytorch.loggers import Logger
+
+    from lit_prune.distill.train import OnProgress
 
 
 @dataclass(frozen=True)

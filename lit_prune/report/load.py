@@ -21,7 +21,6 @@ from lit_prune.registry import table_of
 from lit_prune.report import Report, record, reread
 from lit_prune.report.command import extra_flags
 from lit_prune.store import DEFAULT_ROOT, Store
-from lit_prune.store.environment import environment, machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +139,6 @@ def stored(store: Store, records: Path = RECORDS, tables: Collection[str] | None
         except ConfigError as error:  # of a removed table or field; the others can be read
             warnings.warn(f"left out: {error}", stacklevel=2)
     return found
-
-
-def recorded_runs(table: str, records: Path = RECORDS) -> list[tuple[float, float]]:
-    """Return FLOPs and seconds of the cells in a table's records that were computed on this machine."""
-    here, runs = machine(environment()), []
-    for report in (answer.report for answer in recorded(records, [table])):
-        if report.hardware == (here,):
-            frame = report.tidy[["train_flops", "wall_seconds"]].dropna()
-            runs += [(float(flops), float(seconds)) for flops, seconds in frame.to_numpy()]
-    return runs
 
 
 def recorded(records: Path = RECORDS, tables: Collection[str] | None = None) -> list[Answer]:

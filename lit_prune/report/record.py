@@ -21,10 +21,11 @@ from lit_prune.config.overrides import build, plain_of
 from lit_prune.config.table import Table
 from lit_prune.report import Report, ReportRequest, with_statistics
 from lit_prune.report.layer_scores import LayerScores
+from lit_prune.report.recorded_runs import RECORD, RESULTS
 from lit_prune.report.results_frame import typed
 from lit_prune.report.sequences import COLUMNS
 
-RECORD, SEQUENCES = "record.json", "sequences.csv"
+SEQUENCES = "sequences.csv"
 _POINTS = 50
 """Maximum lines of curves.csv per cell; a longer history is averaged over windows."""
 _NOT_CURVES = ("row", "seed", "step", "lr", "tokens_per_second")
@@ -38,7 +39,7 @@ _KINDS: dict[Any, type] = dict.fromkeys(
 def texts(report: Report) -> dict[str, str]:
     """Return name -> content of the files of a record."""
     return {
-        "results.csv": report.tidy.to_csv(index=False),
+        RESULTS: report.tidy.to_csv(index=False),
         "curves.csv": _csv(_thinned(report.histories)),
         "checks.csv": _csv(report.checks),
         **({} if report.sequences.empty else {SEQUENCES: report.sequences.to_csv(index=False)}),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.config import Cell, ConfigError, Distill, Execution
-from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.cache import Cache, CachedTeacher, Contents, DiskFull, write_cache
 from lit_prune.distill.hidden_states import pairs_of, relations_of
 from lit_prune.distill.micro_batches import micro_batches
@@ -147,6 +146,10 @@ class TeacherOutputs:
         self, cell: Cell, ctx: Context, group: _Group, node: Node, found: dict[str, Any] | None
     ) -> dict[str, Any] | None:
         """Write the cache of a group, with an older one's contents; return its description, or None if too big."""
+        from lit_prune.data.retraining import (
+            RetrainingData,  # imports Lightning, which a plan of the work does not need
+        )
+
         keep, contents = self.execution.keep_teacher_cache, group.need
         if found is not None:
             keep, contents = keep or found["keep"], contents | Cache.read(node.folder, found).contents
