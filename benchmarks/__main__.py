@@ -27,6 +27,7 @@ BENCHMARKS = {
     "cpu": "cpu",
     "logging": "logging_cost",
     "startup": "startup",
+    "tables": "tables",
 }
 """Name -> module, whose `main(arguments)` prints Markdown and takes `--json FILE`."""
 

@@ -114,7 +114,7 @@ def cells(steps: int) -> list[Entry]:
 def runner(store: Path, execution: Execution) -> Iterator[Any]:
     """Yield the runner of every table, on a store."""
     from lit_prune.cli.progress import ProgressBar
-    from lit_prune.distill.train import quiet
+    from lit_prune.models.silence import quiet
     from lit_prune.pipeline.runner import Runner
     from lit_prune.store import Store
 

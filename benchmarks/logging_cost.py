@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import measuring
 from lit_prune.distill.callbacks import History
-from lit_prune.distill.train import quiet
+from lit_prune.models.silence import quiet
 
 WIDTH, EVERY = 8, 10
 

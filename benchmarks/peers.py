@@ -38,8 +38,9 @@ from benchmarks.jobs import SEED, InOrder, Job, Meter, Run, resident
 from lit_prune.config import Distill, Execution, Optimizer
 from lit_prune.cpu.attention import AttentionShape
 from lit_prune.data.tokens import IGNORED
-from lit_prune.distill.train import quiet, train
+from lit_prune.distill.train import train
 from lit_prune.models.loading import load_model
+from lit_prune.models.silence import quiet
 
 LR, BETA1, BETA2, DECAY, CLIP = 1e-3, 0.9, 0.95, 0.1, 1.0
 

@@ -32,7 +32,7 @@ from benchmarks import limits, measuring
 from benchmarks.jobs import Job, Run
 from benchmarks.peers import TRAINERS
 from benchmarks.shapes import SHAPES, Shape, flops
-from lit_prune.distill.train import quiet
+from lit_prune.models.silence import quiet
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,10 +8,11 @@ import subprocess
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks import jobs, limits, peers, shapes, startup, step
+from benchmarks import jobs, limits, peers, shapes, startup, step, tables
 from benchmarks.logging_cost import ways
 from lit_prune.config.profiles import load_profile
 from lit_prune.pruning.shapes import config_of_student, teacher_config
+from lit_prune.store import Store
 
 SIZES = {"vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
 TINY = shapes.Shape(
@@ -125,6 +126,13 @@ def test_logging_runs_every_way(tmp_path):
     for way in ways([2], 10, tmp_path).values():
         way()
     assert (tmp_path / "metrics.csv").read_text().startswith("step,loss")
+
+
+def test_tables_finishes_cells_and_takes_the_cpu_time_of_a_process(tmp_path):
+    assert tables.finish(Store(tmp_path), 1) == len(list((tmp_path / "cell").glob("*/result.json"))) == 9
+    assert tables.cpu_seconds(["-c", "sum(range(10**6))"]) > 0
+    with pytest.raises(subprocess.CalledProcessError):
+        tables.cpu_seconds(["-c", "raise SystemExit(1)"])
 
 
 def test_startup_waits_for_commands_that_succeed():

@@ -13,7 +13,8 @@ from paths import ROOT
 from lit_prune.cli.table import main
 from lit_prune.config import overrides
 from lit_prune.experiments.loss_ablation import TABLE
-from lit_prune.pipeline import costs
+from lit_prune.models import checkpoint, shape
+from lit_prune.pipeline import costs, outcomes, validate
 from lit_prune.pipeline.request import TableRequest, requested_entries
 from lit_prune.store import Store, address, integrity
 from lit_prune.store.environment import environment
@@ -116,6 +117,18 @@ def test_other_cells_of_a_store_are_not_read(store, tmp_path, monkeypatch):
     filled(grown, 2)
     filled(grown, 12)
     assert counts(monkeypatch, grown, 2, "status") == before
+
+
+def test_a_dry_run_checks_each_row_once_and_builds_each_shape_once(tmp_path, monkeypatch):
+    def checked(seeds: int) -> tuple[int, ...]:
+        with monkeypatch.context() as patch:
+            patch.setattr(shape, "_SHAPES", {})
+            of_cells, of_rows = counting(patch, validate, "check"), counting(patch, outcomes, "check")
+            models, stored = counting(patch, shape, "meta_model"), counting(patch, checkpoint, "meta_model")
+            assert main(TABLE, ["--store", str(tmp_path), "--seeds", str(seeds), "--dry-run"]) == 0
+            return len(of_cells), len(of_rows), len(models), len(stored)
+
+    assert checked(1) == checked(3)
 
 
 def test_times_come_from_the_newest_results(tmp_path, monkeypatch):
