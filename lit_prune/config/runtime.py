@@ -54,6 +54,9 @@ class Execution:
     devices: Count = 1
     """GPUs of one machine, or processes on a CPU, that calibrate and train a model together. They divide the sequences
     equally. Results agree up to rounding, without dropout. With more than one, teacher outputs are not cached."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several devices hold the models that train: ddp keeps a copy on each; fsdp (FSDP2) divides weights,
+    gradients and optimizer state by the number of devices. Results agree up to rounding."""
     grad_accum_steps: Count | None = None
     """Micro-batches per step; default: the fewest whose activations stay below about 1 GiB on a CPU, or a quarter of
     the memory of a GPU. Results agree up to rounding. With more than one, alpha "dynamic" and ce_weight "balanced"

@@ -10,13 +10,14 @@ forward pass of student and teacher, which need not be cheaper, and would draw o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lit_prune.config import Distill
+from lit_prune.distill.sharding import is_sharded, local
 from lit_prune.losses.weighting import ratios
 from lit_prune.parallel.group import mean_over_ranks
 
@@ -68,7 +69,7 @@ class Accumulation:
         """Accumulate the gradients of terms weighted by a ratio, apart from `.grad`; the graph is retained."""
         trained = [p for p in parameters if p.requires_grad]
         for name, term in measured.items():
-            found = torch.autograd.grad(term / self.parts, trained, retain_graph=True, allow_unused=True)
+            found = _gradients(term / self.parts, trained)
             kept = self._gradients.setdefault(name, [None] * len(found))
             for place, gradient in enumerate(found):
                 if gradient is not None:
@@ -86,7 +87,8 @@ class Accumulation:
         for name, kept in self._gradients.items():
             for parameter, gradient in zip(trained, kept, strict=True):
                 if gradient is not None:
-                    weighted = mean_over_ranks(gradient).mul_(weights[name])
+                    weighted = mean_over_ranks(gradient) if not is_sharded(gradient) else gradient
+                    local(weighted).mul_(weights[name])
                     parameter.grad = weighted if parameter.grad is None else parameter.grad.add_(weighted)
         self._gradients = {}
         return terms
@@ -99,3 +101,17 @@ class Accumulation:
         for name, weight in weights.items():
             loss = loss + weight * terms[name]
         return {**terms, "loss": loss}, weights
+
+
+def _gradients(term: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    """Return the gradient of a term by each parameter, of sharded ones averaged over ranks; the graph is retained."""
+    if not any(map(is_sharded, parameters)):
+        return torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    before = [parameter.grad for parameter in parameters]  # FSDP puts gradients of shards nowhere but there
+    for parameter in parameters:
+        parameter.grad = None
+    term.backward(retain_graph=True)
+    found = [parameter.grad for parameter in parameters]
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient
+    return found

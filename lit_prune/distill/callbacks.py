@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lit_prune.distill.sharded_strategy import gathered
+from lit_prune.distill.sharding import local
 from lit_prune.losses.sequence_losses import SequenceLosses
 from lit_prune.store.atomic import atomic_path
 
@@ -156,7 +158,7 @@ class Checks(L.Callback):
 
     def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         at_end = trainer.global_step in (0, trainer.max_steps)
-        losses = self.evaluate(pl_module.student, at_end)
+        losses = gathered(trainer, self.evaluate, pl_module.student, at_end)
         found = {name: loss.mean for name, loss in losses.items()}
         self.rows.append({"step": trainer.global_step, **found})
         if at_end:
@@ -240,7 +242,7 @@ def _finite(tensors: Collection[torch.Tensor]) -> bool:
     """Return whether all values of the tensors are finite."""
     checked: dict[torch.device, list[torch.Tensor]] = {}  # by device: the step counts of AdamW stay on the CPU
     for tensor in tensors:
-        checked.setdefault(tensor.device, []).append(tensor.detach().isfinite().all())
+        checked.setdefault(tensor.device, []).append(local(tensor.detach()).isfinite().all())
     return all(bool(torch.stack(found).all()) for found in checked.values())
 
 

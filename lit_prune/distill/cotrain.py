@@ -10,6 +10,7 @@ from lit_prune.config import ConfigError, Distill
 from lit_prune.data.tokens import IGNORED
 from lit_prune.distill import optim
 from lit_prune.distill.module import Distiller
+from lit_prune.distill.sharding import whole
 from lit_prune.distill.teacher import Teacher
 from lit_prune.losses.chunked import head_losses
 from lit_prune.models.lm_head import head_of, last_states
@@ -64,7 +65,7 @@ class JointDistiller(Distiller):
         """Clip student and teacher separately; `grad_norm` is the student's."""
         norm = nn.utils.clip_grad_norm_(self._ours(), self.distill.optimizer.max_grad_norm)
         nn.utils.clip_grad_norm_(self.corrected.parameters(), self._teacher_optim.max_grad_norm)
-        self.terms["grad_norm"] = norm.detach()
+        self.terms["grad_norm"] = whole(norm.detach())
 
     def _ours(self) -> list[nn.Parameter]:
         """Return the parameters outside the teacher: those of the student and of the projection, if any."""

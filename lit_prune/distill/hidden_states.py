@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 
 from lit_prune.config import ConfigError, Distill
@@ -127,6 +128,9 @@ class HiddenStateReader:
             layers = layers_of(self._model)
             self._handles = [layers[0].register_forward_pre_hook(self._measure)]
             self._handles += [self._hook(layers, state, seen) for state in self._wanted]
+            for index in {index for _, index in self._wanted if index < len(layers)}:
+                if isinstance(layers[index], FSDPModule):
+                    self._handles += _as_outputs(layers[index], [one for one in self._wanted if one[1] == index], seen)
         return seen
 
     def __exit__(self, *raised: object) -> None:
@@ -161,6 +165,19 @@ class HiddenStateReader:
             return norm.register_forward_hook(lambda module, inputs, output: keep(output))
         reader = layers[index].get_submodule(anatomy.mlp or "") if kind == "mlp" else layers[index]
         return reader.register_forward_pre_hook(lambda module, inputs: keep(inputs[0]))
+
+
+def _as_outputs(layer: nn.Module, states: list[State], seen: States) -> list[RemovableHandle]:
+    """Make FSDP take states for outputs of their layer, whose weights it gathers once an output gets a gradient.
+
+    Otherwise the weights would be missing where an objective compares a state but does not read the layer's output.
+    """
+    return [
+        layer.register_forward_hook(
+            lambda module, inputs, output: (output, [seen[one] for one in states]), prepend=True
+        ),
+        layer.register_forward_hook(lambda module, inputs, output: output[0]),
+    ]
 
 
 def _vectors_in(model: nn.Module, layer: nn.Module, kind: str) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """Memory of a training on one device by part, from Hugging Face configs alone.
 
-All ranks of a DDP run hold the same. Weights, gradients and optimizer state are exact; the rest is an estimate.
+All ranks hold the same: a copy of all parts with DDP; with FSDP their share of weights, gradients and optimizer state,
+which are exact, and what they gather. The rest is an estimate.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ PERSISTENT = ("teacher weights", "student weights", "gradients", "optimizer")
 
 
 def peak(parts: dict[str, float]) -> float:
-    """Return the bytes at the peak: what persists, and the larger of a training step and a validation."""
-    step = sum(size for name, size in parts.items() if name not in (*PERSISTENT, "validation"))
-    return sum(parts[name] for name in PERSISTENT) + max(step, parts["validation"])
+    """Return the bytes at the peak: what persists, with the larger of a step and a validation, or the evaluation."""
+    persistent = sum(parts[name] for name in (*PERSISTENT, "gathered") if name in parts)
+    training = persistent + max(parts["activations"] + parts["logits"], parts["validation"])
+    return max(training, parts.get("evaluation", 0.0))
 
 
 def training_memory(
     distill: Distill, student: Any, teacher: Any, evaluation: Evaluation, *, micro_batch: int, devices: int = 1,
-    checkpointing: bool = False, on_gpu: bool = True,
+    checkpointing: bool = False, on_gpu: bool = True, sharded: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Return part -> bytes on each device, for micro-batches of `micro_batch` sequences.
 
     `teacher` is the config of the imitated model, None if neither the objective nor a validation reads it. A ratio of
-    terms keeps one more gradient with several devices or micro-batches.
+    terms keeps one more gradient with several devices or micro-batches. If `sharded`, the devices divide what persists;
+    "gathered" are weights and gradients that are whole for a moment, and "evaluation" is the whole student afterwards.
     """
     trained, weights = num_trained(distill, student, teacher), _bytes_of_weights(distill, student)
     steps_are_cut = devices > 1 or micro_batch < distill.batch_size
@@ -47,17 +50,38 @@ def training_memory(
     trained_teacher = whole if distill.teacher_optimizer is not None else 0
     tokens, vocab = micro_batch * distill.seq_len, student.vocab_size
     mixed = distill.precision == "bf16-mixed"
+    cast = _HALF * (num_parameters(student) + trained_teacher) if mixed and not sharded else 0
+    shards = devices if sharded else 1
     activations = tokens * activation_bytes(student, distill.precision, checkpointing)
     activations += tokens * activation_bytes(teacher, distill.precision, checkpointing) if trained_teacher else 0
-    return {
-        "teacher weights": _FLOAT * whole,
-        "student weights": weights,
-        "gradients": _FLOAT * ((1 + ratios) * trained + trained_teacher),
-        "optimizer": _moments(distill.optimizer) * trained + _moments(distill.teacher_optimizer) * trained_teacher,
-        "activations": activations + (_HALF * (num_parameters(student) + trained_teacher) if mixed else 0),
+    moments = _moments(distill.optimizer) * trained + _moments(distill.teacher_optimizer) * trained_teacher
+    parts = {
+        "teacher weights": _FLOAT * whole / (shards if distill.needs_teacher else 1),
+        "student weights": weights / shards,
+        "gradients": _FLOAT * ((1 + ratios) * trained + trained_teacher) / shards,
+        "optimizer": moments / shards,
+        "activations": activations + cast,
         "logits": _FLOAT * vocab * (_COPIES * min(tokens, tokens_at_once(vocab, on_gpu)) + student.hidden_size),
         "validation": _validation(evaluation, vocab, 2 if evaluation.num_validations else 1),
     }
+    if not sharded:
+        return parts
+    imitated = _gathered(teacher, mixed, bool(trained_teacher)) if distill.needs_teacher else 0
+    return parts | {
+        "gathered": _gathered(student, mixed, distill.lora is None) + imitated,
+        "evaluation": _FLOAT * num_parameters(student) + _validation(evaluation, vocab, 1),
+    }
+
+
+def _gathered(config: Any, mixed: bool, trained: bool) -> int:
+    """Return the bytes of a sharded model that a device gathers: all weights outside layers, and two layers.
+
+    One layer runs while the next is gathered. If they are trained, their gradients are whole before they are divided.
+    """
+    model, prefix = meta_model(config), f"{anatomy_of(config).layers}."
+    outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(prefix))
+    layer = max(sum(p.numel() for p in layer.parameters()) for layer in layers_of(model))
+    return _FLOAT * outside * (1 + trained) + (_HALF if mixed else _FLOAT) * layer * (2 + trained)
 
 
 def num_trained(distill: Distill, student: Any, teacher: Any = None) -> int:

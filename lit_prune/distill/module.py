@@ -27,6 +27,8 @@ from lit_prune.distill.hidden_states import (
     relations_of,
 )
 from lit_prune.distill.objective import NOTHING_COMPARED
+from lit_prune.distill.sharded_strategy import ShardedStrategy
+from lit_prune.distill.sharding import local, local_part, whole
 from lit_prune.distill.teacher import FrozenTeacher, Teacher
 from lit_prune.losses.chunked import head_losses
 from lit_prune.losses.hidden import hidden_losses
@@ -76,8 +78,10 @@ class Distiller(L.LightningModule):
         if self.distill.needs_teacher:
             self._pair_up()
         self._read_student = HiddenStateReader(student, [p.student for p in self._pairs + self._relations])
-        self._pruned = [(student.get_parameter(name), ~kept) for name, kept in (masks or {}).items()]
-        """Parameters of a sparse student, each with the places that stay zero."""
+        self._shards: list[nn.Parameter] = []
+        """Sharded parameters, if they are; within a step `parameters` has whole ones in their places."""
+        self._pruned = {name: ~kept for name, kept in (masks or {}).items()}
+        """Parameters of a sparse student, each with the places that stay zero; of a sharded one, those of this rank."""
 
     def _pair_up(self) -> None:
         if self.teacher is None:
@@ -106,11 +110,18 @@ class Distiller(L.LightningModule):
         """Whether hooks read hidden states in the forward pass."""
         return bool(self._pairs or self._relations)
 
+    def configure_model(self) -> None:
+        """Shard student and teacher over the ranks if the strategy of the trainer does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self, self.student, *([] if self.teacher is None else [self.teacher.model]))
+            self._shards = list(self.parameters())
+
     def on_fit_start(self) -> None:
         """Move the teacher to the student's device; it is not a submodule, so Lightning does not."""
         if self.teacher is not None:
             self.teacher.model.to(self.device)
-        self._pruned = [(parameter, pruned.to(self.device)) for parameter, pruned in self._pruned]
+        for name, pruned in self._pruned.items():
+            self._pruned[name] = local_part(pruned, self.student.get_parameter(name)).to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch {`input_ids`, `labels`: int64 [batch, seq], `mean_scored`: float}.
@@ -133,17 +144,18 @@ class Distiller(L.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backpropagate the loss, and separately the terms that are weighted by a ratio over the step."""
         if self._accumulation is not None:
-            self._accumulation.differentiate(self._measured, self.parameters())
+            self._accumulation.differentiate(self._measured, self._shards or self.parameters())
             self._measured = {}
         super().backward(loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Add the gradients that were accumulated separately, with the ratios of the whole step; mask the sum."""
         if self._accumulation is not None:
-            self.terms = self._accumulation.conclude(self.parameters())
-        for parameter, pruned in self._pruned:
+            self.terms = self._accumulation.conclude(self._shards or self.parameters())
+        for name, pruned in self._pruned.items():
+            parameter = self.student.get_parameter(name)
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(pruned, 0)
+                local(parameter.grad).masked_fill_(pruned, 0)
 
     def objective(self, input_ids: Tensor, labels: Tensor, position: int | None = None) -> dict[str, Tensor]:
         """Return the scalar terms of the objective: `loss`, and those of `ce_loss`, `kd_loss`, `hidden_loss` in use.
@@ -228,7 +240,7 @@ class Distiller(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip by global norm and record the norm before clipping as the term `grad_norm` of this step."""
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.distill.optimizer.max_grad_norm)
-        self.terms["grad_norm"] = norm.detach()
+        self.terms["grad_norm"] = whole(norm.detach())
 
 
 def cross_entropy_trainer(model: nn.Module, optimizer: Optimizer, max_steps: int, masks: Masks) -> Distiller:

@@ -60,11 +60,11 @@ class FrozenTeacher:
     origin = "model"
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.head = model.eval().requires_grad_(False), head_of(model)
+        self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def observe(self, input_ids: Tensor, position: int | None, states: Collection[State]) -> HeadOutput:
         """Run the model on ids int64 [batch, seq]; `position` is not used."""
         with HiddenStateReader(self.model, list(states)) as found:
             last = last_states(self.model, input_ids)
-        return HeadOutput(last, found, self.head)
+        return HeadOutput(last, found, head_of(self.model))

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from lit_prune.config import Distill, DynamicLoading, Execution, Precision, resolve_precision
 from lit_prune.data.retraining import RetrainingData
 from lit_prune.distill.callbacks import Checkpoint, Diverged, History, Progress, Resume
-from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, resumable
+from lit_prune.distill.checkpoint_io import AtomicCheckpointIO, remove_checkpoint, resumable
 from lit_prune.distill.cotrain import JointDistiller
 from lit_prune.distill.domain_loading import DomainLoading
 from lit_prune.distill.micro_batches import micro_batches
 from lit_prune.distill.module import Distiller
+from lit_prune.distill.sharded_strategy import ShardedStrategy
+from lit_prune.distill.sharding import whole_afterwards
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.trainable import trained_part
 from lit_prune.models.checkpointed import checkpointed_layers
 from lit_prune.models.compiled import compiled_layers
-from lit_prune.parallel.group import agree, is_main
-from lit_prune.parallel.trainer import environments, trainer_options
+from lit_prune.parallel.group import agree, is_main, world_size
+from lit_prune.parallel.trainer import data_parallel, environments, trainer_options
 from lit_prune.pruning.masked import mean_loss
 from lit_prune.pruning.masks import Masks
 
 OnProgress = Callable[[int, dict[str, float]], None]
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": data_parallel, "fsdp": ShardedStrategy}
+"""`Execution.strategy` -> the strategy of a training on several ranks."""
 
 DOMAINS = "domains.csv"
 """File of a run with the losses of the domains and their new shares."""
@@ -69,15 +75,21 @@ def train(
     compiled = execution.compile and not module.compares_states
     trained = [student] if distill.teacher_optimizer is None else [student, imitated]
     checkpointed = checkpointed_layers(*trained) if execution.activation_checkpointing else contextlib.nullcontext()
+    sharded = execution.strategy == "fsdp" and world_size() > 1
+    models = [student] if teacher is None else [student, imitated]
     with (
         trained_part(student, distill, masks),
         compiled_layers(student) if compiled else contextlib.nullcontext(),
         checkpointed,
+        whole_afterwards(*models) if sharded else contextlib.nullcontext(),
     ):
         run(
             module, data, folder, max_steps=distill.max_steps, execution=execution, precision=distill.precision,
             accumulate=accumulate, on_progress=on_progress, loggers=loggers, callbacks=callbacks,
         )  # fmt: skip
+    if sharded:
+        del module
+        gc.collect()  # the parts of FSDP refer to each other, and hold shards and moments
     student.eval()
 
 
@@ -125,17 +137,19 @@ def run(
     ]  # fmt: skip
     trainer = L.Trainer(
         max_steps=max_steps, accumulate_grad_batches=accumulate, precision=resolve_precision(precision),
-        **trainer_options(execution.accelerator), logger=list(loggers) or False, callbacks=every,
-        enable_checkpointing=False, plugins=[AtomicCheckpointIO(), *environments()], use_distributed_sampler=False,
-        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        **trainer_options(execution.accelerator, STRATEGIES[execution.strategy]), logger=list(loggers) or False,
+        callbacks=every, enable_checkpointing=False, plugins=[AtomicCheckpointIO(), *environments()],
+        use_distributed_sampler=False, num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder,
     )  # fmt: skip
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=agree(resumable(path) if is_main() else None))
+        sharded = isinstance(trainer.strategy, ShardedStrategy)
+        trainer.fit(module, datamodule=data, ckpt_path=agree(resumable(path, sharded=sharded) if is_main() else None))
         if keep:
             trainer.save_checkpoint(path)
     except Diverged:
         if is_main():
-            path.unlink(missing_ok=True)  # it may lie on the way to divergence: the next run starts anew
+            remove_checkpoint(path)  # it may lie on the way to divergence: the next run starts anew
         raise
     finally:
         # Reference cycles of trainer, loops and module would keep models and optimizer states in memory.

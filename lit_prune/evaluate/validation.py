@@ -15,7 +15,7 @@ from lit_prune.data.tokens import IGNORED
 from lit_prune.evaluate.perplexity import sequence_losses
 from lit_prune.losses.logit import logit_loss_of
 from lit_prune.losses.sequence_losses import SequenceLosses
-from lit_prune.parallel.group import interleaved
+from lit_prune.parallel.group import interleaved, rank, world_size
 
 
 def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
@@ -25,7 +25,7 @@ def validation_data(evaluation: Evaluation, tokens: Path) -> CalibrationData:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_losses(
     student: nn.Module, teacher: nn.Module | None, distill: Distill, batches: Iterable[dict[str, Tensor]]
 ) -> dict[str, SequenceLosses]:
@@ -44,8 +44,10 @@ def validation_losses(
 
     found = sequence_losses(student.eval(), batches, compare)
     student.train(was_training)
-    against = {} if teacher is None else {"kd_loss": SequenceLosses(interleaved(torch.cat(apart)), found.tokens)}
-    return {"lm_loss": found, **against}
+    if teacher is None:
+        return {"lm_loss": found}
+    own = len(found.tokens[rank() :: world_size()])
+    return {"lm_loss": found, "kd_loss": SequenceLosses(interleaved(torch.cat(apart)[:own]), found.tokens)}
 
 
 def _apart(ours: Tensor, theirs: Tensor, scored: Tensor, distill: Distill) -> Tensor:

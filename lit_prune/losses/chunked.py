@@ -265,7 +265,7 @@ class _Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:
         ctx.save_for_backward(*gradients)
-        return loss
+        return loss.clone()  # not a view of an input, which FSDP warns of
 
     @staticmethod
     @once_differentiable

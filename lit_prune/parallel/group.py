@@ -61,6 +61,15 @@ def interleaved(share: Tensor) -> Tensor:
     return rows
 
 
+def any_rank(flag: bool) -> bool:
+    """Return whether the flag of any rank is set; all ranks call this together."""
+    if world_size() == 1:
+        return flag
+    found = torch.tensor(int(flag))
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
+
+
 @contextlib.contextmanager
 def joined(store: distributed.Store, rank: int, world: int, *, gpu: bool) -> Iterator[None]:
     """Be one of `world` ranks inside `with`; on GPUs the rank is the number of the GPU."""

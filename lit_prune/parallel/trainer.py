@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from lit_prune.parallel.group import rank, world_size
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 
 class Joined(ClusterEnvironment):
@@ -58,20 +62,22 @@ class Joined(ClusterEnvironment):
 
 
 def environments() -> list[ClusterEnvironment]:
-    """Return the environment of a trainer of one device, which is alone even in a job of Slurm that Lightning sees."""
-    return [LightningEnvironment()] if world_size() == 1 else []
+    """Return the environment of a trainer: the group, or one device, also in a job of Slurm that Lightning sees."""
+    return [LightningEnvironment() if world_size() == 1 else Joined()]
 
 
-def trainer_options(accelerator: str) -> dict[str, Any]:
-    """Return the devices of a Lightning trainer, and for several ranks its strategy and environment."""
-    if world_size() == 1:
-        return {"accelerator": accelerator, "devices": 1}
+def data_parallel() -> Strategy:
+    """Return the strategy by which every rank holds the whole model."""
     from lightning.pytorch.strategies import DDPStrategy
 
     # An objective may leave layers without a gradient, such as those above the last state that is compared. With views
     # there is one copy of the gradients instead of two.
-    strategy = DDPStrategy(
-        cluster_environment=Joined(), find_unused_parameters=True, gradient_as_bucket_view=True
-    )  # fmt: skip
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
+def trainer_options(accelerator: str, strategy: Callable[[], Strategy] = data_parallel) -> dict[str, Any]:
+    """Return the devices of a Lightning trainer, and for several ranks its strategy."""
+    if world_size() == 1:
+        return {"accelerator": accelerator, "devices": 1}
     gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return {"accelerator": "gpu" if gpu else "cpu", "devices": world_size(), "strategy": strategy}
+    return {"accelerator": "gpu" if gpu else "cpu", "devices": world_size(), "strategy": strategy()}

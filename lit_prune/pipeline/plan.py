@@ -163,7 +163,7 @@ def memory_of(one: Training, parts: int, execution: Execution) -> dict[str, floa
     return training_memory(
         one.distill, one.student, one.teacher, one.evaluation, devices=execution.devices,
         micro_batch=one.distill.batch_size // (execution.devices * parts),
-        checkpointing=execution.activation_checkpointing,
+        checkpointing=execution.activation_checkpointing, sharded=execution.strategy == "fsdp",
     )  # fmt: skip
 
 
@@ -188,6 +188,8 @@ def _remedies(one: Training, execution: Execution, gpu: str) -> Iterator[tuple[s
     yield f"--grad-accum-steps {most}", fits(memory_of(one, most, execution), GPUS[gpu])
     again = dataclasses.replace(execution, activation_checkpointing=True)
     yield "--activation-checkpointing", fits(memory_of(one, micro_batches_of(one, again, GPUS[gpu]), again), GPUS[gpu])
+    if execution.devices > 1:
+        yield from _sharded(one, execution, gpu)
     small = dataclasses.replace(one, evaluation=dataclasses.replace(one.evaluation, precision="bf16-mixed"))
     yield "--set evaluation.precision=bf16-mixed", fits(memory_of(small, most, execution), GPUS[gpu])
     parts = micro_batches_of(small, again, GPUS[gpu])
@@ -196,7 +198,26 @@ def _remedies(one: Training, execution: Execution, gpu: str) -> Iterator[tuple[s
     for name, other in sorted(GPUS.items(), key=lambda item: item[1].num_bytes):
         if other.num_bytes > GPUS[gpu].num_bytes:
             yield f"--plan {name}", fits(memory_of(one, micro_batches_of(one, execution, other), execution), other)
+    if execution.devices == 1:
+        for devices in (2, 4, 8):
+            yield from _sharded(one, dataclasses.replace(execution, devices=devices), gpu, f"--devices {devices} ")
     if one.distill.lora is None and one.distill.teacher_optimizer is None and one.teacher is not None:
         adapted = dataclasses.replace(one, distill=dataclasses.replace(one.distill, lora=Lora()))
         parts = micro_batches_of(adapted, execution, GPUS[gpu])
         yield f"--set distill.lora.rank={Lora().rank}", fits(memory_of(adapted, parts, execution), GPUS[gpu])
+
+
+def _sharded(one: Training, execution: Execution, gpu: str, devices: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield the flags that shard a training over the devices of `execution`, and whether each makes it fit."""
+    lora, parts = one.distill.lora, execution.devices * (execution.grad_accum_steps or 1)
+    if (
+        execution.strategy == "fsdp"
+        or one.distill.batch_size % parts
+        or (lora is not None and lora.quantize is not None)
+    ):
+        return
+    for flag in ("", " --activation-checkpointing"):
+        checkpointing = execution.activation_checkpointing or bool(flag)
+        how = dataclasses.replace(execution, strategy="fsdp", activation_checkpointing=checkpointing)
+        parts = micro_batches_of(one, how, GPUS[gpu])
+        yield f"{devices}--strategy fsdp{flag}", fits(memory_of(one, parts, how), GPUS[gpu])

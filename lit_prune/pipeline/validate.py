@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -211,7 +211,7 @@ def _check_schedule(optimizer: Optimizer, steps: int, place: str) -> None:
         raise ConfigError(f"{place}.schedule_steps: must be >= schedule_start + max_steps, {end}, got {whole}")
 
 
-def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
+def check_execution(execution: Execution, cells: Sequence[Cell]) -> None:
     """Validate the runtime flags against every cell.
 
     Raises:
@@ -219,6 +219,7 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     """
     import torch
 
+    from lit_prune.distill.sharding import check_sharded
     from lit_prune.parallel.processes import check_devices
 
     check_flags(execution)
@@ -227,6 +228,7 @@ def check_execution(execution: Execution, cells: Iterable[Cell]) -> None:
     check_devices(execution.devices, execution.accelerator)
     if execution.activation_checkpointing and execution.compile:
         raise ConfigError("--activation-checkpointing: goes without --compile; leave out one of the two")
+    check_sharded(execution, (cell.distill for cell in cells if cell.distill.max_steps))
     for cell in cells:
         if execution.devices > cell.calibration.num_sequences:
             raise ConfigError(

@@ -16,8 +16,10 @@ from lit_prune.store.atomic import sync
 
 RECORD = "integrity"
 """Key of the record in result.json."""
-LEFTOVERS = ("last.ckpt", "windows.*csv", "error.json", "traceback.txt")
-"""Patterns of temporary files of an unfinished node and its subfolders, removed once its result is written."""
+SHARDS = "shards"
+"""Folder beside a checkpoint, and the key in it of the subfolder that holds its shards and of their sha256."""
+LEFTOVERS = ("last.ckpt", SHARDS, "windows.*csv", "error.json", "traceback.txt")
+"""Patterns of temporary files and folders of an unfinished node, removed once its result is written."""
 FORMAT = 2
 """`store_format` in env.json of nodes whose result has a record; older stores have no record."""
 _SMALL = 2**20
@@ -41,6 +43,8 @@ def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
+        if SHARDS in name.split("/"):
+            continue
         if not path.name.startswith(".") and name != "result.json" and not any(map(path.match, LEFTOVERS)):
             sync(path)
             files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}

@@ -151,8 +151,8 @@ class Node:
         write_json(self.folder / "result.json", integrity.sealed(self.folder, result))
         # Last: if killed before result.json is written, the node must keep its checkpoint.
         for leftover in integrity.LEFTOVERS:
-            for path in self.folder.rglob(leftover):
-                path.unlink(missing_ok=True)
+            for path in [*self.folder.rglob(leftover)]:
+                shutil.rmtree(path) if leftover == integrity.SHARDS else path.unlink(missing_ok=True)
         return dict(result)
 
 

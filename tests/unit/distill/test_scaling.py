@@ -41,8 +41,8 @@ def cases() -> list[tuple[Any, Any]]:
     return [(llamas[0], llamas[1]), (published[TEACHER], published[LARGE])]
 
 
-def memory(recipe: Distill, teacher: Any, student: Any, checkpointing: bool = True) -> dict[str, float]:
-    return training_memory(recipe, student, teacher, EVALUATION, micro_batch=1, checkpointing=checkpointing)
+def memory(recipe: Distill, teacher: Any, student: Any, checkpointing: bool = True, **how: Any) -> dict[str, float]:
+    return training_memory(recipe, student, teacher, EVALUATION, micro_batch=1, checkpointing=checkpointing, **how)
 
 
 def test_parameters_and_memory(lines, cases):
@@ -58,8 +58,15 @@ def test_parameters_and_memory(lines, cases):
         f"{peak(memory(LORA, *case)) / 1e9:.1f}" for case in cases
     ]
     persistent = [sum(found[name] for name in PERSISTENT) for found in parts]
-    assert lines["persistent parts divided by 8"] == [f"{size / 8e9:.1f}" for size in persistent]
-    assert lines["persistent parts divided by 128"] == [f"{size / 128e9:.1f}" for size in persistent]
+    assert lines["persistent parts on each of 8 devices"] == [f"{size / 8e9:.1f}" for size in persistent]
+    for devices in (4, 8):
+        shares = [memory(RECIPE, *case, devices=devices, sharded=True) for case in cases]
+        assert lines[f"peak with `--devices {devices} --strategy fsdp`"] == [
+            f"{peak(share) / 1e9:.1f}" for share in shares
+        ]
+        for part in ("gathered", "evaluation"):
+            assert lines[part] == [f"{share[part] / 1e9:.1f}" for share in shares]
+    assert [sum(share[name] for name in PERSISTENT) for share in shares] == pytest.approx([s / 8 for s in persistent])
 
 
 def test_flops_and_hours(lines, cases):
@@ -78,3 +85,6 @@ def test_what_fits(cases):
     assert llama[1] <= room["h100"]
     assert peak(memory(RECIPE, *cases[0], checkpointing=False)) > room["h200"]
     assert nemotron[1] <= room["h200"] < nemotron[0]
+    sharded = [[peak(memory(RECIPE, *case, devices=n, sharded=True)) for n in (2, 4, 8)] for case in cases]
+    assert sharded[0][2] <= room["h100"] < sharded[1][2]
+    assert sharded[1][1] <= room["h200"] < sharded[1][0]

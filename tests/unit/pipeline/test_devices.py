@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 
 import pandas as pd
 import pytest
 import torch
+from ranks import forget_groups
 from safetensors.torch import load_file
 
 from lit_prune.config import EVIDENCE, Finetuning, Optimizer
@@ -28,20 +28,28 @@ RECIPE = Finetuning(max_steps=4, seq_len=32, batch_size=4, optimizer=Optimizer(l
 
 @pytest.fixture
 def cell(tiny_cell):
-    """A cell with a fine-tuned teacher, validations, and an odd number of validation sequences."""
-    changes = {"teacher.finetune": RECIPE, "evaluation.num_sequences": 5, "evaluation.num_validations": 2}
+    """A cell with a fine-tuned teacher and validations, of 33 sequences: two batches on rank 0, one on rank 1."""
+    changes = {"teacher.finetune": RECIPE, "evaluation.num_sequences": 33, "evaluation.num_validations": 2}
     return override(tiny_cell, changes | {"distill.alpha": "dynamic", "distill.match_layer_output": ("last:last",)})
 
 
 def start_by(method, monkeypatch):
     """Forked processes have imported torch already."""
-    monkeypatch.setattr(devices, "together", functools.partial(together, start_method=method))
+
+    def call(*args, **kwargs):
+        if method == "fork":
+            forget_groups()
+        return together(*args, **kwargs, start_method=method)
+
+    monkeypatch.setattr(devices, "together", call)
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_a_cell_on_two_devices_is_the_cell_on_one(cell, tiny_runner, tmp_path, method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "strategy"), [("fork", "ddp"), ("fork", "fsdp"), pytest.param("spawn", "fsdp", marks=pytest.mark.slow)]
+)
+def test_a_cell_on_two_devices_is_the_cell_on_one(cell, tiny_runner, tmp_path, method, strategy, monkeypatch):
     start_by(method, monkeypatch)
-    how = dataclasses.replace(tiny_runner.ctx.execution, devices=2)
+    how = dataclasses.replace(tiny_runner.ctx.execution, devices=2, strategy=strategy)
     both = [tiny_runner, Runner(Store(tmp_path / "two"), how, Silent())]
     for runner in both:
         assert runner.run([Entry("row", 0, cell, {})]) == 0

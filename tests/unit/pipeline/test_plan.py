@@ -11,6 +11,7 @@ from lit_prune.cli.table import main
 from lit_prune.config import Execution, Finetuning
 from lit_prune.config.gpus import GPUS, Gpu
 from lit_prune.config.overrides import override
+from lit_prune.distill.memory import PERSISTENT
 from lit_prune.experiments.loss_ablation import TABLE
 from lit_prune.models.flops import forward_flops
 from lit_prune.pipeline.expand import Entry
@@ -65,8 +66,26 @@ def test_what_does_not_fit_is_refused_with_the_flag_that_makes_it_fit(tiny_cell,
     assert problem(whole + 1) is None
     assert problem(cut + 1).endswith("it fits with --grad-accum-steps 8")
     assert problem(cut - 1).endswith("it fits with --plan a100-40gb")
-    monkeypatch.setattr("lit_prune.pipeline.plan.GPUS", {"rtx4090": GPUS["rtx4090"]})
+    monkeypatch.setattr("lit_prune.pipeline.plan.GPUS", {"rtx4090": Gpu(1, 1e12, 1e12)})
     assert problem(1).endswith("no flag makes it fit")
+
+
+def test_what_fits_in_shards_is_refused_with_the_flags_that_divide_it(tiny_cell, store, monkeypatch):
+    cell = override(tiny_cell, {"distill.batch_size": 8, "evaluation.num_sequences": 1})
+    entries, how = [Entry("row", 0, cell, {})], {"grad_accum_steps": 2, "activation_checkpointing": True}
+
+    def line(num_bytes: float, **execution):
+        monkeypatch.setattr("lit_prune.pipeline.plan.GPUS", {"rtx4090": Gpu(num_bytes / 0.94, 1e12, 1e12)})
+        return plan(entries, store, Execution(**how | execution), "rtx4090", 0.4).lines[-1]
+
+    whole, shares = (line(1e12, devices=4, strategy=strategy) for strategy in ("ddp", "fsdp"))
+    for part in PERSISTENT:
+        assert shares.memory[part] == whole.memory[part] / 4
+    assert shares.peak < whole.peak
+    assert line(shares.peak + 1, devices=4, strategy="fsdp").problem is None
+    assert line(shares.peak + 1, devices=4).problem.endswith("it fits with --strategy fsdp")
+    assert line(shares.peak + 1).problem.endswith("it fits with --devices 4 --strategy fsdp")
+    assert line(1, devices=4).problem.endswith("no flag makes it fit")
 
 
 def test_the_command_prints_a_plan_and_computes_nothing(tiny_folder, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from refusals import refuses
 
-from lit_prune.config import Cell, Execution
+from lit_prune.config import Cell, DynamicLoading, Execution, Lora
 from lit_prune.config.overrides import override, refuse_two_budgets
 from lit_prune.pipeline.resolve import Resolver
 from lit_prune.pipeline.validate import check, check_execution
@@ -43,6 +43,8 @@ def test_a_recipe_that_cannot_be_is_refused(path):
         ({"grad_accum_steps": 0}, "--grad-accum-steps", [">= 1", 0]),
         ({"devices": 3}, "--devices", ["distill.batch_size", 8, 3]),
         ({"devices": 0}, "--devices", [">= 1", 0]),
+        ({"strategy": "fsdp"}, "--strategy", ["ddp on one device", "fsdp"]),
+        ({"strategy": "fsdp", "devices": 2, "compile": True}, "--strategy", ["ddp with --compile", "fsdp"]),
         ({"devices": 4, "grad_accum_steps": 4}, "--grad-accum-steps", ["distill.batch_size", 2, 4]),
         ({"num_workers": -1}, "--num-workers", [">= 0", -1]),
         ({"log_every": 0}, "--log-every", [">= 1", 0]),
@@ -52,6 +54,16 @@ def test_a_recipe_that_cannot_be_is_refused(path):
 def test_a_flag_that_cannot_be_is_refused(flags, field, values):
     with refuses(field, *values):
         check_execution(Execution(**flags), [Cell()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"distill.lora": Lora(quantize="nf4")}, "lora.quantize"),
+     ({"distill.dynamic_loading": DynamicLoading()}, "dynamic_loading")],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_sharded_is_refused(changes, field):
+    with refuses(f"distill.{field}", "null with --strategy fsdp"):
+        check_execution(Execution(strategy="fsdp", devices=2), [override(Cell(), changes)])
 
 
 def test_one_budget_a_cell_and_its_source_its_own():
