@@ -31,6 +31,11 @@ def choose(execution: Execution) -> None:
     _chosen = execution
 
 
+def chosen() -> Execution | None:
+    """Return what `choose` was given in this process, for the other ranks of its group; None without a choice."""
+    return _chosen
+
+
 def prepare(shape: AttentionShape | None = None) -> None:
     """Apply the chosen optimisations before a model runs, once for each shape; do nothing without a choice.
 

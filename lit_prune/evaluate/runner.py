@@ -6,12 +6,13 @@ Torch and lm-eval are imported only when something is measured.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lit_prune import cpu
 from lit_prune.config import ConfigError, Execution
@@ -31,14 +32,12 @@ if TYPE_CHECKING:
 
     from lit_prune.evaluate.harness import Score
 
-Accelerator = Literal["auto", "cpu", "gpu"]
-
 
 class EvaluationRunner:
     """Computes missing results, model by model."""
 
     def __init__(
-        self, store: Store, *, accelerator: Accelerator = "auto", devices: int = 1, batch_size: int = 16,
+        self, store: Store, *, accelerator: str = "auto", devices: int = 1, batch_size: int = 16,
         progress: ProgressOf = Silent,
     ) -> None:  # fmt: skip
         self._progress = progress
@@ -138,7 +137,7 @@ class EvaluationRunner:
         from lit_prune.parallel.processes import together
 
         gpu = self.accelerator != "cpu" and torch.cuda.is_available()
-        arguments = request, folder, self.accelerator, self.batch_size, bool(cpu.applied())
+        arguments = request, self.store.root, folder, self.accelerator, self.batch_size, cpu.chosen()
         return together(
             lambda: self.measure(request, count, folder), _follow, arguments, world=self.devices, gpu=gpu
         )  # fmt: skip
@@ -228,15 +227,17 @@ class EvaluationRunner:
         return self._model[2:]
 
 
-def _follow(request: EvaluationRequest, folder: Path, accelerator: Accelerator, batch_size: int, tuned: bool) -> None:
+def _follow(
+    request: EvaluationRequest, root: Path, folder: Path, accelerator: str, batch_size: int, chosen: Execution | None
+) -> None:
     """Measure the share of a rank above 0, which keeps nothing but its windows; rank 0 says what there is to say."""
     import torch
 
     logging.disable(logging.WARNING)
-    if tuned:
-        cpu.choose(Execution(accelerator=accelerator, threads=torch.get_num_threads()))
+    if chosen is not None:
+        cpu.choose(dataclasses.replace(chosen, threads=torch.get_num_threads()))
         cpu.prepare()
-    EvaluationRunner(Store(folder.parent), accelerator=accelerator, batch_size=batch_size).measure(request, 0, folder)
+    EvaluationRunner(Store(root), accelerator=accelerator, batch_size=batch_size).measure(request, 0, folder)
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
