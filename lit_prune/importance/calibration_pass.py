@@ -57,7 +57,7 @@ class Pass(L.LightningModule):
 def stream(reader: Pass, data: CalibrationData, execution: Execution, precision: Precision = "32-true") -> None:
     """Run a pass over all calibration data. In a group of ranks, each reads its share, at least one sequence."""
     trainer = L.Trainer(
-        **trainer_options(execution.accelerator), plugins=list(environments()), logger=False,
+        **trainer_options(execution.accelerator), plugins=[*environments()], logger=False,
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=not reader.takes_gradients, precision=resolve_precision(precision),

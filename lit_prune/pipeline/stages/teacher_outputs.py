@@ -146,9 +146,8 @@ class TeacherOutputs:
         self, cell: Cell, ctx: Context, group: _Group, node: Node, found: dict[str, Any] | None
     ) -> dict[str, Any] | None:
         """Write the cache of a group, with an older one's contents; return its description, or None if too big."""
-        from lit_prune.data.retraining import (
-            RetrainingData,  # imports Lightning, which a plan of the work does not need
-        )
+        # Imports Lightning, which a plan of the work does not need.
+        from lit_prune.data.retraining import RetrainingData
 
         keep, contents = self.execution.keep_teacher_cache, group.need
         if found is not None:
