@@ -79,7 +79,7 @@ def prune(
     settings = dict(settings or {})
     if method != DEFAULT_METHOD:  # its sizes have defaults
         sizes = {name: size for name, size in sizes.items() if size is not None}
-    elif not any(sizes.values()) and not {*SIZES.values(), *OTHER_SIZES} & {*settings}:
+    elif not {*given} - {None} and not {*SIZES.values(), *OTHER_SIZES} & {*settings}:
         sizes["num_parameters"] = num_parameters = DEFAULT_SHARE
     others = [size for name, size in sizes.items() if name != "num_parameters" and size is not None]
     if method == DEFAULT_METHOD and num_parameters is not None and not others:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refuses
 
 import lit_prune as lp
 from lit_prune.api.compress import _place
@@ -92,6 +93,14 @@ def test_half_of_the_parameters_stay_if_no_size_is_given(arguments: Any, tmp_pat
     assert found.cell.prune == lp.prune(str(tmp_path / "tiny"), num_parameters=0.5, **arguments).cell.prune
     arguments["settings"]["prune.drop_layers"] = (0,)  # a size
     assert lp.prune(str(tmp_path / "tiny"), **arguments).cell.prune.num_parameters is None
+
+
+@pytest.mark.parametrize(("name", "share"), [("num_parameters", 0), ("num_parameters", 0.0), ("hidden_size", 0)])
+def test_a_size_of_zero_is_refused_and_does_not_stand_for_the_default(
+    name: str, share: float, arguments: Any, tmp_path: Path
+) -> None:
+    with refuses(f"prune.{name}", share):
+        lp.prune(str(tmp_path / "tiny"), **{name: share}, **arguments)
 
 
 @pytest.mark.parametrize("more", [["--num-parameters", "1.5"], ["--hidden-size", "32"], ["--hidden-size", "0.5"]])
