@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -154,11 +155,18 @@ def _target(out: str | Path | None) -> Path | None:
     """Return the folder to write to.
 
     Raises:
-        ConfigError: if it is not empty.
+        ConfigError: if it is not empty or cannot be written.
     """
-    target = None if out is None else expand(out)
-    if target is not None and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
-        raise ConfigError(f"--out: must be an empty folder or not exist, got {target}")
+    if out is None:
+        return None
+    target = expand(out)
+    try:
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise ConfigError(f"--out: must be an empty folder or not exist, got {target}")
+        with tempfile.TemporaryFile(dir=next(place for place in (target, *target.parents) if place.exists())):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out: must be a folder that can be written, got {target} ({error.strerror})") from None
     return target
 
 

@@ -32,12 +32,16 @@ class Compressed:
 
 
 def write(found: Compressed, target: Path, name: str) -> Compressed:
-    """Copy the student, its plan and a model card to a folder atomically."""
+    """Copy the student, its plan and a model card to a folder: atomically if it does not exist.
+
+    An existing one may be a mount point or the working directory, so it is filled, config.json last.
+    """
     from lit_prune.models.loading import load_config
     from lit_prune.models.shape import loading_module
     from lit_prune.render.model_card import model_card
 
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    there = target.is_dir()
+    scratch = target / f".{os.getpid()}" if there else target.with_name(f".{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(found.folder, scratch)
@@ -48,9 +52,12 @@ def write(found: Compressed, target: Path, name: str) -> Compressed:
         module = loading_module(load_config(str(scratch)))
         card = model_card(found.cell, found.student, found.teacher, found.env, name, shapes, module)
         (scratch / "README.md").write_text(card)
-        if target.is_dir():
-            target.rmdir()
-        scratch.rename(target)
+        if there:
+            for path in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):
+                path.rename(target / path.name)
+            scratch.rmdir()
+        else:
+            scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

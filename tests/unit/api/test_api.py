@@ -103,6 +103,26 @@ def test_a_size_of_zero_is_refused_and_does_not_stand_for_the_default(
         lp.prune(str(tmp_path / "tiny"), **{name: share}, **arguments)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(arguments: Any, tmp_path: Path) -> None:
+    with refuses("--out", tmp_path / "text.txt/small"):
+        lp.prune(str(tmp_path / "tiny"), num_parameters=0.5, out=tmp_path / "text.txt/small", **arguments)
+    assert not (tmp_path / "lp").exists()
+
+
+def test_the_working_directory_can_be_the_folder(
+    arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    before = here.stat().st_ino
+    found = lp.prune(str(tmp_path / "tiny"), num_hidden_layers=2, out=".", **arguments)
+    assert here.stat().st_ino == before
+    assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in here.iterdir()}
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+    assert found.folder.samefile(here)
+
+
 @pytest.mark.parametrize("more", [["--num-parameters", "1.5"], ["--hidden-size", "32"], ["--hidden-size", "0.5"]])
 def test_a_bad_request_is_one_line_and_writes_nothing(more: list[str], words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
