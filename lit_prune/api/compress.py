@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lit_prune.api.output import Compressed, write
 from lit_prune.config import Cell, ConfigError, Execution, expand
-from lit_prune.config.overrides import override
+from lit_prune.config.overrides import BUDGETS, override
 from lit_prune.config.profiles import load_profile
 from lit_prune.config.prune import DEFAULT_METHOD
 from lit_prune.config.table import UNPRUNED, WHOLE
@@ -85,6 +85,8 @@ def prune(
     others = [size for name, size in sizes.items() if name != "num_parameters" and size is not None]
     if method == DEFAULT_METHOD and num_parameters is not None and not others:
         sizes["hidden_size"] = sizes["intermediate_size"] = "auto"  # type: ignore[assignment]
+    if not {f"distill.{name}" for name in BUDGETS} & {*settings}:
+        _refuse(settings, "distill", "without distill.max_steps, as nothing is trained")
     opened, target = Store(store), _target(out)
     requested = {"prune.method": method} | {SIZES[name]: size for name, size in sizes.items()} | _text(corpus, seq_len)
     requested |= {} if sparsity is None else {SPARSITY: sparsity}
@@ -132,6 +134,7 @@ def distill(
         ConfigError: if the request is invalid, before anything is computed.
         RuntimeError: if the computation fails.
     """
+    _refuse(settings or {}, "prune", "for a student that is given")
     opened, target = Store(store), _target(out)
     requested = _text(corpus, seq_len) | {
         "teacher.model": _place(teacher, tokenizer, opened, "teacher"),
@@ -145,6 +148,17 @@ def distill(
 
 def _base(profile: str | None) -> Cell:
     return override(Cell() if profile is None else load_profile(profile).cell, WHOLE)
+
+
+def _refuse(settings: Mapping[str, Any], section: str, where: str) -> None:
+    """Refuse settings of a section that has no effect.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    for path, value in settings.items():
+        if path.startswith(f"{section}."):
+            raise ConfigError(f"{path}: must not be set {where}, got {value!r}")
 
 
 def _text(corpus: str, seq_len: int) -> dict[str, Any]:

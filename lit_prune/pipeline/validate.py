@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_prune.config import Cell, ConfigError, DynamicLoading, Execution, Optimizer, errors_of
+from lit_prune.config import Cell, ConfigError, DynamicLoading, Execution, Optimizer, Prune, errors_of
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
 from lit_prune.distill.objective import check_objective
@@ -19,6 +19,7 @@ from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_w
 from lit_prune.pruning.shapes import (
     config_of_student,
     imitated_config,
+    keeps_all,
     pruned_config,
     pruned_configs,
     prunes_sparse,
@@ -258,7 +259,7 @@ def _check_cut(batch_size: int, execution: Execution, place: str) -> None:
 
 
 def check_tokens(cell: Cell, tokens: Path) -> None:
-    """Check that the corpus holds the requested calibration and validation sequences.
+    """Check that the corpus holds the requested validation sequences, and the calibration sequences if they are read.
 
     Raises:
         ConfigError: if it does not.
@@ -267,14 +268,23 @@ def check_tokens(cell: Cell, tokens: Path) -> None:
     from lit_prune.distill.domain_loading import check_domains
 
     calibration = cell.calibration
-    with errors_of({"calibration": "calibration.num_sequences"}):
-        CalibrationData(tokens, num_sequences=calibration.num_sequences, seq_len=calibration.seq_len, seed=0)
+    if _calibrates(cell):
+        with errors_of({"calibration": "calibration.num_sequences"}):
+            CalibrationData(tokens, num_sequences=calibration.num_sequences, seq_len=calibration.seq_len, seed=0)
     check_validation(cell, tokens)
     for field, how, seq_len in _dynamic_loadings(cell):
         with errors_of({"references": field}):
             check_domains(how, tokens, seq_len)
     if cell.teacher.finetune is not None:
         CalibrationData(tokens, num_sequences=1, seq_len=cell.teacher.finetune.seq_len, seed=0, split="validation")
+
+
+def _calibrates(cell: Cell) -> bool:
+    """Return whether pruning reads calibration sequences: not for a student that is given, or the whole model."""
+    if cell.prune.init_from is not None or cell.prune.init == "random":
+        return False
+    config = pruned_config(cell)
+    return not (isinstance(cell.prune, Prune) and keeps_all(cell.prune.config_of(config), config))
 
 
 def _dynamic_loadings(cell: Cell) -> Iterator[tuple[str, DynamicLoading, int]]:

@@ -109,6 +109,23 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     assert not (tmp_path / "lp").exists()
 
 
+def test_settings_without_effect_are_refused(arguments: Any, tmp_path: Path) -> None:
+    model, settings = str(tmp_path / "tiny"), arguments.pop("settings")
+    with refuses("prune.hidden_size", 0.5, "given"):
+        lp.distill(model, teacher=model, settings=settings | {"prune.hidden_size": 0.5}, **arguments)
+    with refuses("distill.temperature", 2.0, "distill.max_steps"):
+        lp.prune(model, settings=settings | {"distill.temperature": 2.0}, **arguments)
+
+
+def test_distilling_needs_no_calibration_sequences(arguments: Any, tmp_path: Path) -> None:
+    """1,000 sequences are more than the text has."""
+    model, many = str(tmp_path / "tiny"), arguments.pop("settings") | {"calibration.num_sequences": 1000}
+    with refuses("calibration.num_sequences", 1000):
+        lp.prune(model, settings=many, **arguments)
+    found = lp.distill(model, teacher=model, settings=many, max_steps=1, batch_size=2, **arguments)
+    assert found.student["lm_loss"] > 0
+
+
 def test_the_working_directory_can_be_the_folder(
     arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
