@@ -126,6 +126,7 @@ def measure_text(
     Raises:
         ConfigError: if the text has changed, is missing or has nothing to score, a window or stride is longer than the
             model's positions, or the family is not supported.
+        FloatingPointError: if the loss is NaN or infinite.
     """
     anatomy_of(model.config)
     reading = _Reading.of(text, model.config.max_position_embeddings)
@@ -223,8 +224,11 @@ def _summary(metric: DocumentLosses, source: str, reading: _Reading) -> TextLoss
     sums = table.sum()
     if not sums["tokens"]:
         raise ConfigError(f"--corpus: must have a document of at least two tokens, got {source}")
+    found = {name: value.item() for name, value in metric.compute().items()}
+    if not math.isfinite(found["lm_loss"]):
+        raise FloatingPointError(f"the loss is {found['lm_loss']}")
     return TextLoss(
-        **{name: value.item() for name, value in metric.compute().items()},
+        **found,
         num_tokens=int(sums["tokens"]),
         num_bytes=int(sums["bytes"]),
         num_words=int(sums["words"]),

@@ -74,6 +74,12 @@ def test_a_model_that_knows_nothing_takes_as_many_bits_as_a_token_can_tell_apart
         assert found.word_perplexity == pytest.approx(256 ** (found.num_tokens / found.num_words))
 
 
+def test_a_loss_that_is_not_a_number_is_an_error(tiny_llama, tiny_tokenizer, source):
+    tiny_llama.lm_head.weight.data[7] = math.nan
+    with pytest.raises(FloatingPointError, match="nan"):
+        measured(tiny_llama, tiny_tokenizer, source)
+
+
 def test_a_text_behind_a_begin_token_is_scored_whole(tiny_llama, byte_tokenizer, tmp_path):
     texts = ["a", "Grüße, 漢字!", "  two words\n"]
     torch.nn.init.zeros_(tiny_llama.lm_head.weight)
