@@ -31,6 +31,10 @@ OLD_FLAGS = {
     "--column": "--text-column",
 }  # fmt: skip
 """Former flags -> their names now."""
+_NEEDS = {
+    "num_fewshot": "tasks", "text_column": "corpus", "window": "corpus", "stride": "corpus", "windows": "corpus",
+}  # fmt: skip
+"""Field of the flags -> the field without which it has no effect."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +163,10 @@ def _check(flags: CliArgs) -> None:
         raise ConfigError("--model: must name a teacher, a folder, a .gguf file, a hub id or an address of the store")
     if not flags.tasks.strip(", ") and not flags.corpus:
         raise ConfigError("--tasks or --corpus: must be given (--tasks paper, or names of lm-eval such as piqa,blimp)")
+    missing = {name for name in ("tasks", "corpus") if not getattr(flags, name)}
+    for name, needed in _NEEDS.items():
+        if needed in missing and getattr(flags, name) != getattr(CliArgs, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: must be given with --{needed}, got {getattr(flags, name)}")
     for name, texts in (("model", flags.model), ("corpus", flags.corpus)):
         for text in texts:
             if not is_unicode(text):
@@ -173,15 +181,21 @@ def _check(flags: CliArgs) -> None:
 
 
 def _with_distinct_labels(subjects: list[ModelRef]) -> list[ModelRef]:
-    """Return the models with distinct labels: those with the same label get their path as label.
+    """Return the models with distinct labels: folders of the same name get their path as label.
 
     Raises:
-        ConfigError: if two have the same label and path.
+        ConfigError: if two have the same label and path, or were given the same label.
     """
     times = Counter(one.label for one in subjects)
-    named = [one if times[one.label] == 1 else dataclasses.replace(one, label=one.model) for one in subjects]
-    if len({one.label for one in named}) < len(named):
-        raise ConfigError(f"--model: labels must be distinct, got {named[0].label} twice; set one with label=MODEL")
+    named = [
+        dataclasses.replace(one, label=one.model)
+        if times[one.label] > 1 and one.label == Path(one.model).resolve().name
+        else one
+        for one in subjects
+    ]
+    label, most = Counter(one.label for one in named).most_common(1)[0]
+    if most > 1:
+        raise ConfigError(f"--model: labels must be distinct, got {label} twice; set one with label=MODEL")
     return named
 
 

@@ -195,6 +195,11 @@ def test_where_every_answer_fails_there_is_no_table(here, capsys):
         (("--corpus", ""), "--corpus", []),
         (("--tasks", ","), "", ["--tasks", "--corpus"]),
         (("--tasks", "piqa", "--batch-size", "0"), "--batch-size", [1, 0]),
+        (("--corpus", "readmes", "--num-fewshot", "3"), "--num-fewshot", ["--tasks", 3]),
+        (("--tasks", "piqa", "--window", "8"), "--window", ["--corpus", 8]),
+        (("--tasks", "piqa", "--stride", "8"), "--stride", ["--corpus", 8]),
+        (("--tasks", "piqa", "--windows", "rolling"), "--windows", ["--corpus", "rolling"]),
+        (("--tasks", "piqa", "--text-column", "body"), "--text-column", ["--corpus", "body"]),
     ],
 )
 def test_a_bad_request_is_one_line_before_anything_is_computed(words, field, values, here, capsys):
@@ -252,6 +257,15 @@ def test_two_models_of_one_name_are_told_apart_by_their_place(here, capsys):
     assert main([*words, "--task-data-dir", str(here / "tasks"), "--store", str(here / "store")]) == 0
     scores = pd.read_csv(here / "store/reports/benchmarks/benchmarks.csv")
     assert set(scores["model"]) == {str(here / "other/second"), str(here / "second")}
+
+
+@pytest.mark.parametrize(
+    ("models", "twice"), [(("a={}/first", "a={}/second"), "a"), (("{}/first", "{}/second", "{}/second"), "{}/second")]
+)
+def test_a_label_that_comes_twice_is_refused_by_its_name(models, twice, here, capsys):
+    named = [model.format(here) for model in models]
+    assert main(["--model", *named, "--corpus", str(here / "text.txt"), "--store", str(here / "store")]) == 2
+    check_refusal(capsys.readouterr().err, "--model", f"got {twice.format(here)} twice")
 
 
 def test_without_lm_eval_it_is_said_how_to_get_it(here):
