@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from lit_prune.config.corpus import Corpus
-from lit_prune.config.fields import Count, Fraction, Natural, NonNegative, Positive, SeqLen, later, renamed
+from lit_prune.config.fields import ConfigError, Count, Fraction, Natural, NonNegative, Positive, SeqLen, later, renamed
 from lit_prune.config.precision import Precision
 
 
@@ -36,6 +36,16 @@ class Optimizer:
     """Maximum global norm to which gradients are clipped."""
     algorithm: Literal["adamw", "sgd"] = later("adamw", noop="adamw")
     """AdamW, or SGD with the momentum `beta1`; `beta2` is for AdamW alone."""
+
+
+def check_decay(optimizer: Optimizer, place: str) -> None:
+    """Check that the learning rate does not rise where it should decay; `place` is the path of the section.
+
+    Raises:
+        ConfigError: if the last rate is above the peak.
+    """
+    if optimizer.min_lr > optimizer.lr:
+        raise ConfigError(f"{place}.min_lr: must be <= {place}.lr, {optimizer.lr:g}, got {optimizer.min_lr:g}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lit_prune.config import Cell, ConfigError, DynamicLoading, Execution, Optimizer, Prune, errors_of
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
+from lit_prune.config.training import check_decay
 from lit_prune.distill.objective import check_objective
 from lit_prune.distill.trainable import check_trained
 from lit_prune.evaluate.throughput import check_positions
@@ -184,7 +185,7 @@ def check_ranges(cell: Cell) -> None:
     """Check that every value is in the range of its field, also if the cell was not built by `override`.
 
     Raises:
-        ConfigError: if one is out of range, validations outnumber steps, or a schedule ends before its run.
+        ConfigError: if one is out of range, validations outnumber steps, or a schedule rises or ends before its run.
     """
     build(Cell, dataclasses.asdict(cell))
     steps, validations = cell.distill.max_steps, cell.evaluation.num_validations
@@ -206,7 +207,8 @@ def check_ranges(cell: Cell) -> None:
 
 
 def _check_schedule(optimizer: Optimizer, steps: int, place: str) -> None:
-    """Check that a run of `steps` lies within the schedule of its optimizer."""
+    """Check that a run of `steps` lies within the schedule of its optimizer, and that its decay does not rise."""
+    check_decay(optimizer, place)
     end, whole = optimizer.schedule_start + steps, optimizer.schedule_steps or steps
     if end > whole:
         raise ConfigError(f"{place}.schedule_steps: must be >= schedule_start + max_steps, {end}, got {whole}")

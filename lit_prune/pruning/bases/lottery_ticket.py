@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lit_prune.config import ConfigError, Optimizer, PruneMethod
 from lit_prune.config.fields import Count
+from lit_prune.config.training import check_decay
 from lit_prune.pruning.bases.zero_weights import ZeroWeights
 from lit_prune.pruning.context import PruneContext
 
@@ -30,8 +31,9 @@ class LotteryTicket(ZeroWeights):
     keeps_zeros: ClassVar[bool] = False  # weights are drawn or trained where zeros were
 
     def check_settings(self) -> None:
-        """Raise a ConfigError for a place in a schedule: that of a training has `max_steps`."""
+        """Raise a ConfigError for a rate that rises, or a place in a schedule: that of a training has `max_steps`."""
         super().check_settings()
+        check_decay(self.optimizer, "prune.optimizer")
         for name, unset in (("schedule_steps", None), ("schedule_start", 0)):
             if (value := getattr(self.optimizer, name)) != unset:
                 raise ConfigError(f"prune.optimizer.{name}: must be unset, since max_steps sets it, got {value}")

@@ -191,6 +191,7 @@ def test_killed_and_resumed_is_uninterrupted_across_rounds(tmp_path: Path, stopp
     [
         ("prune.rewind_step", {"rewind_step": 3}),
         ("prune.optimizer.schedule_steps", {"optimizer": Optimizer(schedule_steps=9)}),
+        ("prune.optimizer.min_lr", {"optimizer": Optimizer(lr=1e-6, min_lr=1e-5)}),
         ("prune.control", {"control": "reinitialised", "start": "model"}),
         ("prune.control", {"control": "random_masks", "plan_path": "masks.safetensors"}),
     ],

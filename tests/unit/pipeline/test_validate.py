@@ -36,6 +36,14 @@ def test_a_recipe_that_cannot_be_is_refused(path):
         check(Resolver().pin(override(Cell(), {path: value})))
 
 
+@pytest.mark.parametrize("place", ["distill.optimizer", "distill.teacher_optimizer", "teacher.finetune.optimizer"])
+def test_a_learning_rate_that_decays_to_a_higher_one_is_refused(place):
+    """The default min_lr is 1e-5 or, for teachers, 1e-4."""
+    with refuses(f"{place}.min_lr", f"<= {place}.lr", "1e-06"):
+        check(Resolver().pin(override(Cell(), {f"{place}.lr": 1e-6})))
+    check(Resolver().pin(override(Cell(), {f"{place}.lr": 1e-6, f"{place}.min_lr": 1e-6})))
+
+
 @pytest.mark.parametrize(
     ("flags", "field", "values"),
     [
