@@ -117,6 +117,9 @@ def run_prune(flags: PruneArgs) -> int:
     if code == 0 and retraining:
         command = ["lit-prune", "distill", str(flags.out), "--teacher", flags.model, "--corpus", flags.corpus]
         command += ["--out", f"{flags.out}-retrained", *distill_flags(retraining)]
+        for name in ("seq_len", "profile", "store"):  # as given: a longer sequence may not fit the model
+            if (value := getattr(flags, name)) != getattr(PruneArgs, name):
+                command += [f"--{name.replace('_', '-')}", str(value)]
         Output().print(terminal_text(f"retrain as published: {shlex.join(command)}"), soft_wrap=True)
     return code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import lit_prune as lp
 from lit_prune.cli.compress import distill_flags
-from lit_prune.cli.main import main
+from lit_prune.cli.main import main, parse
 from lit_prune.config import Cell, ConfigError, Execution, Prune, Teacher
 from lit_prune.config.overrides import build, fields_of, override, parse_setting, plain_of
 from lit_prune.methods import method, methods
@@ -250,7 +251,12 @@ def test_the_command_prunes_by_a_method(tiny_cell: Any, tmp_path: Path, capsys: 
     words += ["--corpus", str(tmp_path / "text.txt"), "--seq-len", "32", "--store", str(tmp_path / "store")]
     words += [word for setting in few for word in ("--set", setting)]
     assert main([*words, "--out", str(tmp_path / "small")]) == 0
-    assert "--set distill.lora.rank=2" in capsys.readouterr().out
+    (printed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("retrain as published")]
+    verb, flags = parse(shlex.split(printed.partition("lit-prune ")[2]))
+    assert verb.name == "distill"
+    assert (flags.student, flags.teacher) == (str(tmp_path / "small"), str(tmp_path / "tiny"))
+    assert (flags.corpus, flags.seq_len, flags.store) == (str(tmp_path / "text.txt"), 32, str(tmp_path / "store"))
+    assert "distill.lora.rank=2" in flags.set
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.num_hidden_layers == 2
     assert main([*words, "--out", str(tmp_path / "other"), "--hidden-size", "16"]) == 2
     assert "prune.hidden_size" in capsys.readouterr().err
