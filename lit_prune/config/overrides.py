@@ -248,7 +248,14 @@ def _unknown(path: str, kind: type, parents: list[str], place: Any) -> str:
     if parents[-1:] == ["prune"] and isinstance(place, dict) and place["method"] != DEFAULT_METHOD:
         allowed = ", ".join(name for name in place if name != "fingerprint")
         return f"{path}: unknown field of method {place['method']} (allowed: {allowed})"
+    if parents[-1:] == ["prune"] and (others := _methods_with(path.rpartition(".")[2])):
+        return f"{path}: unknown field of method {DEFAULT_METHOD} (methods with it: {', '.join(others)})"
     return unknown_field(path, fields_of(kind))
+
+
+def _methods_with(name: str) -> list[str]:
+    """Return the methods that have a setting of this name."""
+    return [method for method in method_names() if name in {f.name for f in dataclasses.fields(method_class(method))}]
 
 
 def _noted(parent: Any, path: str, value: Any) -> list[tuple[str, Any]] | None:
@@ -276,7 +283,7 @@ def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
         ConfigError: no "=", or a value that is no YAML.
     """
     path, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not path.strip():
         raise ConfigError(f"{flag}: must be field=value, got {text!r}")
     return current_change(path.strip(), read_yaml(value, f"{flag} {path.strip()}"))
 

@@ -238,6 +238,10 @@ class _SplitFiles(contextlib.ExitStack):
 
 def _check_splits(reader: Reader, num_tokens: Mapping[str, int]) -> None:
     for name, count in num_tokens.items():
+        if not count and reader.corpus.max_tokens:
+            raise ConfigError(
+                f"corpus.max_tokens: must let reading reach text of the {name} split, got {reader.corpus.max_tokens}"
+            )
         if not count:
             raise ConfigError(
                 f"corpus.path: {reader.corpus.path} leaves no text for the {name} split; it has "

@@ -59,6 +59,11 @@ def test_a_path_that_leads_nowhere_is_refused(path):
         override(Cell(), {path: 1})
 
 
+def test_a_setting_of_other_methods_is_refused_with_their_names():
+    with refuses("prune.sparsity", "unknown field of method minitron", "magnitude", "wanda"):
+        override(Cell(), {"prune.sparsity": 0.5})
+
+
 @pytest.mark.parametrize(
     ("path", "value", "allowed"),
     [
@@ -211,7 +216,7 @@ def test_parse_setting_reads_what_a_researcher_writes(text, path, value):
     assert type(parsed[1]) is type(value)
 
 
-@pytest.mark.parametrize("text", ["distill.max_steps", "a={", "a=[1", "a=!!python/object:os.system x"])
+@pytest.mark.parametrize("text", ["distill.max_steps", "=3", " =3", "a={", "a=[1", "a=!!python/object:os.system x"])
 def test_a_setting_that_cannot_be_read_is_refused_in_one_line(text):
     with pytest.raises(ConfigError, match="--set") as caught:
         parse_setting(text)

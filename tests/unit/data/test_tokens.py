@@ -106,6 +106,13 @@ def test_max_tokens_is_the_train_split(tmp_path: Path, corpus: Corpus, tiny_toke
     assert stored.tolist() == expected(limited, tiny_tokenizer, "train")[:max_tokens]
 
 
+def test_so_few_tokens_that_reading_ends_before_the_held_out_text_are_refused(
+    tmp_path: Path, corpus: Corpus, tiny_tokenizer
+) -> None:
+    with refuses("corpus.max_tokens", "got 1"):
+        write_tokens(Corpus(path=corpus.path, holdout_fraction=0.01, max_tokens=1), tiny_tokenizer, tmp_path / "tokens")
+
+
 def test_progress_counts_train_tokens(tmp_path: Path, corpus: Corpus, tiny_tokenizer) -> None:
     seen: list[int] = []
     counts = write_tokens(corpus, tiny_tokenizer, tmp_path / "tokens", seen.append)
