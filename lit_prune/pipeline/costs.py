@@ -26,6 +26,7 @@ from lit_prune.pruning.shapes import config_of_student, pruned_config, teacher_c
 from lit_prune.store import Node, Store
 from lit_prune.store.address import key
 from lit_prune.store.environment import environment, machine
+from lit_prune.store.store import IDENTICAL
 
 Run = tuple[float, float]
 """FLOPs of the retraining of a cell, and the seconds that the cell took."""
@@ -177,7 +178,7 @@ def runs_of(store: Store) -> list[Run]:
     here, found = machine(environment()), []
     for node in _newest(store, "cell"):
         result, env = node.result or {}, node.env
-        if "train_flops" in result and env.get("seconds") and machine(env) == here:
+        if "train_flops" in result and env.get("seconds") and IDENTICAL not in env and machine(env) == here:
             found.append((result["train_flops"], env["seconds"]))
     return found
 

@@ -15,7 +15,7 @@ from lit_prune.config.table import Table
 from lit_prune.distill.budget import tokens_of_step
 from lit_prune.pipeline.expand import Entry
 from lit_prune.store import Node, Store
-from lit_prune.store.store import PRUNING, commits_of
+from lit_prune.store.store import IDENTICAL, PRUNING, commits_of
 
 COSTS = ("tokens", "train_flops", "wall_seconds", "peak_memory")
 """Columns of the costs of a cell."""
@@ -112,7 +112,8 @@ def found_of(metrics: Iterable[str], node: Node) -> dict[str, Any]:
         "state": "done" if result is not None else "damaged" if damage else "failed" if error else unfinished,
         "error": damage or (None if error is None else " ".join(error.split())),
         **{metric: (result or {}).get(metric, other.get(metric)) for metric in metrics},
-        "train_flops": (result or {}).get("train_flops"), "wall_seconds": env.get("seconds"),
+        "train_flops": (result or {}).get("train_flops"),
+        "wall_seconds": None if IDENTICAL in env else env.get("seconds"),
         "peak_memory": env.get("peak_memory"), "commit": ", ".join(filter(None, commits_of(env))) or None,
     }  # fmt: skip
 

@@ -36,6 +36,9 @@ the scored tokens, in nats), tokens."""
 PRUNING = "pruning"
 """Key in env.json of a student and its cells: tokens, FLOPs, seconds and peak memory of the pruning, with those of the
 statistics that it reads."""
+IDENTICAL = "identical"
+"""Kind of nodes that name the cell which measured a student, and key in env.json of cells with an identical student:
+that cell, and the commits of its attempts."""
 DEFAULT_ROOT = os.environ.get("LIT_PRUNE_STORE", "store")
 """Default folder of the store."""
 LEASES = "leases"
@@ -157,9 +160,10 @@ class Node:
 
 
 def commits_of(env: Mapping[str, Any]) -> list[str | None]:
-    """Return the distinct commits of the attempts in an env.json, in order."""
+    """Return the distinct commits of the attempts in an env.json, in order, with those of a measurement taken over."""
     attempts = env.get("attempts") or [env]
-    return list(dict.fromkeys(attempt.get("commit") for attempt in attempts))
+    measured = env.get(IDENTICAL, {}).get("commits", [])
+    return list(dict.fromkeys([*(attempt.get("commit") for attempt in attempts), *measured]))
 
 
 class Store:
@@ -180,6 +184,10 @@ class Store:
     def at(self, stage: str, address: str) -> Node:
         """Return the node of a stage at an address."""
         return Node(self.root / stage / address)
+
+    def about(self, kind: str, about: Mapping[str, Any]) -> Node:
+        """Return the node of one kind whose address hashes `about`."""
+        return self.at(kind, digest(about))
 
     def lease_of(self, kind: str, address: str) -> Path:
         """Return the file of the lease on a node. Leases are apart from nodes, which are moved and removed."""
@@ -204,7 +212,7 @@ class Store:
             Locked: if another process holds it and `wait` is False.
             ConfigError: if the store cannot be written.
         """
-        folder = self.root / kind / digest(about)
+        folder = self.about(kind, about).folder
         self.check_writable(folder)
         with self._leased(folder, wait=wait) as held:
             node = Node(folder, held)

@@ -10,7 +10,7 @@ from typing import Any
 from lit_prune.store.activity import WORKERS
 from lit_prune.store.address import CACHE, STAGES
 from lit_prune.store.lease import Locked
-from lit_prune.store.store import LEASES, Node, Store
+from lit_prune.store.store import IDENTICAL, LEASES, Node, Store
 
 DAMAGED = "damaged"
 """Folder of damaged nodes, which were computed again."""
@@ -58,8 +58,9 @@ def unneeded(store: Store, cells: Iterable[str], recipes: Iterable[Mapping[str, 
     """Return the nodes that could be freed, largest first.
 
     A node is kept if it is one of the `cells` (addresses), or upstream of one of them or of the `recipes` (identities
-    of cells that need not be in the store). Caches of teacher outputs are kept only for unfinished cells. Damaged nodes
-    and caches of version 0.1 are never kept. Evaluations of models, reports and W&B runs are always kept.
+    of cells that need not be in the store). Caches of teacher outputs are kept only for unfinished cells, and notes of
+    identical students only with the cell that they name. Damaged nodes and caches of version 0.1 are never kept.
+    Evaluations of models, reports and W&B runs are always kept.
     """
     wanted = [store.root / "cell" / address for address in cells]
     roots = [dict(about) for about in recipes] + [about for folder in wanted if (about := Node(folder).config)]
@@ -70,6 +71,8 @@ def unneeded(store: Store, cells: Iterable[str], recipes: Iterable[Mapping[str, 
         about = one.node.config
         if one.kind == CACHE:
             needed = any(_same(about, cell, ("teacher", "corpus")) for cell in open_cells)
+        elif one.kind == IDENTICAL:
+            needed = store.root / "cell" / str((one.node.result or {}).get("cell")) in wanted
         elif one.kind in STAGES:
             needed = any(_comes_before(about, cell) for cell in parents)
         else:

@@ -112,6 +112,6 @@ def test_folders_that_are_listed_exist():
             for folder in re.findall(r"(\S+/) +", block.text):
                 stages = re.fullmatch(r"store/([\w|]+)/<address>/", folder)
                 if stages:
-                    assert set(stages[1].split("|")) <= {*SCHEMA, "benchmark", "teacher_outputs"}
+                    assert set(stages[1].split("|")) <= {*SCHEMA, "benchmark", "identical", "teacher_outputs"}
                 elif not folder.startswith(("store/", "model/")):
                     assert (ROOT / folder).is_dir(), folder

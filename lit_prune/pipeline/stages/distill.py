@@ -13,14 +13,14 @@ from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import train
 from lit_prune.evaluate.memory import peak_memory
 from lit_prune.models import loading
-from lit_prune.parallel.group import is_main
-from lit_prune.pipeline import artifacts
+from lit_prune.parallel.group import agree, is_main
+from lit_prune.pipeline import artifacts, identical
 from lit_prune.pipeline.stage import Context, Stage
 from lit_prune.pipeline.stages import evaluate, prune
 from lit_prune.pipeline.stages.evaluate import Validations
 from lit_prune.pruning.masks import Masks, check_zero, load_masks, save_masks, sparsity_of
 from lit_prune.store.environment import environment
-from lit_prune.store.store import CHECKS, PRUNING
+from lit_prune.store.store import CHECKS, IDENTICAL, PRUNING
 
 
 def inputs(cell: Cell, ctx: Context) -> None:
@@ -34,15 +34,24 @@ def inputs(cell: Cell, ctx: Context) -> None:
 
 
 def run(cell: Cell, ctx: Context) -> dict[str, Any]:
-    """Retrain the student, pruned or randomly initialised, and return its metrics."""
+    """Retrain the student, pruned or randomly initialised, and return its metrics.
+
+    Those of an identical student that is not retrained either are taken over from its cell.
+    """
     assert ctx.entry is not None
     student = _student(cell, ctx)
-    result = _measured(cell, ctx, student)
+    about = identical.measurement_of(cell, student) if is_main() else None
+    other = agree(identical.find(ctx.store, about))
+    result = {} if other is not None else _measured(cell, ctx, student)
     if not is_main():
         return result
+    if other is not None:
+        result, ctx.env[IDENTICAL] = identical.take_over(other, ctx.folder)
+    else:
+        identical.note(ctx.store, about, ctx.folder.name)
     if student is not None and cell.prune.init_from is None:
         ctx.env[PRUNING] = ctx.store.node(cell, "student").env.get(PRUNING)
-    ctx.env["peak_memory"] = peak_memory() if ctx.measurable else None
+    ctx.env["peak_memory"] = peak_memory() if ctx.measurable and other is None else None
     for text in filter(None, (cell.evaluation.second_corpus, cell.corpus)):
         ctx.env["versions"] = package_versions(text.path) | ctx.env.get("versions", environment()["versions"])
     ctx.tracker.conclude(ctx.entry, result)

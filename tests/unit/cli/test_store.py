@@ -12,6 +12,7 @@ from lit_prune.config import Cell, Corpus, Teacher
 from lit_prune.config.overrides import override
 from lit_prune.store import Store
 from lit_prune.store.address import CACHE, identity, key
+from lit_prune.store.store import IDENTICAL
 from lit_prune.store.usage import unneeded, usage
 
 CELL = Cell(corpus=Corpus(fingerprint="0" * 64), teacher=Teacher(fingerprint="1" * 64))
@@ -75,6 +76,15 @@ def test_a_cache_of_teacher_outputs_is_kept_for_an_unfinished_cell_only(store):
     freed = {one.folder for one in unneeded(store, [key(CELL), key(OTHER)], [])}
     corpora = {folder: Store(store.root).find(folder.name).config["corpus"] for folder in freed}
     assert [corpus["fingerprint"] for corpus in corpora.values()] == [CELL.corpus.fingerprint]
+
+
+def test_a_note_of_identical_students_is_kept_with_the_cell_that_it_names(store):
+    notes = {}
+    for cell in (CELL, OTHER):
+        with store.hold(IDENTICAL, {"files": key(cell)}) as node:
+            notes[cell] = node.finish({"cell": key(cell)}) and node.key
+    freed = {one.folder.name for one in unneeded(store, [key(CELL)], []) if one.kind == IDENTICAL}
+    assert freed == {notes[OTHER]}
 
 
 def test_gc_frees_what_is_not_needed_and_nothing_else(store, tmp_path, capsys):
