@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lit_prune.api.output import Compressed, write
 from lit_prune.config import Cell, ConfigError, Execution, expand
@@ -45,7 +45,7 @@ def prune(
     num_attention_heads: int | float | None = None,
     num_hidden_layers: int | float | None = None,
     sparsity: float | None = None,
-    corpus: str = "python",
+    corpus: str | Path = "python",
     seq_len: int = 256,
     tokenizer: Any = None,
     settings: Mapping[str, Any] | None = None,
@@ -100,7 +100,7 @@ def distill(
     *,
     teacher: Any,
     out: str | Path | None = None,
-    corpus: str = "python",
+    corpus: str | Path = "python",
     max_steps: int = 100,
     seq_len: int = 256,
     batch_size: int = 8,
@@ -135,6 +135,8 @@ def distill(
         RuntimeError: if the computation fails.
     """
     _refuse(settings or {}, "prune", "for a student that is given")
+    if wandb not in get_args(Wandb):
+        raise ConfigError(f"wandb: must be one of {', '.join(get_args(Wandb))}, got {wandb!r}")
     opened, target = Store(store), _target(out)
     requested = _text(corpus, seq_len) | {
         "teacher.model": _place(teacher, tokenizer, opened, "teacher"),
@@ -161,7 +163,7 @@ def _refuse(settings: Mapping[str, Any], section: str, where: str) -> None:
             raise ConfigError(f"{path}: must not be set {where}, got {value!r}")
 
 
-def _text(corpus: str, seq_len: int) -> dict[str, Any]:
+def _text(corpus: str | Path, seq_len: int) -> dict[str, Any]:
     return {"corpus.path": corpus, "calibration.seq_len": seq_len, "evaluation.seq_len": seq_len}
 
 

@@ -13,8 +13,8 @@ from lit_prune.store import DEFAULT_ROOT, Store
 def evaluate(
     model: str | Path,
     *,
-    corpus: str | None = None,
-    tasks: Sequence[str] = (),
+    corpus: str | Path | None = None,
+    tasks: str | Sequence[str] = (),
     num_fewshot: int | None = None,
     task_data_dir: str | Path | None = None,
     limit: int | None = None,
@@ -30,7 +30,7 @@ def evaluate(
     Args:
         model: a teacher by name, a folder, a .gguf file, a hub id or an address of the store such as "cell/3f2a".
         corpus: text for perplexity and bits per byte.
-        tasks: names of lm-eval tasks, or "paper" for those of the papers.
+        tasks: names of lm-eval tasks, as a list or with commas between them, or "paper" for those of the papers.
         limit: the first documents of each task and text only.
         window: tokens scored in one forward pass, `stride` tokens apart.
 
@@ -48,13 +48,21 @@ def evaluate(
     from lit_prune.evaluate.runner import EvaluationRunner
     from lit_prune.evaluate.text_task import text
 
+    if not isinstance(model, (str, Path)):
+        raise ConfigError(f"model: must be a name or a folder, got {type(model).__name__}; save it first")
+    if isinstance(tasks, str):
+        tasks = [name.strip() for name in tasks.split(",") if name.strip()]
     if corpus is None and not tasks:
         raise ConfigError("corpus or tasks: must be given")
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype: must be float32 or bfloat16, got {dtype!r}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: must be at least 1, got {batch_size}")
     opened = Store(store)
     local = None if task_data_dir is None else Path(task_data_dir)
     requested: list[Any] = [*questions(tasks, shots=num_fewshot, limit=limit, local=local)] if tasks else []
     if corpus is not None:
-        requested.append(text(corpus, None, window, stride, limit))
+        requested.append(text(str(corpus), None, window, stride, limit))
     reference = subject(str(model), opened)
     requests = [EvaluationRequest(reference, question, dtype) for question in requested]
     if missing := [one for one in requests if one.node(opened).result is None]:

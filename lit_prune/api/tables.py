@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.config import ConfigError, Execution
+from lit_prune.config.overrides import plain_scalar
 from lit_prune.pipeline.request import TableRequest, requested_entries
 from lit_prune.progress import ProgressOf, Silent
 from lit_prune.store import DEFAULT_ROOT, Store
@@ -71,7 +72,7 @@ def run_table(
     from lit_prune.report import assemble
 
     def words(changes: Mapping[str, Any] | None) -> tuple[str, ...]:
-        return tuple(f"{path}={json.dumps(value)}" for path, value in (changes or {}).items())
+        return tuple(f"{path}={json.dumps(value, default=plain_scalar)}" for path, value in (changes or {}).items())
 
     request = TableRequest(profile, words(settings), (), words(filters), seeds)
     opened = Store(store)

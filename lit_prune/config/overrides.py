@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import numbers
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -28,9 +30,25 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
     import pydantic
 
     try:
-        return _adapter(kind, tuple(method_names())).validate_json(json.dumps(plain), strict=True)  # type: ignore[arg-type]
+        text = json.dumps(plain, default=plain_scalar)
+        return _adapter(kind, tuple(method_names())).validate_json(text, strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(kind, error.errors(), plain)) from None
+
+
+def plain_scalar(value: Any) -> Any:
+    """Return a path, or a number of another library such as numpy, as a value of JSON.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ConfigError(f"settings: must be numbers, strings and lists of them, got {value!r}")
 
 
 @functools.cache

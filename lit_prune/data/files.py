@@ -57,8 +57,10 @@ def local_files(source: str) -> list[Path]:
     Markdown files are taken for their description and ignored.
 
     Raises:
-        ConfigError: if the path exists and holds no text that lit_prune reads.
+        ConfigError: if the path is empty, or exists and holds no text that lit_prune reads.
     """
+    if not source.strip():
+        raise ConfigError(f"corpus.path: must be a built-in text, a file, a folder or a hub data set, got {source!r}")
     files, _ = _listed(expand(source))
     if expand(source).exists() and not files:
         raise ConfigError(f"corpus.path: {source} holds no text (allowed: {' '.join(SUFFIXES)})")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from refusals import refuses
 
@@ -113,6 +114,8 @@ def test_settings_without_effect_are_refused(arguments: Any, tmp_path: Path) -> 
     model, settings = str(tmp_path / "tiny"), arguments.pop("settings")
     with refuses("prune.hidden_size", 0.5, "given"):
         lp.distill(model, teacher=model, settings=settings | {"prune.hidden_size": 0.5}, **arguments)
+    with refuses("wandb", "'on'"):
+        lp.distill(model, teacher=model, wandb="on", settings=settings, **arguments)  # type: ignore[arg-type]
     with refuses("distill.temperature", 2.0, "distill.max_steps"):
         lp.prune(model, settings=settings | {"distill.temperature": 2.0}, **arguments)
 
@@ -155,6 +158,34 @@ def test_a_bad_request_is_one_line_and_writes_nothing(more: list[str], words: li
 def test_a_text_is_measured(tiny_cell: Any, tmp_path: Path) -> None:
     found = lp.evaluate(tmp_path / "tiny", corpus=str(tmp_path / "text.txt"), limit=2, store=tmp_path / "lp")
     assert found["text.txt"]["perplexity"]["value"] > 1
+
+
+def test_paths_and_numbers_of_numpy_are_accepted(arguments: Any, tmp_path: Path) -> None:
+    arguments["settings"] |= {"prune.width_criterion": "magnitude", "calibration.num_sequences": np.int64(4)}
+    found = lp.prune(tmp_path / "tiny", hidden_size=np.int64(24), **arguments)
+    arguments |= {"corpus": Path(arguments["corpus"])}
+    assert lp.prune(tmp_path / "tiny", hidden_size=np.float32(0.75), **arguments).student == found.student
+    with refuses("settings", "object"):
+        lp.prune(tmp_path / "tiny", hidden_size=object(), **arguments)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_measured_is_refused(tiny_cell: Any, tiny_llama: Any, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"corpus": tmp_path / "text.txt", "store": tmp_path / "lp"}
+    for field, value in (("dtype", "float16"), ("batch_size", 0)):
+        with refuses(field, value):
+            lp.evaluate(tmp_path / "tiny", **how, **{field: value})
+    with refuses("model", "LlamaForCausalLM"):
+        lp.evaluate(tiny_llama, **how)
+    with refuses("--tasks", "'pica'"):  # not 'p'
+        lp.evaluate(tmp_path / "tiny", tasks="pica", **how)
+    with refuses("--corpus", "''"):
+        lp.evaluate(tmp_path / "tiny", corpus="", store=tmp_path / "lp")
+    assert not (tmp_path / "lp/benchmark").exists()
+
+
+def test_an_empty_name_of_a_text_is_not_the_working_directory(arguments: Any, tmp_path: Path) -> None:
+    with refuses("corpus.path", "''"):
+        lp.prune(tmp_path / "tiny", **arguments | {"corpus": ""})
 
 
 def test_a_recorded_report_is_loaded(tmp_path: Path) -> None:
