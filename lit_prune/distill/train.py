@@ -51,7 +51,8 @@ def train(
     shares, if sequences are drawn by them, are the columns of domains.csv.
 
     If the recipe has a `teacher_optimizer`, `teacher` is trained in place too. In a group of ranks, all call this with
-    models of the same shape, and start with the weights of rank 0.
+    models of the same shape, and start with the weights of rank 0. If these are sharded, the models of others may be on
+    the meta device, as a frozen teacher is afterwards.
 
     An interrupted run resumes from `folder`/last.ckpt at the next unseen sequence, on any number of ranks; on a CPU and
     on one rank its result is bitwise equal to an uninterrupted one.

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_prune.config import ConfigError, PruneMethod, Teacher, expand
 from lit_prune.models.description import TRANSFORMED
@@ -238,8 +238,10 @@ def check_given(model: str, fingerprint: str | None, field: str) -> None:
     check_checkpoint(place, load_config(place), None if here else model)
 
 
-def load_model(location: str) -> Any:
+def load_model(location: str, device: Literal["cpu", "meta"] = "cpu") -> Any:
     """Return the causal language model in a folder, in float32, in evaluation mode.
+
+    On the meta device it has no weights, and their files are neither read nor checked.
 
     Raises:
         ConfigError: if its files do not match its config or have changed, or the model is not as the description of
@@ -250,7 +252,10 @@ def load_model(location: str) -> Any:
 
     from lit_prune.models.checkpoint import check_checkpoint
     from lit_prune.models.consistency import check_pieces
+    from lit_prune.models.random_weights import random_model
 
+    if device == "meta":
+        return random_model(load_config(location), device)
     check_checkpoint(location, load_config(location))
     model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False).eval()
     # Float32 tensors are memory-mapped, and would change with the file.

@@ -9,6 +9,7 @@ import lightning as L
 from lit_prune.config import Cell
 from lit_prune.data.builtin import package_versions
 from lit_prune.distill.callbacks import Checks, Spending, check_steps
+from lit_prune.distill.sharding import loading_device
 from lit_prune.distill.teacher import Teacher
 from lit_prune.distill.train import train
 from lit_prune.evaluate.memory import peak_memory
@@ -67,9 +68,11 @@ def _student(cell: Cell, ctx: Context) -> str | None:
 
 
 def _measured(cell: Cell, ctx: Context, student: str | None) -> dict[str, Any]:
-    model = loading.load_model(student) if student else prune.untrained(cell)
+    device = loading_device(ctx.execution) if cell.distill.max_steps else "cpu"
+    model = loading.load_model(student, device) if student else prune.untrained(cell, device)
     masks = load_masks(student) if student else {}
-    check_zero(model, masks, str(student))
+    if device == "cpu":
+        check_zero(model, masks, str(student))
     teacher = ctx.teachers.of(cell, ctx)
     ctx.env["teacher_outputs"] = None if teacher is None else teacher.origin
     validations = _retrain(cell, ctx, model, teacher, masks)

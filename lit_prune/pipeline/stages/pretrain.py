@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_prune.config import Cell, Distill, Execution, Pretraining
 from lit_prune.data.tokens import tokens_are_whole, write_tokens
 from lit_prune.distill.callbacks import Spending
+from lit_prune.distill.sharding import loading_device
 from lit_prune.distill.train import OnProgress, train
 from lit_prune.evaluate.teacher_quality import heldout_loss
 from lit_prune.models.llama import config_of, new_model
@@ -54,7 +57,8 @@ def pretrain(
     if is_main():
         config_of(recipe, tokenizer.eos_token_id).save_pretrained(target)
         tokenizer.save_pretrained(target)
-    model = new_model(recipe, tokenizer.eos_token_id)
+    with torch.device(loading_device(execution)):
+        model = new_model(recipe, tokenizer.eos_token_id)
     train(
         model, None, objective(recipe), tokens, folder, seed=recipe.seed, execution=execution, on_progress=on_progress,
         callbacks=[Spending(spend)],

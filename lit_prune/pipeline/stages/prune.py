@@ -127,9 +127,9 @@ def _masks(found: Pruned, before: Masks, config: Any) -> Masks:
     return both(before, found.masks or {})
 
 
-def untrained(cell: Cell) -> Any:
+def untrained(cell: Cell, device: str = "cpu") -> Any:
     """Return a student of the requested shape with random weights, to train from scratch."""
-    return random_model(cell.prune.config_of(teacher_config(cell)), seed=cell.seed)
+    return random_model(cell.prune.config_of(teacher_config(cell)), device, seed=cell.seed)
 
 
 def _shares(name: str, sizes: dict[str, int], whole: dict[str, int]) -> dict[str, float]:

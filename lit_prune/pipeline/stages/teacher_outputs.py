@@ -12,6 +12,7 @@ from lit_prune.config import Cell, ConfigError, Distill, Execution
 from lit_prune.distill.cache import Cache, CachedTeacher, Contents, DiskFull, write_cache
 from lit_prune.distill.hidden_states import pairs_of, relations_of
 from lit_prune.distill.micro_batches import micro_batches
+from lit_prune.distill.sharding import loading_device
 from lit_prune.distill.teacher import FrozenTeacher, Teacher
 from lit_prune.models.loading import load_model
 from lit_prune.pipeline import artifacts
@@ -77,9 +78,9 @@ class TeacherOutputs:
         distill = cell.distill
         if not distill.max_steps or not distill.needs_teacher:
             return None
-        location = artifacts.imitated(cell, ctx)
-        if distill.teacher_optimizer is not None:  # a trained teacher serves this cell alone
-            return FrozenTeacher(load_model(location))
+        location, device = artifacts.imitated(cell, ctx), loading_device(self.execution)
+        if distill.teacher_optimizer is not None or device == "meta":  # a trained teacher serves this cell alone
+            return FrozenTeacher(load_model(location, device))
         model, cache = ctx.load(location), self._cache(cell, ctx)
         return FrozenTeacher(model) if cache is None else CachedTeacher(model, cache)
 

@@ -17,9 +17,10 @@ from trained import QUICK, RECIPE, Stop, close, rows, small_student, small_teach
 from lit_prune.config import Distill, Lora, Optimizer
 from lit_prune.distill.callbacks import Diverged
 from lit_prune.distill.checkpoint_io import resumable
+from lit_prune.distill.sharding import loading_device
 from lit_prune.distill.train import train
 from lit_prune.models.linears import linears_of
-from lit_prune.parallel.group import rank
+from lit_prune.parallel.group import agree, rank
 from lit_prune.parallel.processes import RankFailed
 from lit_prune.pruning.masks import apply_masks, check_zero
 from lit_prune.store.integrity import SHARDS
@@ -41,7 +42,10 @@ def run(
     tokens: Path, folder: Path, world: int, recipe: Distill = LONG, *, stop_at: int | None = None,
     sabotage: Any = lambda student: None, masks: Any = None, **execution: Any,
 ) -> Any:  # fmt: skip
-    """Train on so many ranks; return the student and the teacher of rank 0."""
+    """Train on so many ranks; return the student and the teacher of rank 0.
+
+    Other ranks start with a student of other weights, or with both models on the meta device if these are sharded.
+    """
     how = dataclasses.replace(QUICK, log_every=1, **{"checkpoint_seconds": 1e9} | execution)
 
     def on_progress(step: int, row: dict[str, float]) -> None:
@@ -50,11 +54,16 @@ def run(
 
     def call() -> Any:
         student, teacher = small_student(), small_teacher()
+        for model in (student, teacher):
+            model.to(loading_device(how))
         with torch.no_grad():
             for parameter in student.parameters():
-                parameter += rank()  # every rank starts with the weights of rank 0
+                parameter += rank()
         sabotage(student)
         train(student, teacher, recipe, tokens, folder, seed=0, execution=how, on_progress=on_progress, masks=masks)
+        trained = [student] if recipe.teacher_optimizer is None else [student, teacher]
+        for model in trained:
+            torch.testing.assert_close(dict(model.state_dict()), agree(dict(model.state_dict())), rtol=0, atol=0)
         return student, teacher
 
     folder.mkdir(exist_ok=True)
@@ -124,12 +133,13 @@ def test_sharded_layers_compute_in_bfloat16_and_are_float32(text_tokens, tmp_pat
     pd.testing.assert_frame_equal(found.drop(columns="grad_norm"), expected.drop(columns="grad_norm"), rtol=2e-2)
 
 
-def test_pruned_weights_of_sharded_layers_stay_zero(text_tokens, tmp_path):
+@pytest.mark.parametrize("recipe", ["a ratio of L_is", "LoRA"])
+def test_pruned_weights_of_sharded_layers_stay_zero(text_tokens, tmp_path, recipe):
     draw = torch.Generator().manual_seed(3)
     masks = {name: torch.rand(part.weight.shape, generator=draw) < 0.4 for name, part in linears_of(small_student())}
     how: dict[str, Any] = {"masks": masks, "sabotage": lambda student: apply_masks(student, masks)}
-    one, _ = run(text_tokens, tmp_path / "one", 1, **how)
-    two, _ = run(text_tokens, tmp_path / "two", 2, strategy="fsdp", **how)
+    one, _ = run(text_tokens, tmp_path / "one", 1, RECIPES[recipe], **how)
+    two, _ = run(text_tokens, tmp_path / "two", 2, RECIPES[recipe], strategy="fsdp", **how)
     check_zero(two, masks, "two")
     close(two, one)
 

@@ -42,6 +42,16 @@ def test_its_card_says_how_it_came_about_and_its_address_is_that_of_its_recipe(c
     assert key(Cell(teacher=Teacher(model=None, pretraining=recipe_of(FOLDER))), "teacher") == card["address"]
 
 
+def test_a_model_on_the_meta_device_is_the_same_without_its_weights(tmp_path):
+    shutil.copy(FOLDER / "config.json", tmp_path)
+    found, expected = loading.load_model(str(tmp_path), "meta"), loading.load_model(str(FOLDER))
+    assert type(found) is type(expected)
+    assert not found.training
+    shapes = [{name: (one.shape, one.dtype) for name, one in model.state_dict().items()} for model in (found, expected)]
+    assert shapes[0] == shapes[1]
+    assert {tensor.device.type for tensor in (*found.parameters(), *found.buffers())} == {"meta"}
+
+
 @pytest.mark.slow
 def test_it_is_worth_compressing(card):
     found = worth(FOLDER)
