@@ -237,17 +237,16 @@ class _SplitFiles(contextlib.ExitStack):
 
 
 def _check_splits(reader: Reader, num_tokens: Mapping[str, int]) -> None:
+    most, documents = reader.corpus.max_tokens, reader.num_documents - reader.num_duplicates
     for name, count in num_tokens.items():
-        if not count and reader.corpus.max_tokens:
-            raise ConfigError(
-                f"corpus.max_tokens: must let reading reach text of the {name} split, got {reader.corpus.max_tokens}"
-            )
-        if not count:
-            raise ConfigError(
-                f"corpus.path: {reader.corpus.path} leaves no text for the {name} split; it has "
-                f"{reader.num_documents - reader.num_duplicates} different documents, each in one split (add some, or "
-                "change corpus.holdout_fraction or corpus.separator)"
-            )
+        if count:
+            continue
+        if most and num_tokens["train"] >= most and documents >= len(num_tokens):
+            raise ConfigError(f"corpus.max_tokens: must let reading reach text of the {name} split, got {most}")
+        raise ConfigError(
+            f"corpus.path: {reader.corpus.path} leaves no text for the {name} split; it has {documents} different "
+            "documents, each in one split (add some, or change corpus.holdout_fraction or corpus.separator)"
+        )
 
 
 def _check_ids(ids: np.ndarray, vocab_size: int | None, tokenizer: Any) -> None:

@@ -32,6 +32,8 @@ Run = tuple[float, float]
 """FLOPs of the retraining of a cell, and the seconds that the cell took."""
 _SAMPLE = 128
 """Results of each stage, the newest, from which times are estimated; a store may have ten thousands."""
+_ALIKE = 10.0
+"""Factor within which the FLOPs of cells are about as many: a short cell spends its time on starting, not on FLOPs."""
 _SHARED = {"tokenizer": "tokenizer", "tokens": "tokenising", "student": "pruning", CACHING: "teacher outputs"}
 """Stage -> label; every other stage calibrates."""
 
@@ -56,8 +58,9 @@ class Cost:
 def costs(entries: Iterable[Entry], store: Store, runs: Iterable[Run], execution: Execution) -> list[Cost]:
     """Return the costs of the stages that missing cells wait for, of their teachers, and of the cells by row.
 
-    `runs` are earlier cells on this machine. A retrained cell takes their median time per FLOP, one that is not
-    retrained their median time, and a stage the median time per work of the same stage in the store on this machine.
+    `runs` are earlier cells on this machine. A retrained cell takes the median time per FLOP of those with about as
+    many, one that is not retrained the median time, and a stage the median time per work of the same stage in the store
+    on this machine.
     """
     planned = [entry for wave in waves(store, entries) for entry in wave]
     rows: dict[str, list[Entry]] = {}
@@ -159,7 +162,8 @@ def _of_row(row: str, entries: list[Entry], runs: list[Run]) -> Cost:
 
 def _seconds(flops: float, runs: list[Run]) -> float | None:
     if flops:
-        return _time(flops, [seconds / spent for spent, seconds in runs if spent])
+        alike = [run for run in runs if flops / _ALIKE <= run[0] <= flops * _ALIKE]
+        return _time(flops, [seconds / spent for spent, seconds in alike])
     return _time(1.0, [seconds for spent, seconds in runs if not spent])
 
 

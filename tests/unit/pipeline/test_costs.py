@@ -51,6 +51,13 @@ def test_size_tokens_and_time_of_each_row(rows, tmp_path):
     assert not store.root.exists()
 
 
+def test_cells_of_far_more_or_fewer_flops_tell_nothing_about_time(rows, tmp_path):
+    flops = 4 * 2 * 32 * flops_of_token(rows[0].cell)
+    store, others = Store(tmp_path), [(flops / 11, 9.0), (flops * 11, 9.0)]
+    assert by_row(rows, store, others)["retrained"].seconds is None
+    assert by_row(rows, store, [*others, (flops * 9, 18.0)])["retrained"].seconds == pytest.approx(2 * 2.0)
+
+
 def test_a_teacher_that_is_trained_first_is_listed_once(rows, tmp_path):
     rows = [Entry(e.row, e.seed, override(e.cell, {"teacher.finetune.max_steps": 7}), {}) for e in rows]
     teacher = by_row(rows, Store(tmp_path))["teacher: fine-tuning"]
