@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.config import ConfigError, Execution
-from lit_prune.config.overrides import plain_scalar
+from lit_prune.config.fields import plain_scalar
 from lit_prune.pipeline.request import TableRequest, requested_entries
 from lit_prune.progress import ProgressOf, Silent
 from lit_prune.store import DEFAULT_ROOT, Store

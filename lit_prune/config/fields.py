@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field
@@ -117,3 +118,18 @@ def _alike(one: str, other: str) -> float:
 def expand(path: str | os.PathLike[str]) -> Path:
     """Return a path as the shell would read it."""
     return Path(os.path.expandvars(path)).expanduser()
+
+
+def plain_scalar(value: Any) -> Any:
+    """Return a path, or a number of another library such as numpy, as a value of JSON.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ConfigError(f"settings: must be numbers, strings and lists of them, got {value!r}")

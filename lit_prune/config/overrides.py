@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import numbers
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from lit_prune.config import Cell, ConfigError, Distill, Execution, Placement, PruneMethod, errors_of, unknown_field
-from lit_prune.config.fields import of_parent
+from lit_prune.config.fields import of_parent, plain_scalar
 from lit_prune.config.prune import DEFAULT_METHOD, method_class, method_names
 from lit_prune.config.renames import current_change
 from lit_prune.config.runtime import OF_CLUSTERS
@@ -34,21 +32,6 @@ def build(kind: type[Node], plain: Mapping[str, Any]) -> Node:
         return _adapter(kind, tuple(method_names())).validate_json(text, strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(kind, error.errors(), plain)) from None
-
-
-def plain_scalar(value: Any) -> Any:
-    """Return a path, or a number of another library such as numpy, as a value of JSON.
-
-    Raises:
-        ConfigError: if it is neither.
-    """
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise ConfigError(f"settings: must be numbers, strings and lists of them, got {value!r}")
 
 
 @functools.cache

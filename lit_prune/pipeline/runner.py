@@ -21,7 +21,8 @@ from lit_prune.pipeline.stage import Context, Stage, Tracker, Untracked
 from lit_prune.pipeline.stages import calibrate, distill, finetune, pretrain, prune, tokenise, tokenizer
 from lit_prune.pipeline.stages.teacher_outputs import TeacherOutputs
 from lit_prune.pipeline.students import Students
-from lit_prune.pipeline.validate import check_cells, check_files, check_tokens, check_validation
+from lit_prune.pipeline.validate import check_cells, check_files
+from lit_prune.pipeline.validate_text import check_tokens, check_validation
 from lit_prune.pipeline.work import attention_shape
 from lit_prune.progress import Progress
 from lit_prune.store import Locked, Store

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_prune.config import Cell, ConfigError, DynamicLoading, Execution, Optimizer, Prune, errors_of
+from lit_prune.config import Cell, ConfigError, DynamicLoading, Execution, Optimizer
 from lit_prune.config.fields import of_parent
 from lit_prune.config.overrides import build, check_flags, parent_of, parents_of
 from lit_prune.config.training import check_decay
@@ -20,7 +19,6 @@ from lit_prune.pipeline.model_files import check_ids, check_same_tokens, check_w
 from lit_prune.pruning.shapes import (
     config_of_student,
     imitated_config,
-    keeps_all,
     pruned_config,
     pruned_configs,
     prunes_sparse,
@@ -40,7 +38,7 @@ def check_names(cell: Cell) -> None:
     from lit_prune.losses.logit import logit_loss_of
 
     cell.prune.check_settings()
-    if cell.corpus.domain is None and any(_dynamic_loadings(cell)):
+    if cell.corpus.domain is None and any(dynamic_loadings(cell)):
         raise ConfigError("corpus.domain: must be set to draw sequences by domain, got null")
     _ = logit_loss_of(cell.distill.logit_loss, cell.distill.mixture), hidden_losses[cell.distill.hidden_loss]
 
@@ -260,53 +258,9 @@ def _check_cut(batch_size: int, execution: Execution, place: str) -> None:
         )
 
 
-def check_tokens(cell: Cell, tokens: Path) -> None:
-    """Check that the corpus holds the requested validation sequences, and the calibration sequences if they are read.
-
-    Raises:
-        ConfigError: if it does not.
-    """
-    from lit_prune.data.calibration import CalibrationData
-    from lit_prune.distill.domain_loading import check_domains
-
-    calibration = cell.calibration
-    if _calibrates(cell):
-        with errors_of({"calibration": "calibration.num_sequences"}):
-            CalibrationData(tokens, num_sequences=calibration.num_sequences, seq_len=calibration.seq_len, seed=0)
-    check_validation(cell, tokens)
-    for field, how, seq_len in _dynamic_loadings(cell):
-        with errors_of({"references": field}):
-            check_domains(how, tokens, seq_len)
-    if cell.teacher.finetune is not None:
-        CalibrationData(tokens, num_sequences=1, seq_len=cell.teacher.finetune.seq_len, seed=0, split="validation")
-
-
-def _calibrates(cell: Cell) -> bool:
-    """Return whether pruning reads calibration sequences: not for a student that is given, or the whole model."""
-    if cell.prune.init_from is not None or cell.prune.init == "random":
-        return False
-    config = pruned_config(cell)
-    return not (isinstance(cell.prune, Prune) and keeps_all(cell.prune.config_of(config), config))
-
-
-def _dynamic_loadings(cell: Cell) -> Iterator[tuple[str, DynamicLoading, int]]:
+def dynamic_loadings(cell: Cell) -> Iterator[tuple[str, DynamicLoading, int]]:
     """Yield the field with the references, the settings and the sequence length of trainings that draw by domain."""
     if cell.prune.loading is not None:
         yield "prune.domain_losses", cell.prune.loading, cell.calibration.seq_len
     if cell.distill.max_steps and cell.distill.dynamic_loading is not None:
         yield "distill.dynamic_loading.references", cell.distill.dynamic_loading, cell.distill.seq_len
-
-
-def check_validation(cell: Cell, tokens: Path, where: str = "") -> None:
-    """Check that a text holds the requested validation sequences.
-
-    Raises:
-        ConfigError: if it does not; `where` names a text that is not the corpus.
-    """
-    from lit_prune.evaluate.validation import validation_data
-
-    try:
-        validation_data(cell.evaluation, tokens)
-    except ConfigError as error:
-        place = f" ({where})" if where else ""
-        raise ConfigError(f"evaluation.num_sequences: {error.problem}{place}") from None

@@ -24,7 +24,8 @@ from lit_prune.data.tokens import IGNORED, TokenSequences, write_tokens
 from lit_prune.distill.domain_loading import check_domains
 from lit_prune.distill.objective import check_objective
 from lit_prune.distill.train import fit
-from lit_prune.pipeline.validate import check_names, check_tokens
+from lit_prune.pipeline.validate import check_names
+from lit_prune.pipeline.validate_text import check_tokens
 
 SEQ_LEN, BATCH, STEPS = 4, 8, 60
 EASY, HARD = range(20), range(20, 40)
