@@ -34,7 +34,8 @@ def tidy(table: Table, entries: list[Entry], store: Store) -> pd.DataFrame:
     Columns: row, seed, reference, key, state (done, damaged, failed, unfinished or missing), error, the swept fields,
     the metrics (NaN unless done), corpus, second_corpus and the parent's corpus if it differs, and teacher
     (fingerprints; of a teacher trained here, its text's), tokens of the retraining, train_flops, wall_seconds,
-    peak_memory (bytes, of the process during the cell) and commit.
+    peak_memory (bytes, of the process during the cell) and commit. A cell that took the results of an identical student
+    over has no wall_seconds and no peak_memory.
 
     Raises:
         ConfigError: if two cells share a row and a seed.
